@@ -1,0 +1,82 @@
+"""What an actor is: one step's command, result and limits, and how its handler is opened. No base class, no registry."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from asyncpg import Connection, Pool
+
+from bus.claims import ClaimStore
+from contracts import channels
+from contracts.event import Progress
+from contracts.wire import Command, Result
+
+Report = Callable[[Progress], Awaitable[None]]
+Write = Callable[[Connection], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a handler may know of its delivery. `report` tells the world how far the work has come."""
+
+    job_id: str
+    message_id: str
+    attempt: int
+    tenant: str | None
+    deadline: datetime | None
+    report: Report
+
+
+@dataclass(frozen=True)
+class Transactional:
+    """A result together with a write, which the bus carries out in the very transaction that remembers the outcome."""
+
+    result: Result
+    write: Write
+
+
+class Handler(Protocol):
+    """Takes a command, returns a result. It never acks, publishes, retries or names the next stop."""
+
+    async def __call__(self, command: Any, context: Context, /) -> Result | Transactional: ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the bus lends to an actor: the claim store, and the database pool when there is one."""
+
+    claims: ClaimStore
+    database: Pool | None = None
+
+
+Open = Callable[[Tools], AbstractAsyncContextManager[Handler]]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One step of the workshop.
+
+    `timeout_seconds` bounds one run of the handler. `prefetch` is how many deliveries are in hand at once.
+    `remembers` keeps outcomes in the inbox, so that the effect happens once; without it the work must be idempotent by its keys.
+    """
+
+    step: str
+    command: type[Command]
+    result: type[Result]
+    open: Open
+    timeout_seconds: float
+    prefetch: int
+    remembers: bool = True
+    exchange: str = channels.COMMANDS
+    keys: tuple[str, ...] = field(default=())
+    description: str = ""
+
+    @property
+    def queue(self) -> str:
+        return channels.work_queue(self.step)
+
+    @property
+    def binding_keys(self) -> tuple[str, ...]:
+        return self.keys or (self.step,)

@@ -1,0 +1,29 @@
+"""The claim check: write bytes once, carry a claim, read them back with their sha256 checked."""
+
+from typing import Protocol
+
+from contracts.claim import Claim
+
+
+class ClaimStore(Protocol):
+    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: writing the same bytes twice is one object."""
+
+    async def read(self, claim: Claim) -> bytes:
+        """The bytes of a claim. Raises PermanentError("claim-missing") or ("claim-corrupt"), TemporaryError when the store is away."""
+        ...
+
+    async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
+        """Store bytes under their sha256 and return the claim on them."""
+        ...
+
+    async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
+        """Store bytes under a key of the caller's choice; the same key twice is one object. The sha256 is checked after writing."""
+        ...
+
+    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
+        """The bytes at a foreign `file://`, `s3://` or `https://` address. Raises PermanentError("asset-refused" · "asset-missing" · "asset-too-large")."""
+        ...
+
+    async def url(self, claim: Claim) -> str:
+        """An address at which the outside world can read the claim."""
+        ...

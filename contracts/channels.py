@@ -1,0 +1,25 @@
+"""Every name on the broker. Nobody else concatenates them."""
+
+COMMANDS = "atelier.commands"
+EVENTS = "atelier.events"
+CONTROL = "atelier.control"
+
+IMAGE_GENERATION = "image_generation"
+"""The foreign queue. Declared durable with no arguments at all, or the real backend gets a 406."""
+
+
+def work_queue(name: str) -> str:
+    return f"atelier.{name}"
+
+
+def dead_queue(name: str) -> str:
+    return f"atelier.dead.{name}"
+
+
+def retry_exchange(delay_seconds: float) -> str:
+    """The exchange of one rung of the retry ladder; its single queue bears the same name."""
+    return f"atelier.retry.{round(delay_seconds * 1000)}ms"
+
+
+def event_key(step: str, kind: str, job_id: str) -> str:
+    return f"{step}.{kind}.{job_id}"

@@ -1,0 +1,51 @@
+"""The image step: one order of one to four pictures."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from contracts.claim import Claim
+from contracts.carried import Carried
+from contracts.wire import Command, Result
+
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]
+SchedulerName = Literal["dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc"]
+
+
+class Lora(Carried):
+    """Style weights in safetensors form."""
+
+    uri: str = Field(description="`s3://`, `https://` or `file://`.")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    scale: float = Field(1.0, ge=-4, le=4)
+    required: bool = Field(True, description="False: when the weights are missing, go on with the base model alone.")
+
+
+class Image(Command):
+    """Draw pictures. The same seed gives the same pictures, alone or beside other orders, within 1 of 255."""
+
+    prompt: str = Field(min_length=1, max_length=4000)
+    negative_prompt: str = Field("", max_length=4000)
+    width: Side = 512
+    height: Side = 512
+    steps: int = Field(50, ge=1, le=500)
+    guidance_scale: float = Field(7.5, ge=0, le=50)
+    scheduler: SchedulerName = "dpm++"
+    seed: int | None = Field(None, ge=0, lt=2**63, description="None: one is drawn and recorded.")
+    count: int = Field(1, ge=1, le=4, description="Picture i is drawn with seed + i.")
+    lora: Lora | None = None
+    deterministic: bool = Field(False, description="Run alone, never in a batch.")
+    preview: bool = Field(False, description="Send a tiny JPEG along with progress.")
+
+
+class ImageMetadata(Carried):
+    """How the pictures were made; the backend's `complete` webhook carries it."""
+
+    seed: int
+    steps: int
+    guidance_scale: float
+
+
+class ImageDone(Result):
+    images: list[Claim]
+    metadata: ImageMetadata
