@@ -1,0 +1,96 @@
+"""What becomes of a delivery. Everything that decides it stands in this file; nothing here touches the network or the clock.
+
+Rule 1: an attempt is counted in our header. The broker's count tells only how often a delivery came back.
+Rule 2: whatever is neither temporary nor permanent by its own word is temporary, but bounded.
+Rule 3: putting a message back (requeue) is never a retry; it is for work that was not tried to its end.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from bus.errors import EngineDead, PermanentError, TemporaryError
+from contracts.fault import Fault
+from contracts.wire import Result
+
+
+@dataclass(frozen=True)
+class Done:
+    result: Result
+
+
+@dataclass(frozen=True)
+class Retry:
+    delay: float
+    fault: Fault
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Buried, with its cause. `stack` is for the operator."""
+
+    fault: Fault
+    stack: str = ""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Ended without an effect and without a dead letter: its deadline has passed, or it was cancelled."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True)
+class Requeue:
+    """Left to the broker, which delivers it again."""
+
+    reason: str
+
+
+Outcome = Done | Retry | Dead | Dropped | Requeue
+
+EXPIRED = "deadline-exceeded"
+CANCELLED = "cancelled"
+
+
+def before_work(
+    *, step: str, attempt: int, returns: int, delivery_limit: int, deadline: datetime | None, now: datetime, cancelled: bool
+) -> Outcome | None:
+    """What is already decided before the handler runs; None when the work is to be done."""
+    if cancelled:
+        return Dropped(Fault(code=CANCELLED, message="The job was cancelled.", step=step, attempts=attempt))
+    if deadline is not None and now >= deadline:
+        message = f"The deadline {deadline.isoformat()} had passed before the work began."
+        return Dropped(Fault(code=EXPIRED, message=message, step=step, attempts=attempt))
+    if returns >= delivery_limit:
+        message = f"The delivery came back {returns} times: whoever takes it dies or loses its connection."
+        return Dead(Fault(code="crash-loop", message=message, step=step, attempts=attempt))
+    return None
+
+
+def after_error(error: BaseException, *, step: str, attempt: int, delays: Sequence[float], rungs: Sequence[float], stack: str = "") -> Outcome:
+    """`delays`: the wait before run 2, 3, …; `rungs`: every wait there is a queue for, the shortest first."""
+    match error:
+        case EngineDead() | asyncio.CancelledError():
+            return Requeue(str(error) or type(error).__name__)
+        case PermanentError(code=code):
+            return Dead(fault_of(error, code, step, attempt), stack)
+        case TemporaryError(code=code) if attempt > len(delays):
+            return Dead(fault_of(error, code, step, attempt), stack)
+        case _ if attempt > len(delays):
+            return Dead(fault_of(error, "attempts-exhausted", step, attempt), stack)
+        case TemporaryError(delay=float() | int() as delay):
+            return Retry(rung(delay, rungs), fault_of(error, "temporary", step, attempt))
+        case _:
+            return Retry(delays[attempt - 1], fault_of(error, "temporary", step, attempt))
+
+
+def rung(delay: float, rungs: Sequence[float]) -> float:
+    """The shortest rung that waits at least `delay` seconds, else the longest there is."""
+    return next((wait for wait in rungs if wait >= delay), rungs[-1])
+
+
+def fault_of(error: BaseException, code: str, step: str, attempt: int) -> Fault:
+    message = str(error) or type(error).__name__
+    return Fault(code=code, message=message[:2000], step=step, attempts=attempt, exception_type=type(error).__qualname__)

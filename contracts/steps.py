@@ -1,0 +1,21 @@
+"""The steps and what each takes and gives: the table from which a slip builds the next command."""
+
+from contracts.image import Image, ImageDone
+from contracts.upload import Upload, UploadDone
+from contracts.watermark import Watermark, WatermarkDone
+from contracts.webhook import Webhook, WebhookDone
+from contracts.wire import Command, Result, Step
+
+COMMANDS: dict[str, type[Command]] = {
+    Step.IMAGE: Image,
+    Step.WATERMARK: Watermark,
+    Step.UPLOAD: Upload,
+    Step.WEBHOOK: Webhook,
+}
+
+RESULTS: dict[str, type[Result]] = {
+    Step.IMAGE: ImageDone,
+    Step.WATERMARK: WatermarkDone,
+    Step.UPLOAD: UploadDone,
+    Step.WEBHOOK: WebhookDone,
+}
