@@ -19,6 +19,7 @@ class Webhook(Command):
     result_url: str | None = None
     result_urls: list[str] = Field(default_factory=list)
     metadata: dict[str, Any] = Field(default_factory=dict)
+    prompt_tags: list[str] = Field(default_factory=list, description="Goes into the metadata of `complete`.")
     fault: Fault | None = None
 
 

@@ -1,0 +1,156 @@
+"""The queue `image_generation`: an order in any of its three public forms becomes an `image` command with its way ahead.
+
+Image, watermark, upload, webhook; progress and failure are told to the backend on the way.
+"""
+
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from bus.adapter import Adapter, Translated, Unreadable
+from bus.ids import derived_id
+from contracts import channels
+from contracts.image import Image
+from contracts.image_generation import SIZES, FlatOrder, NestedOrder, OrderData, Parameters, generation_id_of
+from contracts.slip import Slip, Stop
+from contracts.watermark import Signature
+from contracts.wire import Step
+
+GOOGLE_STORAGE = "https://storage.googleapis.com/"
+
+
+def translate(body: bytes) -> Translated:
+    """One order. Raises Unreadable, with the word to the backend whenever a generation id can be read."""
+    message = _json(body)
+    generation_id = generation_id_of(message)
+    try:
+        order, base_url = _read(message)
+        return _translated(order, base_url)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise Unreadable(_code(where), f"{where or 'order'}: {problem['msg']}", told=_told(generation_id)) from None
+    except Unreadable as error:
+        raise Unreadable(error.code, str(error), told=_told(generation_id)) from None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("invalid-json", f"the body is no JSON: {error}") from None
+
+
+def _read(message: Any) -> tuple[OrderData, str | None]:
+    """Forms A and C carry `data`; form B is flat and becomes the same."""
+    if not isinstance(message, dict):
+        raise Unreadable("invalid-message", f"an order is a JSON object, this is a {type(message).__name__}")
+    if "data" not in message and "prompt_tags" in message:
+        flat = FlatOrder.model_validate(message)
+        known = flat.model_dump(include=set(OrderData.model_fields))
+        return OrderData(**known, lora_path=flat.lora_model_url), _origin(flat.webhook_url)
+    if message.get("type", "image_generation") != "image_generation":
+        raise Unreadable("unknown-type", f"type is {message['type']!r}; this queue takes 'image_generation'")
+    nested = NestedOrder.model_validate({"type": "image_generation", **message})
+    return nested.data, _origin(nested.callback_url)
+
+
+def _translated(order: OrderData, base_url: str | None) -> Translated:
+    image = Image.model_validate(_image(order))
+    name = f"gen-{order.generation_id}"
+    variables = {
+        "generation_id": order.generation_id,
+        "base_url": base_url,
+        "name": name,
+        "artist": order.artist_name,
+        "prompt_tags": order.prompt_tags,
+        "signature": _signature(order).model_dump(mode="json", exclude_none=True),
+    }
+    slip = Slip(
+        itinerary=[Stop(step=Step.WATERMARK), Stop(step=Step.UPLOAD), Stop(step=Step.WEBHOOK, arguments={"kind": "complete"})],
+        variables={key: value for key, value in variables.items() if value is not None},
+        on_progress=Stop(step=Step.WEBHOOK, arguments={"kind": "progress"}),
+        on_failure=Stop(step=Step.WEBHOOK, arguments={"kind": "failed"}),
+    )
+    body = image.model_copy(update={"slip": slip}).model_dump(mode="json", exclude_defaults=True)
+    return Translated(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
+
+
+def _image(order: OrderData) -> dict[str, Any]:
+    parameters = order.parameters or Parameters()
+    width, height = _size(order, parameters)
+    if not 1 <= order.count <= 4:
+        raise Unreadable("invalid-count", f"an order is for 1 to 4 images, this one is for {order.count}")
+    seed = order.seed if order.seed is not None else parameters.seed
+    image = {
+        "prompt": order.prompt or ", ".join(order.prompt_tags),
+        "negative_prompt": order.negative_prompt,
+        "width": width,
+        "height": height,
+        "steps": order.num_inference_steps or parameters.steps,
+        "guidance_scale": parameters.cfg_scale,
+        "seed": seed,
+        "count": order.count,
+    }
+    if order.lora_path:
+        image["lora"] = {"uri": _address(order.lora_path), "required": not order.allow_base_model}
+    return image
+
+
+def _size(order: OrderData, parameters: Parameters) -> tuple[int, int]:
+    """Width and height in pixels, from whichever of the three ways the order says them."""
+    if order.aspect_ratio is not None:
+        if order.aspect_ratio not in SIZES:
+            raise Unreadable("unknown-size", f"aspect_ratio is {order.aspect_ratio!r}; known are {', '.join(SIZES)}")
+        return SIZES[order.aspect_ratio]
+    if parameters.size is not None:
+        match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", parameters.size)
+        if not match:
+            raise Unreadable("unknown-size", f"size is {parameters.size!r}; it is written as '512x512'")
+        return int(match[1]), int(match[2])
+    return parameters.width or 512, parameters.height or 512
+
+
+def _signature(order: OrderData) -> Signature:
+    config = order.signature_config
+    image_uri = _address(order.signature_path) if order.signature_path else None
+    return Signature.model_validate(
+        {"text": order.artist_name, "image_uri": image_uri, "position": config.position, "size": config.size, "opacity": config.opacity}
+    )
+
+
+def _address(uri: str) -> str:
+    """A Google bucket is read over https."""
+    return GOOGLE_STORAGE + uri.removeprefix("gs://") if uri.startswith("gs://") else uri
+
+
+def _origin(url: str | None) -> str | None:
+    """Scheme and host of an address: the backend's paths are ours to know."""
+    parts = urlsplit(url or "")
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+
+
+def _told(generation_id: int | None) -> Translated | None:
+    if generation_id is None:
+        return None
+    body = {"kind": "failed", "generation_id": generation_id}
+    message_id = derived_id(_message_id(generation_id), "unreadable")
+    return Translated(Step.WEBHOOK, body, message_id, _job_id(generation_id))
+
+
+def _code(where: str) -> str:
+    return "unknown-size" if where in {"width", "height"} else "invalid-message"
+
+
+def _message_id(generation_id: int) -> str:
+    return derived_id(channels.IMAGE_GENERATION, generation_id)
+
+
+def _job_id(generation_id: int) -> str:
+    return f"generation-{generation_id}"
+
+
+ADAPTER = Adapter(name="image_generation", queue=channels.IMAGE_GENERATION, translate=translate)

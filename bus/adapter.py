@@ -1,0 +1,109 @@
+"""An adapter reads a foreign queue, turns each message into a command of ours, publishes it with a confirm, then acks."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from bus import letters
+from bus.delivery import Delivery
+from bus.errors import PermanentError
+from bus.ids import derived_id
+from bus.letters import Work
+from bus.outbox import Outbox
+from bus.outcome import Dead, fault_of
+from contracts.event import EventKind
+from contracts.slip import Slip
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A command of ours. `message_id` must follow from the foreign message, so that the same order twice is done once."""
+
+    step: str
+    body: dict[str, Any]
+    message_id: str
+    job_id: str
+    headers: dict[str, Any] = field(default_factory=dict)
+
+
+class Unreadable(PermanentError):
+    """The foreign message is no order. `told`: how to tell its sender, when that much could be read."""
+
+    def __init__(self, code: str, message: str, *, told: Translated | None = None) -> None:
+        super().__init__(code, message)
+        self.told = told
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`translate` is pure: bytes in, command out, or Unreadable."""
+
+    name: str
+    queue: str
+    translate: Callable[[bytes], Translated]
+    prefetch: int = 16
+
+    @property
+    def step(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class AdapterCounter:
+    """One adapter at its counter."""
+
+    adapter: Adapter
+    outbox: Outbox
+    worker: str
+
+    async def receive(self, raw: AbstractIncomingMessage) -> None:
+        delivery = Delivery.of(raw, self.adapter.queue)
+        try:
+            await self._pass_on(delivery, self.adapter.translate(raw.body))
+        except Exception as error:
+            await self._bury(delivery, error)
+        try:
+            await raw.ack()
+        except Exception as error:
+            log.info("delivery.unsettled", message_id=delivery.message_id, error=repr(error))
+
+    async def _pass_on(self, delivery: Delivery, order: Translated) -> None:
+        slip = Slip.model_validate(order.body.get("slip") or {})
+        itinerary = [order.step, *(stop.step for stop in slip.itinerary)]
+        told = {"kind": self.adapter.name, "itinerary": itinerary}
+        accepted = letters.event(self._work(delivery, order, slip), EventKind.ACCEPTED, step=letters.JOB, result=told)
+        await self.outbox.post_until_confirmed(accepted, _letter(order))
+        log.info("order.accepted", adapter=self.adapter.name, job_id=order.job_id, message_id=order.message_id)
+
+    async def _bury(self, delivery: Delivery, error: Exception) -> None:
+        code = error.code if isinstance(error, PermanentError) else "adapter-failed"
+        fault = fault_of(error, code, self.adapter.name, 1)
+        told = error.told if isinstance(error, Unreadable) else None
+        work = self._work(delivery, told, None)
+        outcome = Dead(fault, "".join(traceback.format_exception(error)))
+        burial = letters.burial(work, outcome, now=datetime.now(UTC))
+        if told:
+            body = told.body | {"fault": fault.model_dump(mode="json")}
+            burial.append(_letter(Translated(told.step, body, told.message_id, told.job_id, told.headers)))
+        await self.outbox.post_until_confirmed(*burial)
+        log.error("order.dead", adapter=self.adapter.name, code=code, cause=fault.message, job_id=work.delivery.job_id)
+
+    def _work(self, delivery: Delivery, order: Translated | None, slip: Slip | None) -> Work:
+        """Events about the order bear its job id, not the foreign message's own properties."""
+        job_id = order.job_id if order else delivery.job_id
+        message_id = derived_id(order.message_id, "adapter") if order else delivery.message_id
+        told = Delivery(
+            body=delivery.body, queue=delivery.queue, message_id=message_id, job_id=job_id, published_at=delivery.published_at, origin=delivery.origin
+        )
+        return Work(told, self.adapter.name, self.worker, slip, datetime.now(UTC))
+
+
+def _letter(order: Translated) -> letters.Letter:
+    return letters.command_letter(order.step, order.body, message_id=order.message_id, job_id=order.job_id, headers=order.headers)

@@ -1,0 +1,54 @@
+"""The database pool, opened here and lent to actors; and the tables, made on start."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from bus.patience import until_back
+from bus.settings import BusSettings
+
+CLOSE_SECONDS = 3.0
+SCHEMA_LOCK = 4_273_001
+"""Advisory lock: processes that start together make the tables one after another."""
+
+
+@asynccontextmanager
+async def open_database(settings: BusSettings) -> AsyncIterator[asyncpg.Pool | None]:
+    """A pool, or None when no DATABASE_URL is set. JSON columns take and give Python values."""
+    if settings.database_url is None:
+        yield None
+        return
+    url = settings.database_url.get_secret_value()
+    pool = await until_back(lambda: _open(url, settings.database_pool_size), "database")
+    try:
+        yield pool
+    finally:
+        await _close(pool)
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
+    except TimeoutError:
+        pool.terminate()
+
+
+async def _open(url: str, size: int) -> asyncpg.Pool:
+    return await asyncpg.create_pool(url, min_size=1, max_size=size, init=speak_json, command_timeout=30)
+
+
+async def speak_json(connection: asyncpg.Connection) -> None:
+    for kind in ("json", "jsonb"):
+        await connection.set_type_codec(kind, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def make_tables(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
+    """Run each schema text (idempotent DDL), one process at a time."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK)
+        await connection.execute("set local client_min_messages = warning")
+        for schema in schemas:
+            await connection.execute(schema)

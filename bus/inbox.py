@@ -1,0 +1,158 @@
+"""The inbox: which messages were done, and with what result, so that a message that comes twice has its effect once.
+
+A message is claimed before the work, so that two deliveries of it never run side by side. A claim belongs to a process; whether
+that process lives is told by one advisory lock that it holds for as long as it is connected. The claim of a dead process is free.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import asyncpg
+import structlog
+
+from bus.actor import Write
+from bus.errors import EngineDead, PermanentError
+from bus.patience import until_back
+from bus.sql import load_queries
+
+SQL = load_queries(__file__, "inbox.sql")
+SCHEMA = SQL["schema"]
+LIFE_LOCK_CLASS = 4_273
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the inbox says of a message: its result when it was done, and whether its job was cancelled."""
+
+    result: dict[str, Any] | None
+    cancelled: bool
+
+
+class Inbox(Protocol):
+    async def claim(self, step: str, message_id: str, job_id: str) -> Known:
+        """Take a message, waiting while another delivery of it is at work."""
+        ...
+
+    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+        """Keep the result, in one transaction with the actor's own write. Raises ClaimLost when the message is no longer ours."""
+        ...
+
+    async def release(self, step: str, message_id: str) -> None:
+        """Give up a message that was not done."""
+        ...
+
+    async def cancel(self, job_id: str) -> None:
+        """Note that a job is cancelled, for commands of it that are still to come."""
+        ...
+
+
+class ClaimLost(EngineDead):
+    """Another process holds the message by now: whatever was done here does not count."""
+
+
+class ForgetfulInbox:
+    """Remembers nothing: two deliveries of one message never run side by side in this process; nothing more is promised."""
+
+    def __init__(self, pool: asyncpg.Pool | None = None) -> None:
+        self._pool = pool
+        self._busy: dict[tuple[str, str], asyncio.Event] = {}
+        self._cancelled: set[str] = set()
+
+    async def claim(self, step: str, message_id: str, job_id: str) -> Known:
+        while busy := self._busy.get((step, message_id)):
+            await busy.wait()
+        self._busy[step, message_id] = asyncio.Event()
+        return Known(None, job_id in self._cancelled)
+
+    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+        if write:
+            await until_back(lambda: self._write(step, write), "database")
+        await self.release(step, message_id)
+
+    async def _write(self, step: str, write: Write) -> None:
+        if self._pool is None:
+            raise PermanentError("database-missing", f"{step} keeps tables: set DATABASE_URL for its process")
+        async with self._pool.acquire() as connection, connection.transaction():
+            await write(connection)
+
+    async def release(self, step: str, message_id: str) -> None:
+        if done := self._busy.pop((step, message_id), None):
+            done.set()
+
+    async def cancel(self, job_id: str) -> None:
+        self._cancelled.add(job_id)
+
+
+class PostgresInbox:
+    """Outcomes in the table `atelier.inbox`."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self.owner = random.randint(1, 2**31 - 1)
+        self.alive = asyncio.Event()
+
+    async def claim(self, step: str, message_id: str, job_id: str) -> Known:
+        poll = FIRST_POLL_SECONDS
+        while True:
+            row = await until_back(lambda: self._pool.fetchrow(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database")
+            if row["mine"] or row["result"] is not None:
+                return Known(row["result"], row["cancelled"])
+            await asyncio.sleep(poll)
+            poll = min(poll * 2, LONGEST_POLL_SECONDS)
+
+    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+        await until_back(lambda: self._remember(step, message_id, result, write), "database")
+
+    async def _remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+        async with self._pool.acquire() as connection, connection.transaction():
+            if not await connection.fetchval(SQL["remember"], step, message_id, self.owner, result):
+                raise ClaimLost(f"message {message_id} of {step} is held by another process by now")
+            if write:
+                await write(connection)
+
+    async def release(self, step: str, message_id: str) -> None:
+        await until_back(lambda: self._pool.execute(SQL["release"], step, message_id, self.owner), "database")
+
+    async def cancel(self, job_id: str) -> None:
+        await until_back(lambda: self._pool.execute(SQL["cancel"], job_id), "database")
+
+    async def forget(self, days: float) -> int:
+        """Delete outcomes older than `days`; returns how many."""
+        return int(await self._pool.fetchval(SQL["forget"], days))
+
+    async def stay_alive(self) -> None:
+        """Hold the lock that says this process lives, for ever; take it again when the database comes back."""
+        while True:
+            try:
+                async with self._pool.acquire() as connection:
+                    await connection.execute("select pg_advisory_lock($1, $2)", LIFE_LOCK_CLASS, self.owner)
+                    self.alive.set()
+                    while True:
+                        await connection.execute("select 1")
+                        await asyncio.sleep(5)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("inbox.life_lock_lost", error=repr(error))
+                await asyncio.sleep(0.5)
+
+
+@asynccontextmanager
+async def open_inbox(pool: asyncpg.Pool | None) -> AsyncIterator[Inbox]:
+    """The inbox of this process. Says so at start when it will remember nothing."""
+    if pool is None:
+        log.warning("inbox.forgetful", meaning="no DATABASE_URL: work is done at least once, its effects must be idempotent")
+        yield ForgetfulInbox()
+        return
+    inbox = PostgresInbox(pool)
+    life = asyncio.create_task(inbox.stay_alive())
+    try:
+        await inbox.alive.wait()
+        yield inbox
+    finally:
+        life.cancel()

@@ -1,0 +1,54 @@
+-- name: schema
+create schema if not exists atelier;
+create table if not exists atelier.inbox (
+    step text not null,
+    message_id text not null,
+    owner integer,
+    result jsonb,
+    finished_at timestamptz,
+    primary key (step, message_id)
+);
+create index if not exists inbox_finished_at on atelier.inbox (finished_at);
+create table if not exists atelier.cancelled (
+    job_id text primary key,
+    at timestamptz not null default now()
+);
+
+-- name: claim
+-- One round trip: take the message unless it is done or a living process has it; say what is known of it and of its job.
+with claimed as (
+    insert into atelier.inbox as known (step, message_id, owner)
+    values ($1, $2, $3)
+    on conflict (step, message_id) do update set owner = excluded.owner
+    where known.result is null
+        and (known.owner is null or not exists (
+            select from pg_locks
+            where locktype = 'advisory' and granted and objsubid = 2
+                and database = (select oid from pg_database where datname = current_database())
+                and classid = $4::integer::oid and objid = known.owner::oid
+        ))
+    returning true
+)
+select
+    exists (select from claimed) as mine,
+    (select result from atelier.inbox where step = $1 and message_id = $2) as result,
+    exists (select from atelier.cancelled where job_id = $5) as cancelled
+
+-- name: remember
+update atelier.inbox set result = $4, finished_at = now(), owner = null
+where step = $1 and message_id = $2 and owner = $3
+returning true
+
+-- name: release
+update atelier.inbox set owner = null where step = $1 and message_id = $2 and owner = $3
+
+-- name: cancel
+insert into atelier.cancelled (job_id) values ($1) on conflict do nothing
+
+-- name: forget
+with old_outcomes as (
+    delete from atelier.inbox where finished_at < now() - $1 * interval '1 day' returning 1
+), old_cancels as (
+    delete from atelier.cancelled where at < now() - $1 * interval '1 day' returning 1
+)
+select (select count(*) from old_outcomes) + (select count(*) from old_cancels)

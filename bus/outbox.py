@@ -1,0 +1,86 @@
+"""The outbox: posts letters on a connection of its own and waits for the broker's confirm, each within a time limit."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractExchange, DeliveryMode
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError as Unroutable
+
+from bus.errors import PublishError
+from bus.letters import Letter
+from bus.patience import until_back
+from bus.settings import BusSettings
+
+log = structlog.get_logger()
+
+
+class Outbox:
+    """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own."""
+
+    def __init__(self, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
+        self._channel, self._timeout, self._app_id = channel, timeout_seconds, app_id
+        self._exchanges: dict[str, AbstractExchange] = {"": channel.default_exchange}
+        self.late_replies = 0
+
+    async def post(self, *letters: Letter) -> None:
+        """Publish, all at once, and return when the broker has confirmed every one.
+
+        Raises PublishError when a confirm does not come in time, or a command has no queue.
+        """
+        for result in await asyncio.gather(*(self._post(letter) for letter in letters), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def post_until_confirmed(self, *letters: Letter) -> None:
+        """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
+        await until_back(lambda: self.post(*letters), "broker")
+
+    async def _post(self, letter: Letter) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                exchange = await self._exchange(letter.exchange)
+                await exchange.publish(self._message(letter), routing_key=letter.key, mandatory=letter.exchange == "" or letter.must_route)
+        except Unroutable as error:
+            if letter.must_route:
+                raise PublishError(f"no queue takes {letter.key!r} from exchange {letter.exchange!r}: is the step's actor or topology missing?") from error
+            self.late_replies += 1
+            log.info("reply.late", job_id=letter.job_id, queue=letter.key)
+        except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            raise PublishError(f"the broker did not confirm {letter.type or 'a message'} to {letter.key!r}: {error!r}") from error
+
+    async def _exchange(self, name: str) -> AbstractExchange:
+        if name not in self._exchanges:
+            self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
+        return self._exchanges[name]
+
+    def _message(self, letter: Letter) -> aio_pika.Message:
+        return aio_pika.Message(
+            letter.body,
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            message_id=letter.message_id,
+            correlation_id=letter.job_id,
+            reply_to=letter.reply_to,
+            type=letter.type or None,
+            app_id=self._app_id,
+            timestamp=datetime.now(UTC),
+            headers=dict(letter.headers),
+        )
+
+
+@asynccontextmanager
+async def open_outbox(settings: BusSettings) -> AsyncIterator[Outbox]:
+    """A connection used for publishing alone, so that a blocked publisher never holds up a consumer."""
+    started = time.monotonic()
+    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties={"connection_name": f"{settings.worker} outbox"})
+    try:
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        log.debug("outbox.opened", seconds=round(time.monotonic() - started, 3))
+        yield Outbox(channel, settings.publish_timeout_seconds, settings.worker)
+    finally:
+        await connection.close()

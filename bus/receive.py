@@ -1,0 +1,228 @@
+"""The life of one delivery: parse, expired or cancelled?, known?, handle, remember, publish, ack.
+
+Remember, then publish, then ack: every stop may run twice, none may be lost, and the effect happens once.
+"""
+
+import asyncio
+import time
+import traceback
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from pydantic import ValidationError
+
+from bus import letters
+from bus.actor import Actor, Context, Handler, Transactional
+from bus.cancellations import Cancellations
+from bus.delivery import Delivery
+from bus.errors import EngineDead, PermanentError, PublishError, TemporaryError
+from bus.inbox import Inbox
+from bus.letters import Work
+from bus.outbox import Outbox
+from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work
+from bus.settings import BusSettings
+from contracts.event import Progress
+from contracts.fault import Fault
+from contracts.slip import Slip
+from contracts.steps import COMMANDS
+from contracts.wire import Command, Result, message_type
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Counter:
+    """One actor at its counter: everything a delivery of its needs."""
+
+    actor: Actor
+    handle: Handler
+    inbox: Inbox
+    outbox: Outbox
+    cancellations: Cancellations
+    settings: BusSettings
+
+    async def receive(self, raw: AbstractIncomingMessage) -> None:
+        """Carry one delivery from its arrival to its ack."""
+        delivery = Delivery.of(raw, self.actor.queue)
+        work = Work(delivery, self.actor.step, self.settings.worker, letters.slip_of(delivery.body), datetime.now(UTC))
+        started = time.perf_counter()
+        outcome = await self._decide(work)
+        work = replace(work, seconds=round(time.perf_counter() - started, 6))
+        try:
+            await self._carry_out(work, outcome)
+        except Exception as error:
+            outcome = self._after(PermanentError("internal-error", f"what follows from the outcome could not be said: {error!r}"), work)
+            await self._carry_out(replace(work, slip=None), outcome)
+        await _settle(raw, outcome)
+        _say(work, outcome)
+
+    async def _decide(self, work: Work) -> Outcome:
+        try:
+            return await self._decide_claimed(work, parse(work.delivery, self.actor, self.settings.max_body_bytes))
+        except Exception as error:
+            return self._after(error, work)
+
+    async def _decide_claimed(self, work: Work, command: Command) -> Outcome:
+        delivery, step = work.delivery, self.actor.step
+        known = await self.inbox.claim(step, delivery.message_id, delivery.job_id)
+        if known.result is not None:
+            return Done(self.actor.result.model_validate(known.result))
+        try:
+            outcome = self._already(delivery, known.cancelled) or await self._handle(work, command)
+        except BaseException:
+            await asyncio.shield(self.inbox.release(step, delivery.message_id))
+            raise
+        if not isinstance(outcome, Done):
+            await self.inbox.release(step, delivery.message_id)
+        return outcome
+
+    def _already(self, delivery: Delivery, cancelled: bool) -> Outcome | None:
+        return before_work(
+            step=self.actor.step,
+            attempt=delivery.attempt,
+            returns=delivery.returns,
+            delivery_limit=self.settings.delivery_limit,
+            deadline=delivery.deadline,
+            now=datetime.now(UTC),
+            cancelled=cancelled,
+        )
+
+    async def _handle(self, work: Work, command: Command) -> Outcome:
+        """Run the handler within its time, and remember its result."""
+        task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))  # type: ignore[arg-type]
+        with self.cancellations.watch(work.delivery.job_id, task):  # type: ignore[arg-type]
+            try:
+                await _finish(task, self._seconds_left(work.delivery))
+            except asyncio.CancelledError:
+                if self.cancellations.hit(task):  # type: ignore[arg-type]
+                    return Dropped(self._fault(work, CANCELLED, "The job was cancelled while it was at work."))
+                if not task.cancelled() or _leaving():
+                    raise
+                raise EngineDead("the handler was cancelled from within") from None
+            except TimeoutError:
+                return self._out_of_time(work)
+        returned = task.result()
+        result, write = (returned.result, returned.write) if isinstance(returned, Transactional) else (returned, None)
+        await self.inbox.remember(self.actor.step, work.delivery.message_id, result.model_dump(mode="json", exclude_none=True), write)
+        return Done(result)
+
+    def _context(self, work: Work) -> Context:
+        async def report(progress: Progress) -> None:
+            try:
+                await self.outbox.post(*letters.progress(work, progress))
+            except PublishError as error:
+                log.warning("progress.lost", job_id=work.delivery.job_id, error=str(error))
+
+        delivery = work.delivery
+        return Context(delivery.job_id, delivery.message_id, delivery.attempt, delivery.tenant, delivery.deadline, report)
+
+    def _seconds_left(self, delivery: Delivery) -> float:
+        left = (delivery.deadline - datetime.now(UTC)).total_seconds() if delivery.deadline else self.actor.timeout_seconds
+        return max(0.0, min(left, self.actor.timeout_seconds))
+
+    def _out_of_time(self, work: Work) -> Outcome:
+        deadline = work.delivery.deadline
+        if deadline and datetime.now(UTC) >= deadline:
+            return Dropped(self._fault(work, EXPIRED, f"The deadline {deadline.isoformat()} passed during the work."))
+        seconds = self.actor.timeout_seconds
+        return self._after(TemporaryError(f"{self.actor.step} did not finish within {seconds:g} s", code="timeout"), work)
+
+    def _fault(self, work: Work, code: str, message: str) -> Fault:
+        return Fault(code=code, message=message, step=self.actor.step, attempts=work.delivery.attempt)
+
+    def _after(self, error: Exception, work: Work) -> Outcome:
+        stack = "".join(traceback.format_exception(error))
+        delays, rungs = self.settings.retry_delays_seconds, self.settings.rungs
+        return after_error(error, step=self.actor.step, attempt=work.delivery.attempt, delays=delays, rungs=rungs, stack=stack)
+
+    async def _carry_out(self, work: Work, outcome: Outcome) -> None:
+        match outcome:
+            case Done(result):
+                await self.outbox.post_until_confirmed(*letters.done(work, result.model_dump(mode="json", exclude_none=True)))
+            case Retry():
+                await self.outbox.post_until_confirmed(letters.retry(work, outcome, now=datetime.now(UTC)))
+            case Dead():
+                await self.outbox.post_until_confirmed(*letters.burial(work, outcome, now=datetime.now(UTC)))
+            case Dropped():
+                await self.outbox.post_until_confirmed(*letters.ended(work, outcome))
+            case Requeue():
+                await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
+
+
+REQUEUE_PAUSE_SECONDS = 0.5
+"""A pause before a message goes back, so that a dead engine is not asked a thousand times a second."""
+
+
+def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Command:
+    """The command in a message. Raises PermanentError with a code that says what is wrong with it."""
+    if len(delivery.body) > max_bytes:
+        raise PermanentError("message-too-large", f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim")
+    if delivery.type and delivery.type.startswith(f"{actor.step}.v") and delivery.type != message_type(actor.step):
+        raise PermanentError("unknown-version", f"this worker reads {message_type(actor.step)}, the message says {delivery.type}")
+    try:
+        command = actor.command.model_validate_json(delivery.body)
+    except ValidationError as error:
+        raise PermanentError(*_what_is_wrong(error)) from None
+    _check_itinerary(command.slip)
+    return command
+
+
+def _what_is_wrong(error: ValidationError) -> tuple[str, str]:
+    problems = error.errors(include_url=False, include_input=False)
+    code = "invalid-json" if problems[0]["type"] == "json_invalid" else "invalid-message"
+    return code, "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:10])
+
+
+def _check_itinerary(slip: Slip | None) -> None:
+    stops = [*slip.itinerary, slip.on_failure, slip.on_progress] if slip else []
+    for stop in stops:
+        if stop and stop.step not in COMMANDS:
+            raise PermanentError("unknown-step", f"the slip names {stop.step!r}; the steps are {', '.join(sorted(COMMANDS))}")
+
+
+def _leaving() -> bool:
+    """True when this very delivery is being cancelled, as on shutdown."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+async def _finish(task: "asyncio.Task[Result | Transactional]", seconds: float) -> None:
+    """Wait for the handler. Raises what it raised, or TimeoutError after having cancelled it."""
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        raise
+    if not done:
+        task.cancel()
+        await asyncio.wait({task})
+        raise TimeoutError
+    task.result()
+
+
+async def _settle(raw: AbstractIncomingMessage, outcome: Outcome) -> None:
+    """Ack, or give back. When the channel is gone the broker has the message already, and the inbox knows what was done."""
+    try:
+        await (raw.reject(requeue=True) if isinstance(outcome, Requeue) else raw.ack())
+    except Exception as error:
+        log.info("delivery.unsettled", message_id=raw.message_id, error=repr(error))
+
+
+def _say(work: Work, outcome: Outcome) -> None:
+    """One line a stop."""
+    delivery = work.delivery
+    fields = {"step": work.step, "job_id": delivery.job_id, "message_id": delivery.message_id, "attempt": delivery.attempt, "seconds": work.seconds}
+    match outcome:
+        case Done():
+            log.info("stop.done", **fields)
+        case Retry(delay, fault):
+            log.warning("stop.retry", delay_seconds=delay, cause=fault.message, **fields)
+        case Dead(fault):
+            log.error("stop.dead", code=fault.code, cause=fault.message, **fields)
+        case Dropped(fault):
+            log.warning("stop.dropped", code=fault.code, **fields)
+        case Requeue(reason):
+            log.warning("stop.requeued", reason=reason, **fields)

@@ -1,0 +1,12 @@
+"""SQL lives in `.sql` files beside the code that runs it, each query under a line `-- name: …`."""
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"^-- name: (\w+)[ \t]*$", re.MULTILINE)
+
+
+def load_queries(beside: str, file: str) -> dict[str, str]:
+    """The named queries of `file`, which lies in the folder of the module path `beside`."""
+    _, *parts = _NAME.split(Path(beside).with_name(file).read_text(encoding="utf-8"))
+    return dict(zip(parts[::2], (text.strip() for text in parts[1::2]), strict=True))

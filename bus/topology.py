@@ -1,0 +1,54 @@
+"""Exchanges and queues. Arguments of a queue cannot change later, so each has as few as can be; limits come as policies.
+
+Rule 1: a work queue and a dead-letter queue have `x-queue-type: quorum` and no other argument.
+Rule 2: a rung of the retry ladder is a fanout exchange with one queue of the same name, whose messages go back, when their time
+is up, through the default exchange under their own key: the name of the queue that failed.
+Rule 3: a foreign queue is declared just as its owner declares it.
+"""
+
+from collections.abc import Iterable
+
+from aio_pika import ExchangeType
+from aio_pika.abc import AbstractChannel
+
+from bus.actor import Actor
+from contracts import channels
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+async def declare_exchanges(channel: AbstractChannel) -> None:
+    await channel.declare_exchange(channels.COMMANDS, ExchangeType.TOPIC, durable=True)
+    await channel.declare_exchange(channels.EVENTS, ExchangeType.TOPIC, durable=True)
+    await channel.declare_exchange(channels.CONTROL, ExchangeType.FANOUT, durable=True)
+
+
+async def declare_step(channel: AbstractChannel, step: str, *, exchange: str = channels.COMMANDS, keys: Iterable[str] = ()) -> None:
+    """The work queue of a step, bound by its keys, and the queue of its dead letters."""
+    queue = await channel.declare_queue(channels.work_queue(step), durable=True, arguments=QUORUM)
+    for key in keys or (step,):
+        await queue.bind(exchange, key)
+    await declare_dead(channel, step)
+
+
+async def declare_dead(channel: AbstractChannel, name: str) -> None:
+    await channel.declare_queue(channels.dead_queue(name), durable=True, arguments=QUORUM)
+
+
+async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
+    name = channels.retry_exchange(delay_seconds)
+    exchange = await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
+    arguments = QUORUM | {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
+    queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+    await queue.bind(exchange)
+
+
+async def declare_topology(channel: AbstractChannel, actors: Iterable[Actor], steps: Iterable[str], rungs: Iterable[float]) -> None:
+    """Everything that a process publishes to or reads from. `steps`: command queues that must be there, whoever serves them."""
+    await declare_exchanges(channel)
+    for step in steps:
+        await declare_step(channel, step)
+    for actor in actors:
+        await declare_step(channel, actor.step, exchange=actor.exchange, keys=actor.binding_keys)
+    for delay in rungs:
+        await declare_rung(channel, delay)

@@ -1,0 +1,90 @@
+"""The foreign message on the queue `image_generation`: three public forms of one order, as real backends publish them.
+
+Form A nests `data.parameters`, form C nests `data` with a LoRA path and a signature, form B is flat. Fields that we do not read are let be.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from contracts.carried import Carried
+
+AspectRatio = Literal["1:1", "2:2", "1:2", "2:1"]
+SIZES: dict[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
+"""Aspect ratio to width and height in pixels."""
+
+GenerationId = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Text = Annotated[str, Field(max_length=4000)]
+Address = Annotated[str, Field(max_length=2048)]
+
+
+class Parameters(Carried):
+    """Form A: what to draw. `size` ("512x512") stands for width and height in one of its publishers."""
+
+    width: int | None = None
+    height: int | None = None
+    size: str | None = None
+    steps: int = 50
+    cfg_scale: float = 7.5
+    seed: int | None = None
+
+
+class SignatureConfig(Carried):
+    position: str = "bottom-right"
+    size: str = "medium"
+    opacity: float = 0.7
+
+
+class OrderData(Carried):
+    """The `data` of forms A and C. `count` and `allow_base_model` are ours: an order without them is one picture, its LoRA needed."""
+
+    generation_id: GenerationId
+    style_id: int | None = None
+    prompt: Text = ""
+    prompt_tags: list[str] = Field(default_factory=list, max_length=100)
+    negative_prompt: Text = ""
+    parameters: Parameters | None = None
+    aspect_ratio: str | None = None
+    num_inference_steps: int | None = None
+    seed: int | None = None
+    lora_path: Address | None = None
+    artist_name: str | None = Field(None, max_length=200)
+    signature_path: Address | None = None
+    signature_config: SignatureConfig = SignatureConfig()
+    count: int = 1
+    allow_base_model: bool = False
+
+
+class NestedOrder(Carried):
+    """Forms A and C."""
+
+    type: Literal["image_generation"]
+    data: OrderData
+    task_id: str | None = None
+    callback_url: Address | None = Field(None, description="Form A: where the backend listens.")
+    webhook_url: Address | None = Field(None, description="Form C: written by the backend, read by no consumer.")
+    created_at: str | None = None
+
+
+class FlatOrder(Carried):
+    """Form B. Its publisher draws with seed 42 where none is given."""
+
+    generation_id: GenerationId
+    style_id: int | None = None
+    lora_model_url: Address | None = None
+    prompt_tags: list[str] = Field(min_length=1, max_length=100)
+    artist_name: str | None = Field(None, max_length=200)
+    seed: int | None = 42
+    webhook_url: Address | None = Field(None, description="The backend's base address.")
+    count: int = 1
+    allow_base_model: bool = False
+
+
+def generation_id_of(message: Any) -> int | None:
+    """The generation id, if any can be read in whatever came."""
+    nested = message.get("data") if isinstance(message, dict) else None
+    for place in (nested, message):
+        number = place.get("generation_id") if isinstance(place, dict) else None
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:
+            return number
+    return None
