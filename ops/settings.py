@@ -1,0 +1,31 @@
+"""What the person or the environment decides about the parts of this machine."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SERVER_PATH = ":".join([
+    "/usr/lib/rabbitmq/bin",  # Debian's own script; the one on PATH is a wrapper that insists on the user `rabbitmq`
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/opt/homebrew/sbin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+    "/home/linuxbrew/.linuxbrew/sbin",
+])  # fmt: skip
+
+
+class LocalSettings(BaseSettings):
+    """A URL that is set is used as it is; a URL that is not set is answered by a part started here."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    amqp_url: SecretStr | None = None
+    database_url: SecretStr | None = None
+    store_url: str | None = None
+    local_folder: Path = Field(Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the parts keep their data.")
+    may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
+    server_path: str = Field(
+        SERVER_PATH, validation_alias="ATELIER_RABBITMQ_PATH", description="Folders, colon between, that are searched for the server before PATH."
+    )

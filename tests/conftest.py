@@ -1,0 +1,53 @@
+"""Real parts for the tests: one private RabbitMQ node, one PostgreSQL and one folder for the whole run, each in a temporary folder.
+
+AMQP_URL and DATABASE_URL are not looked at: a test may kill what it is given.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.local.install import find_rabbitmq
+from ops.local.postgres import EmbeddedPostgres
+from ops.local.rabbitmq import RabbitNode
+from ops.settings import LocalSettings
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """A private node. Whoever kills it starts it again before the test is over."""
+    node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"), find_rabbitmq(LocalSettings()))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitNode) -> str:
+    return rabbitmq.url
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> str:
+    return postgres.url
+
+
+@pytest.fixture
+def store_folder(tmp_path: Path) -> Path:
+    """An empty folder for a claim store; its URL is `store_folder.as_uri()`."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
