@@ -10,8 +10,9 @@ from asyncpg import Connection, Pool
 
 from bus.claims import ClaimStore
 from contracts import channels
+from contracts.carried import Carried
 from contracts.event import Progress
-from contracts.wire import Command, Result
+from contracts.wire import Result
 
 Report = Callable[[Progress], Awaitable[None]]
 Write = Callable[[Connection], Awaitable[None]]
@@ -60,15 +61,18 @@ class Actor:
 
     `timeout_seconds` bounds one run of the handler. `prefetch` is how many deliveries are in hand at once.
     `remembers` keeps outcomes in the inbox, so that the effect happens once; without it the work must be idempotent by its keys.
+    `announces` publishes events about the work. `schema` is idempotent DDL for the tables that the actor owns.
     """
 
     step: str
-    command: type[Command]
+    command: type[Carried]
     result: type[Result]
     open: Open
     timeout_seconds: float
     prefetch: int
     remembers: bool = True
+    announces: bool = True
+    schema: str = ""
     exchange: str = channels.COMMANDS
     keys: tuple[str, ...] = field(default=())
     description: str = ""

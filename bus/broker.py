@@ -71,3 +71,10 @@ def _typed(actor: Actor) -> Callable[..., Awaitable[Any]]:
 async def _foreign(body: dict[str, Any]) -> None: ...
 
 
+async def stop_consuming(broker: RabbitBroker) -> None:
+    """Cancel every consumer, while deliveries at work go on. FastStream itself would drain first and cancel after."""
+    for subscriber in broker.subscribers:
+        queue, tag = getattr(subscriber, "_queue_obj", None), getattr(subscriber, "_consumer_tag", None)
+        if queue is not None and tag is not None and not queue.channel.is_closed:
+            await queue.cancel(tag)
+            subscriber._consumer_tag = None  # type: ignore[attr-defined]

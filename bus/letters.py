@@ -7,7 +7,7 @@ from typing import Any
 
 from bus.delivery import Delivery
 from bus.ids import derived_id
-from bus.outcome import CANCELLED, Dead, Dropped, Retry
+from bus.outcome import CANCELLED, Dead, Done, Dropped, Outcome, Requeue, Retry
 from bus.routing_slip import after_stop, command, depart, ends_here
 from contracts import channels
 from contracts.event import Event, EventKind, Progress
@@ -44,6 +44,21 @@ class Work:
     slip: Slip | None
     started_at: datetime
     seconds: float = 0.0
+
+
+def follow(work: Work, outcome: Outcome, *, now: datetime) -> list[Letter]:
+    """Every letter that an outcome asks for."""
+    match outcome:
+        case Done(result):
+            return done(work, result.model_dump(mode="json", exclude_none=True))
+        case Retry():
+            return [retry(work, outcome, now=now)]
+        case Dead():
+            return burial(work, outcome, now=now)
+        case Dropped(fault):
+            return ended(work, fault)
+        case Requeue():
+            return []
 
 
 def command_letter(step: str, body: dict[str, Any], *, message_id: str, job_id: str, headers: dict[str, Any], reply_to: str | None = None) -> Letter:
@@ -106,9 +121,8 @@ def burial(work: Work, outcome: Dead, *, now: datetime) -> list[Letter]:
     return [letter, *ended(work, outcome.fault)]
 
 
-def ended(work: Work, outcome: Fault | Dropped) -> list[Letter]:
+def ended(work: Work, fault: Fault) -> list[Letter]:
     """A job that will not be finished: the events, the fault to whoever awaits a reply, and the slip's own last word."""
-    fault = outcome.fault if isinstance(outcome, Dropped) else outcome
     kind = EventKind.CANCELLED if fault.code == CANCELLED else EventKind.FAILED
     letters = [event(work, kind, fault=fault), event(work, kind, step=JOB, fault=fault)]
     if work.delivery.reply_to:

@@ -1,14 +1,13 @@
 """The outbox: posts letters on a connection of its own and waits for the broker's confirm, each within a time limit."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractExchange, DeliveryMode
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError as Unroutable
 
 from bus.errors import PublishError
@@ -22,8 +21,8 @@ log = structlog.get_logger()
 class Outbox:
     """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own."""
 
-    def __init__(self, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
-        self._channel, self._timeout, self._app_id = channel, timeout_seconds, app_id
+    def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
+        self._connection, self._channel, self._timeout, self._app_id = connection, channel, timeout_seconds, app_id
         self._exchanges: dict[str, AbstractExchange] = {"": channel.default_exchange}
         self.late_replies = 0
 
@@ -39,6 +38,13 @@ class Outbox:
     async def post_until_confirmed(self, *letters: Letter) -> None:
         """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
         await until_back(lambda: self.post(*letters), "broker")
+
+    async def prepare(self, declare: Callable[[AbstractChannel], Awaitable[None]], *, keep: bool = False) -> None:
+        """Run declarations on a channel of their own on this connection; `keep` leaves that channel open."""
+        channel = await self._connection.channel()
+        await declare(channel)
+        if not keep:
+            await channel.close()
 
     async def _post(self, letter: Letter) -> None:
         try:
@@ -76,11 +82,10 @@ class Outbox:
 @asynccontextmanager
 async def open_outbox(settings: BusSettings) -> AsyncIterator[Outbox]:
     """A connection used for publishing alone, so that a blocked publisher never holds up a consumer."""
-    started = time.monotonic()
-    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties={"connection_name": f"{settings.worker} outbox"})
+    name = {"connection_name": f"{settings.worker} outbox"}
+    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=name)
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        log.debug("outbox.opened", seconds=round(time.monotonic() - started, 3))
-        yield Outbox(channel, settings.publish_timeout_seconds, settings.worker)
+        yield Outbox(connection, channel, settings.publish_timeout_seconds, settings.worker)
     finally:
         await connection.close()

@@ -23,11 +23,13 @@ from bus.letters import Work
 from bus.outbox import Outbox
 from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work
 from bus.settings import BusSettings
+from contracts import channels
+from contracts.carried import Carried
 from contracts.event import Progress
 from contracts.fault import Fault
 from contracts.slip import Slip
 from contracts.steps import COMMANDS
-from contracts.wire import Command, Result, message_type
+from contracts.wire import Result, message_type
 
 log = structlog.get_logger()
 
@@ -64,7 +66,7 @@ class Counter:
         except Exception as error:
             return self._after(error, work)
 
-    async def _decide_claimed(self, work: Work, command: Command) -> Outcome:
+    async def _decide_claimed(self, work: Work, command: Carried) -> Outcome:
         delivery, step = work.delivery, self.actor.step
         known = await self.inbox.claim(step, delivery.message_id, delivery.job_id)
         if known.result is not None:
@@ -89,7 +91,7 @@ class Counter:
             cancelled=cancelled,
         )
 
-    async def _handle(self, work: Work, command: Command) -> Outcome:
+    async def _handle(self, work: Work, command: Carried) -> Outcome:
         """Run the handler within its time, and remember its result."""
         task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))  # type: ignore[arg-type]
         with self.cancellations.watch(work.delivery.job_id, task):  # type: ignore[arg-type]
@@ -138,24 +140,17 @@ class Counter:
         return after_error(error, step=self.actor.step, attempt=work.delivery.attempt, delays=delays, rungs=rungs, stack=stack)
 
     async def _carry_out(self, work: Work, outcome: Outcome) -> None:
-        match outcome:
-            case Done(result):
-                await self.outbox.post_until_confirmed(*letters.done(work, result.model_dump(mode="json", exclude_none=True)))
-            case Retry():
-                await self.outbox.post_until_confirmed(letters.retry(work, outcome, now=datetime.now(UTC)))
-            case Dead():
-                await self.outbox.post_until_confirmed(*letters.burial(work, outcome, now=datetime.now(UTC)))
-            case Dropped():
-                await self.outbox.post_until_confirmed(*letters.ended(work, outcome))
-            case Requeue():
-                await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
+        if isinstance(outcome, Requeue):
+            await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
+        written = letters.follow(work, outcome, now=datetime.now(UTC))
+        await self.outbox.post_until_confirmed(*(letter for letter in written if self.actor.announces or letter.exchange != channels.EVENTS))
 
 
 REQUEUE_PAUSE_SECONDS = 0.5
 """A pause before a message goes back, so that a dead engine is not asked a thousand times a second."""
 
 
-def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Command:
+def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Carried:
     """The command in a message. Raises PermanentError with a code that says what is wrong with it."""
     if len(delivery.body) > max_bytes:
         raise PermanentError("message-too-large", f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim")
@@ -165,7 +160,7 @@ def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Command:
         command = actor.command.model_validate_json(delivery.body)
     except ValidationError as error:
         raise PermanentError(*_what_is_wrong(error)) from None
-    _check_itinerary(command.slip)
+    _check_itinerary(getattr(command, "slip", None))
     return command
 
 

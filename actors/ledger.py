@@ -1,0 +1,149 @@
+"""The ledger: listens to all events, keeps jobs and their steps in Postgres, answers `job.get` and `job.list` over the bus.
+
+It remembers nothing in the inbox: an event that comes twice replaces itself.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from asyncpg import Connection, Pool, Record
+
+from bus.actor import Actor, Context, Handler, Tools, Transactional
+from bus.errors import PermanentError
+from bus.sql import load_queries
+from contracts import channels
+from contracts.event import Event, EventKind
+from contracts.job import GetJob, Job, Jobs, ListJobs, State, StepRecord
+from contracts.wire import Result
+
+SQL = load_queries(__file__, "ledger.sql")
+STATES: dict[EventKind, State] = {
+    EventKind.ACCEPTED: "accepted",
+    EventKind.PROGRESS: "running",
+    EventKind.COMPLETED: "completed",
+    EventKind.FAILED: "failed",
+    EventKind.CANCELLED: "cancelled",
+}
+
+
+class Kept(Result):
+    """The event is in the ledger."""
+
+
+async def keep(event: Event, context: Context) -> Transactional:
+    async def write(connection: Connection) -> None:
+        percent = event.progress.progress_percent if event.progress else 0
+        body = event.model_dump(mode="json", exclude_none=True)
+        await connection.execute(SQL["keep_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
+        await connection.execute(SQL["keep_job"], *_job_row(event))
+
+    return Transactional(Kept(), write)
+
+
+def _job_row(event: Event) -> tuple[Any, ...]:
+    """An event of the whole job decides its state; an event of a step says that it runs."""
+    whole = event.step == "job"
+    said = event.result or {}
+    accepted = whole and event.kind is EventKind.ACCEPTED
+    return (
+        event.job_id,
+        said.get("kind") if accepted else None,
+        STATES[event.kind] if whole else "running",
+        event.tenant,
+        said.get("itinerary") if accepted else None,
+        event.at,
+        said if whole and event.kind is EventKind.COMPLETED else None,
+        event.fault.model_dump(mode="json", exclude_none=True) if whole and event.fault else None,
+    )
+
+
+async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
+    """Raises PermanentError("job-unknown")."""
+    row = await database.fetchrow(SQL["job"], command.job_id)
+    if row is None:
+        raise PermanentError("job-unknown", f"no job {command.job_id!r} is in the ledger; a job just sent appears within moments")
+    events = [Event.model_validate(record["body"]) for record in await database.fetch(SQL["events"], command.job_id)]
+    return _job(row).model_copy(update={"steps": list(steps_of(events))})
+
+
+async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
+    rows = await database.fetch(SQL["jobs"], command.state, command.tenant, command.before, command.limit)
+    return Jobs(jobs=[_job(row) for row in rows])
+
+
+def _job(row: Record) -> Job:
+    return Job.model_validate({name: value for name, value in row.items() if name != "ended_at"})
+
+
+def steps_of(events: Iterable[Event]) -> Iterable[StepRecord]:
+    """The last word on each step, in the order in which the steps began."""
+    last: dict[tuple[str, str], Event] = {}
+    for event in events:
+        last[event.step, event.message_id] = event
+    for event in last.values():
+        told = event.model_dump(exclude={"kind", "job_id", "message_id", "tenant"})
+        yield StepRecord.model_validate(told | {"state": STATES[event.kind]})
+
+
+@asynccontextmanager
+async def open_ledger(tools: Tools) -> AsyncIterator[Handler]:
+    _database(tools)
+    yield keep
+
+
+@asynccontextmanager
+async def open_get(tools: Tools) -> AsyncIterator[Handler]:
+    yield partial(get_job, database=_database(tools))
+
+
+@asynccontextmanager
+async def open_list(tools: Tools) -> AsyncIterator[Handler]:
+    yield partial(list_jobs, database=_database(tools))
+
+
+def _database(tools: Tools) -> Pool:
+    if tools.database is None:
+        raise PermanentError("database-missing", "the ledger keeps its record in Postgres: set DATABASE_URL")
+    return tools.database
+
+
+ACTORS = (
+    Actor(
+        step="ledger",
+        command=Event,
+        result=Kept,
+        open=open_ledger,
+        timeout_seconds=30,
+        prefetch=32,
+        remembers=False,
+        announces=False,
+        exchange=channels.EVENTS,
+        keys=("#",),
+        schema=SQL["schema"],
+        description="Keeps every event, and from them the state of each job.",
+    ),
+    Actor(
+        step="job.get",
+        command=GetJob,
+        result=Job,
+        open=open_get,
+        timeout_seconds=10,
+        prefetch=16,
+        remembers=False,
+        announces=False,
+        description="Answers with one job and its steps.",
+    ),
+    Actor(
+        step="job.list",
+        command=ListJobs,
+        result=Jobs,
+        open=open_list,
+        timeout_seconds=10,
+        prefetch=16,
+        remembers=False,
+        announces=False,
+        description="Answers with jobs, the youngest first.",
+    ),
+)

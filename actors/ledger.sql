@@ -1,0 +1,64 @@
+-- name: schema
+create schema if not exists atelier;
+create table if not exists atelier.jobs (
+    job_id text primary key,
+    kind text,
+    state text not null,
+    tenant text,
+    itinerary jsonb not null default '[]',
+    created_at timestamptz not null,
+    updated_at timestamptz not null,
+    ended_at timestamptz,
+    result jsonb,
+    fault jsonb
+);
+create index if not exists jobs_created_at on atelier.jobs (created_at desc);
+create index if not exists jobs_state on atelier.jobs (state, created_at desc);
+create table if not exists atelier.job_events (
+    job_id text not null,
+    at timestamptz not null,
+    step text not null,
+    kind text not null,
+    message_id text not null,
+    percent integer not null,
+    body jsonb not null,
+    primary key (job_id, step, kind, message_id, percent)
+);
+
+-- name: keep_event
+-- An event that comes again (a redelivery) replaces itself.
+insert into atelier.job_events (job_id, at, step, kind, message_id, percent, body)
+values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = excluded.body
+
+-- name: keep_job
+-- Events may come in any order: an end is never undone by news from on the way, only by a younger end.
+insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault)
+values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6, $6, case when $3 in ('completed', 'failed', 'cancelled') then $6 end, $7, $8)
+on conflict (job_id) do update set
+    kind = coalesce(job.kind, excluded.kind),
+    tenant = coalesce(job.tenant, excluded.tenant),
+    itinerary = case when job.itinerary = '[]' then excluded.itinerary else job.itinerary end,
+    created_at = least(job.created_at, excluded.created_at),
+    updated_at = greatest(job.updated_at, excluded.updated_at),
+    (state, result, fault) = (
+        select winner.state, winner.result, winner.fault
+        from (values (job.state, job.result, job.fault, 0), (excluded.state, excluded.result, excluded.fault, 1)) as winner (state, result, fault, younger)
+        where winner.younger = case
+            when excluded.state in ('completed', 'failed', 'cancelled') then (job.state in ('accepted', 'running') or excluded.updated_at >= job.ended_at)::integer
+            else (excluded.state = 'running' and job.state = 'accepted')::integer
+        end
+    ),
+    ended_at = case when excluded.ended_at is null then job.ended_at else greatest(job.ended_at, excluded.ended_at) end
+
+-- name: job
+select * from atelier.jobs where job_id = $1
+
+-- name: events
+select body from atelier.job_events where job_id = $1 and step <> 'job' order by at
+
+-- name: jobs
+select * from atelier.jobs
+where ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
+order by created_at desc
+limit $4

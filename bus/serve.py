@@ -1,0 +1,129 @@
+"""Run actors in this process until SIGTERM or SIGINT: open what they need, take deliveries, then leave without losing any."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit import RabbitBroker
+
+from bus import control
+from bus.actor import Actor, Tools
+from bus.adapter import Adapter, AdapterCounter
+from bus.broker import open_broker, stop_consuming, subscribe, subscribe_foreign
+from bus.cancellations import Cancellations
+from bus.claims_store import open_claims
+from bus.database import make_tables, open_database
+from bus.inbox import SCHEMA, ForgetfulInbox, Inbox, PostgresInbox, open_inbox
+from bus.outbox import open_outbox
+from bus.receive import Counter
+from bus.settings import BusSettings
+from bus.topology import declare_dead, declare_topology
+from contracts.steps import COMMANDS
+
+log = structlog.get_logger()
+
+FORGET_EVERY_SECONDS = 3600.0
+
+
+@dataclass
+class Running:
+    """The deliveries at work."""
+
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def counted(self, receive: Callable[[AbstractIncomingMessage], Awaitable[None]]) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+        async def counted(raw: AbstractIncomingMessage) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self.tasks.add(task)
+            try:
+                await receive(raw)
+            finally:
+                self.tasks.discard(task)
+
+        return counted
+
+    async def finish(self, grace_seconds: float) -> int:
+        """Wait for what is at work; cancel what is left after the grace and return how many that were."""
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_seconds)
+        left = set(self.tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=5)
+        return len(left)
+
+
+async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = (), settings: BusSettings | None = None) -> None:
+    """Serve until a signal comes. The consumers are cancelled first; running work then has the grace to finish."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_workshop(actors, adapters, settings or BusSettings()):  # type: ignore[call-arg]
+        await stop.wait()
+        log.info("actors.leaving")
+
+
+@asynccontextmanager
+async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings) -> AsyncIterator[None]:
+    """Everything that the actors need, opened in order and closed in reverse; deliveries come in between."""
+    names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters)]
+    async with AsyncExitStack() as stack:
+        outbox = await stack.enter_async_context(open_outbox(settings))
+        pool = await stack.enter_async_context(open_database(settings))
+        if pool:
+            await make_tables(pool, [SCHEMA, *(actor.schema for actor in actors if actor.schema)])
+        inbox = await stack.enter_async_context(open_inbox(pool))
+        tools = Tools(claims=await stack.enter_async_context(open_claims()), database=pool)
+        handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
+
+        cancellations, running = Cancellations(), Running()
+        await outbox.prepare(lambda channel: declare_topology(channel, actors, COMMANDS, settings.rungs))
+        await outbox.prepare(lambda channel: control.listen(channel, inbox, cancellations), keep=True)
+        broker = open_broker(settings.broker_url, f"{settings.worker} {'+'.join(names)}")
+        for actor, handle in zip(actors, handlers, strict=True):
+            memory: Inbox = inbox if actor.remembers else ForgetfulInbox(pool)
+            counter = Counter(actor, handle, memory, outbox, cancellations, settings)
+            subscribe(broker, actor, running.counted(counter.receive))
+        for adapter in adapters:
+            await outbox.prepare(lambda channel, name=adapter.name: declare_dead(channel, name))  # type: ignore[misc]
+            counter_of = AdapterCounter(adapter, outbox, settings.worker)
+            subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(counter_of.receive))
+
+        await stack.enter_async_context(forgetting(inbox, settings.inbox_retention_days))
+        await broker.start()
+        log.info("actors.ready", actors=names)
+        try:
+            yield
+        finally:
+            await leave(broker, running, settings.grace_seconds)
+
+
+async def leave(broker: RabbitBroker, running: Running, grace_seconds: float) -> None:
+    """Cancel the consumers first, let running work finish, then close: what is unfinished goes back by itself."""
+    await stop_consuming(broker)
+    unfinished = await running.finish(grace_seconds)
+    await broker.stop()
+    log.info("actors.left", unfinished=unfinished)
+
+
+@asynccontextmanager
+async def forgetting(inbox: Inbox, days: float) -> AsyncIterator[None]:
+    """Delete old outcomes now and then."""
+
+    async def forget() -> None:
+        while isinstance(inbox, PostgresInbox):
+            await asyncio.sleep(FORGET_EVERY_SECONDS)
+            log.info("inbox.forgot", outcomes=await inbox.forget(days))
+
+    task = asyncio.create_task(forget())
+    try:
+        yield
+    finally:
+        task.cancel()
+
