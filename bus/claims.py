@@ -6,10 +6,16 @@ from contracts.claim import Claim
 
 
 class ClaimStore(Protocol):
-    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: writing the same bytes twice is one object."""
+    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: writing the same bytes twice is one object.
+
+    Every call raises TemporaryError when the store is away or full.
+    """
 
     async def read(self, claim: Claim) -> bytes:
-        """The bytes of a claim. Raises PermanentError("claim-missing") or ("claim-corrupt"), TemporaryError when the store is away."""
+        """The bytes of a claim.
+
+        Raises PermanentError("claim-missing" · "claim-corrupt"; "claim-refused" for an address outside the store).
+        """
         ...
 
     async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
@@ -17,11 +23,17 @@ class ClaimStore(Protocol):
         ...
 
     async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
-        """Store bytes under a key of the caller's choice; the same key twice is one object. The sha256 is checked after writing."""
+        """Store bytes under a key of the caller's choice; the same key twice is one object. The sha256 is checked after writing.
+
+        Raises PermanentError("key-refused") for a key that climbs out of the store or into the claims.
+        """
         ...
 
     async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
-        """The bytes at a foreign `file://`, `s3://` or `https://` address. Raises PermanentError("asset-refused" · "asset-missing" · "asset-too-large")."""
+        """The bytes at a foreign `file://`, `s3://`, `gs://` or `https://` address.
+
+        Raises PermanentError("asset-refused" · "asset-missing" · "asset-too-large").
+        """
         ...
 
     async def url(self, claim: Claim) -> str:

@@ -1,0 +1,83 @@
+"""A bucket as the claim store: objects below one prefix, each with its sha256 kept and checked by the server."""
+
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+
+from bus.assets import Assets
+from bus.errors import PermanentError, TemporaryError
+from bus.keys import base64_digest, claim_key, digest, safe_key
+from bus.s3 import s3_errors
+from bus.store_settings import StoreSettings
+from contracts.claim import Claim
+
+log = structlog.get_logger()
+
+
+class S3Store:
+    """Objects below one prefix of one bucket."""
+
+    def __init__(self, client: Any, bucket: str, prefix: str, settings: StoreSettings, assets: Assets) -> None:
+        self._client, self._bucket, self._settings, self._assets = client, bucket, settings, assets
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    async def read(self, claim: Claim) -> bytes:
+        data = await self._get(self._key(claim.uri), claim)
+        if len(data) != claim.size or digest(data) != claim.sha256:
+            raise PermanentError("claim-corrupt", f"The bytes at {claim.uri} are not those of the claim: their sha256 differs.")
+        return data
+
+    async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
+        sha256 = digest(data)
+        uri = await self._put(claim_key(sha256, media_type), data, media_type, sha256)
+        log.debug("claim.written", uri=uri, size=len(data))
+        return Claim(uri=uri, sha256=sha256, media_type=media_type, size=len(data), width=width, height=height)
+
+    async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
+        sha256 = digest(data)
+        uri = await self._put(safe_key(key), data, media_type, sha256)
+        return Claim(uri=uri, sha256=sha256, media_type=media_type, size=len(data))
+
+    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
+        return await self._assets.fetch(uri, max_bytes=max_bytes)
+
+    async def url(self, claim: Claim) -> str:
+        key = self._key(claim.uri)
+        if public := self._settings.store_public_url:
+            return f"{public.rstrip('/')}/{quote(key)}"
+        address = {"Bucket": self._bucket, "Key": key}
+        with s3_errors(f"presigning {claim.uri}"):
+            return str(
+                await self._client.generate_presigned_url("get_object", Params=address, ExpiresIn=int(self._settings.s3_presign_seconds))
+            )
+
+    def _key(self, uri: str) -> str:
+        start = f"s3://{self._bucket}/"
+        if not uri.startswith(start + self._prefix):
+            raise PermanentError(
+                "claim-refused", f"{uri[:200]!r} does not lie in this store, {start}{self._prefix}. Do all actors use the same STORE_URL?"
+            )
+        return uri.removeprefix(start)
+
+    async def _get(self, key: str, claim: Claim) -> bytes:
+        missing = PermanentError("claim-missing", f"No object at {claim.uri}: it was removed, or never written to this store.")
+        with s3_errors(f"reading {claim.uri}", on_missing=lambda: missing):
+            answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+            async with answer["Body"] as body:
+                # An object of another size is wrong already, however large.
+                return bytes(await body.read()) if answer["ContentLength"] == claim.size else b""
+
+    async def _put(self, key: str, data: bytes, media_type: str, sha256: str) -> str:
+        """The server checks the sum as it writes; then we ask what it has, or read it back where it keeps no sums."""
+        key, checksum = self._prefix + key, base64_digest(sha256)
+        where = {"Bucket": self._bucket, "Key": key}
+        with s3_errors(f"writing s3://{self._bucket}/{key}"):
+            cache = self._settings.s3_cache_control
+            await self._client.put_object(**where, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
+            head = await self._client.head_object(**where, ChecksumMode="ENABLED")
+        claim = Claim(uri=f"s3://{self._bucket}/{key}", sha256=sha256, media_type=media_type, size=len(data))
+        kept = head.get("ChecksumSHA256") or base64_digest(digest(await self._get(key, claim)))
+        if head["ContentLength"] != len(data) or kept != checksum:
+            raise TemporaryError(f"{claim.uri} does not hold what was written: its sha256 differs")
+        return claim.uri

@@ -1,0 +1,59 @@
+"""S3 through aioboto3, which is imported when a client is opened and not before; and what its errors mean to us.
+
+An object that is not there is permanent; a store that is away, full or forbids is temporary, since an operator can mend it.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from bus.errors import PermanentError, TemporaryError
+from bus.store_settings import StoreSettings
+
+MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "404"})
+REFUSED = frozenset({"AccessDenied", "Forbidden", "403"})
+
+
+@asynccontextmanager
+async def open_s3(settings: StoreSettings) -> AsyncIterator[Any]:
+    """An S3 client. Without keys in the settings, the SDK's own chain finds them (profile, container, instance)."""
+    import aioboto3
+    from botocore.config import Config
+
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    session = aioboto3.Session(
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        aws_session_token=token.get_secret_value() if token else None,
+        region_name=settings.aws_s3_region_name,
+    )
+    wait = settings.store_timeout_seconds
+    config = Config(
+        connect_timeout=min(5.0, wait), read_timeout=wait, retries={"mode": "standard", "max_attempts": 2}, signature_version="s3v4"
+    )
+    async with session.client("s3", endpoint_url=settings.aws_s3_endpoint_url, config=config) as client:
+        yield client
+
+
+@contextmanager
+def s3_errors(
+    doing: str,
+    *,
+    on_missing: Callable[[], PermanentError] | None = None,
+    on_refused: Callable[[], PermanentError] | None = None,
+) -> Iterator[None]:
+    """Turn the SDK's errors into ours. Without `on_missing` a bucket that is not there is an operator's fault, and temporary."""
+    from aiohttp import ClientError as BrokenBody
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "nothing"))
+        if on_missing and code in MISSING:
+            raise on_missing() from error
+        if on_refused and code in REFUSED:
+            raise on_refused() from error
+        raise TemporaryError(f"{doing}: the store answered {code}", code="store-away") from error
+    except (BotoCoreError, BrokenBody, OSError, TimeoutError) as error:
+        raise TemporaryError(f"{doing}: the store is away: {error}", code="store-away") from error

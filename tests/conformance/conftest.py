@@ -1,0 +1,47 @@
+"""A store of each kind, on its real part: a folder on the disk, a bucket behind a real S3-speaking server."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bus.claims import ClaimStore
+from bus.store_settings import StoreSettings
+from bus.stores import open_claims
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """moto's server on a free port of this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> str:
+    httpx.post(f"{s3_endpoint}/moto-api/reset")
+    httpx.put(f"{s3_endpoint}/gallery").raise_for_status()
+    return "gallery"
+
+
+@pytest.fixture
+def s3_settings(bucket: str, s3_endpoint: str) -> dict[str, Any]:
+    return {
+        "store_url": f"s3://{bucket}/atelier",
+        "AWS_S3_ENDPOINT_URL": s3_endpoint,
+        "AWS_S3_REGION_NAME": "us-east-1",
+        "aws_access_key_id": "test",
+        "aws_secret_access_key": "test",
+    }
+
+
+@pytest.fixture(params=["folder", "s3"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ClaimStore]:
+    settings = {"store_url": tmp_path.as_uri()} if request.param == "folder" else request.getfixturevalue("s3_settings")
+    async with open_claims(StoreSettings(**settings)) as claims:
+        yield claims
