@@ -27,5 +27,7 @@ class LocalSettings(BaseSettings):
     local_folder: Path = Field(Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the parts keep their data.")
     may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
     server_path: str = Field(
-        SERVER_PATH, validation_alias="ATELIER_RABBITMQ_PATH", description="Folders, colon between, that are searched for the server before PATH."
+        SERVER_PATH,
+        validation_alias="ATELIER_RABBITMQ_PATH",
+        description="Folders, colon between, searched before PATH.",
     )

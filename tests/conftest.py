@@ -5,6 +5,7 @@ AMQP_URL and DATABASE_URL are not looked at: a test may kill what it is given.
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -31,13 +32,15 @@ def amqp_url(rabbitmq: RabbitNode) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """Not under pytest's own temporary folder: each run of pytest shuts that to other users, and the server may run as one."""
+    with TemporaryDirectory(prefix="atelier-postgres-") as folder:
+        server = EmbeddedPostgres(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root, so root starts it as `nobody`.
 
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -125,7 +126,13 @@ class EmbeddedPostgres:
                 let_through(folder)
         options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         made = subprocess.run(
-            [programs() / "initdb", "-D", self._data, *options], env=environment(), user=servant(), cwd="/", capture_output=True, text=True, check=False
+            [programs() / "initdb", "-D", self._data, *options],
+            env=environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            **process.as_user(servant()),
         )
         password.unlink()
         if made.returncode:
@@ -154,9 +161,9 @@ def programs() -> Path:
     return folders[0]
 
 
-def servant() -> str | None:
+def servant() -> pwd.struct_passwd | None:
     """The user who runs the server: None for ourselves."""
-    return SERVANT if os.geteuid() == 0 else None
+    return pwd.getpwnam(SERVANT) if os.geteuid() == 0 else None
 
 
 def let_through(path: Path) -> None:

@@ -6,21 +6,28 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from pwd import struct_passwd
+from typing import Any
 
 import psutil
 from psutil import Process as Process
 
 
-def start(command: Sequence[str], *, record: Path, log: Path, env: Mapping[str, str], user: str | None = None) -> psutil.Process:
+def start(command: Sequence[str], *, record: Path, log: Path, env: Mapping[str, str], user: struct_passwd | None = None) -> psutil.Process:
     """Start `command` in its own session (a Ctrl-C at the terminal does not reach it) and write its identity to `record`."""
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, env=dict(env), user=user, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command, env=dict(env), cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **as_user(user)
         )
     child.returncode = 0  # From here on psutil waits for it, so that the parent's garbage collector need not warn.
     process = psutil.Process(child.pid)
     record.write_text(json.dumps({"pid": process.pid, "created": process.create_time()}))
     return process
+
+
+def as_user(user: struct_passwd | None) -> dict[str, Any]:
+    """What makes `subprocess` leave root's rights behind, its groups among them."""
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": ()} if user else {}
 
 
 def find(record: Path) -> psutil.Process | None:

@@ -20,8 +20,9 @@ from anyio import CancelScope, to_thread
 from ops.errors import SetupError
 from ops.local import ports, process
 from ops.local.sharing import Shared
+from ops.local.slim import slim_tree
 
-START_SECONDS = 90.0
+START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 NODE = "atelier@localhost"
 
@@ -82,13 +83,11 @@ class RabbitNode:
         self._stop_node()
         self._prepare()
         self._start_epmd()
-        node = process.start([str(self._server)], record=self.folder / "node.json", log=self.folder / "start.log", env=self.environment)
-        limit = time.monotonic() + START_SECONDS
-        while not answers(self.identity.amqp):
-            if not process.running(node) or time.monotonic() > limit:
-                self.stop()
-                raise SetupError(f"The private RabbitMQ node did not start. Its last words:\n{self._last_words()}")
-            time.sleep(0.05)
+        slim = slim_tree(self._server, self.folder / "home")
+        if (slim and self._launch({"RABBITMQ_SCRIPTS_DIR": f"{slim}/sbin", "RABBITMQ_PLUGINS_DIR": f"{slim}/plugins"})) or self._launch({}):
+            return
+        self.stop()
+        raise SetupError(f"The private RabbitMQ node did not start. Its last words:\n{self._last_words()}")
 
     def stop(self) -> None:
         self._stop_node()
@@ -138,6 +137,18 @@ class RabbitNode:
     @property
     def _epmd(self) -> process.Process | None:
         return process.find(self.folder / "epmd.json")
+
+    def _launch(self, home: dict[str, str]) -> bool:
+        """True when the node answers, False when it died or is still silent after the limit."""
+        environment = self.environment | home
+        node = process.start([str(self._server)], record=self.folder / "node.json", log=self.folder / "start.log", env=environment)
+        limit = time.monotonic() + START_SECONDS
+        while not answers(self.identity.amqp):
+            if not process.running(node) or time.monotonic() > limit:
+                process.stop(node, grace_seconds=STOP_SECONDS)
+                return False
+            time.sleep(0.05)
+        return True
 
     def _stop_node(self) -> None:
         if self._node:
