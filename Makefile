@@ -1,0 +1,56 @@
+# Everything here works on a fresh clone: Python 3.11 or newer and make are all it needs.
+
+PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do command -v $$name && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+FLAGS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+RUN_STAMP := $(VENV)/installed-to-run
+TEST_STAMP := $(VENV)/installed-to-test
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo up test check format clean
+
+help: ## List what there is to say.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUN_STAMP) ## One image order on real parts, from the queue to the webhook. Options: ARGS="--prompt 'a fox' --count 2"
+	@$(BIN)/atelier demo $(ARGS)
+
+up: $(RUN_STAMP) ## Everything in the foreground until Ctrl-C.
+	@$(BIN)/atelier up $(ARGS)
+
+test: $(TEST_STAMP) ## All tests, on a private RabbitMQ and an embedded PostgreSQL.
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and the unit tests.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+format: $(TEST_STAMP) ## Put the code into its usual form.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+venv: $(TEST_STAMP) ## Make .venv with all that running and testing needs.
+
+clean: ## Remove .venv and .local. What runs there is stopped first.
+	@test ! -x $(BIN)/atelier || $(BIN)/atelier down
+	rm -rf $(VENV) .local
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Atelier needs Python 3.11 or newer. Install it, or say where it is: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Atelier needs Python 3.11 or newer; $(PYTHON) is older. Say where a newer one is: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what a run needs into $(VENV) …"
+	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,models]"
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what running and testing need into $(VENV) …"
+	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,s3,models,dev]"
+	@touch $(RUN_STAMP) $@
