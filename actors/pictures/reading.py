@@ -1,0 +1,55 @@
+"""Bytes to pixels, safely: only three formats, a cap on pixels that is looked at before any is decoded, and no half pictures."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from bus.errors import PermanentError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+UNREADABLE, TOO_LARGE = "image-unreadable", "image-too-large"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Decoded pixels, in the mode they came in, and the text chunks that a PNG brought along."""
+
+    pixels: Image.Image
+    texts: dict[str, str]
+
+
+def read_picture(data: bytes, max_pixels: int, what: str = "The picture") -> Picture:
+    """The first frame of a PNG, JPEG or WebP, decoded to its end, the right way up.
+
+    Raises PermanentError("image-unreadable" · "image-too-large").
+    """
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_pixels(opened.width, opened.height, max_pixels, what)
+        opened.load()
+        return Picture(ImageOps.exif_transpose(opened), dict(getattr(opened, "text", {})))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PermanentError(TOO_LARGE, f"{what} has too many pixels to be decoded: {error}") from error
+    except (PermanentError, MemoryError):
+        raise
+    except Exception as error:  # The decoders raise whatever a hostile file makes them raise.
+        raise PermanentError(UNREADABLE, f"{what} is no whole PNG, JPEG or WebP ({len(data)} bytes): {error}") from error
+
+
+def check_pixels(width: int, height: int, max_pixels: int, what: str) -> None:
+    if width * height > max_pixels:
+        raise PermanentError(TOO_LARGE, f"{what} is {width}×{height}; at most {max_pixels} pixels are decoded (WATERMARK_MAX_PIXELS).")
+
+
+def with_alpha(picture: Image.Image) -> Image.Image:
+    """RGBA, whatever the mode was. Sixteen bits a pixel become eight by scaling, where Pillow alone would clip them to white."""
+    if picture.mode.startswith(("I", "F")):
+        picture = picture.convert("I").point(lambda level: level / 256).convert("L")
+    return picture.convert("RGBA")
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGBA without holes: what is transparent shows white, not whatever colour lies hidden there."""
+    layer = with_alpha(picture)
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

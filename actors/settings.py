@@ -1,0 +1,58 @@
+"""The settings of the CPU actors. One small class each; an engine's settings stand beside the engine."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bus.addresses import AddressSettings, Names, split
+
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)]
+
+
+class WatermarkSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="WATERMARK_")
+
+    fonts: Paths = Field((), description="Further fonts (TrueType, OpenType), looked at after those that ship.")
+    max_pixels: int = Field(25_000_000, ge=1, description="A picture with more is refused before it is decoded.")
+    max_bytes: int = Field(64 << 20, ge=1, description="A larger picture is refused unread.")
+    signature_max_bytes: int = Field(10 << 20, ge=1, description="A larger signature picture is refused.")
+    signature_required: bool = Field(True, description="False: a signature picture that is not there is left out, as in the source system.")
+    threads: int = Field(2, ge=1, description="How many pictures are worked on at once.")
+
+
+class UploadSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="UPLOAD_")
+
+    url: str | None = Field(None, description="`file:///folder` or `s3://bucket/prefix` to upload to; default: the store itself.")
+    public_url: str | None = Field(None, description="How the outside world reads that place; default STORE_PUBLIC_URL, else presigned.")
+    key: str = Field("generations/{name}.{extension}", description="The key of an order's only picture.")
+    key_of_several: str = Field("generations/{name}/{index}.{extension}", description="The key of each of several; `{index}` from 0.")
+
+    @field_validator("key", "key_of_several")
+    @classmethod
+    def fillable(cls, template: str) -> str:
+        """Two orders must never share a key."""
+        filled = template.format(name="<name>", index="<index>", extension="png")
+        if "<name>" not in filled:
+            raise ValueError(f"the key {template!r} must contain {{name}}")
+        return template
+
+    @field_validator("key_of_several")
+    @classmethod
+    def counted(cls, template: str) -> str:
+        if "{index}" not in template:
+            raise ValueError(f"the key {template!r} must contain {{index}}")
+        return template
+
+
+class WebhookSettings(AddressSettings):
+    """How the backend is told. Durations are seconds."""
+
+    backend_api_url: str | None = Field(None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"))
+    internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`.")
+    webhook_allowed_hosts: Names = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
+    webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, while a key is changed.")
+    webhook_timeout_seconds: float = Field(10.0, gt=0, description="One call, from the name to the end of the answer.")
+    webhook_source: str = Field("inference-server", description="`X-Request-Source`.")
