@@ -15,12 +15,13 @@ from bus.actor import Actor, Tools
 from bus.adapter import Adapter, AdapterCounter
 from bus.broker import open_broker, stop_consuming, subscribe, subscribe_foreign
 from bus.cancellations import Cancellations
-from bus.claims_store import open_claims
 from bus.database import make_tables, open_database
 from bus.inbox import SCHEMA, ForgetfulInbox, Inbox, PostgresInbox, open_inbox
 from bus.outbox import open_outbox
 from bus.receive import Counter
 from bus.settings import BusSettings
+from bus.store_settings import StoreSettings
+from bus.stores import open_claims
 from bus.topology import declare_dead, declare_topology
 from contracts.steps import COMMANDS
 
@@ -59,18 +60,18 @@ class Running:
         return len(left)
 
 
-async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = (), settings: BusSettings | None = None) -> None:
+async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = ()) -> None:
     """Serve until a signal comes. The consumers are cancelled first; running work then has the grace to finish."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_workshop(actors, adapters, settings or BusSettings()):  # type: ignore[call-arg]
+    async with open_workshop(actors, adapters, BusSettings(), StoreSettings()):
         await stop.wait()
         log.info("actors.leaving")
 
 
 @asynccontextmanager
-async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings) -> AsyncIterator[None]:
+async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings, store: StoreSettings) -> AsyncIterator[None]:
     """Everything that the actors need, opened in order and closed in reverse; deliveries come in between."""
     names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters)]
     async with AsyncExitStack() as stack:
@@ -79,7 +80,7 @@ async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], se
         if pool:
             await make_tables(pool, [SCHEMA, *(actor.schema for actor in actors if actor.schema)])
         inbox = await stack.enter_async_context(open_inbox(pool))
-        tools = Tools(claims=await stack.enter_async_context(open_claims()), database=pool)
+        tools = Tools(claims=await stack.enter_async_context(open_claims(store)), database=pool)
         handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
 
         cancellations, running = Cancellations(), Running()

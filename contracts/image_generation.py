@@ -3,6 +3,7 @@
 Form A nests `data.parameters`, form C nests `data` with a LoRA path and a signature, form B is flat. Fields that we do not read are let be.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -85,6 +86,8 @@ def generation_id_of(message: Any) -> int | None:
     nested = message.get("data") if isinstance(message, dict) else None
     for place in (nested, message):
         number = place.get("generation_id") if isinstance(place, dict) else None
+        if isinstance(number, str) and re.fullmatch(r"[0-9]{1,18}", number):
+            return int(number)
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:
             return number
     return None
