@@ -1,6 +1,9 @@
 # Everything here works on a fresh clone: Python 3.11 or newer and make are all it needs.
 
-PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do command -v $$name && break; done)
+# The first that really runs, is new enough and can make a virtual environment. 3.11 comes first: the constraints were tested on it.
+PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c "$(PROBE)" >/dev/null 2>&1 && command -v $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 FLAGS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
@@ -39,11 +42,9 @@ clean: ## Remove .venv and .local. What runs there is stopped first.
 	rm -rf $(VENV) .local
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "Atelier needs Python 3.11 or newer. Install it, or say where it is: make PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Atelier needs Python 3.11 or newer; $(PYTHON) is older. Say where a newer one is: make PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) \
-		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(or $(PYTHON),false) -c "$(PROBE)" 2>/dev/null || { echo "Atelier needs Python 3.11 or newer with its venv module (Debian, Ubuntu: \
+	apt-get install python3-venv). Or say where one is: make PYTHON=/path/to/python3.12" | tr -d '\\\n\t'; echo; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what a run needs into $(VENV) …"
