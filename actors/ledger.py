@@ -133,6 +133,7 @@ ACTORS = (
         prefetch=16,
         remembers=False,
         announces=False,
+        question=True,
         description="Answers with one job and its steps.",
     ),
     Actor(
@@ -144,6 +145,7 @@ ACTORS = (
         prefetch=16,
         remembers=False,
         announces=False,
+        question=True,
         description="Answers with jobs, the youngest first.",
     ),
 )

@@ -34,7 +34,7 @@ on conflict (job_id, step, kind, message_id, percent) do update set at = exclude
 -- name: keep_job
 -- Events may come in any order: an end is never undone by news from on the way, only by a younger end.
 insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault)
-values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6, $6, case when $3 in ('completed', 'failed', 'cancelled') then $6 end, $7, $8)
+values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6::timestamptz, $6, case when $3::text in ('completed', 'failed', 'cancelled') then $6 end, $7, $8)
 on conflict (job_id) do update set
     kind = coalesce(job.kind, excluded.kind),
     tenant = coalesce(job.tenant, excluded.tenant),

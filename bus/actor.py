@@ -61,7 +61,8 @@ class Actor:
 
     `timeout_seconds` bounds one run of the handler. `prefetch` is how many deliveries are in hand at once.
     `remembers` keeps outcomes in the inbox, so that the effect happens once; without it the work must be idempotent by its keys.
-    `announces` publishes events about the work. `schema` is idempotent DDL for the tables that the actor owns.
+    `announces` publishes events about the work. A `question` is answered once, with a result or a fault: it is nobody's work, so it
+    is never tried again nor buried. `schema` is idempotent DDL for the tables that the actor owns.
     """
 
     step: str
@@ -72,6 +73,7 @@ class Actor:
     prefetch: int
     remembers: bool = True
     announces: bool = True
+    question: bool = False
     schema: str = ""
     exchange: str = channels.COMMANDS
     keys: tuple[str, ...] = field(default=())

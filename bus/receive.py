@@ -21,7 +21,7 @@ from bus.errors import EngineDead, PermanentError, PublishError, TemporaryError
 from bus.inbox import Inbox
 from bus.letters import Work
 from bus.outbox import Outbox
-from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work
+from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work, fault_of
 from bus.settings import BusSettings
 from contracts import channels
 from contracts.carried import Carried
@@ -135,6 +135,8 @@ class Counter:
         return Fault(code=code, message=message, step=self.actor.step, attempts=work.delivery.attempt)
 
     def _after(self, error: Exception, work: Work) -> Outcome:
+        if self.actor.question:
+            return Dropped(fault_of(error, getattr(error, "code", "failed"), self.actor.step, work.delivery.attempt))
         stack = "".join(traceback.format_exception(error))
         delays, rungs = self.settings.retry_delays_seconds, self.settings.rungs
         return after_error(error, step=self.actor.step, attempt=work.delivery.attempt, delays=delays, rungs=rungs, stack=stack)

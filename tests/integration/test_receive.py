@@ -206,6 +206,24 @@ async def test_cancel_stops_the_one_job_and_no_other(workshop: Workshop, custome
         assert (await customer.reply())[1]["code"] == "cancelled"
 
 
+async def test_a_question_is_answered_once_and_never_buried(workshop: Workshop, customer: Customer) -> None:
+    """Whoever asks gets the fault at once; there is nothing to replay."""
+    runs = 0
+
+    async def failing(command: Echo, context: Context) -> Echoed:
+        nonlocal runs
+        runs += 1
+        raise RuntimeError("no idea")
+
+    actor = echo_actor(failing, question=True)
+    async with workshop(actor):
+        await customer.send(actor.step, {"text": "x"}, reply_to=customer.reply_queue)
+        assert (await customer.reply())[1]["message"] == "no idea"
+        queue = await customer.channel.declare_queue(channels.dead_queue(actor.step), passive=True)
+        assert queue.declaration_result.message_count == 0
+    assert runs == 1
+
+
 async def test_progress_reaches_whoever_listens(workshop: Workshop, customer: Customer) -> None:
     """A report becomes an event under the step's progress key."""
 

@@ -1,0 +1,84 @@
+"""The ledger keeps what happened, in whatever order it hears of it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from actors.ledger import ACTORS
+from bus.outbox import open_outbox
+from bus.request_reply import ReplyFault, Requests, open_requests
+from bus.settings import BusSettings
+from contracts import channels
+from contracts.job import Job, Jobs
+from tests.integration.conftest import Customer, Workshop, soon
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(job_id: str, step: str, kind: str, after: float, **more: Any) -> dict[str, Any]:
+    at = (T0 + timedelta(seconds=after)).isoformat()
+    return {"kind": kind, "step": step, "job_id": job_id, "at": at, "message_id": f"{job_id}/{step}"} | more
+
+
+async def tell(customer: Customer, said: dict[str, Any]) -> None:
+    await customer.send(channels.event_key(said["step"], said["kind"], said["job_id"]), said, exchange=channels.EVENTS)
+
+
+async def kept(requests: Requests, job_id: str, steps: int) -> Job:
+    """The job, once so many of its steps are in the ledger."""
+    found: list[Job] = []
+
+    async def there() -> bool:
+        try:
+            found.append(Job.model_validate(await requests.request("job.get", {"job_id": job_id}, seconds=5)))
+        except ReplyFault:
+            return False
+        return len(found[-1].steps) >= steps and found[-1].state in {"completed", "failed"}
+
+    await soon(there)
+    return found[-1]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_job_is_known_by_its_events_in_any_order(
+    workshop: Workshop, customer: Customer, bus_settings: BusSettings, backwards: bool
+) -> None:
+    """State, itinerary and steps come out the same; an event that comes twice changes nothing."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    story = [
+        event(job_id, "job", "accepted", 0, result={"kind": "image_generation", "itinerary": ["image", "upload"]}),
+        event(job_id, "image", "progress", 1, progress={"current_step": 1, "total_steps": 4, "progress_percent": 25}),
+        event(job_id, "image", "completed", 2, seconds=1.5, worker="w", result={"images": []}),
+        event(job_id, "upload", "completed", 3, seconds=0.5, worker="w"),
+        event(job_id, "job", "completed", 3, result={"result_url": "u"}),
+    ]
+    async with workshop(*ACTORS), open_outbox(bus_settings) as outbox, open_requests(outbox) as requests:
+        for said in [*(reversed(story) if backwards else story), *story]:
+            await tell(customer, said)
+        job = await kept(requests, job_id, 2)
+    assert (job.state, job.kind, job.itinerary, job.result) == ("completed", "image_generation", ["image", "upload"], {"result_url": "u"})
+    assert [(step.step, step.state, step.seconds) for step in job.steps] == [("image", "completed", 1.5), ("upload", "completed", 0.5)]
+    assert job.created_at == T0
+
+
+async def test_a_job_that_failed_and_was_replayed_is_completed(workshop: Workshop, customer: Customer, bus_settings: BusSettings) -> None:
+    """A younger end outranks an older one."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    fault = {"code": "lora-missing", "message": "x", "step": "image"}
+    async with workshop(*ACTORS), open_outbox(bus_settings) as outbox, open_requests(outbox) as requests:
+        await tell(customer, event(job_id, "job", "completed", 9, result={"result_url": "u"}))
+        await tell(customer, event(job_id, "job", "failed", 5, fault=fault))
+        await tell(customer, event(job_id, "image", "failed", 5, fault=fault))
+        job = await kept(requests, job_id, 1)
+        listed = Jobs.model_validate(await requests.request("job.list", {"state": "completed", "limit": 500}, seconds=5))
+    assert (job.state, job.fault, job.result) == ("completed", None, {"result_url": "u"})
+    assert job_id in [job.job_id for job in listed.jobs]
+
+
+async def test_an_unknown_job_is_a_named_fault(workshop: Workshop, bus_settings: BusSettings) -> None:
+    async with workshop(*ACTORS), open_outbox(bus_settings) as outbox, open_requests(outbox) as requests:
+        with pytest.raises(ReplyFault) as refused:
+            await requests.request("job.get", {"job_id": "never"}, seconds=5)
+    assert refused.value.fault.code == "job-unknown"
