@@ -1,0 +1,32 @@
+-- name: schema
+create schema if not exists atelier;
+create table if not exists atelier.webhook_calls (
+    target text not null,
+    generation_id bigint not null,
+    percent integer,
+    complete_state text check (complete_state in ('begun', 'answered')),
+    complete_message_id text,
+    failed_state text check (failed_state in ('begun', 'answered')),
+    changed_at timestamptz not null default now(),
+    primary key (target, generation_id)
+);
+create index if not exists webhook_calls_changed_at on atelier.webhook_calls (changed_at);
+
+-- name: lock
+-- Held by the connection for the length of one call; the pool frees it when the connection comes back, the server when it breaks.
+select pg_advisory_lock(hashtextextended($1, 0))
+
+-- name: told
+select percent, complete_state, complete_message_id, failed_state
+from atelier.webhook_calls
+where target = $1 and generation_id = $2
+
+-- name: tell
+insert into atelier.webhook_calls (target, generation_id, percent, complete_state, complete_message_id, failed_state)
+values ($1, $2, $3, $4, $5, $6)
+on conflict (target, generation_id) do update set
+    percent = excluded.percent,
+    complete_state = excluded.complete_state,
+    complete_message_id = excluded.complete_message_id,
+    failed_state = excluded.failed_state,
+    changed_at = now()
