@@ -26,6 +26,10 @@ class Outbox:
         self._exchanges: dict[str, AbstractExchange] = {"": channel.default_exchange}
         self.late_replies = 0
 
+    @property
+    def connected(self) -> bool:
+        return not self._channel.is_closed and self._connection.connected.is_set()
+
     async def post(self, *letters: Letter) -> None:
         """Publish, all at once, and return when the broker has confirmed every one.
 

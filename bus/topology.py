@@ -43,11 +43,16 @@ async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
     await queue.bind(exchange)
 
 
-async def declare_topology(channel: AbstractChannel, actors: Iterable[Actor], steps: Iterable[str], rungs: Iterable[float]) -> None:
-    """Everything that a process publishes to or reads from. `steps`: command queues that must be there, whoever serves them."""
+async def declare_commands(channel: AbstractChannel, steps: Iterable[str]) -> None:
+    """What a process needs that only sends: a command finds its queue before its actor has ever run."""
     await declare_exchanges(channel)
     for step in steps:
         await declare_step(channel, step)
+
+
+async def declare_topology(channel: AbstractChannel, actors: Iterable[Actor], steps: Iterable[str], rungs: Iterable[float]) -> None:
+    """Everything that a process publishes to or reads from. `steps`: command queues that must be there, whoever serves them."""
+    await declare_commands(channel, steps)
     for actor in actors:
         await declare_step(channel, actor.step, exchange=actor.exchange, keys=actor.binding_keys)
     for delay in rungs:

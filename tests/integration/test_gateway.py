@@ -1,0 +1,57 @@
+"""The gateway over real HTTP calls into the application, on the real broker."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from actors.ledger import ACTORS
+from bus.settings import BusSettings
+from contracts import channels
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+from tests.integration.conftest import Customer, Workshop, soon
+
+
+@pytest.fixture
+async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(bus_settings, GatewaySettings(question_seconds=1))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        yield client
+
+
+async def test_health_tells_whether_the_broker_is_there(http: httpx.AsyncClient) -> None:
+    response = await http.get("/health")
+    assert (response.status_code, response.json()) == (200, {"status": "healthy", "broker": True})
+
+
+async def test_a_job_is_asked_of_the_ledger(http: httpx.AsyncClient, workshop: Workshop, customer: Customer) -> None:
+    event = {"kind": "completed", "step": "job", "job_id": "j-77", "at": "2026-01-01T00:00:00Z", "message_id": "m", "result": {"a": 1}}
+    async with workshop(*ACTORS):
+        await customer.send(channels.event_key("job", "completed", "j-77"), event, exchange=channels.EVENTS)
+
+        async def there() -> bool:
+            return (await http.get("/jobs/j-77")).status_code == 200
+
+        await soon(there)
+        job = (await http.get("/jobs/j-77")).json()
+        assert (job["state"], job["result"]) == ("completed", {"a": 1})
+        listed = (await http.get("/jobs", params={"state": "completed", "limit": 500})).json()["jobs"]
+        assert "j-77" in [job["job_id"] for job in listed]
+
+
+async def test_an_unknown_job_is_a_problem_document(http: httpx.AsyncClient, workshop: Workshop) -> None:
+    async with workshop(*ACTORS):
+        response = await http.get("/jobs/never")
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
+    assert response.json()["title"] == "job-unknown"
+
+
+async def test_without_a_ledger_the_question_runs_out_of_time(http: httpx.AsyncClient) -> None:
+    """504 with the cause, not a hang."""
+    response = await http.get("/jobs/any")
+    assert (response.status_code, response.json()["title"]) == (504, "no reply in time")
+
+
+async def test_a_bad_filter_is_refused(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/jobs", params={"limit": 0})).status_code == 422
