@@ -1,5 +1,7 @@
 # Everything here works on a fresh clone: Python 3.11 or newer and make are all it needs.
 
+unexport PYTHONDONTWRITEBYTECODE # torch is compiled once, at its first import, not in every process
+
 # The first that really runs, is new enough and can make a virtual environment. 3.11 comes first: the constraints were tested on it.
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \

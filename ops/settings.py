@@ -1,9 +1,12 @@
 """What the person or the environment decides about the parts of this machine."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bus.settings import BusSettings
 
 SERVER_PATH = ":".join([
     "/usr/lib/rabbitmq/bin",  # Debian's own script; the one on PATH is a wrapper that insists on the user `rabbitmq`
@@ -24,6 +27,8 @@ class LocalSettings(BaseSettings):
     amqp_url: SecretStr | None = None
     database_url: SecretStr | None = None
     store_url: str | None = None
+    rabbitmq_host: str | None = Field(None, description="The other way to name a broker; see `BusSettings`.")
+    aws_storage_bucket_name: str | None = Field(None, description="The other way to name a store; see `StoreSettings`.")
     local_folder: Path = Field(Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the parts keep their data.")
     may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
     server_path: str = Field(
@@ -31,3 +36,22 @@ class LocalSettings(BaseSettings):
         validation_alias="ATELIER_RABBITMQ_PATH",
         description="Folders, colon between, searched before PATH.",
     )
+
+    @property
+    def given_amqp_url(self) -> str | None:
+        if self.amqp_url or not self.rabbitmq_host:
+            return self.amqp_url.get_secret_value() if self.amqp_url else None
+        return BusSettings().amqp_url.get_secret_value()
+
+    @property
+    def given_database_url(self) -> str | None:
+        return self.database_url.get_secret_value() if self.database_url else None
+
+    @property
+    def given_store_url(self) -> str | None:
+        return self.store_url or (f"s3://{self.aws_storage_bucket_name}" if self.aws_storage_bucket_name else None)
+
+
+def inherited() -> dict[str, str]:
+    """The environment that a child process starts from."""
+    return dict(os.environ)

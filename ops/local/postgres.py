@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
-from anyio import CancelScope, to_thread
 
 from ops.errors import SetupError
 from ops.local import ports, process
-from ops.local.sharing import Shared
+from ops.local.sharing import Shared, joined
+from ops.settings import inherited
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -176,17 +176,12 @@ def let_through(path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    return {"PATH": inherited().get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 @asynccontextmanager
 async def embedded_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A running server. Several processes may share the folder: the last one out stops it."""
     server = EmbeddedPostgres(folder)
-    share = Shared(server, folder)
-    try:
-        await to_thread.run_sync(share.join)
+    async with joined(Shared(server, folder)):
         yield server
-    finally:
-        with CancelScope(shield=True):
-            await to_thread.run_sync(share.leave)

@@ -4,7 +4,6 @@ It knows nothing of other nodes of this machine, and they nothing of it. `kill` 
 """
 
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -15,12 +14,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from anyio import CancelScope, to_thread
-
 from ops.errors import SetupError
 from ops.local import ports, process
-from ops.local.sharing import Shared
+from ops.local.sharing import Shared, joined
 from ops.local.slim import slim_tree
+from ops.settings import inherited
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -108,7 +106,7 @@ class RabbitNode:
         """The environment of the node and of every `rabbitmqctl` that shall speak with it."""
         ours = {
             "HOME": self.folder,  # Erlang makes its cookie there
-            "PATH": f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+            "PATH": f"{inherited().get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node, instead of staying as its parent
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -206,10 +204,5 @@ def answers(port: int) -> bool:
 async def private_rabbitmq(folder: Path, server: Path) -> AsyncIterator[RabbitNode]:
     """A running node. Several processes may share the folder: the last one out stops the node."""
     node = RabbitNode(folder, server)
-    share = Shared(node, folder)
-    try:
-        await to_thread.run_sync(share.join)
+    async with joined(Shared(node, folder)):
         yield node
-    finally:
-        with CancelScope(shield=True):
-            await to_thread.run_sync(share.leave)

@@ -5,10 +5,14 @@ running server, and the next user takes that over.
 """
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
+
+from anyio import CancelScope, create_task_group, to_thread
+
+from ops.errors import SetupError
 
 
 class Server(Protocol):
@@ -54,3 +58,29 @@ class Shared:
         with (self._folder / "starting.lock").open("ab") as door:
             fcntl.flock(door, fcntl.LOCK_EX)
             yield
+
+
+@asynccontextmanager
+async def joined(*shares: Shared) -> AsyncIterator[None]:
+    """All of them started at the same time, and left at the end, whatever happened. Raises the first SetupError."""
+    try:
+        await at_once([share.join for share in shares])
+        yield
+    finally:
+        with CancelScope(shield=True):
+            await at_once([share.leave for share in shares])
+
+
+async def at_once(calls: Sequence[Callable[[], None]]) -> None:
+    """Each in a thread of its own. All of them end before the first SetupError is raised."""
+    try:
+        async with create_task_group() as group:
+            for call in calls:
+                group.start_soon(to_thread.run_sync, call)
+    except* SetupError as errors:
+        raise first(errors) from None
+
+
+def first(group: BaseExceptionGroup[SetupError]) -> SetupError:
+    error = group.exceptions[0]
+    return first(error) if isinstance(error, BaseExceptionGroup) else error

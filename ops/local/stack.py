@@ -1,0 +1,70 @@
+"""The parts that nobody gave us: RabbitMQ, PostgreSQL and the store, under one folder of the checkout."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from anyio import to_thread
+
+from ops.local.install import find_rabbitmq
+from ops.local.postgres import EmbeddedPostgres
+from ops.local.rabbitmq import RabbitNode
+from ops.local.sharing import Shared, joined
+from ops.settings import LocalSettings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the parts are."""
+
+    amqp_url: str
+    database_url: str
+    store_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As actors read it."""
+        return {"AMQP_URL": self.amqp_url, "DATABASE_URL": self.database_url, "STORE_URL": self.store_url}
+
+
+@asynccontextmanager
+async def local_stack(settings: LocalSettings) -> AsyncIterator[Addresses]:
+    """Start what has no URL, all at once, and stop at the end what nobody else uses. Raises SetupError with the cure."""
+    folder = settings.local_folder.resolve()
+    shares: list[Shared] = []
+    amqp, database = settings.given_amqp_url, settings.given_database_url
+    if not amqp:
+        node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_rabbitmq, settings))
+        shares.append(Shared(node, node.folder))
+    if not database:
+        server = EmbeddedPostgres(folder / "postgres")
+        shares.append(Shared(server, server.folder))
+    async with joined(*shares):
+        addresses = Addresses(
+            amqp_url=amqp or node.url,
+            database_url=database or server.url,
+            store_url=settings.given_store_url or store_in(settings),
+        )
+        log.info(
+            "stack.ready", rabbitmq="given" if amqp else "private", postgres="given" if database else "embedded", store=addresses.store_url
+        )
+        yield addresses
+    log.info("stack.left")
+
+
+def store_in(settings: LocalSettings) -> str:
+    folder = settings.local_folder.resolve() / "store"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.as_uri()
+
+
+def stop_leftovers(settings: LocalSettings) -> None:
+    """Stop what still runs in the folder, whoever started it."""
+    folder = settings.local_folder.resolve()
+    if (folder / "rabbitmq").exists():
+        RabbitNode(folder / "rabbitmq", folder).stop()
+    if (folder / "postgres").exists():
+        EmbeddedPostgres(folder / "postgres").stop()

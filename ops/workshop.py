@@ -1,0 +1,38 @@
+"""Which module serves which step. Nothing is imported until a step is asked for, so that a CPU actor never meets torch."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from bus.actor import Actor
+from bus.adapter import Adapter
+from ops.errors import SetupError
+
+MODULES: dict[str, str] = {
+    "image_generation": "actors.adapters.image_generation",
+    "image": "actors.image",
+    "watermark": "actors.watermark",
+    "upload": "actors.upload",
+    "webhook": "actors.webhook",
+    "ledger": "actors.ledger",
+}
+"""Step or foreign queue to module. A module has an ACTOR or an ADAPTER."""
+
+NEEDS_MODELS = frozenset({"image"})
+"""Steps that need the `models` extra."""
+
+
+@dataclass(frozen=True)
+class Staff:
+    """Who works in one process."""
+
+    actors: list[Actor]
+    adapters: list[Adapter]
+
+
+def hire(steps: list[str]) -> Staff:
+    """Import what serves `steps`. Raises SetupError for a step that nobody knows."""
+    unknown = [step for step in steps if step not in MODULES]
+    if unknown:
+        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
+    rooms = [import_module(MODULES[step]) for step in steps]
+    return Staff([room.ACTOR for room in rooms if hasattr(room, "ACTOR")], [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")])
