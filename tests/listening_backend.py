@@ -24,18 +24,21 @@ class Heard:
 
 @dataclass
 class Backend:
-    """`answers` are given in turn, then 200 for ever. An answer is a status, a status with headers, or None: hang up without a word."""
+    """`answers` are given in turn, then 200 for ever. An answer is a status, a status with headers, or None: hang up without a word.
+
+    Each request heard adds one to `arrived`; with `hold` no answer is given until it is set.
+    """
 
     answers: list[int | tuple[int, dict[str, str]] | None] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     hold: asyncio.Event | None = None
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             self.heard.append(await hear(reader))
-            self.arrived.set()
+            self.arrived.release()
             if self.hold:
                 await self.hold.wait()
             answer = self.answers.pop(0) if self.answers else OK

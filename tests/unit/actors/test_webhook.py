@@ -213,7 +213,7 @@ async def test_progress_only_rises(tell: Handler, backend: Backend) -> None:
 async def test_complete_waits_for_a_progress_under_way(tell: Handler, backend: Backend) -> None:
     backend.hold = asyncio.Event()
     first = asyncio.create_task(tell(progress(), context_of("m1")))
-    await backend.arrived.wait()
+    await backend.arrived.acquire()
     last = asyncio.create_task(tell(COMPLETE, context_of("m2")))
     await asyncio.sleep(0.05)
     assert backend.paths == ["progress"]
