@@ -1,7 +1,7 @@
 """The outbox: posts letters on a connection of its own and waits for the broker's confirm, each within a time limit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -43,11 +43,13 @@ class Outbox:
         """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
         await until_back(lambda: self.post(*letters), "broker")
 
-    async def prepare(self, declare: Callable[[AbstractChannel], Awaitable[None]], *, keep: bool = False) -> None:
-        """Run declarations on a channel of their own on this connection; `keep` leaves that channel open."""
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        """A channel of one's own on this connection: to declare with, or to listen on."""
         channel = await self._connection.channel()
-        await declare(channel)
-        if not keep:
+        try:
+            yield channel
+        finally:
             await channel.close()
 
     async def _post(self, letter: Letter) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from bus.control import cancel_letter
 from bus.letters import command_letter
@@ -40,7 +40,7 @@ class Requests:
     """Sends commands and hands each reply to whoever waits for it."""
 
     def __init__(self, outbox: Outbox, reply_queue: str) -> None:
-        self._outbox, self._reply_queue = outbox, reply_queue
+        self._outbox, self.reply_queue = outbox, reply_queue
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self.late_replies = 0
 
@@ -52,7 +52,7 @@ class Requests:
         job_id = str(uuid4())
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
         headers = {Header.DEADLINE.value: deadline.isoformat()} | ({Header.TENANT.value: tenant} if tenant else {})
-        letter = command_letter(step, body, message_id=job_id, job_id=job_id, headers=headers, reply_to=self._reply_queue)
+        letter = command_letter(step, body, message_id=job_id, job_id=job_id, headers=headers, reply_to=self.reply_queue)
         self._waiting[job_id] = asyncio.get_running_loop().create_future()
         try:
             await self._outbox.post(letter)
@@ -92,9 +92,7 @@ async def open_requests(outbox: Outbox) -> AsyncIterator[Requests]:
     """A reply queue with a name of its own: classic, exclusive, gone with this process."""
     requests = Requests(outbox, f"atelier.reply.{uuid4()}")
 
-    async def listen(channel: AbstractChannel) -> None:
-        queue = await channel.declare_queue(requests._reply_queue, exclusive=True, auto_delete=True)
+    async with outbox.channel() as channel:
+        queue = await channel.declare_queue(requests.reply_queue, exclusive=True, auto_delete=True)
         await queue.consume(requests.take, no_ack=True)
-
-    await outbox.prepare(listen, keep=True)
-    yield requests
+        yield requests

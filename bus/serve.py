@@ -10,11 +10,11 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from faststream.rabbit import RabbitBroker
 
-from bus import control
 from bus.actor import Actor, Tools
 from bus.adapter import Adapter, AdapterCounter
 from bus.broker import open_broker, stop_consuming, subscribe, subscribe_foreign
 from bus.cancellations import Cancellations
+from bus.control import open_control
 from bus.database import make_tables, open_database
 from bus.inbox import SCHEMA, ForgetfulInbox, Inbox, PostgresInbox, open_inbox
 from bus.outbox import open_outbox
@@ -22,7 +22,7 @@ from bus.receive import Counter
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
 from bus.stores import open_claims
-from bus.topology import declare_dead, declare_topology
+from bus.topology import declare_topology
 from contracts.steps import COMMANDS
 
 log = structlog.get_logger()
@@ -84,17 +84,17 @@ async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], se
         handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
 
         cancellations, running = Cancellations(), Running()
-        await outbox.prepare(lambda channel: declare_topology(channel, actors, COMMANDS, settings.rungs))
-        await outbox.prepare(lambda channel: control.listen(channel, inbox, cancellations), keep=True)
+        async with outbox.channel() as channel:
+            await declare_topology(channel, actors, adapters, COMMANDS, settings.rungs)
+        await stack.enter_async_context(open_control(outbox, inbox, cancellations))
         broker = open_broker(settings.broker_url, f"{settings.worker} {'+'.join(names)}")
         for actor, handle in zip(actors, handlers, strict=True):
             memory: Inbox = inbox if actor.remembers else ForgetfulInbox(pool)
             counter = Counter(actor, handle, memory, outbox, cancellations, settings)
             subscribe(broker, actor, running.counted(counter.receive))
         for adapter in adapters:
-            await outbox.prepare(lambda channel, name=adapter.name: declare_dead(channel, name))  # type: ignore[misc]
-            counter_of = AdapterCounter(adapter, outbox, settings.worker)
-            subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(counter_of.receive))
+            door = AdapterCounter(adapter, outbox, settings.worker)
+            subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(door.receive))
 
         await stack.enter_async_context(forgetting(inbox, settings.inbox_retention_days))
         await broker.start()

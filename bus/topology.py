@@ -12,6 +12,7 @@ from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 
 from bus.actor import Actor
+from bus.adapter import Adapter
 from contracts import channels
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -50,10 +51,15 @@ async def declare_commands(channel: AbstractChannel, steps: Iterable[str]) -> No
         await declare_step(channel, step)
 
 
-async def declare_topology(channel: AbstractChannel, actors: Iterable[Actor], steps: Iterable[str], rungs: Iterable[float]) -> None:
+async def declare_topology(
+    channel: AbstractChannel, actors: Iterable[Actor], adapters: Iterable[Adapter], steps: Iterable[str], rungs: Iterable[float]
+) -> None:
     """Everything that a process publishes to or reads from. `steps`: command queues that must be there, whoever serves them."""
     await declare_commands(channel, steps)
     for actor in actors:
         await declare_step(channel, actor.step, exchange=actor.exchange, keys=actor.binding_keys)
+    for adapter in adapters:
+        await channel.declare_queue(adapter.queue, durable=True)
+        await declare_dead(channel, adapter.name)
     for delay in rungs:
         await declare_rung(channel, delay)

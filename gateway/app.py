@@ -22,7 +22,8 @@ def create_app(bus: BusSettings, settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_outbox(bus) as outbox:
-            await outbox.prepare(lambda channel: declare_commands(channel, (*COMMANDS, *QUESTIONS)))
+            async with outbox.channel() as channel:
+                await declare_commands(channel, (*COMMANDS, *QUESTIONS))
             async with open_requests(outbox) as requests:
                 app.state.requests, app.state.outbox, app.state.settings = requests, outbox, settings
                 yield
