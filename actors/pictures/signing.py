@@ -3,6 +3,7 @@
 The mark's width is a share of the picture's; it keeps its proportions, stays 10 pixels from the edges and never outgrows the picture.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from contracts.watermark import Position, Signature, Size
 
 MARGIN = 10
 SHARE: dict[Size, float] = {"small": 0.15, "medium": 0.25, "large": 0.35}
-MEASURED_AT = 100
-LARGEST_FONT = 1000
+MEASURED_AT = 40
+SMALLEST_FONT, LARGEST_FONT = 8, 1000
 
 
 def sign(picture: Image.Image, mark: Image.Image, signature: Signature) -> Image.Image:
@@ -30,10 +31,11 @@ def room(side: int) -> int:
     return max(1, side - 2 * MARGIN)
 
 
-def box(picture: tuple[int, int], mark: tuple[int, int], size: Size) -> tuple[int, int]:
-    """Width and height of the mark, in pixels: the share of the width, unless the picture's room is less."""
+def box(picture: tuple[int, int], mark: tuple[int, int], size: Size, tallest: int | None = None) -> tuple[int, int]:
+    """Width and height of the mark, in pixels: the share of the width, unless the room in the picture, or `tallest`, is less."""
     width, height = mark
-    scale = min(SHARE[size] * picture[0] / width, room(picture[0]) / width, room(picture[1]) / height)
+    highest = min(room(picture[1]), tallest or picture[1])
+    scale = min(SHARE[size] * picture[0] / width, room(picture[0]) / width, highest / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -58,16 +60,21 @@ def picture_mark(mark: Image.Image, picture: tuple[int, int], size: Size) -> Ima
 
 def text_mark(text: Sequence[Run], picture: tuple[int, int], size: Size) -> Image.Image:
     """The text in white with a dark rim, so that it is seen on any ground. A short text is no taller than the share of the height."""
-    rough = measure(text, MEASURED_AT)
-    goal = box(picture, (max(1, rough[2] - rough[0]), max(1, rough[3] - rough[1])), size)
-    limit = goal[0], max(1, min(goal[1], round(SHARE[size] * picture[1])))
-    scale = min(limit[0] / max(1, rough[2] - rough[0]), limit[1] / max(1, rough[3] - rough[1]))
-    points = max(1, min(LARGEST_FONT, int(MEASURED_AT * scale)))
+    tallest = max(1, round(SHARE[size] * picture[1]))
+    rough = inked(text, MEASURED_AT)
+    goal = box(picture, rough.size, size, tallest)
+    # Letters come in whole sizes only: drawn at twice the size, then brought to the very pixel.
+    points = math.ceil(2 * MEASURED_AT * goal[0] / rough.width)
+    drawn = inked(text, max(SMALLEST_FONT, min(LARGEST_FONT, points)))
+    return drawn.resize(box(picture, drawn.size, size, tallest), Image.Resampling.LANCZOS)
+
+
+def inked(text: Sequence[Run], points: int) -> Image.Image:
+    """The text on nothing, cut to its ink."""
     left, top, right, bottom = measure(text, points)
-    mark = Image.new("RGBA", (max(1, right - left), max(1, bottom - top)))
+    mark = Image.new("RGBA", (right - left, bottom - top))
     write(ImageDraw.Draw(mark), text, points, (-left, -top))
-    # Hinting makes small letters wider than their share: rounded away here.
-    return mark.resize(box(picture, mark.size, size), Image.Resampling.LANCZOS) if mark.width > goal[0] or mark.height > goal[1] else mark
+    return mark.crop(mark.getbbox() or (0, 0, 1, 1))
 
 
 def measure(text: Sequence[Run], points: int) -> tuple[int, int, int, int]:
