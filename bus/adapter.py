@@ -18,6 +18,7 @@ from bus.outbox import Outbox
 from bus.outcome import Dead, fault_of
 from contracts.event import EventKind
 from contracts.slip import Slip
+from contracts.wire import Header
 
 log = structlog.get_logger()
 
@@ -91,7 +92,8 @@ class AdapterCounter:
         burial = letters.burial(work, outcome, now=datetime.now(UTC))
         if told:
             body = told.body | {"fault": fault.model_dump(mode="json")}
-            burial.append(_letter(Translated(told.step, body, told.message_id, told.job_id, told.headers)))
+            headers = told.headers | {Header.ASIDE.value: True}
+            burial.append(_letter(Translated(told.step, body, told.message_id, told.job_id, headers)))
         await self.outbox.post_until_confirmed(*burial)
         log.error("order.dead", adapter=self.adapter.name, code=code, cause=fault.message, job_id=work.delivery.job_id)
 

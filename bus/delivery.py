@@ -32,6 +32,7 @@ class Delivery:
     reply_to: str | None = None
     attempt: int = 1
     returns: int = 0
+    aside: bool = False
     deadline: datetime | None = None
     tenant: str | None = None
     traceparent: str | None = None
@@ -52,6 +53,7 @@ class Delivery:
             reply_to=raw.reply_to,
             attempt=max(1, _integer(headers.get(Header.ATTEMPT), 1)),
             returns=_integer(headers.get("x-delivery-count"), 0),
+            aside=headers.get(Header.ASIDE) is True,
             deadline=_moment(headers.get(Header.DEADLINE)),
             tenant=_text(headers.get(Header.TENANT)),
             traceparent=_text(headers.get(Header.TRACEPARENT)),

@@ -72,9 +72,9 @@ def done(work: Work, result: dict[str, Any]) -> list[Letter]:
     last = ends_here(work.slip, result)
     if work.delivery.reply_to and (last or (work.slip and work.slip.reply_here)):
         letters.append(reply(work, result))
-    if last:
+    if last and not work.delivery.aside:
         letters.append(event(work, EventKind.COMPLETED, step=JOB, result=result))
-    elif work.slip:
+    elif not last and work.slip:
         visit = Visit(step=work.step, worker=work.worker, started_at=work.started_at, seconds=work.seconds)
         letters.append(next_stop(work, after_stop(work.slip, result, visit)))
     return letters
@@ -124,7 +124,9 @@ def burial(work: Work, outcome: Dead, *, now: datetime) -> list[Letter]:
 def ended(work: Work, fault: Fault) -> list[Letter]:
     """A job that will not be finished: the events, the fault to whoever awaits a reply, and the slip's own last word."""
     kind = EventKind.CANCELLED if fault.code == CANCELLED else EventKind.FAILED
-    letters = [event(work, kind, fault=fault), event(work, kind, step=JOB, fault=fault)]
+    letters = [event(work, kind, fault=fault)]
+    if not work.delivery.aside:
+        letters.append(event(work, kind, step=JOB, fault=fault))
     if work.delivery.reply_to:
         letters.append(reply(work, fault.model_dump(mode="json"), type="fault.v1"))
     if work.slip and work.slip.on_failure and work.slip.on_failure.step != work.step:
@@ -174,13 +176,15 @@ def _aside(work: Work, stop: Stop, mark: str, **more: Any) -> Letter:
     assert work.slip is not None
     message_id = derived_id(work.delivery.message_id, "aside", stop.step, mark)
     body = command(stop, work.slip, **more)
-    return command_letter(stop.step, body, message_id=message_id, job_id=work.delivery.job_id, headers=_caused(work))
+    headers = _caused(work) | {Header.ASIDE.value: True}
+    return command_letter(stop.step, body, message_id=message_id, job_id=work.delivery.job_id, headers=headers)
 
 
 def _failed(work: Work, fault: Fault, now: datetime) -> dict[str, Any]:
     """Headers that a message keeps from its first failure on."""
     delivery = work.delivery
-    return delivery.travelling_headers | {
+    aside = {Header.ASIDE.value: True} if delivery.aside else {}
+    return delivery.travelling_headers | aside | {
         Header.ORIGIN_QUEUE.value: delivery.origin.queue,
         Header.ORIGIN_EXCHANGE.value: delivery.origin.exchange,
         Header.ORIGIN_KEY.value: delivery.origin.routing_key,

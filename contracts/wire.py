@@ -30,6 +30,8 @@ class Header(StrEnum):
     """str: who pays for the work; queues on the device take turns by it."""
     CAUSATION = "atelier-causation"
     """str: the message id that led to this one."""
+    ASIDE = "atelier-aside"
+    """bool: the command runs beside its job's way (a progress webhook); neither its end nor its failure is the job's."""
     TRACEPARENT = "traceparent"
     """str: W3C trace context."""
     ORIGIN_QUEUE = "atelier-origin-queue"

@@ -113,3 +113,13 @@ def test_the_slip_of_an_unreadable_command_is_still_found() -> None:
     assert slip_of(b'{"prompt": 5, "slip": {"variables": {"a": 1}}}') == Slip(variables={"a": 1})
     for body in (b"{", b"[]", b"5", b'{"slip": 5}', b"\xff", b"[" * 100_000):
         assert slip_of(body) is None
+
+
+def test_what_runs_beside_the_way_ends_no_job() -> None:
+    """A progress webhook that is done, or dead, says nothing about its job; a retry of it is still beside the way."""
+    assert [letter.key for letter in done(work(aside=True), {})] == ["image.completed.job-1"]
+    assert [letter.key for letter in follow(work(aside=True), Dead(FAULT), now=NOW)] == ["atelier.dead.image", "image.failed.job-1"]
+    (again,) = follow(work(aside=True), Retry(2.0, FAULT), now=NOW)
+    assert again.headers[Header.ASIDE] is True
+    slip = Slip(on_progress=Stop(step="webhook"))
+    assert progress(work(slip), Progress(current_step=1, total_steps=1, progress_percent=100))[1].headers[Header.ASIDE] is True
