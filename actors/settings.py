@@ -34,7 +34,10 @@ class UploadSettings(BaseSettings):
     @classmethod
     def fillable(cls, template: str) -> str:
         """Two orders must never share a key."""
-        filled = template.format(name="<name>", index="<index>", extension="png")
+        try:
+            filled = template.format(name="<name>", index="<index>", extension="png")
+        except (LookupError, AttributeError) as error:
+            raise ValueError(f"the key {template!r} may contain {{name}}, {{index}} and {{extension}} only") from error
         if "<name>" not in filled:
             raise ValueError(f"the key {template!r} must contain {{name}}")
         return template
