@@ -1,0 +1,222 @@
+"""The executor over real processes that crash, hang, leave, take all memory and are killed."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from actors.engines.executor import Executor, open_executor
+from actors.engines.protocol import Advanced, EngineSpec
+from actors.engines.settings import ExecutorSettings
+from bus.errors import EngineDead, PermanentError, TemporaryError
+from tests.misbehaving import Chore
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@asynccontextmanager
+async def open_clay(
+    options: dict[str, Any] | None = None, *, admit: int = 100, capacity: int = 8, unready: Any = lambda _: None, **limits: Any
+) -> AsyncIterator[Executor]:
+    settings = ExecutorSettings(**{"step_seconds": 5.0, "first_wait_seconds": 0.05, "longest_wait_seconds": 0.3, **limits})
+    spec = EngineSpec("tests.misbehaving:open_clay", options)
+    async with open_executor(spec, settings, admit=admit, capacity=capacity, unready=unready) as executor:
+        yield executor
+
+
+async def test_work_is_done_and_every_step_is_told() -> None:
+    steps: list[Advanced] = []
+    async with open_clay() as executor:
+        outcome = await executor.run(Chore(steps=4, parcel=1_000_000), on_step=steps.append)
+        assert [(step.step, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert outcome.result["process"] == executor.process_id != os.getpid()
+        assert [len(parcel) for parcel in outcome.parcels] == [1_000_000]
+        assert list(executor.spool.iterdir()) == []
+
+
+async def test_work_that_the_engine_refuses_fails_alone() -> None:
+    async with open_clay() as executor:
+        good, bad = await asyncio.gather(executor.run(Chore()), executor.run(Chore(steps=0)), return_exceptions=True)
+        assert isinstance(bad, PermanentError)
+        assert bad.code == "no-steps"
+        assert good.result["steps"] == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("deed", ["segfault", "exit", "raise", "hang"])
+async def test_only_the_culprit_is_buried(deed: str) -> None:
+    """Four orders share the process that one of them ends; three are done by its successor."""
+    async with open_clay(step_seconds=1.0) as executor:
+        await executor.ready()
+        culprit = executor.run(Chore(steps=5, deed=deed, at=2))
+        *others, caught = await asyncio.gather(*(executor.run(Chore(steps=20)) for _ in range(3)), culprit, return_exceptions=True)
+        assert isinstance(caught, PermanentError)
+        assert caught.code == "engine-crash"
+        assert [other.result["steps"] for other in others] == [20, 20, 20]  # type: ignore[union-attr]
+        assert (await executor.run(Chore())).result["steps"] == 3
+
+
+async def test_a_kill_from_outside_costs_no_order() -> None:
+    async with open_clay() as executor:
+        await executor.ready()
+        work = [asyncio.create_task(executor.run(Chore(steps=30, seconds=0.02))) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        first = executor.process_id
+        assert first
+        os.kill(first, signal.SIGKILL)
+        outcomes = await asyncio.gather(*work)
+        assert all(outcome.result["process"] != first for outcome in outcomes)
+        assert executor.stats.deaths == {"killed": 1}
+
+
+async def test_too_much_memory_is_a_temporary_error_and_spares_the_others() -> None:
+    async with open_clay(memory_limit_bytes=1 << 30) as executor:
+        greedy, modest = await asyncio.gather(
+            executor.run(Chore(deed="allocate")), executor.run(Chore(steps=10)), return_exceptions=True
+        )  # fmt: skip
+        assert isinstance(greedy, TemporaryError)
+        assert greedy.code == "out-of-memory"
+        assert modest.result["steps"] == 10  # type: ignore[union-attr]
+
+
+async def test_cancel_ends_one_order_at_its_next_step_and_no_other() -> None:
+    async with open_clay(capacity=2) as executor:
+        await executor.ready()
+        long = asyncio.create_task(executor.run(Chore(steps=10_000, seconds=0.02)))
+        beside = asyncio.create_task(executor.run(Chore(steps=30, seconds=0.02)))
+        waiting = asyncio.create_task(executor.run(Chore(steps=2)))
+        await asyncio.sleep(0.2)
+        process = executor.process_id
+        began = time.monotonic()
+        long.cancel()
+        assert (await waiting).result["steps"] == 2
+        assert time.monotonic() - began < 0.3, "the freed place goes to the next order at once"
+        assert (await beside).result["process"] == process
+        assert executor.stats.cancelled == 1
+        assert executor.in_hand == 0
+
+
+async def test_an_order_cancelled_while_it_waits_never_reaches_the_engine() -> None:
+    async with open_clay(capacity=1) as executor:
+        await executor.ready()
+        first = asyncio.create_task(executor.run(Chore(steps=20, seconds=0.01)))
+        steps: list[Advanced] = []
+        second = asyncio.create_task(executor.run(Chore(), on_step=steps.append))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await first
+        assert steps == []
+        assert executor.in_hand == 0
+
+
+async def test_an_order_whose_deadline_has_passed_never_reaches_the_engine() -> None:
+    steps: list[Advanced] = []
+    async with open_clay() as executor:
+        with pytest.raises(PermanentError) as caught:
+            await executor.run(Chore(), deadline=datetime.now(UTC) - timedelta(seconds=1), on_step=steps.append)
+        assert caught.value.code == "deadline-exceeded"
+        assert steps == []
+
+
+async def test_no_more_is_admitted_than_may_be_in_hand() -> None:
+    async with open_clay(admit=2) as executor:
+        work = [asyncio.create_task(executor.run(Chore(steps=5, seconds=0.01))) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(TemporaryError):
+            await executor.run(Chore())
+        await asyncio.gather(*work)
+
+
+async def test_a_hundred_orders_of_one_tenant_do_not_starve_another() -> None:
+    async with open_clay(admit=200, capacity=2) as executor:
+        await executor.ready()
+        finished: list[str] = []
+
+        async def order(tenant: str) -> None:
+            await executor.run(Chore(steps=2), tenant=tenant)
+            finished.append(tenant)
+
+        many = [asyncio.create_task(order("a")) for _ in range(100)]
+        await asyncio.sleep(0)
+        await order("b")
+        assert len(finished) <= 6, "b waits for those at work and for one turn of a"
+        await asyncio.gather(*many)
+
+
+async def test_an_engine_that_cannot_come_up_opens_the_breaker_until_it_can(tmp_path: Path) -> None:
+    said: list[str | None] = []
+    needed, marks = tmp_path / "weights", tmp_path / "marks"
+    async with open_clay({"unless": str(needed), "marks": str(marks)}, unready=said.append, failures_before_open=3) as executor:
+        with pytest.raises(EngineDead):
+            await executor.run(Chore())
+        assert not executor.healthy
+        assert "is not there" in (executor.reason or "")
+        assert len(marks.read_text().splitlines()) == 3
+        needed.touch()
+        assert (await executor.run(Chore())).result["steps"] == 3
+        assert executor.healthy
+        assert said[-1] is None
+
+
+async def test_the_loop_stays_free_while_the_process_is_busy() -> None:
+    async with open_clay() as executor:
+        work = [asyncio.create_task(executor.run(Chore(steps=200, seconds=0.001))) for _ in range(8)]
+        lags = []
+        while not all(task.done() for task in work):
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append(time.perf_counter() - before - 0.005)
+        assert sorted(lags)[len(lags) // 2] < 0.01
+
+
+async def test_closing_gives_the_work_back_and_leaves_no_process() -> None:
+    async with open_clay() as executor:
+        await executor.ready()
+        work = asyncio.create_task(executor.run(Chore(steps=1000, seconds=0.01)))
+        await asyncio.sleep(0.1)
+        process = executor.process_id
+        assert process
+    with pytest.raises(EngineDead):
+        await work
+    assert not psutil.pid_exists(process)
+    assert not executor.spool.exists()
+
+
+async def test_the_process_ignores_the_signals_that_are_meant_for_its_parent() -> None:
+    async with open_clay() as executor:
+        await executor.ready()
+        assert executor.process_id
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(executor.process_id, number)
+        assert (await executor.run(Chore())).result["process"] == executor.process_id
+        assert not executor.stats.deaths
+
+
+async def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
+    """A parent that is killed with SIGKILL leaves no process behind, though that one is in the middle of a step."""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.short_lived_parent", str(tmp_path / "child"), cwd=Path(__file__).parents[2]
+    )
+    child = await number_in(tmp_path / "child")
+    assert psutil.pid_exists(child)
+    parent.kill()
+    await parent.wait()
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("the process outlived its parent")
+
+
+async def number_in(file: Path) -> int:
+    while not (file.exists() and file.read_text().endswith("\n")):
+        await asyncio.sleep(0.02)
+    return int(file.read_text())
