@@ -15,7 +15,7 @@ MODULES: dict[str, str] = {
     "webhook": "actors.webhook",
     "ledger": "actors.ledger",
 }
-"""Step or foreign queue to module. A module has an ACTOR or an ADAPTER."""
+"""Step or foreign queue to module. A module has an ACTOR, several ACTORS, or an ADAPTER."""
 
 NEEDS_MODELS = frozenset({"image"})
 """Steps that need the `models` extra."""
@@ -35,4 +35,5 @@ def hire(steps: list[str]) -> Staff:
     if unknown:
         raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
     rooms = [import_module(MODULES[step]) for step in steps]
-    return Staff([room.ACTOR for room in rooms if hasattr(room, "ACTOR")], [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")])
+    actors = [actor for room in rooms for actor in getattr(room, "ACTORS", ())] + [room.ACTOR for room in rooms if hasattr(room, "ACTOR")]
+    return Staff(actors, [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")])

@@ -32,7 +32,8 @@ def call_of(command: Webhook) -> Call:
             rest = {"progress_percent": progress.progress_percent, "estimated_seconds": progress.estimated_seconds}
             return call("PATCH", command, progress=steps | rest)
         case Webhook(kind="complete", result_url=str() as url):
-            more = {"metadata": command.metadata} if command.metadata else {}
+            metadata = command.metadata | ({"prompt_tags": command.prompt_tags} if command.prompt_tags else {})
+            more = {"metadata": metadata} if metadata else {}
             several = {"result_urls": command.result_urls} if len(command.result_urls) > 1 else {}
             return call("POST", command, result_url=url, **several, **more)
         case Webhook(kind="failed", fault=fault):

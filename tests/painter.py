@@ -1,0 +1,41 @@
+"""A stand-in for the image step where a test is about the bus: flat colours by Pillow, at once. The real engine has tests of its own."""
+
+import hashlib
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from PIL import Image as Pillow
+
+from bus.actor import Actor, Context, Handler, Tools
+from bus.claims import ClaimStore
+from bus.errors import PermanentError, TemporaryError
+from contracts.event import Progress
+from contracts.image import Image, ImageDone, ImageMetadata
+from contracts.wire import Step
+
+
+async def paint(command: Image, context: Context, *, claims: ClaimStore) -> ImageDone:
+    """The prompt decides: `fails` fails for good, `shaky` fails once."""
+    if "fails" in command.prompt:
+        raise PermanentError("lora-missing", "no such weights")
+    if "shaky" in command.prompt and context.attempt == 1:
+        raise TemporaryError("not yet", delay=0.1)
+    for percent in (0, 25, 50, 75, 90):
+        await context.report(Progress(current_step=percent, total_steps=100, progress_percent=percent))
+    colour = hashlib.sha256(command.prompt.encode()).digest()[:3]
+    with io.BytesIO() as file:
+        Pillow.new("RGB", (command.width, command.height), tuple(colour)).save(file, "PNG")
+        data = file.getvalue()
+    claim = await claims.write(data, media_type="image/png", width=command.width, height=command.height)
+    metadata = ImageMetadata(seed=command.seed or 7, steps=command.steps, guidance_scale=command.guidance_scale)
+    return ImageDone(images=[claim], metadata=metadata)
+
+
+@asynccontextmanager
+async def open_painter(tools: Tools) -> AsyncIterator[Handler]:
+    yield partial(paint, claims=tools.claims)
+
+
+PAINTER = Actor(step=Step.IMAGE, command=Image, result=ImageDone, open=open_painter, timeout_seconds=30, prefetch=10)
