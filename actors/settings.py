@@ -58,4 +58,5 @@ class WebhookSettings(AddressSettings):
     webhook_allowed_hosts: Names = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
     webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, while a key is changed.")
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="One call, from the name to the end of the answer.")
+    webhook_memory_days: int = Field(90, ge=1, description="How long is known what a backend was told of a generation.")
     webhook_source: str = Field("inference-server", description="`X-Request-Source`.")

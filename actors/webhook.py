@@ -29,7 +29,9 @@ log = structlog.get_logger()
 async def open_webhook(tools: Tools) -> AsyncIterator[Handler]:
     settings = WebhookSettings()
     turns: Turns = PostgresTurns(tools.database) if tools.database else MemoryTurns()
-    if tools.database is None:
+    if tools.database:
+        await tools.database.execute(SQL["forget"], settings.webhook_memory_days)
+    else:
         log.warning("webhook.forgetful", reason="without DATABASE_URL the order of calls is kept in this process only")
     async with open_sender(settings) as sender:
         yield partial(webhook, sender=sender, turns=turns)

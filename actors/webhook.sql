@@ -30,3 +30,6 @@ on conflict (target, generation_id) do update set
     complete_message_id = excluded.complete_message_id,
     failed_state = excluded.failed_state,
     changed_at = now()
+
+-- name: forget
+delete from atelier.webhook_calls where changed_at < now() - make_interval(days => $1)

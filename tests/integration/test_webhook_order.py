@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from actors.backend.sending import Sender, open_sender
 from actors.backend.turns import SQL, PostgresTurns
 from actors.settings import WebhookSettings
-from actors.webhook import webhook
-from bus.actor import Handler
+from actors.webhook import open_webhook, webhook
+from bus.actor import Handler, Tools
+from bus.claims import ClaimStore
 from bus.errors import TemporaryError
+from bus.store_settings import StoreSettings
+from bus.stores import open_claims
 from contracts.webhook import Webhook
 from tests.listening_backend import Backend, open_backend
 from tests.unit.actors.conftest import context_of
@@ -30,6 +34,12 @@ def progress(percent: int) -> Webhook:
 async def backend() -> AsyncIterator[Backend]:
     async with open_backend() as listening:
         yield listening
+
+
+@pytest.fixture
+async def claims(tmp_path: Path) -> AsyncIterator[ClaimStore]:
+    async with open_claims(StoreSettings(store_url=tmp_path.as_uri())) as store:
+        yield store
 
 
 @pytest.fixture
@@ -140,3 +150,14 @@ async def test_progress_is_dropped_while_the_database_is_away(
     await pools[0].close()
     assert not (await processes[0](progress(50), context_of("m1"))).delivered
     assert backend.heard == []
+
+
+async def test_what_was_told_long_ago_is_forgotten_at_the_start(
+    processes: list[Handler], pools: list[asyncpg.Pool], claims: ClaimStore
+) -> None:
+    await processes[0](COMPLETE, context_of("m1"))
+    await processes[0](COMPLETE.model_copy(update={"generation_id": 8}), context_of("m2"))
+    await pools[0].execute("update atelier.webhook_calls set changed_at = now() - interval '91 days' where generation_id = 8")
+    async with open_webhook(Tools(claims, pools[0])):
+        rows = await pools[0].fetch("select generation_id from atelier.webhook_calls")
+    assert [row["generation_id"] for row in rows] == [7]
