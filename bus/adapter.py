@@ -102,7 +102,12 @@ class AdapterCounter:
         job_id = order.job_id if order else delivery.job_id
         message_id = derived_id(order.message_id, "adapter") if order else delivery.message_id
         told = Delivery(
-            body=delivery.body, queue=delivery.queue, message_id=message_id, job_id=job_id, published_at=delivery.published_at, origin=delivery.origin
+            body=delivery.body,
+            queue=delivery.queue,
+            message_id=message_id,
+            job_id=job_id,
+            published_at=delivery.published_at,
+            origin=delivery.origin,
         )
         return Work(told, self.adapter.name, self.worker, slip, datetime.now(UTC))
 

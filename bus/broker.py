@@ -16,7 +16,7 @@ Receive = Callable[[AbstractIncomingMessage], Awaitable[None]]
 
 
 def open_broker(url: str, name: str) -> RabbitBroker:
-    return RabbitBroker(url, logger=None, client_properties={"connection_name": name})
+    return RabbitBroker(url, logger=None, app_id=name)
 
 
 def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> None:

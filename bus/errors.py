@@ -1,10 +1,10 @@
 """All that an actor can say about a failure, and what the post itself may meet.
 
-    Exception
-    ├── TemporaryError      may work later: tried again on the ladder
-    ├── PermanentError      will never work: buried with its code
-    ├── EngineDead          the model process died: the work goes back, untried
-    └── PublishError        the broker did not confirm in time
+Exception
+├── TemporaryError      may work later: tried again on the ladder
+├── PermanentError      will never work: buried with its code
+├── EngineDead          the model process died: the work goes back, untried
+└── PublishError        the broker did not confirm in time
 """
 
 

@@ -5,7 +5,7 @@ that process lives is told by one advisory lock that it holds for as long as it 
 """
 
 import asyncio
-import random
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -95,13 +95,15 @@ class PostgresInbox:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
-        self.owner = random.randint(1, 2**31 - 1)
+        self.owner = secrets.randbelow(2**31 - 1) + 1
         self.alive = asyncio.Event()
 
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
         poll = FIRST_POLL_SECONDS
         while True:
-            row = await until_back(lambda: self._pool.fetchrow(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database")
+            row = await until_back(
+                lambda: self._pool.fetchrow(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database"
+            )
             if row["mine"] or row["result"] is not None:
                 return Known(row["result"], row["cancelled"])
             await asyncio.sleep(poll)

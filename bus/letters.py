@@ -61,7 +61,9 @@ def follow(work: Work, outcome: Outcome, *, now: datetime) -> list[Letter]:
             return []
 
 
-def command_letter(step: str, body: dict[str, Any], *, message_id: str, job_id: str, headers: dict[str, Any], reply_to: str | None = None) -> Letter:
+def command_letter(
+    step: str, body: dict[str, Any], *, message_id: str, job_id: str, headers: dict[str, Any], reply_to: str | None = None
+) -> Letter:
     """A command to a step. Its step names the routing key and the type."""
     return Letter(channels.COMMANDS, step, _json(body), message_id, job_id, message_type(step), headers, reply_to, must_route=True)
 
@@ -85,7 +87,12 @@ def next_stop(work: Work, slip: Slip) -> Letter:
     answered = work.slip is not None and work.slip.reply_here
     message_id = derived_id(work.delivery.message_id, "next", step)
     return command_letter(
-        step, body, message_id=message_id, job_id=work.delivery.job_id, headers=_caused(work), reply_to=None if answered else work.delivery.reply_to
+        step,
+        body,
+        message_id=message_id,
+        job_id=work.delivery.job_id,
+        headers=_caused(work),
+        reply_to=None if answered else work.delivery.reply_to,
     )
 
 
@@ -104,7 +111,15 @@ def retry(work: Work, outcome: Retry, *, now: datetime) -> Letter:
     headers = _failed(work, outcome.fault, now) | {Header.ATTEMPT.value: delivery.attempt + 1}
     exchange = channels.retry_exchange(outcome.delay)
     return Letter(
-        exchange, delivery.queue, delivery.body, delivery.message_id, delivery.job_id, delivery.type or "", headers, delivery.reply_to, must_route=True
+        exchange,
+        delivery.queue,
+        delivery.body,
+        delivery.message_id,
+        delivery.job_id,
+        delivery.type or "",
+        headers,
+        delivery.reply_to,
+        must_route=True,
     )
 
 
@@ -117,7 +132,9 @@ def burial(work: Work, outcome: Dead, *, now: datetime) -> list[Letter]:
         Header.EXCEPTION_STACK.value: outcome.stack[-STACK_LIMIT:],
     }
     dead = channels.dead_queue(work.step)
-    letter = Letter("", dead, delivery.body, delivery.message_id, delivery.job_id, delivery.type or "", headers, delivery.reply_to, must_route=True)
+    letter = Letter(
+        "", dead, delivery.body, delivery.message_id, delivery.job_id, delivery.type or "", headers, delivery.reply_to, must_route=True
+    )
     return [letter, *ended(work, outcome.fault)]
 
 
@@ -128,7 +145,7 @@ def ended(work: Work, fault: Fault) -> list[Letter]:
     if not work.delivery.aside:
         letters.append(event(work, kind, step=JOB, fault=fault))
     if work.delivery.reply_to:
-        letters.append(reply(work, fault.model_dump(mode="json"), type="fault.v1"))
+        letters.append(reply(work, fault.model_dump(mode="json"), kind="fault.v1"))
     if work.slip and work.slip.on_failure and work.slip.on_failure.step != work.step:
         letters.append(_aside(work, work.slip.on_failure, "failed", fault=fault.model_dump(mode="json")))
     return letters
@@ -156,11 +173,11 @@ def event(work: Work, kind: EventKind, *, step: str | None = None, **said: Any) 
     return Letter(channels.EVENTS, key, body, message_id, delivery.job_id, "event.v1", _caused(work))
 
 
-def reply(work: Work, body: dict[str, Any], *, type: str | None = None) -> Letter:
+def reply(work: Work, body: dict[str, Any], *, kind: str | None = None) -> Letter:
     """To the default exchange, by the queue's name. Whoever asked may be gone: that is counted, not raised."""
     delivery = work.delivery
     message_id = derived_id(delivery.message_id, "reply")
-    return Letter("", delivery.reply_to or "", _json(body), message_id, delivery.job_id, type or f"{work.step}.done.v1", _caused(work))
+    return Letter("", delivery.reply_to or "", _json(body), message_id, delivery.job_id, kind or f"{work.step}.done.v1", _caused(work))
 
 
 def slip_of(body: bytes) -> Slip | None:
@@ -184,15 +201,19 @@ def _failed(work: Work, fault: Fault, now: datetime) -> dict[str, Any]:
     """Headers that a message keeps from its first failure on."""
     delivery = work.delivery
     aside = {Header.ASIDE.value: True} if delivery.aside else {}
-    return delivery.travelling_headers | aside | {
-        Header.ORIGIN_QUEUE.value: delivery.origin.queue,
-        Header.ORIGIN_EXCHANGE.value: delivery.origin.exchange,
-        Header.ORIGIN_KEY.value: delivery.origin.routing_key,
-        Header.FIRST_FAILED.value: delivery.first_failed_at or now.isoformat(),
-        Header.LAST_FAILED.value: now.isoformat(),
-        Header.FAULT_MESSAGE.value: fault.message,
-        Header.EXCEPTION_TYPE.value: fault.exception_type or "",
-    }
+    return (
+        delivery.travelling_headers
+        | aside
+        | {
+            Header.ORIGIN_QUEUE.value: delivery.origin.queue,
+            Header.ORIGIN_EXCHANGE.value: delivery.origin.exchange,
+            Header.ORIGIN_KEY.value: delivery.origin.routing_key,
+            Header.FIRST_FAILED.value: delivery.first_failed_at or now.isoformat(),
+            Header.LAST_FAILED.value: now.isoformat(),
+            Header.FAULT_MESSAGE.value: fault.message,
+            Header.EXCEPTION_TYPE.value: fault.exception_type or "",
+        }
+    )
 
 
 def _caused(work: Work) -> dict[str, Any]:
@@ -206,4 +227,3 @@ def _queued(work: Work) -> float | None:
 
 def _json(body: dict[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError as Unroutable
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aio_pika.exceptions import PublishError as Unroutable
+from pamqp.common import FieldTable
 
 from bus.errors import PublishError
 from bus.letters import Letter
@@ -59,7 +61,9 @@ class Outbox:
                 await exchange.publish(self._message(letter), routing_key=letter.key, mandatory=letter.exchange == "" or letter.must_route)
         except Unroutable as error:
             if letter.must_route:
-                raise PublishError(f"no queue takes {letter.key!r} from exchange {letter.exchange!r}: is the step's actor or topology missing?") from error
+                raise PublishError(
+                    f"no queue takes {letter.key!r} from exchange {letter.exchange!r}: is the step's actor or topology missing?"
+                ) from error
             self.late_replies += 1
             log.info("reply.late", job_id=letter.job_id, queue=letter.key)
         except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
@@ -88,7 +92,7 @@ class Outbox:
 @asynccontextmanager
 async def open_outbox(settings: BusSettings) -> AsyncIterator[Outbox]:
     """A connection used for publishing alone, so that a blocked publisher never holds up a consumer."""
-    name = {"connection_name": f"{settings.worker} outbox"}
+    name: FieldTable = {"connection_name": f"{settings.worker} outbox"}
     connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=name)
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

@@ -69,7 +69,9 @@ def before_work(
     return None
 
 
-def after_error(error: BaseException, *, step: str, attempt: int, delays: Sequence[float], rungs: Sequence[float], stack: str = "") -> Outcome:
+def after_error(
+    error: BaseException, *, step: str, attempt: int, delays: Sequence[float], rungs: Sequence[float], stack: str = ""
+) -> Outcome:
     """`delays`: the wait before run 2, 3, …; `rungs`: every wait there is a queue for, the shortest first."""
     match error:
         case EngineDead() | asyncio.CancelledError():

@@ -93,12 +93,12 @@ class Counter:
 
     async def _handle(self, work: Work, command: Carried) -> Outcome:
         """Run the handler within its time, and remember its result."""
-        task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))  # type: ignore[arg-type]
-        with self.cancellations.watch(work.delivery.job_id, task):  # type: ignore[arg-type]
+        task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))
+        with self.cancellations.watch(work.delivery.job_id, task):
             try:
                 await _finish(task, self._seconds_left(work.delivery))
             except asyncio.CancelledError:
-                if self.cancellations.hit(task):  # type: ignore[arg-type]
+                if self.cancellations.hit(task):
                     return Dropped(self._fault(work, CANCELLED, "The job was cancelled while it was at work."))
                 if not task.cancelled() or _leaving():
                     raise
@@ -145,7 +145,9 @@ class Counter:
         if isinstance(outcome, Requeue):
             await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
         written = letters.follow(work, outcome, now=datetime.now(UTC))
-        await self.outbox.post_until_confirmed(*(letter for letter in written if self.actor.announces or letter.exchange != channels.EVENTS))
+        await self.outbox.post_until_confirmed(
+            *(letter for letter in written if self.actor.announces or letter.exchange != channels.EVENTS)
+        )
 
 
 REQUEUE_PAUSE_SECONDS = 0.5
@@ -155,7 +157,10 @@ REQUEUE_PAUSE_SECONDS = 0.5
 def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Carried:
     """The command in a message. Raises PermanentError with a code that says what is wrong with it."""
     if len(delivery.body) > max_bytes:
-        raise PermanentError("message-too-large", f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim")
+        raise PermanentError(
+            "message-too-large",
+            f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim",
+        )
     if delivery.type and delivery.type.startswith(f"{actor.step}.v") and delivery.type != message_type(actor.step):
         raise PermanentError("unknown-version", f"this worker reads {message_type(actor.step)}, the message says {delivery.type}")
     try:
@@ -211,7 +216,13 @@ async def _settle(raw: AbstractIncomingMessage, outcome: Outcome) -> None:
 def _say(work: Work, outcome: Outcome) -> None:
     """One line a stop."""
     delivery = work.delivery
-    fields = {"step": work.step, "job_id": delivery.job_id, "message_id": delivery.message_id, "attempt": delivery.attempt, "seconds": work.seconds}
+    fields = {
+        "step": work.step,
+        "job_id": delivery.job_id,
+        "message_id": delivery.message_id,
+        "attempt": delivery.attempt,
+        "seconds": work.seconds,
+    }
     match outcome:
         case Done():
             log.info("stop.done", **fields)

@@ -36,7 +36,9 @@ class Running:
 
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def counted(self, receive: Callable[[AbstractIncomingMessage], Awaitable[None]]) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+    def counted(
+        self, receive: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    ) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
         async def counted(raw: AbstractIncomingMessage) -> None:
             task = asyncio.current_task()
             assert task is not None
@@ -71,7 +73,9 @@ async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = ()) -> No
 
 
 @asynccontextmanager
-async def open_workshop(actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings, store: StoreSettings) -> AsyncIterator[None]:
+async def open_workshop(
+    actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings, store: StoreSettings
+) -> AsyncIterator[None]:
     """Everything that the actors need, opened in order and closed in reverse; deliveries come in between."""
     names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters)]
     async with AsyncExitStack() as stack:
@@ -127,4 +131,3 @@ async def forgetting(inbox: Inbox, days: float) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-

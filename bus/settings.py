@@ -16,10 +16,16 @@ class BusSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    amqp_url: SecretStr = Field(description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS).")
+    amqp_url: SecretStr = Field(
+        description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS)."
+    )
     database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it nothing is remembered: at-least-once.")
-    retry_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field((2.0, 30.0, 120.0), description="Wait before run 2, 3, 4; then the work is buried.")
-    long_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field((600.0, 3600.0), description="Further rungs, for whoever asks for a longer wait.")
+    retry_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
+        (2.0, 30.0, 120.0), description="Wait before run 2, 3, 4; then the work is buried."
+    )
+    long_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
+        (600.0, 3600.0), description="Further rungs, for whoever asks for a longer wait."
+    )
     publish_timeout_seconds: Seconds = Field(10.0, description="A publish that the broker has not confirmed by then is an error.")
     grace_seconds: Seconds = Field(30.0, description="After SIGTERM, how long running work may go on.")
     delivery_limit: int = Field(10, ge=1, le=19, description="A delivery that came back this often is buried. RabbitMQ 4 drops it at 20.")

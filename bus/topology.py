@@ -10,12 +10,13 @@ from collections.abc import Iterable
 
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
+from pamqp.common import FieldTable
 
 from bus.actor import Actor
 from bus.adapter import Adapter
 from contracts import channels
 
-QUORUM = {"x-queue-type": "quorum"}
+QUORUM: FieldTable = {"x-queue-type": "quorum"}
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:
@@ -39,7 +40,7 @@ async def declare_dead(channel: AbstractChannel, name: str) -> None:
 async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
     name = channels.retry_exchange(delay_seconds)
     exchange = await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
-    arguments = QUORUM | {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
+    arguments: FieldTable = QUORUM | {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
     queue = await channel.declare_queue(name, durable=True, arguments=arguments)
     await queue.bind(exchange)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from contracts.fault import Fault
 from contracts.carried import Carried
+from contracts.fault import Fault
 
 
 class EventKind(StrEnum):

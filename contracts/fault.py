@@ -8,7 +8,9 @@ from contracts.carried import Carried
 class Fault(Carried):
     """The cause of a failure. It stands on the dead letter, in the `failed` event, in the reply and in the webhook."""
 
-    code: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="Kebab-case, never reused for another meaning.", examples=["lora-missing"])
+    code: str = Field(
+        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="Kebab-case, never reused for another meaning.", examples=["lora-missing"]
+    )
     message: str
     step: str
     attempts: int = Field(1, ge=1)

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contracts.claim import Claim
 from contracts.carried import Carried
+from contracts.claim import Claim
 from contracts.wire import Command, Result
 
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]

@@ -1,7 +1,10 @@
 """The steps and what each takes and gives: the table from which a slip builds the next command."""
 
+from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
+from contracts.judge import Judge, JudgeDone
 from contracts.upload import Upload, UploadDone
+from contracts.validate import Validate, ValidateDone
 from contracts.watermark import Watermark, WatermarkDone
 from contracts.webhook import Webhook, WebhookDone
 from contracts.wire import Command, Result, Step
@@ -11,6 +14,9 @@ COMMANDS: dict[str, type[Command]] = {
     Step.WATERMARK: Watermark,
     Step.UPLOAD: Upload,
     Step.WEBHOOK: Webhook,
+    Step.CONSULT: Consult,
+    Step.VALIDATE: Validate,
+    Step.JUDGE: Judge,
 }
 
 RESULTS: dict[str, type[Result]] = {
@@ -18,4 +24,7 @@ RESULTS: dict[str, type[Result]] = {
     Step.WATERMARK: WatermarkDone,
     Step.UPLOAD: UploadDone,
     Step.WEBHOOK: WebhookDone,
+    Step.CONSULT: ConsultDone,
+    Step.VALIDATE: ValidateDone,
+    Step.JUDGE: JudgeDone,
 }

@@ -8,7 +8,9 @@ from contracts.wire import Command, Result
 
 class Upload(Command):
     images: list[Claim] = Field(min_length=1, max_length=16)
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Fills `{name}` in the key template.", examples=["gen-500"])
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Fills `{name}` in the key template.", examples=["gen-500"]
+    )
 
 
 class UploadDone(Result):

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from contracts.claim import Claim
 from contracts.carried import Carried
+from contracts.claim import Claim
 from contracts.wire import Command, Result
 
 Position = Literal["top-left", "top-center", "top-right", "bottom-left", "bottom-center", "bottom-right"]

@@ -17,6 +17,9 @@ class Step(StrEnum):
     WATERMARK = "watermark"
     UPLOAD = "upload"
     WEBHOOK = "webhook"
+    CONSULT = "consult"
+    VALIDATE = "validate"
+    JUDGE = "judge"
 
 
 class Header(StrEnum):

@@ -1,4 +1,7 @@
-"""One image order from the foreign queue to the backend's webhooks, through every actor but the model: real broker, database, store, HTTP."""
+"""One image order from the foreign queue to the backend's webhooks, through every actor but the model.
+
+The broker, the database, the store, the processes and the HTTP receiver are real.
+"""
 
 import asyncio
 import io

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from bus.actor import Context, Transactional
-from bus.errors import PermanentError, TemporaryError
+from bus.errors import TemporaryError
 from bus.settings import BusSettings
 from contracts import channels
 from contracts.event import Progress
