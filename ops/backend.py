@@ -66,7 +66,10 @@ async def open_backend() -> AsyncIterator[Backend]:
 def order_letter(generation_id: int, data: dict[str, Any]) -> Letter:
     """An order in the form that the real backend publishes: to the default exchange, keyed by the queue's name."""
 
-
-    order = {"task_id": derived_id("demo", generation_id), "type": "image_generation", "data": {"generation_id": generation_id, "style_id": 1} | data}
+    order = {
+        "task_id": derived_id("demo", generation_id),
+        "type": "image_generation",
+        "data": {"generation_id": generation_id, "style_id": 1} | data,
+    }
     body = json.dumps(order, ensure_ascii=False).encode()
     return Letter("", channels.IMAGE_GENERATION, body, derived_id("order", generation_id), f"order-{generation_id}", "", must_route=True)

@@ -133,7 +133,11 @@ class Story:
         """One JSON document. `ok`: the picture is in the store as it was claimed, and the backend was told once that it is."""
         picture = self.picture or {}
         path = Path(unquote(urlsplit(picture.get("uri", "")).path)) if picture else None
-        steps = [{"step": event.step, "seconds": event.seconds} for event in self.events if event.kind is EventKind.COMPLETED and event.step != "job"]
+        steps = [
+            {"step": event.step, "seconds": event.seconds}
+            for event in self.events
+            if event.kind is EventKind.COMPLETED and event.step != "job"
+        ]
         report: dict[str, Any] = {
             "ok": self._whole(path, picture) and backend.completed,
             "job_id": self.job_id,

@@ -52,7 +52,11 @@ class Screen:
         told = ", ".join(f"{call['percent']} %" if "percent" in call else call["path"].rsplit("/", 1)[-1] for call in report["webhooks"])
         page.print(f"webhooks: {told}", highlight=False)
         if report["ok"]:
-            page.print(f"{report['width']}×{report['height']} in {report['seconds']:.1f} s: {report['image_path']}", highlight=False, soft_wrap=True)
+            page.print(
+                f"{report['width']}×{report['height']} in {report['seconds']:.1f} s: {report['image_path']}",
+                highlight=False,
+                soft_wrap=True,
+            )
         else:
             page.print(f"[red]failed[/red]: {report.get('fault', 'the picture or its webhook is missing')}", highlight=False)
         return page.file.getvalue()  # type: ignore[attr-defined, no-any-return]
