@@ -76,7 +76,9 @@ def sources(root: Path) -> Iterator[Source]:
 
 
 def imports(tree: ast.Module) -> Iterator[Imported]:
-    deep = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(function)}
+    deep = {
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(function)
+    }
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -100,7 +102,7 @@ def no_relative_import(source: Source) -> Iterator[str]:
 
 
 def actors_apart(source: Source) -> Iterator[str]:
-    """An actor may import its own craft (a package that is no actor), never another actor. A package's files keep to themselves likewise."""
+    """An actor may import crafts (packages that are no actors), never another actor."""
     if source.room != "actors" or source.path.parts[1] in SHARED_CRAFT:
         return
     own = source.path.parts[1].removesuffix(".py")
