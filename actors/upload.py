@@ -27,9 +27,8 @@ async def open_upload(tools: Tools) -> AsyncIterator[Handler]:
     if settings.url is None:
         yield partial(upload, claims=tools.claims, goal=tools.claims, settings=settings)
         return
-    store = StoreSettings()
-    place = store.model_copy(update={"store_url": settings.url, "store_public_url": settings.public_url or store.store_public_url})
-    async with open_claims(place) as goal:
+    place = StoreSettings(store_url=settings.url)
+    async with open_claims(place.model_copy(update={"store_public_url": settings.public_url or place.store_public_url})) as goal:
         yield partial(upload, claims=tools.claims, goal=goal, settings=settings)
 
 

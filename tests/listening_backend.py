@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OK = 200
+UNSAID = "unsaid"
+"""A header that is left out."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ async def hear(reader: asyncio.StreamReader) -> Heard:
 def answer_bytes(answer: int | tuple[int, dict[str, str]]) -> bytes:
     status, headers = (answer, {}) if isinstance(answer, int) else answer
     body = b'{"success":true}' if status == OK else b'{"error":"Generation not found"}'
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *(f"{name}: {value}" for name, value in headers.items())]
+    told = {"Content-Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in told.items() if value != UNSAID)]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

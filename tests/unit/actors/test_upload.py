@@ -81,7 +81,6 @@ async def test_a_public_address_is_used_where_the_settings_know_one(tmp_path: Pa
 
 async def test_another_place_may_be_named(claims: ClaimStore, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goal = tmp_path / "public place"
-    monkeypatch.setenv("STORE_URL", tmp_path.as_uri())
     monkeypatch.setenv("UPLOAD_URL", goal.as_uri())
     image = await claims.write(b"picture", media_type="image/png")
     async with open_upload(Tools(claims)) as handle:

@@ -1,0 +1,46 @@
+"""The upload actor with its pictures in a folder and its goal in a bucket, the settings read as the source system names them."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from actors.upload import open_upload
+from bus.actor import Tools
+from bus.store_settings import StoreSettings
+from bus.stores import open_claims
+from contracts.upload import Upload, UploadDone
+from tests.unit.actors.conftest import context_of
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("AWS_S3_ENDPOINT_URL", "AWS_S3_REGION_NAME"):
+        monkeypatch.setenv(name, s3_settings[name])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("STORE_URL", tmp_path.as_uri())
+    monkeypatch.setenv("UPLOAD_URL", "s3://gallery")
+
+
+@pytest.mark.usefixtures("environment")
+async def test_an_upload_done_twice_is_one_object_that_the_outside_world_can_read() -> None:
+    async with open_claims(StoreSettings()) as claims, open_upload(Tools(claims)) as upload, httpx.AsyncClient() as outside:
+        image = await claims.write(b"picture", media_type="image/png")
+        for _ in range(2):
+            done = await upload(Upload(images=[image], name="gen-7"), context_of())
+            assert isinstance(done, UploadDone)
+            assert done.files[0].uri == "s3://gallery/generations/gen-7.png"
+            answer = await outside.get(done.result_url)
+            assert (answer.content, answer.headers["Content-Type"]) == (b"picture", "image/png")
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_public_address_is_sent_to_the_backend_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPLOAD_PUBLIC_URL", "https://stylelicense-media.s3.amazonaws.com")
+    async with open_claims(StoreSettings()) as claims, open_upload(Tools(claims)) as upload:
+        image = await claims.write(b"picture", media_type="image/png")
+        done = await upload(Upload(images=[image], name="gen-7"), context_of())
+    assert isinstance(done, UploadDone)
+    assert done.result_url == "https://stylelicense-media.s3.amazonaws.com/generations/gen-7.png"
