@@ -1,5 +1,6 @@
 """A stand-in for the image step where a test is about the bus: flat colours by Pillow, at once. The real engine has tests of its own."""
 
+import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
@@ -17,12 +18,14 @@ from contracts.wire import Step
 
 
 async def paint(command: Image, context: Context, *, claims: ClaimStore) -> ImageDone:
-    """The prompt decides: `fails` fails for good, `shaky` fails once."""
+    """The prompt decides: `fails` fails for good, `shaky` fails once, `slow` takes its time, `quiet` reports nothing."""
     if "fails" in command.prompt:
         raise PermanentError("lora-missing", "no such weights")
     if "shaky" in command.prompt and context.attempt == 1:
         raise TemporaryError("not yet", delay=0.1)
-    for percent in (0, 25, 50, 75, 90):
+    if "slow" in command.prompt:
+        await asyncio.sleep(1.5)
+    for percent in () if "quiet" in command.prompt else (0, 25, 50, 75, 90):
         await context.report(Progress(current_step=percent, total_steps=100, progress_percent=percent))
     colour = hashlib.sha256(command.prompt.encode()).digest()[:3]
     with io.BytesIO() as file:

@@ -1,0 +1,124 @@
+"""The oracle: which orders the broker confirmed, and what came of each, as the outside world sees it."""
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+from contracts import channels
+from tests.chaos.site import Site
+
+NUMBERS = count(1)
+
+
+@dataclass
+class Ends:
+    """What was found out about one round's orders."""
+
+    lost: list[int]
+    duplicated: list[int]
+    unexpected: list[int]
+    dead_lettered: list[int]
+    repeated_calls: int
+
+
+@dataclass
+class Oracle:
+    """One round of orders."""
+
+    site: Site
+    confirmed: list[int] = field(default_factory=list)
+    unconfirmed: set[int] = field(default_factory=set)
+    begun: int = 0
+
+    def __post_init__(self) -> None:
+        self.begun = len(self.site.backend.heard)
+
+    async def publish(self, orders: int, per_second: float, prompts: list[str]) -> None:
+        """Publish orders as the backend does, each until the broker has confirmed it: what was not may or may not have arrived."""
+        for index in range(orders):
+            await asyncio.sleep(1 / per_second)
+            number = next(NUMBERS)
+            order = order_of(number, prompts[index % len(prompts)])
+            while not await self.confirm(order):
+                self.unconfirmed.add(number)
+                await asyncio.sleep(0.2)
+            self.confirmed.append(number)
+
+    async def confirm(self, order: bytes) -> bool:
+        try:
+            async with asyncio.timeout(5):
+                exchange = (await self.channel()).default_exchange
+                await exchange.publish(aio_pika.Message(order, delivery_mode=2), channels.IMAGE_GENERATION)
+                return True
+        except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
+            await self.hang_up()
+            return False
+
+    _channel: AbstractChannel | None = None
+    _connection: Any = None
+
+    async def channel(self) -> AbstractChannel:
+        if self._channel is None:
+            self._connection = await aio_pika.connect(self.site.node.url)
+            self._channel = await self._connection.channel(on_return_raises=True)
+        return self._channel
+
+    async def hang_up(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection:
+            try:
+                await asyncio.wait_for(connection.close(), 1)
+            except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
+                pass
+
+    def calls(self) -> dict[str, dict[int, set[str]]]:
+        """Kind to order to the webhook ids that were heard: the same id again is the same call, said again."""
+        heard: dict[str, dict[int, set[str]]] = {"complete": defaultdict(set), "failed": defaultdict(set)}
+        for call in self.site.backend.heard[self.begun :]:
+            kind = call.path.rpartition("/")[2]
+            if kind in heard:
+                heard[kind][json.loads(call.raw)["generation_id"]].add(call.headers["webhook-id"])
+        return heard
+
+    def waiting(self) -> set[int]:
+        calls = self.calls()
+        return {number for number in self.confirmed if number not in calls["complete"] and number not in calls["failed"]}
+
+    async def until_ended(self, seconds: float) -> None:
+        """Wait until every confirmed order has an end, then a moment longer for one end too many; give up after `seconds`."""
+        limit = asyncio.get_running_loop().time() + seconds
+        while self.waiting() and asyncio.get_running_loop().time() < limit:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1.0)
+
+    def ends(self) -> Ends:
+        calls = self.calls()
+        complete, failed = calls["complete"], calls["failed"]
+        pictures = Counter(int(path.stem.removeprefix("gen-")) for path in self.site.store.glob("generations/gen-*.png"))
+        known = set(self.confirmed) | self.unconfirmed
+        return Ends(
+            lost=sorted(number for number in self.confirmed if (number in complete) + (number in failed) == 0 or (number in complete and not pictures[number])),
+            duplicated=sorted(number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1),
+            unexpected=sorted((set(complete) | set(failed)) - known),
+            dead_lettered=sorted(set(failed)),
+            repeated_calls=len([None for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))])
+            - sum(len(ids) for kind in calls.values() for ids in kind.values()),
+        )
+
+    async def left_in_queues(self) -> int:
+        """Messages that lie in a work queue although every order has ended."""
+        channel = await self.channel()
+        names = [channels.IMAGE_GENERATION, *(channels.work_queue(step) for step in ("image", "watermark", "upload", "webhook"))]
+        counts = [(await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0 for name in names]
+        return sum(counts)
+
+
+def order_of(number: int, prompt: str) -> bytes:
+    data = {"generation_id": number, "prompt": prompt, "parameters": {"size": "64x64"}, "artist_name": "K", "seed": number}
+    return json.dumps({"type": "image_generation", "data": data}).encode()
