@@ -99,7 +99,14 @@ class EmbeddedPostgres:
         lines = state.read_text().splitlines() if server and state.exists() else []
         return bool(server and len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready")
 
+    def _open_the_way(self) -> None:
+        """At each start: the folders above may have been closed again, as pytest does with its own."""
+        if servant():
+            let_through(self._data)
+            let_through(programs())
+
     def _launch(self) -> None:
+        self._open_the_way()
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.identity.port,
@@ -122,8 +129,7 @@ class EmbeddedPostgres:
         if servant():
             for path in (self._data, password):
                 shutil.chown(path, SERVANT)
-            for folder in (self._data, programs()):
-                let_through(folder)
+            self._open_the_way()
         options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         made = subprocess.run(
             [programs() / "initdb", "-D", self._data, *options],
