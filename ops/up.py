@@ -14,7 +14,9 @@ from rich.text import Text
 
 from bus.logs import open_logs
 from ops.crew import Say, open_crew
+from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack, stop_leftovers
+from ops.models import DIFFUSION, make_tiny
 from ops.settings import LocalSettings, inherited
 from ops.workshop import MODULES, NEEDS_MODELS
 
@@ -64,18 +66,22 @@ async def first_of(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bo
 
 
 async def environment_of(addresses: Addresses, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
-    """What the actors read. Whoever names no model gets the tiny checkpoints, made once."""
+    """What the actors read. Whoever names no image model gets the tiny one, made once, and may ask for its LoRAs."""
     environment = {"PYTHONUNBUFFERED": "1"} | inherited() | addresses.environment
-    if not NEEDS_MODELS.isdisjoint(steps) and "MODEL_DIR" not in environment:
-        environment["MODEL_DIR"] = str(await to_thread.run_sync(tiny_models, settings.local_folder.resolve() / "models"))
+    if not NEEDS_MODELS.isdisjoint(steps) and "IMAGE_MODEL" not in environment:
+        folder = settings.local_folder.resolve() / "models"
+        made = await to_thread.run_sync(tiny_models, folder)
+        environment |= {"IMAGE_MODEL": str(made[DIFFUSION]), "ASSET_ROOTS": environment.get("ASSET_ROOTS", str(folder))}
     return environment
 
 
-def tiny_models(folder: Path) -> Path:
-    from ops.models import make_tiny
-
-    make_tiny(folder)
-    return folder
+def tiny_models(folder: Path) -> dict[str, Path]:
+    """Raises SetupError when the `models` extra is not installed."""
+    try:
+        return make_tiny(folder)
+    except ImportError as error:
+        message = f"The image actor needs the models extra ({error}): pip install -e '.[models]' --constraint constraints.txt"
+        raise SetupError(message) from error
 
 
 def say_in_colours(console: Console, steps: Sequence[str]) -> Say:

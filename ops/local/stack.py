@@ -62,9 +62,10 @@ def store_in(settings: LocalSettings) -> str:
 
 
 def stop_leftovers(settings: LocalSettings) -> None:
-    """Stop what still runs in the folder, whoever started it."""
-    folder = settings.local_folder.resolve()
-    if (folder / "rabbitmq").exists():
-        RabbitNode(folder / "rabbitmq", folder).stop()
-    if (folder / "postgres").exists():
-        EmbeddedPostgres(folder / "postgres").stop()
+    """Stop what still runs in the folder, or in one below it such as the demo's, whoever started it."""
+    for place in settings.local_folder.resolve().rglob("identity.json"):
+        folder = place.parent
+        if folder.name == "rabbitmq":
+            RabbitNode(folder, folder).stop()
+        if folder.name == "postgres":
+            EmbeddedPostgres(folder).stop()
