@@ -3,6 +3,7 @@
 AMQP_URL and DATABASE_URL are not looked at: a test may kill what it is given.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,3 +55,13 @@ def store_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
     return folder
+
+
+OURS = ("ALLOW", "ASSET_", "AWS_", "BACKEND_", "INTERNAL_API_TOKEN", "S3_", "STORE_", "UPLOAD_", "WATERMARK_", "WEBHOOK_")
+
+
+@pytest.fixture(autouse=True)
+def _settings_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the developer's shell exports, a test sees the defaults and what it sets itself."""
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        monkeypatch.delenv(name)

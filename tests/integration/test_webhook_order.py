@@ -1,6 +1,9 @@
 """The order of webhooks is kept across processes: two actors that share nothing but a real Postgres, and a real HTTP server."""
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +24,7 @@ from contracts.webhook import Webhook
 from tests.listening_backend import Backend, open_backend
 from tests.unit.actors.conftest import context_of
 
+ROOT = Path(__file__).parents[2]
 COMPLETE = Webhook(kind="complete", generation_id=7, result_url="https://cdn.example/7.png")
 FAILED = Webhook(kind="failed", generation_id=7)
 
@@ -161,3 +165,32 @@ async def test_what_was_told_long_ago_is_forgotten_at_the_start(
     async with open_webhook(Tools(claims, pools[0])):
         rows = await pools[0].fetch("select generation_id from atelier.webhook_calls")
     assert [row["generation_id"] for row in rows] == [7]
+
+
+DOOMED = """
+import asyncio, sys
+import asyncpg
+from actors.webhook import open_webhook
+from bus.actor import Context, Tools
+from contracts.webhook import Webhook
+
+async def main():
+    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool, open_webhook(Tools(None, pool)) as tell:
+        await tell(Webhook(kind="failed", generation_id=7), Context("generation-7", "m1", 1, None, None, None))
+
+asyncio.run(main())
+"""
+
+
+async def test_after_kill_9_in_the_middle_of_a_failed_no_second_one_is_sent(
+    processes: list[Handler], backend: Backend, database_url: str
+) -> None:
+    backend.hold = asyncio.Event()
+    environment = os.environ | {"BACKEND_API_URL": backend.url}
+    doomed = await asyncio.create_subprocess_exec(sys.executable, "-c", DOOMED, database_url, env=environment, cwd=ROOT)
+    async with asyncio.timeout(30):
+        await backend.arrived.acquire()
+    doomed.kill()
+    assert await doomed.wait() == -signal.SIGKILL
+    again = await processes[0](FAILED, context_of("m1"))
+    assert (again.delivered, backend.paths) == (False, ["failed"])
