@@ -43,9 +43,10 @@ class AddressSettings(BaseSettings):
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport that judges every request, also each hop of a redirect. Raises PermanentError(code) for a refused address."""
 
-    def __init__(self, rules: AddressSettings, code: str, *, trust: ssl.SSLContext | bool = True) -> None:
+    def __init__(self, rules: AddressSettings, code: str, *, trust: ssl.SSLContext | None = None) -> None:
         # No connection is kept: a pool knows a connection by its address, and two names may share one.
-        self._inner = httpx.AsyncHTTPTransport(verify=trust, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        trust = trust or httpx.create_ssl_context()
+        self._inner = httpx.AsyncHTTPTransport(verify=trust, limits=httpx.Limits(max_keepalive_connections=0))
         self._rules, self._code = rules, code
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -79,8 +79,8 @@ class Sender:
 @asynccontextmanager
 async def open_sender(settings: WebhookSettings) -> AsyncIterator[Sender]:
     """No connection is kept between calls: one that the backend has meanwhile closed would leave a call's fate unknown."""
-    trust = httpx.create_ssl_context(trust_env=False)
-    plain = httpx.AsyncHTTPTransport(verify=trust, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+    trust = httpx.create_ssl_context()  # SSL_CERT_FILE names a house's own authority.
+    plain = httpx.AsyncHTTPTransport(verify=trust, limits=httpx.Limits(max_keepalive_connections=0))
     guard = GuardedTransport(settings, REFUSED, trust=trust)
     limit = settings.webhook_timeout_seconds
     async with (
