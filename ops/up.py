@@ -46,9 +46,8 @@ async def run(steps: Sequence[str], settings: LocalSettings) -> None:
         async with open_crew(steps, environment, say_in_colours(console, steps)) as crew:
             if await first_of(stop, crew.ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
-                console.print(
-                    f"  AMQP_URL={addresses.amqp_url}\n  DATABASE_URL={addresses.database_url}\n  STORE_URL={addresses.store_url}"
-                )
+                for name, value in addresses.environment.items():
+                    console.print(f"  {name}={value}", soft_wrap=True)
                 await stop.wait()
             console.print("Leaving …")
 
