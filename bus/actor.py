@@ -46,10 +46,14 @@ class Handler(Protocol):
 
 @dataclass(frozen=True)
 class Tools:
-    """What the bus lends to an actor: the claim store, and the database pool when there is one."""
+    """What the bus lends to an actor: the claim store, and the database pool when there is one.
+
+    `unready` takes a word from the actor: why it can do no work for now, and None when it can again.
+    """
 
     claims: ClaimStore
     database: Pool | None = None
+    unready: Callable[[str | None], None] = lambda _: None
 
 
 Open = Callable[[Tools], AbstractAsyncContextManager[Handler]]

@@ -25,6 +25,7 @@ class Progress(Carried):
     total_steps: int = Field(ge=1)
     progress_percent: int = Field(ge=0, le=100)
     estimated_seconds: int = Field(0, ge=0, description="Seconds still to go, from the steps measured so far.")
+    preview: str | None = Field(None, description="A tiny JPEG, base64, when the order asked for previews.")
 
 
 class Event(Carried):

@@ -34,6 +34,7 @@ class Image(Command):
     seed: int | None = Field(None, ge=0, lt=2**63, description="None: one is drawn and recorded.")
     count: int = Field(1, ge=1, le=4, description="Picture i is drawn with seed + i.")
     lora: Lora | None = None
+    model: str | None = Field(None, description="A name from the worker's IMAGE_MODELS; None: its IMAGE_MODEL.")
     deterministic: bool = Field(False, description="Run alone, never in a batch.")
     preview: bool = Field(False, description="Send a tiny JPEG along with progress.")
 
@@ -49,3 +50,13 @@ class ImageMetadata(Carried):
 class ImageDone(Result):
     images: list[Claim]
     metadata: ImageMetadata
+    seeds: list[int] = Field(default_factory=list, description="Of each picture.")
+    made_with: dict[str, str] = Field(
+        default_factory=dict, description="As in each PNG: sha256 of prompt, model and LoRA, scheduler, versions of the libraries."
+    )
+    flagged: list[bool] = Field(default_factory=list, description="What the safety checker says of each picture, when it is on.")
+    lora_missing: bool = Field(False, description="The weights were not there and not required: drawn with the base model alone.")
+    rungs: list[str] = Field(default_factory=list, description="What was done for want of memory.")
+    largest_batch: int = Field(1, ge=1, description="So many pictures shared a step with these, themselves among them.")
+    queued_seconds: float = Field(0.0, ge=0, description="Waited for the device, in the worker.")
+    compute_seconds: float = Field(0.0, ge=0, description="From the first step to the encoded pictures.")

@@ -46,6 +46,8 @@ log = structlog.get_logger()
 OnStep = Callable[[Advanced], None]
 Unready = Callable[[str | None], None]
 
+STEP_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -103,7 +105,13 @@ class Executor:
 
     @property
     def in_hand(self) -> int:
-        return len(self._turns) + len(self._running)
+        """What somebody waits for. A cancelled order may still hold its place in the engine, until its next step."""
+        return len(self._turns) + sum(not job.abandoned for job in self._running.values())
+
+    @property
+    def step_seconds(self) -> float:
+        """As set, else as the engine thinks right for its device."""
+        return self.settings.step_seconds or float(self.info.get("step_seconds", STEP_SECONDS))
 
     @property
     def process_id(self) -> int | None:
@@ -116,7 +124,8 @@ class Executor:
     async def run(
         self, work: Any, *, tenant: str = "", weight: int = 1, deadline: datetime | None = None, on_step: OnStep | None = None
     ) -> Outcome:
-        """Carry one order out. Cancelling the caller cancels the order, and no other, at its next step.
+        """Carry one order out. `on_step` also hears of step 0, when the work begins. Cancelling the caller cancels this order, and no
+        other, at its next step.
 
         Raises what the engine said (PermanentError, TemporaryError), PermanentError("engine-crash") when the order kills its process
         again and again, TemporaryError when too much is in hand, EngineDead when no process can be had.
@@ -171,7 +180,7 @@ class Executor:
         self._tickets += 1
         job.ticket = self._tickets
         if not self._running:
-            self._lane.expect(self.settings.step_seconds)
+            self._lane.expect(self.step_seconds)
         self._running[job.ticket] = job
         self._lane.send(Submit(job.ticket, job.work))
 
@@ -183,7 +192,7 @@ class Executor:
         for event in message.events:
             self._note(event)
         if self._lane:
-            self._lane.expect(self.settings.step_seconds if self._running else None)
+            self._lane.expect(self.step_seconds if self._running else None)
         self._pump()
 
     def _note(self, event: Event) -> None:
@@ -217,6 +226,8 @@ class Executor:
     def _started(self, job: Job) -> None:
         if job.started_at is None:
             job.started_at = time.monotonic()
+            if job.on_step and not job.abandoned:
+                job.on_step(Advanced(job.ticket, 0, 0))
             self.stats.waited(job.started_at - job.queued_at)
 
     def _leave(self, job: Job) -> None:

@@ -15,7 +15,7 @@ class ExecutorSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ENGINE_", frozen=True, extra="ignore")
 
-    step_seconds: Seconds = Field(60.0, description="A process at work that is silent for longer is killed.")
+    step_seconds: Seconds | None = Field(None, description="A busy process that is silent for longer is killed. None: as its engine says.")
     load_seconds: Seconds = Field(900.0, description="The same while it loads a model.")
     stop_seconds: Seconds = Field(5.0, description="How long a process may take to leave when asked.")
     failures_before_open: int = Field(5, ge=1, description="Deaths in a row, nothing finished between; then the breaker opens.")

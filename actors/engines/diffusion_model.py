@@ -1,0 +1,92 @@
+"""One Stable Diffusion in memory: its pipeline, its LoRA slots, and what can be said about its weights."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from actors.engines.batching import BASE
+from actors.engines.lora_slots import LoraSlots
+from actors.engines.protocol import Lifeline
+from actors.engines.settings import ImageSettings
+from actors.engines.weights import copy_local, locate, on_network_disk, weight_bytes, weights_sha256
+
+LOAD_SECONDS = 900.0
+UNKNOWN_BYTES = 6 << 30
+"""Taken for a checkpoint that has still to be downloaded."""
+
+
+@dataclass(eq=False)
+class DiffusionModel:
+    """`sliced`: the rungs that this pipeline stands on for want of memory."""
+
+    name: str
+    pipeline: Any
+    loras: LoraSlots
+    texts: dict[str, str]
+    sliced: set[str] = field(default_factory=set)
+
+    @property
+    def torch_dtype(self) -> Any:
+        return self.pipeline.unet.dtype
+
+    def encode(self, prompt: str, negative: str, adapter: str) -> tuple[Any, Any]:
+        """Both prompts as the cross attention reads them, 1 × 77 × width. The order's LoRA, and no other, is on meanwhile."""
+        self.loras.name_rows(None if adapter == BASE else [adapter])
+        try:
+            positive, unwanted = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, True, negative_prompt=negative)
+        finally:
+            self.loras.name_rows(None)
+        return positive, unwanted
+
+
+def choose_device(settings: ImageSettings) -> tuple[str, str]:
+    """Device and dtype by name."""
+    import torch
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "float16" if device.startswith("cuda") else "float32"
+    return device, dtype
+
+
+def measure_model(name: str, settings: ImageSettings) -> int:
+    folder = locate(name)
+    return weight_bytes(folder) if folder else UNKNOWN_BYTES
+
+
+def load_model(name: str, device: str, dtype: str, settings: ImageSettings, lifeline: Lifeline) -> DiffusionModel:
+    """Read a checkpoint, from a local copy when it lies on a network disk. A hub id that is not in the cache is downloaded."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    lifeline.beat(f"loading {name}", LOAD_SECONDS, 0.0)
+    folder = locate(name)
+    if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_disk(folder))):
+        folder = copy_local(folder, settings.local_cache)
+    options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
+    lifeline.beat(f"moving {name} to {device}", LOAD_SECONDS, 0.6)
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    folder = folder or locate(name)
+    sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
+    lifeline.beat(f"loaded {name}", 60.0, 1.0)
+    return DiffusionModel(name, pipeline, LoraSlots(pipeline, settings.lora_slots), describe(name, sha256))
+
+
+def describe(name: str, sha256: str | None) -> dict[str, str]:
+    libraries = {f"{library}_version": version(library) for library in ("diffusers", "torch", "transformers", "peft")}
+    return {"model": Path(name).name if Path(name).is_dir() else name, **({"model_sha256": sha256} if sha256 else {}), **libraries}
+
+
+def unload_model(model: DiffusionModel) -> None:
+    """Let go of the weights. Whoever still held a tensor of it would keep it all."""
+    from actors.engines.rungs import free_memory
+
+    model.loras.clear()
+    model.pipeline = None
+    free_memory()
