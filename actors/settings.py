@@ -22,6 +22,12 @@ class WatermarkSettings(BaseSettings):
     threads: int = Field(2, ge=1, description="How many pictures are worked on at once.")
 
 
+class DeadLetterSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="DEAD_LETTERS_")
+
+    foreign_queues: Names = Field((), description="Further queues of dead letters, declared by their owners, comma between.")
+
+
 class UploadSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="UPLOAD_")
 

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,8 +80,15 @@ class AdapterCounter:
         itinerary = [order.step, *(stop.step for stop in slip.itinerary)]
         told = {"kind": self.adapter.name, "itinerary": itinerary}
         accepted = letters.event(self._work(delivery, order, slip), EventKind.ACCEPTED, step=letters.JOB, result=told)
-        await self.outbox.post_until_confirmed(accepted, _letter(order))
+        await self.outbox.post_until_confirmed(accepted, _letter(order), *self._replayed(delivery, order))
         log.info("order.accepted", adapter=self.adapter.name, job_id=order.job_id, message_id=order.message_id)
+
+    def _replayed(self, delivery: Delivery, order: Translated) -> list[letters.Letter]:
+        """The word that lets the dead letters resolve a message which an operator has sent again."""
+        if not delivery.replay:
+            return []
+        work = Work(replace(delivery, job_id=order.job_id), self.adapter.name, self.worker, None, datetime.now(UTC))
+        return [letters.event(work, EventKind.COMPLETED)]
 
     async def _bury(self, delivery: Delivery, error: Exception) -> None:
         code = error.code if isinstance(error, PermanentError) else "adapter-failed"

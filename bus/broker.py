@@ -50,6 +50,20 @@ def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, receive: 
     broker.include_router(router)
 
 
+def subscribe_dead(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive, *, ours: bool) -> None:
+    """Subscribe to a queue of dead letters. One that is not ours is not declared either: nobody here knows its arguments."""
+    router = RabbitRouter(middlewares=[carried_by(receive)])
+    subscriber = router.subscriber(
+        RabbitQueue(queue, queue_type=QueueType.QUORUM, durable=True) if ours else RabbitQueue(queue, declare=False),
+        channel=Channel(prefetch_count=prefetch),
+        ack_policy=AckPolicy.MANUAL,
+        no_reply=True,
+        title=queue,
+    )
+    subscriber(_foreign)
+    broker.include_router(router)
+
+
 def carried_by(receive: Receive) -> type[BaseMiddleware]:
     """A middleware that gives the raw delivery to `receive` and never calls the handler."""
 

@@ -38,6 +38,7 @@ class Delivery:
     traceparent: str | None = None
     published_at: datetime | None = None
     first_failed_at: str | None = None
+    replay: int = 0
     origin: Origin = field(default_factory=lambda: Origin("", "", ""))
 
     @classmethod
@@ -59,6 +60,7 @@ class Delivery:
             traceparent=_text(headers.get(Header.TRACEPARENT)),
             published_at=raw.timestamp.astimezone(UTC) if raw.timestamp else None,
             first_failed_at=_text(headers.get(Header.FIRST_FAILED)),
+            replay=_integer(headers.get(Header.REPLAY), 0),
             origin=Origin(
                 _text(headers.get(Header.ORIGIN_QUEUE)) or queue,
                 _text(headers.get(Header.ORIGIN_EXCHANGE)) or raw.exchange or "",

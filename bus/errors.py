@@ -5,6 +5,7 @@ Exception
 ├── PermanentError      will never work: buried with its code
 ├── EngineDead          the model process died: the work goes back, untried
 └── PublishError        the broker did not confirm in time
+    └── NoQueue         there is no queue for it
 """
 
 
@@ -30,3 +31,7 @@ class EngineDead(Exception):
 
 class PublishError(Exception):
     """The broker did not take a message: no confirm within the time limit, or no queue for a command."""
+
+
+class NoQueue(PublishError):
+    """No queue takes what must arrive: its step's actor has never run here, or the queue is gone."""

@@ -32,6 +32,8 @@ class Letter:
     headers: dict[str, Any] = field(default_factory=dict)
     reply_to: str | None = None
     must_route: bool = False
+    content_type: str = "application/json"
+    content_encoding: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryErr
 from aio_pika.exceptions import PublishError as Unroutable
 from pamqp.common import FieldTable
 
-from bus.errors import PublishError
+from bus.errors import NoQueue, PublishError
 from bus.letters import Letter
 from bus.patience import until_back
 from bus.settings import BusSettings
@@ -61,7 +61,7 @@ class Outbox:
                 await exchange.publish(self._message(letter), routing_key=letter.key, mandatory=letter.exchange == "" or letter.must_route)
         except Unroutable as error:
             if letter.must_route:
-                raise PublishError(
+                raise NoQueue(
                     f"no queue takes {letter.key!r} from exchange {letter.exchange!r}: is the step's actor or topology missing?"
                 ) from error
             self.late_replies += 1
@@ -77,7 +77,8 @@ class Outbox:
     def _message(self, letter: Letter) -> aio_pika.Message:
         return aio_pika.Message(
             letter.body,
-            content_type="application/json",
+            content_type=letter.content_type,
+            content_encoding=letter.content_encoding,
             delivery_mode=DeliveryMode.PERSISTENT,
             message_id=letter.message_id,
             correlation_id=letter.job_id,

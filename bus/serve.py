@@ -12,17 +12,18 @@ from faststream.rabbit import RabbitBroker
 
 from bus.actor import Actor, Tools
 from bus.adapter import Adapter, AdapterCounter
-from bus.broker import open_broker, stop_consuming, subscribe, subscribe_foreign
+from bus.broker import open_broker, stop_consuming, subscribe, subscribe_dead, subscribe_foreign
 from bus.cancellations import Cancellations
 from bus.control import open_control
 from bus.database import make_tables, open_database
+from bus.dead_letters.intake import Intake, open_intake
 from bus.inbox import SCHEMA, ForgetfulInbox, Inbox, PostgresInbox, open_inbox
 from bus.outbox import open_outbox
 from bus.receive import Counter
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
 from bus.stores import open_claims
-from bus.topology import declare_topology
+from bus.topology import declare_dead, declare_topology
 from contracts.steps import COMMANDS
 
 log = structlog.get_logger()
@@ -62,27 +63,32 @@ class Running:
         return len(left)
 
 
-async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = ()) -> None:
+async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = (), intakes: Sequence[Intake] = ()) -> None:
     """Serve until a signal comes. The consumers are cancelled first; running work then has the grace to finish."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_workshop(actors, adapters, BusSettings(), StoreSettings()):
+    async with open_workshop(actors, adapters, BusSettings(), StoreSettings(), intakes):
         await stop.wait()
         log.info("actors.leaving")
 
 
 @asynccontextmanager
 async def open_workshop(
-    actors: Sequence[Actor], adapters: Sequence[Adapter], settings: BusSettings, store: StoreSettings
+    actors: Sequence[Actor],
+    adapters: Sequence[Adapter],
+    settings: BusSettings,
+    store: StoreSettings,
+    intakes: Sequence[Intake] = (),
 ) -> AsyncIterator[None]:
     """Everything that the actors need, opened in order and closed in reverse; deliveries come in between."""
-    names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters)]
+    names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters), *(intake.name for intake in intakes)]
     async with AsyncExitStack() as stack:
         outbox = await stack.enter_async_context(open_outbox(settings))
         pool = await stack.enter_async_context(open_database(settings))
         if pool:
-            await make_tables(pool, [SCHEMA, *(actor.schema for actor in actors if actor.schema)])
+            schemas = [*(actor.schema for actor in actors if actor.schema), *(intake.schema for intake in intakes)]
+            await make_tables(pool, [SCHEMA, *schemas])
         inbox = await stack.enter_async_context(open_inbox(pool))
         tools = Tools(claims=await stack.enter_async_context(open_claims(store)), database=pool)
         handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
@@ -90,6 +96,8 @@ async def open_workshop(
         cancellations, running = Cancellations(), Running()
         async with outbox.channel() as channel:
             await declare_topology(channel, actors, adapters, COMMANDS, settings.rungs)
+            for intake in intakes:
+                await declare_dead(channel, *intake.queues)
         await stack.enter_async_context(open_control(outbox, inbox, cancellations))
         broker = open_broker(settings.broker_url, f"{settings.worker} {'+'.join(names)}")
         for actor, handle in zip(actors, handlers, strict=True):
@@ -99,6 +107,10 @@ async def open_workshop(
         for adapter in adapters:
             door = AdapterCounter(adapter, outbox, settings.worker)
             subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(door.receive))
+        for intake in intakes:
+            receivers = await stack.enter_async_context(open_intake(intake, pool, outbox))
+            for queue, receive in receivers.items():
+                subscribe_dead(broker, queue, intake.prefetch, running.counted(receive), ours=queue not in intake.foreign)
 
         await stack.enter_async_context(forgetting(inbox, settings.inbox_retention_days))
         await broker.start()

@@ -30,11 +30,12 @@ async def declare_step(channel: AbstractChannel, step: str, *, exchange: str = c
     queue = await channel.declare_queue(channels.work_queue(step), durable=True, arguments=QUORUM)
     for key in keys or (step,):
         await queue.bind(exchange, key)
-    await declare_dead(channel, step)
+    await declare_dead(channel, channels.dead_queue(step))
 
 
-async def declare_dead(channel: AbstractChannel, name: str) -> None:
-    await channel.declare_queue(channels.dead_queue(name), durable=True, arguments=QUORUM)
+async def declare_dead(channel: AbstractChannel, *queues: str) -> None:
+    for queue in queues:
+        await channel.declare_queue(queue, durable=True, arguments=QUORUM)
 
 
 async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
@@ -61,6 +62,6 @@ async def declare_topology(
         await declare_step(channel, actor.step, exchange=actor.exchange, keys=actor.binding_keys)
     for adapter in adapters:
         await channel.declare_queue(adapter.queue, durable=True)
-        await declare_dead(channel, adapter.name)
+        await declare_dead(channel, channels.dead_queue(adapter.name))
     for delay in rungs:
         await declare_rung(channel, delay)

@@ -28,3 +28,6 @@ RESULTS: dict[str, type[Result]] = {
     Step.VALIDATE: ValidateDone,
     Step.JUDGE: JudgeDone,
 }
+
+BURYING: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
+"""Whoever has a queue of dead letters: the steps, the keepers of records, and the adapter of the foreign queue."""

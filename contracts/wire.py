@@ -49,6 +49,8 @@ class Header(StrEnum):
     EXCEPTION_TYPE = "atelier-exception-type"
     EXCEPTION_STACK = "atelier-exception-stack"
     """str: why a dead letter died. Message and stack are shortened."""
+    REPLAY = "atelier-replay"
+    """int: how often an operator has sent this message again out of the dead letters. Travels no further."""
 
 
 class Command(Carried):

@@ -97,7 +97,7 @@ def run_actors(arguments: Namespace) -> int:
     if arguments.leash:
         threading.Thread(target=leave_when_let_go, daemon=True).start()
     staff = hire(arguments.steps)
-    asyncio.run(serve(staff.actors, staff.adapters))
+    asyncio.run(serve(staff.actors, staff.adapters, staff.intakes))
     return 0
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 
 from bus.actor import Actor
 from bus.adapter import Adapter
+from bus.dead_letters.intake import Intake
 from ops.errors import SetupError
 
 MODULES: dict[str, str] = {
@@ -14,8 +15,9 @@ MODULES: dict[str, str] = {
     "upload": "actors.upload",
     "webhook": "actors.webhook",
     "ledger": "actors.ledger",
+    "dead-letters": "actors.dead_letters",
 }
-"""Step or foreign queue to module. A module has an ACTOR, several ACTORS, or an ADAPTER."""
+"""Step or foreign queue to module. A module has an ACTOR, several ACTORS, an ADAPTER, or an INTAKE."""
 
 NEEDS_MODELS = frozenset({"image"})
 """Steps that need the `models` extra."""
@@ -27,6 +29,7 @@ class Staff:
 
     actors: list[Actor]
     adapters: list[Adapter]
+    intakes: list[Intake]
 
 
 def hire(steps: list[str]) -> Staff:
@@ -36,4 +39,5 @@ def hire(steps: list[str]) -> Staff:
         raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
     rooms = [import_module(MODULES[step]) for step in steps]
     actors = [actor for room in rooms for actor in getattr(room, "ACTORS", ())] + [room.ACTOR for room in rooms if hasattr(room, "ACTOR")]
-    return Staff(actors, [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")])
+    adapters = [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")]
+    return Staff(actors, adapters, [room.INTAKE for room in rooms if hasattr(room, "INTAKE")])

@@ -1,0 +1,318 @@
+-- name: schema
+create schema if not exists atelier;
+create table if not exists atelier.dead_letter_replays (
+    id bigint generated always as identity primary key,
+    asked_by text not null,
+    asked_at timestamptz not null default now(),
+    per_second double precision,
+    next_at timestamptz not null default now(),
+    done_at timestamptz
+);
+create index if not exists dead_letter_replays_open on atelier.dead_letter_replays (next_at) where done_at is null;
+create table if not exists atelier.dead_letters (
+    id text primary key,
+    dead_queue text not null,
+    target text,
+    step text not null,
+    message_id text not null,
+    sent_as text not null,
+    job_id text not null,
+    tenant text,
+    type text,
+    content_type text,
+    content_encoding text,
+    group_id text not null,
+    code text not null,
+    message text not null,
+    exception_type text,
+    stack text not null,
+    shape jsonb not null,
+    attempts integer not null,
+    origin_exchange text,
+    origin_key text,
+    headers jsonb not null,
+    body bytea not null,
+    size integer not null,
+    state text not null check (state in ('unresolved', 'replay-requested', 'resolved', 'failed-again', 'archived')),
+    failures integer not null default 1,
+    replays integer not null default 0,
+    replay_id bigint references atelier.dead_letter_replays (id),
+    forwarded_at timestamptz,
+    edited_body bytea,
+    edited_type text,
+    edited_from text,
+    first_failed_at timestamptz not null,
+    last_failed_at timestamptz not null,
+    changed_at timestamptz not null default now()
+);
+create index if not exists dead_letters_last_failed_at on atelier.dead_letters (last_failed_at desc, id);
+create index if not exists dead_letters_group on atelier.dead_letters (group_id);
+create index if not exists dead_letters_sent_as on atelier.dead_letters (sent_as);
+create index if not exists dead_letters_to_send on atelier.dead_letters (replay_id) where state = 'replay-requested' and forwarded_at is null;
+create table if not exists atelier.dead_letter_history (
+    number bigint generated always as identity primary key,
+    letter_id text not null references atelier.dead_letters (id) on delete cascade,
+    failure_id text unique,
+    at timestamptz not null default now(),
+    kind text not null,
+    said jsonb not null default '{}'
+);
+create index if not exists dead_letter_history_letter on atelier.dead_letter_history (letter_id, number);
+-- Whether a letter is selected: everything that the selection says must hold.
+create or replace function atelier.dead_letter_selected(letter atelier.dead_letters, selection jsonb) returns boolean
+language sql stable as $$
+    select (selection->'ids' is null or (selection->'ids') ? letter.id)
+        and (selection->>'group' is null or letter.group_id = selection->>'group')
+        and (selection->>'step' is null or letter.step = selection->>'step')
+        and (selection->>'code' is null or letter.code = selection->>'code')
+        and (selection->>'exception_type' is null or letter.exception_type = selection->>'exception_type')
+        and (selection->>'tenant' is null or letter.tenant = selection->>'tenant')
+        and (selection->>'state' is null or letter.state = selection->>'state')
+        and (selection->>'job_id' is null or letter.job_id = selection->>'job_id')
+        and (selection->>'message_id' is null or selection->>'message_id' in (letter.message_id, letter.sent_as))
+        and (selection->>'since' is null or letter.last_failed_at >= (selection->>'since')::timestamptz)
+        and (selection->>'before' is null or letter.last_failed_at < (selection->>'before')::timestamptz)
+$$;
+-- Whether a letter may be sent again. One on its way may be only when it is asked for by that very state: its message was lost, or is old.
+create or replace function atelier.dead_letter_replayable(letter atelier.dead_letters, selection jsonb) returns boolean
+language sql immutable as $$
+    select letter.state in ('unresolved', 'failed-again')
+        or (letter.state = 'replay-requested' and letter.forwarded_at is not null and selection->>'state' = 'replay-requested')
+$$;
+
+-- name: keep
+-- One failure is noted once, however often its letter is read. A message that had been sent again and died again is the same letter.
+with known as (
+    select id, edited_body is not null as edited from atelier.dead_letters where sent_as = $3 and dead_queue = $4
+), letter as (
+    select coalesce((select id from known where not edited limit 1), $1) as id, (select id from known where edited limit 1) as edited_from
+), failure as (
+    insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
+    select letter.id, $2, $21, 'failed', jsonb_build_object('code', $12::text, 'message', $13::text, 'attempts', $17::integer) from letter
+    on conflict (failure_id) do nothing
+    returning letter_id
+)
+insert into atelier.dead_letters as known (
+    id, message_id, sent_as, dead_queue, target, step, job_id, tenant, type, content_type, content_encoding,
+    code, message, exception_type, stack, shape, attempts, origin_exchange, origin_key,
+    first_failed_at, last_failed_at, headers, body, size, group_id, state, edited_from
+)
+select
+    letter_id, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11,
+    $12, $13, $14, $15, $16, $17, $18, $19,
+    $20, $21, $22, $23::bytea, octet_length($23::bytea), $24, 'unresolved', (select edited_from from letter)
+from failure
+on conflict (id) do update set
+    (target, tenant, code, message, exception_type, stack, shape, attempts, last_failed_at, headers, body, size, group_id) = (
+        coalesce(excluded.target, known.target), coalesce(excluded.tenant, known.tenant), excluded.code, excluded.message,
+        excluded.exception_type, excluded.stack, excluded.shape, excluded.attempts, greatest(known.last_failed_at, excluded.last_failed_at),
+        excluded.headers, excluded.body, excluded.size, excluded.group_id
+    ),
+    first_failed_at = least(known.first_failed_at, excluded.first_failed_at),
+    state = 'failed-again',
+    failures = known.failures + 1,
+    (sent_as, edited_body, edited_type) = (case when known.edited_body is null then known.sent_as else known.message_id end, null, null),
+    changed_at = now()
+
+-- name: list
+select *, count(*) over () as total from atelier.dead_letters as letter
+where atelier.dead_letter_selected(letter, $1)
+order by last_failed_at desc, id
+limit $2 offset $3
+
+-- name: count
+select count(*) from atelier.dead_letters as letter where atelier.dead_letter_selected(letter, $1)
+
+-- name: groups
+with split as (
+    select letter.*, case when $2 then tenant end as of_tenant, date_trunc($3::text, last_failed_at, 'UTC') as at
+    from atelier.dead_letters as letter
+    where atelier.dead_letter_selected(letter, $1)
+), counted as (
+    select group_id, of_tenant, at, state, count(*) as letters, min(first_failed_at) as first, max(last_failed_at) as last
+    from split group by group_id, of_tenant, at, state
+), youngest as (
+    select distinct on (group_id, of_tenant, at) group_id, of_tenant, at, step, code, exception_type, message, shape
+    from split order by group_id, of_tenant, at, last_failed_at desc
+)
+select
+    youngest.group_id, step, code, exception_type, youngest.of_tenant as tenant, youngest.at, message, shape,
+    sum(letters)::integer as letters, jsonb_object_agg(state, letters) as states, min(first) as first_failed_at, max(last) as last_failed_at
+from youngest join counted
+    on counted.group_id = youngest.group_id
+    and counted.of_tenant is not distinct from youngest.of_tenant
+    and counted.at is not distinct from youngest.at
+group by youngest.group_id, step, code, exception_type, youngest.of_tenant, youngest.at, message, shape
+order by letters desc, last_failed_at desc
+
+-- name: letter
+select * from atelier.dead_letters where id = $1
+
+-- name: history
+select at, kind, said from atelier.dead_letter_history where letter_id = $1 order by number
+
+-- name: lock
+select * from atelier.dead_letters where id = $1 for update
+
+-- name: replayable
+select id, target is null as without_target, count(*) over (partition by target is null) as letters
+from atelier.dead_letters as letter
+where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1)
+order by last_failed_at, id
+
+-- name: ask
+insert into atelier.dead_letter_replays (asked_by, per_second) values ($1, $2) returning id
+
+-- name: stage
+-- The row locks and the state let each letter enter one replay, however many operators ask at once.
+with chosen as (
+    select id from atelier.dead_letters as letter
+    where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1) and target is not null
+    order by last_failed_at, id
+    for update
+), staged as (
+    update atelier.dead_letters as letter set
+        state = 'replay-requested', replay_id = $2, forwarded_at = null, replays = replays + 1, changed_at = now(),
+        sent_as = case when $3 then gen_random_uuid()::text when edited_body is null then sent_as else letter.message_id end,
+        edited_body = null, edited_type = null
+    from chosen where letter.id = chosen.id
+    returning letter.id, letter.sent_as
+), noted as (
+    insert into atelier.dead_letter_history (letter_id, kind, said)
+    select id, 'replay-requested', jsonb_build_object('replay', $2::bigint, 'by', $4::text, 'as', sent_as) from staged
+)
+select id from staged
+
+-- name: stage_edited
+with staged as (
+    update atelier.dead_letters set
+        state = 'replay-requested', replay_id = $2, forwarded_at = null, replays = replays + 1, changed_at = now(),
+        sent_as = $3, edited_body = $4, edited_type = $5
+    where id = $1
+    returning id
+)
+insert into atelier.dead_letter_history (letter_id, kind, said)
+select id, 'edited', jsonb_build_object('replay', $2::bigint, 'by', $6::text, 'as', $3::text) from staged
+
+-- name: next_replay
+-- Whoever holds the row sends for this replay; another sender passes it by.
+select id, per_second from atelier.dead_letter_replays
+where done_at is null and next_at <= clock_timestamp() and ($1::bigint is null or id = $1)
+order by next_at
+limit 1
+for update skip locked
+
+-- name: next_letters
+select id, target, message_id, sent_as, job_id, type, content_type, content_encoding, headers, replays, failures,
+    origin_exchange, origin_key, coalesce(edited_body, body) as body, edited_body is not null as edited, edited_type
+from atelier.dead_letters
+where replay_id = $1 and state = 'replay-requested' and forwarded_at is null
+order by last_failed_at, id
+limit $2
+for update
+
+-- name: sent
+-- An edited letter is settled by its copy; every other one waits for word of the work.
+with sent as (
+    update atelier.dead_letters set
+        forwarded_at = clock_timestamp(), changed_at = now(),
+        state = case when edited_body is null then state else 'resolved' end
+    where id = any($1::text[])
+    returning id, target, sent_as
+)
+insert into atelier.dead_letter_history (letter_id, kind, said)
+select id, 'sent', jsonb_build_object('to', target, 'as', sent_as) from sent
+
+-- name: not_sent
+-- There is no such queue: the letter goes back to where it was.
+with returned as (
+    update atelier.dead_letters set
+        state = case when failures > 1 then 'failed-again' else 'unresolved' end, changed_at = now(),
+        sent_as = message_id, edited_body = null, edited_type = null
+    where id = $1
+    returning id
+)
+insert into atelier.dead_letter_history (letter_id, kind, said) select id, 'not-sent', jsonb_build_object('why', $2::text) from returned
+
+-- name: pace
+update atelier.dead_letter_replays set next_at = clock_timestamp() + $2 * interval '1 second' where id = $1
+
+-- name: done
+update atelier.dead_letter_replays set done_at = now() where id = $1
+
+-- name: progress
+select done_at is not null as done,
+    (select count(*) from atelier.dead_letters where replay_id = $1 and state = 'replay-requested' and forwarded_at is null) as waiting,
+    (select count(*) from atelier.dead_letters where replay_id = $1 and forwarded_at is not null) as sent
+from atelier.dead_letter_replays where id = $1
+
+-- name: hear
+-- A completed event settles the letter whose message it is about, unless the letter died after it.
+with settled as (
+    update atelier.dead_letters set state = $3, changed_at = now()
+    where sent_as = $1 and step = $2 and (state = 'replay-requested' or (state in ('unresolved', 'failed-again') and last_failed_at < $4))
+    returning id
+)
+insert into atelier.dead_letter_history (letter_id, at, kind, said) select id, $4, $3, $5 from settled
+
+-- name: move
+with chosen as (
+    select id from atelier.dead_letters as letter
+    where atelier.dead_letter_selected(letter, $1) and state = any($2::text[])
+    order by last_failed_at, id
+    for update
+), moved as (
+    update atelier.dead_letters as letter set state = $3, changed_at = now() from chosen where letter.id = chosen.id returning letter.id
+), noted as (
+    insert into atelier.dead_letter_history (letter_id, kind, said)
+    select id, $4, jsonb_build_object('by', $5::text) from moved
+)
+select count(*) from moved
+
+-- name: movable
+select count(*) from atelier.dead_letters as letter where atelier.dead_letter_selected(letter, $1) and state = any($2::text[])
+
+-- name: purge
+with gone as (
+    delete from atelier.dead_letters as letter
+    where atelier.dead_letter_selected(letter, $1) and state = any($2::text[]) and changed_at < $3
+    returning 1
+)
+select count(*) from gone
+
+-- name: purgeable
+select count(*) from atelier.dead_letters as letter
+where atelier.dead_letter_selected(letter, $1) and state = any($2::text[]) and changed_at < $3
+
+-- name: export_ids
+select id from atelier.dead_letters as letter where atelier.dead_letter_selected(letter, $1) order by last_failed_at, id
+
+-- name: export
+select letter.*, (
+    select coalesce(jsonb_agg(jsonb_build_object('at', at, 'kind', kind, 'said', said, 'failure_id', failure_id) order by number), '[]')
+    from atelier.dead_letter_history where letter_id = letter.id
+) as history
+from atelier.dead_letters as letter where id = any($1::text[]) order by last_failed_at, id
+
+-- name: import
+-- What was on its way elsewhere is unresolved here. A letter that is here already stays as it is.
+with letter as (
+    insert into atelier.dead_letters (
+        id, dead_queue, target, step, message_id, sent_as, job_id, tenant, type, content_type, content_encoding, group_id, code, message,
+        exception_type, stack, shape, attempts, origin_exchange, origin_key, headers, body, size, state, failures, replays, edited_from,
+        first_failed_at, last_failed_at
+    )
+    values (
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22::bytea, octet_length($22::bytea),
+        case when $23::text = 'replay-requested' then 'unresolved' else $23 end, $24, $25, $26, $27, $28
+    )
+    on conflict (id) do nothing
+    returning id
+), told as (
+    insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
+    select letter.id, said.failure_id, said.at, said.kind, said.said
+    from letter, jsonb_to_recordset($29::jsonb || jsonb_build_array(jsonb_build_object('at', now(), 'kind', 'imported', 'said', '{}'::jsonb)))
+        as said (failure_id text, at timestamptz, kind text, said jsonb)
+    on conflict (failure_id) do nothing
+)
+select count(*) from letter
