@@ -1,0 +1,64 @@
+"""A tiny LLaVA with random weights, in the real classes and the real file formats. Writes a model folder of about 0.4 MB.
+
+Its vocabulary is bytes, so it reads and writes any language; what it says means nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+PAD, BEGIN, END, UNKNOWN, IMAGE = SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+SIDE, PATCH = 30, 10
+"""Pixels: nine patches a picture, plus the class token that is left out."""
+
+
+def write_llava(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2) -> None:
+    """Save model and processor under `folder`."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(_config(tokenizer, hidden, layers)).eval()
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder, safe_serialization=True)
+    _processor(tokenizer).save_pretrained(folder)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytewise = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token=UNKNOWN))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, bos_token=BEGIN, eos_token=END, pad_token=PAD, unk_token=UNKNOWN,
+        additional_special_tokens=[IMAGE], padding_side="left",
+    )  # fmt: skip
+
+
+def _config(tokenizer: Any, hidden: int, layers: int) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=SIDE, patch_size=PATCH, projection_dim=hidden),
+        text_config=LlamaConfig(
+            **sizes, vocab_size=len(tokenizer) + 3, num_key_value_heads=4, max_position_embeddings=8192,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_select_strategy="default", vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def _processor(tokenizer: Any) -> Any:
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    return LlavaProcessor(
+        image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, image_token=IMAGE,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""Load a LLaVA-architecture model: device, precision, quantization with its fall-back, and what it took of the memory."""
+
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.engines.protocol import Lifeline
+from actors.engines.vlm import VlmOptions
+
+ROOM = 1.25
+"""Free memory, in weights, that half precision needs beside a batch's cache."""
+
+
+@dataclass
+class Loaded:
+    """A model ready to compute. `info` says what was loaded, for the log and the metrics."""
+
+    model: Any
+    processor: Any
+    device: str
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def load(options: VlmOptions, lifeline: Lifeline) -> Loaded:
+    """Raises what transformers raises, when the model cannot be loaded even without quantization."""
+    import torch
+    from transformers import AutoProcessor
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = ("cuda:0" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    lifeline.beat(f"loading {options.model}", options.load_seconds, None)
+    processor = AutoProcessor.from_pretrained(options.model, cache_dir=options.cache)
+    processor.tokenizer.padding_side = "left"
+    before = memory_bytes(device)
+    model, how = _weights(options, device)
+    model.eval()
+    info = {
+        "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **how,
+        "memory_before_bytes": before, "memory_after_bytes": memory_bytes(device), "model_bytes": model.get_memory_footprint(),
+    }  # fmt: skip
+    return Loaded(model, processor, device, info)
+
+
+def _weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]]:
+    """The model and how it was quantized. When quantizing fails the weights are loaded plain, and `fallback` says why."""
+    wanted = _quantization(options, device)
+    if wanted == "none":
+        return _plain(options, device), {"quantization": "none"}
+    try:
+        return _quantized(options, device, wanted), {"quantization": wanted}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    # Outside the except block: the traceback would keep half a model in memory.
+    release(device)
+    return _plain(options, device), {"quantization": "none", "fallback": f"{wanted} failed, so the weights are loaded plain: {reason}"}
+
+
+def _plain(options: VlmOptions, device: str) -> Any:
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    dtype = ("float16" if device.startswith("cuda") else "float32") if options.dtype == "auto" else options.dtype
+    return LlavaForConditionalGeneration.from_pretrained(
+        options.model, cache_dir=options.cache, dtype=getattr(torch, dtype), attn_implementation="sdpa", device_map={"": device}
+    )
+
+
+def _quantized(options: VlmOptions, device: str, bits: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+
+    config = {
+        "8bit": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0),
+        "4bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16),
+    }[bits]()
+    return LlavaForConditionalGeneration.from_pretrained(
+        options.model,
+        cache_dir=options.cache,
+        quantization_config=config,
+        dtype=torch.float16,
+        attn_implementation="sdpa",
+        device_map={"": device},
+    )
+
+
+def _quantization(options: VlmOptions, device: str) -> str:
+    """`auto` keeps half precision where it fits, since 8 bits save memory, not time; on a CPU nothing is quantized unasked."""
+    if options.quantization != "auto":
+        return options.quantization
+    if not device.startswith("cuda"):
+        return "none"
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return "none" if free > ROOM * half_precision_bytes(options) else "8bit"
+
+
+def half_precision_bytes(options: VlmOptions) -> int:
+    """What the weights take in half precision: read from the files where they are here, else that of a model of 7 billion."""
+    files = list(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
+    return sum(file.stat().st_size for file in files) or 15 << 30
+
+
+def memory_bytes(device: str) -> int:
+    """Taken on the device; on a CPU, by this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
+
+
+def release(device: str) -> None:
+    """Give back what is no longer used."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
