@@ -1,0 +1,92 @@
+"""Pictures from wherever a command may name them, checked before they are decoded: claims, base64, `/assets/…`, `s3://`, `https://`."""
+
+import base64
+import binascii
+import io
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from anyio import to_thread
+from PIL import Image
+
+from actors.pictures.reading import on_white, read_picture
+from actors.seeing.settings import SeeingSettings
+from bus.claims import ClaimStore
+from bus.errors import PermanentError
+from contracts.claim import Claim
+
+DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
+ASSETS = "/assets/"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Opens pictures.
+
+    Raises PermanentError("image-unreadable" · "image-too-large" · "asset-refused" · "asset-missing" · "asset-too-large").
+    """
+
+    claims: ClaimStore
+    settings: SeeingSettings
+
+    async def of_claim(self, claim: Claim) -> Image.Image:
+        self._check_size(claim.size, claim.uri)
+        return await self._decoded(await self.claims.read(claim), claim.uri)
+
+    async def of_text(self, encoded: str) -> Image.Image:
+        """base64, with or without a `data:` prefix."""
+        body = DATA_URL.sub("", encoded.strip())
+        self._check_size(len(body) * 3 // 4, "the picture in the message")
+        try:
+            data = base64.b64decode("".join(body.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise PermanentError("image-unreadable", f"the picture in the message is no base64: {error}") from error
+        return await self._decoded(data, "the picture in the message")
+
+    async def of_address(self, address: str) -> Image.Image:
+        """An asset address of the source system, or any address that the store may fetch."""
+        uri = self._asset(address) if address.startswith("/") else address
+        return await self._decoded(await self.claims.fetch(uri, max_bytes=self.settings.max_image_bytes), address)
+
+    def _asset(self, address: str) -> str:
+        """The file behind `/assets/…`. Links are followed before the judgement, so that none leads out of the folder."""
+        root = self.settings.assets_dir
+        if root is None:
+            raise PermanentError("asset-refused", f"{address} lies under {ASSETS}, but ASSETS_DIR is not set.")
+        inside = unquote(address.removeprefix(ASSETS)).replace("\0", "")
+        if not address.startswith(ASSETS) or ".." in PurePosixPath(inside).parts or inside.startswith("/"):
+            raise PermanentError("asset-refused", f"{address} does not lie under {ASSETS}.")
+        path = (root / inside).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise PermanentError("asset-refused", f"{address} leads out of {ASSETS}.")
+        return path.as_uri()
+
+    async def _decoded(self, data: bytes, what: str) -> Image.Image:
+        self._check_size(len(data), what)
+        limit = self.settings.max_image_pixels
+        return await to_thread.run_sync(lambda: on_white(read_picture(data, limit, what).pixels).convert("RGB"))
+
+    def _check_size(self, size: int, what: str) -> None:
+        limit = self.settings.max_image_bytes
+        if size > limit:
+            raise PermanentError(
+                "image-too-large", f"{what} has {size} bytes, more than the {limit} that are looked at (VLM_MAX_IMAGE_BYTES)."
+            )
+
+    async def shown(self, picture: Image.Image) -> bytes:
+        """As the engine gets it: PNG, no side longer than the limit, nothing of the original file but its pixels."""
+        return await to_thread.run_sync(encoded, picture, self.settings.max_image_side)
+
+
+def encoded(picture: Image.Image, longest: int) -> bytes:
+    small = picture.copy()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    if min(small.size) < 8:
+        room = Image.new("RGB", (max(8, small.width), max(8, small.height)), "white")
+        room.paste(small)
+        small = room
+    out = io.BytesIO()
+    small.save(out, "PNG", compress_level=1)
+    return out.getvalue()

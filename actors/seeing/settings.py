@@ -1,0 +1,98 @@
+"""The settings of the seeing actors. Names are those of the source systems where they have one. Durations are seconds."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from actors.engines.vlm import Quantization, VlmOptions
+
+Seconds = Annotated[float, Field(gt=0)]
+EngineName = Literal["transformers", "openai"]
+
+
+class StepChoice(BaseSettings):
+    """What one step may choose for itself, such as JUDGE_ENGINE and JUDGE_MODEL. What it does not choose is as VLM_… says."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    engine: EngineName | None = None
+    model: str | None = None
+    base_url: str | None = None
+
+
+class VlmSettings(BaseSettings):
+    """Which engine sees, and with what model."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="VLM_", populate_by_name=True, protected_namespaces=()
+    )
+
+    engine: EngineName = "transformers"
+    model: str = Field(
+        "llava-hf/llava-1.5-7b-hf",
+        validation_alias=AliasChoices("VLM_MODEL", "AIP_STORAGE_URI", "LLAVA_MODEL_NAME"),
+        description="A folder, a hub id, or an `s3://…` or `gs://…` prefix, copied once; for `openai` a name that the server knows.",
+    )
+    model_dir: Path = Field(
+        Path("~/.cache/atelier/models"), validation_alias="MODEL_DIR", description="Where models are copied to, and the hub's cache."
+    )
+    device: str = Field("auto", validation_alias=AliasChoices("VLM_DEVICE", "DEVICE_TYPE"), description="`auto`, `cpu`, `cuda`, `cuda:1` …")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on CUDA, float32 on a CPU.")
+    quantization: Quantization = Field("auto", description="auto: half precision where it fits on the device, else 8 bits; none on a CPU.")
+    use_quantization: bool | None = Field(
+        None, validation_alias="USE_QUANTIZATION", description="true: 8 bits on CUDA. false: none. Counts where VLM_QUANTIZATION is auto."
+    )
+    max_rows: int = Field(8, ge=1, le=64, description="Questions answered together.")
+    window_seconds: float = Field(0.005, ge=0, description="How long the first of a batch waits for others.")
+    threads: int | None = Field(None, ge=1, description="Of the CPU. None: as torch chooses.")
+    frame: str = Field("USER: {image}{text}\nASSISTANT:", description="How the model marks user and answer.")
+    base_url: str | None = Field(
+        None, validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"), description="Of an OpenAI-compatible server, with `/v1`."
+    )
+    api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"))
+    request_seconds: Seconds = Field(300.0, description="One call of such a server.")
+
+    @classmethod
+    def of(cls, step: str) -> Self:
+        """The settings of one step: its own choices before the common ones."""
+        choice = StepChoice(_env_prefix=f"{step.upper()}_")
+        return cls().model_copy(update=choice.model_dump(exclude_none=True))
+
+    def options(self, model: str) -> VlmOptions:
+        """For the transformers engine, once the model's files are here."""
+        device = "cuda:0" if self.device == "cuda" else self.device
+        return VlmOptions(
+            model=model, cache=self.model_dir.expanduser(), device=device, dtype=self.dtype, quantization=self._chosen_quantization(device),
+            max_rows=self.max_rows, window_seconds=self.window_seconds, threads=self.threads, frame=self.frame,
+        )  # fmt: skip
+
+    def _chosen_quantization(self, device: str) -> Quantization:
+        if self.quantization != "auto" or self.use_quantization is None:
+            return self.quantization
+        return "8bit" if self.use_quantization and device != "cpu" else "none"
+
+
+class SeeingSettings(BaseSettings):
+    """What is asked, and which pictures are looked at."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
+
+    assets_dir: Path | None = Field(None, description="The folder behind `/assets/…`.")
+    max_image_bytes: int = Field(10 << 20, ge=1, validation_alias=AliasChoices("VLM_MAX_IMAGE_BYTES", "MAX_UPLOAD_BYTES"))
+    max_image_pixels: int = Field(
+        25_000_000, ge=1, validation_alias="VLM_MAX_IMAGE_PIXELS", description="More are refused before any is decoded."
+    )
+    max_image_side: int = Field(
+        1280,
+        ge=32,
+        validation_alias=AliasChoices("VLM_MAX_IMAGE_SIDE", "MAX_IMAGE_SIDE"),
+        description="The model is shown no more pixels a side.",
+    )
+    consult_max_new_tokens: int = Field(1024, ge=1, le=4096)
+    consult_repetition_penalty: float = Field(1.1, ge=1, le=2)
+    verdict_max_new_tokens: int = Field(512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS")
+    warm_seconds: Seconds = Field(
+        2.0, validation_alias="VLM_WARM_SECONDS", description="How long a question about readiness waits for the engine."
+    )
