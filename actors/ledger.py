@@ -1,22 +1,22 @@
-"""The ledger: listens to all events, keeps jobs and their steps in Postgres, answers `job.get` and `job.list` over the bus.
+"""The ledger: listens to all events, keeps jobs and their steps in Postgres, answers questions about them over the bus.
 
 It remembers nothing in the inbox: an event that comes twice replaces itself.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from asyncpg import Connection, Pool, Record
 
-from bus.actor import Actor, Context, Handler, Tools, Transactional
+from bus.actor import Actor, Context, Handler, Open, Tools, Transactional
 from bus.errors import PermanentError
 from bus.sql import load_queries
 from contracts import channels
 from contracts.event import Event, EventKind
-from contracts.job import GetJob, Job, Jobs, ListJobs, State, StepRecord
-from contracts.wire import Result
+from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs, State, StepRecord
+from contracts.wire import Command, Result
 
 SQL = load_queries(__file__, "ledger.sql")
 STATES: dict[EventKind, State] = {
@@ -62,10 +62,22 @@ def _job_row(event: Event) -> tuple[Any, ...]:
 async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
     """Raises PermanentError("job-unknown")."""
     row = await database.fetchrow(SQL["job"], command.job_id)
+    if row is None and (claimed := await database.fetchrow(SQL["claimed_job"], command.job_id)):
+        return _job(claimed)
     if row is None:
         raise PermanentError("job-unknown", f"no job {command.job_id!r} is in the ledger; a job just sent appears within moments")
     events = [Event.model_validate(record["body"]) for record in await database.fetch(SQL["events"], command.job_id)]
     return _job(row).model_copy(update={"steps": list(steps_of(events))})
+
+
+async def get_events(command: GetJobEvents, context: Context, *, database: Pool) -> JobEvents:
+    return JobEvents(events=[record["body"] for record in await database.fetch(SQL["all_events"], command.job_id)])
+
+
+async def claim_job(command: ClaimJob, context: Context, *, database: Pool) -> JobClaimed:
+    """One statement decides, so that two who come at once are told the same."""
+    row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256)
+    return JobClaimed.model_validate(dict(row.items()))
 
 
 async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
@@ -93,20 +105,35 @@ async def open_ledger(tools: Tools) -> AsyncIterator[Handler]:
     yield keep
 
 
-@asynccontextmanager
-async def open_get(tools: Tools) -> AsyncIterator[Handler]:
-    yield partial(get_job, database=_database(tools))
+def answering(answer: Callable[..., Awaitable[Result]]) -> Open:
+    """How a question about the record is opened: with the database in its hand."""
 
+    @asynccontextmanager
+    async def opened(tools: Tools) -> AsyncIterator[Handler]:
+        yield partial(answer, database=_database(tools))
 
-@asynccontextmanager
-async def open_list(tools: Tools) -> AsyncIterator[Handler]:
-    yield partial(list_jobs, database=_database(tools))
+    return opened
 
 
 def _database(tools: Tools) -> Pool:
     if tools.database is None:
         raise PermanentError("database-missing", "the ledger keeps its record in Postgres: set DATABASE_URL")
     return tools.database
+
+
+def question(step: str, command: type[Command], result: type[Result], answer: Callable[..., Awaitable[Result]], description: str) -> Actor:
+    return Actor(
+        step=step,
+        command=command,
+        result=result,
+        open=answering(answer),
+        timeout_seconds=10,
+        prefetch=16,
+        remembers=False,
+        announces=False,
+        question=True,
+        description=description,
+    )
 
 
 ACTORS = (
@@ -124,28 +151,8 @@ ACTORS = (
         schema=SQL["schema"],
         description="Keeps every event, and from them the state of each job.",
     ),
-    Actor(
-        step="job.get",
-        command=GetJob,
-        result=Job,
-        open=open_get,
-        timeout_seconds=10,
-        prefetch=16,
-        remembers=False,
-        announces=False,
-        question=True,
-        description="Answers with one job and its steps.",
-    ),
-    Actor(
-        step="job.list",
-        command=ListJobs,
-        result=Jobs,
-        open=open_list,
-        timeout_seconds=10,
-        prefetch=16,
-        remembers=False,
-        announces=False,
-        question=True,
-        description="Answers with jobs, the youngest first.",
-    ),
+    question("job.get", GetJob, Job, get_job, "Answers with one job and its steps."),
+    question("job.list", ListJobs, Jobs, list_jobs, "Answers with jobs, the youngest first."),
+    question("job.events", GetJobEvents, JobEvents, get_events, "Answers with all that happened to one job."),
+    question("job.claim", ClaimJob, JobClaimed, claim_job, "Takes an id for a request, or tells what the id means already."),
 )

@@ -24,6 +24,12 @@ create table if not exists atelier.job_events (
     body jsonb not null,
     primary key (job_id, step, kind, message_id, percent)
 );
+create table if not exists atelier.job_claims (
+    job_id text primary key,
+    kind text not null,
+    sha256 text not null,
+    claimed_at timestamptz not null default now()
+);
 
 -- name: keep_event
 -- An event that comes again (a redelivery) replaces itself.
@@ -62,3 +68,19 @@ select * from atelier.jobs
 where ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
 order by created_at desc
 limit $4
+
+-- name: all_events
+select body from atelier.job_events where job_id = $1 order by at, step <> 'job', percent
+
+-- name: claim_job
+-- The update changes nothing; it makes the row that was there come back. `xmax` is 0 only in a row just inserted.
+with claimed as (
+    insert into atelier.job_claims as claim (job_id, kind, sha256) values ($1, $2, $3)
+    on conflict (job_id) do update set sha256 = claim.sha256
+    returning job_id, sha256, xmax = 0 as first
+)
+select claimed.*, exists (select from atelier.job_events e where e.job_id = $1) as accepted from claimed
+
+-- name: claimed_job
+-- A job of which no event has come yet.
+select job_id, kind, 'accepted' as state, claimed_at as created_at, claimed_at as updated_at from atelier.job_claims where job_id = $1

@@ -36,6 +36,8 @@ class Delivery:
     deadline: datetime | None = None
     tenant: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
+    request_id: str | None = None
     published_at: datetime | None = None
     first_failed_at: str | None = None
     replay: int = 0
@@ -58,6 +60,8 @@ class Delivery:
             deadline=_moment(headers.get(Header.DEADLINE)),
             tenant=_text(headers.get(Header.TENANT)),
             traceparent=_text(headers.get(Header.TRACEPARENT)),
+            tracestate=_text(headers.get(Header.TRACESTATE)),
+            request_id=_text(headers.get(Header.REQUEST_ID)),
             published_at=raw.timestamp.astimezone(UTC) if raw.timestamp else None,
             first_failed_at=_text(headers.get(Header.FIRST_FAILED)),
             replay=_integer(headers.get(Header.REPLAY), 0),
@@ -75,8 +79,16 @@ class Delivery:
             Header.DEADLINE: self.deadline.isoformat() if self.deadline else None,
             Header.TENANT: self.tenant,
             Header.TRACEPARENT: self.traceparent,
+            Header.TRACESTATE: self.tracestate,
+            Header.REQUEST_ID: self.request_id,
         }
         return {str(name): value for name, value in headers.items() if value is not None}
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What every log line about this delivery says, so that one request is found in the logs of all processes."""
+        names = {"request_id": self.request_id, "trace_id": self.traceparent.split("-")[1:2] if self.traceparent else None}
+        return {name: value if isinstance(value, str) else value[0] for name, value in names.items() if value}
 
 
 def _integer(value: Any, default: int) -> int:

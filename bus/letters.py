@@ -8,7 +8,7 @@ from typing import Any
 from bus.delivery import Delivery
 from bus.ids import derived_id
 from bus.outcome import CANCELLED, Dead, Done, Dropped, Outcome, Requeue, Retry
-from bus.routing_slip import after_stop, command, depart, ends_here
+from bus.routing_slip import after_stop, answer, command, depart, ends_here, refused
 from contracts import channels
 from contracts.event import Event, EventKind, Progress
 from contracts.fault import Fault
@@ -75,9 +75,11 @@ def done(work: Work, result: dict[str, Any]) -> list[Letter]:
     letters = [event(work, EventKind.COMPLETED, result=result)]
     last = ends_here(work.slip, result)
     if work.delivery.reply_to and (last or (work.slip and work.slip.reply_here)):
-        letters.append(reply(work, result))
+        letters.append(reply(work, answer(work.slip, result)))
     if last and not work.delivery.aside:
-        letters.append(event(work, EventKind.COMPLETED, step=JOB, result=result))
+        letters.append(event(work, EventKind.COMPLETED, step=JOB, result=answer(work.slip, result)))
+    if last and work.slip and work.slip.on_refusal and refused(work.slip, result):
+        letters.append(_aside(work, work.slip.on_refusal, "refused"))
     elif not last and work.slip:
         visit = Visit(step=work.step, worker=work.worker, started_at=work.started_at, seconds=work.seconds)
         letters.append(next_stop(work, after_stop(work.slip, result, visit)))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import ValidationError
+from structlog.contextvars import bind_contextvars
 
 from bus import letters
 from bus.actor import Actor, Context, Handler, Transactional
@@ -27,7 +28,7 @@ from contracts import channels
 from contracts.carried import Carried
 from contracts.event import Progress
 from contracts.fault import Fault
-from contracts.slip import Slip
+from contracts.slip import Slip, every_stop
 from contracts.steps import COMMANDS
 from contracts.wire import Result, message_type
 
@@ -48,6 +49,7 @@ class Counter:
     async def receive(self, raw: AbstractIncomingMessage) -> None:
         """Carry one delivery from its arrival to its ack."""
         delivery = Delivery.of(raw, self.actor.queue)
+        bind_contextvars(**delivery.named)
         work = Work(delivery, self.actor.step, self.settings.worker, letters.slip_of(delivery.body), datetime.now(UTC))
         started = time.perf_counter()
         outcome = await self._decide(work)
@@ -178,9 +180,8 @@ def _what_is_wrong(error: ValidationError) -> tuple[str, str]:
 
 
 def _check_itinerary(slip: Slip | None) -> None:
-    stops = [*slip.itinerary, slip.on_failure, slip.on_progress] if slip else []
-    for stop in stops:
-        if stop and stop.step not in COMMANDS:
+    for stop in every_stop(slip) if slip else ():
+        if stop.step not in COMMANDS:
             raise PermanentError("unknown-step", f"the slip names {stop.step!r}; the steps are {', '.join(sorted(COMMANDS))}")
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from bus.control import cancel_letter
 from bus.letters import command_letter
 from bus.outbox import Outbox
+from bus.travelling import travelling
 from contracts.fault import Fault
 from contracts.wire import Header
 
@@ -23,9 +25,9 @@ log = structlog.get_logger()
 class ReplyFault(Exception):
     """The step answered with a fault."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: Fault, job_id: str | None = None) -> None:
         super().__init__(f"{fault.code}: {fault.message}")
-        self.fault = fault
+        self.fault, self.job_id = fault, job_id
 
 
 class ReplyTimeout(Exception):
@@ -36,13 +38,29 @@ class ReplyTimeout(Exception):
         self.job_id = job_id
 
 
+Reply = asyncio.Future[dict[str, Any]]
+
+
+@dataclass
+class Waiter:
+    """A reply to come, and how many await it."""
+
+    reply: Reply
+    heads: int = 0
+
+
 class Requests:
     """Sends commands and hands each reply to whoever waits for it."""
 
     def __init__(self, outbox: Outbox, reply_queue: str) -> None:
         self._outbox, self.reply_queue = outbox, reply_queue
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._waiting: dict[str, Waiter] = {}
         self.late_replies = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many replies are awaited."""
+        return len(self._waiting)
 
     async def request(self, step: str, body: dict[str, Any], *, seconds: float, tenant: str | None = None) -> dict[str, Any]:
         """Send a command and await the result's fields. The deadline travels along; whoever stops waiting cancels the work.
@@ -51,20 +69,36 @@ class Requests:
         """
         job_id = str(uuid4())
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
-        headers = {Header.DEADLINE.value: deadline.isoformat()} | ({Header.TENANT.value: tenant} if tenant else {})
+        headers = travelling() | {Header.DEADLINE.value: deadline.isoformat()} | ({Header.TENANT.value: tenant} if tenant else {})
         letter = command_letter(step, body, message_id=job_id, job_id=job_id, headers=headers, reply_to=self.reply_queue)
-        self._waiting[job_id] = asyncio.get_running_loop().create_future()
+        with self.expect(job_id) as reply:
+            try:
+                await self._outbox.post(letter)
+                return await self.within(seconds, job_id, reply)
+            except asyncio.CancelledError:
+                await asyncio.shield(self.cancel(job_id))
+                raise
+
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[Reply]:
+        """The reply to a job, from now on. Several may await the same one."""
+        waiter = self._waiting.setdefault(job_id, Waiter(asyncio.get_running_loop().create_future()))
+        waiter.heads += 1
         try:
-            await self._outbox.post(letter)
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + seconds):
-                return await self._waiting[job_id]
-        except TimeoutError:
-            raise ReplyTimeout(job_id, seconds) from None
-        except asyncio.CancelledError:
-            await asyncio.shield(self.cancel(job_id))
-            raise
+            yield waiter.reply
         finally:
-            del self._waiting[job_id]
+            waiter.heads -= 1
+            if not waiter.heads:
+                del self._waiting[job_id]
+                if waiter.reply.done():
+                    waiter.reply.exception()  # A fault that nobody awaits any more is no surprise.
+
+    async def within(self, seconds: float, job_id: str, reply: Reply) -> dict[str, Any]:
+        """The result's fields. Raises ReplyFault and ReplyTimeout; the reply itself may still be awaited after that."""
+        done, _ = await asyncio.wait({reply}, timeout=seconds)
+        if not done:
+            raise ReplyTimeout(job_id, seconds)
+        return reply.result()
 
     async def cancel(self, job_id: str) -> None:
         await self._outbox.post(cancel_letter(job_id))
@@ -72,19 +106,20 @@ class Requests:
     async def take(self, message: AbstractIncomingMessage) -> None:
         """A reply has come. One that nobody awaits any more is counted."""
         waiter = self._waiting.get(message.correlation_id or "")
-        if waiter is None or waiter.done():
+        if waiter is None or waiter.reply.done():
             self.late_replies += 1
             log.info("reply.late", job_id=message.correlation_id)
             return
+        reply, job_id = waiter.reply, message.correlation_id
         try:
             body = json.loads(message.body)
         except ValueError as error:
-            waiter.set_exception(ReplyFault(Fault(code="reply-unreadable", message=str(error), step="gateway")))
+            reply.set_exception(ReplyFault(Fault(code="reply-unreadable", message=str(error), step="gateway"), job_id))
             return
         if message.type == "fault.v1":
-            waiter.set_exception(ReplyFault(Fault.model_validate(body)))
+            reply.set_exception(ReplyFault(Fault.model_validate(body), job_id))
         else:
-            waiter.set_result(body)
+            reply.set_result(body)
 
 
 @asynccontextmanager

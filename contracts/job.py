@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from contracts.carried import Carried
-from contracts.event import Progress
+from contracts.event import Event, Progress
 from contracts.fault import Fault
 from contracts.wire import Command, Result
 
@@ -24,6 +24,29 @@ class ListJobs(Command):
     tenant: str | None = Field(None, max_length=255)
     before: datetime | None = None
     limit: int = Field(50, ge=1, le=500)
+
+
+class GetJobEvents(Command):
+    """What happened to a job, in the order in which it was said."""
+
+    job_id: str = Field(max_length=255)
+
+
+class ClaimJob(Command):
+    """Take a job's id for a request: whoever comes first decides what the id means. The sha256 is that of the request's body."""
+
+    job_id: str = Field(max_length=255)
+    kind: str = Field(max_length=64)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class JobClaimed(Result):
+    """What the id means. `first`: it meant nothing before; `accepted`: the job's first command is known to be sent."""
+
+    job_id: str
+    sha256: str
+    first: bool
+    accepted: bool
 
 
 class StepRecord(Carried):
@@ -56,3 +79,7 @@ class Job(Result):
 
 class Jobs(Result):
     jobs: list[Job]
+
+
+class JobEvents(Result):
+    events: list[Event] = Field(description="None when nothing is known of the job.")

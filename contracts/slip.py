@@ -8,12 +8,21 @@ from pydantic import Field
 from contracts.carried import Carried
 
 
+class Again(Carried):
+    """What to do once more when a gate is shut: these stops, the last of which is the one with the gate; at most so many times."""
+
+    stops: list["Stop"] = Field(min_length=1, max_length=8)
+    times: int = Field(1, ge=0, le=10)
+    fresh: list[str] = Field(default_factory=list, description="Integer variables that get another value, such as the seed.")
+
+
 class Stop(Carried):
     """One stop to come: which step, and what it is told beyond the variables (an argument outranks a variable)."""
 
     step: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     gate: str | None = Field(None, description="A boolean field of this stop's result: the job ends here when it is false.")
+    again: Again | None = Field(None, description="When the gate is shut, this is tried before the job ends.")
     reply_here: bool = Field(False, description="Answer whoever awaits a reply after this stop, then go on.")
 
 
@@ -33,6 +42,17 @@ class Slip(Carried):
     variables: dict[str, Any] = Field(default_factory=dict)
     log: list[Visit] = Field(default_factory=list)
     gate: str | None = Field(None, description="The present stop's gate.")
+    again: Again | None = Field(None, description="The present stop's way back.")
     reply_here: bool = Field(False, description="The present stop is the reply point.")
+    answer: list[str] = Field(default_factory=list, description="Variables that stand in the job's result beside the last stop's own.")
     on_progress: Stop | None = Field(None, description="Published with `progress` merged in at each report of progress.")
     on_failure: Stop | None = Field(None, description="Published with `fault` merged in when the job fails for good.")
+    on_refusal: Stop | None = Field(None, description="Published when a shut gate ends the job.")
+
+
+def every_stop(slip: Slip) -> list[Stop]:
+    """Every stop that a slip may ever lead to."""
+    ways = [slip, *slip.itinerary]
+    back = [stop for way in ways if way.again for stop in way.again.stops]
+    aside = [stop for stop in (slip.on_progress, slip.on_failure, slip.on_refusal) if stop]
+    return [*slip.itinerary, *back, *aside]
