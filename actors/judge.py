@@ -75,7 +75,7 @@ async def judge_variant(command: Judge, context: Context, critic: Critic, tables
     url = await address(command, variant, layout, tables)
     with in_source_words(url):
         picture = await critic.pictures.of_address(url)
-    await tables.start(JUDGE, ids, context)
+    await tables.start(JUDGE, ids, context, once=command.once and not again)
 
     started = time.perf_counter()
     bare = await bare_picture(command, await bare_address(variant, tables), critic)

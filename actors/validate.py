@@ -64,13 +64,14 @@ async def validate_variant(command: Validate, context: Context, critic: Critic, 
     """All is looked up and loaded first, so that a request that cannot be served leaves the variant as it was."""
     ids = Ids.of(command.job_variants_id, command.job_id, command.tenant_id)
     variant = await tables.variant(ids)
-    if command.once and not await tables.at_work(ANALYZE, context) and (verdict := await tables.earlier(ANALYZE, ids, variant)):
+    once = command.once and not await tables.at_work(ANALYZE, context)
+    if once and (verdict := await tables.earlier(ANALYZE, ids, variant)):
         return ValidateDone(job_id=ids.job, **verdict)
     url = await tables.asset_url(variant["img_asset_id"])
     ad_copy = command.ad_copy_text or await tables.ad_copy(ids)
     with in_source_words(url):
         picture = await critic.pictures.of_address(url)
-    await tables.start(ANALYZE, ids, context)
+    await tables.start(ANALYZE, ids, context, once=once)
 
     started = time.perf_counter()
     said = await opinion(command, ad_copy, picture, context, critic)

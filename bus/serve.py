@@ -24,6 +24,7 @@ from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
 from bus.stores import open_claims
 from bus.topology import declare_dead, declare_topology
+from bus.triggers import Trigger, open_trigger
 from contracts.steps import COMMANDS
 
 log = structlog.get_logger()
@@ -63,7 +64,7 @@ class Running:
         return len(left)
 
 
-async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = (), intakes: Sequence[Intake] = ()) -> None:
+async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | Trigger] = (), intakes: Sequence[Intake] = ()) -> None:
     """Serve until a signal comes. The consumers are cancelled first; running work then has the grace to finish."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,18 +77,21 @@ async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter] = (), intak
 @asynccontextmanager
 async def open_workshop(
     actors: Sequence[Actor],
-    adapters: Sequence[Adapter],
+    adapters: Sequence[Adapter | Trigger],
     settings: BusSettings,
     store: StoreSettings,
     intakes: Sequence[Intake] = (),
 ) -> AsyncIterator[None]:
     """Everything that the actors need, opened in order and closed in reverse; deliveries come in between."""
     names = [*(actor.step for actor in actors), *(adapter.name for adapter in adapters), *(intake.name for intake in intakes)]
+    doors = [adapter for adapter in adapters if isinstance(adapter, Adapter)]
+    triggers = [adapter for adapter in adapters if isinstance(adapter, Trigger)]
     async with AsyncExitStack() as stack:
         outbox = await stack.enter_async_context(open_outbox(settings))
         pool = await stack.enter_async_context(open_database(settings))
         if pool:
             schemas = [*(actor.schema for actor in actors if actor.schema), *(intake.schema for intake in intakes)]
+            schemas.extend(trigger.schema for trigger in triggers)
             await make_tables(pool, [SCHEMA, *schemas])
         inbox = await stack.enter_async_context(open_inbox(pool))
         tools = Tools(claims=await stack.enter_async_context(open_claims(store)), database=pool)
@@ -95,7 +99,7 @@ async def open_workshop(
 
         cancellations, running = Cancellations(), Running()
         async with outbox.channel() as channel:
-            await declare_topology(channel, actors, adapters, COMMANDS, settings.rungs)
+            await declare_topology(channel, actors, doors, COMMANDS, settings.rungs)
             for intake in intakes:
                 await declare_dead(channel, *intake.queues)
         await stack.enter_async_context(open_control(outbox, inbox, cancellations))
@@ -104,9 +108,11 @@ async def open_workshop(
             memory: Inbox = inbox if actor.remembers else ForgetfulInbox(pool)
             counter = Counter(actor, handle, memory, outbox, cancellations, settings)
             subscribe(broker, actor, running.counted(counter.receive))
-        for adapter in adapters:
+        for adapter in doors:
             door = AdapterCounter(adapter, outbox, settings.worker)
             subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(door.receive))
+        for trigger in triggers:
+            await stack.enter_async_context(open_trigger(trigger, settings, outbox))
         for intake in intakes:
             receivers = await stack.enter_async_context(open_intake(intake, pool, outbox))
             for queue, receive in receivers.items():

@@ -6,6 +6,7 @@ from importlib import import_module
 from bus.actor import Actor
 from bus.adapter import Adapter
 from bus.dead_letters.intake import Intake
+from bus.triggers import Trigger
 from ops.errors import SetupError
 
 MODULES: dict[str, str] = {
@@ -14,12 +15,17 @@ MODULES: dict[str, str] = {
     "watermark": "actors.watermark",
     "upload": "actors.upload",
     "webhook": "actors.webhook",
+    "consult": "actors.consult",
+    "validate": "actors.validate",
+    "judge": "actors.judge",
+    "variants": "actors.variants",
+    "job_variants": "actors.adapters.job_variants",
     "ledger": "actors.ledger",
     "dead-letters": "actors.dead_letters",
 }
 """Step or foreign queue to module. A module has an ACTOR, several ACTORS, an ADAPTER, or an INTAKE."""
 
-NEEDS_MODELS = frozenset({"image"})
+NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 """Steps that need the `models` extra."""
 
 
@@ -28,7 +34,7 @@ class Staff:
     """Who works in one process."""
 
     actors: list[Actor]
-    adapters: list[Adapter]
+    adapters: list[Adapter | Trigger]
     intakes: list[Intake]
 
 

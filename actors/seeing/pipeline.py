@@ -119,11 +119,14 @@ class Pipeline:
         """Whether this very message began on the variant before: it comes again after a failure or a crash."""
         return bool(await self.pool.fetchval(SQL["working"], context.message_id, stage.name))
 
-    async def start(self, stage: Stage, ids: Ids, context: Context) -> None:
-        """The variant runs from now on, for this message."""
+    async def start(self, stage: Stage, ids: Ids, context: Context, *, once: bool = False) -> None:
+        """The variant runs from now on, for this message. `once`: only from the state that is its cue; else TemporaryError."""
         async with self.pool.acquire() as connection, connection.transaction():
+            if not once:
+                await connection.execute(SQL["start"], ids.variant, stage.name)
+            elif not await connection.fetchval(SQL["start_once"], ids.variant, stage.name, stage.after):
+                raise TemporaryError(f"another message has taken variant {ids.variant} meanwhile", delay=30)
             await connection.execute(SQL["claim_work"], context.message_id, stage.name, ids.variant)
-            await connection.execute(SQL["start"], ids.variant, stage.name)
 
     async def finish(self, connection: Connection, stage: Stage, ids: Ids, context: Context, trace: Trace) -> None:
         """The trace and the variant's `done`, in the caller's transaction."""

@@ -92,6 +92,11 @@ select true from atelier.variant_work where message_id = $1 and step = $2
 -- name: start
 update jobs_variants set status = 'running', current_step = $2, updated_at = clock_timestamp() where job_variants_id = $1::uuid
 
+-- name: start_once
+update jobs_variants set status = 'running', current_step = $2, updated_at = clock_timestamp()
+where job_variants_id = $1::uuid and current_step = $3 and status = 'done'
+returning true
+
 -- name: finish
 update jobs_variants set status = 'done', current_step = $2, updated_at = clock_timestamp() where job_variants_id = $1::uuid
 

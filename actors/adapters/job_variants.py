@@ -1,0 +1,55 @@
+"""The source pipeline moves by Postgres NOTIFY: a variant at (img_gen, done) becomes a `validate` command, at (overlay, done) a `judge`.
+
+Reads `job_variant_state_changed` and the table `jobs_variants`; writes nothing there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from actors.seeing.pipeline import SCHEMA
+from bus.adapter import Translated
+from bus.ids import derived_id
+from bus.sql import load_queries
+from bus.triggers import Trigger
+from contracts.wire import Header, Step
+
+STEPS = {"img_gen": Step.VALIDATE, "overlay": Step.JUDGE}
+
+
+class ListenerSettings(BaseSettings):
+    """Names as in the source system. Durations are seconds."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="JOB_STATE_LISTENER_")
+
+    reconnect_delay: float = Field(5.0, gt=0, description="Before a lost connection is opened again.")
+    sweep_seconds: float = Field(60.0, gt=0, description="How often everything is looked at.")
+
+
+def translate(row: Mapping[str, Any]) -> Translated:
+    """The command for a variant that waits. Its id follows from the state: a variant that is set back and comes again is new work."""
+    variant, step = str(row["job_variants_id"]), STEPS[row["current_step"]]
+    body = {"job_variants_id": variant, "job_id": str(row["job_id"]), "tenant_id": row["tenant_id"], "once": True}
+    if row["overlay_id"]:
+        body["overlay_id"] = str(row["overlay_id"])
+    message_id = derived_id(variant, step, row["updated_at"].isoformat())
+    headers = {Header.TENANT.value: row["tenant_id"]} if row["tenant_id"] else {}
+    return Translated(step, body, message_id, f"{variant}-{step}", headers)
+
+
+def trigger(settings: ListenerSettings) -> Trigger:
+    return Trigger(
+        name="job_variants",
+        channel="job_variant_state_changed",
+        key="job_variants_id",
+        due=load_queries(__file__, "job_variants.sql")["due"],
+        translate=translate,
+        schema=SCHEMA,
+        sweep_seconds=settings.sweep_seconds,
+        reconnect_seconds=settings.reconnect_delay,
+    )
+
+
+ADAPTER = trigger(ListenerSettings())
