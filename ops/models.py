@@ -9,10 +9,12 @@ from pathlib import Path
 import structlog
 
 from actors.engines.tiny_diffusion import write_diffusion, write_lora
+from actors.engines.tiny_llava import write_llava
 
 log = structlog.get_logger()
 
 DIFFUSION = "tiny-sd"
+LLAVA = "tiny-llava"
 LORAS = {"tiny-lora-a": 1, "tiny-lora-b": 2, "tiny-lora-c": 3}
 """Name and seed."""
 
@@ -20,9 +22,11 @@ LORAS = {"tiny-lora-a": 1, "tiny-lora-b": 2, "tiny-lora-c": 3}
 def make_tiny(folder: Path, *, force: bool = False) -> dict[str, Path]:
     """Make what is not there yet and return where each checkpoint lies. A few seconds the first time, then nothing."""
     model = folder / DIFFUSION
-    made = {DIFFUSION: model} | {name: folder / "loras" / f"{name}.safetensors" for name in LORAS}
+    made = {DIFFUSION: model, LLAVA: folder / LLAVA} | {name: folder / "loras" / f"{name}.safetensors" for name in LORAS}
     if force or not (model / "model_index.json").exists():
         _replace(model, write_diffusion)
+    if force or not (made[LLAVA] / "config.json").exists():
+        _replace(made[LLAVA], write_llava)
     for name, seed in LORAS.items():
         if force or not made[name].exists():
             _replace(made[name], partial(write_lora, model=model, seed=seed, text_encoder=seed == 3))

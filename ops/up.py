@@ -16,7 +16,7 @@ from bus.logs import open_logs
 from ops.crew import Say, open_crew
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack, stop_leftovers
-from ops.models import DIFFUSION, make_tiny
+from ops.models import DIFFUSION, LLAVA, make_tiny
 from ops.settings import LocalSettings, inherited
 from ops.workshop import MODULES, NEEDS_MODELS
 
@@ -65,12 +65,13 @@ async def first_of(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bo
 
 
 async def environment_of(addresses: Addresses, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
-    """What the actors read. Whoever names no image model gets the tiny one, made once, and may ask for its LoRAs."""
+    """What the actors read. Whoever names no model gets the tiny ones, made once, and may ask for their LoRAs."""
     environment = {"PYTHONUNBUFFERED": "1"} | inherited() | addresses.environment
-    if not NEEDS_MODELS.isdisjoint(steps) and "IMAGE_MODEL" not in environment:
+    if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
         folder = settings.local_folder.resolve() / "models"
         made = await to_thread.run_sync(tiny_models, folder)
-        environment |= {"IMAGE_MODEL": str(made[DIFFUSION]), "ASSET_ROOTS": environment.get("ASSET_ROOTS", str(folder))}
+        tiny = {"IMAGE_MODEL": str(made[DIFFUSION]), "VLM_MODEL": str(made[LLAVA]), "ASSET_ROOTS": str(folder)}
+        environment = tiny | environment
     return environment
 
 
