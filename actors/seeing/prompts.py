@@ -4,7 +4,8 @@ import re
 
 CONTROL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<image>|<pad>|<unk>|\[/?INST\]|<</?SYS>>", re.IGNORECASE)
 TURN = re.compile(r"\b(USER|ASSISTANT|SYSTEM)[ \t]*:", re.IGNORECASE)
-WRAPPED = re.compile(r"^\s*USER:\s*(?:<image>\s*)?(?P<inner>.*?)\s*ASSISTANT:\s*$", re.DOTALL)
+FRAME_BEGINS = re.compile(r"^(?:\s*USER:\s*(?:<image>\s*)?)+")
+FRAME_ENDS = re.compile(r"(?:\s*ASSISTANT:\s*)+$")
 RULE_MARK, THOUGHT_MARK, ANSWER_MARK = "[STRICT RULE]", "Chain-of-Thought:", "Answer:"
 
 CONSULT_RULE = f"""{RULE_MARK} Stay below 150 words in all. Be brief.
@@ -14,12 +15,10 @@ CONSULT_RULE = f"""{RULE_MARK} Stay below 150 words in all. Be brief.
 
 def consult_text(prompt: str) -> str:
     """The user's words and the rule for the answer. A prompt that its sender has framed already is not framed twice."""
-    inner = prompt
-    while wrapped := WRAPPED.match(inner):
-        inner = wrapped["inner"]
-    question, mark, _ = inner.partition(RULE_MARK)
-    said = quotable(question if mark else inner).strip()
-    return f"{said}\n\n{CONSULT_RULE}"
+    question, _, _ = prompt.partition(RULE_MARK)
+    if FRAME_BEGINS.match(prompt) and FRAME_ENDS.search(prompt):
+        question = FRAME_ENDS.sub("", FRAME_BEGINS.sub("", question))
+    return f"{quotable(question).strip()}\n\n{CONSULT_RULE}"
 
 
 def validate_text(ad_copy: str | None, asked: str | None = None) -> str:

@@ -1,0 +1,96 @@
+"""How answers are read: consultations without repetition; verdicts strictly, mended only in form, never made up."""
+
+import json
+
+import pytest
+
+from actors.engines.vlm import Answer
+from actors.seeing.answers import read_verdict, without_repetition
+from bus.errors import TemporaryError
+from contracts.verdict import AdOpinion, ImageOpinion
+
+AD = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "analysis": "clear", "issues": ["small text"]}
+IMAGE = {
+    "is_valid": False,
+    "image_quality_ok": True,
+    "relevance_score": 0.35,
+    "analysis": "그림이 글과 다르다",
+    "issues": [],
+    "recommendations": ["더 밝게"],
+    "font_recommendation": {
+        "font_style": "bold",
+        "font_name": "Noto Sans",
+        "font_size_category": "large",
+        "font_color_hex": "ffffff",
+        "reasoning": "dark background",
+    },
+}
+
+
+def said(text: str, finish: str = "stop", constrained: bool = False) -> Answer:
+    return Answer(text, finish, "m", constrained=constrained)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("one", "one"),
+        ("Chain-of-Thought: a\n\nAnswer: b\n\nAnswer: b", "Chain-of-Thought: a\n\nAnswer: b\n\nAnswer: b"),
+        ("Chain-of-Thought: 건조합니다.\n\n건조합니다.", "Chain-of-Thought: 건조합니다."),
+        ("Chain-of-Thought: 건조한\n\n피부입니다.\n\n피부입니다.", "Chain-of-Thought: 건조한\n\n피부입니다."),
+        ("a\n\nAnswer: b\n\nmore", "a\n\nAnswer: b"),
+    ],
+)
+def test_a_consultation_is_cut_where_it_starts_over(text: str, kept: str) -> None:
+    assert without_repetition(text) == kept
+
+
+def test_a_verdict_in_form_is_taken_as_it_is() -> None:
+    assert read_verdict(said(json.dumps(AD)), AdOpinion) == (AdOpinion.model_validate(AD), False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here you are:\n```json\n" + json.dumps(AD) + "\n```",
+        json.dumps(AD | {"confidence": 0.9}),
+        json.dumps(AD)[:-1] + ",}",
+        json.dumps(AD).replace("clear", r"clear\_now"),
+        json.dumps(AD | {"on_brief": "yes", "issues": "small text"}),
+        'An example is {"on_brief": true}. My answer: ' + json.dumps(AD),
+    ],
+)
+def test_a_verdict_in_another_form_is_mended_and_marked(text: str) -> None:
+    verdict, repaired = read_verdict(said(text), AdOpinion)
+
+    assert repaired
+    assert (verdict.on_brief, verdict.issues) == (True, ["small text"])
+
+
+def test_too_long_texts_and_lists_are_cut_to_their_bounds() -> None:
+    long = IMAGE | {"analysis": "a" * 999, "issues": ['say "x"\n'] * 9}
+    long["font_recommendation"] = IMAGE["font_recommendation"] | {"font_color_hex": "#FFFFFF"}  # type: ignore[operator]
+
+    verdict, repaired = read_verdict(said(json.dumps(long)), ImageOpinion)
+
+    assert repaired
+    assert (len(verdict.analysis), verdict.issues) == (240, ["say 'x'"] * 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "I cannot say.", '{"on_brief": true}', "{'on_brief': True}", "[]", json.dumps({**AD, "occlusion": "maybe"}), "{" * 5000],
+)
+def test_what_cannot_be_read_is_never_taken_for_a_verdict(text: str) -> None:
+    """Not even a negative one."""
+    with pytest.raises(TemporaryError) as refused:
+        read_verdict(said(text), AdOpinion)
+
+    assert refused.value.code == "verdict-unreadable"
+
+
+def test_a_verdict_that_was_cut_off_says_so() -> None:
+    with pytest.raises(TemporaryError) as refused:
+        read_verdict(said(json.dumps(AD)[:40], "length"), AdOpinion)
+
+    assert refused.value.code == "verdict-unfinished"
