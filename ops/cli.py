@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
+from ops import dead_letters
 from ops.errors import SetupError
 
 EXAMPLES = """\
@@ -74,6 +75,8 @@ def parser() -> ArgumentParser:
     topology = commands.add_parser("topology", help="the exchanges and queues, and the policies that may be set on them")
     topology.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     topology.set_defaults(call=later("ops.topology", "topology"))
+
+    dead_letters.add_to(commands)
     return top
 
 

@@ -98,7 +98,12 @@ async def test_a_letter_is_taken_in_with_its_cause(desk: Desk, customer: Custome
     async with desk(actor):
         message_id = await customer.send(actor.step, {"text": "안녕"}, correlation_id="job-9", headers={Header.TENANT.value: "acme"})
         [letter] = await kept(cabinet, step=actor.step)
-    assert (letter.state, letter.code, letter.message, letter.exception_type) == ("unresolved", "echo-broken", "cannot say 안녕", "PermanentError")
+    assert (letter.state, letter.code, letter.message, letter.exception_type) == (
+        "unresolved",
+        "echo-broken",
+        "cannot say 안녕",
+        "PermanentError",
+    )
     assert (letter.message_id, letter.job_id, letter.tenant, letter.target) == (message_id, "job-9", "acme", actor.queue)
     assert json.loads(letter.body or "") == {"text": "안녕"}
     assert "cannot say" in letter.stack
@@ -106,7 +111,9 @@ async def test_a_letter_is_taken_in_with_its_cause(desk: Desk, customer: Custome
     assert await size_of(customer, channels.dead_queue(actor.step)) == 0
 
 
-async def test_a_replay_reaches_the_failing_queue_alone_and_is_resolved(desk: Desk, customer: Customer, cabinet: Cabinet, pool: asyncpg.Pool) -> None:
+async def test_a_replay_reaches_the_failing_queue_alone_and_is_resolved(
+    desk: Desk, customer: Customer, cabinet: Cabinet, pool: asyncpg.Pool
+) -> None:
     """Same id, first attempt, nobody to reply to; another queue on the same topic does not hear of it."""
     craft = Craft()
     actor = echo_actor(craft)
@@ -238,7 +245,9 @@ async def test_a_foreign_letter_is_taken_in_and_sent_back(desk: Desk, customer: 
     name, dead = f"orders-{uuid4().hex[:6]}", f"orders-dlq-{uuid4().hex[:6]}"
     await customer.channel.declare_queue(dead, durable=True)
     bystander = await customer.channel.declare_queue(exclusive=True)
-    work = await customer.channel.declare_queue(name, durable=True, arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    work = await customer.channel.declare_queue(
+        name, durable=True, arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+    )
     async with desk(foreign=(dead,)):
         body = b"\x00\xffnot json"
         headers = {"tenant-of-theirs": "t", "CC": [bystander.name]}
@@ -453,5 +462,3 @@ async def kept_again(cabinet: Cabinet, step: str, count: int) -> None:
             return False
 
     await soon(there, 30)
-
-
