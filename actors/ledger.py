@@ -3,7 +3,7 @@
 It remembers nothing in the inbox: an event that comes twice replaces itself.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from contracts.event import Event, EventKind
 from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs, State, StepRecord
 from contracts.wire import Command, Result
 
+Answer = Callable[..., Coroutine[Any, Any, Result | Transactional]]
 SQL = load_queries(__file__, "ledger.sql")
 STATES: dict[EventKind, State] = {
     EventKind.ACCEPTED: "accepted",
@@ -105,7 +106,7 @@ async def open_ledger(tools: Tools) -> AsyncIterator[Handler]:
     yield keep
 
 
-def answering(answer: Callable[..., Awaitable[Result]]) -> Open:
+def answering(answer: Answer) -> Open:
     """How a question about the record is opened: with the database in its hand."""
 
     @asynccontextmanager
@@ -121,7 +122,7 @@ def _database(tools: Tools) -> Pool:
     return tools.database
 
 
-def question(step: str, command: type[Command], result: type[Result], answer: Callable[..., Awaitable[Result]], description: str) -> Actor:
+def question(step: str, command: type[Command], result: type[Result], answer: Answer, description: str) -> Actor:
     return Actor(
         step=step,
         command=command,

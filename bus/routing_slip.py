@@ -12,8 +12,9 @@ def after_stop(slip: Slip, result: dict[str, Any], visit: Visit) -> Slip:
 
     A shut gate with a way back puts the stops to be done again before those to come.
     """
-    known = {"variables": slip.variables | result, "log": [*slip.log, visit]}
-    return slip.model_copy(update=known | (_back(slip, known["variables"]) if refused(slip, result) else {}))
+    variables = slip.variables | result
+    back = _back(slip, variables) if refused(slip, result) else {}
+    return slip.model_copy(update={"variables": variables, "log": [*slip.log, visit]} | back)
 
 
 def ends_here(slip: Slip | None, result: dict[str, Any]) -> bool:

@@ -52,7 +52,7 @@ class Slip(Carried):
 
 def every_stop(slip: Slip) -> list[Stop]:
     """Every stop that a slip may ever lead to."""
-    ways = [slip, *slip.itinerary]
-    back = [stop for way in ways if way.again for stop in way.again.stops]
+    ways = [slip.again, *(stop.again for stop in slip.itinerary)]
+    back = [stop for again in ways if again for stop in again.stops]
     aside = [stop for stop in (slip.on_progress, slip.on_failure, slip.on_refusal) if stop]
     return [*slip.itinerary, *back, *aside]

@@ -3,6 +3,7 @@
 from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
 from contracts.judge import Judge, JudgeDone
+from contracts.overlay import Overlay, OverlayDone
 from contracts.upload import Upload, UploadDone
 from contracts.validate import Validate, ValidateDone
 from contracts.watermark import Watermark, WatermarkDone
@@ -17,6 +18,7 @@ COMMANDS: dict[str, type[Command]] = {
     Step.CONSULT: Consult,
     Step.VALIDATE: Validate,
     Step.JUDGE: Judge,
+    Step.OVERLAY: Overlay,
 }
 
 RESULTS: dict[str, type[Result]] = {
@@ -27,6 +29,7 @@ RESULTS: dict[str, type[Result]] = {
     Step.CONSULT: ConsultDone,
     Step.VALIDATE: ValidateDone,
     Step.JUDGE: JudgeDone,
+    Step.OVERLAY: OverlayDone,
 }
 
 BURYING: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")

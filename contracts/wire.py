@@ -20,6 +20,7 @@ class Step(StrEnum):
     CONSULT = "consult"
     VALIDATE = "validate"
     JUDGE = "judge"
+    OVERLAY = "overlay"
 
 
 class Header(StrEnum):

@@ -1,42 +1,177 @@
-"""What became of a job: asked of the ledger, over the bus."""
+"""Jobs over HTTP: hand one in, ask what became of it, follow it, fetch its files, cancel it."""
 
-from datetime import datetime
+from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field
 
+from bus.errors import PublishError
+from bus.request_reply import ReplyTimeout
 from contracts.job import Job, Jobs, State
+from gateway.deadlines import seconds_given, wait_wanted
+from gateway.event_stream import Stream
+from gateway.files import files_of, send_file
+from gateway.orders import JobOrder
+from gateway.placing import Counter, Placed
+from gateway.problems import Problem, Refused
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-
-async def _ask(request: Request, step: str, **question: Any) -> dict[str, Any]:
-    state = request.app.state
-    body = {name: value for name, value in question.items() if value is not None}
-    return await state.requests.request(step, body, seconds=state.settings.question_seconds)  # type: ignore[no-any-return]
-
-
-@router.get("/{job_id}")
-async def get_job(request: Request, job_id: str) -> Job:
-    """One job: its state, its steps with their times, its result or its fault."""
-    return Job.model_validate(await _ask(request, "job.get", job_id=job_id))
+JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$", examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])]
+Tenant = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
+Moment = Annotated[datetime | None, Query(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
-@router.get("")
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    said = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
+    return dict.fromkeys((401, 422, 429, 500, 502, 503, 504, *statuses), said)
+
+
+class Answer(BaseModel):
+    """A job that is under way, or (with `result`) done. The links are paths of this gateway."""
+
+    job_id: str = Field(examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])
+    state: State
+    result: dict[str, Any] | None = None
+    links: dict[str, str]
+
+
+class File(BaseModel):
+    name: str
+    href: str
+    media_type: str
+    size: int
+    sha256: str
+
+
+class JobView(Job):
+    """A job as the ledger has it, with its files."""
+
+    files: list[File] = Field(default_factory=list)
+    links: dict[str, str] = Field(default_factory=dict)
+
+
+def _counter(request: Request) -> Counter:
+    counter: Counter = request.app.state.counter
+    return counter
+
+
+def _links(job_id: str) -> dict[str, str]:
+    return {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": f"/jobs/{job_id}"}
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=problems(400, 413) | {200: {"model": Answer, "description": "The job is done."}},
+)
+async def place_job(
+    request: Request,
+    order: JobOrder,
+    wait: Annotated[float | None, Query(ge=0, le=1e6, description="Seconds to wait for the result.")] = None,
+    prefer: Annotated[str | None, Header(description="`wait=30` does the same (RFC 7240).")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=r"^[!-~]{1,255}$", description="The same key and body mean the same job; with another body it is refused."),
+    ] = None,
+    x_request_timeout: Annotated[str | None, Header(description="Seconds after which nobody wants the result any more.")] = None,
+) -> JSONResponse:
+    """Hand a job in. 202 with its id; or 200 with its result, when the client waits and the job ends in time."""
+    seconds = seconds_given(request, request.app.state.settings.job_seconds)
+    waited = wait_wanted(request, wait)
+    caller = request.scope.get("state", {}).get("caller")
+    placed = await _counter(request).hand_in(order, seconds=seconds, wait=waited, caller=caller, key=idempotency_key)
+    return _answer(placed, {"Preference-Applied": f"wait={waited:g}"} if prefer and wait is None and waited else {})
+
+
+def _answer(placed: Placed, headers: dict[str, str]) -> JSONResponse:
+    done = placed.result is not None
+    answer = Answer(job_id=placed.job_id, state="completed" if done else "accepted", result=placed.result, links=_links(placed.job_id))
+    headers |= {"Location": f"/jobs/{placed.job_id}"}
+    return JSONResponse(answer.model_dump(exclude_none=True), 200 if done else 202, headers=headers)
+
+
+@router.get("/{job_id}", responses=problems(404), response_model=JobView)
+async def get_job(request: Request, job_id: JobId) -> JSONResponse:
+    """One job: its state, its steps with their times, its result or its fault, its files."""
+    job = await _counter(request).job(job_id)
+    return JSONResponse(_view(job).model_dump(mode="json", exclude_none=True))
+
+
+def _view(job: Job) -> JobView:
+    files = [
+        File(name=name, href=f"/jobs/{job.job_id}/files/{name}", media_type=claim.media_type, size=claim.size, sha256=claim.sha256)
+        for name, claim in files_of(job).items()
+    ]
+    return JobView.model_validate(job.model_dump() | {"files": files, "links": _links(job.job_id)})
+
+
+@router.get("", responses=problems(), response_model=Jobs)
 async def list_jobs(
     request: Request,
     state: State | None = None,
-    tenant: str | None = None,
-    before: datetime | None = None,
+    tenant: Tenant = None,
+    before: Moment = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> Jobs:
-    """Jobs, the youngest first. `before` turns the page."""
+) -> JSONResponse:
+    """Jobs, the youngest first. `before` turns the page: it is the `created_at` of the last job of the page before."""
     moment = before.isoformat() if before else None
-    return Jobs.model_validate(await _ask(request, "job.list", state=state, tenant=tenant, before=moment, limit=limit))
+    return JSONResponse(await _counter(request).ask("job.list", state=state, tenant=tenant, before=moment, limit=limit))
 
 
-@router.delete("/{job_id}", status_code=202)
-async def cancel_job(request: Request, job_id: str) -> dict[str, str]:
-    """Ask every worker to stop what it does for this job. What is done already stays done."""
+@router.delete("/{job_id}", status_code=202, responses=problems(404, 409))
+async def cancel_job(request: Request, job_id: JobId) -> dict[str, str]:
+    """Ask every worker to stop what it does for this job. What is done already stays done; a job that has ended is a 409."""
+    try:
+        job = await _counter(request).job(job_id)
+    except (ReplyTimeout, PublishError):
+        job = None  # Without the ledger a job can be stopped all the same.
+    if job and job.state in ENDED:
+        raise Refused(409, "job-ended", f"the job is {job.state}", job_id=job_id)
     await request.app.state.requests.cancel(job_id)
     return {"job_id": job_id, "state": "cancelling"}
+
+
+@router.get(
+    "/{job_id}/events",
+    responses=problems(404) | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."}},
+    response_class=StreamingResponse,
+)
+async def follow_job(
+    request: Request,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(max_length=255, description="Go on after this event.")] = None,
+) -> Response:
+    """What happened and happens to the job, as server-sent events, until it ends. The event is named `<step>.<kind>`."""
+    state = request.app.state
+    if state.streams >= state.settings.max_streams:
+        raise Refused(503, "busy", f"{state.streams} streams are open already.", {"Retry-After": "5"})
+    pieces = Stream(_counter(request), job_id, last_event_id, state.settings.keepalive_seconds).run(state.follower)
+    first = await anext(pieces)
+
+    async def all_of_them() -> Any:
+        state.streams += 1
+        try:
+            async with aclosing(pieces):
+                yield first
+                async for piece in pieces:
+                    yield piece
+        finally:
+            state.streams -= 1
+
+    return StreamingResponse(all_of_them(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@router.get(
+    "/{job_id}/files/{name}",
+    responses=problems(404, 413)
+    | {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "description": "The file."}},
+    response_class=StreamingResponse,
+)
+async def get_file(request: Request, job_id: JobId, name: Annotated[str, Path(max_length=255)]) -> Response:
+    """One file of a job. Its address never means other bytes."""
+    return await send_file(request, await _counter(request).job(job_id), name)

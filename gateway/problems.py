@@ -1,33 +1,100 @@
-"""Errors as problem documents (RFC 9457)."""
+"""Errors as problem documents (RFC 9457); on the paths of a source system, in the form that its clients know."""
 
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from bus.errors import PublishError
 from bus.request_reply import ReplyFault, ReplyTimeout
 
-STATUS = {"job-unknown": 404, "invalid-message": 422, "deadline-exceeded": 504, "cancelled": 409}
+STATUS = {"job-unknown": 404, "invalid-message": 422, "deadline-exceeded": 504, "cancelled": 409, "claim-missing": 404}
 """HTTP status of a fault's code; every other fault is a 502: the gateway is well, what stands behind it is not."""
 
+Form = Callable[[str, str], dict[str, Any]]
+"""Takes a title and a detail, gives a body."""
 
-def problem(status: int, title: str, detail: str, **more: str) -> JSONResponse:
+FORMS: dict[str, Form] = {}
+"""The error form of each path prefix that is not ours to decide."""
+
+log = structlog.get_logger()
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it. `title` is for machines too: the fault's code, where a step answered with one."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field("about:blank", examples=["about:blank"])
+    title: str = Field(examples=["job-unknown"])
+    status: int = Field(examples=[404])
+    detail: str = Field("", examples=["no job 'x' is in the ledger"])
+    job_id: str | None = Field(None, description="The job to ask for again, where there is one.")
+
+
+class Refused(Exception):
+    """The gateway's own no: a status, the reason, and what the client may do about it."""
+
+    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.headers, self.more = status, title, detail, dict(headers or {}), more
+
+
+def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
     return JSONResponse(body, status, media_type="application/problem+json")
 
 
+def answer(path: str, refused: Refused) -> JSONResponse:
+    """The answer to a request on a path, in the path's own form."""
+    form = next((form for prefix, form in FORMS.items() if path.startswith(prefix)), None)
+    if form:
+        response = JSONResponse(form(refused.title, refused.detail), refused.status)
+    else:
+        response = problem(refused.status, refused.title, refused.detail, **refused.more)
+    response.headers.update(refused.headers)
+    return response
+
+
+def said(error: Exception) -> Refused:
+    """Any error that a request may meet, as a refusal."""
+    match error:
+        case Refused():
+            return error
+        case ReplyFault(fault=fault, job_id=job_id):
+            more: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
+            return Refused(STATUS.get(fault.code, 502), fault.code, fault.message, **more)
+        case ReplyTimeout(job_id=job_id):
+            return Refused(504, "no reply in time", str(error), job_id=job_id)
+        case PublishError():
+            return Refused(503, "the bus is away", str(error), {"Retry-After": "5"})
+        case RequestValidationError():
+            return Refused(422, "invalid-request", in_words(error), errors=_parts(error))
+        case HTTPException(status_code=status, detail=detail, headers=headers):
+            return Refused(status, HTTPStatus(status).phrase, str(detail), headers)
+        case _:
+            return Refused(500, "internal error", "The gateway failed at this request. Its log tells why, under this request's id.")
+
+
+def in_words(error: RequestValidationError) -> str:
+    return "; ".join(f"{part['where']}: {part['problem']}" for part in _parts(error)[:10])
+
+
+def _parts(error: RequestValidationError) -> list[dict[str, str]]:
+    return [{"where": ".".join(map(str, part["loc"])), "problem": part["msg"]} for part in error.errors()[:50]]
+
+
 def answer_with_problems(app: FastAPI) -> None:
-    """Turn what may go wrong behind the gateway into problem documents."""
+    """Whatever goes wrong at or behind the gateway becomes a document."""
 
-    @app.exception_handler(ReplyFault)
-    async def fault(_: Request, error: ReplyFault) -> JSONResponse:
-        return problem(STATUS.get(error.fault.code, 502), error.fault.code, error.fault.message, step=error.fault.step)
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        return answer(request.url.path, said(error))
 
-    @app.exception_handler(ReplyTimeout)
-    async def timeout(_: Request, error: ReplyTimeout) -> JSONResponse:
-        return problem(504, "no reply in time", str(error), job_id=error.job_id)
-
-    @app.exception_handler(PublishError)
-    async def away(_: Request, error: PublishError) -> JSONResponse:
-        response = problem(503, "the bus is away", str(error))
-        response.headers["Retry-After"] = "5"
-        return response
+    for kind in (Refused, ReplyFault, ReplyTimeout, PublishError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse)

@@ -1,0 +1,130 @@
+"""Document 001's API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with the source system's fields, statuses and words."""
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from bus.errors import PublishError
+from bus.request_reply import ReplyFault, ReplyTimeout
+from contracts.validate import FontRecommendation
+from contracts.verdict import Evidence
+from contracts.wire import Step
+from gateway.deadlines import seconds_given
+from gateway.problems import FORMS
+
+PREFIX = "/api/yh/llava"
+SECONDS = 1800.0
+"""As long as the source pipeline waits for a step."""
+
+STATUS = {
+    "invalid-uuid": 400,
+    "invalid-message": 422,
+    "job-mismatch": 400,
+    "tenant-mismatch": 400,
+    "image-file-missing": 400,
+    "image-load-failed": 400,
+    "not-overlaid": 400,
+    "picture-unnamed": 400,
+    "variant-unknown": 404,
+    "job-not-found": 404,
+    "asset-unknown": 404,
+    "asset-absent": 404,
+    "overlay-unknown": 404,
+    "render-absent": 404,
+}
+"""Status of each fault that the source system knows; all others are a 500."""
+
+router = APIRouter(prefix=PREFIX, tags=["feedly"])
+FORMS[PREFIX] = lambda title, detail: {"detail": detail}
+
+
+class ValidateIn(BaseModel):
+    """Stage 1, asked."""
+
+    job_variants_id: str
+    job_id: str
+    tenant_id: str
+    asset_url: str | None = None
+    ad_copy_text: str | None = Field(None, max_length=4000)
+    prompt: str | None = Field(None, max_length=4000)
+
+
+class ValidateOut(BaseModel):
+    """Stage 1, answered."""
+
+    job_id: str
+    vlm_trace_id: str
+    is_valid: bool
+    image_quality_ok: bool
+    relevance_score: float
+    analysis: str
+    issues: list[str]
+    recommendations: list[str]
+    font_recommendation: FontRecommendation | None = None
+    repaired: bool = False
+
+
+class JudgeIn(BaseModel):
+    """Stage 2, asked."""
+
+    job_variants_id: str
+    job_id: str
+    tenant_id: str
+    overlay_id: str | None = None
+    render_asset_url: str | None = None
+
+
+class JudgeOut(BaseModel):
+    """Stage 2, answered. `evidence` is ours: what was measured beside the model's opinion."""
+
+    job_id: str
+    vlm_trace_id: str
+    on_brief: bool
+    occlusion: bool
+    contrast_ok: bool
+    cta_present: bool
+    analysis: str
+    issues: list[str]
+    evidence: Evidence = Evidence()
+    repaired: bool = False
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {400: {}, 404: {}, 500: {}}
+
+
+@router.post("/stage1/validate", response_model=ValidateOut, responses=ERRORS)
+async def validate(request: Request, body: ValidateIn) -> Any:
+    """Judge whether a variant's picture suits its advertisement."""
+    return await ask(request, Step.VALIDATE, body, ValidateOut, "LLaVa validation failed")
+
+
+@router.post("/stage2/judge", response_model=JudgeOut, responses=ERRORS)
+async def judge(request: Request, body: JudgeIn) -> Any:
+    """Judge a finished advertisement. The variant must be at (overlay, done)."""
+    return await ask(request, Step.JUDGE, body, JudgeOut, "LLaVa judge failed")
+
+
+async def ask(request: Request, step: Step, body: ValidateIn | JudgeIn, out: type[BaseModel], failed: str) -> Any:
+    """The step's answer, or its fault in the source system's form. What is no UUID never becomes a message."""
+    for value in (body.job_variants_id, body.job_id, getattr(body, "overlay_id", None)):
+        try:
+            UUID(value or body.job_id)
+        except ValueError as error:
+            return detail(400, f"Invalid UUID format: {error}")
+    tenant = getattr(request.state, "caller", None) or body.tenant_id
+    try:
+        fields = body.model_dump(exclude_none=True)
+        reply = await request.app.state.requests.request(step.value, fields, seconds=seconds_given(request, SECONDS), tenant=tenant)
+    except ReplyFault as fault:
+        status = STATUS.get(fault.fault.code, 500)
+        return detail(status, fault.fault.message if status != 500 else f"{failed}: {fault.fault.message}")
+    except (ReplyTimeout, PublishError) as error:
+        return detail(500, f"{failed}: {error}")
+    return out.model_validate(reply)
+
+
+def detail(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"detail": message}, status)

@@ -1,0 +1,42 @@
+"""Serve the gateway until SIGTERM or SIGINT."""
+
+import socket
+
+import structlog
+import uvicorn
+
+from bus.settings import BusSettings
+from bus.store_settings import StoreSettings
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+
+log = structlog.get_logger()
+
+
+class Server(uvicorn.Server):
+    """Says when it takes requests, and at which address."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info("gateway.ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None) -> bool:
+    """Returns False when it could not begin: the broker is away, or the port is taken."""
+    config = uvicorn.Config(
+        create_app(bus, settings, store),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(settings.grace_seconds),
+    )
+    server = Server(config)
+    server.run()
+    return server.started

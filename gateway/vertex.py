@@ -1,0 +1,156 @@
+"""Document 000's API, as Vertex AI calls it: `POST /predict` answers questions about pictures, `GET /health` tells whether it would.
+
+Each instance is a message of its own; the predictions come in the instances' order, or the whole request fails together.
+"""
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bus.errors import PermanentError, PublishError, TemporaryError
+from bus.request_reply import ReplyFault, ReplyTimeout
+from contracts.wire import Step
+from gateway.deadlines import seconds_given
+from gateway.problems import FORMS, Refused
+
+QUESTIONS = ("consult.ready",)
+INLINE_LETTERS = 256 << 10
+"""A longer picture goes to the store, and a claim on it into the message."""
+
+
+class VertexSettings(BaseSettings):
+    """Vertex AI's own variables. Durations are seconds."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    http_port: int | None = Field(
+        None, ge=1, le=65535, validation_alias="AIP_HTTP_PORT", description="Where Vertex AI calls; GATEWAY_PORT elsewhere."
+    )
+    predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE")
+    health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE")
+    needs_consult: bool = Field(
+        False,
+        validation_alias=AliasChoices("GATEWAY_HEALTH_NEEDS_CONSULT", "AIP_MODE", "AIP_HTTP_PORT"),
+        description="/health is 503 until a consult actor answers. So on Vertex AI; elsewhere the gateway may serve without one.",
+    )
+    predict_seconds: float = Field(
+        300.0, gt=0, validation_alias="GATEWAY_PREDICT_SECONDS", description="As long as the source system's caller waits."
+    )
+    ready_seconds: float = Field(
+        4.0, gt=0, validation_alias="GATEWAY_READY_SECONDS", description="How long an actor may take to say that it is ready."
+    )
+    max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES")
+
+
+class Instance(BaseModel):
+    """One question."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = Field("", max_length=20_000)
+    image: str | None = Field(None, description="base64.")
+
+
+class Prediction(BaseModel):
+    """What Vertex AI sends."""
+
+    model_config = ConfigDict(extra="allow")
+
+    instances: list[Instance] = Field(max_length=1000)
+    parameters: dict[str, Any] | None = None
+
+
+class Predictions(BaseModel):
+    predictions: list[str]
+
+
+def error(status: int, message: str) -> JSONResponse:
+    """An error as the source system says it."""
+    return JSONResponse({"error": message}, status)
+
+
+def open_router(settings: VertexSettings) -> APIRouter:
+    """The routes where Vertex AI expects them."""
+    router = APIRouter(tags=["vertex"])
+
+    @router.post(settings.predict_route, response_model=Predictions, responses={500: {}, 503: {}})
+    async def predict(request: Request) -> Any:
+        """Ask about pictures. `instances`: `prompt` and, if there is one, `image` as base64."""
+        return await answer_all(request, settings)
+
+    if settings.needs_consult or settings.health_route != "/health":
+
+        @router.get(settings.health_route)
+        async def health(request: Request) -> JSONResponse:
+            """Whether a question would be answered."""
+            return await tell_health(request, settings)
+
+    FORMS[settings.predict_route] = lambda title, detail: {"error": detail}
+    return router
+
+
+async def tell_health(request: Request, settings: VertexSettings) -> JSONResponse:
+    ready = await is_ready(request, settings)
+    return JSONResponse({"status": "healthy"} if ready else {"status": "loading"}, 200 if ready else 503)
+
+
+async def is_ready(request: Request, settings: VertexSettings) -> bool:
+    """Whether a consult actor says so in time."""
+    try:
+        await request.app.state.requests.request("consult.ready", {}, seconds=settings.ready_seconds)
+    except (ReplyFault, ReplyTimeout, PublishError):
+        return False
+    return True
+
+
+async def answer_all(request: Request, settings: VertexSettings) -> Any:
+    """Every instance at once. The first failure ends the others."""
+    if not await is_ready(request, settings):
+        return error(503, "Model not ready")
+    try:
+        asked = Prediction.model_validate_json(await request.body())
+        if len(asked.instances) > settings.max_instances:
+            return error(500, f"{len(asked.instances)} instances, at most {settings.max_instances} are answered at once")
+        seconds = seconds_given(request, settings.predict_seconds)
+        async with asyncio.TaskGroup() as group:
+            said = [group.create_task(answer_one(request, instance, asked.parameters or {}, seconds)) for instance in asked.instances]
+    except* (ReplyFault, ReplyTimeout, PublishError, PermanentError, TemporaryError, Refused, ValueError) as failures:
+        return error(500, str(first(failures)))
+    return Predictions(predictions=[task.result() for task in said])
+
+
+def first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first failure of a group, however deep."""
+    cause: BaseException = group.exceptions[0]
+    return first(cause) if isinstance(cause, BaseExceptionGroup) else cause
+
+
+async def answer_one(request: Request, instance: Instance, parameters: dict[str, Any], seconds: float) -> str:
+    body: dict[str, Any] = {"prompt": instance.prompt} | await picture(request, instance.image)
+    if isinstance(limit := parameters.get("max_new_tokens"), int):
+        body["max_new_tokens"] = limit
+    caller = getattr(request.state, "caller", None)
+    reply = await request.app.state.requests.request(Step.CONSULT.value, body, seconds=seconds, tenant=caller)
+    return str(reply["prediction"])
+
+
+async def picture(request: Request, image: str | None) -> dict[str, Any]:
+    """The picture as the command carries it: small ones inside, larger ones as a claim. Raises PermanentError("image-unreadable")."""
+    store = getattr(request.app.state, "store", None)
+    if not image:
+        return {}
+    if len(image) <= INLINE_LETTERS or store is None:
+        return {"image": image}
+    try:
+        data = await to_thread.run_sync(lambda: base64.b64decode(image.partition("base64,")[2] or image, validate=True))
+    except (binascii.Error, ValueError) as problem:
+        raise PermanentError("image-unreadable", f"the image is no base64: {problem}") from problem
+    claim = await store.write(data, media_type="application/octet-stream")
+    return {"picture": claim.model_dump(mode="json", exclude_none=True)}
