@@ -77,6 +77,12 @@ def parser() -> ArgumentParser:
     topology.set_defaults(call=later("ops.topology", "topology"))
 
     dead_letters.add_to(commands)
+
+    benches = commands.add_parser("bench", help="measure a part").add_subparsers(title="benches", required=True, metavar="BENCH")
+    letters = benches.add_parser("dead-letters", help="dead letters taken in, grouped and sent again")
+    letters.add_argument("--letters", type=int, default=10_000)
+    letters.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    letters.set_defaults(call=later("ops.bench.dead_letters", "bench"))
     return top
 
 

@@ -46,8 +46,11 @@ class Cabinet:
 
     async def page(self, selection: Selection, limit: int, offset: int = 0) -> DeadLetters:
         rows = await self._pool.fetch(SQL["list"], asked(selection), limit, offset)
-        total = rows[0]["total"] if rows else await self._pool.fetchval(SQL["count"], asked(selection))
+        total = rows[0]["total"] if rows else await self.count(selection)
         return DeadLetters(letters=[DeadLetter.model_validate(_known(row, DeadLetter)) for row in rows], total=total)
+
+    async def count(self, selection: Selection) -> int:
+        return int(await self._pool.fetchval(SQL["count"], asked(selection)))
 
     async def groups(self, selection: Selection, *, by_tenant: bool = False, per: str | None = None) -> list[DeadLetterGroup]:
         return [

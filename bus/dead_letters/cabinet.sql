@@ -115,7 +115,10 @@ on conflict (id) do update set
     changed_at = now()
 
 -- name: list
-select *, count(*) over () as total from atelier.dead_letters as letter
+select
+    id, state, step, dead_queue, target, message_id, sent_as, job_id, tenant, type, group_id, code, message, exception_type, attempts,
+    failures, replays, size, first_failed_at, last_failed_at, changed_at, forwarded_at, edited_from, count(*) over () as total
+from atelier.dead_letters as letter
 where atelier.dead_letter_selected(letter, $1)
 order by last_failed_at desc, id
 limit $2 offset $3
