@@ -11,7 +11,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import PermanentError, PublishError, TemporaryError
@@ -28,17 +28,18 @@ INLINE_LETTERS = 256 << 10
 class VertexSettings(BaseSettings):
     """Vertex AI's own variables. Durations are seconds."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
 
     http_port: int | None = Field(
         None, ge=1, le=65535, validation_alias="AIP_HTTP_PORT", description="Where Vertex AI calls; GATEWAY_PORT elsewhere."
     )
     predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE")
     health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE")
-    needs_consult: bool = Field(
-        False,
-        validation_alias=AliasChoices("GATEWAY_HEALTH_NEEDS_CONSULT", "AIP_MODE", "AIP_HTTP_PORT"),
-        description="/health is 503 until a consult actor answers. So on Vertex AI; elsewhere the gateway may serve without one.",
+    mode: str | None = Field(None, validation_alias="AIP_MODE", description="Set by Vertex AI alone.")
+    health_needs_consult: bool | None = Field(
+        None,
+        validation_alias="GATEWAY_HEALTH_NEEDS_CONSULT",
+        description="/health is 503 until a consult actor answers. None: only on Vertex AI, since a gateway may serve without one.",
     )
     predict_seconds: float = Field(
         300.0, gt=0, validation_alias="GATEWAY_PREDICT_SECONDS", description="As long as the source system's caller waits."
@@ -47,6 +48,14 @@ class VertexSettings(BaseSettings):
         4.0, gt=0, validation_alias="GATEWAY_READY_SECONDS", description="How long an actor may take to say that it is ready."
     )
     max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES")
+
+    @property
+    def on_vertex(self) -> bool:
+        return self.mode is not None or self.http_port is not None
+
+    @property
+    def needs_consult(self) -> bool:
+        return self.on_vertex if self.health_needs_consult is None else self.health_needs_consult
 
 
 class Instance(BaseModel):
@@ -114,6 +123,8 @@ async def answer_all(request: Request, settings: VertexSettings) -> Any:
     """Every instance at once. The first failure ends the others."""
     if not await is_ready(request, settings):
         return error(503, "Model not ready")
+    failure: BaseException | None = None
+    said: list[asyncio.Task[str]] = []
     try:
         asked = Prediction.model_validate_json(await request.body())
         if len(asked.instances) > settings.max_instances:
@@ -122,8 +133,8 @@ async def answer_all(request: Request, settings: VertexSettings) -> Any:
         async with asyncio.TaskGroup() as group:
             said = [group.create_task(answer_one(request, instance, asked.parameters or {}, seconds)) for instance in asked.instances]
     except* (ReplyFault, ReplyTimeout, PublishError, PermanentError, TemporaryError, Refused, ValueError) as failures:
-        return error(500, str(first(failures)))
-    return Predictions(predictions=[task.result() for task in said])
+        failure = first(failures)
+    return error(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in said])
 
 
 def first(group: BaseExceptionGroup[Any]) -> BaseException:
