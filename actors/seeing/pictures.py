@@ -5,7 +5,7 @@ import binascii
 import io
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from anyio import to_thread
@@ -13,6 +13,7 @@ from PIL import Image
 
 from actors.pictures.reading import on_white, read_picture
 from actors.seeing.settings import SeeingSettings
+from bus.assets import read_asset
 from bus.claims import ClaimStore
 from bus.errors import PermanentError
 from contracts.claim import Claim
@@ -47,21 +48,15 @@ class Pictures:
 
     async def of_address(self, address: str) -> Image.Image:
         """An asset address of the source system, or any address that the store may fetch."""
-        uri = self._asset(address) if address.startswith("/") else address
-        return await self._decoded(await self.claims.fetch(uri, max_bytes=self.settings.max_image_bytes), address)
+        return await self._decoded(await self._fetched(address), address)
 
-    def _asset(self, address: str) -> str:
-        """The file behind `/assets/…`. Links are followed before the judgement, so that none leads out of the folder."""
-        root = self.settings.assets_dir
-        if root is None:
-            raise PermanentError("asset-refused", f"{address} lies under {ASSETS}, but ASSETS_DIR is not set.")
-        inside = unquote(address.removeprefix(ASSETS)).replace("\0", "")
-        if not address.startswith(ASSETS) or ".." in PurePosixPath(inside).parts or inside.startswith("/"):
-            raise PermanentError("asset-refused", f"{address} does not lie under {ASSETS}.")
-        path = (root / inside).resolve()
-        if not path.is_relative_to(root.resolve()):
-            raise PermanentError("asset-refused", f"{address} leads out of {ASSETS}.")
-        return path.as_uri()
+    async def _fetched(self, address: str) -> bytes:
+        limit, root = self.settings.max_image_bytes, self.settings.assets_dir
+        if address.startswith("/"):
+            uri = asset_uri(address, root)
+            assert root is not None
+            return await to_thread.run_sync(read_asset, uri, (root,), limit)
+        return await self.claims.fetch(address, max_bytes=limit)
 
     async def _decoded(self, data: bytes, what: str) -> Image.Image:
         self._check_size(len(data), what)
@@ -78,6 +73,22 @@ class Pictures:
     async def shown(self, picture: Image.Image) -> bytes:
         """As the engine gets it: PNG, no side longer than the limit, nothing of the original file but its pixels."""
         return await to_thread.run_sync(encoded, picture, self.settings.max_image_side)
+
+
+def asset_uri(address: str, root: Path | None) -> str:
+    """The file behind `/assets/…`. Links are followed before the judgement, so that none leads out of the folder.
+
+    Raises PermanentError("asset-refused").
+    """
+    if root is None:
+        raise PermanentError("asset-refused", f"{address} lies under {ASSETS}, but ASSETS_DIR is not set.")
+    inside = unquote(address.removeprefix(ASSETS)).replace("\0", "")
+    if not address.startswith(ASSETS) or ".." in PurePosixPath(inside).parts or inside.startswith("/"):
+        raise PermanentError("asset-refused", f"{address} does not lie under {ASSETS}.")
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise PermanentError("asset-refused", f"{address} leads out of {ASSETS}.")
+    return path.as_uri()
 
 
 def encoded(picture: Image.Image, longest: int) -> bytes:

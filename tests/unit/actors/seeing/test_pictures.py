@@ -42,7 +42,7 @@ async def test_an_asset_is_read_from_below_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "assets" / "yh" / "tenants"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(png())
-    store = StoreSettings(store_url=(tmp_path / "store").as_uri(), asset_roots=(tmp_path / "assets",))
+    store = StoreSettings(store_url=(tmp_path / "store").as_uri())
     async with open_claims(store) as claims:
         pictures = Pictures(claims, SeeingSettings(assets_dir=tmp_path / "assets"))
         assert (await pictures.of_address("/assets/yh/tenants/a.png")).size == (40, 30)
