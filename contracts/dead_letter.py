@@ -8,7 +8,7 @@ unresolved ──► replay-requested ──► resolved
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,18 +18,22 @@ from contracts.wire import Command, Result
 DeadLetterState = Literal["unresolved", "replay-requested", "resolved", "failed-again", "archived"]
 
 
+Text = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
+"""Text that Postgres can look for."""
+
+
 class Selection(Carried):
     """Which letters are meant: those for which everything said here holds. `everything` must be set to mean all of them."""
 
-    ids: list[str] | None = Field(None, max_length=10_000)
-    group: str | None = Field(None, description="The id of a group: one cause.")
-    step: str | None = None
-    code: str | None = None
-    exception_type: str | None = None
-    tenant: str | None = None
+    ids: list[Text] | None = Field(None, max_length=10_000)
+    group: Text | None = Field(None, description="The id of a group: one cause.")
+    step: Text | None = None
+    code: Text | None = None
+    exception_type: Text | None = None
+    tenant: Text | None = None
     state: DeadLetterState | None = None
-    job_id: str | None = None
-    message_id: str | None = None
+    job_id: Text | None = None
+    message_id: Text | None = None
     since: datetime | None = Field(None, description="Failed last at this moment or later.")
     before: datetime | None = Field(None, description="Failed last before this moment.")
     everything: bool = False
@@ -57,7 +61,7 @@ class GroupDeadLetters(Command):
 
 
 class GetDeadLetter(Command):
-    id: str = Field(max_length=255)
+    id: Text
 
 
 class ReplayDeadLetters(Command):
@@ -67,16 +71,16 @@ class ReplayDeadLetters(Command):
     again: bool = Field(False, description="Under a new id, so that the work is done even if it had been done.")
     per_second: float | None = Field(None, gt=0, le=100_000, description="At most so many a second; None: as fast as they are confirmed.")
     dry_run: bool = Field(True, description="Only say what would be done.")
-    by: str = Field("", max_length=255, description="Who asks, for the history.")
+    by: Text = Field("", description="Who asks, for the history.")
 
 
 class EditDeadLetter(Command):
     """Send another body in place of a letter's own, under a new id. The letter itself is resolved by it."""
 
-    id: str = Field(max_length=255)
+    id: Text
     body: dict[str, Any]
     dry_run: bool = True
-    by: str = Field("", max_length=255)
+    by: Text = ""
 
 
 class MoveDeadLetters(Command):
@@ -85,7 +89,7 @@ class MoveDeadLetters(Command):
     selection: Selection
     to: Literal["archived", "unresolved", "resolved"]
     dry_run: bool = True
-    by: str = Field("", max_length=255)
+    by: Text = ""
 
 
 class Happening(Carried):

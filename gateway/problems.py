@@ -14,7 +14,18 @@ from starlette.exceptions import HTTPException
 from bus.errors import PublishError
 from bus.request_reply import ReplyFault, ReplyTimeout
 
-STATUS = {"job-unknown": 404, "invalid-message": 422, "deadline-exceeded": 504, "cancelled": 409, "claim-missing": 404}
+STATUS = {
+    "job-unknown": 404,
+    "invalid-message": 422,
+    "deadline-exceeded": 504,
+    "cancelled": 409,
+    "claim-missing": 404,
+    "dead-letter-unknown": 404,
+    "dead-letter-settled": 409,
+    "dead-letter-without-target": 409,
+    "selection-empty": 422,
+    "message-too-large": 413,
+}
 """HTTP status of a fault's code; every other fault is a 502: the gateway is well, what stands behind it is not."""
 
 Form = Callable[[str, str], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""A process that stages or sends one replay and kills itself with -9 at a named step. Arguments: broker, database, step, replay or group."""
+"""A process that stages or sends one replay and kills itself with -9 at a named step. Arguments: broker, database, step, and what."""
 
 import asyncio
 import os

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import httpx
 import pytest
 
 from actors.dead_letters import ACTORS
@@ -26,6 +27,8 @@ from bus.store_settings import StoreSettings
 from contracts import channels
 from contracts.dead_letter import EditDeadLetter, ReplayDeadLetters, Selection, WholeDeadLetter
 from contracts.wire import Header
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
 from tests.integration.conftest import Customer, Echo, Echoed, echo_actor, soon
 
 HEARING = ACTORS[0]
@@ -462,3 +465,46 @@ async def kept_again(cabinet: Cabinet, step: str, count: int) -> None:
             return False
 
     await soon(there, 30)
+
+
+@pytest.fixture
+async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(bus_settings, GatewaySettings(question_seconds=5))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        yield client
+
+
+async def test_the_console_asks_over_http(desk: Desk, customer: Customer, http: httpx.AsyncClient) -> None:
+    """List, groups, one letter, a dry run, a replay and the refusals, as problem documents."""
+    craft = Craft()
+    actor = echo_actor(craft)
+    async with desk(actor, *ACTORS[1:]):
+        await customer.send(actor.step, {"text": "x"})
+
+        async def there() -> bool:
+            return bool((await http.get("/dead-letters", params={"step": actor.step})).json()["total"])
+
+        await soon(there)
+        [letter] = (await http.get("/dead-letters", params={"step": actor.step})).json()["letters"]
+        path = f"/dead-letters/{letter['id']}"
+        assert (await http.get(path)).json()["history"][0]["kind"] == "failed"
+        assert (await http.get("/dead-letters/groups", params={"step": actor.step})).json()["groups"][0]["code"] == "echo-broken"
+        assert (await http.get("/dead-letters/none")).status_code == 404
+        assert (await http.post("/dead-letters/replay", json={"selection": {}})).status_code == 422
+        assert (await http.post("/dead-letters/replay", json={"selection": {"stpe": "x"}})).status_code == 422
+        assert (await http.post("/dead-letters/replay", json={"selection": {"step": "a\0"}})).status_code == 422
+        assert (await http.post(f"{path}/edit", json={"body": {"text": 1}})).json()["dry_run"] is True
+        assert (await http.post("/dead-letters/none/edit", json={"body": {}})).status_code == 404
+        nothing_plain = await http.post(f"{path}/edit", content=b'{"body": {"a": NaN, "b": "\\ud800"}}')
+        assert nothing_plain.status_code == 422
+        craft.broken = False
+        dry = (await http.post("/dead-letters/replay", json={"selection": {"ids": [letter["id"]]}})).json()
+        assert (dry["dry_run"], dry["letters"]) == (True, 1)
+        done = (await http.post("/dead-letters/replay", json={"selection": {"ids": [letter["id"]]}, "dry_run": False})).json()
+        assert done["letters"] == 1
+
+        async def resolved() -> bool:
+            return bool((await http.get(path)).json()["state"] == "resolved")
+
+        await soon(resolved)
+        assert (await http.post(f"{path}/edit", json={"body": {"text": "y"}})).status_code == 409
