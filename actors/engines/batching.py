@@ -112,12 +112,11 @@ def predict_noise(unet: Any, rows: Sequence[Row], inputs: Sequence[Any], name_ro
         return_dict=False,
     )[0]
     name_rows(None)
-    unconditional = dict(zip(doubled, noise[: len(doubled)].split(1), strict=True))
-    conditional = noise[len(doubled) :].split(1)
+    halves = {number: noise[place : place + 1] for place, number in enumerate(doubled)}
+    whole = [noise[len(doubled) + number : len(doubled) + number + 1] for number in range(len(rows))]
     return [
-        unconditional[number] + row.guidance * (conditional[number] - unconditional[number]) if row.guided else conditional[number]
-        for number, row in enumerate(rows)
-    ]
+        halves[number] + row.guidance * (whole[number] - halves[number]) if row.guided else whole[number] for number, row in enumerate(rows)
+    ]  # fmt: skip
 
 
 @dataclass(eq=False)

@@ -55,6 +55,7 @@ class Painting:
     rows: list[Row]
     told: int = 0
     largest_batch: int = 0
+    rungs: tuple[str, ...] = ()
     preview_at: float = field(default_factory=time.monotonic)
 
 
@@ -202,6 +203,7 @@ class DiffusersImage:
         paintings = {row.ticket: self._paintings[row.ticket] for row in rows}
         events: list[Event] = []
         for painting in paintings.values():
+            painting.rungs = self.rungs.standing or painting.rungs
             painting.largest_batch = max(painting.largest_batch, min(len(rows), self.rungs.limit))
             events += self._tell(painting)
             if all(row.done for row in painting.rows):
@@ -239,7 +241,7 @@ class DiffusersImage:
         self._developing.add(ticket)
         texts = work.texts | model.texts | describe(work)
         latents = [row.latents for row in painting.rows]
-        self.darkroom.put(Undeveloped(ticket, work, model.pipeline, latents, texts, painting.largest_batch, model.sliced))
+        self.darkroom.put(Undeveloped(ticket, work, model.pipeline, latents, texts, painting.largest_batch, painting.rungs, model.sliced))
 
     def _collect(self) -> list[Event]:
         developed = self.darkroom.collect()

@@ -28,6 +28,7 @@ class Undeveloped:
     latents: list[Any]
     texts: dict[str, str]
     largest_batch: int
+    rungs: tuple[str, ...]
     sliced: set[str]
 
 
@@ -98,7 +99,7 @@ class Darkroom:
             files.append(self.spool / f"{order.ticket}-{index}.png")
             write_png(files[-1], pixels, {**order.texts, "seed": str(seed)})
         seeds = tuple(order.work.seed + index for index in range(order.work.count))
-        made = ImageMade(seeds, order.texts, tuple(self.rungs.used), order.largest_batch, tuple(flags))
+        made = ImageMade(seeds, order.texts, (*order.rungs, *sorted(order.sliced)), order.largest_batch, tuple(flags))
         return Finished(order.ticket, made, tuple(files))
 
 

@@ -28,7 +28,6 @@ class Rungs:
     def __init__(self, most: int) -> None:
         self.most = self.limit = most
         self.climbed: Counter[str] = Counter()
-        self.used: list[str] = []
 
     def try_hard(self, work: Callable[[], T], climb: Callable[[], str | None]) -> T:
         """Do the work, climbing rung after rung. Raises MemoryExhausted when `climb` knows no other."""
@@ -41,7 +40,6 @@ class Rungs:
             if rung is None:
                 raise MemoryExhausted("every rung was tried: smaller batch, slicing")
             self.climbed[rung] += 1
-            self.used.append(rung)
             log.warning("memory.short", rung=rung, limit=self.limit)
 
     def halve(self, rows: int) -> str | None:
@@ -49,6 +47,11 @@ class Rungs:
             return None
         self.limit = min(self.limit, rows) // 2
         return f"batch-{self.limit}"
+
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The rung that calls to the UNet stand on now."""
+        return (f"batch-{self.limit}",) if self.limit < self.most else ()
 
     def recover(self) -> None:
         self.limit = self.most

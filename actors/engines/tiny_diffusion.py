@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 WIDTH = 32
 """Of the text encoder's hidden state; the UNet's cross attention reads it."""
+STRENGTH = 0.3
+"""Of a LoRA: plain to see, yet not so wild that the rounding of FP32 grows to a visible difference over the steps."""
 
 
 def write_diffusion(folder: Path, *, seed: int = 0) -> None:
@@ -122,5 +124,5 @@ def _lora_tensors(shapes: dict[str, tuple[int, int]], prefix: str, rank: int, ge
     tensors = {}
     for name, (rows, columns) in shapes.items():
         tensors[f"{prefix}{name}.lora_A.weight"] = torch.randn((rank, columns), generator=generator)
-        tensors[f"{prefix}{name}.lora_B.weight"] = torch.randn((rows, rank), generator=generator)
+        tensors[f"{prefix}{name}.lora_B.weight"] = STRENGTH * torch.randn((rows, rank), generator=generator)
     return tensors
