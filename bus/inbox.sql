@@ -40,7 +40,7 @@ where step = $1 and message_id = $2 and owner = $3
 returning true
 
 -- name: release
-update atelier.inbox set owner = null where step = $1 and message_id = $2 and owner = $3
+delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and result is null
 
 -- name: cancel
 insert into atelier.cancelled (job_id) values ($1) on conflict do nothing

@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
@@ -39,16 +40,15 @@ class Running:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def counted(
-        self, receive: Callable[[AbstractIncomingMessage], Awaitable[None]]
+        self, receive: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
     ) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
         async def counted(raw: AbstractIncomingMessage) -> None:
-            task = asyncio.current_task()
-            assert task is not None
+            # A task of our own: the library cancels its own when the connection breaks, and work that was begun shall be finished
+            # and remembered. The message comes again, and is answered from the inbox.
+            task = asyncio.create_task(receive(raw))
             self.tasks.add(task)
-            try:
-                await receive(raw)
-            finally:
-                self.tasks.discard(task)
+            task.add_done_callback(self.tasks.discard)
+            await asyncio.shield(task)
 
         return counted
 

@@ -39,9 +39,16 @@ async def declare_dead(channel: AbstractChannel, *queues: str) -> None:
 
 
 async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
+    """One rung of the retry ladder. Its dead-lettering is at-least-once (which asks for reject-publish): the usual kind
+    forgets a message whose time was up when the broker died."""
     name = channels.retry_exchange(delay_seconds)
     exchange = await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
-    arguments: FieldTable = QUORUM | {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
+    arguments: FieldTable = QUORUM | {
+        "x-message-ttl": round(delay_seconds * 1000),
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
     queue = await channel.declare_queue(name, durable=True, arguments=arguments)
     await queue.bind(exchange)
 

@@ -113,6 +113,7 @@ class Oracle:
 
     async def left_in_queues(self) -> int:
         """Messages that lie in a work queue although every order has ended."""
+        await self.hang_up()
         channel = await self.channel()
         names = [channels.IMAGE_GENERATION, *(channels.work_queue(step) for step in ("image", "watermark", "upload", "webhook"))]
         counts = [(await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0 for name in names]

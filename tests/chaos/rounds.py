@@ -13,7 +13,7 @@ from tests.chaos.site import Site
 PROMPTS = ["quiet harbour", "quiet dusk", "harbour with reports", "quiet fails", "quiet shaky", "quiet slow"]
 """Most say nothing on the way; one reports progress, one fails for good, one fails once, one takes longer than the grace."""
 
-END_SECONDS = 120.0
+END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
