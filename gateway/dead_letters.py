@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, for the console and for scripts: look, group, replay, edit, file. The dead-letters actor answers, over the bus."""
+"""Dead letters over HTTP, for the console and for scripts: look, group, replay, edit, file. The dead-letters actor answers by the bus."""
 
 import json
 from typing import Annotated, Any, Literal

@@ -1,0 +1,153 @@
+"""`atelier dead-letters`, as an operator runs it: every command of `docs/dead-letters.md`, and what the commands promise."""
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.dead_letters.cabinet import Cabinet
+from bus.settings import BusSettings
+from contracts import channels
+from contracts.wire import Header
+from tests.integration.conftest import Customer
+from tests.integration.test_dead_letters import Desk, cabinet, desk, kept, pool, size_of
+
+__all__ = ["cabinet", "desk", "pool"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "dead-letters.md"
+DEAD = channels.dead_queue("upload")
+CLAIM = {"uri": "file:///x", "sha256": "0" * 64, "media_type": "image/png", "size": 1}
+
+Atelier = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
+
+
+@pytest.fixture
+def atelier(bus_settings: BusSettings, tmp_path: Path) -> Atelier:
+    """Run a command line; returns its status, output and errors."""
+    assert bus_settings.database_url is not None
+    root = str(Path(__file__).parents[2])
+    environment = {
+        "AMQP_URL": bus_settings.amqp_url.get_secret_value(),
+        "DATABASE_URL": bus_settings.database_url.get_secret_value(),
+        "PYTHONPATH": root,
+        "USER": "ada",
+    }
+
+    async def run(*words: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ops.cli",
+            *words,
+            env=environment,
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode or 0, out.decode(), err.decode()
+
+    return run
+
+
+async def bury(customer: Customer, *names: str, code: str = "store-full") -> None:
+    for name in names:
+        headers = {Header.FAULT_CODE.value: code, Header.FAULT_MESSAGE.value: f"no room for {name}", Header.TENANT.value: "acme"}
+        await customer.send(DEAD, {"name": name, "images": [CLAIM]}, exchange="", headers=headers)
+
+
+async def test_every_command_of_the_document_works(desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier) -> None:
+    """In the order in which the document says them, on letters that it may be about."""
+    async with desk(queues=(DEAD,)):
+        await bury(customer, "a", "b", code="documented")
+        letters = await kept(cabinet, 2, code="documented")
+    known = {"$ID": letters[0].id, "$GROUP": letters[0].group_id}
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) for line in block.splitlines() if line]
+    assert len(commands) > 10
+    for command in commands:
+        words = [known.get(word, word) for word in shlex.split(command)]
+        if "edit" in words:
+            async with desk(queues=(DEAD,)):
+                await bury(customer, "c", code="to-edit")
+                words[words.index("edit") + 1] = (await kept(cabinet, code="to-edit", state="unresolved"))[0].id
+        status, out, err = await atelier(*words[1:])
+        assert (status, err) == (0, ""), command
+        assert out.strip(), command
+
+
+async def test_a_replay_from_the_command_line_is_sent_by_it(desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier) -> None:
+    """Dry by default; with --yes every letter lies in its queue when the command returns, though no actor runs."""
+    before = await _in_queue(customer, desk)
+    async with desk(queues=(DEAD,)):
+        await bury(customer, "a", "b", "c", code="from-here")
+        await kept(cabinet, 3, code="from-here")
+
+    status, out, _ = await atelier("dead-letters", "replay", "--code", "from-here", "--json")
+    assert (status, json.loads(out)["dry_run"], json.loads(out)["letters"]) == (0, True, 3)
+    assert await _in_queue(customer, desk) == before
+
+    status, out, _ = await atelier("dead-letters", "replay", "--code", "from-here", "--yes", "--json")
+    assert (status, json.loads(out)["sent"]) == (0, 3)
+    assert await _in_queue(customer, desk) == before + 3
+    [letter, *_] = await kept(cabinet, 3, code="from-here", state="replay-requested")
+    assert letter.history[1].said["by"] == "ada"
+
+
+async def _in_queue(customer: Customer, desk: Desk) -> int:
+    async with desk():
+        return await size_of(customer, channels.work_queue("upload"))
+
+
+async def test_json_is_one_document_and_nothing_else(atelier: Atelier) -> None:
+    for words in (["list"], ["groups"], ["archive", "--all"], ["purge", "--all", "--older-than", "1d"]):
+        status, out, _ = await atelier("dead-letters", *words, "--json")
+        assert (status, type(json.loads(out))) == (0, dict)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["replay", "--yes"], "nothing is selected"),
+        (["archive", "--yes"], "nothing is selected"),
+        (["show", "none"], "no dead letter 'none'"),
+        (["purge", "--all"], "say how old"),
+        (["list", "--since", "yesterday"], "is no moment"),
+        (["edit", "none"], "either --body FILE or --set"),
+        (["import", "missing.jsonl"], "cannot be read"),
+    ],
+)
+async def test_a_mistake_is_told_with_its_cure(words: list[str], cause: str, atelier: Atelier) -> None:
+    """Status 1, one sentence, no stack."""
+    status, out, err = await atelier("dead-letters", *words)
+    assert (status, out) == (1, "")
+    assert cause in err
+    assert "Traceback" not in err
+
+
+async def test_letters_go_out_and_come_back_whole(
+    desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier, tmp_path: Path, pool: Any
+) -> None:
+    """Exported, deleted, imported: the same letter, body and history; a second import changes nothing; a bad line imports nothing."""
+    async with desk(queues=(DEAD,)):
+        await customer.send(DEAD, b"\x00\xff", exchange="", headers={Header.FAULT_CODE.value: "travels"})
+        [letter] = await kept(cabinet, code="travels")
+    file = tmp_path / "letters.jsonl"
+    assert (await atelier("dead-letters", "export", "--code", "travels", "--to", str(file)))[0] == 0
+    await pool.execute("delete from atelier.dead_letters where id = $1", letter.id)
+
+    file.write_text(file.read_text() + "{}\n")
+    status, _, err = await atelier("dead-letters", "import", str(file), "--yes")
+    assert (status, "line 2" in err) == (1, True)
+    file.write_text(file.read_text().removesuffix("{}\n"))
+    for expected in (1, 0):
+        _, out, _ = await atelier("dead-letters", "import", str(file), "--yes", "--json")
+        assert json.loads(out)["letters"] == expected
+    back = await cabinet.get(letter.id)
+    assert [entry.kind for entry in back.history] == ["failed", "imported"]
+    assert back.model_copy(update={"history": letter.history, "changed_at": letter.changed_at}) == letter
