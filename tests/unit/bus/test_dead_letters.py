@@ -1,0 +1,260 @@
+"""What is read off a dead letter, how letters are grouped, and what goes out on a replay. No network."""
+
+import json
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bus.dead_letters.buried import Buried
+from bus.dead_letters.headers import for_replay, plain
+from bus.dead_letters.replay import check, letter_of
+from bus.dead_letters.sender import handful
+from bus.dead_letters.shape import group_of, shape_of
+from bus.errors import PermanentError
+from contracts.wire import Header
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+STACK = """Traceback (most recent call last):
+  File "/srv/old/bus/receive.py", line 10, in _decide
+    return await self.handle(command)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/srv/old/actors/image.py", line 77, in image
+    raise KeyError(name)
+KeyError: 'lora 17'
+"""
+
+
+def buried(headers: dict[str, Any] | None = None, *, queue: str = "atelier.dead.image", **properties: Any) -> Buried:
+    known = {
+        "message_id": "m-1",
+        "correlation_id": "j-1",
+        "type": "image.v1",
+        "content_type": None,
+        "content_encoding": None,
+        "body": b"{}",
+    }
+    return Buried.of(SimpleNamespace(headers=headers or {}, **(known | properties)), queue, NOW)  # type: ignore[arg-type]
+
+
+def death(queue: str, reason: str, **more: Any) -> dict[str, Any]:
+    return {"queue": queue, "reason": reason, "count": 1, "exchange": "orders", "routing-keys": ["order.new"], "time": NOW} | more
+
+
+def test_a_shape_forgets_lines_folders_and_words() -> None:
+    """The same way through the code, installed elsewhere and grown by a line, with another message."""
+    other = STACK.replace("/srv/old", "/app").replace("line 77", "line 80").replace("lora 17", "lora 18")
+    assert shape_of(STACK) == shape_of(other) == ("bus/receive.py:_decide", "actors/image.py:image")
+
+
+def test_a_shape_keeps_the_innermost_frames() -> None:
+    """The outer ones may be cut off in one letter and not in the next."""
+    frames = "".join(f'  File "a/f{number}.py", line 1, in f\n    x()\n' for number in range(20))
+    assert shape_of(frames) == shape_of(frames[200:])
+    assert shape_of(frames)[-1] == "a/f19.py:f"
+
+
+@pytest.mark.parametrize("stack", ["", "KeyError: 'x'", 'File "half', "\ud800", "x" * 100_000])
+def test_no_stack_is_no_shape(stack: str) -> None:
+    assert shape_of(stack) == ()
+
+
+def test_each_part_of_a_cause_makes_its_own_group() -> None:
+    groups = {
+        group_of("image", "a", "KeyError", ("f",)),
+        group_of("webhook", "a", "KeyError", ("f",)),
+        group_of("image", "b", "KeyError", ("f",)),
+        group_of("image", "a", "OSError", ("f",)),
+        group_of("image", "a", "KeyError", ("g",)),
+        group_of("image", "a", None, ()),
+    }
+    assert len(groups) == 6
+
+
+def test_our_letter_tells_its_cause() -> None:
+    letter = buried(
+        {
+            Header.ORIGIN_QUEUE.value: "atelier.image",
+            Header.ORIGIN_EXCHANGE.value: "atelier.commands",
+            Header.ORIGIN_KEY.value: "image",
+            Header.FAULT_CODE.value: "lora-missing",
+            Header.FAULT_MESSAGE.value: "no such file",
+            Header.EXCEPTION_TYPE.value: "PermanentError",
+            Header.ATTEMPT.value: 3,
+            Header.TENANT.value: "acme",
+            Header.FIRST_FAILED.value: "2026-01-01T00:00:00+00:00",
+            Header.LAST_FAILED.value: "2026-01-01T00:05:00",
+        }
+    )
+    assert (letter.step, letter.target, letter.code, letter.message, letter.attempts) == (
+        "image",
+        "atelier.image",
+        "lora-missing",
+        "no such file",
+        3,
+    )
+    assert (letter.origin_exchange, letter.origin_key, letter.tenant) == ("atelier.commands", "image", "acme")
+    assert (letter.first_failed_at, letter.last_failed_at) == (NOW, NOW.replace(minute=5))
+
+
+@pytest.mark.parametrize(
+    ("queue", "headers", "step", "target", "code"),
+    [
+        ("orders.dlq", {"x-death": [death("orders", "rejected")]}, "orders", "orders", "broker-rejected"),
+        ("orders.dlq", {"x-death": [death("orders", "delivery_limit")]}, "orders", "orders", "broker-delivery-limit"),
+        (
+            "orders.dlq",
+            {"x-first-death-queue": "orders", "x-death": [death("orders.wait", "expired"), death("orders", "maxlen")]},
+            "orders",
+            "orders",
+            "broker-maxlen",
+        ),
+        ("orders.dlq", {"x-death": [death("orders.wait", "expired"), death("orders", "rejected")]}, "orders", "orders", "broker-rejected"),
+        ("orders.dlq", {}, "orders.dlq", None, "unknown"),
+        ("orders.dlq", {"x-death": "nonsense"}, "orders.dlq", None, "unknown"),
+        ("dlq", {"x-death": [death("image_generation", "rejected")]}, "image_generation", "image_generation", "broker-rejected"),
+        ("atelier.dead.image", {}, "image", "atelier.image", "unknown"),
+        ("atelier.dead.image_generation", {}, "image_generation", "image_generation", "unknown"),
+        ("dlq", {"x-death": [death("atelier.upload", "rejected")]}, "upload", "atelier.upload", "broker-rejected"),
+    ],
+)
+def test_where_a_letter_died(queue: str, headers: dict[str, Any], step: str, target: str | None, code: str) -> None:
+    letter = buried(headers, queue=queue)
+    assert (letter.step, letter.target, letter.code) == (step, target, code)
+
+
+def test_one_failure_has_one_id_and_two_failures_have_two() -> None:
+    first = buried({Header.LAST_FAILED.value: "2026-01-01T00:05:00+00:00"})
+    second = buried({Header.LAST_FAILED.value: "2026-01-01T00:06:00+00:00"})
+    assert first == buried({Header.LAST_FAILED.value: "2026-01-01T00:05:00+00:00"})
+    assert first.id == second.id
+    assert first.failure_id != second.failure_id
+
+
+def test_a_replay_that_dies_in_the_same_second_is_another_failure() -> None:
+    """The broker's time is in seconds; the number of the replay tells them apart."""
+    died = {"x-death": [death("orders", "rejected")]}
+    assert buried(died, queue="dlq").failure_id != buried(died | {Header.REPLAY.value: 1}, queue="dlq").failure_id
+
+
+def test_a_letter_without_an_id_is_known_by_its_body() -> None:
+    assert buried(message_id=None).id == buried(message_id=None).id != buried(message_id=None, body=b"[]").id
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a\0b", "a\ufffdb"),
+        ("\ud800", "?"),
+        (b"\xff", "\ufffd"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (Decimal("1.5"), 1.5),
+        (NOW.replace(tzinfo=None), "2026-01-01T00:00:00+00:00"),
+        ([1, None, True, {"a\0": (2,)}], [1, None, True, {"a\ufffd": [2]}]),
+        (SimpleNamespace(), "namespace()"),
+    ],
+)
+def test_a_header_becomes_plain_json(value: Any, expected: Any) -> None:
+    assert plain(value) == expected
+    json.dumps(plain(value), allow_nan=False).encode()
+
+
+def test_a_header_as_deep_as_a_well_is_cut() -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    json.dumps(plain(deep))
+
+
+def test_what_belongs_to_the_failed_life_stays_behind() -> None:
+    headers = {
+        "x-death": [],
+        "x-first-death-queue": "q",
+        "x-delivery-count": 3,
+        "x-acquired-count": 3,
+        "CC": ["other"],
+        "BCC": ["other"],
+        Header.ATTEMPT.value: 4,
+        Header.DEADLINE.value: "2020-01-01T00:00:00+00:00",
+        Header.FAULT_CODE.value: "c",
+        Header.EXCEPTION_STACK.value: "s",
+        Header.FIRST_FAILED.value: "t",
+        Header.TENANT.value: "acme",
+        Header.TRACEPARENT.value: "00-1-2-01",
+        "theirs": 1,
+    }
+    assert for_replay(headers) == {Header.TENANT.value: "acme", Header.TRACEPARENT.value: "00-1-2-01", "theirs": 1}
+
+
+ROW: dict[str, Any] = {
+    "target": "atelier.image",
+    "message_id": "m-1",
+    "sent_as": "m-1",
+    "job_id": "j-1",
+    "type": "image.v1",
+    "content_type": "application/json",
+    "content_encoding": "gzip",
+    "headers": {Header.ATTEMPT.value: 4, Header.TENANT.value: "acme"},
+    "replays": 2,
+    "origin_exchange": "atelier.commands",
+    "origin_key": "image",
+    "body": b"{}",
+    "edited": False,
+    "edited_type": None,
+}
+
+
+def test_a_replay_goes_to_one_queue_and_asks_for_no_reply() -> None:
+    letter = letter_of(ROW)
+    assert (letter.exchange, letter.key, letter.must_route, letter.reply_to) == ("", "atelier.image", True, None)
+    assert (letter.message_id, letter.job_id, letter.type, letter.content_encoding) == ("m-1", "j-1", "image.v1", "gzip")
+    assert letter.headers == {
+        Header.TENANT.value: "acme",
+        Header.REPLAY.value: 2,
+        Header.ORIGIN_QUEUE.value: "atelier.image",
+        Header.ORIGIN_EXCHANGE.value: "atelier.commands",
+        Header.ORIGIN_KEY.value: "image",
+    }
+
+
+def test_a_copy_under_a_new_id_names_its_cause() -> None:
+    letter = letter_of(ROW | {"sent_as": "m-2", "edited": True, "edited_type": "image.v1", "type": "image.v9"})
+    assert (letter.message_id, letter.headers[Header.CAUSATION], letter.type, letter.content_encoding) == ("m-2", "m-1", "image.v1", None)
+
+
+@pytest.mark.parametrize(
+    ("step", "body", "contract"),
+    [
+        ("image", {"prompt": "a fox"}, "Image"),
+        ("orders", {"anything": 1}, None),
+        ("ledger", {"kind": "completed", "step": "image", "job_id": "j", "at": "2026-01-01T00:00:00Z", "message_id": "m"}, "Event"),
+    ],
+)
+def test_a_body_that_keeps_its_contract_is_let_through(step: str, body: dict[str, Any], contract: str | None) -> None:
+    assert check(step, body) == contract
+
+
+@pytest.mark.parametrize(
+    ("step", "body", "code"),
+    [
+        ("image", {}, "invalid-message"),
+        ("upload", {"images": 5}, "invalid-message"),
+        ("image_generation", {"data": {}}, "invalid-message"),
+        ("image_generation", {"prompt_tags": ["a"]}, "invalid-message"),
+        ("orders", {"much": "x" * (1 << 20)}, "message-too-large"),
+    ],
+)
+def test_a_body_that_breaks_its_contract_is_refused(step: str, body: dict[str, Any], code: str) -> None:
+    with pytest.raises(PermanentError) as refused:
+        check(step, body)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(("per_second", "expected"), [(None, 200), (0.1, 1), (1, 1), (20, 4), (1e5, 200)])
+def test_the_slower_the_pace_the_smaller_the_handful(per_second: float | None, expected: int) -> None:
+    assert handful(per_second) == expected
