@@ -34,12 +34,16 @@ from actors.engines.protocol import (
     Stop,
 )
 from bus.errors import PermanentError, TemporaryError
+from bus.logs import open_logs
 
 PR_SET_PDEATHSIG = 1
+NICENESS = 5
+"""The model may use every core, but the loop that keeps the connections alive comes first."""
 
 
 def main(data_descriptor: int, control_descriptor: int) -> None:
     guard()
+    open_logs()
     data = BlockingChannel(data_descriptor)
     orders = Orders(BlockingChannel(control_descriptor))
     opening: Opening = data.receive()
@@ -63,6 +67,7 @@ def guard() -> None:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(NICENESS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

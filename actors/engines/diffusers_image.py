@@ -5,6 +5,7 @@ An order waits in `_pending`, is encoded and becomes rows, its rows are stepped 
 
 import hashlib
 import time
+import warnings
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ def open_engine(settings: ImageSettings, lifeline: Lifeline) -> "DiffusersImage"
     import torch
     import transformers
 
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what we want
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
