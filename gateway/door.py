@@ -27,11 +27,14 @@ class Body:
         self._receive, self._limit, self._bytes = receive, limit, 0
         self._whole = asyncio.Event()
         self._gone = asyncio.Event()
-        self._length = int(headers.get("content-length", "0")) if headers.get("content-length", "0").isdecimal() else 0
-        if not self._length and "transfer-encoding" not in headers:
+        self._empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        if self._empty:
             self._whole.set()
 
     async def receive(self) -> Message:
+        if self._empty:
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
         if self._whole.is_set():
             await self._gone.wait()
             return {"type": "http.disconnect"}
