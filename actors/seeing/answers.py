@@ -12,6 +12,9 @@ from bus.errors import TemporaryError
 
 Verdict = TypeVar("Verdict", bound=BaseModel)
 
+UNTOLD = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+"""Control characters: no person reads them, and Postgres keeps no U+0000."""
+
 ENDINGS = ("다.", "요.", "습니다.", "세요.", "니다.")
 """A Korean sentence that has come to its end."""
 
@@ -22,7 +25,7 @@ def without_repetition(text: str) -> str:
     Paragraphs that begin with a section's mark belong to it. Any other belongs to it only as the second, and only when the first
     stops in the middle.
     """
-    parts = text.split("\n\n")
+    parts = UNTOLD.sub("", text).split("\n\n")
     kept = parts[:1]
     for number, part in enumerate(parts[1:], start=1):
         if not part.startswith((ANSWER_MARK, THOUGHT_MARK)) and (number > 1 or kept[0].endswith(ENDINGS)):

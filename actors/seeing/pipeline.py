@@ -131,7 +131,8 @@ class Pipeline:
     async def finish(self, connection: Connection, stage: Stage, ids: Ids, context: Context, trace: Trace) -> None:
         """The trace and the variant's `done`, in the caller's transaction."""
         who: tuple[Any, ...] = (trace_id(context.message_id), ids.job)
-        what = (stage.operation, trace.request, trace.response, trace.latency_ms)
+        request = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in trace.request.items()}
+        what = (stage.operation, request, trace.response, trace.latency_ms)
         if self.traces_name_variants:
             await connection.execute(SQL["trace"], *who, ids.variant, *what)
         else:

@@ -35,6 +35,7 @@ def said(text: str, finish: str = "stop", constrained: bool = False) -> Answer:
     ("text", "kept"),
     [
         ("one", "one"),
+        ("물\x00을\x1b 드세요\n네\t", "물을 드세요\n네"),
         ("Chain-of-Thought: a\n\nAnswer: b\n\nAnswer: b", "Chain-of-Thought: a\n\nAnswer: b\n\nAnswer: b"),
         ("Chain-of-Thought: 건조합니다.\n\n건조합니다.", "Chain-of-Thought: 건조합니다."),
         ("Chain-of-Thought: 건조한\n\n피부입니다.\n\n피부입니다.", "Chain-of-Thought: 건조한\n\n피부입니다."),

@@ -1,0 +1,117 @@
+"""What the tests of the seeing actors share: the source system's rows, its pictures, and the gateway's routes."""
+
+import io
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import httpx
+from fastapi import FastAPI
+from PIL import Image, ImageDraw, ImageFont
+
+from bus.database import speak_json
+from bus.outbox import open_outbox
+from bus.request_reply import Requests, open_requests
+from bus.settings import BusSettings
+from bus.store_settings import StoreSettings
+from bus.stores import open_claims
+from bus.topology import declare_commands
+from contracts.steps import COMMANDS
+from gateway import feedly, vertex
+from gateway.settings import GatewaySettings
+from gateway.vertex import VertexSettings
+
+WORDS = "SALE TODAY"
+
+
+def lettered(text: str = "#ffffff", background: str = "#202020") -> bytes:
+    """A picture with words in its upper fifth."""
+    picture = Image.new("RGB", (320, 320), background)
+    ImageDraw.Draw(picture).text((20, 16), WORDS, fill=text, font=ImageFont.load_default(40))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source system: its tables and its folder of assets."""
+
+    pool: asyncpg.Pool
+    assets: Path
+
+    def asset(self, data: bytes) -> str:
+        name = f"{uuid4()}.png"
+        (self.assets / name).write_bytes(data)
+        return f"/assets/{name}"
+
+    async def picture(self, url: str) -> str:
+        insert = "insert into image_assets (image_asset_id, image_url) values (gen_random_uuid(), $1) returning image_asset_id"
+        return str(await self.pool.fetchval(insert, url))
+
+    async def job(self, *, tenant: str = "tenant-1", desc_eng: str | None = None) -> str:
+        job = await self.pool.fetchval("insert into jobs (job_id, tenant_id) values (gen_random_uuid(), $1) returning job_id", tenant)
+        if desc_eng:
+            await self.pool.execute("insert into job_inputs (job_id, desc_eng) values ($1, $2)", job, desc_eng)
+        return str(job)
+
+    async def variant(self, *, step: str = "img_gen", status: str = "done", job: str | None = None, **columns: Any) -> dict[str, str]:
+        """A variant and the ids by which it is asked about. Its picture is a lettered one unless `img_asset_id` says otherwise."""
+        job = job or await self.job()
+        picture = columns.get("img_asset_id") or await self.picture(self.asset(lettered()))
+        row = (job, None if picture == "none" else picture, columns.get("overlaid"), step, status)
+        variant = await self.pool.fetchval(
+            """insert into jobs_variants
+            (job_variants_id, job_id, img_asset_id, overlaid_img_asset_id, creation_order, current_step, status)
+            values (gen_random_uuid(), $1, $2, $3, 1, $4, $5) returning job_variants_id""",
+            *row,
+        )
+        return {"job_variants_id": str(variant), "job_id": job, "tenant_id": "tenant-1"}
+
+    async def overlay(self, ids: dict[str, str], layout: dict[str, Any] | None) -> str:
+        insert = """insert into overlay_layouts (overlay_id, job_variants_id, layout, x_ratio, y_ratio, width_ratio, height_ratio)
+            values (gen_random_uuid(), $1, $2, 0, 0, 1, 0.2) returning overlay_id"""
+        return str(await self.pool.fetchval(insert, ids["job_variants_id"], layout))
+
+    async def state(self, ids: dict[str, str]) -> tuple[str, str]:
+        row = await self.pool.fetchrow("select current_step, status from jobs_variants where job_variants_id = $1", ids["job_variants_id"])
+        return row["current_step"], row["status"]
+
+    async def traces(self, ids: dict[str, str]) -> list[asyncpg.Record]:
+        query = "select * from vlm_traces where job_variants_id = $1 order by created_at"
+        return list(await self.pool.fetch(query, ids["job_variants_id"]))
+
+
+@asynccontextmanager
+async def open_source(database_url: str, assets: Path) -> AsyncIterator[Source]:
+    assets.mkdir(exist_ok=True)
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=4, init=speak_json) as pool:
+        yield Source(pool, assets)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The gateway's routes over real HTTP calls into an application, and requests over the bus."""
+
+    http: httpx.AsyncClient
+    requests: Requests
+
+
+@asynccontextmanager
+async def open_front(bus: BusSettings, store: StoreSettings, **settings: Any) -> AsyncIterator[Front]:
+    app = FastAPI()
+    app.include_router(vertex.open_router(VertexSettings.model_validate({"health_needs_consult": True} | settings)))
+    app.include_router(feedly.router)
+    async with AsyncExitStack() as stack:
+        outbox = await stack.enter_async_context(open_outbox(bus))
+        async with outbox.channel() as channel:
+            await declare_commands(channel, (*COMMANDS, *vertex.QUESTIONS))
+        requests = await stack.enter_async_context(open_requests(outbox))
+        app.state.requests, app.state.settings = requests, GatewaySettings()
+        app.state.store = await stack.enter_async_context(open_claims(store))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60)
+        yield Front(await stack.enter_async_context(http), requests)
