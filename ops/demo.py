@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from argparse import Namespace
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ops.crew import open_crew
 from ops.demo_screen import Screen, open_screen
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack
-from ops.models import make_tiny
+from ops.models import tiny_in
 from ops.settings import LocalSettings, inherited
 
 CREW = ("image_generation watermark upload webhook ledger", "image")
@@ -54,7 +55,7 @@ async def open_workshop(folder: Path, settings: LocalSettings, screen: Screen) -
     """Parts of the demo's own (an `atelier up` beside it would take its orders), a backend, and the actors as processes."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
     screen.now("starting RabbitMQ and PostgreSQL, looking for the models")
-    models = asyncio.create_task(asyncio.to_thread(make_tiny, folder / "models"))
+    models = asyncio.create_task(tiny_models(folder / "models"))
     async with local_stack(own) as parts, open_backend() as backend:
         made = await models
         environment = inherited() | parts.environment | surroundings(folder, backend, made)
@@ -62,6 +63,18 @@ async def open_workshop(folder: Path, settings: LocalSettings, screen: Screen) -
         async with open_crew(CREW, environment, screen.say) as crew, open_outbox(BusSettings.model_validate(_urls(parts))) as outbox:
             await crew.ready(timeout_seconds=READY_SECONDS)
             yield backend, outbox
+
+
+async def tiny_models(folder: Path) -> dict[str, Path]:
+    """Make them where they are missing, in a process of its own: the demo itself needs no torch. Raises SetupError."""
+    made = tiny_in(folder)
+    if not all(path.exists() for path in made.values()):
+        words = [sys.executable, "-m", "ops.cli", "models", "tiny", "--folder", str(folder)]
+        maker = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=STDOUT)
+        said, _ = await maker.communicate()
+        if maker.returncode:
+            raise SetupError(f"The tiny models could not be made:\n{said.decode(errors='replace')[-2000:]}")
+    return made
 
 
 def surroundings(folder: Path, backend: Backend, made: dict[str, Path]) -> dict[str, str]:
@@ -155,5 +168,3 @@ class Story:
     def _whole(self, path: Path | None, picture: dict[str, Any]) -> bool:
         return path is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == picture["sha256"]
 
-
-__all__ = ["SetupError", "demo"]

@@ -19,10 +19,15 @@ LORAS = {"tiny-lora-a": 1, "tiny-lora-b": 2, "tiny-lora-c": 3}
 """Name and seed."""
 
 
+def tiny_in(folder: Path) -> dict[str, Path]:
+    """Where each tiny checkpoint lies, once it is made."""
+    return {DIFFUSION: folder / DIFFUSION, LLAVA: folder / LLAVA} | {name: folder / "loras" / f"{name}.safetensors" for name in LORAS}
+
+
 def make_tiny(folder: Path, *, force: bool = False) -> dict[str, Path]:
     """Make what is not there yet and return where each checkpoint lies. A few seconds the first time, then nothing."""
-    model = folder / DIFFUSION
-    made = {DIFFUSION: model, LLAVA: folder / LLAVA} | {name: folder / "loras" / f"{name}.safetensors" for name in LORAS}
+    made = tiny_in(folder)
+    model = made[DIFFUSION]
     if force or not (model / "model_index.json").exists():
         _replace(model, write_diffusion)
     if force or not (made[LLAVA] / "config.json").exists():
