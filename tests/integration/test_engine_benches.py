@@ -1,0 +1,26 @@
+"""The benches of the engines run at small numbers and give the figures by their agreed names."""
+
+from pathlib import Path
+
+import pytest
+
+from ops.bench import executor, gpu
+
+# The libraries below warn of their own future.
+pytestmark = [
+    pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.timeout(240),
+]  # fmt: skip
+
+
+async def test_the_executors_bench_gives_its_figures(tmp_path: Path) -> None:
+    figures = await executor.run(tmp_path, quick=True)
+    assert set(figures["loop_lag_ms"]) == {"p50", "p99", "max"}
+    assert 0 < figures["inline_busy_share"] < figures["busy_share"] <= 1
+    for name in ("step_batching_speedup", "static_batching_speedup", "cancel_to_next_step_seconds"):
+        assert figures[name] > 0
+
+
+async def test_the_gpus_bench_runs_at_the_tiny_size_on_a_cpu(tmp_path: Path) -> None:
+    figures = await gpu.run(tmp_path, size="tiny", side=64, steps=3)
+    assert set(figures["images_per_second"]) == {"1", "4", "10"}
+    assert figures["engine"]["device"] == "cpu"
