@@ -29,7 +29,7 @@ Told = Callable[[int, int], None]
 """Is told the bytes copied and the bytes in all."""
 
 WHOLE = ".whole.json"
-PIECE = 8 << 20
+PIECE = 1 << 20
 
 
 class BucketSettings(BaseSettings):
@@ -85,7 +85,7 @@ async def _copy_all(source: Source, entries: list[Entry], folder: Path, told: To
 
 
 async def _copy(source: Source, entry: Entry, target: Path, told: Callable[[int], None]) -> None:
-    """One file, from where an earlier try broke off."""
+    """One file, from where an earlier try broke off; anew when what was there turns out to be wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     start = part.stat().st_size if part.exists() and part.stat().st_size <= entry.size else 0
@@ -95,7 +95,13 @@ async def _copy(source: Source, entry: Entry, target: Path, told: Callable[[int]
             async for piece in source.read(entry, start):
                 await to_thread.run_sync(file.write, piece)
                 told(file.tell())
-    await to_thread.run_sync(check, part, entry)
+    try:
+        await to_thread.run_sync(check, part, entry)
+    except PermanentError:
+        if not start:
+            raise
+        await _copy(source, entry, target, told)
+        return
     part.rename(target)
 
 
@@ -170,7 +176,7 @@ class S3Prefix:
         with s3_errors(f"reading s3://{self._bucket}/{entry.key}", on_missing=self._missing, on_refused=self._missing):
             answer = await self._client.get_object(Bucket=self._bucket, Key=entry.key, Range=f"bytes={start}-")
             async with answer["Body"] as body:
-                while piece := await body.read(PIECE):
+                async for piece in body.content.iter_chunked(PIECE):
                     yield piece
 
 
@@ -217,7 +223,7 @@ class GooglePrefix:
                 self._judge(answer)
                 if start and answer.status_code != 206:
                     raise TemporaryError(f"gs://{self._bucket} does not resume {entry.key}", code="model-unreachable")
-                async for piece in answer.aiter_raw(PIECE):
+                async for piece in answer.aiter_raw():
                     yield piece
         except httpx.HTTPError as error:
             raise TemporaryError(f"gs://{self._bucket}/{entry.key} broke off: {error!r}", code="model-unreachable") from error
