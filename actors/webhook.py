@@ -44,8 +44,11 @@ ACTOR = Actor(
 
 
 async def webhook(command: Webhook, context: Context, *, sender: Sender, turns: Turns) -> WebhookDone:
-    if command.kind != "progress":
-        return await tell(command, context, sender, turns)
+    done = await (tell_progress if command.kind == "progress" else tell)(command, context, sender, turns)
+    return done.model_copy(update={"kind": command.kind})
+
+
+async def tell_progress(command: Webhook, context: Context, sender: Sender, turns: Turns) -> WebhookDone:
     try:
         return await tell(command, context, sender, turns)
     except (TemporaryError, PermanentError, PostgresError, InterfaceError, OSError) as error:

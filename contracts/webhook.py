@@ -24,6 +24,7 @@ class Webhook(Command):
 
 
 class WebhookDone(Result):
+    kind: Literal["progress", "complete", "failed"] | None = None
     delivered: bool
     status: int | None = Field(None, description="HTTP status of the backend's answer.")
     reason: str | None = Field(None, description="Why it was not delivered, when it was not.")

@@ -21,7 +21,7 @@ from bus.settings import BusSettings
 from contracts.event import Event, EventKind
 from ops.backend import Backend, open_backend, order_letter
 from ops.crew import open_crew
-from ops.demo_screen import Screen, open_screen
+from ops.demo_screen import Screen, on_the_way, open_screen
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack
 from ops.models import tiny_in
@@ -146,11 +146,7 @@ class Story:
         """One JSON document. `ok`: the picture is in the store as it was claimed, and the backend was told once that it is."""
         picture = self.picture or {}
         path = Path(unquote(urlsplit(picture.get("uri", "")).path)) if picture else None
-        steps = [
-            {"step": event.step, "seconds": event.seconds}
-            for event in self.events
-            if event.kind is EventKind.COMPLETED and event.step != "job"
-        ]
+        steps = [{"step": event.step, "seconds": event.seconds} for event in self.events if on_the_way(event)]
         report: dict[str, Any] = {
             "ok": self._whole(path, picture) and backend.completed,
             "job_id": self.job_id,
@@ -159,7 +155,7 @@ class Story:
             "height": picture.get("height"),
             "sha256": picture.get("sha256"),
             "webhooks": backend.webhooks,
-            "steps": [step for step in steps if step["step"] != "webhook"] + [step for step in steps if step["step"] == "webhook"][-1:],
+            "steps": steps,
             "seconds": seconds,
         }
         fault = next((event.fault for event in self.events if event.fault), None)
@@ -167,4 +163,3 @@ class Story:
 
     def _whole(self, path: Path | None, picture: dict[str, Any]) -> bool:
         return path is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == picture["sha256"]
-

@@ -36,7 +36,7 @@ class Screen:
             self._bar.update(self._task, completed=event.progress.progress_percent * 0.9)
         elif event.fault:
             self._console.print(f"[red]✗[/red] {event.step}: {event.fault.code}: {event.fault.message}", highlight=False)
-        elif event.kind is EventKind.COMPLETED and event.step != "job" and (event.step != "webhook" or _last_webhook(event)):
+        elif on_the_way(event):
             self._console.print(f"[green]✓[/green] {event.step:<10} {event.seconds or 0:7.2f} s", highlight=False)
             self.now(f"{event.step} done")
 
@@ -62,14 +62,14 @@ class Screen:
         return page.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def _last_webhook(event: Event) -> bool:
-    return event.progress is None and event.result is not None and event.result.get("kind") != "progress"
+def on_the_way(event: Event) -> bool:
+    """True for a stop of the itinerary that is done; progress webhooks run beside it."""
+    return event.kind is EventKind.COMPLETED and event.step != "job" and (event.result or {}).get("kind") != "progress"
 
 
 def timeline(events: Sequence[Event]) -> Table:
     """One row a stop: how long it waited (light) and worked (dark), against the time of the whole job."""
-    stops = [event for event in events if event.kind is EventKind.COMPLETED and event.step != "job" and event.seconds is not None]
-    main = [stop for index, stop in enumerate(stops) if stop.step != "webhook" or index == len(stops) - 1]
+    main = [event for event in events if on_the_way(event)]
     table = Table("stop", "waited s", "worked s", "timeline", box=None, header_style="bold", pad_edge=False)
     if not main:
         return table

@@ -5,12 +5,15 @@ Image, watermark, upload, webhook; progress and failure are told to the backend 
 
 import json
 import re
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from actors.settings import WebhookSettings
 from bus.adapter import Adapter, Translated, Unreadable
+from bus.addresses import names_private_address
 from bus.ids import derived_id
 from contracts import channels
 from contracts.image import Image
@@ -59,6 +62,7 @@ def _read(message: Any) -> tuple[OrderData, str | None]:
 
 
 def _translated(order: OrderData, base_url: str | None) -> Translated:
+    _check_backend(base_url)
     image = Image.model_validate(_image(order))
     name = f"gen-{order.generation_id}"
     variables = {
@@ -77,6 +81,21 @@ def _translated(order: OrderData, base_url: str | None) -> Translated:
     )
     body = image.model_copy(update={"slip": slip}).model_dump(mode="json", exclude_defaults=True)
     return Translated(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
+
+
+def _check_backend(base_url: str | None) -> None:
+    """A private address in a message is refused before any work, unless it is the configured backend's own."""
+    settings = _settings()
+    own = base_url == _origin(settings.backend_api_url) or settings.allow_private_addresses
+    if base_url and names_private_address(base_url) and not own:
+        raise Unreadable(
+            "webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one"
+        )
+
+
+@cache
+def _settings() -> WebhookSettings:
+    return WebhookSettings()
 
 
 def _image(order: OrderData) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def test_size_may_be_written_in_one_word() -> None:
         (changed(signature_config={"position": "middle"}), "invalid-message", True),
         (changed(prompt="", prompt_tags=[]), "invalid-message", True),
         (changed(prompt="x" * 5000), "invalid-message", True),
+        (FORM_B | {"webhook_url": "http://169.254.169.254/latest"}, "webhook-address-refused", True),
+        (FORM_A | {"callback_url": "https://10.0.0.7/hook"}, "webhook-address-refused", True),
     ],
 )
 def test_what_is_no_order_is_named_and_the_backend_told_when_possible(message: Any, code: str, told: bool) -> None:
