@@ -19,6 +19,7 @@ from bus.logs import open_logs
 from bus.outbox import Outbox
 from bus.serve import serve
 from ops.workshop import hire
+from tests.chaos.mutations import mutate
 from tests.painter import PAINTER
 
 POINTS: dict[str, tuple[Any, str]] = {
@@ -47,6 +48,7 @@ def dying(step: Callable[..., Any], marker: Path) -> Callable[..., Any]:
 
 def main(point: str, marker: str, *steps: str) -> None:
     open_logs()
+    mutate()
     if point != "never":
         arm(point, Path(marker))
     staff = hire([step for step in steps if step != "image"])

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from asyncpg import Connection
 from PIL import Image as Pillow
 
-from bus.actor import Actor, Context, Handler, Tools
+from bus.actor import Actor, Context, Handler, Tools, Transactional
 from bus.claims import ClaimStore
 from bus.errors import PermanentError, TemporaryError
 from contracts.event import Progress
@@ -17,7 +18,7 @@ from contracts.image import Image, ImageDone, ImageMetadata
 from contracts.wire import Step
 
 
-async def paint(command: Image, context: Context, *, claims: ClaimStore) -> ImageDone:
+async def paint(command: Image, context: Context, *, claims: ClaimStore, keeps: bool) -> ImageDone | Transactional:
     """The prompt decides: `fails` fails for good, `shaky` fails once, `slow` takes its time, `quiet` reports nothing."""
     if "fails" in command.prompt:
         raise PermanentError("lora-missing", "no such weights")
@@ -33,12 +34,26 @@ async def paint(command: Image, context: Context, *, claims: ClaimStore) -> Imag
         data = file.getvalue()
     claim = await claims.write(data, media_type="image/png", width=command.width, height=command.height)
     metadata = ImageMetadata(seed=command.seed or 7, steps=command.steps, guidance_scale=command.guidance_scale)
-    return ImageDone(images=[claim], metadata=metadata)
+    done = ImageDone(images=[claim], metadata=metadata)
+    return Transactional(done, partial(note, context.job_id)) if keeps else done
+
+
+async def note(job_id: str, connection: Connection) -> None:
+    """One row for each run that counts: an effect that would show twice."""
+    await connection.execute("insert into atelier.painted (job_id) values ($1)", job_id)
 
 
 @asynccontextmanager
 async def open_painter(tools: Tools) -> AsyncIterator[Handler]:
-    yield partial(paint, claims=tools.claims)
+    yield partial(paint, claims=tools.claims, keeps=tools.database is not None)
 
 
-PAINTER = Actor(step=Step.IMAGE, command=Image, result=ImageDone, open=open_painter, timeout_seconds=30, prefetch=10)
+PAINTER = Actor(
+    step=Step.IMAGE,
+    command=Image,
+    result=ImageDone,
+    open=open_painter,
+    timeout_seconds=30,
+    prefetch=10,
+    schema="create schema if not exists atelier; create table if not exists atelier.painted (job_id text not null)",
+)

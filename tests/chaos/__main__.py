@@ -17,6 +17,7 @@ from tests.chaos.rounds import Round, play
 from tests.chaos.site import Site, open_site
 
 COLUMNS = ("name", "orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "repeated_calls", "recover_seconds", "seconds")
+SUMMED = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -38,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--rate", type=float, default=25, help="orders a second")
     top.add_argument("--mix", type=int, default=3, help="how many faults of the random mix follow")
     top.add_argument("--seed", type=int, default=random.randrange(1 << 31))
-    top.add_argument("--mutation", default="", choices=["", "no-persistence", "ack-first", "no-inbox", "no-confirms"], help="take a safety away")
+    top.add_argument(
+        "--mutation", default="", choices=["", "no-persistence", "ack-first", "no-inbox", "no-confirms"], help="take a safety away"
+    )
     top.add_argument("--out", type=Path, default=Path(".local/chaos.json"))
     return top
 
@@ -57,7 +60,10 @@ async def play_one(site: Site, fault: str, orders: int, rate: float, chance: ran
 
 
 def report_of(rounds: Sequence[Round], seed: int) -> dict[str, object]:
-    sums = {name: sum(getattr(played, name) for played in rounds) for name in ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered")}
+    sums = {
+        name: sum(getattr(played, name) for played in rounds)
+        for name in ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered")
+    }
     return sums | {"seed": seed, "faults": [played.figures for played in rounds]}
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import aio_pika
+import asyncpg
 from aio_pika.abc import AbstractChannel
 
 from contracts import channels
@@ -72,10 +74,8 @@ class Oracle:
     async def hang_up(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         if connection:
-            try:
+            with suppress(OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
                 await asyncio.wait_for(connection.close(), 1)
-            except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
-                pass
 
     def calls(self) -> dict[str, dict[int, set[str]]]:
         """Kind to order to the webhook ids that were heard: the same id again is the same call, said again."""
@@ -102,14 +102,24 @@ class Oracle:
         complete, failed = calls["complete"], calls["failed"]
         pictures = Counter(int(path.stem.removeprefix("gen-")) for path in self.site.store.glob("generations/gen-*.png"))
         known = set(self.confirmed) | self.unconfirmed
+        lost = [number for number in self.confirmed if not (number in failed or (number in complete and pictures[number]))]
+        twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
+        said = [call for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))]
         return Ends(
-            lost=sorted(number for number in self.confirmed if (number in complete) + (number in failed) == 0 or (number in complete and not pictures[number])),
-            duplicated=sorted(number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1),
+            lost=sorted(lost),
+            duplicated=sorted(twice),
             unexpected=sorted((set(complete) | set(failed)) - known),
-            dead_lettered=sorted(set(failed)),
-            repeated_calls=len([None for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))])
-            - sum(len(ids) for kind in calls.values() for ids in kind.values()),
+            dead_lettered=sorted(failed),
+            repeated_calls=len(said) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )
+
+    async def painted_twice(self) -> list[int]:
+        """Orders with more than one row: the run that drew them was counted twice."""
+        connection = await asyncpg.connect(self.site.postgres.url)
+        rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1")
+        await connection.close()
+        numbers = {int(row["job_id"].removeprefix("generation-")) for row in rows}
+        return sorted(numbers & (set(self.confirmed) | self.unconfirmed))
 
     async def left_in_queues(self) -> int:
         """Messages that lie in a work queue although every order has ended."""

@@ -52,6 +52,7 @@ async def play(site: Site, fault: str, *, orders: int, per_second: float, chance
     await oracle.until_ended(END_SECONDS)
     recovery.cancel()
     ends = oracle.ends()
+    twice = set(ends.duplicated) | set(await oracle.painted_twice())
     left = await oracle.left_in_queues()
     await oracle.hang_up()
     return Round(
@@ -60,7 +61,7 @@ async def play(site: Site, fault: str, *, orders: int, per_second: float, chance
         confirmed=len(oracle.confirmed),
         effects=len(oracle.calls()["complete"]),
         lost=len(ends.lost),
-        duplicated=len(ends.duplicated),
+        duplicated=len(twice),
         unexpected=len(ends.unexpected),
         dead_lettered=len(ends.dead_lettered),
         repeated_calls=ends.repeated_calls,

@@ -94,9 +94,7 @@ async def open_site(folder: Path, mutation: str = "") -> AsyncIterator[Site]:
         await asyncio.gather(asyncio.to_thread(node.start), asyncio.to_thread(postgres.start))
         async with AsyncExitStack() as stack:
             backend = await stack.enter_async_context(open_backend())
-            lines = [
-                await stack.enter_async_context(open_proxy(urlsplit(url).port or 0)) for url in (node.url, postgres.url, backend.url)
-            ]
+            lines = [await stack.enter_async_context(open_proxy(urlsplit(url).port or 0)) for url in (node.url, postgres.url, backend.url)]
             (folder / "store").mkdir(exist_ok=True)
             environment = surroundings(node, postgres, lines, folder / "store") | {"ATELIER_MUTATION": mutation}
             site = Site(folder, node, postgres, backend, *lines, environment)
