@@ -29,13 +29,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Known:
-    """What the inbox says of a message: its result when it was done, and whether its job was cancelled."""
+    """What the inbox says of a message: its result when it was done, whether its job was cancelled, how many processes died at it."""
 
     result: dict[str, Any] | None
     cancelled: bool
+    deaths: int = 0
 
 
 class Inbox(Protocol):
+    async def deaths(self, step: str, message_id: str, returns: int) -> int:
+        """How many processes may have died of this message. `returns`: how often the broker took it back."""
+        ...
+
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
         """Take a message, waiting while another delivery of it is at work."""
         ...
@@ -64,6 +69,10 @@ class ForgetfulInbox:
         self._pool = pool
         self._busy: dict[tuple[str, str], asyncio.Event] = {}
         self._cancelled: set[str] = set()
+
+    async def deaths(self, step: str, message_id: str, returns: int) -> int:
+        """Nobody remembers who was at work: each return but the first, which a lost connection explains, counts as a death."""
+        return max(0, returns - 1)
 
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
         while busy := self._busy.get((step, message_id)):
@@ -98,6 +107,12 @@ class PostgresInbox:
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.alive = asyncio.Event()
 
+    async def deaths(self, step: str, message_id: str, returns: int) -> int:
+        """A message that was taken back but never at work has killed nobody."""
+        if not returns:
+            return 0
+        return await until_back(lambda: self._pool.fetchval(SQL["deaths"], step, message_id, LIFE_LOCK_CLASS), "database") or 0
+
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
         poll = FIRST_POLL_SECONDS
         while True:
@@ -105,7 +120,7 @@ class PostgresInbox:
                 lambda: self._pool.fetchrow(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database"
             )
             if row["mine"] or row["result"] is not None:
-                return Known(row["result"], row["cancelled"])
+                return Known(row["result"], row["cancelled"], row["deaths"])
             await asyncio.sleep(poll)
             poll = min(poll * 2, LONGEST_POLL_SECONDS)
 

@@ -6,8 +6,10 @@ create table if not exists atelier.inbox (
     owner integer,
     result jsonb,
     finished_at timestamptz,
+    deaths integer not null default 0,
     primary key (step, message_id)
 );
+alter table atelier.inbox add column if not exists deaths integer not null default 0;
 create index if not exists inbox_finished_at on atelier.inbox (finished_at);
 create table if not exists atelier.cancelled (
     job_id text primary key,
@@ -19,7 +21,7 @@ create table if not exists atelier.cancelled (
 with claimed as (
     insert into atelier.inbox as known (step, message_id, owner)
     values ($1, $2, $3)
-    on conflict (step, message_id) do update set owner = excluded.owner
+    on conflict (step, message_id) do update set owner = excluded.owner, deaths = known.deaths + (known.owner is not null)::integer
     where known.result is null
         and (known.owner is null or not exists (
             select from pg_locks
@@ -27,10 +29,11 @@ with claimed as (
                 and database = (select oid from pg_database where datname = current_database())
                 and classid = $4::integer::oid and objid = known.owner::oid
         ))
-    returning true
+    returning deaths
 )
 select
     exists (select from claimed) as mine,
+    coalesce((select deaths from claimed), 0) as deaths,
     (select result from atelier.inbox where step = $1 and message_id = $2) as result,
     exists (select from atelier.cancelled where job_id = $5) as cancelled
 
@@ -38,6 +41,16 @@ select
 update atelier.inbox set result = $4, finished_at = now(), owner = null
 where step = $1 and message_id = $2 and owner = $3
 returning true
+
+-- name: deaths
+-- How many processes died with the message at work, the last one included.
+select deaths + (owner is not null and not exists (
+    select from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 2
+        and database = (select oid from pg_database where datname = current_database())
+        and classid = $3::integer::oid and objid = owner::oid
+))::integer
+from atelier.inbox where step = $1 and message_id = $2 and result is null
 
 -- name: release
 delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and result is null

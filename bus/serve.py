@@ -97,7 +97,7 @@ async def open_workshop(
         tools = Tools(claims=await stack.enter_async_context(open_claims(store)), database=pool)
         handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
 
-        cancellations, running = Cancellations(), Running()
+        cancellations, running, suspects = Cancellations(), Running(), asyncio.Lock()
         async with outbox.channel() as channel:
             await declare_topology(channel, actors, doors, COMMANDS, settings.rungs)
             for intake in intakes:
@@ -106,7 +106,7 @@ async def open_workshop(
         broker = open_broker(settings.broker_url, f"{settings.worker} {'+'.join(names)}")
         for actor, handle in zip(actors, handlers, strict=True):
             memory: Inbox = inbox if actor.remembers else ForgetfulInbox(pool)
-            counter = Counter(actor, handle, memory, outbox, cancellations, settings)
+            counter = Counter(actor, handle, memory, outbox, cancellations, settings, suspects)
             subscribe(broker, actor, running.counted(counter.receive))
         for adapter in doors:
             door = AdapterCounter(adapter, outbox, settings.worker)

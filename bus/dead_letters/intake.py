@@ -1,11 +1,12 @@
 """The intake: takes dead letters out of their queues into the cabinet. A letter is acked when it is written, and never before."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import asyncpg
 import structlog
@@ -18,7 +19,7 @@ from bus.errors import PermanentError
 from bus.outbox import Outbox
 from bus.patience import until_back
 
-Receive = Callable[[AbstractIncomingMessage], Awaitable[None]]
+Receive = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 
 MOST_AT_ONCE = 100
 PAUSE_SECONDS = 5.0

@@ -246,7 +246,7 @@ async def test_a_delivery_that_keeps_coming_back_is_buried(workshop: Workshop, c
         pass
     await customer.send(actor.step, {"text": "x"})
     queue = await customer.channel.get_queue(actor.queue, ensure=False)
-    for _ in range(3):
+    for _ in range(5):
         message = await queue.get(timeout=5)
         await message.reject(requeue=True)
     async with workshop(actor, settings=settings):
