@@ -1,6 +1,10 @@
 """Serve the gateway until SIGTERM or SIGINT."""
 
+import asyncio
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 import uvicorn
@@ -14,7 +18,13 @@ log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
-    """Says when it takes requests, and at which address."""
+    """Says when it takes requests, and at which address. A signal is a wish to leave in order, and leaving so is a success."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -53,6 +53,12 @@ def parser() -> ArgumentParser:
     down = commands.add_parser("down", help="stop the local parts that a killed process left running")
     down.set_defaults(call=later("ops.up", "down"))
 
+    gateway = commands.add_parser("gateway", help="the HTTP front door in this process, until SIGTERM or Ctrl-C")
+    gateway.add_argument("--host", help="default: GATEWAY_HOST, else 127.0.0.1; any other needs API keys")
+    gateway.add_argument("--port", type=int, help="default: GATEWAY_PORT, else 8080; 0 takes any free one")
+    gateway.add_argument("--leash", action="store_true", help="leave when standard input closes, that is when the starter is gone")
+    gateway.set_defaults(call=later("ops.gateway", "gateway"))
+
     demo = commands.add_parser("demo", help="one image order on real parts, from the queue to the webhook")
     demo.add_argument("--prompt", default="a red fox in fresh snow, watercolour")
     demo.add_argument("--artist", default="Atelier")
@@ -79,6 +85,12 @@ def parser() -> ArgumentParser:
     dead_letters.add_to(commands)
 
     benches = commands.add_parser("bench", help="measure a part").add_subparsers(title="benches", required=True, metavar="BENCH")
+    doors = benches.add_parser("gateway", help="requests and replies over HTTP, over the bus client and over bare aio-pika")
+    doors.add_argument("--seconds", type=float, default=4.0, help="for each side and number of callers")
+    doors.add_argument("--callers", type=int, nargs="+", default=[1, 16, 64, 256])
+    doors.add_argument("--waiting", type=int, default=1000, help="clients of the load run, each of which waits for a slow reply; 0: none")
+    doors.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    doors.set_defaults(call=later("ops.bench.gateway", "bench"))
     letters = benches.add_parser("dead-letters", help="dead letters taken in, grouped and sent again")
     letters.add_argument("--letters", type=int, default=10_000)
     letters.add_argument("--json", action="store_true", help="print one JSON document and nothing else")

@@ -22,11 +22,13 @@ FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.5, 30.0
 SETTLED_SECONDS = 60.0
 """An actor that lived this long starts again without a wait."""
 
+GATEWAY = "gateway"
+
 LONGEST_LINE = 1 << 22
 """Bytes of one line of output: a JSON log entry with a stack is long."""
 
-READY = "actors.ready"
-"""The log event by which an actor says that it takes deliveries."""
+READY = ("actors.ready", "gateway.ready")
+"""The log events by which a process says that it takes deliveries, or requests."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Member:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             text = line.decode(errors="replace").rstrip()
-            if READY in text:
+            if any(event in text for event in READY):
                 self.ready.set()
             self.say(self.step, text)
         self.ready.clear()
@@ -97,10 +99,15 @@ class Crew:
             raise SetupError(f"Not ready after {timeout_seconds:.0f} seconds: {late}. Their own words stand above.") from None
 
 
+def words_of(entry: str) -> list[str]:
+    """The command line of one process. The front door is no actor."""
+    return ["gateway", "--leash"] if entry == GATEWAY else ["run", "--leash", *entry.split()]
+
+
 @asynccontextmanager
 async def open_crew(steps: Sequence[str], environment: Mapping[str, str], say: Say) -> AsyncIterator[Crew]:
     """One process per entry, each `atelier run <step>`; an entry may name several steps with blanks between. At the end all are told to leave at once, and waited for."""
-    members = [Member(step, [sys.executable, "-m", "ops.cli", "run", "--leash", *step.split()], environment, say) for step in steps]
+    members = [Member(step, [sys.executable, "-m", "ops.cli", *words_of(step)], environment, say) for step in steps]
     watches = [asyncio.create_task(member.keep_alive()) for member in members]
     try:
         yield Crew(members)

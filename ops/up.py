@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bus.logs import open_logs
-from ops.crew import Say, open_crew
+from ops.crew import GATEWAY, Say, open_crew
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack, stop_leftovers
 from ops.models import DIFFUSION, LLAVA, make_tiny
@@ -26,7 +26,7 @@ READY_SECONDS = 90.0
 
 def up(arguments: Namespace) -> int:
     open_logs()
-    asyncio.run(run(arguments.steps or list(MODULES), LocalSettings()))
+    asyncio.run(run(arguments.steps or [*MODULES, GATEWAY], LocalSettings()))
     return 0
 
 

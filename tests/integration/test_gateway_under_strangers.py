@@ -58,7 +58,7 @@ def address(bus_settings: BusSettings, store_folder: Path) -> Iterator[str]:
 
 
 def ask(operation: schemathesis.APIOperation) -> int:
-    """Try one operation, and return how often. Behind other paths than jobs somebody may be missing; on a source system's path that is a 500 by its own word."""
+    """Try one operation, and return how often. On a source system's path a part that is missing is a 500, by its own word."""
     ours, theirs = operation.path.startswith("/jobs"), any(operation.path.startswith(prefix) for prefix in FORMS)
     tried = 0
 
