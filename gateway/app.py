@@ -15,7 +15,7 @@ from bus.store_settings import StoreSettings
 from bus.stores import open_claims
 from bus.topology import declare_commands
 from contracts.steps import COMMANDS
-from gateway import dead_letters, jobs
+from gateway import dead_letters, feedly, jobs, vertex
 from gateway.door import Door
 from gateway.keys import Keys
 from gateway.placing import Counter
@@ -23,7 +23,7 @@ from gateway.problems import answer_with_problems
 from gateway.settings import GatewaySettings
 from gateway.tracing import Tracing
 
-QUESTIONS = ("job.get", "job.list", "job.events", "job.claim", *dead_letters.QUESTIONS)
+QUESTIONS = ("job.get", "job.list", "job.events", "job.claim", *dead_letters.QUESTIONS, *vertex.QUESTIONS)
 TOLD_TO_PAGES = ["X-Request-Id", "traceparent", "RateLimit", "RateLimit-Policy", "Retry-After", "Location", "Preference-Applied"]
 
 
@@ -49,6 +49,8 @@ def create_app(bus: BusSettings, settings: GatewaySettings, store: StoreSettings
     app.state.streams = 0
     app.include_router(jobs.router)
     app.include_router(dead_letters.router)
+    app.include_router(vertex.open_router(vertex.VertexSettings()))
+    app.include_router(feedly.router)
     app.add_api_route("/health", health, tags=["health"])
     answer_with_problems(app)
     app.add_middleware(Door, settings=settings, keys=keys)

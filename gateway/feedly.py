@@ -1,10 +1,14 @@
 """Document 001's API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with the source system's fields, statuses and words."""
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from bus.errors import PublishError
@@ -37,7 +41,23 @@ STATUS = {
 }
 """Status of each fault that the source system knows; all others are a 500."""
 
-router = APIRouter(prefix=PREFIX, tags=["feedly"])
+
+class SourceRoute(APIRoute):
+    """A body without its fields is told which, in FastAPI's own form: the source system's clients read that."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                return JSONResponse({"detail": jsonable_encoder(error.errors())}, 422)
+
+        return handled
+
+
+router = APIRouter(prefix=PREFIX, tags=["feedly"], route_class=SourceRoute)
 FORMS[PREFIX] = lambda title, detail: {"detail": detail}
 
 

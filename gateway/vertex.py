@@ -19,6 +19,7 @@ from bus.request_reply import ReplyFault, ReplyTimeout
 from contracts.wire import Step
 from gateway.deadlines import seconds_given
 from gateway.problems import FORMS, Refused
+from gateway.settings import GatewaySettings
 
 QUESTIONS = ("consult.ready",)
 INLINE_LETTERS = 256 << 10
@@ -56,6 +57,13 @@ class VertexSettings(BaseSettings):
     @property
     def needs_consult(self) -> bool:
         return self.on_vertex if self.health_needs_consult is None else self.health_needs_consult
+
+
+def placed(gateway: GatewaySettings, vertex: VertexSettings) -> GatewaySettings:
+    """Where Vertex AI calls, when it is Vertex AI that runs us: every address of the container, its port, bodies of 10 MB."""
+    if vertex.http_port is None:
+        return gateway
+    return gateway.model_copy(update={"host": "0.0.0.0", "port": vertex.http_port, "max_body_bytes": max(gateway.max_body_bytes, 10 << 20)})  # noqa: S104
 
 
 class Instance(BaseModel):

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,15 @@ from uuid import uuid4
 
 import asyncpg
 import httpx
-from fastapi import FastAPI
+import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from bus.database import speak_json
-from bus.outbox import open_outbox
-from bus.request_reply import Requests, open_requests
+from bus.request_reply import Requests
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
-from bus.stores import open_claims
-from bus.topology import declare_commands
-from contracts.steps import COMMANDS
-from gateway import feedly, vertex
+from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from gateway.vertex import VertexSettings
 
 WORDS = "SALE TODAY"
 
@@ -50,13 +45,15 @@ class Source:
         return f"/assets/{name}"
 
     async def picture(self, url: str) -> str:
-        insert = "insert into image_assets (image_asset_id, image_url) values (gen_random_uuid(), $1) returning image_asset_id"
+        insert = "insert into public.image_assets (image_asset_id, image_url) values (gen_random_uuid(), $1) returning image_asset_id"
         return str(await self.pool.fetchval(insert, url))
 
     async def job(self, *, tenant: str = "tenant-1", desc_eng: str | None = None) -> str:
-        job = await self.pool.fetchval("insert into jobs (job_id, tenant_id) values (gen_random_uuid(), $1) returning job_id", tenant)
+        job = await self.pool.fetchval(
+            "insert into public.jobs (job_id, tenant_id) values (gen_random_uuid(), $1) returning job_id", tenant
+        )
         if desc_eng:
-            await self.pool.execute("insert into job_inputs (job_id, desc_eng) values ($1, $2)", job, desc_eng)
+            await self.pool.execute("insert into public.job_inputs (job_id, desc_eng) values ($1, $2)", job, desc_eng)
         return str(job)
 
     async def variant(self, *, step: str = "img_gen", status: str = "done", job: str | None = None, **columns: Any) -> dict[str, str]:
@@ -65,7 +62,7 @@ class Source:
         picture = columns.get("img_asset_id") or await self.picture(self.asset(lettered()))
         row = (job, None if picture == "none" else picture, columns.get("overlaid"), step, status)
         variant = await self.pool.fetchval(
-            """insert into jobs_variants
+            """insert into public.jobs_variants
             (job_variants_id, job_id, img_asset_id, overlaid_img_asset_id, creation_order, current_step, status)
             values (gen_random_uuid(), $1, $2, $3, 1, $4, $5) returning job_variants_id""",
             *row,
@@ -73,16 +70,18 @@ class Source:
         return {"job_variants_id": str(variant), "job_id": job, "tenant_id": "tenant-1"}
 
     async def overlay(self, ids: dict[str, str], layout: dict[str, Any] | None) -> str:
-        insert = """insert into overlay_layouts (overlay_id, job_variants_id, layout, x_ratio, y_ratio, width_ratio, height_ratio)
+        insert = """insert into public.overlay_layouts (overlay_id, job_variants_id, layout, x_ratio, y_ratio, width_ratio, height_ratio)
             values (gen_random_uuid(), $1, $2, 0, 0, 1, 0.2) returning overlay_id"""
         return str(await self.pool.fetchval(insert, ids["job_variants_id"], layout))
 
     async def state(self, ids: dict[str, str]) -> tuple[str, str]:
-        row = await self.pool.fetchrow("select current_step, status from jobs_variants where job_variants_id = $1", ids["job_variants_id"])
+        row = await self.pool.fetchrow(
+            "select current_step, status from public.jobs_variants where job_variants_id = $1", ids["job_variants_id"]
+        )
         return row["current_step"], row["status"]
 
     async def traces(self, ids: dict[str, str]) -> list[asyncpg.Record]:
-        query = "select * from vlm_traces where job_variants_id = $1 order by created_at"
+        query = "select * from public.vlm_traces where job_variants_id = $1 order by created_at"
         return list(await self.pool.fetch(query, ids["job_variants_id"]))
 
 
@@ -102,16 +101,13 @@ class Front:
 
 
 @asynccontextmanager
-async def open_front(bus: BusSettings, store: StoreSettings, **settings: Any) -> AsyncIterator[Front]:
-    app = FastAPI()
-    app.include_router(vertex.open_router(VertexSettings.model_validate({"health_needs_consult": True} | settings)))
-    app.include_router(feedly.router)
-    async with AsyncExitStack() as stack:
-        outbox = await stack.enter_async_context(open_outbox(bus))
-        async with outbox.channel() as channel:
-            await declare_commands(channel, (*COMMANDS, *vertex.QUESTIONS))
-        requests = await stack.enter_async_context(open_requests(outbox))
-        app.state.requests, app.state.settings = requests, GatewaySettings()
-        app.state.store = await stack.enter_async_context(open_claims(store))
-        http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60)
-        yield Front(await stack.enter_async_context(http), requests)
+async def open_front(bus: BusSettings, store: StoreSettings, **vertex: Any) -> AsyncIterator[Front]:
+    """The gateway itself. `vertex`: variables for it, by their names in the environment."""
+    told = {"GATEWAY_HEALTH_NEEDS_CONSULT": "true", "GATEWAY_READY_SECONDS": "4"} | vertex
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        app = create_app(bus, GatewaySettings(max_body_bytes=10 << 20), store)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60)
+    async with app.router.lifespan_context(app), client as http:
+        yield Front(http, app.state.requests)

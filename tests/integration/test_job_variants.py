@@ -41,13 +41,15 @@ async def source(database_url: str, tmp_path: Path, model: ModelServer, workshop
     async with workshop(variants.ACTOR):
         pass
     async with open_source(database_url, tmp_path / "assets") as source:
-        await source.pool.execute("truncate jobs, jobs_variants, vlm_traces, overlay_layouts, image_assets cascade")
+        await source.pool.execute(
+            "truncate public.jobs, public.jobs_variants, public.vlm_traces, public.overlay_layouts, public.image_assets cascade"
+        )
         yield source
 
 
 @pytest.fixture
 async def front(bus_settings: BusSettings, store_folder: Path, source: Source) -> AsyncIterator[Front]:
-    async with open_front(bus_settings, StoreSettings(store_url=store_folder.as_uri()), ready_seconds=0.3) as front:
+    async with open_front(bus_settings, StoreSettings(store_url=store_folder.as_uri()), GATEWAY_READY_SECONDS="0.3") as front:
         yield front
 
 
@@ -69,7 +71,7 @@ async def test_a_variant_is_taken_when_it_is_done_and_when_nobody_listened(sourc
         for ids, step in zip(before, ("vlm_analyze", "vlm_judge"), strict=True):
             await reaches(source, ids, (step, "done"))
         after = await source.variant(status="running")
-        await source.pool.execute("update jobs_variants set status = 'done' where job_variants_id = $1", after["job_variants_id"])
+        await source.pool.execute("update public.jobs_variants set status = 'done' where job_variants_id = $1", after["job_variants_id"])
         await reaches(source, after, ("vlm_analyze", "done"))
 
     assert [await source.state(ids) for ids in others] == [("planner", "done"), ("img_gen", "running")]
@@ -90,7 +92,7 @@ async def test_a_lost_connection_is_opened_again_and_nothing_is_missed(source: S
 async def test_a_touch_while_the_command_waits_does_nothing_twice(source: Source, workshop: Workshop, model: ModelServer) -> None:
     """The source system touches what it thinks is stuck. The second command is answered with the first one's verdict."""
     model.hold = asyncio.Event()
-    touch = "update jobs_variants set updated_at = now() where job_variants_id = $1"
+    touch = "update public.jobs_variants set updated_at = now() where job_variants_id = $1"
     async with workshop(adapters=[LISTENER]):
         ids = await source.variant()
         for _ in range(3):
@@ -111,7 +113,7 @@ async def test_a_variant_that_is_set_back_is_judged_anew(source: Source, worksho
     async with workshop(validate.ACTOR, adapters=[LISTENER]):
         ids = await source.variant()
         await reaches(source, ids, ("vlm_analyze", "done"))
-        again = "update jobs_variants set current_step = 'img_gen', updated_at = now() where job_variants_id = $1"
+        again = "update public.jobs_variants set current_step = 'img_gen', updated_at = now() where job_variants_id = $1"
         await source.pool.execute(again, ids["job_variants_id"])
 
         async def twice() -> bool:

@@ -58,7 +58,7 @@ async def studio(rabbitmq: RabbitNode, postgres: EmbeddedPostgres, tmp_path_fact
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(open_workshop(actors, [], bus, store))
             source = await stack.enter_async_context(open_source(postgres.url, folder / "assets"))
-            front = await stack.enter_async_context(open_front(bus, store, ready_seconds=4))
+            front = await stack.enter_async_context(open_front(bus, store))
 
             async def healthy() -> bool:
                 return (await front.http.get("/health")).status_code == 200
@@ -137,7 +137,7 @@ async def test_a_large_picture_travels_as_a_claim(studio: Studio) -> None:
 
 
 async def test_routes_are_where_vertex_says(studio: Studio) -> None:
-    async with open_front(studio.bus, studio.store, predict_route="/v1/ask", health_route="/v1/alive") as front:
+    async with open_front(studio.bus, studio.store, AIP_PREDICT_ROUTE="/v1/ask", AIP_HEALTH_ROUTE="/v1/alive") as front:
         assert (await front.http.get("/v1/alive")).json() == {"status": "healthy"}
         assert (await front.http.post("/v1/ask", json={"instances": [{"prompt": "x"}]})).status_code == 200
 
@@ -176,7 +176,7 @@ async def test_a_validated_variant_is_done_with_its_trace_and_its_own_triggers_s
 async def test_the_text_comes_from_the_body_else_the_last_ad_copy_else_the_description(studio: Studio) -> None:
     source = studio.source
     job = await source.job(desc_eng="described")
-    insert = """insert into txt_ad_copy_generations (ad_copy_gen_id, job_id, generation_stage, ad_copy_eng, status, created_at)
+    insert = """insert into public.txt_ad_copy_generations (ad_copy_gen_id, job_id, generation_stage, ad_copy_eng, status, created_at)
         values (gen_random_uuid(), $1, $2, $3, $4, now() + $5 * interval '1 second')"""
     texts: list[str] = []
     for body in ({}, {"ad_copy_text": "giv\0en"}):
