@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aio_pika.exceptions import PublishError
 
 from bus.dead_letters.cabinet import Cabinet
 from bus.settings import BusSettings
 from contracts import channels
+from contracts.dead_letter import Selection
 from contracts.wire import Header
-from tests.integration.conftest import Customer
+from tests.integration.conftest import Customer, soon
 from tests.integration.test_dead_letters import Desk, cabinet, desk, kept, pool, size_of
 
 __all__ = ["cabinet", "desk", "pool"]
@@ -151,3 +153,49 @@ async def test_letters_go_out_and_come_back_whole(
     back = await cabinet.get(letter.id)
     assert [entry.kind for entry in back.history] == ["failed", "imported"]
     assert back.model_copy(update={"history": letter.history, "changed_at": letter.changed_at}) == letter
+
+
+async def test_the_actor_takes_letters_in_and_sends_what_is_staged(
+    customer: Customer, cabinet: Cabinet, atelier: Atelier, bus_settings: BusSettings, store_folder: Path, tmp_path: Path
+) -> None:
+    """`atelier run dead-letters`, a process of its own: the intake of every queue, the sender, and a SIGTERM obeyed."""
+    assert bus_settings.database_url is not None
+    environment = {
+        "AMQP_URL": bus_settings.amqp_url.get_secret_value(),
+        "DATABASE_URL": bus_settings.database_url.get_secret_value(),
+        "STORE_URL": store_folder.as_uri(),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    words = ["-m", "ops.cli", "run", "dead-letters"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words, env=environment, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await kept_by(cabinet, customer)
+        status, out, _ = await atelier("dead-letters", "replay", "--code", "by-actor", "--yes", "--no-wait", "--json")
+        assert (status, json.loads(out)["letters"]) == (0, 1)
+
+        async def sent() -> bool:
+            [letter] = (await cabinet.page(Selection(code="by-actor"), 5)).letters
+            return letter.forwarded_at is not None
+
+        await soon(sent)
+    finally:
+        process.terminate()
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def kept_by(cabinet: Cabinet, customer: Customer) -> None:
+    """A letter for the actor, sent as soon as its queue is there."""
+
+    async def declared() -> bool:
+        try:
+            await customer.send(
+                DEAD, {"name": "z", "images": [CLAIM]}, exchange="", message_id="by-actor", headers={Header.FAULT_CODE.value: "by-actor"}
+            )
+        except PublishError:
+            return False
+        return True
+
+    await soon(declared, 20)
+    await kept(cabinet, code="by-actor")

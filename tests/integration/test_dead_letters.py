@@ -16,6 +16,7 @@ import pytest
 
 from actors.dead_letters import ACTORS
 from bus.actor import Actor, Context
+from bus.adapter import Adapter, Translated
 from bus.database import make_tables, open_database
 from bus.dead_letters import replay
 from bus.dead_letters.cabinet import SCHEMA, Cabinet
@@ -508,3 +509,27 @@ async def test_the_console_asks_over_http(desk: Desk, customer: Customer, http: 
 
         await soon(resolved)
         assert (await http.post(f"{path}/edit", json={"body": {"text": "y"}})).status_code == 409
+
+
+async def test_an_order_sent_again_to_the_foreign_queue_is_resolved(
+    bus_settings: BusSettings, store_folder: Path, customer: Customer, cabinet: Cabinet, pool: asyncpg.Pool
+) -> None:
+    """It goes back to `image_generation`, where the adapter takes it this time and says so."""
+    number = int(uuid4().int % 10**9)
+    order = {"type": "image_generation", "data": {"generation_id": number, "prompt": "a fox", "prompt_tags": ["fox"]}}
+    mended = False
+
+    def translate(body: bytes) -> Translated:
+        if not mended:
+            raise PermanentError("not-yet", "the adapter has a fault")
+        return Translated("upload", {"name": "n", "images": []}, f"gen-{number}", f"job-{number}")
+
+    adapter = Adapter(channels.IMAGE_GENERATION, channels.IMAGE_GENERATION, translate)
+    intake = Intake("intake", (channels.dead_queue(channels.IMAGE_GENERATION),))
+    async with open_workshop((HEARING,), (adapter,), bus_settings, StoreSettings(store_url=store_folder.as_uri()), (intake,)):
+        message_id = await customer.send(channels.IMAGE_GENERATION, order, exchange="")
+        [letter] = await kept(cabinet, message_id=message_id)
+        assert (letter.step, letter.target, letter.state) == (channels.IMAGE_GENERATION, channels.IMAGE_GENERATION, "unresolved")
+        mended = True
+        await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id]), dry_run=False))
+        await kept(cabinet, message_id=message_id, state="resolved")
