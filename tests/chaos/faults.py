@@ -112,20 +112,12 @@ async def memory_alarm(site: Site, chance: random.Random) -> None:
 
 
 async def queue_deleted(site: Site, chance: random.Random) -> None:
-    """A queue that is empty is deleted under its consumers: they must make it again and come back by themselves."""
-    import aio_pika
+    """A queue is deleted under its consumers, which must make it again and come back by themselves. It is empty: see IDLE."""
+    await asyncio.to_thread(site.control, "delete_queue", channels.work_queue("upload"))
 
-    connection = await aio_pika.connect(site.node.url)
-    async with connection:
-        channel = await connection.channel()
-        while True:
-            try:
-                await channel.queue_delete(channels.work_queue("upload"), if_empty=True)
-            except aio_pika.exceptions.ChannelPreconditionFailed:
-                channel = await connection.channel()
-            else:
-                return
 
+IDLE = frozenset({"queue-deleted"})
+"""Faults that strike before the orders come: who deletes a queue deletes what lies in it."""
 
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault

@@ -16,6 +16,7 @@ from contracts import channels
 from tests.chaos.site import Site
 
 NUMBERS = count(1)
+STEPS = ("image", "watermark", "upload", "webhook")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Oracle:
     site: Site
     confirmed: list[int] = field(default_factory=list)
     unconfirmed: set[int] = field(default_factory=set)
+    buried: set[int] = field(default_factory=set)
     begun: int = 0
 
     def __post_init__(self) -> None:
@@ -87,29 +89,45 @@ class Oracle:
         return heard
 
     def waiting(self) -> set[int]:
+        """Confirmed orders of which the backend has not heard the end."""
         calls = self.calls()
-        return {number for number in self.confirmed if number not in calls["complete"] and number not in calls["failed"]}
+        return set(self.confirmed) - set(calls["complete"]) - set(calls["failed"]) - self.buried
 
     async def until_ended(self, seconds: float) -> None:
         """Wait until every confirmed order has an end, then a moment longer for one end too many; give up after `seconds`."""
         limit = asyncio.get_running_loop().time() + seconds
         while self.waiting() and asyncio.get_running_loop().time() < limit:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
+            await self.look_among_the_dead()
         await asyncio.sleep(1.0)
+        await self.hang_up()
+        await self.look_among_the_dead()
+
+    async def look_among_the_dead(self) -> None:
+        """A dead letter with its cause is an end, also where the word to the backend was lost on the way (it is not said twice)."""
+        for step in STEPS:
+            queue = await (await self.channel()).get_queue(channels.dead_queue(step), ensure=False)
+            while (letter := await queue.get(fail=False, no_ack=True)) is not None:
+                assert letter.headers["atelier-fault-code"]
+                self.buried.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
 
     def ends(self) -> Ends:
         calls = self.calls()
         complete, failed = calls["complete"], calls["failed"]
         pictures = Counter(int(path.stem.removeprefix("gen-")) for path in self.site.store.glob("generations/gen-*.png"))
         known = set(self.confirmed) | self.unconfirmed
-        lost = [number for number in self.confirmed if not (number in failed or (number in complete and pictures[number]))]
+        lost = [
+            number
+            for number in self.confirmed
+            if not (number in failed or number in self.buried or (number in complete and pictures[number]))
+        ]
         twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
         said = [call for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))]
         return Ends(
-            lost=sorted(lost),
+            lost=sorted(set(self.confirmed) - ended),
             duplicated=sorted(twice),
             unexpected=sorted((set(complete) | set(failed)) - known),
-            dead_lettered=sorted(failed),
+            dead_lettered=sorted(self.buried & known),
             repeated_calls=len(said) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )
 
@@ -125,7 +143,7 @@ class Oracle:
         """Messages that lie in a work queue although every order has ended."""
         await self.hang_up()
         channel = await self.channel()
-        names = [channels.IMAGE_GENERATION, *(channels.work_queue(step) for step in ("image", "watermark", "upload", "webhook"))]
+        names = [channels.IMAGE_GENERATION, *map(channels.work_queue, STEPS)]
         counts = [(await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0 for name in names]
         return sum(counts)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, IDLE
 from tests.chaos.oracle import Oracle
 from tests.chaos.site import Site
 
@@ -43,9 +43,12 @@ class Round:
 async def play(site: Site, fault: str, *, orders: int, per_second: float, chance: random.Random) -> Round:
     """A third of the orders before the fault, the rest during and after it."""
     oracle, started = Oracle(site), time.monotonic()
+    if fault in IDLE:
+        await FAULTS[fault](site, chance)
     publishing = asyncio.create_task(oracle.publish(orders, per_second, PROMPTS))
     await asyncio.sleep(orders / per_second / 3)
-    await FAULTS[fault](site, chance)
+    if fault not in IDLE:
+        await FAULTS[fault](site, chance)
     over, heard = time.monotonic(), len(site.backend.heard)
     recovery = asyncio.create_task(first_word(site, heard, over))
     await publishing
