@@ -41,7 +41,7 @@ async def consult(command: Consult, context: Context, *, sight: Sight, pictures:
         repetition_penalty=settings.consult_repetition_penalty,
     )
     answer = await sight.look(question, tenant=context.tenant, deadline=context.deadline)
-    return ConsultDone(prediction=without_repetition(answer.text), finish=answer.finish, tokens=answer.tokens, model=answer.model)
+    return ConsultDone(prediction=without_repetition(answer.text), finish=answer.finish, tokens=answer.tokens, seen_by=answer.model)
 
 
 async def shown(command: Consult, pictures: Pictures) -> bytes | None:

@@ -21,7 +21,7 @@ class ConsultDone(Result):
     prediction: str
     finish: Literal["stop", "length"] = Field("stop", description="`length`: the answer was cut at its token limit.")
     tokens: int = Field(0, ge=0, description="Made by the model.")
-    model: str = ""
+    seen_by: str = Field("", description="The model.")
 
 
 class IsConsultReady(Command):

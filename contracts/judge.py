@@ -35,4 +35,4 @@ class JudgeDone(Result):
     issues: list[str] = Field(description="The model's, and each disagreement between it and the evidence.")
     evidence: Evidence = Evidence()
     repaired: bool = False
-    model: str = ""
+    seen_by: str = ""

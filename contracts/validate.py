@@ -49,4 +49,6 @@ class ValidateDone(Result):
     recommendations: list[str]
     font_recommendation: FontRecommendation | None = None
     repaired: bool = Field(False, description="The model's server could not constrain the answer; it was mended into this form.")
-    model: str = ""
+    seen_by: str = Field(
+        "", description="The model. Not called `model`: a result's fields become variables, and an image order has a `model` too."
+    )

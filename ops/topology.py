@@ -29,7 +29,7 @@ def topology(arguments: Namespace) -> int:
 
 
 def draw() -> dict[str, Any]:
-    steps = sorted({*COMMANDS, *MODULES} - {channels.IMAGE_GENERATION})
+    steps = sorted({*COMMANDS, *MODULES} - {channels.IMAGE_GENERATION, "job_variants"})  # the latter listens to Postgres
     rungs = [channels.retry_exchange(delay) for delay in BusSettings(amqp_url=SecretStr("amqp://")).rungs]
     return {
         "exchanges": {channels.COMMANDS: "topic", channels.EVENTS: "topic", channels.CONTROL: "fanout", **dict.fromkeys(rungs, "fanout")},

@@ -25,7 +25,7 @@ Opinion = TypeVar("Opinion", bound=BaseModel)
 class Verdict(Generic[Opinion]):
     opinion: Opinion
     repaired: bool
-    model: str
+    seen_by: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Critic:
 
 def fields_of(verdict: Verdict[Opinion]) -> dict[str, Any]:
     """The opinion's fields, and how they came about."""
-    return verdict.opinion.model_dump(mode="json") | {"repaired": verdict.repaired, "model": verdict.model}
+    return verdict.opinion.model_dump(mode="json") | {"repaired": verdict.repaired, "seen_by": verdict.seen_by}
 
 
 @contextmanager
