@@ -1,9 +1,11 @@
 """Batching: diffusion rows that share a step though each goes its own way, and requests that wait a few milliseconds for company."""
 
+import inspect
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -87,13 +89,12 @@ def advance(rows: Sequence[Row], predict: Callable[[Sequence[Row], Sequence[Any]
 
 def follow(row: Row, noise: Any) -> Any:
     """The scheduler's step; those that add noise take it from the row's own generator."""
-    extra = {"generator": row.generator} if takes_generator(type(row.scheduler)) else {}
+    extra = {"generator": row.generator} if takes_generator(row.scheduler.__class__) else {}
     return row.scheduler.step(noise, row.timestep, row.latents, return_dict=False, **extra)[0]
 
 
+@cache
 def takes_generator(scheduler: type) -> bool:
-    import inspect
-
     return "generator" in inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]
 
 

@@ -25,6 +25,8 @@ from actors.engines.schedulers import SCHEDULERS, build_scheduler
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
 
+BEGIN_SECONDS = 0.05
+
 
 def open_engine(settings: ImageSettings, lifeline: Lifeline) -> "DiffusersImage":
     """Import torch, choose the device, load the model if it is to be warm."""
@@ -129,12 +131,12 @@ class DiffusersImage:
         return 0 if self._pending or self._paintings or self.darkroom.done or self.darkroom.exhausted else None
 
     def tick(self) -> Sequence[Event]:
-        """Take in one order that waits, make one step of the group whose turn it is, and hand over what the darkroom has."""
+        """Take in orders that wait, make one step of the group whose turn it is, and hand over what the darkroom has."""
         import torch
 
         self.darkroom.check()
         with torch.inference_mode():
-            events = self._begin()
+            events = self._begin_some()
             if self._paintings:
                 events += self._step()
         events += self._collect()
@@ -146,6 +148,16 @@ class DiffusersImage:
         self.darkroom.close()
 
     # -- from waiting to rows
+
+    def _begin_some(self) -> list[Event]:
+        """Orders that came together begin together, but the rows at work are not kept waiting for long."""
+        events: list[Event] = []
+        until = time.monotonic() + BEGIN_SECONDS
+        while begun := self._begin():
+            events += begun
+            if time.monotonic() > until:
+                break
+        return events
 
     def _begin(self) -> list[Event]:
         for order in list(self._pending):

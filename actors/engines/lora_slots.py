@@ -4,7 +4,9 @@ A slot that no row uses may be given to another LoRA; the least recently used go
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from actors.engines.batching import BASE
@@ -27,16 +29,15 @@ class LoraSlots:
     def __init__(self, pipeline: Any, slots: int) -> None:
         self.pipeline, self.slots, self.loads = pipeline, slots, 0
         self._held: OrderedDict[tuple[str, float], Slot] = OrderedDict()
-        self._rows: list[str] | None = None
-        self._hooked: set[int] = set()
-        self._hooks: list[Any] = []
+        self._rows: tuple[str, ...] | None = None
+        self._taught: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._held)
 
     def name_rows(self, names: list[str] | None) -> None:
         """Which adapter each row of the coming call uses."""
-        self._rows = names if self._hooked else None
+        self._rows = tuple(names) if names and set(names) != {BASE} else None
 
     def free_for(self, lora: LoraFile | None) -> bool:
         """Whether `acquire` would find a place now."""
@@ -68,15 +69,16 @@ class LoraSlots:
         except (ValueError, RuntimeError, KeyError) as error:
             self.pipeline.delete_adapters(slot.adapter)
             raise invalid(lora.origin, f"the model does not take it: {error}") from None
-        self._hook(slot.adapter, lora.scale)
+        self._teach(slot.adapter, lora.scale)
         self._held[lora.slot_key] = slot
         self.loads += 1
         return slot
 
     def clear(self) -> None:
         """Let go of the model."""
-        for hook in self._hooks:
-            hook.remove()
+        for layer in self._taught:
+            del layer.forward
+        self._taught.clear()
         self._held.clear()
         self.pipeline = None
 
@@ -84,8 +86,8 @@ class LoraSlots:
         key = next(key for key, slot in self._held.items() if not slot.users)
         self.pipeline.delete_adapters(self._held.pop(key).adapter)
 
-    def _hook(self, adapter: str, scale: float) -> None:
-        """Each LoRA layer is told the rows' adapters before it runs; a layer is hooked once for all adapters to come."""
+    def _teach(self, adapter: str, scale: float) -> None:
+        """Each LoRA layer learns to serve many adapters in one call; a layer is taught once for all adapters to come."""
         from peft.tuners.lora import LoraLayer
 
         for model in (self.pipeline.unet, self.pipeline.text_encoder):
@@ -93,13 +95,60 @@ class LoraSlots:
                 if isinstance(layer, LoraLayer):
                     if adapter in layer.scaling:
                         layer.set_scale(adapter, scale)
-                    if id(layer) not in self._hooked:
-                        self._hooked.add(id(layer))
-                        self._hooks.append(layer.register_forward_pre_hook(self._tell, with_kwargs=True))
+                    layer.gathered = None
+                    if "forward" not in vars(layer):
+                        layer.forward = partial(self._forward, layer, layer.forward)
+                        self._taught.append(layer)
 
-    def _tell(self, _layer: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        names = self._rows if self._rows is not None else [BASE] * len(arguments[0])
-        return arguments, {**options, "adapter_names": names}
+    def _forward(self, layer: Any, one_by_one: Callable[..., Any], x: Any, *arguments: Any, **options: Any) -> Any:
+        """What PEFT does adapter by adapter, for all rows at once where the layer is linear."""
+        if self._rows is None:
+            return layer.base_layer(x, *arguments, **options)
+        if x.dim() != 3:
+            return one_by_one(x, *arguments, adapter_names=list(self._rows), **options)
+        if layer.gathered is None or layer.gathered.names != self._rows:
+            layer.gathered = gather(layer, self._rows)
+        return layer.gathered.add(x, layer.base_layer(x, *arguments, **options))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """One layer's adapters for rows named so. `down`: rows × in × rank, `up`: rows × rank × out, scaled; `rows`: those with an adapter."""
+
+    names: tuple[str, ...]
+    rows: Any = None
+    down: Any = None
+    up: Any = None
+
+    def add(self, x: Any, result: Any) -> Any:
+        if self.rows is None:
+            return result
+        if len(self.rows) == len(x):
+            return result + (x.to(self.down.dtype) @ self.down @ self.up).to(result.dtype)
+        return result.index_add(0, self.rows, (x[self.rows].to(self.down.dtype) @ self.down @ self.up).to(result.dtype))
+
+
+def gather(layer: Any, names: tuple[str, ...]) -> Gathered:
+    """Smaller ranks are filled up with noughts. It is kept for as long as the same rows come."""
+    import torch
+
+    rows = [number for number, name in enumerate(names) if name in layer.lora_A]
+    if not rows:
+        return Gathered(names)
+    used = sorted({names[row] for row in rows})
+    rank = max(layer.r[name] for name in used)
+    down = torch.stack([fill(layer.lora_A[name].weight.T, 1, rank) for name in used])
+    up = torch.stack([fill(layer.lora_B[name].weight.T * layer.scaling[name], 0, rank) for name in used])
+    which = torch.tensor([used.index(names[row]) for row in rows], device=down.device)
+    return Gathered(names, torch.tensor(rows, device=down.device), down[which], up[which])
+
+
+def fill(weight: Any, axis: int, rank: int) -> Any:
+    import torch
+
+    missing = rank - weight.shape[axis]
+    shape = (weight.shape[0], missing) if axis else (missing, weight.shape[1])
+    return torch.cat([weight, weight.new_zeros(shape)], dim=axis) if missing else weight
 
 
 def read_weights(lora: LoraFile, pipeline: Any) -> dict[str, Any]:
