@@ -9,7 +9,14 @@ create table if not exists atelier.inbox (
     deaths integer not null default 0,
     primary key (step, message_id)
 );
-alter table atelier.inbox add column if not exists deaths integer not null default 0;
+do $$
+begin -- Asked first: `add column if not exists` would lock out everybody at each start.
+    if not exists (
+        select from information_schema.columns where table_schema = 'atelier' and table_name = 'inbox' and column_name = 'deaths'
+    ) then
+        alter table atelier.inbox add column deaths integer not null default 0;
+    end if;
+end $$;
 create index if not exists inbox_finished_at on atelier.inbox (finished_at);
 create table if not exists atelier.cancelled (
     job_id text primary key,

@@ -61,7 +61,8 @@ async def at_desk(desk: Desk, arguments: Namespace, *, sends: bool) -> Told:
         settings = BusSettings.model_validate({"amqp_url": amqp_url, "database_url": database_url})
         async with open_database(settings) as pool:
             assert pool is not None
-            await make_tables(pool, [SCHEMA])
+            if not await Cabinet(pool).exists():
+                await make_tables(pool, [SCHEMA])
             arguments.settings = settings
             return await desk(pool, arguments)
 

@@ -38,6 +38,10 @@ class Cabinet:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
+    async def exists(self) -> bool:
+        """Whether the tables are there. Making them again would lock out whoever writes."""
+        return bool(await self._pool.fetchval(SQL["exists"]))
+
     async def keep(self, letters: Sequence[Buried]) -> None:
         """Write letters down in one transaction. A failure that is noted already changes nothing."""
         rows = [_row(letter) for letter in sorted(letters, key=lambda letter: letter.id)]

@@ -80,6 +80,9 @@ language sql immutable as $$
         or (letter.state = 'replay-requested' and letter.forwarded_at is not null and selection->>'state' = 'replay-requested')
 $$;
 
+-- name: exists
+select to_regclass('atelier.dead_letter_history') is not null
+
 -- name: keep
 -- One failure is noted once, however often its letter is read. A message that had been sent again and died again is the same letter.
 with known as (

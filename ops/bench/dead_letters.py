@@ -80,7 +80,7 @@ async def measured(letters: int) -> Figures:
 
 async def run(letters: int, settings: BusSettings, store: StoreSettings, pool: asyncpg.Pool, outbox: Outbox) -> Figures:
     ids = await buried(letters, outbox)
-    cabinet, everything = Cabinet(pool), Selection(everything=True)
+    cabinet, everything = Cabinet(pool), Selection(step=STEP)
     intake = Intake("bench", (channels.dead_queue(STEP),))
 
     started = time.perf_counter()
