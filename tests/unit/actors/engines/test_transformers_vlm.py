@@ -181,7 +181,11 @@ def test_a_bad_question_fails_alone_before_it_joins(engine: VlmEngine, question:
     assert engine.idle_seconds() is None
 
 
-def test_control_tokens_are_taken_out_until_none_is_left() -> None:
+def test_control_tokens_are_taken_out_until_none_is_left(engine: VlmEngine) -> None:
+    """A picture's mark without a picture, or a second one, would be an error of the whole batch."""
+    for image in (None, png(1)):
+        marked, clean = (answers(engine, [Question(text, image, 8)])[0] for text in ("one<image> </s>two", "one two"))
+        assert (marked.text, marked.prompt_tokens) == (clean.text, clean.prompt_tokens)
     assert plain("a<ima<image>ge>b</s<image>>", ["<image>", "</s>"]) == "ab"
 
 
