@@ -17,6 +17,8 @@ from bus.adapter import Adapter
 from contracts import channels
 
 QUORUM: FieldTable = {"x-queue-type": "quorum"}
+AT_LEAST_ONCE: FieldTable = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+"""Of a rung: the usual dead-lettering forgets a message whose time was up when the broker died. It asks for reject-publish."""
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:
@@ -39,17 +41,11 @@ async def declare_dead(channel: AbstractChannel, *queues: str) -> None:
 
 
 async def declare_rung(channel: AbstractChannel, delay_seconds: float) -> None:
-    """One rung of the retry ladder. Its dead-lettering is at-least-once (which asks for reject-publish): the usual kind
-    forgets a message whose time was up when the broker died."""
+    """One rung of the retry ladder."""
     name = channels.retry_exchange(delay_seconds)
     exchange = await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
-    arguments: FieldTable = QUORUM | {
-        "x-message-ttl": round(delay_seconds * 1000),
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-    queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+    expiry: FieldTable = {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
+    queue = await channel.declare_queue(name, durable=True, arguments=QUORUM | AT_LEAST_ONCE | expiry)
     await queue.bind(exchange)
 
 

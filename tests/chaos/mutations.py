@@ -22,7 +22,8 @@ def no_persistence() -> None:
     class Kinds:
         QUORUM = QueueType.CLASSIC
 
-    topology.QUORUM.clear()  # type: ignore[union-attr]
+    topology.QUORUM.clear()
+    topology.AT_LEAST_ONCE.clear()
     broker.QueueType = Kinds  # type: ignore[misc,assignment]
     write = outbox.Outbox._message
 

@@ -105,6 +105,12 @@ class Oracle:
 
     async def look_among_the_dead(self) -> None:
         """A dead letter with its cause is an end, also where the word to the backend was lost on the way (it is not said twice)."""
+        try:
+            await self.take_the_dead()
+        except (OSError, aio_pika.exceptions.AMQPError, RuntimeError):
+            await self.hang_up()
+
+    async def take_the_dead(self) -> None:
         for step in STEPS:
             queue = await (await self.channel()).get_queue(channels.dead_queue(step), ensure=False)
             while (letter := await queue.get(fail=False, no_ack=True)) is not None:
@@ -116,11 +122,7 @@ class Oracle:
         complete, failed = calls["complete"], calls["failed"]
         pictures = Counter(int(path.stem.removeprefix("gen-")) for path in self.site.store.glob("generations/gen-*.png"))
         known = set(self.confirmed) | self.unconfirmed
-        lost = [
-            number
-            for number in self.confirmed
-            if not (number in failed or number in self.buried or (number in complete and pictures[number]))
-        ]
+        ended = set(failed) | self.buried | {number for number in complete if pictures[number]}
         twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
         said = [call for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))]
         return Ends(
