@@ -28,6 +28,14 @@ class DeadLetterSettings(BaseSettings):
     foreign_queues: Names = Field((), description="Further queues of dead letters, declared by their owners, comma between.")
 
 
+class OverlaySettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="OVERLAY_")
+
+    fonts: Paths = Field((), description="Further fonts (TrueType, OpenType), looked at after those that ship.")
+    max_pixels: int = Field(25_000_000, ge=1, description="A picture with more is refused before it is decoded.")
+    threads: int = Field(2, ge=1, description="How many pictures are worked on at once.")
+
+
 class UploadSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="UPLOAD_")
 

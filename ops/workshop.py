@@ -13,6 +13,7 @@ MODULES: dict[str, str] = {
     "image_generation": "actors.adapters.image_generation",
     "image": "actors.image",
     "watermark": "actors.watermark",
+    "overlay": "actors.overlay",
     "upload": "actors.upload",
     "webhook": "actors.webhook",
     "consult": "actors.consult",

@@ -1,0 +1,157 @@
+"""The ad itinerary end to end, over HTTP: real broker, ledger, overlay, watermark, upload and webhook. The models are stood in for."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from actors.ledger import ACTORS
+from actors.overlay import ACTOR as OVERLAY
+from actors.upload import ACTOR as UPLOAD
+from actors.watermark import ACTOR as WATERMARK
+from actors.webhook import ACTOR as WEBHOOK
+from bus.actor import Actor, Context, Handler, Tools
+from bus.settings import BusSettings
+from contracts.judge import Judge, JudgeDone
+from contracts.validate import Validate, ValidateDone
+from contracts.wire import Step
+from tests.integration.conftest import Workshop, soon
+from tests.integration.test_jobs import ended, opened
+from tests.listening_backend import Backend, open_backend
+from tests.painter import PAINTER
+
+FONT = {"font_style": "bold", "font_name": "x", "font_size_category": "large", "font_color_hex": "fff8e0", "reasoning": "warm"}
+NUMBERS = count(7_100_000)
+
+
+class Critics:
+    """In place of the seeing model: refuses the first so many pictures, and keeps what it was asked."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals, self.validated, self.judged = refusals, [], []  # type: ignore[var-annotated]
+
+    async def validate(self, command: Validate, context: Context) -> ValidateDone:
+        self.validated.append(command)
+        said: dict[str, Any] = {
+            "job_id": context.job_id,
+            "image_quality_ok": True,
+            "relevance_score": 0.9,
+            "analysis": "warm",
+            "issues": [],
+        }
+        good = len(self.validated) > self.refusals
+        return ValidateDone.model_validate(said | {"is_valid": good, "recommendations": [], "font_recommendation": FONT})
+
+    async def judge(self, command: Judge, context: Context) -> JudgeDone:
+        self.judged.append(command)
+        said = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "analysis": "good", "issues": []}
+        return JudgeDone.model_validate(said | {"job_id": context.job_id})
+
+    @property
+    def actors(self) -> list[Actor]:
+        limits: dict[str, Any] = {"timeout_seconds": 10, "prefetch": 4}
+        return [
+            Actor(step=Step.VALIDATE, command=Validate, result=ValidateDone, open=_opening(self.validate), **limits),
+            Actor(step=Step.JUDGE, command=Judge, result=JudgeDone, open=_opening(self.judge), **limits),
+        ]
+
+
+def _opening(handle: Any) -> Any:
+    @asynccontextmanager
+    async def opening(tools: Tools) -> AsyncIterator[Handler]:
+        yield handle
+
+    return opening
+
+
+@pytest.fixture
+async def backend(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backend]:
+    async with open_backend() as listening:
+        monkeypatch.setenv("BACKEND_API_URL", listening.url)
+        yield listening
+
+
+@pytest.fixture
+async def http(bus_settings: BusSettings, store_folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with opened(bus_settings, store_folder) as client:
+        yield client
+
+
+def ad(**more: Any) -> dict[str, Any]:
+    order = {"kind": "ad", "prompt": "ramen", "text": "따뜻한 한 그릇", "seed": 7, "width": 256, "height": 256, "artist": "Kim"}
+    return order | {"generation_id": next(NUMBERS)} | more
+
+
+async def test_an_ad_is_drawn_lettered_judged_signed_and_told(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
+    """The copy reaches the critic and the overlay; the judge is told what was measured; the backend hears of it once."""
+    critics = Critics(refusals=0)
+    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad(), params={"wait": 30})
+        answer = response.json()
+        assert response.status_code == 200, answer
+        job = await ended(http, answer["job_id"])
+    result = answer["result"]
+    assert job["itinerary"] == ["image", "validate", "overlay", "judge", "watermark", "upload", "webhook"]
+    assert [step["step"] for step in job["steps"] if step["step"] != "webhook"] == job["itinerary"][:-1]
+    assert critics.validated[0].ad_copy_text == result["layout"]["text"] == "따뜻한 한 그릇"
+    assert critics.validated[0].prompt is None, "the picture's prompt is no question to the critic"
+    (judged,) = critics.judged
+    assert judged.bare_image == critics.validated[0].images[0]
+    assert judged.images[0] != judged.bare_image
+    assert judged.text_region is not None
+    assert result["contrast_ratio"] >= 3
+    assert (result["is_valid"], result["on_brief"], result["cta_present"], result["delivered"]) == (True, True, False, True)
+    assert backend.paths.count("complete") == 1
+
+
+async def test_a_refused_picture_is_drawn_again_with_another_seed(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
+    critics = Critics(refusals=2)
+    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad(tries=2), params={"wait": 30})
+        job = await ended(http, response.json()["job_id"])
+    drawn = [step["result"]["metadata"]["seed"] for step in job["steps"] if step["step"] == "image"]
+    assert (len(drawn), len(set(drawn)), drawn[0]) == (3, 3, 7)
+    assert response.json()["result"]["metadata"]["seed"] == drawn[2]
+    assert backend.paths.count("complete") == 1
+
+
+async def test_after_its_tries_an_ad_ends_refused(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
+    """A refusal is an answer, not a failure; the backend is told that there will be no picture, once."""
+    critics = Critics(refusals=9)
+    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad(tries=1), params={"wait": 30})
+        job = await ended(http, response.json()["job_id"])
+
+        async def told() -> bool:
+            return "failed" in backend.paths
+
+        await soon(told)
+    assert (response.status_code, response.json()["result"]["is_valid"], job["state"]) == (200, False, "completed")
+    assert len(critics.validated) == 2
+    assert critics.judged == []
+    (failed,) = [heard.body for heard in backend.heard if heard.path.endswith("failed")]
+    assert failed["error_code"] == "REFUSED"
+
+
+async def test_the_layout_is_kept_in_the_source_systems_table(http: httpx.AsyncClient, workshop: Workshop, database_url: str) -> None:
+    """With a variant's id: one row, with the shares that the judge reads."""
+    variant = "6f0e2b1e-3f6a-4f0e-9a43-0b1a7f6a2a11"
+    stops = [
+        {"step": "image", "arguments": {"prompt": "ramen", "width": 128, "height": 128}},
+        {"step": "overlay", "arguments": {"text": "SALE", "job_variants_id": variant}},
+    ]
+    async with workshop(*ACTORS, PAINTER, OVERLAY):
+        response = await http.post("/jobs", json={"kind": "itinerary", "stops": stops}, params={"wait": 30})
+        result = response.json()["result"]
+        connection = await asyncpg.connect(database_url)
+        row = await connection.fetchrow("select * from public.overlay_layouts where job_variants_id = $1::uuid", variant)
+        await connection.close()
+    assert row is not None
+    assert str(row["overlay_id"]) == result["overlay_id"]
+    assert float(row["x_ratio"]) == pytest.approx(result["text_region"]["x"], abs=1e-4)
+    assert (row["text_margin"], '"SALE"' in row["layout"]) == ("8px", True)
