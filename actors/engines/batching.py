@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-BASE = "__base__"
-"""PEFT's name for `no adapter` in a batch of several."""
+BASE = "base"
+"""The name of no adapter."""
 
 
 @dataclass(eq=False)
