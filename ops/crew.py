@@ -106,7 +106,10 @@ def words_of(entry: str) -> list[str]:
 
 @asynccontextmanager
 async def open_crew(steps: Sequence[str], environment: Mapping[str, str], say: Say) -> AsyncIterator[Crew]:
-    """One process per entry, each `atelier run <step>`; an entry may name several steps with blanks between. At the end all are told to leave at once, and waited for."""
+    """One process per entry, each `atelier run <step>`; an entry may name several steps, with blanks between.
+
+    At the end all are told to leave at once, and waited for.
+    """
     members = [Member(step, [sys.executable, "-m", "ops.cli", *words_of(step)], environment, say) for step in steps]
     watches = [asyncio.create_task(member.keep_alive()) for member in members]
     try:

@@ -88,9 +88,7 @@ def _check_backend(base_url: str | None) -> None:
     settings = _settings()
     own = base_url == _origin(settings.backend_api_url) or settings.allow_private_addresses
     if base_url and names_private_address(base_url) and not own:
-        raise Unreadable(
-            "webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one"
-        )
+        raise Unreadable("webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one")
 
 
 @cache
