@@ -23,7 +23,7 @@ from contracts.wire import Step
 @asynccontextmanager
 async def open_consult(tools: Tools) -> AsyncIterator[Handler]:
     settings = SeeingSettings()
-    async with open_sight(VlmSettings.of(Step.CONSULT)) as sight:
+    async with open_sight(VlmSettings.of(Step.CONSULT), tools.unready) as sight:
         yield partial(consult, sight=sight, pictures=Pictures(tools.claims, settings), settings=settings)
 
 

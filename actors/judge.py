@@ -32,7 +32,7 @@ from contracts.wire import Step
 @asynccontextmanager
 async def open_judge(tools: Tools) -> AsyncIterator[Handler]:
     settings = SeeingSettings()
-    async with open_sight(VlmSettings.of(Step.JUDGE)) as sight:
+    async with open_sight(VlmSettings.of(Step.JUDGE), tools.unready) as sight:
         critic = Critic(sight, Pictures(tools.claims, settings), settings)
         yield partial(judge, critic=critic, tables=await Pipeline.open(tools))
 

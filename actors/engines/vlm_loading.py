@@ -8,6 +8,8 @@ from typing import Any
 from actors.engines.protocol import Lifeline
 from actors.engines.vlm import VlmOptions
 
+STEP_SECONDS = {"cuda": 60.0, "cpu": 900.0}
+"""How long the engine may be silent at work: it speaks after each token, and the first one of a long prompt takes a CPU minutes."""
 ROOM = 1.25
 """Free memory, in weights, that half precision needs beside a batch's cache."""
 
@@ -38,6 +40,7 @@ def load(options: VlmOptions, lifeline: Lifeline) -> Loaded:
     model.eval()
     info = {
         "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **how,
+        "step_seconds": STEP_SECONDS["cuda" if device.startswith("cuda") else "cpu"],
         "memory_before_bytes": before, "memory_after_bytes": memory_bytes(device), "model_bytes": model.get_memory_footprint(),
     }  # fmt: skip
     return Loaded(model, processor, device, info)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from actors.engines.executor import Executor, open_executor
+from actors.engines.executor import Executor, Unready, open_executor
 from actors.engines.openai_http import OpenAiServer, open_server
 from actors.engines.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings
@@ -64,10 +64,11 @@ class ServerSight:
 
 @dataclass
 class Shared:
-    """A sight and how many use it."""
+    """A sight, how many use it, and whom to tell when it sees nothing."""
 
     opening: "asyncio.Task[Sight]"
     stack: AsyncExitStack
+    told: list[Unready]
     users: int = 0
 
 
@@ -82,34 +83,48 @@ _open: dict[asyncio.AbstractEventLoop, Sights] = {}
 
 
 @asynccontextmanager
-async def open_sight(settings: VlmSettings) -> AsyncIterator[Sight]:
-    """The sight with these settings: opened by the first who asks, closed by the last who leaves."""
+async def open_sight(settings: VlmSettings, unready: Unready = lambda _: None) -> AsyncIterator[Sight]:
+    """The sight with these settings: opened by the first who asks, closed by the last who leaves.
+
+    `unready` is told why nobody can see for now, and None when it is over.
+    """
     loop = asyncio.get_running_loop()
     sights = _open.setdefault(loop, Sights())
     if settings not in sights.by_settings:
         stack = AsyncExitStack()
-        sights.by_settings[settings] = Shared(asyncio.create_task(_opened(settings, stack)), stack)
+        told: list[Unready] = []
+        sights.by_settings[settings] = Shared(asyncio.create_task(_opened(settings, stack, told)), stack, told)
     shared = sights.by_settings[settings]
     shared.users += 1
+    shared.told.append(unready)
     try:
         yield await asyncio.shield(shared.opening)
     finally:
         shared.users -= 1
+        shared.told.remove(unready)
         if not shared.users:
             del sights.by_settings[settings]
+            shared.opening.cancel()
             await shared.stack.aclose()
         if not sights.by_settings:
             _open.pop(loop, None)
 
 
-async def _opened(settings: VlmSettings, stack: AsyncExitStack) -> Sight:
+async def _opened(settings: VlmSettings, stack: AsyncExitStack, told: list[Unready]) -> Sight:
     if settings.engine == "openai":
         return ServerSight(
             await stack.enter_async_context(open_server(settings.base_url, settings.api_key, settings.model, settings.request_seconds))
         )
     model = await local_model(settings)
+
+    def tell_all(reason: str | None) -> None:
+        for unready in told:
+            unready(reason)
+
     spec = EngineSpec("actors.engines.transformers_vlm:open_engine", settings.options(model))
-    executor = await stack.enter_async_context(open_executor(spec, ExecutorSettings(), admit=PLACES, capacity=settings.max_rows))
+    executor = await stack.enter_async_context(
+        open_executor(spec, ExecutorSettings(), admit=PLACES, capacity=settings.max_rows, unready=tell_all)
+    )
     telling = asyncio.create_task(_tell(executor))
     stack.callback(telling.cancel)
     return OwnSight(executor)

@@ -19,6 +19,8 @@ from tests.integration.seeing import Front, Source, lettered, open_front, open_s
 from tests.model_server import AD_VERDICT, ModelServer, open_model_server
 
 LISTENER = trigger(ListenerSettings(reconnect_delay=0.1, sweep_seconds=60))
+ANSWERED = "select count(*) from atelier.inbox where step = 'validate' and result ->> 'job_id' = $1"
+
 CUT = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity
 where pid <> pg_backend_pid() and (query ilike 'listen %' or query ilike '%v.current_step in (%')
@@ -102,6 +104,11 @@ async def test_a_touch_while_the_command_waits_does_nothing_twice(source: Source
         await model.arrived.acquire()
         model.hold.set()
         await reaches(source, ids, ("vlm_analyze", "done"))
+
+        async def all_answered() -> bool:
+            return await source.pool.fetchval(ANSWERED, ids["job_id"]) >= 2
+
+        await soon(all_answered)
     async with workshop(validate.ACTOR, adapters=[LISTENER]):
         pass
 
