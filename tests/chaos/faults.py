@@ -111,6 +111,15 @@ async def memory_alarm(site: Site, chance: random.Random) -> None:
     await asyncio.to_thread(site.control, "set_vm_memory_high_watermark", "0.4")
 
 
+async def actors_killed_under_alarm(site: Site, chance: random.Random) -> None:
+    """Publishers are blocked while acks still pass: whoever acks before the confirm loses what it published when it dies."""
+    await asyncio.to_thread(site.control, "set_vm_memory_high_watermark", "0.0001")
+    await asyncio.sleep(1.5)
+    for name in list(site.staff):
+        site.signal(name, signal.SIGKILL)
+    await asyncio.to_thread(site.control, "set_vm_memory_high_watermark", "0.4")
+
+
 async def queue_deleted(site: Site, chance: random.Random) -> None:
     """A queue is deleted under its consumers, which must make it again and come back by themselves. It is empty: see IDLE."""
     await asyncio.to_thread(site.control, "delete_queue", channels.work_queue("upload"))
@@ -138,6 +147,7 @@ FAULTS: dict[str, Fault] = {
         backend_failing,
         backend_hanging,
         memory_alarm,
+        actors_killed_under_alarm,
         queue_deleted,
     )
 }

@@ -66,7 +66,7 @@ MUTATIONS: dict[str, tuple[Callable[[], None], str]] = {
     "no-persistence": (no_persistence, "broker-killed"),
     "ack-first": (ack_first, "actors-killed"),
     "no-inbox": (no_inbox, "connections-closed"),
-    "no-confirms": (no_confirms, "broker-killed"),
+    "no-confirms": (no_confirms, "actors-killed-under-alarm"),
 }
 """What is taken away, and the fault that shows it."""
 
