@@ -13,7 +13,7 @@ RUN_STAMP := $(VENV)/installed-to-run
 TEST_STAMP := $(VENV)/installed-to-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check chaos format clean
+.PHONY: help venv demo up test check chaos mutations format clean
 
 help: ## List what there is to say.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and th
 
 chaos: $(TEST_STAMP) ## Break real parts under load, count what is lost or done twice; writes .local/chaos.json.
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+mutations: $(TEST_STAMP) ## Take away one safety after another, and see that the chaos suite notices.
+	@$(BIN)/python -m tests.chaos.mutations
 
 format: $(TEST_STAMP) ## Put the code into its usual form.
 	@$(BIN)/ruff check --fix .
