@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
-from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from bus import letters
@@ -25,14 +24,13 @@ from bus.inbox import Inbox, Known, PostgresInbox
 from bus.letters import Work
 from bus.outbox import Outbox
 from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work, fault_of
+from bus.parsing import parse
 from bus.settings import BusSettings
 from contracts import channels
 from contracts.carried import Carried
 from contracts.event import Progress
 from contracts.fault import Fault
-from contracts.slip import Slip, every_stop
-from contracts.steps import COMMANDS
-from contracts.wire import Result, message_type
+from contracts.wire import Result
 
 log = structlog.get_logger()
 
@@ -186,35 +184,6 @@ SUSPECT_WAIT_SECONDS = 0.2
 
 REQUEUE_PAUSE_SECONDS = 0.5
 """A pause before a message goes back, so that a dead engine is not asked a thousand times a second."""
-
-
-def parse(delivery: Delivery, actor: Actor, max_bytes: int) -> Carried:
-    """The command in a message. Raises PermanentError with a code that says what is wrong with it."""
-    if len(delivery.body) > max_bytes:
-        raise PermanentError(
-            "message-too-large",
-            f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim",
-        )
-    if delivery.type and delivery.type.startswith(f"{actor.step}.v") and delivery.type != message_type(actor.step):
-        raise PermanentError("unknown-version", f"this worker reads {message_type(actor.step)}, the message says {delivery.type}")
-    try:
-        command = actor.command.model_validate_json(delivery.body)
-    except ValidationError as error:
-        raise PermanentError(*_what_is_wrong(error)) from None
-    _check_itinerary(getattr(command, "slip", None))
-    return command
-
-
-def _what_is_wrong(error: ValidationError) -> tuple[str, str]:
-    problems = error.errors(include_url=False, include_input=False)
-    code = "invalid-json" if problems[0]["type"] == "json_invalid" else "invalid-message"
-    return code, "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:10])
-
-
-def _check_itinerary(slip: Slip | None) -> None:
-    for stop in every_stop(slip) if slip else ():
-        if stop.step not in COMMANDS:
-            raise PermanentError("unknown-step", f"the slip names {stop.step!r}; the steps are {', '.join(sorted(COMMANDS))}")
 
 
 def _leaving() -> bool:
