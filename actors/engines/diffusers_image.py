@@ -276,5 +276,3 @@ def describe(work: ImageWork) -> dict[str, str]:
     if work.lora:
         texts |= {"lora_sha256": work.lora.sha256, "lora_scale": f"{work.lora.scale:g}"}
     return texts
-
-

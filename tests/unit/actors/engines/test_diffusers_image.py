@@ -326,5 +326,3 @@ def test_a_preview_is_a_tiny_jpeg(tiny: Made, tmp_path: Path) -> None:
     assert previews
     assert previews[0].startswith(b"\xff\xd8")
     engine.close()
-
-
