@@ -1,0 +1,194 @@
+"""`atelier bench gateway`: requests and their replies through the gateway, through the bus client, bare aio-pika and FastStream.
+
+All in one run, on a private broker, against one responder. Then a load run: many clients wait at once for slow replies.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from bus.logs import open_logs
+from bus.settings import BusSettings
+from ops.bench.callers import Ask, Connection, bare, bus, faststream
+from ops.local.stack import local_stack
+from ops.settings import LocalSettings, inherited
+
+SIDES = ("aio_pika", "bus", "http", "faststream_request")
+ROUNDS = 2
+"""Each side is measured so often, in turns, so that a busy moment of the machine meets all of them."""
+
+QUESTION = {"job_id": "bench"}
+ORDER = {"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "how long?"}}]}
+FASTSTREAM_SECONDS = 20.0
+"""How long FastStream is watched in the load run: to the end it would take over half an hour."""
+
+
+def bench(arguments: Namespace) -> int:
+    open_logs("WARNING")
+    told = asyncio.run(measured(arguments))
+    sys.stdout.write((json.dumps(told) if arguments.json else in_words(told)) + "\n")
+    return 0 if not arguments.waiting or told["waiting"]["replied"] == arguments.waiting else 1
+
+
+async def measured(arguments: Namespace) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="atelier-bench-") as folder:
+        parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=Path(folder))
+        async with local_stack(parts) as stack:
+            settings = BusSettings.model_validate({"amqp_url": stack.amqp_url, "publish_timeout_seconds": 60.0})
+            environment = inherited() | {"AMQP_URL": stack.amqp_url, "GATEWAY_RATE_REQUESTS": "0", "GATEWAY_QUESTION_SECONDS": "60"}
+            environment |= {"PUBLISH_TIMEOUT_SECONDS": "60"}
+            async with (
+                process(["-m", "ops.bench.responder"], environment, "responder.ready"),
+                process(["-m", "ops.cli", "gateway", "--port", "0"], environment, "gateway.ready") as (gateway, line),
+            ):
+                port = int(json.loads(line)["url"].rpartition(":")[2])
+                speeds = {count: await side_by_side(count, arguments.seconds, settings, port) for count in arguments.callers}
+                waiting = await waiters(arguments.waiting, settings, port, psutil.Process(gateway.pid)) if arguments.waiting else None
+    return figures(speeds) | ({"waiting": waiting} if waiting else {})
+
+
+@asynccontextmanager
+async def process(
+    words: Sequence[str], environment: Mapping[str, str], ready: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, bytes]]:
+    """A process of ours, once it has said that it is ready, and the line in which it said so."""
+    child = await asyncio.create_subprocess_exec(sys.executable, *words, env=dict(environment), stderr=asyncio.subprocess.PIPE)
+    assert child.stderr is not None
+    drain = None
+    try:
+        async with asyncio.timeout(60):
+            while ready.encode() not in (line := await child.stderr.readline()):
+                if not line:
+                    raise RuntimeError(f"{words} ended before it was ready")
+        drain = asyncio.create_task(emptied(child.stderr))
+        yield child, line
+    finally:
+        if child.returncode is None:
+            child.terminate()
+        await child.wait()
+        if drain:
+            await drain
+
+
+async def emptied(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass
+
+
+async def side_by_side(callers: int, seconds: float, settings: BusSettings, port: int) -> dict[str, list[float]]:
+    """The seconds that each request took, by side."""
+    taken: dict[str, list[float]] = {side: [] for side in SIDES}
+    async with AsyncExitStack() as stack:
+        asks = {
+            "aio_pika": [await stack.enter_async_context(bare(settings))] * callers,
+            "bus": [await stack.enter_async_context(bus(settings))] * callers,
+            "http": [over_http(stack, port) for _ in range(callers)],
+            "faststream_request": [await stack.enter_async_context(faststream(settings))] * callers,
+        }
+        for number in range(ROUNDS):
+            for side in SIDES[:: 1 if number % 2 else -1]:
+                await asyncio.gather(*(ask("job.get", QUESTION) for ask in asks[side]))  # warm, and every connection open
+                taken[side] += await during(seconds / ROUNDS, asks[side])
+    return {side: [seconds, *times] for side, times in taken.items()}
+
+
+def over_http(stack: AsyncExitStack, port: int) -> Ask:
+    connection = Connection(port)
+    stack.callback(connection.close)
+
+    async def ask(step: str, body: dict[str, Any]) -> Any:
+        status, answer = await connection.call("GET", f"/jobs/{body['job_id']}")
+        assert status == 200, answer
+        return json.loads(answer)
+
+    return ask
+
+
+async def during(seconds: float, asks: Sequence[Ask]) -> list[float]:
+    """Every caller asks again as soon as it is answered."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def call(ask: Ask) -> None:
+        while (begun := time.perf_counter()) < end:
+            await ask("job.get", QUESTION)
+            taken.append(time.perf_counter() - begun)
+
+    await asyncio.gather(*(call(ask) for ask in asks))
+    return taken
+
+
+async def waiters(clients: int, settings: BusSettings, port: int, gateway: psutil.Process) -> dict[str, Any]:
+    """So many clients at once, each with a job that takes two seconds. Beside it the same by FastStream's `request()`, for a while."""
+    before, threads, begun = gateway.memory_info().rss, gateway.num_threads(), time.perf_counter()
+    connections = [Connection(port) for _ in range(clients)]
+    calls = [asyncio.create_task(connection.call("POST", "/jobs?wait=60", ORDER)) for connection in connections]
+    await asyncio.sleep(2.0)
+    during_it = gateway.memory_info().rss
+    statuses = [status for status, _ in await asyncio.gather(*calls)]
+    seconds = time.perf_counter() - begun
+    for connection in connections:
+        connection.close()
+    return {
+        "clients": clients,
+        "replied": statuses.count(200),
+        "seconds": round(seconds, 2),
+        "gateway_more_mb": round((during_it - before) / 1e6, 1),
+        "gateway_more_threads": gateway.num_threads() - threads,
+        "faststream_replied": await patience_of_faststream(clients, settings),
+        "faststream_seconds": FASTSTREAM_SECONDS,
+    }
+
+
+async def patience_of_faststream(clients: int, settings: BusSettings) -> int:
+    async with faststream(settings) as ask:
+        calls = [asyncio.create_task(ask("consult", {"prompt": "how long?"})) for _ in range(clients)]
+        done, left = await asyncio.wait(calls, timeout=FASTSTREAM_SECONDS)
+        for call in left:
+            call.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+    return len(done)
+
+
+def figures(speeds: Mapping[int, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """Shares are ratios of requests a second in this very run."""
+    rates = {count: {side: (len(times) - 1) / times[0] for side, times in sides.items()} for count, sides in speeds.items()}
+
+    def share(side: str, of: str) -> dict[str, float]:
+        return {str(count): round(rate[side] / rate[of], 3) for count, rate in rates.items()}
+
+    sides = {
+        side: {str(count): {"per_second": round(rates[count][side], 1), **percentiles(times[side][1:])} for count, times in speeds.items()}
+        for side in SIDES
+    }
+    return {
+        "bus_share_of_aio_pika": share("bus", "aio_pika"),
+        "http_share_of_aio_pika": share("http", "aio_pika"),
+        "over_faststream_request": share("http", "faststream_request"),
+        "bus_over_faststream_request": share("bus", "faststream_request"),
+        "sides": sides,
+    }
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    cuts = quantiles(times, n=100) if len(times) > 1 else [*times] * 99
+    return {"p50_ms": round(cuts[49] * 1000, 2), "p99_ms": round(cuts[98] * 1000, 2)}
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    lines = [f"{'callers':>20} {'requests/s':>12} {'p50 ms':>9} {'p99 ms':>9}"]
+    for side, counts in told["sides"].items():
+        for count, said in counts.items():
+            lines.append(f"{side:>16}{count:>4} {said['per_second']:>12} {said['p50_ms']:>9} {said['p99_ms']:>9}")
+    lines += [f"{name}: {told[name]}" for name in told if name != "sides"]
+    return "\n".join(lines)
