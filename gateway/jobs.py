@@ -99,15 +99,15 @@ def _answer(placed: Placed, headers: dict[str, str]) -> JSONResponse:
 async def get_job(request: Request, job_id: JobId) -> JSONResponse:
     """One job: its state, its steps with their times, its result or its fault, its files."""
     job = await _counter(request).job(job_id)
-    return JSONResponse(_view(job).model_dump(mode="json", exclude_none=True))
+    more = {"files": [file.model_dump() for file in _files(job)], "links": _links(job.job_id)}
+    return JSONResponse(job.model_dump(mode="json", exclude_none=True) | more)
 
 
-def _view(job: Job) -> JobView:
-    files = [
+def _files(job: Job) -> list[File]:
+    return [
         File(name=name, href=f"/jobs/{job.job_id}/files/{name}", media_type=claim.media_type, size=claim.size, sha256=claim.sha256)
         for name, claim in files_of(job).items()
     ]
-    return JobView.model_validate(job.model_dump() | {"files": files, "links": _links(job.job_id)})
 
 
 @router.get("", responses=problems(), response_model=Jobs)
