@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 
@@ -42,7 +44,16 @@ async def _open(url: str, size: int) -> asyncpg.Pool:
 
 async def speak_json(connection: asyncpg.Connection) -> None:
     for kind in ("json", "jsonb"):
-        await connection.set_type_codec(kind, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        await connection.set_type_codec(kind, encoder=storable_json, decoder=json.loads, schema="pg_catalog")
+
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def storable_json(value: Any) -> str:
+    """JSON as Postgres takes it: it refuses the character U+0000, which becomes U+FFFD, the sign for one that is lost."""
+    text = json.dumps(value)
+    return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
 
 
 async def make_tables(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:

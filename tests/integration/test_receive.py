@@ -128,6 +128,14 @@ async def test_a_message_that_comes_twice_is_done_once(workshop: Workshop, custo
     assert runs == 1
 
 
+async def test_a_nul_character_is_no_obstacle(workshop: Workshop, customer: Customer) -> None:
+    """Postgres cannot keep U+0000; a result with one is remembered all the same, the first time."""
+    actor = echo_actor(echo)
+    async with workshop(actor):
+        await customer.send(actor.step, {"text": "a\x00b"}, reply_to=customer.reply_queue)
+        assert await customer.reply() == (f"{actor.step}.done.v1", {"text": "a\x00b"})
+
+
 async def test_the_write_and_the_memory_are_one_fact(workshop: Workshop, customer: Customer, database_url: str) -> None:
     """A write that fails leaves no memory; the run after it writes once."""
     runs = 0
