@@ -47,19 +47,21 @@ async def run(folder: Path, *, quick: bool = False) -> dict[str, Any]:
     """The figures by their agreed names, and the conditions they were taken under. `quick`: small numbers, for a test."""
     made = await asyncio.to_thread(make_tiny, folder / "models")
     figures: dict[str, Any] = {}
+    async with open_lag_probe() as idle_lags:
+        await asyncio.sleep(0.5 if quick else 5.0)
     async with open_lag_probe() as lags:
         async with open_studio(made) as executor:
             await executor.ready()
             figures |= await of_batching(executor, made, quick=quick)
             figures |= await of_cancel(executor, tries=1 if quick else 5)
-            works = busy_works(made, 3 if quick else 16, quick=quick)
+            works = busy_works(made, 3 if quick else 30, quick=quick)
             busy, throughput = await executor_share(executor, works)
             figures |= await of_swaps(executor, made, count=20 if quick else SWAPS)
         lag = quantiles(lags)
     inline, inline_throughput = inline_share(made["tiny-sd"], works[: max(2, len(works) // 4)], THREADS)
     figures |= {"busy_share": round(busy, 3), "inline_busy_share": round(inline, 3)}
     figures |= {"orders_per_second": round(throughput, 3), "inline_orders_per_second": round(inline_throughput, 3)}
-    return {"loop_lag_ms": lag, **figures, "conditions": conditions()}
+    return {"loop_lag_ms": lag, "idle_loop_lag_ms": quantiles(idle_lags), **figures, "conditions": conditions()}
 
 
 @asynccontextmanager

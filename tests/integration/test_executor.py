@@ -37,7 +37,8 @@ async def test_work_is_done_and_every_step_is_told() -> None:
     steps: list[Advanced] = []
     async with open_clay() as executor:
         outcome = await executor.run(Chore(steps=4, parcel=1_000_000), on_step=steps.append)
-        assert [(step.step, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert steps[0].step == 0, "the beginning is told, too"
+        assert [(step.step, step.total) for step in steps[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert outcome.result["process"] == executor.process_id != os.getpid()
         assert [len(parcel) for parcel in outcome.parcels] == [1_000_000]
         assert list(executor.spool.iterdir()) == []
