@@ -1,0 +1,48 @@
+"""`atelier demo` as a person runs it: own parts, real processes, the tiny model."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
+
+
+def run_demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ATELIER_LOCAL_FOLDER": str(folder)}
+    command = [sys.executable, "-m", "ops.cli", "demo", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
+
+
+def test_the_demo_draws_signs_uploads_and_tells() -> None:
+    """One JSON document and nothing else; what it says of the picture is true; the backend was told in order."""
+    with TemporaryDirectory(prefix="atelier-demo-") as folder:
+        ended = run_demo(Path(folder), "--json", "--steps", "8", "--artist", "김작가", "--prompt", "여우", "--size", "256x256")
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        report = json.loads(ended.stdout)
+        picture = Path(report["image_path"])
+        assert hashlib.sha256(picture.read_bytes()).hexdigest() == report["sha256"]
+        with Image.open(picture) as opened:
+            assert opened.size == (report["width"], report["height"]) == (256, 256)
+            assert opened.text["artist"] == "김작가"  # type: ignore[attr-defined]
+    assert report["ok"] is True
+    assert [step["step"] for step in report["steps"]] == ["image", "watermark", "upload", "webhook"]
+    percents = [call["percent"] for call in report["webhooks"] if "percent" in call]
+    assert percents == sorted(set(percents))
+    assert report["webhooks"][-1] == {"method": "POST", "path": "/api/webhooks/inference/complete"}
+
+
+def test_an_order_that_cannot_be_done_is_a_clear_failure() -> None:
+    """Exit status 1, the fault by its code, and the backend told `failed`."""
+    with TemporaryDirectory(prefix="atelier-demo-") as folder:
+        ended = run_demo(Path(folder), "--json", "--count", "7")
+        assert ended.returncode == 1, ended.stderr[-3000:]
+        report = json.loads(ended.stdout)
+    assert (report["ok"], report["fault"]["code"]) == (False, "invalid-count")
+    assert report["webhooks"] == [{"method": "POST", "path": "/api/webhooks/inference/failed"}]
