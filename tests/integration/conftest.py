@@ -70,8 +70,8 @@ def workshop(bus_settings: BusSettings, store_folder: Path) -> Workshop:
 class Customer:
     """Publishes as a backend would, in three lines; and binds queues to what happens."""
 
-    def __init__(self, channel: AbstractChannel) -> None:
-        self.channel = channel
+    def __init__(self, channel: AbstractChannel, url: str) -> None:
+        self.channel, self.url = channel, url
         self.replies: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         self.reply_queue = ""
 
@@ -113,7 +113,7 @@ async def _hear(heard: "asyncio.Queue[dict[str, Any]]", message: AbstractIncomin
 async def customer(amqp_url: str) -> AsyncIterator[Customer]:
     connection = await aio_pika.connect(amqp_url)
     async with connection:
-        customer = Customer(await connection.channel())
+        customer = Customer(await connection.channel(), amqp_url)
         queue = await customer.channel.declare_queue(exclusive=True)
         customer.reply_queue = queue.name
 
