@@ -6,7 +6,6 @@ died runs again, alone; what dies alone again is the culprit. Rule 4: only what 
 
 import asyncio
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +36,7 @@ from actors.engines.protocol import (
     Submit,
 )
 from actors.engines.settings import ExecutorSettings
+from actors.engines.spool import open_spool
 from actors.engines.stats import Stats
 from actors.engines.turns import Turns
 from bus.errors import EngineDead, PermanentError, TemporaryError
@@ -338,12 +338,6 @@ def collect(files: tuple[Path, ...]) -> list[bytes]:
 def discard(files: tuple[Path, ...]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def open_spool() -> Path:
-    """A folder for parcels, in memory where the system has such a one."""
-    shared = Path("/dev/shm")  # noqa: S108 - the folder made in it is ours alone
-    return Path(tempfile.mkdtemp(prefix="atelier-", dir=shared if shared.is_dir() else None))
 
 
 @asynccontextmanager
