@@ -11,13 +11,14 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from bus.actor import Actor, Handler, Tools
 from bus.serve import open_workshop
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
 from contracts import channels
+from contracts.steps import COMMANDS
 from contracts.wire import Command, Result
 
 
@@ -70,8 +71,8 @@ def workshop(bus_settings: BusSettings, store_folder: Path) -> Workshop:
 class Customer:
     """Publishes as a backend would, in three lines; and binds queues to what happens."""
 
-    def __init__(self, channel: AbstractChannel, url: str) -> None:
-        self.channel, self.url = channel, url
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
         self.replies: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         self.reply_queue = ""
 
@@ -109,11 +110,25 @@ async def _hear(heard: "asyncio.Queue[dict[str, Any]]", message: AbstractIncomin
     heard.put_nowait(json.loads(message.body))
 
 
+async def empty(connection: AbstractConnection) -> None:
+    """Take away what other tests left in the queues that all tests share: the next test's actors would do it."""
+    steps = [*COMMANDS, "ledger"]
+    rungs = [channels.retry_exchange(delay) for delay in (0.1, 0.2, 0.5)]
+    dead = map(channels.dead_queue, [*steps, channels.IMAGE_GENERATION])
+    channel = await connection.channel()
+    for name in [*map(channels.work_queue, steps), *dead, *rungs, channels.IMAGE_GENERATION]:
+        try:
+            await (await channel.get_queue(name)).purge()
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            channel = await connection.channel()
+
+
 @pytest.fixture
 async def customer(amqp_url: str) -> AsyncIterator[Customer]:
     connection = await aio_pika.connect(amqp_url)
     async with connection:
-        customer = Customer(await connection.channel(), amqp_url)
+        await empty(connection)
+        customer = Customer(await connection.channel())
         queue = await customer.channel.declare_queue(exclusive=True)
         customer.reply_queue = queue.name
 

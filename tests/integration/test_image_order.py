@@ -8,19 +8,17 @@ import io
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-import aio_pika
 import pytest
 from PIL import Image as Pillow
 
 from bus.settings import BusSettings
 from contracts import channels
-from contracts.steps import COMMANDS
 from contracts.wire import Header
 from tests.integration.conftest import Customer, soon
 from tests.listening_backend import Backend, open_backend
@@ -92,21 +90,8 @@ async def ready(process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def empty(customer: Customer) -> None:
-    """Take away what other tests left in the queues that all of them share: the yard's processes would do it."""
-    steps = [*COMMANDS, "ledger"]
-    rungs = [channels.retry_exchange(delay) for delay in (0.1, 0.2, 0.5)]
-    names = [*map(channels.work_queue, steps), *map(channels.dead_queue, [*steps, channels.IMAGE_GENERATION]), *rungs]
-    async with await aio_pika.connect(customer.url) as connection:
-        for name in [*names, channels.IMAGE_GENERATION]:
-            channel = await connection.channel()
-            with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
-                await (await channel.get_queue(name)).purge()
-
-
 @pytest.fixture
 async def yard(bus_settings: BusSettings, customer: Customer, store_folder: Path) -> AsyncIterator[Yard]:
-    await empty(customer)
     async with open_backend() as backend:
         urls = {"AMQP_URL": bus_settings.amqp_url.get_secret_value(), "DATABASE_URL": bus_settings.database_url.get_secret_value()}  # type: ignore[union-attr]
         delays = {"RETRY_DELAYS_SECONDS": "0.1,0.2", "LONG_DELAYS_SECONDS": "0.5", "GRACE_SECONDS": "3"}
