@@ -14,7 +14,7 @@ from gateway.placing import Counter, ends
 from gateway.problems import Refused
 
 RECONNECT = "retry: 2000\n\n"
-FIRST_EVENT_SECONDS = 2.0
+FIRST_EVENT_SECONDS, FIRST_EVENT_TRIES = 0.2, 10
 
 
 class Stream:
@@ -27,7 +27,7 @@ class Stream:
     async def run(self, follower: Follower) -> AsyncGenerator[str]:
         """Yields the text of the stream; its first piece comes when the job is known. Raises Refused(404) before it."""
         async with follower.follow(self._job_id) as heard:
-            past = await self._past() or [await self._first(heard)]
+            past = await self._past() or await self._first(heard)
             yield RECONNECT
             for event in self._after_last(past):
                 yield told(event)
@@ -39,14 +39,15 @@ class Stream:
     async def _past(self) -> list[Event]:
         return JobEvents.model_validate(await self._counter.ask("job.events", job_id=self._job_id)).events
 
-    async def _first(self, heard: "asyncio.Queue[Event]") -> Event:
-        """A job just sent may not be in the ledger yet."""
-        try:
-            return await asyncio.wait_for(heard.get(), FIRST_EVENT_SECONDS)
-        except TimeoutError:
-            if past := await self._past():
-                return past[0]
-            raise Refused(404, "job-unknown", f"nothing is known of a job {self._job_id!r}") from None
+    async def _first(self, heard: "asyncio.Queue[Event]") -> list[Event]:
+        """A job just sent may not be in the ledger yet: whichever tells of it first. Raises Refused(404) when neither does."""
+        for _ in range(FIRST_EVENT_TRIES):
+            try:
+                return [await asyncio.wait_for(heard.get(), FIRST_EVENT_SECONDS)]
+            except TimeoutError:
+                if past := await self._past():
+                    return past
+        raise Refused(404, "job-unknown", f"nothing is known of a job {self._job_id!r}")
 
     def _after_last(self, events: list[Event]) -> list[Event]:
         """What the client has not seen, when it says what it saw last; an id that is not there means everything."""
@@ -56,12 +57,17 @@ class Stream:
         return events[seen:]
 
     async def _coming(self, heard: "asyncio.Queue[Event]") -> AsyncIterator[Event | None]:
-        """Events as they come; None when there was nothing for a while. Then the ledger is asked for what the bus may have lost."""
+        """Events as they come; None when there was nothing for a while.
+
+        Then, and before the job's end, the ledger is asked for what was on its way to it when this stream began.
+        """
         while True:
             try:
                 events: list[Event | None] = [await asyncio.wait_for(heard.get(), self._keepalive_seconds)]
             except TimeoutError:
                 events = [None, *await self._missed()]
+            if events[-1] and ends(events[-1]):
+                events[:0] = [event for event in await self._missed() if not ends(event)]
             for event in events:
                 if event is None or self._new(event):
                     yield event
