@@ -9,6 +9,7 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from faststream import AckPolicy, BaseMiddleware
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter
+from faststream.rabbit.subscriber import RabbitSubscriber
 
 from bus.actor import Actor
 
@@ -19,7 +20,7 @@ def open_broker(url: str, name: str) -> RabbitBroker:
     return RabbitBroker(url, logger=None, app_id=name)
 
 
-def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> None:
+def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> RabbitSubscriber:
     """Subscribe an actor. It has a channel of its own, so that what happens to its deliveries touches no other actor."""
     kind = ExchangeType.TOPIC
     router = RabbitRouter(middlewares=[carried_by(receive)])
@@ -34,6 +35,7 @@ def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> None:
     )
     subscriber(_typed(actor))
     broker.include_router(router)
+    return subscriber
 
 
 def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive) -> None:
@@ -88,7 +90,22 @@ async def _foreign(body: dict[str, Any]) -> None: ...
 async def stop_consuming(broker: RabbitBroker) -> None:
     """Cancel every consumer, while deliveries at work go on. FastStream itself would drain first and cancel after."""
     for subscriber in broker.subscribers:
-        queue, tag = getattr(subscriber, "_queue_obj", None), getattr(subscriber, "_consumer_tag", None)
-        if queue is not None and tag is not None and not queue.channel.is_closed:
-            await queue.cancel(tag)
-            subscriber._consumer_tag = None  # type: ignore[attr-defined]
+        if isinstance(subscriber, RabbitSubscriber):
+            await pause(subscriber)
+
+
+async def pause(subscriber: RabbitSubscriber) -> None:
+    """Take no more deliveries; those in hand go on."""
+    queue, tag = subscriber._queue_obj, subscriber._consumer_tag
+    if queue is not None and tag is not None and not queue.channel.is_closed:
+        await queue.cancel(tag)
+        subscriber._consumer_tag = None
+
+
+async def resume(subscriber: RabbitSubscriber) -> bool:
+    """Take deliveries again after a pause; False when there was none."""
+    queue = subscriber._queue_obj
+    if queue is None or subscriber._consumer_tag is not None:
+        return False
+    subscriber._consumer_tag = await queue.consume(subscriber.consume, arguments=subscriber.consume_args)  # type: ignore[arg-type]
+    return True

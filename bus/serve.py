@@ -20,6 +20,7 @@ from bus.database import make_tables, open_database
 from bus.dead_letters.intake import Intake, open_intake
 from bus.inbox import SCHEMA, ForgetfulInbox, Inbox, PostgresInbox, open_inbox
 from bus.outbox import open_outbox
+from bus.readiness import Readiness, open_readiness
 from bus.receive import Counter
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
@@ -94,8 +95,10 @@ async def open_workshop(
             schemas.extend(trigger.schema for trigger in triggers)
             await make_tables(pool, [SCHEMA, *schemas])
         inbox = await stack.enter_async_context(open_inbox(pool))
-        tools = Tools(claims=await stack.enter_async_context(open_claims(store)), database=pool)
-        handlers = [await stack.enter_async_context(actor.open(tools)) for actor in actors]
+        claims = await stack.enter_async_context(open_claims(store))
+        readiness = [Readiness(actor.step) for actor in actors]
+        tools = [Tools(claims, pool, said.tell) for said in readiness]
+        handlers = [await stack.enter_async_context(actor.open(lent)) for actor, lent in zip(actors, tools, strict=True)]
 
         cancellations, running, suspects = Cancellations(), Running(), asyncio.Lock()
         async with outbox.channel() as channel:
@@ -104,10 +107,11 @@ async def open_workshop(
                 await declare_dead(channel, *intake.queues)
         await stack.enter_async_context(open_control(outbox, inbox, cancellations))
         broker = open_broker(settings.broker_url, f"{settings.worker} {'+'.join(names)}")
+        subscribers = []
         for actor, handle in zip(actors, handlers, strict=True):
             memory: Inbox = inbox if actor.remembers else ForgetfulInbox(pool)
             counter = Counter(actor, handle, memory, outbox, cancellations, settings, suspects)
-            subscribe(broker, actor, running.counted(counter.receive))
+            subscribers.append(subscribe(broker, actor, running.counted(counter.receive)))
         for adapter in doors:
             door = AdapterCounter(adapter, outbox, settings.worker)
             subscribe_foreign(broker, adapter.queue, adapter.prefetch, running.counted(door.receive))
@@ -122,7 +126,8 @@ async def open_workshop(
         await broker.start()
         log.info("actors.ready", actors=names)
         try:
-            yield
+            async with open_readiness(list(zip(readiness, subscribers, strict=True))):
+                yield
         finally:
             await leave(broker, running, settings.grace_seconds)
 

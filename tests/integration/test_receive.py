@@ -1,19 +1,22 @@
 """The life of a delivery, on the real broker and the real database."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
-from bus.actor import Context, Transactional
+from bus.actor import Context, Handler, Tools, Transactional
 from bus.errors import TemporaryError
 from bus.settings import BusSettings
 from contracts import channels
 from contracts.event import Progress
 from contracts.wire import Header
-from tests.integration.conftest import Customer, Echo, Echoed, Workshop, echo_actor
+from tests.integration.conftest import Customer, Echo, Echoed, Workshop, echo_actor, soon
 
 
 async def echo(command: Echo, context: Context) -> Echoed:
@@ -260,6 +263,31 @@ async def test_a_delivery_that_keeps_coming_back_is_buried(workshop: Workshop, c
     async with workshop(actor, settings=settings):
         letter = await customer.letter_in(channels.dead_queue(actor.step))
     assert letter.headers[Header.FAULT_CODE] == "crash-loop"
+
+
+async def test_an_actor_that_cannot_work_takes_nothing_until_it_can(workshop: Workshop, customer: Customer) -> None:
+    """Its orders wait in the broker meanwhile, untouched; its neighbour goes on."""
+    told: list[Callable[[str | None], None]] = []
+
+    @asynccontextmanager
+    async def open_fickle(tools: Tools) -> AsyncIterator[Handler]:
+        told.append(tools.unready)
+        yield echo
+
+    actor, neighbour = replace(echo_actor(echo), open=open_fickle), echo_actor(echo)
+
+    async def consumers(count: int) -> bool:
+        queue = await customer.channel.declare_queue(actor.queue, passive=True)
+        return queue.declaration_result.consumer_count == count
+
+    async with workshop(actor, neighbour):
+        told[0]("the engine is away")
+        await soon(lambda: consumers(0))
+        await customer.send(actor.step, {"text": "waits"}, reply_to=customer.reply_queue)
+        await customer.send(neighbour.step, {"text": "goes on"}, reply_to=customer.reply_queue)
+        assert (await customer.reply())[1] == {"text": "goes on"}
+        told[0](None)
+        assert (await customer.reply())[1] == {"text": "waits"}
 
 
 async def test_leaving_lets_running_work_finish(workshop: Workshop, customer: Customer) -> None:

@@ -1,0 +1,47 @@
+"""Whether an actor can work: one that says it cannot stops taking deliveries, which wait in the broker, until it can again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from faststream.rabbit.subscriber import RabbitSubscriber
+
+from bus.broker import pause, resume
+
+log = structlog.get_logger()
+
+
+class Readiness:
+    """What an actor says of itself. `reason`: why it can do no work, None when it can."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.reason: str | None = None
+        self._told = asyncio.Event()
+
+    def tell(self, reason: str | None) -> None:
+        self.reason = reason
+        self._told.set()
+
+    async def obey(self, subscriber: RabbitSubscriber) -> None:
+        """Pause and resume the consumer as the actor says, for ever."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            if self.reason:
+                log.error("actor.paused", step=self.step, reason=self.reason)
+                await pause(subscriber)
+            elif await resume(subscriber):
+                log.info("actor.resumed", step=self.step)
+
+
+@asynccontextmanager
+async def open_readiness(pairs: "list[tuple[Readiness, RabbitSubscriber]]") -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(readiness.obey(subscriber)) for readiness, subscriber in pairs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
