@@ -57,7 +57,10 @@ def store_folder(tmp_path: Path) -> Path:
     return folder
 
 
-OURS = ("ALLOW", "ASSET_", "AWS_", "BACKEND_", "INTERNAL_API_TOKEN", "S3_", "STORE_", "UPLOAD_", "WATERMARK_", "WEBHOOK_")
+OURS = (
+    *("ALLOW", "ASSET_", "AWS_", "BACKEND_", "ENGINE_", "GATEWAY_", "IMAGE_", "INTERNAL_API_TOKEN", "MAX_CONCURRENT"),
+    *("S3_", "STORE_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
+)
 
 
 @pytest.fixture(autouse=True)
