@@ -18,7 +18,7 @@ from contracts import channels
 from contracts.dead_letter import Selection
 from contracts.wire import Header
 from tests.integration.conftest import Customer, soon
-from tests.integration.test_dead_letters import Desk, cabinet, desk, kept, pool, size_of
+from tests.integration.desk import Desk, cabinet, desk, kept, pool, size_of
 
 __all__ = ["cabinet", "desk", "pool"]
 

@@ -13,7 +13,7 @@ from bus.dead_letters.cabinet import Cabinet
 from bus.settings import BusSettings
 from contracts.dead_letter import ReplayDeadLetters, Selection
 from tests.integration.conftest import Customer, echo_actor
-from tests.integration.test_dead_letters import Craft, Desk, cabinet, desk, kept, pool, size_of
+from tests.integration.desk import Craft, Desk, cabinet, desk, kept, pool, size_of
 
 __all__ = ["cabinet", "desk", "pool"]
 
