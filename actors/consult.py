@@ -24,6 +24,7 @@ from contracts.wire import Step
 async def open_consult(tools: Tools) -> AsyncIterator[Handler]:
     settings = SeeingSettings()
     async with open_sight(VlmSettings.of(Step.CONSULT), tools.unready) as sight:
+        tools.show(sight.engine)
         yield partial(consult, sight=sight, pictures=Pictures(tools.claims, settings), settings=settings)
 
 

@@ -30,6 +30,7 @@ async def open_image(tools: Tools) -> AsyncIterator[Handler]:
     settings = ImageSettings()
     limits = {"admit": settings.max_concurrent_generations, "capacity": settings.max_rows}
     async with open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), unready=tools.unready, **limits) as executor:
+        tools.show(executor)
         yield partial(image, claims=tools.claims, executor=executor, loras=LoraFiles(tools.claims, settings))
 
 

@@ -33,6 +33,7 @@ from contracts.wire import Step
 async def open_judge(tools: Tools) -> AsyncIterator[Handler]:
     settings = SeeingSettings()
     async with open_sight(VlmSettings.of(Step.JUDGE), tools.unready) as sight:
+        tools.show(sight.engine)
         critic = Critic(sight, Pictures(tools.claims, settings), settings)
         yield partial(judge, critic=critic, tables=await Pipeline.open(tools))
 

@@ -15,7 +15,7 @@ from bus.errors import PermanentError
 from bus.sql import load_queries
 from contracts import channels
 from contracts.event import Event, EventKind
-from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs, State, StepRecord
+from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs, State, StepRecord, unknown
 from contracts.wire import Command, Result
 
 Answer = Callable[..., Coroutine[Any, Any, Result | Transactional]]
@@ -27,6 +27,9 @@ STATES: dict[EventKind, State] = {
     EventKind.FAILED: "failed",
     EventKind.CANCELLED: "cancelled",
 }
+
+
+LONGEST_WORDS = 8192
 
 
 class Kept(Result):
@@ -57,7 +60,22 @@ def _job_row(event: Event) -> tuple[Any, ...]:
         event.at,
         said if whole and event.kind is EventKind.COMPLETED else None,
         event.fault.model_dump(mode="json", exclude_none=True) if whole and event.fault else None,
+        words_of(said.get("order")) if accepted else None,
     )
+
+
+def words_of(order: Any) -> str | None:
+    """What a person would look for it by. What Postgres keeps in no text is replaced."""
+    return "\n".join(texts_in(order)).replace("\0", " ").encode(errors="replace").decode()[:LONGEST_WORDS] or None
+
+
+def texts_in(value: Any) -> Iterable[str]:
+    """Every text of an order, wherever it stands."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(part)
 
 
 async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
@@ -66,7 +84,7 @@ async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
     if row is None and (claimed := await database.fetchrow(SQL["claimed_job"], command.job_id)):
         return _job(claimed)
     if row is None:
-        raise PermanentError("job-unknown", f"no job {command.job_id!r} is in the ledger; a job just sent appears within moments")
+        raise PermanentError("job-unknown", unknown(command.job_id))
     events = [Event.model_validate(record["body"]) for record in await database.fetch(SQL["events"], command.job_id)]
     return _job(row).model_copy(update={"steps": list(steps_of(events))})
 
@@ -77,17 +95,17 @@ async def get_events(command: GetJobEvents, context: Context, *, database: Pool)
 
 async def claim_job(command: ClaimJob, context: Context, *, database: Pool) -> JobClaimed:
     """One statement decides, so that two who come at once are told the same."""
-    row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256)
+    row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256, command.tenant)
     return JobClaimed.model_validate(dict(row.items()))
 
 
 async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
-    rows = await database.fetch(SQL["jobs"], command.state, command.tenant, command.before, command.limit)
+    rows = await database.fetch(SQL["jobs"], command.state, command.tenant, command.before, command.limit, command.words)
     return Jobs(jobs=[_job(row) for row in rows])
 
 
 def _job(row: Record) -> Job:
-    return Job.model_validate({name: value for name, value in row.items() if name != "ended_at"})
+    return Job.model_validate(dict(row.items()))
 
 
 def steps_of(events: Iterable[Event]) -> Iterable[StepRecord]:

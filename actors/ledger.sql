@@ -12,6 +12,7 @@ create table if not exists atelier.jobs (
     result jsonb,
     fault jsonb
 );
+alter table atelier.jobs add column if not exists words text;
 create index if not exists jobs_created_at on atelier.jobs (created_at desc);
 create index if not exists jobs_state on atelier.jobs (state, created_at desc);
 create table if not exists atelier.job_events (
@@ -30,6 +31,7 @@ create table if not exists atelier.job_claims (
     sha256 text not null,
     claimed_at timestamptz not null default now()
 );
+alter table atelier.job_claims add column if not exists tenant text;
 
 -- name: keep_event
 -- An event that comes again (a redelivery) replaces itself.
@@ -39,10 +41,11 @@ on conflict (job_id, step, kind, message_id, percent) do update set at = exclude
 
 -- name: keep_job
 -- Events may come in any order: an end is never undone by news from on the way, only by a younger end.
-insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault)
-values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6::timestamptz, $6, case when $3::text in ('completed', 'failed', 'cancelled') then $6 end, $7, $8)
+insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault, words)
+values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6::timestamptz, $6, case when $3::text in ('completed', 'failed', 'cancelled') then $6 end, $7, $8, $9)
 on conflict (job_id) do update set
     kind = coalesce(job.kind, excluded.kind),
+    words = coalesce(job.words, excluded.words),
     tenant = coalesce(job.tenant, excluded.tenant),
     itinerary = case when job.itinerary = '[]' then excluded.itinerary else job.itinerary end,
     created_at = least(job.created_at, excluded.created_at),
@@ -58,14 +61,15 @@ on conflict (job_id) do update set
     ended_at = case when excluded.ended_at is null then job.ended_at else greatest(job.ended_at, excluded.ended_at) end
 
 -- name: job
-select * from atelier.jobs where job_id = $1
+select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault from atelier.jobs where job_id = $1
 
 -- name: events
 select body from atelier.job_events where job_id = $1 and step <> 'job' order by at
 
 -- name: jobs
-select * from atelier.jobs
+select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault from atelier.jobs
 where ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
+  and ($5::text is null or position(lower($5) in lower(words)) > 0 or position($5 in job_id) > 0)
 order by created_at desc
 limit $4
 
@@ -75,7 +79,7 @@ select body from atelier.job_events where job_id = $1 order by at, step <> 'job'
 -- name: claim_job
 -- The update changes nothing; it makes the row that was there come back. `xmax` is 0 only in a row just inserted.
 with claimed as (
-    insert into atelier.job_claims as claim (job_id, kind, sha256) values ($1, $2, $3)
+    insert into atelier.job_claims as claim (job_id, kind, sha256, tenant) values ($1, $2, $3, $4)
     on conflict (job_id) do update set sha256 = claim.sha256
     returning job_id, sha256, xmax = 0 as first
 )
@@ -83,4 +87,4 @@ select claimed.*, exists (select from atelier.job_events e where e.job_id = $1) 
 
 -- name: claimed_job
 -- A job of which no event has come yet.
-select job_id, kind, 'accepted' as state, claimed_at as created_at, claimed_at as updated_at from atelier.job_claims where job_id = $1
+select job_id, kind, 'accepted' as state, tenant, claimed_at as created_at, claimed_at as updated_at from atelier.job_claims where job_id = $1

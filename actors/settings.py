@@ -1,7 +1,7 @@
 """The settings of the CPU actors. One small class each; an engine's settings stand beside the engine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -64,13 +64,26 @@ class UploadSettings(BaseSettings):
         return template
 
 
+class CredentialSettings(BaseSettings):
+    """Content Credentials (C2PA) are signed when both files are named."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="CREDENTIALS_")
+
+    chain: Path | None = Field(None, description="PEM: the signer's certificate first, then those above it.")
+    key: Path | None = Field(None, description="PEM, PKCS#8: the private key of the first certificate.")
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field("es256", description="As the key is.")
+    timestamp_url: str | None = Field(None, description="An RFC 3161 time stamp authority; it is asked at each signature.")
+
+
 class WebhookSettings(AddressSettings):
     """How the backend is told. Durations are seconds."""
 
-    backend_api_url: str | None = Field(None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"))
+    backend_api_url: str | None = Field(
+        None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"), description="Whose webhooks are called."
+    )
     internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`.")
     webhook_allowed_hosts: Names = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
     webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, while a key is changed.")
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="One call, from the name to the end of the answer.")
     webhook_memory_days: int = Field(90, ge=1, description="How long is known what a backend was told of a generation.")
-    webhook_source: str = Field("inference-server", description="`X-Request-Source`.")
+    webhook_source: str = Field("inference-server", description="Sent as `X-Request-Source`.")

@@ -31,6 +31,7 @@ from contracts.wire import Step
 async def open_validate(tools: Tools) -> AsyncIterator[Handler]:
     settings = SeeingSettings()
     async with open_sight(VlmSettings.of(Step.VALIDATE), tools.unready) as sight:
+        tools.show(sight.engine)
         critic = Critic(sight, Pictures(tools.claims, settings), settings)
         yield partial(validate, critic=critic, tables=await Pipeline.open(tools))
 

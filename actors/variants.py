@@ -34,7 +34,9 @@ async def open_variants(tools: Tools) -> AsyncIterator[Handler]:
 
 async def mark(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
-        variant = await connection.fetchval(SQL["fail"], event.message_id, STAGES[event.step].name)
+        work = event.message_id, STAGES[event.step].name
+        await connection.execute(SQL["in_turn"], await connection.fetchval(SQL["work_of"], *work))
+        variant = await connection.fetchval(SQL["fail"], *work)
         if variant:
             log.warning("variant.failed", job_variants_id=str(variant), step=event.step, code=event.fault.code if event.fault else None)
 

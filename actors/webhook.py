@@ -39,7 +39,14 @@ async def open_webhook(tools: Tools) -> AsyncIterator[Handler]:
 
 # A call holds a connection of the pool while it lasts: the prefetch stays below the pool's size.
 ACTOR = Actor(
-    step=Step.WEBHOOK, command=Webhook, result=WebhookDone, open=open_webhook, timeout_seconds=60, prefetch=6, schema=SQL["schema"]
+    step=Step.WEBHOOK,
+    command=Webhook,
+    result=WebhookDone,
+    open=open_webhook,
+    timeout_seconds=60,
+    prefetch=6,
+    expires=False,
+    schema=SQL["schema"],
 )
 
 

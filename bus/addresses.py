@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
+from bus.tls import trust
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 METADATA = frozenset({"168.63.129.16"})
@@ -37,16 +39,17 @@ class AddressSettings(BaseSettings):
 
     allow_private_addresses: bool = Field(False, description="Let addresses from messages lead into private networks and to this machine.")
     allow_plain_http: bool = Field(False, description="Let addresses from messages begin with http://.")
+    tls_ca_file: Path | None = Field(None, description="A house's own authority in PEM, believed beside the public ones.")
     allowed_ports: Ports = Field((), description="Ports that addresses from messages may name. Empty: any.")
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport that judges every request, also each hop of a redirect. Raises PermanentError(code) for a refused address."""
 
-    def __init__(self, rules: AddressSettings, code: str, *, trust: ssl.SSLContext | None = None) -> None:
+    def __init__(self, rules: AddressSettings, code: str, *, verify: ssl.SSLContext | None = None) -> None:
         # No connection is kept: a pool knows a connection by its address, and two names may share one.
-        trust = trust or httpx.create_ssl_context()
-        self._inner = httpx.AsyncHTTPTransport(verify=trust, limits=httpx.Limits(max_keepalive_connections=0))
+        verify = verify or trust(rules.tls_ca_file)
+        self._inner = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(max_keepalive_connections=0))
         self._rules, self._code = rules, code
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
-from faststream import AckPolicy, BaseMiddleware
+from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter
 from faststream.rabbit.subscriber import RabbitSubscriber
 
@@ -23,7 +23,7 @@ def open_broker(url: str, name: str) -> RabbitBroker:
 def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> RabbitSubscriber:
     """Subscribe an actor. It has a channel of its own, so that what happens to its deliveries touches no other actor."""
     kind = ExchangeType.TOPIC
-    router = RabbitRouter(middlewares=[carried_by(receive)])
+    router = RabbitRouter()
     subscriber = router.subscriber(
         RabbitQueue(actor.queue, queue_type=QueueType.QUORUM, durable=True, routing_key=actor.binding_keys[0]),
         RabbitExchange(actor.exchange, type=kind, durable=True),
@@ -35,12 +35,13 @@ def subscribe(broker: RabbitBroker, actor: Actor, receive: Receive) -> RabbitSub
     )
     subscriber(_typed(actor))
     broker.include_router(router)
+    subscriber.consume = receive  # type: ignore[assignment,method-assign] # past FastStream's own call, see decision 5
     return subscriber
 
 
-def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive) -> None:
+def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive) -> RabbitSubscriber:
     """Subscribe to a queue that belongs to someone else: classic, durable, no arguments, on the default exchange."""
-    router = RabbitRouter(middlewares=[carried_by(receive)])
+    router = RabbitRouter()
     subscriber = router.subscriber(
         RabbitQueue(queue, durable=True),
         channel=Channel(prefetch_count=prefetch),
@@ -50,11 +51,13 @@ def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, receive: 
     )
     subscriber(_foreign)
     broker.include_router(router)
+    subscriber.consume = receive  # type: ignore[assignment,method-assign]
+    return subscriber
 
 
-def subscribe_dead(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive, *, ours: bool) -> None:
+def subscribe_dead(broker: RabbitBroker, queue: str, prefetch: int, receive: Receive, *, ours: bool) -> RabbitSubscriber:
     """Subscribe to a queue of dead letters. One that is not ours is not declared either: nobody here knows its arguments."""
-    router = RabbitRouter(middlewares=[carried_by(receive)])
+    router = RabbitRouter()
     subscriber = router.subscriber(
         RabbitQueue(queue, queue_type=QueueType.QUORUM, durable=True) if ours else RabbitQueue(queue, declare=False),
         channel=Channel(prefetch_count=prefetch),
@@ -64,16 +67,8 @@ def subscribe_dead(broker: RabbitBroker, queue: str, prefetch: int, receive: Rec
     )
     subscriber(_foreign)
     broker.include_router(router)
-
-
-def carried_by(receive: Receive) -> type[BaseMiddleware]:
-    """A middleware that gives the raw delivery to `receive` and never calls the handler."""
-
-    class Carry(BaseMiddleware):
-        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
-            await receive(msg.raw_message)
-
-    return Carry
+    subscriber.consume = receive  # type: ignore[assignment,method-assign]
+    return subscriber
 
 
 def _typed(actor: Actor) -> Callable[..., Awaitable[Any]]:

@@ -36,6 +36,10 @@ class ClaimStore(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Return when the store can be written to and read from."""
+        ...
+
     async def url(self, claim: Claim) -> str:
         """An address at which the outside world can read the claim."""
         ...

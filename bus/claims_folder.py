@@ -43,6 +43,9 @@ class FolderStore:
     async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
         return await self._assets.fetch(uri, max_bytes=max_bytes)
 
+    async def check(self) -> None:
+        await to_thread.run_sync(check_folder, self._root)
+
     async def url(self, claim: Claim) -> str:
         path = path_of(claim.uri, self._root)
         if self._public_url is None:
@@ -73,6 +76,17 @@ def read_file(root: Path, path: Path, size: int) -> bytes:
         raise PermanentError("claim-missing", f"No file at {path}: it was removed, or never written to this store.") from error
     except OSError as error:
         raise TemporaryError(f"the store cannot be read: {error}") from error
+
+
+def check_folder(root: Path) -> None:
+    """A byte goes in and out."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".checking-") as file:
+            file.write(b"?")
+            file.flush()
+    except OSError as error:
+        raise TemporaryError(f"the store's folder {root} cannot be written: {error}") from error
 
 
 def write_file(root: Path, key: str, data: bytes) -> Path:

@@ -1,5 +1,6 @@
 """A bucket as the claim store: objects below one prefix, each with its sha256 kept and checked by the server."""
 
+import asyncio
 from typing import Any
 from urllib.parse import quote
 
@@ -42,6 +43,10 @@ class S3Store:
     async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
         return await self._assets.fetch(uri, max_bytes=max_bytes)
 
+    async def check(self) -> None:
+        with s3_errors(f"asking for the bucket {self._bucket}"):
+            await self._client.head_bucket(Bucket=self._bucket)
+
     async def url(self, claim: Claim) -> str:
         key = self._key(claim.uri)
         if public := self._settings.store_public_url:
@@ -63,10 +68,11 @@ class S3Store:
     async def _get(self, key: str, claim: Claim) -> bytes:
         missing = PermanentError("claim-missing", f"No object at {claim.uri}: it was removed, or never written to this store.")
         with s3_errors(f"reading {claim.uri}", on_missing=lambda: missing):
-            answer = await self._client.get_object(Bucket=self._bucket, Key=key)
-            async with answer["Body"] as body:
-                # An object of another size is wrong already, however large.
-                return bytes(await body.read()) if answer["ContentLength"] == claim.size else b""
+            async with asyncio.timeout(self._settings.store_timeout_seconds):
+                answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+                async with answer["Body"] as body:
+                    # An object of another size is wrong already, however large.
+                    return bytes(await body.read()) if answer["ContentLength"] == claim.size else b""
 
     async def _put(self, key: str, data: bytes, media_type: str, sha256: str) -> str:
         """The server checks the sum as it writes; then we ask what it has, or read it back where it keeps no sums."""
@@ -74,8 +80,10 @@ class S3Store:
         where = {"Bucket": self._bucket, "Key": key}
         with s3_errors(f"writing s3://{self._bucket}/{key}"):
             cache = self._settings.s3_cache_control
-            await self._client.put_object(**where, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
-            head = await self._client.head_object(**where, ChecksumMode="ENABLED")
+            # The SDK's own limits do not hold while it waits to be told to go on with a body (`100 Continue`).
+            async with asyncio.timeout(self._settings.store_timeout_seconds):
+                await self._client.put_object(**where, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
+                head = await self._client.head_object(**where, ChecksumMode="ENABLED")
         claim = Claim(uri=f"s3://{self._bucket}/{key}", sha256=sha256, media_type=media_type, size=len(data))
         kept = head.get("ChecksumSHA256") or base64_digest(digest(await self._get(key, claim)))
         if head["ContentLength"] != len(data) or kept != checksum:

@@ -1,18 +1,20 @@
 """The database pool, opened here and lent to actors; and the tables, made on start."""
 
 import asyncio
-import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+from pydantic_core import from_json, to_json
 
 from bus.patience import until_back
 from bus.settings import BusSettings
 
 CLOSE_SECONDS = 3.0
+STATEMENT_SECONDS = 20.0
+"""A statement that takes longer has nobody at the other end: its line is given up, and it is tried again on another."""
 SCHEMA_LOCK = 4_273_001
 """Advisory lock: processes that start together make the tables one after another."""
 
@@ -20,10 +22,9 @@ SCHEMA_LOCK = 4_273_001
 @asynccontextmanager
 async def open_database(settings: BusSettings) -> AsyncIterator[asyncpg.Pool | None]:
     """A pool, or None when no DATABASE_URL is set. JSON columns take and give Python values."""
-    if settings.database_url is None:
+    if (url := settings.postgres_url) is None:
         yield None
         return
-    url = settings.database_url.get_secret_value()
     pool = await until_back(lambda: _open(url, settings.database_pool_size), "database")
     try:
         yield pool
@@ -39,12 +40,39 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 
 async def _open(url: str, size: int) -> asyncpg.Pool:
-    return await asyncpg.create_pool(url, min_size=1, max_size=size, init=speak_json, command_timeout=30)
+    class Line(asyncpg.Connection):  # type: ignore[misc]
+        """When one line is silent for too long, the others of the pool may be, too: each is replaced before it is used again."""
+
+        __slots__ = ()
+
+        async def execute(self, *statement: Any, **how: Any) -> str:
+            return str(await doubting(super().execute(*statement, **how)))
+
+        async def fetch(self, *statement: Any, **how: Any) -> Any:
+            return await doubting(super().fetch(*statement, **how))
+
+        async def fetchrow(self, *statement: Any, **how: Any) -> Any:
+            return await doubting(super().fetchrow(*statement, **how))
+
+        async def fetchval(self, *statement: Any, **how: Any) -> Any:
+            return await doubting(super().fetchval(*statement, **how))
+
+    async def doubting(answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except TimeoutError:
+            await pool.expire_connections()
+            raise
+
+    pool: asyncpg.Pool = asyncpg.create_pool(
+        url, min_size=1, max_size=size, init=speak_json, command_timeout=STATEMENT_SECONDS, connection_class=Line
+    )
+    return await pool
 
 
 async def speak_json(connection: asyncpg.Connection) -> None:
     for kind in ("json", "jsonb"):
-        await connection.set_type_codec(kind, encoder=storable_json, decoder=json.loads, schema="pg_catalog")
+        await connection.set_type_codec(kind, encoder=storable_json, decoder=from_json, schema="pg_catalog")
 
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -52,7 +80,7 @@ _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 def storable_json(value: Any) -> str:
     """JSON as Postgres takes it: it refuses the character U+0000, which becomes U+FFFD, the sign for one that is lost."""
-    text = json.dumps(value)
+    text = to_json(value, inf_nan_mode="constants").decode()
     return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
 
 

@@ -85,6 +85,12 @@ class Delivery:
         return {str(name): value for name, value in headers.items() if value is not None}
 
     @property
+    def trace(self) -> dict[str, str]:
+        """W3C trace context, as far as there is any."""
+        headers = {Header.TRACEPARENT.value: self.traceparent, Header.TRACESTATE.value: self.tracestate}
+        return {name: value for name, value in headers.items() if value}
+
+    @property
     def named(self) -> dict[str, str]:
         """What every log line about this delivery says, so that one request is found in the logs of all processes."""
         names = {"request_id": self.request_id, "trace_id": self.traceparent.split("-")[1:2] if self.traceparent else None}

@@ -4,6 +4,7 @@ Exception
 ├── TemporaryError      may work later: tried again on the ladder
 ├── PermanentError      will never work: buried with its code
 ├── EngineDead          the model process died: the work goes back, untried
+├── Abandoned           whoever awaited the reply is gone: the work ends
 └── PublishError        the broker did not confirm in time
     └── NoQueue         there is no queue for it
 """
@@ -27,6 +28,10 @@ class PermanentError(Exception):
 
 class EngineDead(Exception):
     """The model process died while it held the work. Nothing is wrong with the work itself as far as is known."""
+
+
+class Abandoned(Exception):
+    """Whoever awaited a streamed reply is gone, and its queue with it."""
 
 
 class PublishError(Exception):

@@ -62,12 +62,29 @@ class ClaimLost(EngineDead):
     """Another process holds the message by now: whatever was done here does not count."""
 
 
+class Hands:
+    """What this process has in hand: two deliveries of one message never run side by side in it."""
+
+    def __init__(self) -> None:
+        self._busy: dict[tuple[str, str], asyncio.Event] = {}
+
+    async def take(self, step: str, message_id: str) -> None:
+        """Take a message, waiting while another delivery of it is in hand."""
+        while busy := self._busy.get((step, message_id)):
+            await busy.wait()
+        self._busy[step, message_id] = asyncio.Event()
+
+    def let_go(self, step: str, message_id: str) -> None:
+        if done := self._busy.pop((step, message_id), None):
+            done.set()
+
+
 class ForgetfulInbox:
     """Remembers nothing: two deliveries of one message never run side by side in this process; nothing more is promised."""
 
     def __init__(self, pool: asyncpg.Pool | None = None) -> None:
         self._pool = pool
-        self._busy: dict[tuple[str, str], asyncio.Event] = {}
+        self._hands = Hands()
         self._cancelled: set[str] = set()
 
     async def deaths(self, step: str, message_id: str, returns: int) -> int:
@@ -75,9 +92,7 @@ class ForgetfulInbox:
         return max(0, returns - 1)
 
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
-        while busy := self._busy.get((step, message_id)):
-            await busy.wait()
-        self._busy[step, message_id] = asyncio.Event()
+        await self._hands.take(step, message_id)
         return Known(None, job_id in self._cancelled)
 
     async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
@@ -92,8 +107,7 @@ class ForgetfulInbox:
             await write(connection)
 
     async def release(self, step: str, message_id: str) -> None:
-        if done := self._busy.pop((step, message_id), None):
-            done.set()
+        self._hands.let_go(step, message_id)
 
     async def cancel(self, job_id: str) -> None:
         self._cancelled.add(job_id)
@@ -104,6 +118,7 @@ class PostgresInbox:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self._hands = Hands()
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.alive = asyncio.Event()
 
@@ -114,6 +129,17 @@ class PostgresInbox:
         return await until_back(lambda: self._pool.fetchval(SQL["deaths"], step, message_id, LIFE_LOCK_CLASS), "database") or 0
 
     async def claim(self, step: str, message_id: str, job_id: str) -> Known:
+        await self._hands.take(step, message_id)
+        try:
+            known = await self._claim(step, message_id, job_id)
+        except BaseException:
+            self._hands.let_go(step, message_id)
+            raise
+        if known.result is not None:
+            self._hands.let_go(step, message_id)
+        return known
+
+    async def _claim(self, step: str, message_id: str, job_id: str) -> Known:
         poll = FIRST_POLL_SECONDS
         while True:
             row = await until_back(
@@ -126,16 +152,24 @@ class PostgresInbox:
 
     async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
         await until_back(lambda: self._remember(step, message_id, result, write), "database")
+        self._hands.let_go(step, message_id)
 
     async def _remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
-        async with self._pool.acquire() as connection, connection.transaction():
-            if not await connection.fetchval(SQL["remember"], step, message_id, self.owner, result):
-                raise ClaimLost(f"message {message_id} of {step} is held by another process by now")
-            if write:
-                await write(connection)
+        said = (SQL["remember"], step, message_id, self.owner, result)
+        if write is None:  # one statement is its own transaction, and saves two round trips
+            ours = await self._pool.fetchval(*said)
+        else:
+            async with self._pool.acquire() as connection, connection.transaction():
+                if ours := await connection.fetchval(*said):
+                    await write(connection)
+        if not ours:
+            raise ClaimLost(f"message {message_id} of {step} is held by another process by now")
 
     async def release(self, step: str, message_id: str) -> None:
-        await until_back(lambda: self._pool.execute(SQL["release"], step, message_id, self.owner), "database")
+        try:
+            await until_back(lambda: self._pool.execute(SQL["release"], step, message_id, self.owner), "database")
+        finally:
+            self._hands.let_go(step, message_id)
 
     async def cancel(self, job_id: str) -> None:
         await until_back(lambda: self._pool.execute(SQL["cancel"], job_id), "database")

@@ -24,13 +24,15 @@ create table if not exists atelier.cancelled (
 );
 
 -- name: claim
--- One round trip: take the message unless it is done or a living process has it; say what is known of it and of its job.
+-- One round trip: take the message unless it is done or another living process has it; say what is known of it and of its job.
+-- What this process has already is taken again: it asks twice only when the first answer was lost on its way.
 with claimed as (
     insert into atelier.inbox as known (step, message_id, owner)
     values ($1, $2, $3)
-    on conflict (step, message_id) do update set owner = excluded.owner, deaths = known.deaths + (known.owner is not null)::integer
+    on conflict (step, message_id) do update set
+        owner = excluded.owner, deaths = known.deaths + coalesce(known.owner <> excluded.owner, false)::integer
     where known.result is null
-        and (known.owner is null or not exists (
+        and (known.owner is null or known.owner = excluded.owner or not exists (
             select from pg_locks
             where locktype = 'advisory' and granted and objsubid = 2
                 and database = (select oid from pg_database where datname = current_database())

@@ -1,42 +1,84 @@
-"""Structured logs: one JSON line an entry, or colours on a terminal. Secrets never appear: what looks like one is masked."""
+"""Structured logs: one JSON line an entry, or colours on a terminal. Secrets and prompts never appear: they are masked.
+
+What libraries say through `logging` takes the same form.
+"""
 
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import structlog
+from structlog.stdlib import ProcessorFormatter
 
-_SECRET_NAME = re.compile(r"token|secret|password|authorization|api_key|signature_key", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
+_COUNT_NAME = re.compile(r"^(max_|new_|prompt_|completion_)*tokens$", re.IGNORECASE)
+_PROMPT_NAME = re.compile(r"prompt|^(question|text|prediction|negative|messages|body|payload)$", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)")
+_BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+_PAIR = re.compile(r"(?i)((?:token|secret|password|api_?key|signature)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&}]+")
+_SUSPECT = re.compile(r"[=:]|bearer|basic", re.IGNORECASE)
+_INPUT = re.compile(r"(input_value=)(?:'[^']*'|\"[^\"]*\"|[^,\]]*)")
+"""What pydantic quotes of a message that does not fit: somebody's prompt as likely as not."""
 
 
 def mask(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Mask values by their name, and passwords inside URLs."""
+    """Mask values by their name, at any depth, and what looks like a secret inside other text."""
     for name, value in entry.items():
-        if _SECRET_NAME.search(name):
-            entry[name] = "***"
-        elif isinstance(value, str):
-            entry[name] = _URL_PASSWORD.sub(r"\1***\2", value)
+        entry[name] = masked(name, value)
     return entry
+
+
+@lru_cache(4096)
+def kind_of(name: str) -> str:
+    """What a value is by its name."""
+    if _SECRET_NAME.search(name) and not _COUNT_NAME.match(name):
+        return "secret"
+    return "prompt" if _PROMPT_NAME.search(name) else "plain"
+
+
+def masked(name: str, value: Any) -> Any:
+    kind = kind_of(name)
+    if kind == "secret":
+        return "***"
+    if kind == "prompt" and not isinstance(value, int | float | bool | None):
+        return f"*** ({len(str(value))} characters)"
+    if isinstance(value, Mapping):
+        return {key: masked(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked("", inner) for inner in value]
+    return cleaned(value) if isinstance(value, str) else value
+
+
+def cleaned(text: str) -> str:
+    if not _SUSPECT.search(text):  # as are most: one search instead of four
+        return text
+    text = _URL_PASSWORD.sub(r"\1***\2", text)
+    text = _BEARER.sub(r"\1 ***", text)
+    return _INPUT.sub(r"\1***", _PAIR.sub(r"\1***", text))
 
 
 def open_logs(level: str = "INFO", *, json: bool | None = None) -> None:
     """Log to standard error. `json`: None decides by whether a person is looking."""
     json = not sys.stderr.isatty() if json is None else json
-    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer()
+    # A plain stack: the pretty one shows local variables, and with them what shall not be shown.
+    colours = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = structlog.processors.JSONRenderer() if json else colours
+    first: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any] = [structlog.processors.format_exc_info, mask, renderer]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            mask,
-            renderer,
-        ],
+        processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    others = logging.StreamHandler(sys.stderr)
+    pre = [*first, structlog.stdlib.add_logger_name]
+    others.setFormatter(ProcessorFormatter(foreign_pre_chain=pre, processors=[ProcessorFormatter.remove_processors_meta, *last]))
+    logging.basicConfig(level=logging.WARNING, handlers=[others])

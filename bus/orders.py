@@ -22,7 +22,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Order:
-    """A job to be done. `slip.itinerary` holds every stop, the first among them. The same job id is the same order."""
+    """A job to be done. `slip.itinerary` holds every stop, the first among them. The same job id is the same order.
+
+    `said`: the order as it was given, told to everyone, so that it can be given again with changes.
+    """
 
     job_id: str
     kind: str
@@ -30,6 +33,7 @@ class Order:
     deadline: datetime
     tenant: str | None = None
     reply_to: str | None = None
+    said: dict[str, Any] | None = None
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -46,7 +50,9 @@ class Order:
         return command_letter(step, body, message_id=self.message_id, job_id=self.job_id, headers=self.headers, reply_to=self.reply_to)
 
     def accepted(self) -> Letter:
-        told = {"kind": self.kind, "itinerary": [stop.step for stop in self.slip.itinerary]}
+        told: dict[str, Any] = {"kind": self.kind, "itinerary": [stop.step for stop in self.slip.itinerary]}
+        if self.said is not None:
+            told["order"] = self.said
         event = Event(
             kind=EventKind.ACCEPTED,
             step=JOB,

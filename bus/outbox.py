@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
 from aio_pika.exceptions import PublishError as Unroutable
 from pamqp.common import FieldTable
 
@@ -37,6 +37,9 @@ class Outbox:
 
         Raises PublishError when a confirm does not come in time, or a command has no queue.
         """
+        if len(letters) == 1:
+            await self._post(letters[0])
+            return
         for result in await asyncio.gather(*(self._post(letter) for letter in letters), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -44,6 +47,17 @@ class Outbox:
     async def post_until_confirmed(self, *letters: Letter) -> None:
         """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
         await until_back(lambda: self.post(*letters), "broker")
+
+    async def consumers(self, queue: str) -> int:
+        """How many consume a queue; 0 when there is no such queue. Raises PublishError when the broker is away."""
+        try:
+            async with asyncio.timeout(self._timeout), self.channel() as channel:
+                declared = await channel.declare_queue(queue, passive=True)
+                return declared.declaration_result.consumer_count or 0
+        except ChannelNotFoundEntity:
+            return 0
+        except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            raise PublishError(f"the broker did not tell who consumes {queue!r}: {error!r}") from error
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:

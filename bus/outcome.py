@@ -8,9 +8,9 @@ Rule 3: putting a message back (requeue) is never a retry; it is for work that w
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from bus.errors import EngineDead, PermanentError, TemporaryError
+from bus.errors import Abandoned, EngineDead, PermanentError, TemporaryError
 from contracts.fault import Fault
 from contracts.wire import Result
 
@@ -76,6 +76,8 @@ def after_error(
     match error:
         case EngineDead() | asyncio.CancelledError():
             return Requeue(str(error) or type(error).__name__)
+        case Abandoned():
+            return Dropped(fault_of(error, CANCELLED, step, attempt))
         case PermanentError(code=code):
             return Dead(fault_of(error, code, step, attempt), stack)
         case TemporaryError(code=code) if attempt > len(delays):
@@ -86,6 +88,14 @@ def after_error(
             return Retry(rung(delay, rungs), fault_of(error, "temporary", step, attempt))
         case _:
             return Retry(delays[attempt - 1], fault_of(error, "temporary", step, attempt))
+
+
+def in_time(outcome: Outcome, error: BaseException, deadline: datetime | None, now: datetime) -> Outcome:
+    """A retry that would come after the deadline is not made: the cause is told at once, where it has a name, to whoever still waits."""
+    late = isinstance(outcome, Retry) and deadline is not None and now + timedelta(seconds=outcome.delay) >= deadline
+    if not (late and isinstance(outcome, Retry) and isinstance(error, TemporaryError) and error.code != "attempts-exhausted"):
+        return outcome
+    return Dropped(outcome.fault.model_copy(update={"code": error.code}))
 
 
 def rung(delay: float, rungs: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ AWAY: tuple[type[BaseException], ...] = (
     TimeoutError,
     PublishError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # an answer cut in half by the server's end
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,

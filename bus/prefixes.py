@@ -37,9 +37,12 @@ class BucketSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    gcs_api_url: str = "https://storage.googleapis.com"
+    gcs_api_url: str = Field("https://storage.googleapis.com", description="Google's storage, or a server that speaks its language.")
     gcs_token: SecretStr | None = Field(None, description="An OAuth access token; without one a public bucket can be read.")
-    gcs_metadata_url: str = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token"
+    gcs_metadata_url: str = Field(
+        "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
+        description="Where a machine of Google's gets its token.",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
@@ -13,14 +14,17 @@ log = structlog.get_logger()
 
 
 class Readiness:
-    """What an actor says of itself. `reason`: why it can do no work, None when it can."""
+    """What an actor says of itself. `reason`: why it can do no work, None when it can; `since`: when it began to say so."""
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.reason: str | None = None
+        self.since = datetime.now(UTC)
         self._told = asyncio.Event()
 
     def tell(self, reason: str | None) -> None:
+        if reason is None or self.reason is None:
+            self.since = datetime.now(UTC)
         self.reason = reason
         self._told.set()
 

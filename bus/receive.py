@@ -7,7 +7,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -15,18 +15,17 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.contextvars import bind_contextvars
 
-from bus import letters
+from bus import letters, metrics, tracing
 from bus.actor import Actor, Context, Handler, Transactional
 from bus.cancellations import Cancellations
 from bus.delivery import Delivery
-from bus.errors import EngineDead, PermanentError, PublishError, TemporaryError
+from bus.errors import Abandoned, EngineDead, NoQueue, PermanentError, PublishError, TemporaryError
 from bus.inbox import Inbox, Known, PostgresInbox
 from bus.letters import Work
 from bus.outbox import Outbox
-from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work, fault_of
+from bus.outcome import CANCELLED, EXPIRED, Dead, Done, Dropped, Outcome, Requeue, Retry, after_error, before_work, fault_of, in_time
 from bus.parsing import parse
 from bus.settings import BusSettings
-from contracts import channels
 from contracts.carried import Carried
 from contracts.event import Progress
 from contracts.fault import Fault
@@ -49,9 +48,24 @@ class Counter:
 
     async def receive(self, raw: AbstractIncomingMessage) -> None:
         """Carry one delivery from its arrival to its ack."""
-        delivery = Delivery.of(raw, self.actor.queue)
+        with metrics.IN_HAND.labels(self.actor.step).track_inprogress():
+            await self._receive(raw)
+
+    async def _receive(self, raw: AbstractIncomingMessage) -> None:
+        with tracing.stop_traced(self.actor.step, Delivery.of(raw, self.actor.queue)) as (delivery, span):
+            tracing.settled(span, await self._carry(raw, delivery))
+
+    async def _carry(self, raw: AbstractIncomingMessage, delivery: Delivery) -> Outcome:
+        delivery = delivery if self.actor.expires else replace(delivery, deadline=None)
         bind_contextvars(**delivery.named)
-        work = Work(delivery, self.actor.step, self.settings.worker, letters.slip_of(delivery.body), datetime.now(UTC))
+        work = Work(
+            delivery,
+            self.actor.step,
+            self.settings.worker,
+            letters.slip_of(delivery.body),
+            datetime.now(UTC),
+            announces=self.actor.announces,
+        )
         started = time.perf_counter()
         outcome = await self._decide(work)
         work = replace(work, seconds=round(time.perf_counter() - started, 6))
@@ -62,6 +76,9 @@ class Counter:
             await self._carry_out(replace(work, slip=None), outcome)
         await _settle(raw, outcome)
         _say(work, outcome)
+        waited = letters.queued_seconds(work)
+        metrics.settled(work.step, outcome, attempt=delivery.attempt, seconds=work.seconds, waited=waited)
+        return outcome
 
     async def _decide(self, work: Work) -> Outcome:
         try:
@@ -100,6 +117,7 @@ class Counter:
         return outcome
 
     def _already(self, delivery: Delivery, known: Known) -> Outcome | None:
+        """What tells of a job beside its way is not cancelled with it: the backend is to hear that it was."""
         return before_work(
             step=self.actor.step,
             attempt=delivery.attempt,
@@ -107,7 +125,7 @@ class Counter:
             delivery_limit=self.settings.delivery_limit,
             deadline=delivery.deadline,
             now=datetime.now(UTC),
-            cancelled=known.cancelled,
+            cancelled=known.cancelled and not delivery.aside,
         )
 
     def _crashes(self, delivery: Delivery, known: Known) -> int:
@@ -123,7 +141,7 @@ class Counter:
     async def _handle(self, work: Work, command: Carried) -> Outcome:
         """Run the handler within its time, and remember its result."""
         task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))
-        with self.cancellations.watch(work.delivery.job_id, task):
+        with nullcontext() if work.delivery.aside else self.cancellations.watch(work.delivery.job_id, task):
             try:
                 await _finish(task, self._seconds_left(work.delivery))
             except asyncio.CancelledError:
@@ -136,7 +154,11 @@ class Counter:
                 return self._out_of_time(work)
         returned = task.result()
         result, write = (returned.result, returned.write) if isinstance(returned, Transactional) else (returned, None)
-        await self.inbox.remember(self.actor.step, work.delivery.message_id, result.model_dump(mode="json", exclude_none=True), write)
+        try:
+            await self.inbox.remember(self.actor.step, work.delivery.message_id, result.model_dump(mode="json", exclude_none=True), write)
+        finally:
+            if isinstance(returned, Transactional) and returned.settled:
+                await returned.settled()
         return Done(result)
 
     def _context(self, work: Work) -> Context:
@@ -146,8 +168,17 @@ class Counter:
             except PublishError as error:
                 log.warning("progress.lost", job_id=work.delivery.job_id, error=str(error))
 
+        async def say(delta: Carried) -> None:
+            try:
+                await self.outbox.post(letters.delta(work, delta.model_dump(mode="json")))
+            except NoQueue as error:
+                raise Abandoned(f"nobody awaits the reply any more: {error}") from error
+            except PublishError as error:
+                log.warning("delta.lost", job_id=work.delivery.job_id, error=str(error))
+
         delivery = work.delivery
-        return Context(delivery.job_id, delivery.message_id, delivery.attempt, delivery.tenant, delivery.deadline, report)
+        heard = say if delivery.reply_to else None
+        return Context(delivery.job_id, delivery.message_id, delivery.attempt, delivery.tenant, delivery.deadline, report, heard)
 
     def _seconds_left(self, delivery: Delivery) -> float:
         left = (delivery.deadline - datetime.now(UTC)).total_seconds() if delivery.deadline else self.actor.timeout_seconds
@@ -168,15 +199,15 @@ class Counter:
             return Dropped(fault_of(error, getattr(error, "code", "failed"), self.actor.step, work.delivery.attempt))
         stack = "".join(traceback.format_exception(error))
         delays, rungs = self.settings.retry_delays_seconds, self.settings.rungs
-        return after_error(error, step=self.actor.step, attempt=work.delivery.attempt, delays=delays, rungs=rungs, stack=stack)
+        outcome = after_error(error, step=self.actor.step, attempt=work.delivery.attempt, delays=delays, rungs=rungs, stack=stack)
+        return in_time(outcome, error, work.delivery.deadline, datetime.now(UTC))
 
     async def _carry_out(self, work: Work, outcome: Outcome) -> None:
         if isinstance(outcome, Requeue):
             await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
         written = letters.follow(work, outcome, now=datetime.now(UTC))
-        await self.outbox.post_until_confirmed(
-            *(letter for letter in written if self.actor.announces or letter.exchange != channels.EVENTS)
-        )
+        with tracing.publishing(len(written)):
+            await self.outbox.post_until_confirmed(*written)
 
 
 SUSPECT_WAIT_SECONDS = 0.2

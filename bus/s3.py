@@ -27,12 +27,28 @@ async def open_s3(settings: StoreSettings) -> AsyncIterator[Any]:
         aws_session_token=token.get_secret_value() if token else None,
         region_name=settings.aws_s3_region_name,
     )
-    wait = settings.store_timeout_seconds
+    wait = settings.store_timeout_seconds / 2  # There is a second attempt.
     config = Config(
         connect_timeout=min(5.0, wait), read_timeout=wait, retries={"mode": "standard", "max_attempts": 2}, signature_version="s3v4"
     )
-    async with session.client("s3", endpoint_url=settings.aws_s3_endpoint_url, config=config) as client:
+    verify = str(settings.tls_ca_file) if settings.tls_ca_file else None
+    async with session.client("s3", endpoint_url=settings.aws_s3_endpoint_url, config=config, verify=verify) as client:
         yield client
+
+
+async def make_bucket(settings: StoreSettings, bucket: str) -> bool:
+    """True when it was not there before. Raises TemporaryError when the store is away or forbids it."""
+    from botocore.exceptions import ClientError
+
+    async with open_s3(settings) as client:
+        with s3_errors(f"making the bucket {bucket}"):
+            try:
+                await client.create_bucket(Bucket=bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                    return False
+                raise
+    return True
 
 
 @contextmanager
@@ -56,4 +72,4 @@ def s3_errors(
             raise on_refused() from error
         raise TemporaryError(f"{doing}: the store answered {code}", code="store-away") from error
     except (BotoCoreError, BrokenBody, OSError, TimeoutError) as error:
-        raise TemporaryError(f"{doing}: the store is away: {error}", code="store-away") from error
+        raise TemporaryError(f"{doing}: the store is away: {str(error) or 'no answer in time'}", code="store-away") from error

@@ -2,13 +2,34 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bus.tls import trusting_broker, trusting_database
+
 Seconds = Annotated[float, Field(gt=0)]
+
+
+class BrokerParts(BaseSettings):
+    """The broker by its parts, as the image worker that this replaces names it. Counts where AMQP_URL is not set."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RABBITMQ_", populate_by_name=True)
+
+    host: str | None = Field(None, description="The broker's name or address; with it AMQP_URL need not be set.")
+    port: int = Field(5672, description="Where the broker listens.")
+    user: str = Field("guest", description="The broker's user.")
+    password: SecretStr = Field(
+        SecretStr("guest"), validation_alias=AliasChoices("RABBITMQ_PASSWORD", "RABBITMQ_PASS"), description="The user's password."
+    )
+
+    @property
+    def url(self) -> str:
+        user, password = quote(self.user, safe=""), quote(self.password.get_secret_value(), safe="")
+        return f"amqp://{user}:{password}@{self.host}:{self.port}/"
 
 
 class BusSettings(BaseSettings):
@@ -20,6 +41,7 @@ class BusSettings(BaseSettings):
         description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS)."
     )
     database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it nothing is remembered: at-least-once.")
+    tls_ca_file: Path | None = Field(None, description="The authority behind `amqps://…` and `postgresql://…?sslmode=verify-full`, in PEM.")
     retry_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
         (2.0, 30.0, 120.0), description="Wait before run 2, 3, 4; then the work is buried."
     )
@@ -30,8 +52,8 @@ class BusSettings(BaseSettings):
     grace_seconds: Seconds = Field(30.0, description="After SIGTERM, how long running work may go on.")
     delivery_limit: int = Field(10, ge=1, le=19, description="A delivery that came back this often is buried. RabbitMQ 4 drops it at 20.")
     max_body_bytes: int = Field(1 << 20, ge=1, description="A larger message body is refused unread.")
-    heartbeat_seconds: int = Field(20, ge=1)
-    database_pool_size: int = Field(8, ge=1)
+    heartbeat_seconds: int = Field(20, ge=1, description="How often broker and process say that they live.")
+    database_pool_size: int = Field(8, ge=1, description="Connections to the database, at most.")
     inbox_retention_days: float = Field(14.0, gt=0, description="How long an outcome is remembered.")
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}", description="This process, in logs and events.")
 
@@ -43,12 +65,9 @@ class BusSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def assemble(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The image worker that this replaces names its broker by parts."""
-        host = os.environ.get("RABBITMQ_HOST")
-        if "amqp_url" not in values and host:
-            user = quote(os.environ.get("RABBITMQ_USER", "guest"), safe="")
-            password = quote(os.environ.get("RABBITMQ_PASSWORD") or os.environ.get("RABBITMQ_PASS", "guest"), safe="")
-            values["amqp_url"] = f"amqp://{user}:{password}@{host}:{os.environ.get('RABBITMQ_PORT', '5672')}/"
+        """The broker by its parts, where it is not named whole."""
+        if "amqp_url" not in values and (parts := BrokerParts()).host:
+            values["amqp_url"] = parts.url
         return values
 
     @property
@@ -58,5 +77,9 @@ class BusSettings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        url = self.amqp_url.get_secret_value()
+        url = trusting_broker(self.amqp_url.get_secret_value(), self.tls_ca_file)
         return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={self.heartbeat_seconds}"
+
+    @property
+    def postgres_url(self) -> str | None:
+        return trusting_database(self.database_url.get_secret_value(), self.tls_ca_file) if self.database_url else None

@@ -23,16 +23,20 @@ class StoreSettings(AddressSettings):
     asset_buckets: Names = Field((), description="Buckets from which `s3://` assets may be fetched, beside the store's own. `*`: any.")
     asset_allowed_hosts: Names = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
     asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name to last byte.")
-    aws_access_key_id: str | None = None
-    aws_secret_access_key: SecretStr | None = None
-    aws_session_token: SecretStr | None = None
-    aws_storage_bucket_name: str | None = None
-    aws_s3_region_name: str | None = Field(None, validation_alias=AliasChoices("AWS_S3_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"))
+    aws_access_key_id: str | None = Field(None, description="None: as the machine's role says.")
+    aws_secret_access_key: SecretStr | None = Field(None, description="Belongs to the access key.")
+    aws_session_token: SecretStr | None = Field(None, description="Of a temporary access key.")
+    aws_storage_bucket_name: str | None = Field(None, description="Stands for `STORE_URL=s3://<name>`.")
+    aws_s3_region_name: str | None = Field(
+        None, validation_alias=AliasChoices("AWS_S3_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"), description="The bucket's region."
+    )
     aws_s3_endpoint_url: str | None = Field(
-        None, validation_alias=AliasChoices("AWS_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        None,
+        validation_alias=AliasChoices("AWS_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="An S3 server that is not Amazon's.",
     )
     s3_presign_seconds: float = Field(WEEK, gt=0, le=WEEK, description="How long a presigned address lasts; S3 allows a week.")
-    s3_cache_control: str = Field("public, max-age=31536000, immutable")
+    s3_cache_control: str = Field("public, max-age=31536000, immutable", description="`Cache-Control` of what is stored.")
 
     @model_validator(mode="before")
     @classmethod

@@ -121,9 +121,9 @@ class Watch:
 @asynccontextmanager
 async def open_trigger(trigger: Trigger, settings: BusSettings, outbox: Outbox) -> AsyncIterator[Watch]:
     """Watch until closed. Raises PermanentError("database-missing")."""
-    if settings.database_url is None:
+    if settings.postgres_url is None:
         raise PermanentError("database-missing", f"{trigger.name} listens to Postgres: set DATABASE_URL")
-    watch = Watch(trigger, settings.database_url.get_secret_value(), outbox)
+    watch = Watch(trigger, settings.postgres_url, outbox)
     task = asyncio.create_task(watch.for_ever())
     try:
         yield watch

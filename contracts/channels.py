@@ -22,4 +22,5 @@ def retry_exchange(delay_seconds: float) -> str:
 
 
 def event_key(step: str, kind: str, job_id: str) -> str:
-    return f"{step}.{kind}.{job_id}"
+    """A key has at most 255 bytes, and a stranger's job id may have as many by itself: its beginning counts."""
+    return f"{step}.{kind}.{job_id.encode()[:200].decode(errors='ignore')}"

@@ -7,7 +7,7 @@ unresolved ──► replay-requested ──► resolved
     └ every state may be archived but replay-requested; an archived letter is restored to unresolved
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -20,6 +20,8 @@ DeadLetterState = Literal["unresolved", "replay-requested", "resolved", "failed-
 
 Text = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
 """Text that Postgres can look for."""
+Moment = Annotated[datetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+"""A moment that every clock on the way can say."""
 
 
 class Selection(Carried):
@@ -34,8 +36,8 @@ class Selection(Carried):
     state: DeadLetterState | None = None
     job_id: Text | None = None
     message_id: Text | None = None
-    since: datetime | None = Field(None, description="Failed last at this moment or later.")
-    before: datetime | None = Field(None, description="Failed last before this moment.")
+    since: Moment | None = Field(None, description="Failed last at this moment or later.")
+    before: Moment | None = Field(None, description="Failed last before this moment.")
     everything: bool = False
 
     @property

@@ -35,6 +35,7 @@ ITINERARIES: dict[str, Itinerary] = {
     ),
     "ad": Itinerary(
         stops=[
+            Stop(step=Step.TEXT),
             Stop(step=Step.IMAGE),
             Stop(step=Step.VALIDATE, gate="is_valid"),
             Stop(step=Step.OVERLAY),
@@ -44,7 +45,7 @@ ITINERARIES: dict[str, Itinerary] = {
             _COMPLETE,
         ],
         answer=[
-            *("files", "result_url", "result_urls", "metadata"),
+            *("files", "result_url", "result_urls", "metadata", "text"),
             *("is_valid", "relevance_score", "font_recommendation", "layout", "contrast_ratio"),
             *("on_brief", "occlusion", "contrast_ok", "cta_present", "analysis", "issues", "evidence"),
         ],

@@ -13,6 +13,11 @@ from contracts.wire import Command, Result
 State = Literal["accepted", "running", "completed", "failed", "cancelled"]
 
 
+def unknown(job_id: str) -> str:
+    """What is said of a job that is not there, and of one that is not the asker's: nobody can tell the two apart."""
+    return f"no job {job_id!r} is in the ledger; a job just sent appears within moments"
+
+
 class GetJob(Command):
     job_id: str = Field(max_length=255)
 
@@ -22,6 +27,7 @@ class ListJobs(Command):
 
     state: State | None = None
     tenant: str | None = Field(None, max_length=255)
+    words: str | None = Field(None, min_length=1, max_length=200, description="Stand in the order's texts, in any case, or in its id.")
     before: datetime | None = None
     limit: int = Field(50, ge=1, le=500)
 
@@ -38,6 +44,7 @@ class ClaimJob(Command):
     job_id: str = Field(max_length=255)
     kind: str = Field(max_length=64)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tenant: str | None = Field(None, max_length=255, description="Whose job it will be.")
 
 
 class JobClaimed(Result):

@@ -4,6 +4,7 @@ from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
 from contracts.judge import Judge, JudgeDone
 from contracts.overlay import Overlay, OverlayDone
+from contracts.text import Text, TextDone
 from contracts.upload import Upload, UploadDone
 from contracts.validate import Validate, ValidateDone
 from contracts.watermark import Watermark, WatermarkDone
@@ -19,6 +20,7 @@ COMMANDS: dict[str, type[Command]] = {
     Step.VALIDATE: Validate,
     Step.JUDGE: Judge,
     Step.OVERLAY: Overlay,
+    Step.TEXT: Text,
 }
 
 RESULTS: dict[str, type[Result]] = {
@@ -30,6 +32,7 @@ RESULTS: dict[str, type[Result]] = {
     Step.VALIDATE: ValidateDone,
     Step.JUDGE: JudgeDone,
     Step.OVERLAY: OverlayDone,
+    Step.TEXT: TextDone,
 }
 
 BURYING: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")

@@ -21,6 +21,7 @@ class Step(StrEnum):
     VALIDATE = "validate"
     JUDGE = "judge"
     OVERLAY = "overlay"
+    TEXT = "text"
 
 
 class Header(StrEnum):

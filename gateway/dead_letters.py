@@ -17,9 +17,10 @@ from contracts.dead_letter import (
     Text,
     WholeDeadLetter,
 )
+from gateway.callers import caller_of, operators_only
 from gateway.jobs import Moment, problems
 
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/dead-letters", tags=["dead letters"], dependencies=[Depends(operators_only)])
 
 QUESTIONS = tuple(f"dead-letter.{word}" for word in ("list", "groups", "get", "replay", "edit", "move"))
 """The steps asked here."""
@@ -73,7 +74,7 @@ async def _ask(request: Request, step: str, **question: Any) -> dict[str, Any]:
 
 async def _act(request: Request, step: str, order: Asked, **more: Any) -> dict[str, Any]:
     """Ask for something to be done, in the name of whoever's key it is."""
-    caller = request.scope.get("state", {}).get("caller") or "http"
+    caller = caller_of(request) or "http"
     return await _ask(request, step, **order.model_dump(mode="json", exclude_none=True), **more, by=caller[:255])
 
 

@@ -5,49 +5,70 @@ An event's id is that of the message that carried it, so a stream that broke is 
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from bus.events import Follower, event_id
 from bus.request_reply import ReplyTimeout
 from contracts.event import Event
-from contracts.job import JobEvents
+from contracts.job import JobEvents, unknown
 from gateway.placing import Counter, ends
 from gateway.problems import Refused
 
 RECONNECT = "retry: 2000\n\n"
+KEEPALIVE = ": keepalive\n\n"
 FIRST_EVENT_SECONDS, FIRST_EVENT_TRIES = 0.2, 10
 
 
 class Stream:
     """One client's view of one job. Each event is told once, whether the ledger or the bus has it first."""
 
-    def __init__(self, counter: Counter, job_id: str, last_id: str | None, keepalive_seconds: float) -> None:
-        self._counter, self._job_id, self._last_id, self._keepalive_seconds = counter, job_id, last_id, keepalive_seconds
+    def __init__(self, counter: Counter, job_id: str, tenant: str | None, last_id: str | None, keepalive_seconds: float) -> None:
+        self._counter, self._job_id, self._tenant, self._last_id = counter, job_id, tenant, last_id
+        self._keepalive_seconds = keepalive_seconds
         self._told: set[str] = set()
 
     async def run(self, follower: Follower) -> AsyncGenerator[str]:
         """Yields the text of the stream; its first piece comes when the job is known. Raises Refused(404) before it."""
+        events = self.events(follower)
+        async with aclosing(events):
+            await anext(events)
+            yield RECONNECT
+            async for event in events:
+                yield told(event) if event else KEEPALIVE
+
+    async def events(self, follower: Follower) -> AsyncGenerator[Event | None]:
+        """None when the job is known, and whenever nothing came for a while. Raises Refused(404) before the first."""
         async with follower.follow(self._job_id) as heard:
             past = await self._past() or await self._first(heard)
-            yield RECONNECT
+            yield None
             for event in self._after_last(past):
-                yield told(event)
+                yield event
             if any(ends(event) for event in past):
                 return
             async for coming in self._coming(heard):
-                yield told(coming) if coming else ": keepalive\n\n"
+                yield coming
 
     async def _past(self) -> list[Event]:
-        return JobEvents.model_validate(await self._counter.ask("job.events", job_id=self._job_id)).events
+        return [self._own(event) for event in JobEvents.model_validate(await self._counter.ask("job.events", job_id=self._job_id)).events]
+
+    def _own(self, event: Event) -> Event:
+        """Raises Refused(404) for another tenant's event."""
+        if self._tenant in (None, event.tenant):
+            return event
+        raise self._unknown()
+
+    def _unknown(self) -> Refused:
+        return Refused(404, "job-unknown", unknown(self._job_id), job_id=self._job_id)
 
     async def _first(self, heard: "asyncio.Queue[Event]") -> list[Event]:
         """A job just sent may not be in the ledger yet: whichever tells of it first. Raises Refused(404) when neither does."""
         for _ in range(FIRST_EVENT_TRIES):
             try:
-                return [await asyncio.wait_for(heard.get(), FIRST_EVENT_SECONDS)]
+                return [self._own(await asyncio.wait_for(heard.get(), FIRST_EVENT_SECONDS))]
             except TimeoutError:
                 if past := await self._past():
                     return past
-        raise Refused(404, "job-unknown", f"nothing is known of a job {self._job_id!r}")
+        raise self._unknown()
 
     def _after_last(self, events: list[Event]) -> list[Event]:
         """What the client has not seen, when it says what it saw last; an id that is not there means everything."""

@@ -1,14 +1,10 @@
 """Document 001's API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with the source system's fields, statuses and words."""
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
-from fastapi.encoders import jsonable_encoder
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from bus.errors import PublishError
@@ -16,8 +12,10 @@ from bus.request_reply import ReplyFault, ReplyTimeout
 from contracts.validate import FontRecommendation
 from contracts.verdict import Evidence
 from contracts.wire import Step
+from gateway.callers import own
 from gateway.deadlines import seconds_given
 from gateway.problems import FORMS
+from gateway.source_route import SourceRoute
 
 PREFIX = "/api/yh/llava"
 SECONDS = 1800.0
@@ -42,23 +40,8 @@ STATUS = {
 """Status of each fault that the source system knows; all others are a 500."""
 
 
-class SourceRoute(APIRoute):
-    """A body without its fields is told which, in FastAPI's own form: the source system's clients read that."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handled(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                return JSONResponse({"detail": jsonable_encoder(error.errors())}, 422)
-
-        return handled
-
-
 router = APIRouter(prefix=PREFIX, tags=["feedly"], route_class=SourceRoute)
-FORMS[PREFIX] = lambda title, detail: {"detail": detail}
+FORMS[PREFIX] = lambda refused: {"detail": refused.detail}
 
 
 class ValidateIn(BaseModel):
@@ -112,7 +95,13 @@ class JudgeOut(BaseModel):
     repaired: bool = False
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {400: {}, 404: {}, 500: {}}
+class Detail(BaseModel):
+    """What went wrong, as the source system says it."""
+
+    detail: str = Field(examples=["Job tenant_id mismatch"])
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": Detail} for status in (400, 403, 404, 500)}
 
 
 @router.post("/stage1/validate", response_model=ValidateOut, responses=ERRORS)
@@ -134,7 +123,7 @@ async def ask(request: Request, step: Step, body: ValidateIn | JudgeIn, out: typ
             UUID(value or body.job_id)
         except ValueError as error:
             return detail(400, f"Invalid UUID format: {error}")
-    tenant = getattr(request.state, "caller", None) or body.tenant_id
+    tenant = own(request, body.tenant_id)
     try:
         fields = body.model_dump(exclude_none=True)
         reply = await request.app.state.requests.request(step.value, fields, seconds=seconds_given(request, SECONDS), tenant=tenant)

@@ -1,8 +1,7 @@
 """Jobs over HTTP: hand one in, ask what became of it, follow it, fetch its files, cancel it."""
 
-from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -11,24 +10,27 @@ from pydantic import BaseModel, Field
 from bus.errors import PublishError
 from bus.request_reply import ReplyTimeout
 from contracts.job import Job, Jobs, State
+from gateway.callers import caller_of, own, tenant_of
 from gateway.deadlines import seconds_given, wait_wanted
 from gateway.event_stream import Stream
 from gateway.files import files_of, send_file
 from gateway.orders import JobOrder
 from gateway.placing import Counter, Placed
 from gateway.problems import Problem, Refused
+from gateway.server_sent import send_stream
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$", examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])]
 Tenant = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
+Words = Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Moment = Annotated[datetime | None, Query(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     said = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
-    return dict.fromkeys((401, 422, 429, 500, 502, 503, 504, *statuses), said)
+    return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), said)
 
 
 class Answer(BaseModel):
@@ -38,6 +40,13 @@ class Answer(BaseModel):
     state: State
     result: dict[str, Any] | None = None
     links: dict[str, str]
+
+
+class Cancelling(BaseModel):
+    """Every worker is asked to stop."""
+
+    job_id: str
+    state: Literal["cancelling"] = "cancelling"
 
 
 class File(BaseModel):
@@ -60,6 +69,11 @@ def _counter(request: Request) -> Counter:
     return counter
 
 
+async def _job(request: Request, job_id: str) -> Job:
+    """A job that the caller may see."""
+    return await _counter(request).job(job_id, tenant_of(request))
+
+
 def _links(job_id: str) -> dict[str, str]:
     return {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": f"/jobs/{job_id}"}
 
@@ -67,6 +81,7 @@ def _links(job_id: str) -> dict[str, str]:
 @router.post(
     "",
     status_code=202,
+    response_model=Answer,
     responses=problems(400, 413) | {200: {"model": Answer, "description": "The job is done."}},
 )
 async def place_job(
@@ -83,8 +98,9 @@ async def place_job(
     """Hand a job in. 202 with its id; or 200 with its result, when the client waits and the job ends in time."""
     seconds = seconds_given(request, request.app.state.settings.job_seconds)
     waited = wait_wanted(request, wait)
-    caller = request.scope.get("state", {}).get("caller")
-    placed = await _counter(request).hand_in(order, seconds=seconds, wait=waited, caller=caller, key=idempotency_key)
+    caller = caller_of(request)
+    tenant = own(request, order.tenant) or caller
+    placed = await _counter(request).hand_in(order, seconds=seconds, wait=waited, tenant=tenant, caller=caller, key=idempotency_key)
     return _answer(placed, {"Preference-Applied": f"wait={waited:g}"} if prefer and wait is None and waited else {})
 
 
@@ -96,11 +112,11 @@ def _answer(placed: Placed, headers: dict[str, str]) -> JSONResponse:
 
 
 @router.get("/{job_id}", responses=problems(404), response_model=JobView)
-async def get_job(request: Request, job_id: JobId) -> JSONResponse:
+async def get_job(request: Request, job_id: JobId) -> Response:
     """One job: its state, its steps with their times, its result or its fault, its files."""
-    job = await _counter(request).job(job_id)
-    more = {"files": [file.model_dump() for file in _files(job)], "links": _links(job.job_id)}
-    return JSONResponse(job.model_dump(mode="json", exclude_none=True) | more)
+    job = await _job(request, job_id)
+    view = JobView.model_construct(**dict(job), files=_files(job), links=_links(job.job_id))
+    return Response(view.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def _files(job: Job) -> list[File]:
@@ -115,25 +131,32 @@ async def list_jobs(
     request: Request,
     state: State | None = None,
     tenant: Tenant = None,
+    words: Words = None,
     before: Moment = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JSONResponse:
-    """Jobs, the youngest first. `before` turns the page: it is the `created_at` of the last job of the page before."""
+    """Jobs, the youngest first. `words` stand in the order's texts or its id.
+
+    `before` turns the page: it is the `created_at` of the last job of the page before.
+    """
     moment = before.isoformat() if before else None
-    return JSONResponse(await _counter(request).ask("job.list", state=state, tenant=tenant, before=moment, limit=limit))
+    whose = own(request, tenant)
+    return JSONResponse(await _counter(request).ask("job.list", state=state, tenant=whose, words=words, before=moment, limit=limit))
 
 
 @router.delete("/{job_id}", status_code=202, responses=problems(404, 409))
-async def cancel_job(request: Request, job_id: JobId) -> dict[str, str]:
+async def cancel_job(request: Request, job_id: JobId) -> Cancelling:
     """Ask every worker to stop what it does for this job. What is done already stays done; a job that has ended is a 409."""
     try:
-        job = await _counter(request).job(job_id)
+        job = await _job(request, job_id)
     except (ReplyTimeout, PublishError):
+        if tenant_of(request):  # Nobody can say whose job it is.
+            raise
         job = None  # Without the ledger a job can be stopped all the same.
     if job and job.state in ENDED:
         raise Refused(409, "job-ended", f"the job is {job.state}", job_id=job_id)
     await request.app.state.requests.cancel(job_id)
-    return {"job_id": job_id, "state": "cancelling"}
+    return Cancelling(job_id=job_id)
 
 
 @router.get(
@@ -148,22 +171,8 @@ async def follow_job(
 ) -> Response:
     """What happened and happens to the job, as server-sent events, until it ends. The event is named `<step>.<kind>`."""
     state = request.app.state
-    if state.streams >= state.settings.max_streams:
-        raise Refused(503, "busy", f"{state.streams} streams are open already.", {"Retry-After": "5"})
-    pieces = Stream(_counter(request), job_id, last_event_id, state.settings.keepalive_seconds).run(state.follower)
-    first = await anext(pieces)
-
-    async def all_of_them() -> Any:
-        state.streams += 1
-        try:
-            async with aclosing(pieces):
-                yield first
-                async for piece in pieces:
-                    yield piece
-        finally:
-            state.streams -= 1
-
-    return StreamingResponse(all_of_them(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    stream = Stream(_counter(request), job_id, tenant_of(request), last_event_id, state.settings.keepalive_seconds)
+    return await send_stream(request, stream.run(state.follower))
 
 
 @router.get(
@@ -174,4 +183,4 @@ async def follow_job(
 )
 async def get_file(request: Request, job_id: JobId, name: Annotated[str, Path(max_length=255)]) -> Response:
     """One file of a job. Its address never means other bytes."""
-    return await send_file(request, await _counter(request).job(job_id), name)
+    return await send_file(request, await _job(request, job_id), name)

@@ -1,6 +1,7 @@
 """What a client may order, and the slip that comes of it. Unknown fields are refused."""
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -81,19 +82,22 @@ class ImageOrder(Told, _Picture):  # type: ignore[misc]
 
 
 class Ad(Told, _OnePicture):  # type: ignore[misc]
-    """Draw, look whether it suits the copy (and draw again if not), letter, judge, sign, upload, and tell the backend."""
+    """Write the copy unless it is given, draw, look whether both suit (and draw again if not), letter, judge, sign, upload, tell."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [POSTER]})
 
     kind: Literal["ad"]
-    text: str = Field(min_length=1, max_length=500, description="The copy that is laid over the picture.")
+    text: str | None = Field(None, min_length=1, max_length=500, description="The copy that is laid over the picture. None: it is written.")
+    brief: str | None = Field(None, min_length=1, max_length=4000, description="What the writer is to advertise. None: the prompt.")
     tries: int = Field(2, ge=0, le=10, description="How often a refused picture is drawn again, each time with another seed.")
     overlay: _Lettering | None = None
 
     def slip(self, job_id: str) -> Slip:
         lettering = self.overlay.model_dump(mode="json", exclude_unset=True) if self.overlay else {}
-        variables = self.variables(job_id) | _seeded(self) | {"text": self.text, "ad_copy_text": self.text}
-        return _standard(self.kind, {Step.IMAGE: _drawn(self), Step.OVERLAY: lettering}, variables, self.tries)
+        copy = {"text": self.text, "ad_copy_text": self.text} if self.text else {}
+        arguments = {Step.TEXT: _wanted(self.brief or self.prompt), Step.IMAGE: _drawn(self), Step.OVERLAY: lettering}
+        without = {Step.TEXT} if self.text else set()
+        return _standard(self.kind, arguments, self.variables(job_id) | _seeded(self) | copy, self.tries, without)
 
 
 class StopOrder(BaseModel):
@@ -151,17 +155,25 @@ def _drawn(order: Any) -> dict[str, Any]:
     return fields
 
 
+def _wanted(brief: str) -> dict[str, Any]:
+    """What the writer is asked for: one short line, in the language of the brief."""
+    behave = "You write the copy of advertisements. Answer with one short line, in the language of the brief, without quotation marks."
+    return {"messages": [{"role": "system", "content": behave}, {"role": "user", "content": brief}], "max_tokens": 64}
+
+
 def _seeded(order: Any) -> dict[str, Any]:
     return {} if order.seed is None else {"seed": order.seed}
 
 
-def _standard(kind: str, arguments: dict[Step, dict[str, Any]], variables: dict[str, Any], tries: int = 0) -> Slip:
+def _standard(
+    kind: str, arguments: dict[Step, dict[str, Any]], variables: dict[str, Any], tries: int = 0, without: Collection[Step] = ()
+) -> Slip:
     """A standard itinerary, filled in. Without a generation id there is no backend to tell."""
     table, told = ITINERARIES[kind], "generation_id" in variables
     stops = [
         stop.model_copy(update={"arguments": stop.arguments | arguments.get(Step(stop.step), {})})
         for stop in table.stops
-        if told or stop.step != Step.WEBHOOK
+        if (told or stop.step != Step.WEBHOOK) and stop.step not in without
     ]
     if table.goes_back_to:
         stops = _with_way_back(stops, table.goes_back_to, tries, table.fresh)

@@ -28,8 +28,8 @@ STATUS = {
 }
 """HTTP status of a fault's code; every other fault is a 502: the gateway is well, what stands behind it is not."""
 
-Form = Callable[[str, str], dict[str, Any]]
-"""Takes a title and a detail, gives a body."""
+Form = Callable[["Refused"], dict[str, Any]]
+"""The body that says a refusal."""
 
 FORMS: dict[str, Form] = {}
 """The error form of each path prefix that is not ours to decide."""
@@ -66,7 +66,7 @@ def answer(path: str, refused: Refused) -> JSONResponse:
     """The answer to a request on a path, in the path's own form."""
     form = next((form for prefix, form in FORMS.items() if path.startswith(prefix)), None)
     if form:
-        response = JSONResponse(form(refused.title, refused.detail), refused.status)
+        response = JSONResponse(form(refused), refused.status)
     else:
         response = problem(refused.status, refused.title, refused.detail, **refused.more)
     response.headers.update(refused.headers)
@@ -82,7 +82,7 @@ def said(error: Exception) -> Refused:
             more: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
             return Refused(STATUS.get(fault.code, 502), fault.code, fault.message, **more)
         case ReplyTimeout(job_id=job_id):
-            return Refused(504, "no reply in time", str(error), job_id=job_id)
+            return Refused(504, "no reply in time", str(error), None, **({"job_id": job_id} if job_id else {}))
         case PublishError():
             return Refused(503, "the bus is away", str(error), {"Retry-After": "5"})
         case RequestValidationError():

@@ -1,6 +1,7 @@
 """Serve the gateway until SIGTERM or SIGINT."""
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from contextlib import contextmanager
 import structlog
 import uvicorn
 
+from bus.health_settings import HealthSettings
 from bus.settings import BusSettings
 from bus.store_settings import StoreSettings
+from bus.tracing import open_tracing
+from bus.tracing_settings import TracingSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 
@@ -29,6 +33,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            gc.collect()
+            gc.freeze()  # What lives as long as the process need not be looked through again and again.
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("gateway.ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -36,7 +42,7 @@ class Server(uvicorn.Server):
 def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None) -> bool:
     """Returns False when it could not begin: the broker is away, or the port is taken."""
     config = uvicorn.Config(
-        create_app(bus, settings, store),
+        create_app(bus, settings, store, HealthSettings()),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -48,5 +54,6 @@ def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | No
         timeout_graceful_shutdown=round(settings.grace_seconds),
     )
     server = Server(config)
-    server.run()
+    with open_tracing("gateway", TracingSettings()):
+        server.run()
     return server.started

@@ -10,27 +10,29 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from bus import metrics
+from bus.tracing import answered, request_traced
 from bus.travelling import travel_with
 from contracts.wire import Header
 from gateway.problems import answer, said
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
-SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-}
+SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
 """Set where the answer says nothing else."""
 DOCS_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    "img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
 )
 """What the pages of /docs load."""
 
@@ -45,18 +47,22 @@ class Tracing:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        names = names_of(Headers(scope=scope))
-        with travel_with(names), bound_contextvars(request_id=names[Header.REQUEST_ID], trace_id=names[Header.TRACEPARENT].split("-")[1]):
-            await self._traced(scope, receive, send, names)
+        given = Headers(scope=scope)
+        with request_traced(names_of(given), given) as (names, span):
+            await self._named(scope, receive, send, names, span)
 
-    async def _traced(self, scope: Scope, receive: Receive, send: Send, names: dict[str, str]) -> None:
+    async def _named(self, scope: Scope, receive: Receive, send: Send, names: dict[str, str], span: Any) -> None:
+        with travel_with(names), bound_contextvars(request_id=names[Header.REQUEST_ID], trace_id=names[Header.TRACEPARENT].split("-")[1]):
+            await self._traced(scope, receive, send, names, span)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send, names: dict[str, str], span: Any) -> None:
         status, started = 0, time.perf_counter()
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                adorn(MutableHeaders(scope=message), scope, names)
+                adorn(message["headers"], scope, names)
             await send(message)
 
         try:
@@ -67,7 +73,14 @@ class Tracing:
                 await answer(scope["path"], said(error))(scope, receive, sending)
         finally:
             seconds = round(time.perf_counter() - started, 4)
+            metrics.answered(scope["method"], route_of(scope), status, seconds)
+            answered(span, scope["method"], route_of(scope), status)
             log.info("request.answered", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
+
+
+def route_of(scope: Scope) -> str:
+    """The pattern that the path fits, such as /v1/jobs/{job_id}; one word for all paths that fit none."""
+    return str(getattr(scope.get("route"), "path", metrics.OTHER))
 
 
 def names_of(headers: Headers) -> dict[str, str]:
@@ -82,12 +95,14 @@ def names_of(headers: Headers) -> dict[str, str]:
     return names
 
 
-def adorn(headers: MutableHeaders, scope: Any, names: dict[str, str]) -> None:
-    headers["X-Request-Id"] = names[Header.REQUEST_ID.value]
-    headers["traceparent"] = names[Header.TRACEPARENT.value]
-    if scope["path"] in ("/docs", "/redoc"):
-        headers.setdefault("Content-Security-Policy", DOCS_POLICY)
-    for name, value in SECURITY.items():
-        headers.setdefault(name, value)
+def adorn(headers: list[tuple[bytes, bytes]], scope: Any, names: dict[str, str]) -> None:
+    """Raw, as they go out: every answer passes here."""
+    said = {name for name, _ in headers}
+    headers.append((b"x-request-id", names[Header.REQUEST_ID.value].encode()))
+    headers.append((b"traceparent", names[Header.TRACEPARENT.value].encode()))
+    if scope["path"] in ("/docs", "/redoc") and b"content-security-policy" not in said:
+        headers.append((b"content-security-policy", DOCS_POLICY))
+        said.add(b"content-security-policy")
+    headers.extend(pair for pair in SECURITY if pair[0] not in said)
     if scope.get("scheme") == "https":
-        headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        headers.append((b"strict-transport-security", b"max-age=31536000"))

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.errors import PermanentError, PublishError, TemporaryError
 from bus.request_reply import ReplyFault, ReplyTimeout
 from contracts.wire import Step
+from gateway.callers import caller_of
 from gateway.deadlines import seconds_given
 from gateway.problems import FORMS, Refused
 from gateway.settings import GatewaySettings
@@ -34,8 +35,8 @@ class VertexSettings(BaseSettings):
     http_port: int | None = Field(
         None, ge=1, le=65535, validation_alias="AIP_HTTP_PORT", description="Where Vertex AI calls; GATEWAY_PORT elsewhere."
     )
-    predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE")
-    health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE")
+    predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE", description="Where questions come in.")
+    health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE", description="Where health is asked for.")
     mode: str | None = Field(None, validation_alias="AIP_MODE", description="Set by Vertex AI alone.")
     health_needs_consult: bool | None = Field(
         None,
@@ -48,11 +49,16 @@ class VertexSettings(BaseSettings):
     ready_seconds: float = Field(
         4.0, gt=0, validation_alias="GATEWAY_READY_SECONDS", description="How long an actor may take to say that it is ready."
     )
-    max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES")
+    max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES", description="Questions in one request, at most.")
 
     @property
     def on_vertex(self) -> bool:
         return self.mode is not None or self.http_port is not None
+
+    @property
+    def keyless(self) -> frozenset[str]:
+        """What Vertex AI calls: it knows no key, and nobody reaches the container but through it. All other paths still ask for one."""
+        return frozenset({self.predict_route, self.health_route}) if self.on_vertex else frozenset()
 
     @property
     def needs_consult(self) -> bool:
@@ -61,9 +67,15 @@ class VertexSettings(BaseSettings):
 
 def placed(gateway: GatewaySettings, vertex: VertexSettings) -> GatewaySettings:
     """Where Vertex AI calls, when it is Vertex AI that runs us: every address of the container, its port, bodies of 10 MB."""
-    if vertex.http_port is None:
+    if not vertex.on_vertex:
         return gateway
-    return gateway.model_copy(update={"host": "0.0.0.0", "port": vertex.http_port, "max_body_bytes": max(gateway.max_body_bytes, 10 << 20)})  # noqa: S104
+    return gateway.model_copy(
+        update={
+            "host": "0.0.0.0",  # noqa: S104
+            "port": vertex.http_port or gateway.port,
+            "max_body_bytes": max(gateway.max_body_bytes, 10 << 20),
+        }
+    )
 
 
 class Instance(BaseModel):
@@ -84,6 +96,12 @@ class Prediction(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
+class Failed(BaseModel):
+    """What went wrong, as the source system says it."""
+
+    error: str = Field(examples=["Model not ready"])
+
+
 class Predictions(BaseModel):
     predictions: list[str]
 
@@ -97,7 +115,7 @@ def open_router(settings: VertexSettings) -> APIRouter:
     """The routes where Vertex AI expects them."""
     router = APIRouter(tags=["vertex"])
 
-    @router.post(settings.predict_route, response_model=Predictions, responses={500: {}, 503: {}})
+    @router.post(settings.predict_route, response_model=Predictions, responses={500: {"model": Failed}, 503: {"model": Failed}})
     async def predict(request: Request) -> Any:
         """Ask about pictures. `instances`: `prompt` and, if there is one, `image` as base64."""
         return await answer_all(request, settings)
@@ -109,7 +127,7 @@ def open_router(settings: VertexSettings) -> APIRouter:
             """Whether a question would be answered."""
             return await tell_health(request, settings)
 
-    FORMS[settings.predict_route] = lambda title, detail: {"error": detail}
+    FORMS[settings.predict_route] = lambda refused: {"error": refused.detail}
     return router
 
 
@@ -155,8 +173,7 @@ async def answer_one(request: Request, instance: Instance, parameters: dict[str,
     body: dict[str, Any] = {"prompt": instance.prompt} | await picture(request, instance.image)
     if isinstance(limit := parameters.get("max_new_tokens"), int):
         body["max_new_tokens"] = limit
-    caller = getattr(request.state, "caller", None)
-    reply = await request.app.state.requests.request(Step.CONSULT.value, body, seconds=seconds, tenant=caller)
+    reply = await request.app.state.requests.request(Step.CONSULT.value, body, seconds=seconds, tenant=caller_of(request))
     return str(reply["prediction"])
 
 

@@ -21,11 +21,13 @@ class Backend:
     """Where it listens, and what it was told, in the order in which it was told."""
 
     url: str
+    answer_seconds: float = 0.0
     told: list[dict[str, Any]] = field(default_factory=list)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self, request: Request) -> dict[str, bool]:
         body = await request.json()
+        await asyncio.sleep(self.answer_seconds)
         call: dict[str, Any] = {"method": request.method, "path": request.url.path}
         if "progress" in body:
             call["percent"] = body["progress"]["progress_percent"]
@@ -47,10 +49,10 @@ class Backend:
 
 
 @asynccontextmanager
-async def open_backend() -> AsyncIterator[Backend]:
-    """Listen on a free port of the loopback."""
+async def open_backend(answer_seconds: float = 0.0) -> AsyncIterator[Backend]:
+    """Listen on a free port of the loopback. `answer_seconds`: as far away as that."""
     listener = socket.create_server(("127.0.0.1", 0))
-    backend = Backend(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    backend = Backend(f"http://127.0.0.1:{listener.getsockname()[1]}", answer_seconds)
     app = FastAPI()
     app.add_api_route("/api/webhooks/inference/{call}", backend.take, methods=["PATCH", "POST"])
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))

@@ -13,14 +13,17 @@ from pathlib import Path
 from dotenv import load_dotenv
 
 from ops import dead_letters
+from ops.bench.commands import add_benches
 from ops.errors import SetupError
 
 EXAMPLES = """\
 examples:
-  atelier demo --prompt "a fox in the snow" --count 2
+  atelier demo --prompt "a red heart on a white background" --count 2
   atelier up                       all parts and actors in the foreground, until Ctrl-C
   atelier run watermark upload     two actors in this process, with AMQP_URL, DATABASE_URL and STORE_URL
-  atelier models tiny              small checkpoints with the real architectures
+  atelier models tiny              small checkpoints with the real architectures, for a try without a download
+  atelier models pull org/name     a model from the hub, s3://, gs://, https:// or a folder
+  atelier settings gateway         what can be set, with defaults and units
   atelier doctor --json            what is missing on this machine, and the cure
 """
 
@@ -28,6 +31,7 @@ examples:
 def main(words: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
     arguments = parser().parse_args(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end cleans up as Ctrl-C does
     try:
         return int(arguments.call(arguments))
     except SetupError as error:
@@ -60,7 +64,7 @@ def parser() -> ArgumentParser:
     gateway.set_defaults(call=later("ops.gateway", "gateway"))
 
     demo = commands.add_parser("demo", help="one image order on real parts, from the queue to the webhook")
-    demo.add_argument("--prompt", default="a red fox in fresh snow, watercolour")
+    demo.add_argument("--prompt", default="a yellow star on a blue background")
     demo.add_argument("--artist", default="Atelier")
     demo.add_argument("--steps", type=int, default=20, help="denoising steps")
     demo.add_argument("--size", default="1:1", help="an aspect ratio such as 1:1 or 16:9, or pixels such as 512x512")
@@ -68,13 +72,30 @@ def parser() -> ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     demo.set_defaults(call=later("ops.demo", "demo"))
 
-    models = commands.add_parser("models", help="make or list model checkpoints")
-    models.add_argument("what", choices=["tiny"], help="tiny: small checkpoints with the real architectures, made here")
-    models.add_argument("--folder", type=Path, default=Path(".local/models"))
-    models.add_argument("--force", action="store_true", help="make them again")
-    models.set_defaults(call=make_models)
+    models = commands.add_parser("models", help="make, fetch or list model checkpoints").add_subparsers(required=True, metavar="WHAT")
+    tiny = models.add_parser("tiny", help="small checkpoints with the real architectures, made here")
+    tiny.add_argument("--force", action="store_true", help="make them again")
+    tiny.set_defaults(call=make_models)
+    pull = models.add_parser("pull", help="fetch a model; goes on where an earlier try broke off")
+    pull.add_argument("source", help="org/name on the hub, s3://bucket/prefix, gs://bucket/prefix, https://host/file, or a folder")
+    pull.add_argument("--name", help="of its folder; default: made from the source")
+    pull.add_argument("--sha256", help="of a file fetched over https; another one is refused")
+    pull.set_defaults(call=later("ops.models_pull", "pull"))
+    listed = models.add_parser("list", help="what lies in the models' folder, and whether it is whole")
+    listed.set_defaults(call=later("ops.models_pull", "shown"))
+    taught = models.add_parser("train-tiny", help="train the tiny models from nothing; goes on where an earlier try was left")
+    taught.add_argument("models", nargs="*", metavar="MODEL", help="tiny-shapes or tiny-critic; default: all")
+    taught.add_argument("--share", type=float, default=1.0, help="of the training's steps, to try the way; 1 for all of them")
+    taught.add_argument("--pictures", type=int, default=50, help="that each row of a model card is measured on")
+    taught.set_defaults(call=later("ops.tiny.command", "train_tiny"))
+    for command in (tiny, pull, listed):
+        command.add_argument("--folder", type=Path, default=Path(".local/models"))
+    taught.add_argument("--folder", type=Path, default=Path(".local/trained"))
+    for command in (pull, listed, taught):
+        command.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
 
-    doctor = commands.add_parser("doctor", help="what is missing on this machine, and the cure")
+    doctor = commands.add_parser("doctor", help="what is missing on this machine and among its parts, and the cure")
+    doctor.add_argument("steps", nargs="*", metavar="STEP", help="steps that must be served; default: those for which messages wait")
     doctor.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     doctor.set_defaults(call=later("ops.doctor", "doctor"))
 
@@ -82,33 +103,23 @@ def parser() -> ArgumentParser:
     topology.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     topology.set_defaults(call=later("ops.topology", "topology"))
 
+    prepare = commands.add_parser("prepare", help="declare exchanges and queues, set policies, make the bucket; before the first actor")
+    prepare.add_argument("--management", metavar="URL", help="RabbitMQ's management plugin, to set policies; default: none are set")
+    prepare.set_defaults(call=later("ops.prepare", "prepare"))
+
+    book = commands.add_parser("settings", help="every setting with its default, unit and meaning")
+    book.add_argument("words", nargs="*", metavar="WORD", help="only settings whose name has this in it")
+    book.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    book.set_defaults(call=later("ops.settings_screen", "settings"))
+
+    asyncapi = commands.add_parser("asyncapi", help="what may be said on the bus, as an AsyncAPI 3 document")
+    asyncapi.add_argument("--output", type=Path, default=Path("docs/asyncapi.yaml"), help="where to write it; - prints it")
+    asyncapi.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    asyncapi.set_defaults(call=later("ops.asyncapi.command", "asyncapi"))
+
     dead_letters.add_to(commands)
 
-    benches = commands.add_parser("bench", help="measure a part").add_subparsers(title="benches", required=True, metavar="BENCH")
-    doors = benches.add_parser("gateway", help="requests and replies over HTTP, over the bus client and over bare aio-pika")
-    doors.add_argument("--seconds", type=float, default=4.0, help="for each side and number of callers")
-    doors.add_argument("--callers", type=int, nargs="+", default=[1, 16, 64, 256])
-    doors.add_argument("--waiting", type=int, default=1000, help="clients of the load run, each of which waits for a slow reply; 0: none")
-    doors.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    doors.set_defaults(call=later("ops.bench.gateway", "bench"))
-    seeing = benches.add_parser("vlm", help="questions about pictures in batches of 1, 4 and 8")
-    seeing.add_argument("--model", help="a folder or a hub id; default: random weights, made for the bench")
-    seeing.add_argument("--tokens", type=int, default=48, help="of each answer")
-    seeing.add_argument("--rounds", type=int, default=3)
-    seeing.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    seeing.set_defaults(call=later("ops.bench.vlm", "bench"))
-    device = benches.add_parser("executor", help="the loop's lag, step batching against its rivals, cancel, how busy the device is")
-    device.add_argument("--quick", action="store_true", help="small numbers, in seconds instead of minutes")
-    device.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    device.set_defaults(call=later("ops.bench.executor", "bench"))
-    gpu = benches.add_parser("gpu", help="pictures a second at the real sizes, with random weights")
-    gpu.add_argument("--size", choices=["auto", "real", "tiny"], default="auto", help="auto: real where there is a GPU")
-    gpu.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    gpu.set_defaults(call=later("ops.bench.gpu", "bench"))
-    letters = benches.add_parser("dead-letters", help="dead letters taken in, grouped and sent again")
-    letters.add_argument("--letters", type=int, default=10_000)
-    letters.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    letters.set_defaults(call=later("ops.bench.dead_letters", "bench"))
+    add_benches(commands, later)
     return top
 
 

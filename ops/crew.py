@@ -104,13 +104,22 @@ def words_of(entry: str) -> list[str]:
     return ["gateway", "--leash"] if entry == GATEWAY else ["run", "--leash", *entry.split()]
 
 
+def with_own_port(environment: Mapping[str, str], number: int) -> dict[str, str]:
+    """The processes of one machine cannot share HEALTH_PORT: the first has it, the others the ports after it."""
+    port = environment.get("HEALTH_PORT", "")
+    return {**environment, "HEALTH_PORT": str(int(port) + number)} if port.isdecimal() and int(port) else dict(environment)
+
+
 @asynccontextmanager
 async def open_crew(steps: Sequence[str], environment: Mapping[str, str], say: Say) -> AsyncIterator[Crew]:
     """One process per entry, each `atelier run <step>`; an entry may name several steps, with blanks between.
 
     At the end all are told to leave at once, and waited for.
     """
-    members = [Member(step, [sys.executable, "-m", "ops.cli", *words_of(step)], environment, say) for step in steps]
+    members = [
+        Member(step, [sys.executable, "-m", "ops.cli", *words_of(step)], with_own_port(environment, number), say)
+        for number, step in enumerate(steps)
+    ]
     watches = [asyncio.create_task(member.keep_alive()) for member in members]
     try:
         yield Crew(members)

@@ -24,7 +24,7 @@ from ops.crew import open_crew
 from ops.demo_screen import Screen, on_the_way, open_screen
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack
-from ops.models import tiny_in
+from ops.models import PAINTER, tiny_in
 from ops.settings import LocalSettings, inherited
 
 CREW = ("image_generation watermark upload webhook ledger", "image")
@@ -81,7 +81,7 @@ def surroundings(folder: Path, backend: Backend, made: dict[str, Path]) -> dict[
     """Which model the actors use, and where their backend is."""
     return {
         "BACKEND_API_URL": backend.url,
-        "IMAGE_MODEL": str(made["tiny-sd"]),
+        "IMAGE_MODEL": str(made[PAINTER]),
         "MODEL_DIR": str(folder / "models"),
         "ASSET_ROOTS": str(folder / "models"),
     }
@@ -97,7 +97,7 @@ async def order(arguments: Namespace, folder: Path, backend: Backend, outbox: Ou
     story = Story(f"generation-{generation_id}")
     async with open_events(outbox, job_key(story.job_id)) as heard:
         screen.now("publishing an order to image_generation")
-        lora = (folder / "models" / "loras" / "tiny-lora-a.safetensors").as_uri()
+        lora = (folder / "models" / "loras" / "tiny-neat.safetensors").as_uri()
         await outbox.post(order_letter(generation_id, order_data(arguments, lora)))
         async with asyncio.timeout(JOB_SECONDS):
             while not story.ended:

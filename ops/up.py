@@ -16,7 +16,7 @@ from bus.logs import open_logs
 from ops.crew import GATEWAY, Say, open_crew
 from ops.errors import SetupError
 from ops.local.stack import Addresses, local_stack, stop_leftovers
-from ops.models import DIFFUSION, LLAVA, make_tiny
+from ops.models import LLAVA, PAINTER, make_tiny
 from ops.settings import LocalSettings, inherited
 from ops.workshop import MODULES, NEEDS_MODELS
 
@@ -70,7 +70,7 @@ async def environment_of(addresses: Addresses, steps: Sequence[str], settings: L
     if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
         folder = settings.local_folder.resolve() / "models"
         made = await to_thread.run_sync(tiny_models, folder)
-        tiny = {"IMAGE_MODEL": str(made[DIFFUSION]), "VLM_MODEL": str(made[LLAVA]), "ASSET_ROOTS": str(folder)}
+        tiny = {"IMAGE_MODEL": str(made[PAINTER]), "VLM_MODEL": str(made[LLAVA]), "ASSET_ROOTS": str(folder)}
         environment = tiny | environment
     return environment
 

@@ -19,6 +19,8 @@ MODULES: dict[str, str] = {
     "consult": "actors.consult",
     "validate": "actors.validate",
     "judge": "actors.judge",
+    "text": "actors.text",
+    "conversations": "actors.conversations",
     "variants": "actors.variants",
     "job_variants": "actors.adapters.job_variants",
     "ledger": "actors.ledger",

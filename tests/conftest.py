@@ -58,8 +58,21 @@ def store_folder(tmp_path: Path) -> Path:
 
 
 OURS = (
-    *("ALLOW", "ASSET_", "AWS_", "BACKEND_", "ENGINE_", "GATEWAY_", "IMAGE_", "INTERNAL_API_TOKEN", "MAX_CONCURRENT"),
-    *("S3_", "STORE_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
+    *(
+        "AIP_",
+        "ALLOW",
+        "ASSET_",
+        "AWS_",
+        "BACKEND_",
+        "CREDENTIALS_",
+        "ENGINE_",
+        "GATEWAY_",
+        "HEALTH_",
+        "IMAGE_",
+        "INTERNAL_API_TOKEN",
+        "MAX_CONCURRENT",
+    ),
+    *("OTEL_", "S3_", "STORE_", "TLS_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
 )
 
 

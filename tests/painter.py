@@ -28,14 +28,22 @@ async def paint(command: Image, context: Context, *, claims: ClaimStore, keeps: 
         await asyncio.sleep(1.5)
     for percent in () if "quiet" in command.prompt else (0, 25, 50, 75, 90):
         await context.report(Progress(current_step=percent, total_steps=100, progress_percent=percent))
-    colour = hashlib.sha256(command.prompt.encode()).digest()[:3]
+    seed = command.seed or 7
+    images = [
+        await claims.write(painted(command, index), media_type="image/png", width=command.width, height=command.height)
+        for index in range(command.count)
+    ]
+    metadata = ImageMetadata(seed=seed, steps=command.steps, guidance_scale=command.guidance_scale)
+    done = ImageDone(images=images, metadata=metadata, seeds=[seed + index for index in range(command.count)])
+    return Transactional(done, partial(note, context.job_id)) if keeps else done
+
+
+def painted(command: Image, index: int) -> bytes:
+    """Another colour for each picture of an order."""
+    colour = hashlib.sha256(f"{command.prompt}{index or ''}".encode()).digest()[:3]
     with io.BytesIO() as file:
         Pillow.new("RGB", (command.width, command.height), tuple(colour)).save(file, "PNG")
-        data = file.getvalue()
-    claim = await claims.write(data, media_type="image/png", width=command.width, height=command.height)
-    metadata = ImageMetadata(seed=command.seed or 7, steps=command.steps, guidance_scale=command.guidance_scale)
-    done = ImageDone(images=[claim], metadata=metadata)
-    return Transactional(done, partial(note, context.job_id)) if keeps else done
+        return file.getvalue()
 
 
 async def note(job_id: str, connection: Connection) -> None:

@@ -19,6 +19,7 @@ from actors.backend.standard_webhooks import signed_headers
 from actors.settings import WebhookSettings
 from bus.addresses import GuardedTransport, names_private_address, shown
 from bus.errors import PermanentError, TemporaryError
+from bus.tls import trust
 
 REFUSED, REJECTED, UNANSWERED = "webhook-address-refused", "webhook-rejected", "webhook-unanswered"
 ASKS_FOR_PATIENCE = frozenset({408, 425, 429})
@@ -79,9 +80,9 @@ class Sender:
 @asynccontextmanager
 async def open_sender(settings: WebhookSettings) -> AsyncIterator[Sender]:
     """No connection is kept between calls: one that the backend has meanwhile closed would leave a call's fate unknown."""
-    trust = httpx.create_ssl_context()  # SSL_CERT_FILE names a house's own authority.
-    plain = httpx.AsyncHTTPTransport(verify=trust, limits=httpx.Limits(max_keepalive_connections=0))
-    guard = GuardedTransport(settings, REFUSED, trust=trust)
+    verify = trust(settings.tls_ca_file)
+    plain = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(max_keepalive_connections=0))
+    guard = GuardedTransport(settings, REFUSED, verify=verify)
     limit = settings.webhook_timeout_seconds
     async with (
         httpx.AsyncClient(transport=plain, timeout=limit, trust_env=False) as trusted,

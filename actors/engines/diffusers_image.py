@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.engines.batching import Row, StepGroups, advance, predict_noise
 from actors.engines.diffusion_model import DiffusionModel, choose_device, load_model, measure_model, unload_model
-from actors.engines.finishing import Darkroom, Undeveloped
+from actors.engines.finishing import Darkroom, Undeveloped, latent_size
 from actors.engines.gpu_watch import GpuWatch
 from actors.engines.image_work import ImageWork
 from actors.engines.loras import check_lora
@@ -128,7 +128,9 @@ class DiffusersImage:
         return bool(waiting or painting)
 
     def idle_seconds(self) -> float | None:
-        return 0 if self._pending or self._paintings or self.darkroom.done or self.darkroom.exhausted else None
+        if self._pending or self._paintings or self.darkroom.done or self.darkroom.exhausted:
+            return 0
+        return self.watch.due_seconds()
 
     def tick(self) -> Sequence[Event]:
         """Take in orders that wait, make one step of the group whose turn it is, and hand over what the darkroom has."""
@@ -201,7 +203,7 @@ class DiffusersImage:
         scheduler = build_scheduler(work.scheduler, model.pipeline.scheduler.config)
         scheduler.set_timesteps(work.steps, device=self.device)
         generator = torch.Generator().manual_seed((work.seed + index) % 2**63)
-        shape = (1, model.pipeline.unet.config.in_channels, work.height // 8, work.width // 8)
+        shape = (1, model.pipeline.unet.config.in_channels, *latent_size(model.pipeline, work.height, work.width))
         noise = torch.randn(shape, generator=generator, dtype=model.torch_dtype).to(self.device) * scheduler.init_noise_sigma
         positive, negative = model.encode(work.prompt, work.negative_prompt, adapter)
         group: Hashable = (model.name, work.height, work.width, *((ticket, index) if work.deterministic else ()))

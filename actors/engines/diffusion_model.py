@@ -10,6 +10,7 @@ from actors.engines.lora_slots import LoraSlots
 from actors.engines.protocol import Lifeline
 from actors.engines.settings import ImageSettings
 from actors.engines.weights import copy_local, locate, on_network_disk, weight_bytes, weights_sha256
+from bus.errors import PermanentError
 
 LOAD_SECONDS = 900.0
 UNKNOWN_BYTES = 6 << 30
@@ -69,6 +70,8 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, life
         folder = copy_local(folder, settings.local_cache)
     options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
+    if settings.safety_checker and (pipeline.safety_checker is None or pipeline.feature_extractor is None):
+        raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} brings no safety checker")
     lifeline.beat(f"moving {name} to {device}", LOAD_SECONDS, 0.6)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

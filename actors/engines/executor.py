@@ -121,6 +121,13 @@ class Executor:
         """Wait until the engine is open."""
         await self._open.wait()
 
+    async def away(self) -> str | None:
+        """Why no work would be begun now."""
+        return self.reason or (None if self._open.is_set() else "the model process died and is started again")
+
+    def snapshot(self) -> dict[str, Any]:
+        return self.stats.snapshot()
+
     async def run(
         self, work: Any, *, tenant: str = "", weight: int = 1, deadline: datetime | None = None, on_step: OnStep | None = None
     ) -> Outcome:

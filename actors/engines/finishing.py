@@ -93,7 +93,8 @@ class Darkroom:
             if not bool(torch.isfinite(latents).all()):
                 text = "the model's numbers ran out of their range: try another dtype (IMAGE_DTYPE)"
                 return Failed(order.ticket, "temporary", "picture-not-finite", text)
-            pixels = self.rungs.try_hard(partial(decode, order.pipeline, latents), partial(slice_vae, order.pipeline, order.sliced))
+            whole = self.rungs.try_hard(partial(decode, order.pipeline, latents), partial(slice_vae, order.pipeline, order.sliced))
+            pixels = whole[: order.work.height, : order.work.width]
             flags += flag(order.pipeline, pixels)
             seed = order.work.seed + index
             files.append(self.spool / f"{order.ticket}-{index}.png")
@@ -101,6 +102,12 @@ class Darkroom:
         seeds = tuple(order.work.seed + index for index in range(order.work.count))
         made = ImageMade(seeds, order.texts, (*order.rungs, *sorted(order.sliced)), order.largest_batch, tuple(flags))
         return Finished(order.ticket, made, tuple(files))
+
+
+def latent_size(pipeline: Any, height: int, width: int) -> tuple[int, int]:
+    """Enough latents for the picture. Where the VAE's step does not divide a side, what is too much is cut off after decoding."""
+    step = pipeline.vae_scale_factor
+    return -(-height // step), -(-width // step)
 
 
 def decode(pipeline: Any, latents: Any) -> Any:

@@ -57,6 +57,18 @@ class OpenAiServer:
                 log.warning("server.other_model", wanted=self._model, taken=self._served)
         return self._served
 
+    async def away(self) -> str | None:
+        """Why a question would not be answered now. Asks the server."""
+        try:
+            await self._call("GET", "models", None, seconds=2.0)
+        except (TemporaryError, PermanentError) as error:
+            return str(error)
+        return None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The server counts for itself."""
+        return {}
+
     async def _post(self, body: dict[str, Any], deadline: datetime | None, *, may_refuse: bool = False) -> dict[str, Any] | None:
         """The server's answer; None where it refuses the schema and may."""
         left = (deadline - datetime.now(UTC)).total_seconds() if deadline else None

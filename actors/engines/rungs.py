@@ -79,7 +79,14 @@ def slice_attention(pipeline: Any, done: set[str]) -> str | None:
 
 
 def slice_vae(pipeline: Any, done: set[str]) -> str | None:
-    return _once("vae-slicing", done, pipeline.vae.enable_slicing) or _once("vae-tiling", done, pipeline.vae.enable_tiling)
+    sliced = _once("vae-slicing", done, pipeline.vae.enable_slicing)
+    return sliced or (_once("vae-tiling", done, pipeline.vae.enable_tiling) if tileable(pipeline) else None)
+
+
+def tileable(pipeline: Any) -> bool:
+    """A tiny VAE puts its tiles together as if it scaled by eight, whatever its own scale."""
+    step: int = pipeline.vae_scale_factor
+    return step == getattr(pipeline.vae, "spatial_scale_factor", step)
 
 
 def _once(name: str, done: set[str], act: Callable[[], None]) -> str | None:

@@ -21,6 +21,7 @@ class Stats:
 
     def died(self, death: Death) -> None:
         self.deaths[death.cause] += 1
+        self.gauges = Gauges({}, {})
 
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)

@@ -9,6 +9,13 @@ from typing import Any
 PAD, BEGIN, END, UNKNOWN, IMAGE = SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 LIVELY = 0.2
 """Spread of the text model's weights. Ten times the usual, or attention is so even that a wrong position or mask changes no word."""
+TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}</s>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+"""For servers that take messages; our own engine frames its prompts itself."""
 SIDE, PATCH = 30, 10
 """Pixels: nine patches a picture, plus the class token that is left out."""
 
@@ -18,7 +25,7 @@ def write_llava(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(_config(tokenizer, hidden, layers)).eval()
@@ -27,7 +34,7 @@ def write_llava(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 
     _processor(tokenizer).save_pretrained(folder)
 
 
-def _tokenizer() -> Any:
+def byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -63,5 +70,5 @@ def _processor(tokenizer: Any) -> Any:
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     return LlavaProcessor(
         image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, image_token=IMAGE,
+        num_additional_image_tokens=1, image_token=IMAGE, chat_template=TEMPLATE,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from actors.engines.gpu_watch import DeviceMeter
 from actors.engines.protocol import Advanced, Event, Failed, Finished, Gauges, Lifeline, MemoryExhausted, Started
 from actors.engines.vlm import Answer, Question, VlmOptions
 from actors.engines.vlm_batch import Batch, Row
@@ -46,6 +47,7 @@ class VlmEngine:
         self._room = options.max_rows
         self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0}
         self._largest = 0
+        self._meter = DeviceMeter(loaded.device)
 
     def _empty(self) -> Batch:
         return Batch(self._loaded.model, self._grammars, self._stop, self._vocabulary)
@@ -149,7 +151,7 @@ class VlmEngine:
             "rows": float(len(self._batch.rows)),
             "largest_batch": float(self._largest),
         }
-        return Gauges(dict(self._counters), levels | now)
+        return Gauges(dict(self._counters), levels | now | self._meter.levels())
 
     def _fewer(self, rows: list[Row], shortage: str) -> list[Event]:
         """The device is full: begin again with half as many rows at once. Greedy answers come out the same."""

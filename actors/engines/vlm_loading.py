@@ -52,7 +52,9 @@ def _weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]]:
     if wanted == "none":
         return _plain(options, device), {"quantization": "none"}
     try:
-        return _quantized(options, device, wanted), {"quantization": wanted}
+        model = _quantized(options, device, wanted)
+        _try(model, device)
+        return model, {"quantization": wanted}
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     # Outside the except block: the traceback would keep half a model in memory.
@@ -86,6 +88,16 @@ def _quantized(options: VlmOptions, device: str, bits: str) -> Any:
         attn_implementation="sdpa",
         device_map={"": device},
     )
+
+
+def _try(model: Any, device: str) -> None:
+    """One word and one picture, unused: some kernels refuse a layer's size only when they first meet it."""
+    import torch
+
+    side, dtype = model.config.vision_config.image_size, model.dtype
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device))
+        model.get_image_features(pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=device))
 
 
 def _quantization(options: VlmOptions, device: str) -> str:

@@ -19,13 +19,13 @@ class Picture:
     texts: dict[str, str]
 
 
-def read_picture(data: bytes, max_pixels: int, what: str = "The picture") -> Picture:
-    """The first frame of a PNG, JPEG or WebP, decoded to its end, the right way up.
+def read_picture(data: bytes, max_pixels: int, what: str = "The picture", formats: tuple[str, ...] = FORMATS) -> Picture:
+    """The first frame of a PNG, JPEG or WebP (or of what `formats` says), decoded to its end, the right way up.
 
     Raises PermanentError("image-unreadable" · "image-too-large").
     """
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=formats)
         check_pixels(opened.width, opened.height, max_pixels, what)
         opened.load()
         return Picture(ImageOps.exif_transpose(opened), dict(getattr(opened, "text", {})))
@@ -34,7 +34,7 @@ def read_picture(data: bytes, max_pixels: int, what: str = "The picture") -> Pic
     except (PermanentError, MemoryError):
         raise
     except Exception as error:  # The decoders raise whatever a hostile file makes them raise.
-        raise PermanentError(UNREADABLE, f"{what} is no whole PNG, JPEG or WebP ({len(data)} bytes): {error}") from error
+        raise PermanentError(UNREADABLE, f"{what} is no whole {', '.join(formats)} ({len(data)} bytes): {error}") from error
 
 
 def check_pixels(width: int, height: int, max_pixels: int, what: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from actors.engines.vlm import Answer
+from actors.seeing.labels import labelled
 from actors.seeing.prompts import ANSWER_MARK, THOUGHT_MARK
 from bus.errors import TemporaryError
 
@@ -45,7 +46,7 @@ def read_verdict(answer: Answer, model: type[Verdict]) -> tuple[Verdict, bool]:
         if answer.finish == "length":
             message = f"the model stopped at its limit of {answer.tokens} tokens in the middle of the verdict; allow more"
             raise TemporaryError(message, code="verdict-unfinished") from None
-    for candidate in objects_in(answer.text):
+    for candidate in (*objects_in(answer.text), labelled(answer.text, model)):
         try:
             return model.model_validate(mended(candidate, model)), True
         except ValidationError:

@@ -137,6 +137,7 @@ class Pipeline:
             await connection.execute(SQL["trace"], *who, ids.variant, *what)
         else:
             await connection.execute(SQL["trace_without_variant"], *who, *what)
+        await connection.execute(SQL["in_turn"], ids.variant)
         await connection.execute(SQL["finish"], ids.variant, stage.name)
 
     async def earlier(self, stage: Stage, ids: Ids, variant: Record) -> dict[str, Any] | None:

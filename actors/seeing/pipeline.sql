@@ -98,6 +98,14 @@ update public.jobs_variants set status = 'running', current_step = $2, updated_a
 where job_variants_id = $1::uuid and current_step = $3 and status = 'done'
 returning true
 
+-- name: in_turn
+-- The source system's trigger counts a job's variants when one of them is done. Two that are done at once would not see each other, and
+-- the job would never be done. So one waits here for the other's commit; the statements after this see it.
+select pg_advisory_xact_lock(hashtextextended('atelier/variants/' || job_id, 0)) from public.jobs_variants where job_variants_id = $1::uuid
+
+-- name: work_of
+select job_variants_id from atelier.variant_work where message_id = $1 and step = $2
+
 -- name: finish
 update public.jobs_variants set status = 'done', current_step = $2, updated_at = clock_timestamp() where job_variants_id = $1::uuid
 

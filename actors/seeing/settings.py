@@ -1,7 +1,7 @@
 """The settings of the seeing actors. Names are those of the source systems where they have one. Durations are seconds."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,9 +17,11 @@ class StepChoice(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    engine: EngineName | None = None
-    model: str | None = None
-    base_url: str | None = None
+    PREFIXES: ClassVar = ("CONSULT_", "VALIDATE_", "JUDGE_")
+
+    engine: EngineName | None = Field(None, description="This step's own VLM_ENGINE.")
+    model: str | None = Field(None, description="This step's own VLM_MODEL.")
+    base_url: str | None = Field(None, description="This step's own VLM_BASE_URL.")
 
 
 class VlmSettings(BaseSettings):
@@ -29,7 +31,7 @@ class VlmSettings(BaseSettings):
         frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="VLM_", populate_by_name=True, protected_namespaces=()
     )
 
-    engine: EngineName = "transformers"
+    engine: EngineName = Field("transformers", description="transformers: the model runs here. openai: a server elsewhere is asked.")
     model: str = Field(
         "llava-hf/llava-1.5-7b-hf",
         validation_alias=AliasChoices("VLM_MODEL", "AIP_STORAGE_URI", "LLAVA_MODEL_NAME"),
@@ -51,7 +53,9 @@ class VlmSettings(BaseSettings):
     base_url: str | None = Field(
         None, validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"), description="Of an OpenAI-compatible server, with `/v1`."
     )
-    api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"))
+    api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Of an OpenAI-compatible server."
+    )
     request_seconds: Seconds = Field(300.0, description="One call of such a server.")
 
     @classmethod
@@ -80,7 +84,12 @@ class SeeingSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
 
     assets_dir: Path | None = Field(None, description="The folder behind `/assets/…`.")
-    max_image_bytes: int = Field(10 << 20, ge=1, validation_alias=AliasChoices("VLM_MAX_IMAGE_BYTES", "MAX_UPLOAD_BYTES"))
+    max_image_bytes: int = Field(
+        10 << 20,
+        ge=1,
+        validation_alias=AliasChoices("VLM_MAX_IMAGE_BYTES", "MAX_UPLOAD_BYTES"),
+        description="A larger picture is refused unread.",
+    )
     max_image_pixels: int = Field(
         25_000_000, ge=1, validation_alias="VLM_MAX_IMAGE_PIXELS", description="More are refused before any is decoded."
     )
@@ -90,9 +99,11 @@ class SeeingSettings(BaseSettings):
         validation_alias=AliasChoices("VLM_MAX_IMAGE_SIDE", "MAX_IMAGE_SIDE"),
         description="The model is shown no more pixels a side.",
     )
-    consult_max_new_tokens: int = Field(1024, ge=1, le=4096)
-    consult_repetition_penalty: float = Field(1.1, ge=1, le=2)
-    verdict_max_new_tokens: int = Field(512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS")
+    consult_max_new_tokens: int = Field(1024, ge=1, le=4096, description="The longest answer of consult, where none is asked for.")
+    consult_repetition_penalty: float = Field(1.1, ge=1, le=2, description="Above 1, consult repeats itself less.")
+    verdict_max_new_tokens: int = Field(
+        512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS", description="The longest verdict."
+    )
     warm_seconds: Seconds = Field(
         2.0, validation_alias="VLM_WARM_SECONDS", description="How long a question about readiness waits for the engine."
     )

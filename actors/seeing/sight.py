@@ -16,6 +16,7 @@ from actors.engines.settings import ExecutorSettings
 from actors.engines.vlm import Answer, Question
 from actors.seeing.model_files import local_model
 from actors.seeing.settings import VlmSettings
+from bus.actor import Engine
 
 PLACES = 64
 """Questions in hand at once, of all actors together. Their prefetch decides; this is only the end of it."""
@@ -31,6 +32,9 @@ class Sight(Protocol):
     async def ready(self) -> str:
         """Wait until questions can be answered; the model's name."""
         ...
+
+    @property
+    def engine(self) -> Engine: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class OwnSight:
         await self.executor.ready()
         return str(self.executor.info.get("model", ""))
 
+    @property
+    def engine(self) -> Engine:
+        return self.executor
+
 
 @dataclass(frozen=True)
 class ServerSight:
@@ -60,6 +68,10 @@ class ServerSight:
 
     async def ready(self) -> str:
         return await self.server.served_model()
+
+    @property
+    def engine(self) -> Engine:
+        return self.server
 
 
 @dataclass

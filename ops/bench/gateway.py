@@ -10,8 +10,9 @@ import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,13 +25,22 @@ from ops.local.stack import local_stack
 from ops.settings import LocalSettings, inherited
 
 SIDES = ("aio_pika", "bus", "http", "faststream_request")
-ROUNDS = 2
-"""Each side is measured so often, in turns, so that a busy moment of the machine meets all of them."""
-
 QUESTION = {"job_id": "bench"}
 ORDER = {"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "how long?"}}]}
 FASTSTREAM_SECONDS = 20.0
 """How long FastStream is watched in the load run: to the end it would take over half an hour."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How long it went on, and the seconds that each request took."""
+
+    seconds: float
+    times: Sequence[float]
+
+    @property
+    def rate(self) -> float:
+        return len(self.times) / self.seconds
 
 
 def bench(arguments: Namespace) -> int:
@@ -52,7 +62,7 @@ async def measured(arguments: Namespace) -> dict[str, Any]:
                 process(["-m", "ops.cli", "gateway", "--port", "0"], environment, "gateway.ready") as (gateway, line),
             ):
                 port = int(json.loads(line)["url"].rpartition(":")[2])
-                speeds = {count: await side_by_side(count, arguments.seconds, settings, port) for count in arguments.callers}
+                speeds = {count: await side_by_side(count, arguments, settings, port) for count in arguments.callers}
                 waiting = await waiters(arguments.waiting, settings, port, psutil.Process(gateway.pid)) if arguments.waiting else None
     return figures(speeds) | ({"waiting": waiting} if waiting else {})
 
@@ -85,9 +95,9 @@ async def emptied(stream: asyncio.StreamReader) -> None:
         pass
 
 
-async def side_by_side(callers: int, seconds: float, settings: BusSettings, port: int) -> dict[str, list[float]]:
-    """The seconds that each request took, by side."""
-    taken: dict[str, list[float]] = {side: [] for side in SIDES}
+async def side_by_side(callers: int, arguments: Namespace, settings: BusSettings, port: int) -> dict[str, list[Round]]:
+    """The rounds of each side. The sides take turns, so that a busy moment of the machine meets all of them."""
+    rounds: dict[str, list[Round]] = {side: [] for side in SIDES}
     async with AsyncExitStack() as stack:
         asks = {
             "aio_pika": [await stack.enter_async_context(bare(settings))] * callers,
@@ -95,11 +105,11 @@ async def side_by_side(callers: int, seconds: float, settings: BusSettings, port
             "http": [over_http(stack, port) for _ in range(callers)],
             "faststream_request": [await stack.enter_async_context(faststream(settings))] * callers,
         }
-        for number in range(ROUNDS):
+        for number in range(arguments.rounds):
             for side in SIDES[:: 1 if number % 2 else -1]:
                 await asyncio.gather(*(ask("job.get", QUESTION) for ask in asks[side]))  # warm, and every connection open
-                taken[side] += await during(seconds / ROUNDS, asks[side])
-    return {side: [seconds, *times] for side, times in taken.items()}
+                rounds[side].append(await during(arguments.seconds / arguments.rounds, asks[side]))
+    return rounds
 
 
 def over_http(stack: AsyncExitStack, port: int) -> Ask:
@@ -114,18 +124,18 @@ def over_http(stack: AsyncExitStack, port: int) -> Ask:
     return ask
 
 
-async def during(seconds: float, asks: Sequence[Ask]) -> list[float]:
+async def during(seconds: float, asks: Sequence[Ask]) -> Round:
     """Every caller asks again as soon as it is answered."""
     taken: list[float] = []
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
 
     async def call(ask: Ask) -> None:
-        while (begun := time.perf_counter()) < end:
+        while (begun := time.perf_counter()) < start + seconds:
             await ask("job.get", QUESTION)
             taken.append(time.perf_counter() - begun)
 
     await asyncio.gather(*(call(ask) for ask in asks))
-    return taken
+    return Round(time.perf_counter() - start, taken)
 
 
 async def waiters(clients: int, settings: BusSettings, port: int, gateway: psutil.Process) -> dict[str, Any]:
@@ -160,24 +170,28 @@ async def patience_of_faststream(clients: int, settings: BusSettings) -> int:
     return len(done)
 
 
-def figures(speeds: Mapping[int, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Shares are ratios of requests a second in this very run."""
-    rates = {count: {side: (len(times) - 1) / times[0] for side, times in sides.items()} for count, sides in speeds.items()}
+def figures(speeds: Mapping[int, Mapping[str, Sequence[Round]]]) -> dict[str, Any]:
+    """Shares are medians of the rounds' own ratios of requests a second."""
 
     def share(side: str, of: str) -> dict[str, float]:
-        return {str(count): round(rate[side] / rate[of], 3) for count, rate in rates.items()}
+        return {
+            str(count): round(median(ours.rate / theirs.rate for ours, theirs in zip(rounds[side], rounds[of], strict=True)), 3)
+            for count, rounds in speeds.items()
+        }
 
-    sides = {
-        side: {str(count): {"per_second": round(rates[count][side], 1), **percentiles(times[side][1:])} for count, times in speeds.items()}
-        for side in SIDES
-    }
     return {
         "bus_share_of_aio_pika": share("bus", "aio_pika"),
         "http_share_of_aio_pika": share("http", "aio_pika"),
         "over_faststream_request": share("http", "faststream_request"),
         "bus_over_faststream_request": share("bus", "faststream_request"),
-        "sides": sides,
+        "sides": {side: {str(count): in_short(rounds[side]) for count, rounds in speeds.items()} for side in SIDES},
     }
+
+
+def in_short(rounds: Sequence[Round]) -> dict[str, float]:
+    rates = [each.rate for each in rounds]
+    spread = {"least": round(min(rates), 1), "most": round(max(rates), 1)}
+    return {"per_second": round(median(rates), 1), **spread, **percentiles([seconds for each in rounds for seconds in each.times])}
 
 
 def percentiles(times: Sequence[float]) -> dict[str, float]:

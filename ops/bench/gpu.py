@@ -1,6 +1,6 @@
-"""`atelier bench gpu`: pictures per second with 1, 4 and 10 orders in hand, at the real model's size on CUDA, at the tiny one on a CPU.
+"""`atelier bench gpu`: pictures per second with 1, 4 and 10 orders in hand, and tokens per second in batches of 1, 8 and 16.
 
-The weights are random: memory and speed do not depend on the values.
+At the real models' sizes on CUDA, at tiny ones on a CPU. The weights are random: memory and speed do not depend on the values.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from actors.engines.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
 from actors.engines.tiny_diffusion import write_diffusion, write_real_size
 from bus.logs import open_logs
+from ops.bench import gpu_vlm
 
 ENGINE = "actors.engines.diffusers_image:open_engine"
 IN_HAND = (1, 4, 10)
@@ -39,11 +40,22 @@ def has_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-async def run(folder: Path, *, size: str = "auto", side: int = 512, steps: int = 50) -> dict[str, Any]:
+async def run(folder: Path, *, size: str = "auto", side: int = 512, steps: int = 50, tokens: int = 128) -> dict[str, Any]:
     """`size`: `real`, `tiny`, or `auto` (real where there is a driver of NVIDIA's)."""
     real = size == "real" or (size == "auto" and has_gpu())
-    await asyncio.to_thread(write_real_size if real else write_diffusion, folder / "model")
-    settings = ImageSettings(model=str(folder / "model"), max_rows=max(IN_HAND), hash_weights=False)
+    told("Stable Diffusion: making the weights, then drawing")
+    pictures = await draw(folder / "model", real, side, steps)
+    told("LLaVA: making the weights (14 GB at the real size), then answering in half precision and in 8 bits")
+    return pictures | {"llava": await gpu_vlm.run(folder / "llava", real=real, tokens=tokens)}
+
+
+def told(what: str) -> None:
+    sys.stderr.write(f"{what} …\n")
+
+
+async def draw(model: Path, real: bool, side: int, steps: int) -> dict[str, Any]:
+    await asyncio.to_thread(write_real_size if real else write_diffusion, model)
+    settings = ImageSettings(model=str(model), max_rows=max(IN_HAND), hash_weights=False)
     async with open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), admit=100, capacity=max(IN_HAND)) as executor:
         began = time.perf_counter()
         await executor.ready()

@@ -76,10 +76,10 @@ async def seconds(executor: Executor, size: int, tokens: int) -> float:
     return time.perf_counter() - started
 
 
-def asked(tokens: int) -> Sequence[Question]:
+def asked(tokens: int, count: int = QUESTIONS) -> Sequence[Question]:
     """Questions with a picture each, the same every time."""
     dice = random.Random(7)  # noqa: S311 - pictures, no secrets
-    pictures = [Image.frombytes("RGB", (16, 16), dice.randbytes(768)).resize((64, 64)) for _ in range(QUESTIONS)]
+    pictures = [Image.frombytes("RGB", (16, 16), dice.randbytes(768)).resize((64, 64)) for _ in range(count)]
     return [Question(f"What is shown in picture {number}?", png(picture), tokens) for number, picture in enumerate(pictures)]
 
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from ops.settings import inherited
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+CONTROL_SECONDS = 60.0
 NODE = "atelier@localhost"
 
 CONFIGURATION = """\
@@ -100,6 +102,11 @@ class RabbitNode:
     def restart(self) -> None:
         self._stop_node()
         self.start()
+
+    def control(self, *words: str) -> None:
+        """`rabbitmqctl`, spoken to this node. Raises CalledProcessError when it refuses."""
+        program = self._server.with_name("rabbitmqctl")
+        subprocess.run([program, "-q", *words], env=self.environment, check=True, capture_output=True, timeout=CONTROL_SECONDS)
 
     @cached_property
     def environment(self) -> dict[str, str]:

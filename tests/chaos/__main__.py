@@ -12,12 +12,27 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, KIND_OF
 from tests.chaos.rounds import Round, play
-from tests.chaos.site import Site, open_site
+from tests.chaos.site import KINDS, Site, open_site
 
-COLUMNS = ("name", "orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "repeated_calls", "recover_seconds", "seconds")
-SUMMED = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered")
+COLUMNS = (
+    "name",
+    "orders",
+    "confirmed",
+    "effects",
+    "lost",
+    "duplicated",
+    "dead_lettered",
+    "expired",
+    "repeated_calls",
+    "recover_seconds",
+    "seconds",
+)
+SUMMED = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired")
+
+PACES = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
+"""The share of the orders, and of their rate, that a kind of site is given."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -48,9 +63,16 @@ def parser() -> argparse.ArgumentParser:
 
 async def run(faults: Sequence[str], orders: int, rate: float, seed: int, mutation: str = "") -> list[Round]:
     chance = random.Random(seed)
-    with TemporaryDirectory(prefix="atelier-chaos-") as folder:
-        async with open_site(Path(folder), mutation) as site:
-            return [await play_one(site, fault, orders, rate, chance) for fault in faults]
+    played = []
+    for kind in KINDS:
+        if here := [fault for fault in faults if KIND_OF[fault] == kind]:
+            pace = PACES[kind]
+            with TemporaryDirectory(prefix="atelier-chaos-") as folder:
+                async with open_site(Path(folder), mutation, kind) as site:
+                    played += [await play_one(site, fault, max(1, round(orders * pace)), rate * pace, chance) for fault in here]
+                    for number, lines in site.testimony().items():
+                        sys.stderr.write("\n".join([f"order {number}:", *lines, ""]))
+    return played
 
 
 async def play_one(site: Site, fault: str, orders: int, rate: float, chance: random.Random) -> Round:
@@ -60,10 +82,7 @@ async def play_one(site: Site, fault: str, orders: int, rate: float, chance: ran
 
 
 def report_of(rounds: Sequence[Round], seed: int) -> dict[str, object]:
-    sums = {
-        name: sum(getattr(played, name) for played in rounds)
-        for name in ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered")
-    }
+    sums = {name: sum(getattr(played, name) for played in rounds) for name in SUMMED}
     return sums | {"seed": seed, "faults": [played.figures for played in rounds]}
 
 

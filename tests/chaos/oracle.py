@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
@@ -12,7 +13,9 @@ import aio_pika
 import asyncpg
 from aio_pika.abc import AbstractChannel
 
+from actors.adapters.image_generation import translate
 from contracts import channels
+from contracts.wire import Header
 from tests.chaos.site import Site
 
 NUMBERS = count(1)
@@ -27,6 +30,7 @@ class Ends:
     duplicated: list[int]
     unexpected: list[int]
     dead_lettered: list[int]
+    expired: list[int]
     repeated_calls: int
 
 
@@ -39,6 +43,7 @@ class Oracle:
     unconfirmed: set[int] = field(default_factory=set)
     buried: set[int] = field(default_factory=set)
     begun: int = 0
+    deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.begun = len(self.site.backend.heard)
@@ -57,8 +62,12 @@ class Oracle:
     async def confirm(self, order: bytes) -> bool:
         try:
             async with asyncio.timeout(5):
-                exchange = (await self.channel()).default_exchange
-                await exchange.publish(aio_pika.Message(order, delivery_mode=2), channels.IMAGE_GENERATION)
+                if self.deadline_seconds is None:
+                    exchange = (await self.channel()).default_exchange
+                    await exchange.publish(aio_pika.Message(order, delivery_mode=2), channels.IMAGE_GENERATION)
+                else:
+                    exchange = await (await self.channel()).get_exchange(channels.COMMANDS, ensure=False)
+                    await exchange.publish(with_deadline(order, self.deadline_seconds), "image")
                 return True
         except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
             await self.hang_up()
@@ -120,7 +129,7 @@ class Oracle:
     def ends(self) -> Ends:
         calls = self.calls()
         complete, failed = calls["complete"], calls["failed"]
-        pictures = Counter(int(path.stem.removeprefix("gen-")) for path in self.site.store.glob("generations/gen-*.png"))
+        pictures = self.site.gallery.pictures()
         known = set(self.confirmed) | self.unconfirmed
         ended = set(failed) | self.buried | {number for number in complete if pictures[number]}
         twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
@@ -130,13 +139,15 @@ class Oracle:
             duplicated=sorted(twice),
             unexpected=sorted((set(complete) | set(failed)) - known),
             dead_lettered=sorted(self.buried & known),
+            expired=sorted(set(failed) - self.buried),
             repeated_calls=len(said) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )
 
     async def painted_twice(self) -> list[int]:
         """Orders with more than one row: the run that drew them was counted twice."""
         connection = await asyncpg.connect(self.site.postgres.url)
-        rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1")
+        kept = await connection.fetchval("select to_regclass('atelier.painted')")
+        rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1") if kept else []
         await connection.close()
         numbers = {int(row["job_id"].removeprefix("generation-")) for row in rows}
         return sorted(numbers & (set(self.confirmed) | self.unconfirmed))
@@ -151,5 +162,15 @@ class Oracle:
 
 
 def order_of(number: int, prompt: str) -> bytes:
-    data = {"generation_id": number, "prompt": prompt, "parameters": {"size": "64x64"}, "artist_name": "K", "seed": number}
+    data = {"generation_id": number, "prompt": prompt, "parameters": {"size": "64x64", "steps": 4}, "artist_name": "K", "seed": number}
     return json.dumps({"type": "image_generation", "data": data}).encode()
+
+
+def with_deadline(order: bytes, seconds: float) -> aio_pika.Message:
+    """The command that the adapter makes of an order, with a time limit, as the gateway places it."""
+    command = translate(order)
+    headers: dict[str, Any] = {Header.DEADLINE: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}
+    body = json.dumps(command.body).encode()
+    return aio_pika.Message(
+        body, delivery_mode=2, message_id=command.message_id, correlation_id=command.job_id, type="image.v1", headers=headers
+    )

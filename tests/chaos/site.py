@@ -1,7 +1,11 @@
-"""The site of an accident: broker, database, store, backend and actors of its own, with a proxy before each part."""
+"""The site of an accident: broker, database, store, backend and actors of its own, with a proxy before each part.
+
+There are three kinds: `folder` and `bucket`, by where the pictures go, and `engine`, where a real model draws them in a process of its own.
+"""
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from ops.local.install import find_rabbitmq
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.settings import LocalSettings
+from tests.chaos.galleries import FolderGallery, Gallery, open_bucket
 from tests.chaos.proxy import Proxy, open_proxy
 from tests.listening_backend import Backend, open_backend
 
@@ -22,6 +29,7 @@ CREWS = (("image_generation", "watermark", "upload"), ("image",), ("webhook", "l
 """Who works in one process; each crew has two replicas."""
 
 GRACE_SECONDS = 1.0
+KINDS = ("folder", "bucket", "engine")
 
 
 @dataclass
@@ -30,13 +38,17 @@ class Site:
     node: RabbitNode
     postgres: EmbeddedPostgres
     backend: Backend
+    gallery: Gallery
     broker_line: Proxy
     database_line: Proxy
     backend_line: Proxy
+    store_line: Proxy
     environment: dict[str, str]
     staff: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     watches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     deaths: int = 0
+    suspects: list[int] = field(default_factory=list)
+    kind: str = "folder"
 
     @property
     def store(self) -> Path:
@@ -53,13 +65,14 @@ class Site:
     async def keep(self, name: str, crew: tuple[str, ...]) -> None:
         while True:
             with (self.folder / f"{name}.log").open("ab") as log:
-                words = [sys.executable, "-m", "tests.dying", "never", "-", *crew]
+                real = self.kind == "engine" and crew == ("image",)
+                words = [sys.executable, *(("-m", "ops.cli", "run") if real else ("-m", "tests.dying", "never", "-")), *crew]
                 self.staff[name] = await asyncio.create_subprocess_exec(*words, env=self.environment, stdout=log, stderr=log)
             await self.staff[name].wait()
             self.deaths += 1
 
     async def until_ready(self) -> None:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             while not all(b"actors.ready" in log.read_bytes() for log in self.folder.glob("*-[12].log")) or len(self.staff) < 6:
                 await asyncio.sleep(0.1)
 
@@ -67,10 +80,24 @@ class Site:
         with suppress(ProcessLookupError):
             self.staff[name].send_signal(number)
 
-    def control(self, *words: str) -> None:
-        """`rabbitmqctl`, spoken to this node. Blocks."""
-        program = find_rabbitmq(LocalSettings()).with_name("rabbitmqctl")
-        subprocess.run([program, "-q", *words], env=self.node.environment, check=True, capture_output=True, timeout=60)
+    def testimony(self) -> dict[int, list[str]]:
+        """What the actors' logs say of the orders that came to no good end."""
+        lines = [line for log in sorted(self.folder.glob("*-[12].log")) for line in log.read_text(errors="replace").splitlines()]
+        return {number: sorted(line for line in lines if re.search(rf"\b(generation|gen)-{number}\b", line)) for number in self.suspects}
+
+    def kill_children(self, name: str) -> None:
+        """kill -9 of what a process has started, and of nothing else."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.staff[name].pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+    def set_consumer_timeout(self, milliseconds: int) -> None:
+        """For channels opened from now on, so the old ones are closed. The broker looks at them once a tick. Blocks."""
+        settings = {"consumer_timeout": milliseconds, "channel_tick_interval": min(milliseconds // 4, 60_000)}
+        for name, value in settings.items():
+            self.node.control("eval", f"application:set_env(rabbit, {name}, {value}).")
+        self.node.control("close_all_connections", "chaos")
 
     async def dismiss(self) -> None:
         for watch in self.watches.values():
@@ -86,7 +113,7 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(folder: Path, mutation: str = "") -> AsyncIterator[Site]:
+async def open_site(folder: Path, mutation: str = "", kind: str = "folder") -> AsyncIterator[Site]:
     """Everything up and served. `mutation` names a safety that is taken away, to see the suite notice."""
     node = RabbitNode(folder / "rabbitmq", find_rabbitmq(LocalSettings()))
     postgres = EmbeddedPostgres(folder / "postgres")
@@ -94,10 +121,15 @@ async def open_site(folder: Path, mutation: str = "") -> AsyncIterator[Site]:
         await asyncio.gather(asyncio.to_thread(node.start), asyncio.to_thread(postgres.start))
         async with AsyncExitStack() as stack:
             backend = await stack.enter_async_context(open_backend())
-            lines = [await stack.enter_async_context(open_proxy(urlsplit(url).port or 0)) for url in (node.url, postgres.url, backend.url)]
-            (folder / "store").mkdir(exist_ok=True)
-            environment = surroundings(node, postgres, lines, folder / "store") | {"ATELIER_MUTATION": mutation}
-            site = Site(folder, node, postgres, backend, *lines, environment)
+            gallery: Gallery = FolderGallery(folder / "store")
+            if kind == "bucket":
+                gallery = await stack.enter_async_context(open_bucket(folder))
+            doors = [urlsplit(url).port or 0 for url in (node.url, postgres.url, backend.url)]
+            lines = [await stack.enter_async_context(open_proxy(port)) for port in (*doors, gallery.port)]
+            environment = surroundings(node, postgres, lines) | gallery.environment(lines[-1].port) | {"ATELIER_MUTATION": mutation}
+            if kind == "engine":
+                environment |= await model(folder, environment)
+            site = Site(folder, node, postgres, backend, gallery, *lines, environment, kind=kind)
             try:
                 await site.hire()
                 yield site
@@ -107,13 +139,20 @@ async def open_site(folder: Path, mutation: str = "") -> AsyncIterator[Site]:
         await asyncio.gather(asyncio.to_thread(node.stop), asyncio.to_thread(postgres.stop))
 
 
-def surroundings(node: RabbitNode, postgres: EmbeddedPostgres, lines: list[Proxy], store: Path) -> dict[str, str]:
+async def model(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """A tiny checkpoint, made in another process: this one never meets torch."""
+    words = ["-m", "ops.cli", "models", "tiny", "--folder", str(folder / "models")]
+    making = await asyncio.create_subprocess_exec(sys.executable, *words, env=environment, stdout=subprocess.DEVNULL)
+    assert await making.wait() == 0
+    return {"IMAGE_MODEL": str(folder / "models" / "tiny-sd"), "IMAGE_DEVICE": "cpu", "IMAGE_THREADS": "1", "IMAGE_PINNED": "true"}
+
+
+def surroundings(node: RabbitNode, postgres: EmbeddedPostgres, lines: list[Proxy]) -> dict[str, str]:
     """What the actors read: every part by way of its proxy, short waits."""
-    broker, database, backend = (f"127.0.0.1:{line.port}" for line in lines)
+    broker, database, backend, _ = (f"127.0.0.1:{line.port}" for line in lines)
     return dict(os.environ) | {
         "AMQP_URL": node.url.replace(urlsplit(node.url).netloc.partition("@")[2], broker),
         "DATABASE_URL": postgres.url.replace(urlsplit(postgres.url).netloc.partition("@")[2], database),
-        "STORE_URL": store.as_uri(),
         "BACKEND_API_URL": f"http://{backend}",
         "RETRY_DELAYS_SECONDS": "0.5,1,2,4,8,16",
         "LONG_DELAYS_SECONDS": "20",
@@ -121,4 +160,5 @@ def surroundings(node: RabbitNode, postgres: EmbeddedPostgres, lines: list[Proxy
         "HEARTBEAT_SECONDS": "2",
         "PUBLISH_TIMEOUT_SECONDS": "5",
         "WEBHOOK_TIMEOUT_SECONDS": "3",
+        "ENGINE_FIRST_WAIT_SECONDS": "0.2",
     }

@@ -1,5 +1,6 @@
 """What holds for a bucket alone, against a real S3-speaking server."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from bus.errors import PermanentError, TemporaryError
 from bus.s3 import open_s3
 from bus.store_settings import StoreSettings
 from bus.stores import open_claims
+from tests.chaos.proxy import open_proxy
 
 PICTURE = b"\x89PNG" + bytes(1000)
 Settings = dict[str, Any]
@@ -104,3 +106,14 @@ def test_the_bucket_alone_names_the_store_as_in_the_source_system(monkeypatch: p
 
 def test_no_key_shows_in_the_settings() -> None:
     assert "s3cr3t" not in repr(StoreSettings(store_url="s3://x", aws_secret_access_key="s3cr3t"))
+
+
+async def test_a_store_that_takes_everything_and_says_nothing_is_given_up_in_time(s3_settings: Settings) -> None:
+    """As behind a half-open connection: also while a body waits to be asked for."""
+
+    async with open_proxy(urlsplit(s3_settings["AWS_S3_ENDPOINT_URL"]).port or 0) as line:
+        line.flowing.clear()
+        settings = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{line.port}", "store_timeout_seconds": 1.0}
+        async with open_claims(StoreSettings(**settings)) as claims, asyncio.timeout(5):
+            with pytest.raises(TemporaryError, match="no answer in time"):
+                await claims.write(PICTURE, media_type="image/png")

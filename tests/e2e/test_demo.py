@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from ops.tiny.measuring import seen
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
 
@@ -21,16 +24,18 @@ def run_demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_draws_signs_uploads_and_tells() -> None:
-    """One JSON document and nothing else; what it says of the picture is true; the backend was told in order."""
+    """One JSON document and nothing else; what it says of the picture is true; it shows what was asked; the backend was told in order."""
     with TemporaryDirectory(prefix="atelier-demo-") as folder:
-        ended = run_demo(Path(folder), "--json", "--steps", "8", "--artist", "김작가", "--prompt", "여우", "--size", "256x256")
+        ended = run_demo(Path(folder), "--json", "--artist", "김작가", "--prompt", "파란 배경에 노란 별", "--size", "512x512")
         assert ended.returncode == 0, ended.stderr[-3000:]
         report = json.loads(ended.stdout)
         picture = Path(report["image_path"])
         assert hashlib.sha256(picture.read_bytes()).hexdigest() == report["sha256"]
         with Image.open(picture) as opened:
-            assert opened.size == (report["width"], report["height"]) == (256, 256)
+            assert opened.size == (report["width"], report["height"]) == (512, 512)
             assert opened.text["artist"] == "김작가"  # type: ignore[attr-defined]
+            shown = seen(np.asarray(opened.convert("RGB")))
+        assert (shown.colour, shown.ground) == ("yellow", "blue")
     assert report["ok"] is True
     assert [step["step"] for step in report["steps"]] == ["image", "watermark", "upload", "webhook"]
     percents = [call["percent"] for call in report["webhooks"] if "percent" in call]

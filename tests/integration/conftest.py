@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
+from actors.engines.tiny_llama import write_llama
 from bus.actor import Actor, Handler, Tools
 from bus.serve import open_workshop
 from bus.settings import BusSettings
@@ -20,6 +21,7 @@ from bus.store_settings import StoreSettings
 from contracts import channels
 from contracts.steps import COMMANDS
 from contracts.wire import Command, Result
+from tests.vllm_server import VllmServer, vllm_python, vllm_server
 
 
 class Echo(Command):
@@ -53,6 +55,16 @@ def bus_settings(amqp_url: str, database_url: str) -> BusSettings:
             "grace_seconds": 5.0,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """The real vLLM with a tiny Llama of random weights, for all tests that write; slow enough to be left in the middle of an answer."""
+    vllm_python()
+    folder = tmp_path_factory.mktemp("vllm")
+    write_llama(folder / "tiny-llama", layers=8)
+    with vllm_server(folder / "tiny-llama", folder / "log.txt") as running:
+        yield running
 
 
 Workshop = Callable[..., AbstractAsyncContextManager[None]]

@@ -12,6 +12,7 @@ import pytest
 
 from actors.ledger import ACTORS
 from actors.overlay import ACTOR as OVERLAY
+from actors.text import ACTORS as TEXT
 from actors.upload import ACTOR as UPLOAD
 from actors.watermark import ACTOR as WATERMARK
 from actors.webhook import ACTOR as WEBHOOK
@@ -23,6 +24,7 @@ from contracts.wire import Step
 from tests.integration.conftest import Workshop, soon
 from tests.integration.test_jobs import ended, opened
 from tests.listening_backend import Backend, open_backend
+from tests.model_server import open_model_server
 from tests.painter import PAINTER
 
 FONT = {"font_style": "bold", "font_name": "x", "font_size_category": "large", "font_color_hex": "fff8e0", "reasoning": "warm"}
@@ -107,6 +109,23 @@ async def test_an_ad_is_drawn_lettered_judged_signed_and_told(http: httpx.AsyncC
     assert result["contrast_ratio"] >= 3
     assert (result["is_valid"], result["on_brief"], result["cta_present"], result["delivered"]) == (True, True, False, True)
     assert backend.paths.count("complete") == 1
+
+
+async def test_an_ad_without_a_copy_begins_with_the_writer(
+    http: httpx.AsyncClient, workshop: Workshop, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written, in one line, is what the critic reads and what stands on the picture."""
+    critics = Critics(refusals=0)
+    async with open_model_server() as model:
+        model.say = lambda _: "따뜻한\n한 그릇 "
+        monkeypatch.setenv("VLLM_SERVER_URL", model.url)
+        async with workshop(*ACTORS, *TEXT, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+            order = {name: value for name, value in ad().items() if name != "text"}
+            response = await http.post("/jobs", json=order, params={"wait": 30})
+            job = await ended(http, response.json()["job_id"])
+    assert job["itinerary"][:2] == ["text", "image"]
+    assert critics.validated[0].ad_copy_text == response.json()["result"]["text"] == job["result"]["layout"]["text"] == "따뜻한 한 그릇"
+    assert model.questions[0]["messages"][-1] == {"role": "user", "content": "ramen"}
 
 
 async def test_a_refused_picture_is_drawn_again_with_another_seed(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:

@@ -21,6 +21,12 @@ async def test_the_executors_bench_gives_its_figures(tmp_path: Path) -> None:
 
 
 async def test_the_gpus_bench_runs_at_the_tiny_size_on_a_cpu(tmp_path: Path) -> None:
-    figures = await gpu.run(tmp_path, size="tiny", side=64, steps=3)
+    figures = await gpu.run(tmp_path, size="tiny", side=64, steps=3, tokens=6)
     assert set(figures["images_per_second"]) == {"1", "4", "10"}
     assert figures["engine"]["device"] == "cpu"
+    seeing = figures["llava"]
+    assert set(seeing["tokens_per_second"]) == {"float32", "8bit"}
+    for speeds in seeing["tokens_per_second"].values():
+        assert set(speeds) == {"1", "8", "16"}
+        assert min(speeds.values()) > 0
+    assert seeing["model_bytes"]["8bit"] < seeing["model_bytes"]["float32"]

@@ -37,10 +37,10 @@ FEW = settings(
 
 @pytest.fixture
 def address(bus_settings: BusSettings, store_folder: Path) -> Iterator[str]:
-    """A gateway on a port of its own, its ledger and a painter, in a thread with a loop."""
+    """A gateway on a port of its own, its ledger, its conversations and a painter, in a thread with a loop."""
     store = StoreSettings(store_url=store_folder.as_uri())
     limits = GatewaySettings(question_seconds=3, request_seconds=0.3, rate_requests=0, keepalive_seconds=0.2, longest_wait_seconds=0.2)
-    staff = hire(["ledger", "dead-letters"])
+    staff = hire(["ledger", "dead-letters", "conversations"])
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(bus_settings, limits, store), log_config=None, lifespan="on"))
 
@@ -67,7 +67,7 @@ def ask(operation: schemathesis.APIOperation) -> int:
     def asked(case: schemathesis.Case) -> None:
         nonlocal tried
         tried += 1
-        response = case.call(timeout=20)
+        response = case.call(timeout=20, headers={"X-Request-Timeout": "0.3"} if theirs else {})
         assert response.status_code != 500 or theirs, response.text
         assert response.status_code < 500 or not ours, response.text
         if ours:
@@ -77,6 +77,7 @@ def ask(operation: schemathesis.APIOperation) -> int:
     return tried
 
 
+@pytest.mark.timeout(300)
 def test_no_request_makes_the_gateway_fail(address: str) -> None:
     """Never a 500. On the paths of jobs: no 5xx at all, and no answer that the document does not name."""
     document = schemathesis.openapi.from_url(f"{address}/openapi.json")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import structlog
+from structlog.contextvars import merge_contextvars
+from structlog.testing import LogCapture
 
 from actors.ledger import ACTORS
 from actors.upload import ACTOR as UPLOAD
@@ -23,6 +26,7 @@ from gateway.app import create_app
 from gateway.orders import ImageOrder
 from gateway.placing import digest
 from gateway.settings import GatewaySettings
+from ops.local.rabbitmq import RabbitNode
 from tests.integration.conftest import Customer, Workshop, soon
 from tests.painter import PAINTER
 
@@ -197,6 +201,23 @@ class Test_idempotency_key:  # noqa: N801 - reads as a sentence
             second = await http.post("/jobs", json=order("forest"), headers=key)
         assert (first.status_code, second.status_code, second.json()["title"]) == (202, 422, "idempotency-key-reused")
 
+    async def test_of_two_bodies_at_once_one_is_the_job(self, gateway: Open, workshop: Workshop, customer: Customer) -> None:
+        """Whichever claims the key first; every copy of the other is refused, and never becomes a message."""
+        gateways = [await gateway() for _ in range(2)]
+        key = {"Idempotency-Key": uuid4().hex}
+        async with workshop(*ACTORS):
+            bodies = [order("harbour"), order("forest")] * 4
+            calls = [http.post("/jobs", json=body, headers=key) for http, body in zip(gateways * 4, bodies, strict=True)]
+            answers = await asyncio.gather(*calls)
+        taken = {body["prompt"] for body, answer in zip(bodies, answers, strict=True) if answer.status_code == 202}
+        refused = {answer.json()["title"] for answer in answers if answer.status_code == 422}
+        assert [answer.status_code for answer in answers].count(422) == 4
+        assert (len(taken), refused) == (1, {"idempotency-key-reused"})
+        queue, sent = await customer.channel.get_queue(channels.work_queue("image"), ensure=False), set()
+        while letter := await queue.get(fail=False, no_ack=True):
+            sent.add((letter.message_id, json.loads(letter.body)["prompt"]))
+        assert ({prompt for _, prompt in sent}, len(sent)) == (taken, 1)
+
     async def test_a_gateway_that_died_between_key_and_command_is_made_good(
         self, gateway: Open, workshop: Workshop, customer: Customer
     ) -> None:
@@ -284,6 +305,27 @@ class Test_events:  # noqa: N801
         assert events_in(text)[-1]["event"] == "job.completed"
 
 
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """Every log line, as it would be written."""
+    capture = LogCapture()
+    structlog.configure(processors=[merge_contextvars, capture])
+    yield capture.entries
+    structlog.reset_defaults()
+
+
+async def test_every_log_line_of_a_request_and_of_its_job_bears_their_names(logged: list[Any], gateway: Open, workshop: Workshop) -> None:
+    """At the gateway and at every step."""
+    http = await gateway()
+    names = {"X-Request-Id": "call-78", "traceparent": f"00-{'c' * 32}-{'b' * 16}-01"}
+    async with workshop(*CREW):
+        job_id = (await http.post("/jobs", json=order(), params={"wait": 20}, headers=names)).json()["job_id"]
+    lines = [line for line in logged if job_id in (line.get("job_id"), line.get("name")) or line.get("path") == "/jobs"]
+    assert {"image", "watermark", "upload"} <= {line.get("step") for line in lines}
+    assert "request.answered" in {line["event"] for line in lines}
+    assert {(line.get("request_id"), line.get("trace_id")) for line in lines} == {("call-78", "c" * 32)}
+
+
 async def test_the_requests_id_and_trace_travel_with_every_message(gateway: Open, workshop: Workshop, customer: Customer) -> None:
     """In and out over HTTP, on the first command and on those that follow."""
     http = await gateway()
@@ -296,3 +338,34 @@ async def test_the_requests_id_and_trace_travel_with_every_message(gateway: Open
     assert response.headers["traceparent"].startswith(f"00-{'a' * 32}-")
     assert (letter.headers[Header.REQUEST_ID], letter.headers[Header.TRACESTATE]) == ("call-77", "v=1")
     assert letter.headers[Header.TRACEPARENT] == response.headers["traceparent"]
+
+
+async def test_a_broker_that_takes_nothing_is_a_503_in_time_and_not_a_lost_job(
+    rabbitmq: RabbitNode, bus_settings: BusSettings, store_folder: Path, workshop: Workshop
+) -> None:
+    """A memory alarm blocks whoever publishes. The same key afterwards is the same job, done once."""
+    impatient = bus_settings.model_copy(update={"publish_timeout_seconds": 1.0})
+    key = {"Idempotency-Key": uuid4().hex}
+    async with opened(impatient, store_folder) as http, workshop(*CREW):
+        assert (await http.post("/jobs", json=order(), params={"wait": 20})).status_code == 200
+        async with memory_alarm(rabbitmq):
+            begun = asyncio.get_running_loop().time()
+            refused = await http.post("/jobs", json=order(), headers=key)
+            assert asyncio.get_running_loop().time() - begun < 10
+        assert (refused.status_code, refused.json()["title"]) == (503, "the bus is away")
+        assert int(refused.headers["retry-after"]) > 0
+        async with asyncio.timeout(30):
+            while (again := await http.post("/jobs", json=order(), headers=key, params={"wait": 20})).status_code == 503:
+                await asyncio.sleep(0.2)
+        assert (again.status_code, again.json()["state"]) == (200, "completed")
+
+
+@asynccontextmanager
+async def memory_alarm(node: RabbitNode) -> AsyncIterator[None]:
+    """The broker is made to believe that its memory is full."""
+    await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.0001")
+    try:
+        await asyncio.sleep(0.5)
+        yield
+    finally:
+        await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.4")

@@ -26,8 +26,8 @@ async def tell(customer: Customer, said: dict[str, Any]) -> None:
     await customer.send(channels.event_key(said["step"], said["kind"], said["job_id"]), said, exchange=channels.EVENTS)
 
 
-async def kept(requests: Requests, job_id: str, steps: int) -> Job:
-    """The job, once so many of its steps are in the ledger."""
+async def kept(requests: Requests, job_id: str, steps: int, *, accepted: bool = False) -> Job:
+    """The job, once so many of its steps are in the ledger, and (if asked) how it began."""
     found: list[Job] = []
 
     async def there() -> bool:
@@ -35,7 +35,7 @@ async def kept(requests: Requests, job_id: str, steps: int) -> Job:
             found.append(Job.model_validate(await requests.request("job.get", {"job_id": job_id}, seconds=5)))
         except ReplyFault:
             return False
-        return len(found[-1].steps) >= steps and found[-1].state in {"completed", "failed"}
+        return len(found[-1].steps) >= steps and bool(found[-1].kind) >= accepted and found[-1].state in {"completed", "failed"}
 
     await soon(there)
     return found[-1]
@@ -57,7 +57,7 @@ async def test_a_job_is_known_by_its_events_in_any_order(
     async with workshop(*ACTORS), open_outbox(bus_settings) as outbox, open_requests(outbox) as requests:
         for said in [*(reversed(story) if backwards else story), *story]:
             await tell(customer, said)
-        job = await kept(requests, job_id, 2)
+        job = await kept(requests, job_id, 2, accepted=True)
     assert (job.state, job.kind, job.itinerary, job.result) == ("completed", "image_generation", ["image", "upload"], {"result_url": "u"})
     assert [(step.step, step.state, step.seconds) for step in job.steps] == [("image", "completed", 1.5), ("upload", "completed", 0.5)]
     assert job.created_at == T0
@@ -75,6 +75,23 @@ async def test_a_job_that_failed_and_was_replayed_is_completed(workshop: Worksho
         listed = Jobs.model_validate(await requests.request("job.list", {"state": "completed", "limit": 500}, seconds=5))
     assert (job.state, job.fault, job.result) == ("completed", None, {"result_url": "u"})
     assert job_id in [job.job_id for job in listed.jobs]
+
+
+async def test_jobs_are_found_by_the_words_of_their_order(workshop: Workshop, customer: Customer, bus_settings: BusSettings) -> None:
+    """In any case and wherever they stand; a sign that means something to SQL means itself."""
+    job_id, token = f"job-{uuid4().hex[:8]}", uuid4().hex[:8]
+    order = {"prompt": f"A Harbour of {token}\x00", "copy": {"text": f"100% 항구_{token}"}, "seed": 4}
+    told = {"kind": "image_order", "itinerary": ["image"], "order": order}
+    async with workshop(*ACTORS), open_outbox(bus_settings) as outbox, open_requests(outbox) as requests:
+        await tell(customer, event(job_id, "job", "accepted", 0, result=told))
+        await tell(customer, event(job_id, "job", "completed", 1, result={}))
+        await kept(requests, job_id, 0, accepted=True)
+
+        async def found(words: str) -> list[str]:
+            return [job["job_id"] for job in (await requests.request("job.list", {"words": words}, seconds=5))["jobs"]]
+
+        assert await found(f"harbour of {token}") == await found(f"100% 항구_{token}") == await found(job_id) == [job_id]
+        assert await found(f"항구%{token}") == []
 
 
 async def test_an_unknown_job_is_a_named_fault(workshop: Workshop, bus_settings: BusSettings) -> None:

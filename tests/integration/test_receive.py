@@ -184,6 +184,20 @@ async def test_work_past_its_deadline_never_begins(workshop: Workshop, customer:
     assert runs == []
 
 
+async def test_who_tells_has_no_deadline(workshop: Workshop, customer: Customer) -> None:
+    """That the time was up is told after the time is up."""
+
+    async def telling(command: Echo, context: Context) -> Echoed:
+        assert context.deadline is None
+        return Echoed(text=command.text)
+
+    actor = echo_actor(telling, expires=False)
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    async with workshop(actor):
+        await customer.send(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=customer.reply_queue)
+        assert (await customer.reply())[1] == {"text": "x"}
+
+
 async def test_a_handler_that_hangs_is_stopped_at_its_time(workshop: Workshop, customer: Customer) -> None:
     """Each run ends at the actor's limit; after the last the cause is `timeout`."""
 

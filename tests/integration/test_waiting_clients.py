@@ -1,15 +1,10 @@
 """A thousand clients wait at one gateway process for slow replies; and what that process weighs."""
 
 import asyncio
-import json
-import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-import psutil
 import pytest
 
 from bus.actor import Actor, Context, Handler, Tools
@@ -17,6 +12,7 @@ from bus.settings import BusSettings
 from contracts.consult import Consult, ConsultDone
 from contracts.wire import Step
 from tests.integration.conftest import Workshop
+from tests.integration.front import Front, open_front
 
 CLIENTS, REPLY_SECONDS = 1000, 2.0
 ORDER = {"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "how long?"}}]}
@@ -35,52 +31,10 @@ async def open_slow(tools: Tools) -> AsyncIterator[Handler]:
 SLOW = Actor(step=Step.CONSULT, command=Consult, result=ConsultDone, open=open_slow, timeout_seconds=30, prefetch=CLIENTS, remembers=False)
 
 
-class Front:
-    """A gateway as a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int, started_seconds: float) -> None:
-        self.process, self.port, self.started_seconds = process, port, started_seconds
-        self.seen = psutil.Process(process.pid)
-
-    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """One request on a connection of its own. A full HTTP client a thousand times would weigh more than what is measured."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        data = json.dumps(body).encode() if body is not None else b""
-        head = [
-            f"{method} {path} HTTP/1.1",
-            "Host: x",
-            "Connection: close",
-            "Content-Type: application/json",
-            f"Content-Length: {len(data)}",
-        ]
-        writer.write("\r\n".join([*head, "", ""]).encode() + data)
-        answer = await reader.read()
-        writer.close()
-        lines, _, text = answer.partition(b"\r\n\r\n")
-        return int(lines.split()[1]), json.loads(text)
-
-
 @pytest.fixture
 async def front(bus_settings: BusSettings) -> AsyncIterator[Front]:
-    environment = dict(os.environ) | {"AMQP_URL": bus_settings.amqp_url.get_secret_value(), "GATEWAY_RATE_REQUESTS": "0"}
-    environment |= {"PUBLISH_TIMEOUT_SECONDS": "60"}
-    begun = time.monotonic()
-    words = [sys.executable, "-m", "ops.cli", "gateway", "--port", "0"]
-    process = await asyncio.create_subprocess_exec(*words, env=environment, stderr=asyncio.subprocess.PIPE)
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(30):
-            while b"gateway.ready" not in (line := await process.stderr.readline()):
-                assert line, "the gateway ended"
-        drain = asyncio.create_task(process.stderr.read())
-        yield Front(process, int(json.loads(line)["url"].rpartition(":")[2]), time.monotonic() - begun)
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 15) == 0, "it leaves in order"
-        await drain
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with open_front(bus_settings, GATEWAY_RATE_REQUESTS="0") as opened:
+        yield opened
 
 
 async def test_it_starts_soon_and_is_light(front: Front) -> None:

@@ -119,7 +119,7 @@ async def test_the_connection_goes_to_the_judged_address_and_the_certificate_is_
 ) -> None:
     backend, port, trust = secure
     asked = names(monkeypatch, "127.0.0.1")
-    transport = GuardedTransport(AddressSettings(allow_private_addresses=True), "x", trust=trust)
+    transport = GuardedTransport(AddressSettings(allow_private_addresses=True), "x", verify=trust)
     async with httpx.AsyncClient(transport=transport) as client:
         assert (await client.get(f"https://good.example:{port}/a?b=c")).status_code == 200
         assert asked == ["good.example"]

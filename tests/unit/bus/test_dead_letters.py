@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bus.dead_letters.buried import Buried
-from bus.dead_letters.headers import for_replay, plain
+from bus.dead_letters.headers import DEEPEST, for_replay, plain
 from bus.dead_letters.replay import check, letter_of
 from bus.dead_letters.sender import handful
 from bus.dead_letters.shape import group_of, shape_of
@@ -168,7 +168,11 @@ def test_a_header_as_deep_as_a_well_is_cut() -> None:
     deep: Any = []
     for _ in range(500):
         deep = [deep]
-    json.dumps(plain(deep))
+    kept, depth = plain(deep), 0
+    while isinstance(kept, list):
+        (kept,), depth = kept, depth + 1
+    assert depth == DEEPEST
+    assert isinstance(kept, str), "what lay below is kept as text"
 
 
 def test_what_belongs_to_the_failed_life_stays_behind() -> None:

@@ -123,3 +123,13 @@ def test_what_runs_beside_the_way_ends_no_job() -> None:
     assert again.headers[Header.ASIDE] is True
     slip = Slip(on_progress=Stop(step="webhook"))
     assert progress(work(slip), Progress(current_step=1, total_steps=1, progress_percent=100))[1].headers[Header.ASIDE] is True
+
+
+def test_the_last_word_has_no_deadline_and_comes_from_the_telling_step_too() -> None:
+    """A webhook that the job's end overtook is followed by one that tells of the end; one that the backend refused is not."""
+    slip = Slip(on_failure=Stop(step="image"))
+    for code, told in (("cancelled", 1), ("deadline-exceeded", 1), ("webhook-refused", 0)):
+        letters = follow(work(slip, deadline=NOW), Dropped(FAULT.model_copy(update={"code": code})), now=NOW)
+        commands = [letter for letter in letters if letter.exchange == channels.COMMANDS]
+        assert len(commands) == told
+        assert all(Header.DEADLINE not in letter.headers and letter.headers[Header.ASIDE] for letter in commands)

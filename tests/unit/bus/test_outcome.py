@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus.errors import EngineDead, PermanentError, TemporaryError
+from bus.errors import Abandoned, EngineDead, PermanentError, TemporaryError
 from bus.outcome import Dead, Dropped, Outcome, Requeue, Retry, after_error, before_work, rung
 
 DELAYS = (2.0, 30.0, 120.0)
@@ -21,6 +21,8 @@ def fate(error: BaseException, attempt: int) -> tuple[object, ...]:
             return "dead", fault.code, fault.attempts
         case Requeue():
             return ("requeue",)
+        case Dropped(fault):
+            return "dropped", fault.code
         case outcome:
             return (outcome,)
 
@@ -43,6 +45,7 @@ def fate(error: BaseException, attempt: int) -> tuple[object, ...]:
         (PermanentError("lora-missing", "x"), 4, ("dead", "lora-missing", 4)),
         (EngineDead("x"), 1, ("requeue",)),
         (EngineDead("x"), 99, ("requeue",)),
+        (Abandoned("x"), 1, ("dropped", "cancelled")),
         (asyncio.CancelledError(), 1, ("requeue",)),
         (TimeoutError(), 1, ("retry", 2.0)),
     ],

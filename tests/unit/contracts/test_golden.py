@@ -1,20 +1,45 @@
 """Every released wire message is read for ever. Files are added to tests/golden, never changed or taken away."""
 
 import json
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
+import contracts
 from contracts.carried import Carried
+from contracts.consult import Consult, ConsultDone, ConsultReady, IsConsultReady
+from contracts.conversation import Conversation, ConversationDeleted, Conversations, DeleteConversation, GetConversation, ListConversations
+from contracts.dead_letter import (
+    DeadLetterGroups,
+    DeadLetters,
+    EditDeadLetter,
+    Edited,
+    GetDeadLetter,
+    GroupDeadLetters,
+    ListDeadLetters,
+    Moved,
+    MoveDeadLetters,
+    ReplayDeadLetters,
+    Replayed,
+    WholeDeadLetter,
+)
 from contracts.event import Event
+from contracts.fault import Fault
 from contracts.image import Image, ImageDone
 from contracts.image_generation import FlatOrder, NestedOrder
-from contracts.job import GetJob, ListJobs
-from contracts.steps import COMMANDS, RESULTS
+from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs
+from contracts.judge import Judge, JudgeDone
+from contracts.overlay import Overlay, OverlayDone
+from contracts.text import GetTextStatus, Text, TextDelta, TextDone, TextStatus
 from contracts.upload import Upload, UploadDone
+from contracts.validate import Validate, ValidateDone
 from contracts.watermark import Watermark, WatermarkDone
 from contracts.webhook import Webhook, WebhookDone
+from contracts.wire import Command, Result
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 READERS: dict[str, type[Carried]] = {
@@ -38,6 +63,56 @@ READERS: dict[str, type[Carried]] = {
     "event.v1.cancelled": Event,
     "job.get.v1": GetJob,
     "job.list.v1": ListJobs,
+    "text.v1.turn": Text,
+    "text.v1.messages": Text,
+    "text.delta.v1": TextDelta,
+    "text.done.v1": TextDone,
+    "text.status.v1": GetTextStatus,
+    "text.status.done.v1": TextStatus,
+    "conversation.list.v1": ListConversations,
+    "conversation.list.done.v1": Conversations,
+    "conversation.get.v1": GetConversation,
+    "conversation.get.done.v1": Conversation,
+    "conversation.delete.v1": DeleteConversation,
+    "conversation.delete.done.v1": ConversationDeleted,
+    "job.get.done.v1": Job,
+    "job.list.done.v1": Jobs,
+    "job.events.v1": GetJobEvents,
+    "job.events.done.v1": JobEvents,
+    "job.claim.v1": ClaimJob,
+    "job.claim.v1.tenant": ClaimJob,
+    "job.claim.done.v1": JobClaimed,
+    "job.list.v1.tenant": ListJobs,
+    "event.v1.tenant": Event,
+    "image.v1.full": Image,
+    "image.done.v1.full": ImageDone,
+    "webhook.v1.complete-many": Webhook,
+    "webhook.done.v1.undelivered": WebhookDone,
+    "overlay.v1": Overlay,
+    "overlay.done.v1": OverlayDone,
+    "consult.v1": Consult,
+    "consult.done.v1": ConsultDone,
+    "consult.ready.v1": IsConsultReady,
+    "consult.ready.done.v1": ConsultReady,
+    "validate.v1.ids": Validate,
+    "validate.v1.claim": Validate,
+    "validate.done.v1": ValidateDone,
+    "judge.v1.ids": Judge,
+    "judge.v1.claim": Judge,
+    "judge.done.v1": JudgeDone,
+    "fault.v1": Fault,
+    "dead-letter.list.v1": ListDeadLetters,
+    "dead-letter.list.done.v1": DeadLetters,
+    "dead-letter.groups.v1": GroupDeadLetters,
+    "dead-letter.groups.done.v1": DeadLetterGroups,
+    "dead-letter.get.v1": GetDeadLetter,
+    "dead-letter.get.done.v1": WholeDeadLetter,
+    "dead-letter.replay.v1": ReplayDeadLetters,
+    "dead-letter.replay.done.v1": Replayed,
+    "dead-letter.edit.v1": EditDeadLetter,
+    "dead-letter.edit.done.v1": Edited,
+    "dead-letter.move.v1": MoveDeadLetters,
+    "dead-letter.move.done.v1": Moved,
 }
 
 
@@ -68,11 +143,22 @@ def test_a_field_of_a_newer_writer_is_kept(name: str) -> None:
 
 
 def test_every_golden_message_has_a_reader() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.json")} >= set(READERS)
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(READERS)
 
 
-def test_every_step_has_a_golden_command_and_result() -> None:
-    readers = set(READERS.values())
-    assert {model for table in (COMMANDS, RESULTS) for model in table.values()} >= {Image, ImageDone}
-    for step in ("image", "watermark", "upload", "webhook"):
-        assert {COMMANDS[step], RESULTS[step]} <= readers
+def spoken() -> Iterator[type[Carried]]:
+    """Every command and result that the contracts know."""
+    for module in iter_modules(contracts.__path__, "contracts."):
+        for found in vars(import_module(module.name)).values():
+            if isinstance(found, type) and issubclass(found, Command | Result) and found not in (Command, Result):
+                yield found
+
+
+UNRELEASED: frozenset[str] = frozenset()
+"""Names of contracts that nobody outside has heard yet, and that may still change."""
+
+
+def test_every_contract_has_a_golden_message() -> None:
+    read = tuple(READERS.values())
+    without = {model.__name__ for model in spoken() if not any(issubclass(reader, model) for reader in read)}
+    assert without == UNRELEASED, "add tests/golden/<type>.json and its reader, or name the contract in UNRELEASED"

@@ -5,22 +5,26 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
 
+from contracts.wire import Header
+from gateway import door as door_module
 from gateway import keys as keys_module
 from gateway.door import Door
 from gateway.keys import Keys, OpenDoor
 from gateway.problems import FORMS, answer_with_problems
 from gateway.settings import GatewaySettings
-from gateway.tracing import Tracing
+from gateway.tracing import TRACEPARENT, Tracing, names_of
 
 KEY = "k" * 32
 
 
-def app_of(**settings: Any) -> FastAPI:
+def app_of(keyless: tuple[str, ...] = (), **settings: Any) -> FastAPI:
     given = GatewaySettings.model_validate(settings)
     app = FastAPI()
     app.state.begun, app.state.ended = asyncio.Event(), asyncio.Event()
@@ -42,7 +46,7 @@ def app_of(**settings: Any) -> FastAPI:
         raise KeyError("secret")
 
     answer_with_problems(app)
-    app.add_middleware(Door, settings=given, keys=Keys(given))
+    app.add_middleware(Door, settings=given, keys=Keys(given, keyless), keyless=keyless)
     app.add_middleware(Tracing)
     return app
 
@@ -71,6 +75,15 @@ async def test_only_a_known_key_opens(headers: dict[str, str], status: int, call
     if status == 401:
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"api_keys": f"shop:{KEY}"}])
+async def test_a_path_without_a_key_opens_no_other(settings: dict[str, str]) -> None:
+    """As on Vertex AI, which knows no key; where none is set, all other paths stay closed."""
+    async with client_of(app_of(("/echo",), **settings)) as http:
+        assert (await http.post("/echo", content=b"abc")).json() == {"bytes": 3, "caller": None}
+        for path in ("/slow", "/echo/", "//echo", "/echo/../slow"):
+            assert (await http.get(path)).status_code == 401, path
 
 
 def test_without_a_key_nobody_else_is_let_in() -> None:
@@ -135,6 +148,21 @@ async def test_a_large_body_is_refused_before_it_is_read() -> None:
     assert read < 20
 
 
+async def test_where_files_come_a_body_may_be_larger_when_it_says_how_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many such bodies are in hand at once; small ones always pass."""
+    monkeypatch.setattr(door_module, "UPLOADS", frozenset({"/echo", "/slow"}))
+    app = app_of(max_body_bytes=1000, max_upload_bytes=3000, max_uploads=1)
+    async with client_of(app) as http:
+        statuses = [(await http.post("/echo", content=b"x" * size)).status_code for size in (1001, 9000, 9001)]
+        first = asyncio.create_task(http.request("GET", "/slow", content=b"x" * 1001))
+        await app.state.begun.wait()
+        second, small = await http.post("/echo", content=b"x" * 1001), await http.post("/echo", content=b"x")
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    assert statuses == [200, 200, 413]
+    assert (second.status_code, small.status_code) == (503, 200)
+
+
 async def test_past_the_bound_a_request_is_told_to_come_back() -> None:
     app = app_of(max_requests=1)
     async with client_of(app) as http:
@@ -144,6 +172,30 @@ async def test_past_the_bound_a_request_is_told_to_come_back() -> None:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
     assert (shed.status_code, shed.headers["retry-after"]) == (503, "1")
+
+
+async def test_one_tenant_waits_only_so_often_at_once_and_leaves_room_for_the_others() -> None:
+    """Whichever of its keys it uses; and it may come again once it has an answer."""
+    app = app_of(api_keys=f"shop:{KEY} shop:{'y' * 20} other:{'z' * 20}", tenant_requests=1)
+    async with client_of(app) as http:
+        first = asyncio.create_task(http.get("/slow", headers={"X-API-Key": KEY}))
+        await app.state.begun.wait()
+        shed = await http.post("/echo", headers={"X-API-Key": "y" * 20})
+        other = await http.post("/echo", headers={"X-API-Key": "z" * 20})
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        again = await http.post("/echo", headers={"X-API-Key": KEY})
+    assert (shed.status_code, other.status_code, again.status_code) == (429, 200, 200)
+    assert shed.headers["content-type"] == "application/problem+json"
+    assert (shed.headers["retry-after"], shed.headers["ratelimit"]) == ("1", '"at-once";r=0;t=1')
+    assert shed.headers["ratelimit-policy"] == '"at-once";q=1;qu="concurrent-requests"'
+
+
+async def test_two_keys_of_one_tenant_have_one_rate() -> None:
+    app = app_of(api_keys=f"shop:{KEY} shop:{'y' * 20}", rate_requests=2)
+    async with client_of(app) as http:
+        answers = [await http.post("/echo", headers={"X-API-Key": key}) for key in (KEY, "y" * 20, KEY)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
 
 
 async def test_whoever_leaves_ends_the_work() -> None:
@@ -196,7 +248,7 @@ async def test_every_answer_bears_names_and_security_headers() -> None:
 async def test_a_request_id_that_is_none_is_replaced(bad: str) -> None:
     async with client_of(app_of()) as http:
         response = await http.post("/echo", headers=[(b"X-Request-Id", bad.encode("latin-1"))])
-    assert response.headers["x-request-id"] != bad
+    assert str(UUID(response.headers["x-request-id"])) == response.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +257,22 @@ async def test_a_request_id_that_is_none_is_replaced(bad: str) -> None:
 async def test_a_trace_that_is_none_is_begun_anew(bad: str) -> None:
     async with client_of(app_of()) as http:
         response = await http.post("/echo", headers={"traceparent": bad, "tracestate": "v=1"})
-    assert response.headers["traceparent"][:3] == "00-"
-    assert response.headers["traceparent"] != bad
+    begun = TRACEPARENT.fullmatch(response.headers["traceparent"])
+    assert begun is not None
+    assert begun[1] not in {"a" * 32, "0" * 32}, "its own, and no part of the other"
+    assert Header.TRACESTATE not in names_of(Headers({"traceparent": bad, "tracestate": "v=1"}))
+
+
+async def test_a_trace_goes_on_under_its_own_id() -> None:
+    """With a span of ours, and its state."""
+    given = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "v=1"}
+    names = names_of(Headers(given))
+    assert names[Header.TRACEPARENT].startswith(f"00-{'a' * 32}-")
+    assert (names[Header.TRACEPARENT] == given["traceparent"], names[Header.TRACESTATE]) == (False, "v=1")
 
 
 async def test_a_source_systems_path_keeps_its_error_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMS, "/api/yh/", lambda title, detail: {"detail": detail})
+    monkeypatch.setitem(FORMS, "/api/yh/", lambda refused: {"detail": refused.detail})
     async with client_of(app_of(api_keys=f"a:{KEY}")) as http:
         refused = await http.get("/api/yh/none")
         unknown = await http.get("/api/yh/none", headers={"X-API-Key": KEY})

@@ -13,6 +13,7 @@ def test_outside_vertex_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert placed(settings, VertexSettings()) == settings
     assert not VertexSettings().needs_consult
+    assert not VertexSettings().keyless
 
 
 def test_on_vertex_the_container_listens_where_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +26,4 @@ def test_on_vertex_the_container_listens_where_it_is_called(monkeypatch: pytest.
     assert (settings.host, settings.port) == ("0.0.0.0", 8085)
     assert settings.max_body_bytes >= 10_000_000
     assert (vertex.predict_route, vertex.health_route, vertex.needs_consult) == ("/v1/ask", "/v1/alive", True)
+    assert vertex.keyless == {"/v1/ask", "/v1/alive"}

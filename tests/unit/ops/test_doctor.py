@@ -8,41 +8,72 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ops import doctor
+from ops import doctor, doctor_machine, doctor_parts
+from ops.errors import SetupError
+from ops.findings import Check
 from ops.settings import LocalSettings
+
+NAMES = {
+    *("python", "models", "image-model", "seeing-model", "device", "disk"),
+    *("rabbitmq", "postgres", "store", "webhooks", "queues"),
+}
 
 
 def test_the_json_document_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    status = doctor.doctor(Namespace(json=True))
+    status = doctor.doctor(Namespace(json=True, steps=[]))
 
     said = json.loads(capsys.readouterr().out)
     assert said["ok"] == (status == 0)
-    assert {check["name"] for check in said["checks"]} == {"python", "rabbitmq", "postgres", "store", "models", "disk"}
+    assert {check["name"] for check in said["checks"]} == NAMES
     assert all(set(check) == {"name", "ok", "detail", "cure"} for check in said["checks"])
+    assert all(bool(check["cure"]) != check["ok"] for check in said["checks"])
 
 
-def test_a_missing_server_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_words_a_finding_stands_with_its_cure(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.tell([Check("store", False, "/data [x] cannot be written", "let this user write"), Check("disk", True, "9 GiB free")])
+
+    said = capsys.readouterr().out
+    assert "✗ store: /data" in said
+    assert "cure: let this user write" in said
+    assert "✓ disk: 9 GiB free" in said
+
+
+def test_a_step_that_nobody_knows_is_named() -> None:
+    with pytest.raises(SetupError, match="No actor serves watermrak"):
+        doctor.doctor(Namespace(json=True, steps=["watermrak"]))
+
+
+async def test_a_missing_server_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    check = doctor.broker(LocalSettings(server_path=str(tmp_path), may_install=False))
+    check = await doctor_parts.broker(LocalSettings(server_path=str(tmp_path), may_install=False, local_folder=tmp_path))
 
     assert not check.ok
     assert "AMQP_URL" in check.cure
 
 
-def test_a_broker_that_does_not_answer_is_a_finding_and_its_password_stays_out_of_it() -> None:
+async def test_a_broker_that_does_not_answer_is_a_finding_and_its_password_stays_out_of_it() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        check = doctor.broker(LocalSettings(amqp_url=SecretStr(f"amqp://user:hush@127.0.0.1:{port}/")))
+        check = await doctor_parts.broker(LocalSettings(amqp_url=SecretStr(f"amqp://user:hush@127.0.0.1:{port}/")))
 
     assert not check.ok
     assert f"127.0.0.1:{port} does not answer" in check.detail
     assert "hush" not in repr(check)
 
 
-def test_a_server_that_listens_is_fine() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = SecretStr(f"postgresql://user@127.0.0.1:{server.getsockname()[1]}/db")
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor_machine.device(LocalSettings()).ok
+    monkeypatch.setenv("IMAGE_DEVICE", "cuda:0")
+    assert "IMAGE_DEVICE" in doctor_machine.device(LocalSettings()).cure
 
-        assert doctor.database(LocalSettings(database_url=url)).ok
+
+def test_a_model_folder_must_hold_a_model_and_a_name_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_MODEL", str(tmp_path))
+    assert "atelier models tiny" in doctor_machine.image_model(LocalSettings()).cure
+    (tmp_path / "model_index.json").touch()
+    assert doctor_machine.image_model(LocalSettings()).ok
+    monkeypatch.setenv("IMAGE_MODEL", "someone/some-model")
+    assert doctor_machine.image_model(LocalSettings()).ok

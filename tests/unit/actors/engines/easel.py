@@ -58,9 +58,10 @@ class Stock:
     """The pipeline of diffusers as it comes, one order at a time. A LoRA is loaded and unloaded as its documents say."""
 
     def __init__(self, model: Path) -> None:
+        import torch
         from diffusers import StableDiffusionPipeline
 
-        self.pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
         self.config = self.pipeline.scheduler.config
 

@@ -6,12 +6,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from actors.engines import vlm_loading
 from actors.engines.protocol import Finished, Gauges, Lifeline, MemoryExhausted, Started
+from actors.engines.tiny_llava import write_llava
 from actors.engines.transformers_vlm import VlmEngine, open_engine, plain
 from actors.engines.vlm import Answer, Question, VlmOptions
 from actors.seeing.prompts import JUDGE_TEXT, consult_text, validate_text
@@ -211,9 +214,10 @@ def test_a_full_device_answers_fewer_at_once(tiny: dict[str, Path], monkeypatch:
 
 
 @pytest.mark.parametrize(("bits", "layer"), [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
-def test_quantization_loads_its_layers_and_takes_less_memory(tiny: dict[str, Path], bits: str, layer: str) -> None:
-    engine = opened(tiny["tiny-llava"], quantization=bits)
-    full = opened(tiny["tiny-llava"])
+def test_quantization_loads_its_layers_and_takes_less_memory(tmp_path: Path, bits: str, layer: str) -> None:
+    write_llava(tmp_path, hidden=64)  # the smallest size that every CPU kernel takes: whole blocks of 64
+    engine = opened(tmp_path, quantization=bits)
+    full = opened(tmp_path)
 
     assert layer in {type(module).__name__ for module in engine._loaded.model.modules()}
     assert engine.info["quantization"] == bits
@@ -231,6 +235,20 @@ def test_failed_quantization_falls_back_and_says_why(tiny: dict[str, Path], monk
     assert engine.info["quantization"] == "none"
     assert "no kernel for this device" in engine.info["fallback"]
     assert answers(engine, [Question("x", max_new_tokens=2)])[0].tokens == 2
+
+
+def test_a_kernel_that_refuses_the_first_word_falls_back_too(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        config, dtype = SimpleNamespace(vision_config=SimpleNamespace(image_size=30)), torch.float32
+
+        def __call__(self, **_: object) -> None:
+            raise RuntimeError("shape is invalid for this kernel")
+
+    monkeypatch.setattr(vlm_loading, "_quantized", lambda *_: Refusing())
+    engine = opened(tiny["tiny-llava"], quantization="4bit")
+
+    assert engine.info["quantization"] == "none"
+    assert "shape is invalid for this kernel" in engine.info["fallback"]
 
 
 def test_memory_before_and_after_the_load_is_told(engine: VlmEngine) -> None:

@@ -68,6 +68,70 @@ def test_a_verdict_in_another_form_is_mended_and_marked(text: str) -> None:
     assert (verdict.on_brief, verdict.issues) == (True, ["small text"])
 
 
+AD_LINES = """Here is my verdict.
+On Brief: Yes
+**Occlusion:** No, nothing is covered.
+contrast_ok = true
+- CTA Present: no
+Analysis: clear
+and to the point
+Issues:
+1. small text
+2. dull; pale
+"""
+IMAGE_LINES = """Overall Assessment: Not Suitable
+image_quality_ok: yes
+Match Score: 3.5/10
+Analysis: 그림이 글과 다르다
+Issues: None
+Recommendations: 더 밝게
+Font recommendation:
+- font_style: Bold
+- font_name: Noto Sans
+- font_size_category: large
+- font_color_hex: #FFFFFF
+- reasoning: dark background
+"""
+
+
+def test_lines_with_labels_are_read_as_a_verdict() -> None:
+    """As a server answers that can keep no form, and as the source system's models do."""
+    ad, ad_repaired = read_verdict(said(AD_LINES), AdOpinion)
+    image, image_repaired = read_verdict(said(IMAGE_LINES), ImageOpinion)
+
+    assert ad_repaired
+    assert image_repaired
+    assert ad.model_dump() == AD | {"analysis": "clear and to the point", "issues": ["small text", "dull", "pale"]}
+    assert image.model_dump() == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("On Brief: Yes", ""),
+        ("On Brief: Yes", "On Brief: Yes and no"),
+        ("On Brief: Yes", "On Brief: perhaps"),
+        ("On Brief: Yes", "On Brief: Yes\nOn Brief: No"),
+        ("Issues:", "Remarks:"),
+        ("Analysis: clear", ""),
+    ],
+)
+def test_lines_that_leave_a_field_open_are_no_verdict(line: str, other: str) -> None:
+    assert line in AD_LINES
+    with pytest.raises(TemporaryError) as refused:
+        read_verdict(said(AD_LINES.replace(line, other)), AdOpinion)
+
+    assert refused.value.code == "verdict-unreadable"
+
+
+def test_a_score_without_its_scale_is_not_guessed() -> None:
+    for score in ("8", "7 of 10", "high"):
+        with pytest.raises(TemporaryError):
+            read_verdict(said(IMAGE_LINES.replace("3.5/10", score)), ImageOpinion)
+    verdict, _ = read_verdict(said(IMAGE_LINES.replace("3.5/10", "80%")), ImageOpinion)
+    assert verdict.relevance_score == 0.8
+
+
 def test_too_long_texts_and_lists_are_cut_to_their_bounds() -> None:
     long = IMAGE | {"analysis": "a" * 999, "issues": ['say "x"\n'] * 9}
     long["font_recommendation"] = IMAGE["font_recommendation"] | {"font_color_hex": "#FFFFFF"}  # type: ignore[operator]

@@ -1,0 +1,71 @@
+"""What is looked at: the broker, my consumer on its queue, the database, the store. Each check names what is wrong, or says None."""
+
+from collections.abc import Callable
+
+import asyncpg
+from aio_pika.exceptions import ChannelNotFoundEntity
+from aiormq import Channel
+from faststream.rabbit.subscriber import RabbitSubscriber
+
+from bus.claims import ClaimStore
+from bus.errors import TemporaryError
+from bus.health import Look
+from bus.outbox import Outbox
+
+
+def broker_check(outbox: Outbox) -> Look:
+    async def look() -> str | None:
+        return None if outbox.connected else "not connected; it is tried again until the broker is back"
+
+    return look
+
+
+def queue_check(outbox: Outbox, queue: str, subscriber: RabbitSubscriber, paused: Callable[[], str | None] = lambda: None) -> Look:
+    """The queue is there, and this very process consumes from it: the count of consumers alone may be that of others."""
+
+    async def look() -> str | None:
+        if not outbox.connected:
+            return f"{queue} cannot be asked for: the broker is away"
+        try:
+            async with outbox.channel() as channel:
+                counted = (await channel.declare_queue(queue, passive=True)).declaration_result
+        except ChannelNotFoundEntity:
+            return f"{queue} is gone; the consumer comes back when the queue does"
+        if reason := paused():
+            return f"{queue} is not read: {reason}"
+        if not await consumes(subscriber):
+            return f"{queue} has no consumer of this process ({counted.consumer_count} of others); it comes back by itself"
+        return None
+
+    return look
+
+
+async def consumes(subscriber: RabbitSubscriber) -> bool:
+    """Whether the consumer stands on the channel as it is now. A server that takes a queue away cancels it there."""
+    queue, tag = subscriber._queue_obj, subscriber._consumer_tag
+    if queue is None or tag is None or queue.channel.is_closed:
+        return False
+    channel = await queue.channel.get_underlay_channel()
+    return isinstance(channel, Channel) and tag in channel.consumers
+
+
+def database_check(pool: asyncpg.Pool) -> Look:
+    async def look() -> str | None:
+        try:
+            await pool.fetchval("select 1")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            return f"does not answer: {error or type(error).__name__}"
+        return None
+
+    return look
+
+
+def store_check(claims: ClaimStore) -> Look:
+    async def look() -> str | None:
+        try:
+            await claims.check()
+        except TemporaryError as error:
+            return str(error)
+        return None
+
+    return look

@@ -1,0 +1,150 @@
+"""What this process counts, for Prometheus. Labels are bounded: steps and outcomes are ours, codes are kept to a hundred.
+
+No tenant, job or message is a label. Names here are used by the rules and the dashboard in `ops/observability/`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bus.outcome import Dead, Done, Dropped, Outcome, Requeue, Retry
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+REGISTRY = CollectorRegistry()
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0)
+
+ORDERS = Counter("atelier_orders", "Deliveries by what became of them.", ["step", "outcome", "code"], registry=REGISTRY)
+STEP_SECONDS = Histogram("atelier_step_seconds", "One delivery, from arrival to ack.", ["step"], buckets=SECONDS, registry=REGISTRY)
+WAIT_SECONDS = Histogram("atelier_queue_wait_seconds", "From publish to arrival.", ["step"], buckets=SECONDS, registry=REGISTRY)
+ATTEMPTS = Histogram("atelier_attempts", "Which attempt a delivery was.", ["step"], buckets=(1, 2, 3, 4, 6, 10), registry=REGISTRY)
+DEAD_LETTERS = Counter("atelier_dead_letters", "Buried messages.", ["step", "code"], registry=REGISTRY)
+IN_HAND = Gauge("atelier_in_hand", "Deliveries at work.", ["step"], registry=REGISTRY)
+PART = Gauge("atelier_part_ready", "1: this part of the process answers.", ["part"], registry=REGISTRY)
+READY = Gauge("atelier_ready", "1: the process can work.", registry=REGISTRY)
+REQUESTS = Counter("atelier_gateway_requests", "HTTP requests.", ["method", "route", "status"], registry=REGISTRY)
+REQUEST_SECONDS = Histogram("atelier_gateway_request_seconds", "One request.", ["route"], buckets=SECONDS, registry=REGISTRY)
+ProcessCollector(registry=REGISTRY)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"
+
+
+class Bounded:
+    """The first hundred words of a kind; everything after them, or that is no word of a machine, is `other`."""
+
+    def __init__(self, most: int = 100) -> None:
+        self._most, self._seen = most, set[str]()
+
+    def of(self, word: str) -> str:
+        if word in self._seen:
+            return word
+        if len(self._seen) >= self._most or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", word):
+            return OTHER
+        self._seen.add(word)
+        return word
+
+
+CODES = Bounded()
+
+
+class Counting(Protocol):
+    """An engine that counts. Names that end in `_total` only grow; a mapping is counted by cause."""
+
+    def snapshot(self) -> Mapping[str, Any]: ...
+
+
+class Engines(Collector):
+    """The engines of this process, read when somebody asks. One that several steps share is shown once, under the first of them."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[str, Counting] = {}
+
+    @contextmanager
+    def shown(self, step: str, engine: Counting) -> Iterator[None]:
+        if any(engine is known for known in self.by_step.values()):
+            yield
+            return
+        self.by_step[step] = engine
+        try:
+            yield
+        finally:
+            self.by_step.pop(step, None)
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for step, engine in list(self.by_step.items()):
+            for name, value in engine.snapshot().items():
+                add(families, f"atelier_{name}", step, value)
+        return iter(families.values())
+
+
+def add(families: dict[str, Metric], name: str, step: str, value: Any) -> None:
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    if isinstance(value, Mapping):
+        family = families.setdefault(name, kind(name, "By cause.", labels=["step", "cause"]))
+        for cause, count in value.items():
+            family.add_metric([step, str(cause)], float(count))  # type: ignore[attr-defined]
+    else:
+        family = families.setdefault(name, kind(name, "Of the model process.", labels=["step"]))
+        family.add_metric([step], float(value))  # type: ignore[attr-defined]
+
+
+ENGINES = Engines()
+REGISTRY.register(ENGINES)
+
+
+def page() -> bytes:
+    """Everything, in the text format of Prometheus."""
+    return generate_latest(REGISTRY)
+
+
+def settled(step: str, outcome: Outcome, *, attempt: int, seconds: float, waited: float | None) -> None:
+    """One delivery is over for this process."""
+    name, code = described(outcome)
+    ORDERS.labels(step, name, code).inc()
+    STEP_SECONDS.labels(step).observe(seconds)
+    ATTEMPTS.labels(step).observe(attempt)
+    if waited is not None and attempt == 1:
+        WAIT_SECONDS.labels(step).observe(waited)
+    if isinstance(outcome, Dead):
+        DEAD_LETTERS.labels(step, code).inc()
+
+
+def passed_on(adapter: str, code: str, seconds: float) -> None:
+    """A foreign message became an order, or was buried under a code."""
+    ORDERS.labels(adapter, "dead" if code else "done", CODES.of(code) if code else "").inc()
+    STEP_SECONDS.labels(adapter).observe(seconds)
+    if code:
+        DEAD_LETTERS.labels(adapter, CODES.of(code)).inc()
+
+
+def described(outcome: Outcome) -> tuple[str, str]:
+    """An outcome and its code as labels."""
+    match outcome:
+        case Done():
+            return "done", ""
+        case Retry(_, fault):
+            return "retry", CODES.of(fault.code)
+        case Dead(fault):
+            return "dead", CODES.of(fault.code)
+        case Dropped(fault):
+            return "dropped", CODES.of(fault.code)
+        case Requeue():
+            return "requeued", ""
+
+
+def told(parts: Mapping[str, str | None], *, started: bool) -> None:
+    for part, reason in parts.items():
+        PART.labels(part).set(not reason)
+    READY.set(started and not any(parts.values()))
+
+
+def answered(method: str, route: str, status: int, seconds: float) -> None:
+    """`route` is a pattern such as /v1/jobs/{job_id}, never a path that somebody typed."""
+    REQUESTS.labels(method if method in METHODS else OTHER, route, str(status)).inc()
+    REQUEST_SECONDS.labels(route).observe(seconds)

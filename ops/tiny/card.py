@@ -1,0 +1,80 @@
+"""The model cards, with the figures of the run that made the models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ops.tiny.scenes import COLOURS, SHAPES
+
+PAINTER = """\
+---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# tiny-shapes
+
+A toy. It draws one flat shape on a flat ground, from prompts such as *a red circle on a blue background* or *파란 배경에 빨간 원*, and
+knows nothing else. It is there so that the first picture of a demonstration is worth a look, and so that a test notices a wrong
+scheduler, a wrong prompt or a lost LoRA by its colours. Stable Diffusion's own classes: CLIP text encoder, UNet, `AutoencoderTiny`,
+DPM-Solver++.
+
+- shapes: {shapes}
+- colours: {colours}
+- languages: English, Korean
+- parameters: {parameters}
+- one latent stands for 32 × 32 pixels; it predicts velocities
+
+Trained by `atelier models train-tiny` on pictures that code draws, seeds fixed, on a processor. No picture and no text of anybody else.
+
+## Measured on pictures it was asked for with new seeds ({pictures} a row, {steps} steps)
+
+| guidance | style | both colours right | shape right |
+|---|---|---|---|
+{rows}
+
+Colours: the one along the picture's edge and the one that covers most of the rest. Shape: the one whose outline fits best.
+"""
+
+
+def painter_card(figures: Mapping[str, Any]) -> str:
+    words = {"shapes": ", ".join(SHAPES), "colours": ", ".join(COLOURS), "rows": "\n".join(map(row_of, figures["rows"]))}
+    told = {"parameters": millions(figures), "pictures": figures["pictures"], "steps": figures["steps"]}
+    return PAINTER.format(**words, **told)
+
+
+def row_of(row: Mapping[str, Any]) -> str:
+    return f"| {row['guidance']:g} | {row['style'] or 'none'} | {row['colours_right']:.0%} | {row['shape_right']:.0%} |"
+
+
+def millions(figures: Mapping[str, Any]) -> str:
+    return f"{figures['parameters'] / 1e6:.1f} million"
+
+
+CRITIC = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# tiny-critic
+
+A toy. It judges posters such as *tiny-shapes* and the overlay step make: one flat shape, a line of text, perhaps a button. It answers the
+prompts of the judge and the validate step, in JSON, and knows nothing else. LLaVA's own classes: a CLIP eye for 112 × 112 pixels, a Llama
+of four layers, {parameters} parameters.
+
+Trained by `atelier models train-tiny` on posters that code draws, seeds fixed, on a processor. No picture and no text of anybody else.
+
+## Measured on {posters} posters that it had not seen, through the engine
+
+| answer | right |
+|---|---|
+{rows}
+
+Verdicts that were the same alone as beside seven others: {agree:.0%} of 16.
+
+`on_brief`: something is shown at all. `contrast_ok`: by WCAG's formula, contrasts near the limit left out. `is_valid` and
+`relevance_score`: the picture shows the scene that the text names; half of the texts name another one.
+"""
+
+
+def critic_card(figures: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| `{name}` | {share:.0%} |" for name, share in figures["right"].items())
+    return CRITIC.format(parameters=millions(figures), posters=figures["posters"], rows=rows, agree=figures["alone_as_beside_others"])

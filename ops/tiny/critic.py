@@ -1,0 +1,170 @@
+"""The tiny critic: LLaVA's own classes, trained to judge posters that code draws, in the very prompts of the judge and validate steps.
+
+First the eye: every patch learns to know what the whole picture shows. Then eye and tongue together: the verdict as JSON.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from pydantic import BaseModel
+
+from actors.engines.tiny_llava import SPECIAL, TEMPLATE
+from actors.engines.vlm import VlmOptions
+from actors.seeing.prompts import JUDGE_TEXT, validate_text
+from ops.tiny.posters import CLASSES, Poster, draw_poster, numbers
+from ops.tiny.scenes import Scene, all_scenes, any_scene
+from ops.tiny.training import Course
+
+SIDE, PATCH = 112, 8
+EYE, TONGUE = 96, 128
+WORDS = 800
+EYE_BATCH, EYE_STEPS = 32, 1500
+BATCH, STEPS = 16, 900
+POOL = 6000
+"""Posters that are drawn beforehand; the examination draws others."""
+FRAME = VlmOptions("").frame
+
+
+@dataclass(frozen=True)
+class Example:
+    """`shown`: 3 × side × side, as the model's processor makes it."""
+
+    shown: Any
+    poster: Poster
+
+
+def build_critic() -> tuple[Any, Any]:
+    """The model and its processor."""
+    from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+    tokenizer = build_tokenizer()
+    model = LlavaForConditionalGeneration(_config(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = LlavaProcessor(
+        image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, image_token=SPECIAL[-1], chat_template=TEMPLATE,
+    )  # fmt: skip
+    return model, processor
+
+
+def _config(tokenizer: Any) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    eye = CLIPVisionConfig(
+        hidden_size=EYE, intermediate_size=2 * EYE, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE, patch_size=PATCH,
+        projection_dim=EYE,
+    )  # fmt: skip
+    tongue = LlamaConfig(
+        hidden_size=TONGUE, intermediate_size=2 * TONGUE, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=len(tokenizer), max_position_embeddings=8192, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlavaConfig(
+        vision_config=eye, text_config=tongue, image_token_index=tokenizer.convert_tokens_to_ids(SPECIAL[-1]),
+        vision_feature_select_strategy="default", vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def build_tokenizer() -> Any:
+    """Bytes, and what the prompts and verdicts say often as one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learner = Tokenizer(models.BPE(unk_token=SPECIAL[3]))
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    dice = Random(0)
+    posters = [draw_poster(dice) for _ in range(50)]
+    said = [FRAME.format(image="", text=question) + answer for poster in posters for question, answer in lessons_on(poster, dice)]
+    captions = [caption for scene in all_scenes() for caption in scene.captions]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, special_tokens=list(SPECIAL), show_progress=False)
+    learner.train_from_iterator([*said, *captions], trainer)
+    pad, begin, end, unknown, image = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learner, bos_token=begin, eos_token=end, pad_token=pad, unk_token=unknown,
+        additional_special_tokens=[image], padding_side="left",
+    )  # fmt: skip
+
+
+def lessons_on(poster: Poster, dice: Random) -> list[tuple[str, str]]:
+    """Question and answer for each of the two steps. The advertisement's text names the scene, or another one."""
+    meant = poster.scene if poster.scene and dice.random() < 0.5 else any_scene(dice)
+    return [(JUDGE_TEXT, as_said(poster.opinion)), suiting(poster, meant, dice)]
+
+
+def suiting(poster: Poster, meant: Scene, dice: Random) -> tuple[str, str]:
+    copy = dice.choice(meant.captions)
+    return validate_text(copy), as_said(poster.suits(copy, meant))
+
+
+def as_said(opinion: BaseModel) -> str:
+    """As the grammar of the engine writes JSON."""
+    return json.dumps(opinion.model_dump(mode="json"), ensure_ascii=False)
+
+
+class Gallery:
+    """Posters as the model sees them."""
+
+    def __init__(self, processor: Any, count: int, seed: int) -> None:
+        self._processor, self._count, self._dice = processor, count, Random(seed)
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        return [self._example() for _ in range(self._count)]
+
+    def _example(self) -> Example:
+        poster = draw_poster(self._dice)
+        shown = self._processor.image_processor(poster.pixels, return_tensors="pt")["pixel_values"][0]
+        return Example(shown, Poster(None, poster.scene, poster.ground, poster.occlusion, poster.contrast_ok, poster.cta_present))
+
+
+def eye_course(model: Any, gallery: Gallery) -> Course:
+    import torch
+
+    heads = torch.nn.Linear(EYE, sum(CLASSES))
+    tower = model.model.vision_tower
+
+    def loss(dice: Random) -> Any:
+        chosen = dice.choices(gallery.examples, k=EYE_BATCH)
+        seen = tower(torch.stack([one.shown for one in chosen])).last_hidden_state[:, 1:]
+        answers = torch.tensor([numbers(one.poster) for one in chosen])
+        told = heads(seen).flatten(0, 1).split(CLASSES, dim=1)
+        patches = seen.shape[1]
+        pairs = zip(told, answers.repeat_interleave(patches, 0).unbind(1), strict=True)
+        return sum(torch.nn.functional.cross_entropy(part, answer) for part, answer in pairs)
+
+    return Course("critic-eye", [*tower.parameters(), *heads.parameters()], loss, EYE_STEPS)
+
+
+def course(model: Any, processor: Any, gallery: Gallery) -> Course:
+    """Only the answer counts."""
+
+    def loss(dice: Random) -> Any:
+        chosen = dice.choices(gallery.examples, k=BATCH)
+        lessons = [lessons_on(one.poster, dice)[dice.random() < 0.5] for one in chosen]
+        return answering(model, processor, [one.shown for one in chosen], lessons)
+
+    return Course("critic", list(model.parameters()), loss, STEPS)
+
+
+def answering(model: Any, processor: Any, shown: Sequence[Any], lessons: Sequence[tuple[str, str]]) -> Any:
+    """How unlikely the model finds the answers, token by token."""
+    import torch
+
+    tokenizer, image = processor.tokenizer, SPECIAL[-1]
+    patches = (SIDE // PATCH) ** 2
+    prompts = [tokenizer(FRAME.format(image=f"{image * patches}\n", text=question)).input_ids for question, _ in lessons]
+    answers = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for _, answer in lessons]
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.full((len(lessons), longest), tokenizer.pad_token_id)
+    wanted = torch.full((len(lessons), longest), -100)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    told = model(input_ids=ids, pixel_values=torch.stack(list(shown)), attention_mask=(ids != tokenizer.pad_token_id).long()).logits
+    return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())

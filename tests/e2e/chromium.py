@@ -1,0 +1,71 @@
+"""A headless Chromium and its driver: Debian's packages, installed when they are missing and that is allowed."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+from ops.local.install import as_root
+from ops.settings import LocalSettings
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+INSTALL = "apt-get install -y -q --no-install-recommends chromium chromium-driver"
+APT = f"{INSTALL} || {{ apt-get update -q && {INSTALL}; }}"
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+FONTS = Path(__file__).parents[2] / "actors" / "fonts"
+"""So that Korean is Korean on a machine that has no font for it."""
+
+WAY_OUT = "The tests of the console drive a headless Chromium. Install it: sudo apt-get install chromium chromium-driver"
+
+
+class NoChromium(Exception):
+    def __init__(self, why: str = "") -> None:
+        super().__init__(f"{why}\n{WAY_OUT}".strip())
+
+
+def find() -> tuple[str, str]:
+    """The browser and its driver. Raises NoChromium with the way out."""
+    if not _both() and LocalSettings().may_install and shutil.which("apt-get") and (rights := as_root()) is not None:
+        done = subprocess.run([*rights, "sh", "-c", APT], capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            raise NoChromium("\n".join(done.stderr.splitlines()[-4:]))
+    if not (both := _both()):
+        raise NoChromium
+    return both
+
+
+def _both() -> tuple[str, str] | None:
+    browser = next((found for name in NAMES if (found := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    return (browser, driver) if browser and driver else None
+
+
+@contextmanager
+def open_browser(width: int = 1280, height: int = 900, language: str = "en", *, dark: bool = False, scale: int = 1) -> Iterator[Chrome]:
+    """A browser with a profile of its own."""
+    program, driver = find()
+    with TemporaryDirectory(prefix="atelier-chromium-", ignore_cleanup_errors=True) as profile:
+        options = ChromeOptions()
+        options.binary_location = program
+        for flag in (*FLAGS, f"--user-data-dir={Path(profile)}", f"--window-size={width},{height}", f"--accept-lang={language}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        (Path(profile) / "fonts").symlink_to(FONTS)
+        browser = Chrome(options, Service(driver, env=os.environ | {"XDG_DATA_HOME": profile}))
+        try:
+            size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            yield browser
+        finally:
+            browser.quit()

@@ -1,0 +1,68 @@
+"""A person at a browser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.e2e.site import Site
+
+KEY = "a-key-for-the-tests-0001"
+
+
+class Visitor:
+    """A person at a browser."""
+
+    def __init__(self, browser: Chrome, site: Site) -> None:
+        self.browser, self.site = browser, site
+
+    def go(self, path: str) -> None:
+        self.browser.get(f"{self.site.url}{path}")
+
+    def log_in(self) -> None:
+        self.go("/login")
+        self.find("#f-key").send_keys(KEY)
+        self.click("form button.main")
+        self.find("nav a")
+
+    def hand_in(self, order: dict[str, Any]) -> None:
+        """By the API, as a program does."""
+        httpx.post(self.site.url.replace("/console", "/jobs"), json=order, headers={"X-API-Key": KEY}).raise_for_status()
+
+    def find(self, selector: str, seconds: float = 20) -> WebElement:
+        """The first that matches, as soon as there is one."""
+        found: WebElement = WebDriverWait(self.browser, seconds, 0.02).until(lambda at: at.find_elements(By.CSS_SELECTOR, selector))[0]
+        return found
+
+    def text(self, selector: str) -> str:
+        return self.find(selector).text
+
+    def words(self) -> str:
+        """All that the page says, whichever page it is by now."""
+        return str(self.browser.execute_script("return document.body.innerText"))
+
+    def count(self, selector: str) -> int:
+        return len(self.browser.find_elements(By.CSS_SELECTOR, selector))
+
+    def click(self, selector: str) -> None:
+        element = self.find(selector)
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def fill(self, **fields: str) -> None:
+        for name, value in fields.items():
+            element = self.find(f"[name={name}]")
+            element.clear()
+            element.send_keys(value)
+
+    def soon(self, fact: Callable[[], object], seconds: float = 20) -> None:
+        WebDriverWait(self.browser, seconds, 0.02, [StaleElementReferenceException]).until(lambda _: fact())
+
+    def said_wrong(self) -> list[str]:
+        """What the browser's console has to say: a breach of the content policy, a failing script."""
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]

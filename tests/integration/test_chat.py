@@ -1,0 +1,242 @@
+"""Document 003's routes on the real broker; a writer stands in for the model."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from bus.settings import BusSettings
+from tests.files import docx, pdf
+from tests.integration.conftest import Customer, Workshop
+from tests.integration.live import live_gateway
+from tests.writer import KNOWN, Writer
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+async def http(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[httpx.AsyncClient]:
+    limits = {"request_seconds": 20, "question_seconds": 1, "max_upload_bytes": 20_000}
+    async with live_gateway(bus_settings, store_folder, **limits) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        yield client
+
+
+def png(side: int = 40) -> bytes:
+    with io.BytesIO() as file:
+        Image.new("RGB", (side, side), "red").save(file, "PNG")
+        return file.getvalue()
+
+
+async def test_a_turn_is_answered_with_the_source_systems_fields(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    """All six, null ones too; the endpoint's own time is measured here."""
+    async with workshop(*writer.actors):
+        response = await http.post(
+            "/generate", json={"message": "one two", "conversation_id": None, "max_tokens": 9999, "temperature": 0.5}
+        )
+    answer = response.json()
+    assert response.status_code == 200
+    assert list(answer) == ["response", "conversation_id", "generation_time", "model_info", "response_json", "response_is_json"]
+    assert (answer["response"], answer["conversation_id"], answer["response_json"], answer["response_is_json"]) == (
+        "two one",
+        KNOWN,
+        None,
+        False,
+    )
+    info = answer["model_info"]
+    assert (info["engine"], info["model_name"], info["max_tokens"], info["temperature"]) == ("vLLM", "tiny", 512, 0.5)
+    assert info["timings"]["endpoint_total_ms"] != 13.4
+    assert (writer.seen[0].max_tokens, writer.seen[0].conversation_id) == (9999, None)
+
+
+async def test_a_wish_below_one_token_is_one(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        await http.post("/generate", json={"message": "x", "max_tokens": 0})
+    assert writer.seen[0].max_tokens == 1
+
+
+async def test_a_body_without_a_message_is_told_in_the_source_systems_form(http: httpx.AsyncClient) -> None:
+    for path in ("/generate", "/vision", "/multimodal"):
+        response = await http.post(path, json={"max_tokens": 4})
+        assert response.status_code == 422
+        assert response.json()["detail"][0]["loc"] == ["body", "message"]
+    assert (await http.post("/vision", json={"message": "x"})).json()["detail"][0]["loc"] == ["body", "image_data"]
+
+
+async def test_a_picture_comes_as_json_or_as_a_form(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    """It goes to the actor as a claim on the store, whole."""
+    coded = base64.b64encode(png()).decode()
+    async with workshop(*writer.actors):
+        answers = [
+            await http.post("/vision", json={"message": "what", "image_data": coded}),
+            await http.post("/vision", json={"message": "what", "image_data": f"data:image/png;base64,{coded}"}),
+            await http.post("/vision", data={"message": "what", "json_only": "true"}, files={"image": ("x.txt", png(), "text/plain")}),
+        ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    claims = {command.pictures[0].claim for command in writer.seen}
+    (claim,) = claims
+    assert claim is not None
+    assert (claim.media_type, claim.size) == ("image/png", len(png()))
+    assert answers[2].json()["response_json"] == {"a": 1}
+    info = answers[0].json()["model_info"]
+    assert (info["engine"], info["multimodal"]) == ("vLLM+Vision", True)
+
+
+@pytest.mark.parametrize(("data", "kind"), [(pdf("Hello"), "pdf"), (docx("Hello"), "docx"), ("안녕".encode(), "txt")])
+async def test_a_document_is_known_by_its_content(
+    http: httpx.AsyncClient, workshop: Workshop, writer: Writer, data: bytes, kind: str
+) -> None:
+    """Whatever it is called; alone or beside a picture."""
+    async with workshop(*writer.actors):
+        alone = await http.post("/multimodal", data={"message": "sum"}, files={"file": ("x.png", data)})
+        coded = {"file_data": base64.b64encode(data).decode(), "image_data": base64.b64encode(png()).decode(), "file_type": "doc"}
+        both = await http.post("/multimodal", json={"message": "sum"} | coded)
+    told = [answer.json()["model_info"] for answer in (alone, both)]
+    assert [(info["has_image"], info["has_file"], info["file_type"], info["engine"]) for info in told] == [
+        (False, True, kind, "vLLM+Multimodal"),
+        (True, True, kind, "vLLM+Multimodal"),
+    ]
+    assert [(len(command.pictures), len(command.documents)) for command in writer.seen] == [(0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "detail"),
+    [
+        ("/vision", {"image_data": base64.b64encode(b"MZ" + b"\0" * 60).decode()}, 400, "지원하지 않는 파일 형식입니다"),
+        ("/vision", {"image_data": "%%%"}, 400, "no base64"),
+        ("/vision", {"image_data": base64.b64encode(b"\x89PNG" * 6000).decode()}, 413, "파일 크기가 제한(20000 bytes)를 초과했습니다"),
+        ("/multimodal", {"file_data": base64.b64encode(b"\0\1\2").decode()}, 400, "지원하지 않는 파일 형식입니다"),
+        ("/generate", {"message": "fails prompt-too-long"}, 400, "it was asked to fail"),
+        ("/generate", {"message": "fails loading"}, 503, "vLLM 엔진이 초기화되지 않았습니다"),
+        ("/generate", {"message": "fails server-away"}, 503, "vLLM 엔진이 초기화되지 않았습니다"),
+        ("/multimodal", {"message": "fails document-unsupported"}, 400, "지원하지 않는 파일 형식입니다"),
+        ("/multimodal", {"message": "fails document-broken"}, 400, "it was asked to fail"),
+        ("/generate", {"message": "fails otherwise"}, 500, "생성 오류: it was asked to fail"),
+        ("/multimodal", {"message": "fails otherwise"}, 500, "멀티모달 분석 오류: it was asked to fail"),
+    ],
+)
+async def test_errors_have_the_source_systems_words(
+    http: httpx.AsyncClient, workshop: Workshop, writer: Writer, path: str, body: dict[str, Any], status: int, detail: str
+) -> None:
+    async with workshop(*writer.actors):
+        response = await http.post(path, json={"message": "x"} | body)
+    assert response.status_code == status
+    assert detail in response.json()["detail"]
+    assert ("retry-after" in response.headers) is (status == 503 and "vLLM" in detail)
+
+
+async def test_a_model_that_sees_nothing_is_shown_nothing(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    writer.sees = False
+    async with workshop(*writer.actors):
+        response = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", png())})
+    assert (response.status_code, response.json()) == (503, {"detail": "멀티모달 기능이 사용할 수 없습니다"})
+    assert writer.seen == []
+
+
+async def test_nobody_who_answers_in_time_is_a_503_that_says_when_to_come_back(http: httpx.AsyncClient) -> None:
+    response = await http.post("/generate", json={"message": "x"}, headers={"X-Request-Timeout": "0.3"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json() == {"detail": "vLLM 엔진이 초기화되지 않았습니다"}
+
+
+async def events(http: httpx.AsyncClient, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    async with http.stream("POST", "/generate", json=body | {"stream": True}) as response:
+        assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        text = "".join([piece async for piece in response.aiter_text()])
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+
+
+async def test_a_stream_gives_the_words_in_order_and_then_the_answer(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        told = await events(http, {"message": "three two one"})
+    assert told[:-1] == [("delta", {"delta": word}) for word in ("one ", "two ", "three")]
+    assert (told[-1][0], told[-1][1]["response"]) == ("done", "one two three")
+
+
+async def test_a_gap_in_a_stream_is_an_error(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    """Never a text with a hole in it."""
+    async with workshop(*writer.actors):
+        told = await events(http, {"message": "gap two three"})
+    assert [name for name, _ in told] == ["delta", "error"]
+    assert "생성 오류: delta 1 was to come" in told[-1][1]["detail"]
+
+
+async def test_what_fails_before_the_first_word_is_no_stream(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        response = await http.post("/generate", json={"message": "fails prompt-too-long", "stream": True})
+    assert (response.status_code, response.json()["detail"]) == (400, "it was asked to fail")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_ends_the_writing(http: httpx.AsyncClient, workshop: Workshop, writer: Writer, stream: bool) -> None:
+    async with workshop(*writer.actors):
+        if stream:
+            async with http.stream("POST", "/generate", json={"message": "endless", "stream": True}) as response:
+                async for _ in response.aiter_text():
+                    break
+        else:
+            asking = asyncio.create_task(http.post("/generate", json={"message": "endless"}))
+            await asyncio.wait_for(writer.begun.wait(), 10)
+            asking.cancel()
+            await asyncio.wait({asking})
+        await asyncio.wait_for(writer.stopped.wait(), 5)
+        assert (await http.get("/health")).json()["streams"] == 0
+
+
+async def test_conversations_are_listed_read_and_forgotten(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        listed, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN}")).json()
+        deleted, unknown = await http.delete(f"/conversations/{KNOWN}"), await http.get("/conversations/none")
+    assert listed["total_conversations"] == 1
+    assert set(listed["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
+    assert [(said["role"], said["content"], said.get("image_info")) for said in one["messages"]] == [
+        ("user", "무엇?", {"width": 4}),
+        ("assistant", "라멘", None),
+    ]
+    assert deleted.json() == {"message": f"대화 {KNOWN}가 삭제되었습니다"}
+    assert (unknown.status_code, unknown.json()) == (404, {"detail": "대화를 찾을 수 없습니다"})
+
+
+async def test_without_a_writer_conversations_are_a_503(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/conversations")).status_code == 503
+
+
+async def test_health_and_status_tell_of_the_engine(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+    """Also of its absence, at once; a model that loads is not healthy yet."""
+    absent = (await http.get("/health")).json()
+    assert (absent["status"], absent["model_loaded"], absent["broker"]) == ("healthy", False, True)
+    async with workshop(*writer.actors):
+        await asyncio.sleep(1.1)
+        health, status = (await http.get("/health")).json(), (await http.get("/status/detailed")).json()
+        writer.loading = True
+        await asyncio.sleep(1.1)
+        loading = (await http.get("/health")).json()
+    assert (health["status"], health["model_loaded"], health["model_name"], health["engine_type"]) == ("healthy", True, "tiny", "vLLM")
+    assert health["vllm_stats"] == {"engine_status": "running", "pending_requests": 2, "running_requests": 4}
+    assert (health["gpu_memory_used"], health["gpu_memory_total"], health["active_conversations"]) == (24.5, 49.0, 1)
+    assert health["uptime"] > 1
+    assert (loading["status"], loading["model_loaded"]) == ("loading", False)
+    names = ["server_info", "model_info", "gpu_info", "vllm_info", "engine_config", "conversation_info", "features"]
+    assert list(status) == names
+    assert (status["model_info"]["max_model_len"], status["gpu_info"]["memory_usage_percent"]) == ("128", 50.0)
+    assert status["conversation_info"] == {"active_conversations": 1, "total_messages": 2}
+
+
+async def test_every_route_is_in_the_openapi_document_with_an_example(http: httpx.AsyncClient) -> None:
+    paths = (await http.get("/openapi.json")).json()["paths"]
+    assert {"/generate", "/vision", "/multimodal", "/conversations", "/conversations/{conversation_id}", "/status/detailed"} <= set(paths)
+    for path in ("/vision", "/multimodal"):
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert set(content) == {"application/json", "multipart/form-data"}
+        assert content["application/json"]["schema"]["examples"]
+    assert (await http.get("/docs")).status_code == 200

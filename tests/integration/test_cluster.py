@@ -1,0 +1,127 @@
+"""A cluster of three nodes loses one after the other under load, and no confirmed message with it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from itertools import count, cycle
+from pathlib import Path
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from bus.topology import QUORUM
+from ops.local.install import find_rabbitmq
+from ops.settings import LocalSettings
+from tests.cluster import Cluster
+
+QUEUE = "atelier.cluster-test"
+AWAY = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path, find_rabbitmq(LocalSettings()))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+class Load:
+    """A publisher and a consumer that go to the next node when theirs is away."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls, self._numbers, self._over = urls, count(), False
+        self.confirmed: set[int] = set()
+        self.taken: set[int] = set()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Both at work; however the block ends, they end with it, though a lost connection may swallow their cancellation."""
+        tasks = [asyncio.create_task(self.publish()), asyncio.create_task(self.consume())]
+        try:
+            yield
+        finally:
+            self._over = True
+            _, late = await asyncio.wait(tasks, timeout=10)
+            for task in late:
+                task.cancel()
+
+    async def publish(self) -> None:
+        async for channel in self._channels(cycle(self._urls)):
+            with contextlib.suppress(*AWAY):
+                while not self._over:
+                    number = next(self._numbers)
+                    message = aio_pika.Message(str(number).encode(), delivery_mode=2)
+                    async with asyncio.timeout(5):
+                        await channel.default_exchange.publish(message, QUEUE, mandatory=True)
+                    self.confirmed.add(number)
+                    await asyncio.sleep(0.002)
+
+    async def consume(self) -> None:
+        async for channel in self._channels(cycle(self._urls[::-1])):
+            with contextlib.suppress(*AWAY):
+                queue = await channel.get_queue(QUEUE, ensure=False)
+                while not self._over:
+                    async with asyncio.timeout(5):
+                        message = await queue.get(fail=False)
+                    if message is None:
+                        await asyncio.sleep(0.02)
+                        continue
+                    self.taken.add(int(message.body))
+                    await message.ack()
+
+    async def _channels(self, urls: Iterator[str]) -> AsyncIterator[AbstractChannel]:
+        for url in urls:
+            if self._over:
+                return
+            try:
+                async with asyncio.timeout(5):
+                    connection = await aio_pika.connect(url)
+            except AWAY:
+                await asyncio.sleep(0.1)
+                continue
+            async with connection:
+                yield await connection.channel()
+
+    async def further(self, messages: int, seconds: float = 60) -> None:
+        """So many more are confirmed from now on."""
+        goal = len(self.confirmed) + messages
+        async with asyncio.timeout(seconds):
+            while len(self.confirmed) < goal:
+                await asyncio.sleep(0.05)
+
+
+async def members_online(url: str) -> None:
+    """Return when the queue takes a message through this node."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(*AWAY):
+                async with await aio_pika.connect(url) as connection:
+                    channel = await connection.channel()
+                    await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM, passive=True)
+                    return
+            await asyncio.sleep(0.2)
+
+
+@pytest.mark.timeout(400)
+async def test_the_loss_of_any_node_under_load_loses_nothing(cluster: Cluster) -> None:
+    async with await aio_pika.connect(cluster.urls[0]) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM)
+    load = Load(cluster.urls)
+    async with load.running():
+        for member in cluster.members:
+            await load.further(50)
+            await asyncio.to_thread(member.kill)
+            await load.further(50)
+            await asyncio.to_thread(member.start)
+            await members_online(member.url)
+            await asyncio.sleep(1)  # the node catches up before the next one dies
+        confirmed = set(load.confirmed)
+        async with asyncio.timeout(30):
+            while confirmed - load.taken:
+                await asyncio.sleep(0.1)
+    assert len(confirmed) >= 300

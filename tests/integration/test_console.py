@@ -1,0 +1,102 @@
+"""The console without a browser: what its answers allow a page to do, and what a forged form does not get done."""
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from bus.settings import BusSettings
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+
+KEY = "a-key-for-the-tests-0001"
+
+
+@pytest.fixture
+async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(bus_settings, GatewaySettings.model_validate({"question_seconds": 1, "api_keys": f"kim:{KEY}"}))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        yield client
+
+
+def token(page: httpx.Response) -> str:
+    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', page.text)
+    assert found
+    return found[1]
+
+
+async def log_in(http: httpx.AsyncClient) -> str:
+    csrf = token(await http.get("/console/login"))
+    assert (await http.post("/console/login", data={"csrf": csrf, "key": KEY})).status_code == 303
+    return token(await http.get("/console/make"))
+
+
+async def test_no_page_may_run_what_is_not_ours(http: httpx.AsyncClient) -> None:
+    """No script and no style within a page, no other host, no frame around it."""
+    await log_in(http)
+    page = await http.get("/console/make")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "style-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert not re.search(
+        r"<script(?![^>]*src=)|<style|\sstyle=|\son[a-z]+=|javascript:|https?://(?!,)", page.text.replace("s3://, https://, file://", "")
+    )
+
+
+async def test_a_change_without_the_token_is_refused(http: httpx.AsyncClient) -> None:
+    csrf = await log_in(http)
+    order = {"kind": "image_order", "prompt": "x", "width": "64", "height": "64"}
+    for forged in ({}, {"csrf": ""}, {"csrf": "0" * 64}):
+        assert (await http.post("/console/make", data=order | forged)).status_code == 403
+    far = await http.post("/console/make", data=order | {"csrf": csrf}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert far.status_code == 403
+    assert (await http.post("/console/make", data=order | {"csrf": csrf})).status_code == 303
+
+
+async def test_the_token_of_another_session_is_none(http: httpx.AsyncClient) -> None:
+    other = await log_in(http)
+    http.cookies.clear()
+    csrf = await log_in(http)
+    assert other != csrf
+    assert (await http.post("/console/make", data={"csrf": other, "prompt": "x"})).status_code == 403
+
+
+async def test_the_cookie_opens_the_console_and_not_the_api(http: httpx.AsyncClient) -> None:
+    """The API asks for no token, so a browser's cookie must not open it."""
+    await log_in(http)
+    cookie = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
+    assert (await http.get("/jobs", headers={"Cookie": cookie})).status_code == 401
+    assert (await http.post("/jobs", json={"kind": "image_order", "prompt": "x"}, headers={"Cookie": cookie})).status_code == 401
+
+
+async def test_a_stranger_sees_the_login_alone(http: httpx.AsyncClient) -> None:
+    for path in ("/console/make", "/console/jobs", "/console/jobs/x/files/y.png", "/console/jobs/x/live", "/console/nowhere"):
+        response = await http.get(path)
+        assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/console/login"), path
+    assert (await http.get("/console/static/console.css")).status_code == 200
+    part = await http.get("/console/jobs", headers={"HX-Request": "true"})
+    assert (part.status_code, part.headers["hx-redirect"]) == (401, "/console/login")
+
+
+@pytest.mark.parametrize("away", ["https://evil.example/", "//evil.example", "/\\evil.example", "/consoled", "/console/\n//evil", "/jobs"])
+async def test_the_login_leads_nowhere_else(http: httpx.AsyncClient, away: str) -> None:
+    csrf = token(await http.get("/console/login"))
+    response = await http.post("/console/login", data={"csrf": csrf, "key": KEY, "next": away})
+    assert response.headers["location"] == "/console"
+
+
+async def test_a_file_outside_is_not_handed_out(http: httpx.AsyncClient) -> None:
+    for name in ("..%2fpages.py", "../pages.py", "%2e%2e/pages.py", ".htmx.min.js", "x" * 60):
+        assert (await http.get(f"/console/static/{name}")).status_code in (303, 404, 422), name
+
+
+async def test_without_a_ledger_the_page_says_so(http: httpx.AsyncClient) -> None:
+    await log_in(http)
+    response = await http.get("/console/jobs")
+    assert response.status_code == 504
+    assert response.headers["content-type"].startswith("text/html")
+    assert "no reply in time" in response.text

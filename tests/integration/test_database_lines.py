@@ -1,0 +1,27 @@
+"""The database's pool when its lines go silent together, as behind a router that was switched off."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from bus import database
+from bus.database import open_database
+from bus.settings import BusSettings
+from tests.chaos.proxy import open_proxy
+
+
+async def test_one_silent_line_condemns_the_others(bus_settings: BusSettings, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first statement waits out its time; without that, an order met one dead line after another."""
+    monkeypatch.setattr(database, "STATEMENT_SECONDS", 0.5)
+    place = urlsplit(database_url)
+    async with open_proxy(place.port or 0) as line:
+        url = database_url.replace(place.netloc.rpartition("@")[2], f"127.0.0.1:{line.port}")
+        async with open_database(BusSettings.model_validate(bus_settings.model_dump() | {"database_url": url})) as pool:
+            assert pool
+            await asyncio.gather(*(pool.execute("select pg_sleep(0.1)") for _ in range(8)))
+            line.half_open()
+            with pytest.raises(TimeoutError):
+                await pool.fetchval("select 1")
+            async with asyncio.timeout(5):
+                assert await asyncio.gather(*(pool.fetchval("select 1") for _ in range(8))) == [1] * 8

@@ -1,0 +1,240 @@
+"""Health on real parts that are taken away one by one: readiness turns false with the reason in words, and true again."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bus.actor import Actor, Context, Handler, Tools
+from bus.errors import PermanentError, TemporaryError
+from bus.health_settings import HealthSettings
+from bus.serve import open_workshop
+from bus.settings import BusSettings
+from bus.store_settings import StoreSettings
+from ops.local.ports import free
+from ops.local.postgres import EmbeddedPostgres
+from ops.local.rabbitmq import RabbitNode
+from tests.integration.conftest import Customer, Echo, Echoed, echo_actor, soon
+
+QUICK = HealthSettings(port=0, check_seconds=2, keep_seconds=0)
+
+
+async def echo(command: Echo, context: Context) -> Echoed:
+    if command.text == "hopeless":
+        raise PermanentError("no-such-text", "send another")
+    if command.text == "shaky" and context.attempt == 1:
+        raise TemporaryError("not yet", delay=0.1)
+    return Echoed(text=command.text)
+
+
+class Page:
+    """What the health server says now."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        answer = await self._http.get(path)
+        return answer.status_code, answer.json()
+
+    async def becomes(self, ready: bool, seconds: float = 30) -> list[str]:
+        """Wait until readiness is as wished; returns the reasons."""
+        async with asyncio.timeout(seconds):
+            while True:
+                status, said = await self.get("/health/ready")
+                assert (status == 200) == said["ready"] == (not said["reasons"])
+                if said["ready"] is ready:
+                    return list(said["reasons"])
+                await asyncio.sleep(0.05)
+
+    async def samples(self) -> dict[tuple[str, ...], float]:
+        """Every sample by its name and the values of its labels, the labels in the order of the alphabet."""
+        text = (await self._http.get("/metrics")).text
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+@asynccontextmanager
+async def served(actor: Actor, settings: BusSettings, store: Path, health: HealthSettings = QUICK) -> AsyncIterator[Page]:
+    async with open_workshop([actor], [], settings, StoreSettings(store_url=store.as_uri()), (), health) as url:
+        assert url
+        async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+            yield Page(http)
+
+
+async def test_all_three_say_yes_when_everything_is_there(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+    actor = echo_actor(echo)
+    async with served(actor, bus_settings, store_folder) as page:
+        assert await page.get("/health/live") == (200, {"live": True})
+        assert await page.get("/health/startup") == (200, {"started": True})
+        status, said = await page.get("/health/ready")
+        assert (status, said["reasons"]) == (200, [])
+        assert said["parts"] == dict.fromkeys(["broker", "store", "database", f"queue:{actor.step}"], "ok")
+        assert (await page.get("/nothing"))[0] == 404
+
+
+async def test_without_a_port_nothing_listens(bus_settings: BusSettings, store_folder: Path) -> None:
+    store = StoreSettings(store_url=store_folder.as_uri())
+    async with open_workshop([echo_actor(echo)], [], bus_settings, store, (), HealthSettings(port=None)) as url:
+        assert url is None
+
+
+async def test_a_port_that_is_taken_is_named(bus_settings: BusSettings, store_folder: Path) -> None:
+    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+        taken = httpx.URL(page._http.base_url).port
+        with pytest.raises(OSError, match=f"HEALTH_PORT={taken}"):
+            async with served(echo_actor(echo), bus_settings, store_folder, HealthSettings(port=taken)):
+                pass
+
+
+async def test_a_process_that_still_opens_is_alive_and_not_started(bus_settings: BusSettings, store_folder: Path) -> None:
+    gate = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_late(tools: Tools) -> AsyncIterator[Handler]:
+        await gate.wait()
+        yield echo
+
+    actor = Actor(step="late", command=Echo, result=Echoed, open=open_late, timeout_seconds=5, prefetch=1)
+    port = free(1)[0]
+
+    async def live() -> None:
+        async with served(actor, bus_settings, store_folder, HealthSettings(port=port, keep_seconds=0)):
+            await asyncio.sleep(30)
+
+    serving = asyncio.create_task(live())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=httpx.AsyncHTTPTransport(retries=5)) as http:
+        page = Page(http)
+        assert (await page.get("/health/live"))[0] == 200
+        assert (await page.get("/health/startup"))[0] == 503
+        assert "starting" in (await page.becomes(ready=False))[0]
+        gate.set()
+        await page.becomes(ready=True)
+        assert (await page.get("/health/startup"))[0] == 200
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_the_broker_goes_and_comes(bus_settings: BusSettings, store_folder: Path, rabbitmq: RabbitNode) -> None:
+    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+        rabbitmq.kill()
+        try:
+            reasons = await page.becomes(ready=False)
+            assert any(reason.startswith("broker: not connected") for reason in reasons)
+            assert (await page.get("/health/live"))[0] == 200
+        finally:
+            await asyncio.to_thread(rabbitmq.start)
+        await page.becomes(ready=True)
+
+
+async def test_the_database_goes_and_comes(bus_settings: BusSettings, store_folder: Path, postgres: EmbeddedPostgres) -> None:
+    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+        postgres.kill()
+        try:
+            assert [reason for reason in await page.becomes(ready=False) if reason.startswith("database: ")]
+        finally:
+            await asyncio.to_thread(postgres.start)
+        await page.becomes(ready=True)
+
+
+async def test_the_store_goes_and_comes(bus_settings: BusSettings, store_folder: Path) -> None:
+    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+        shutil.rmtree(store_folder)
+        store_folder.write_text("a file where the folder was")
+        reasons = await page.becomes(ready=False)
+        assert reasons[0].startswith("store: the store's folder")
+        store_folder.unlink()
+        await page.becomes(ready=True)
+
+
+async def test_a_deleted_queue_is_named_and_its_consumer_comes_back(
+    bus_settings: BusSettings, store_folder: Path, customer: Customer
+) -> None:
+    actor = echo_actor(echo)
+    async with served(actor, bus_settings, store_folder) as page:
+        await (await customer.channel.get_queue(actor.queue)).delete(if_unused=False, if_empty=False)
+        assert [reason for reason in await page.becomes(ready=False) if reason.startswith(f"queue:{actor.step}: ")]
+        await page.becomes(ready=True)
+        await customer.send(actor.step, {"text": "hello"}, reply_to=customer.reply_queue)
+        assert (await customer.reply())[1]["text"] == "hello"
+
+
+async def test_an_actor_whose_engine_is_away_is_not_ready(bus_settings: BusSettings, store_folder: Path) -> None:
+    engine = Engine()
+
+    @asynccontextmanager
+    async def open_engine(tools: Tools) -> AsyncIterator[Handler]:
+        tools.show(engine)
+        yield echo
+
+    actor = Actor(step="engined", command=Echo, result=Echoed, open=open_engine, timeout_seconds=5, prefetch=1)
+    async with served(actor, bus_settings, store_folder) as page:
+        assert await page.becomes(ready=False) == ["engine:engined: the model process is starting"]
+        engine.reason = None
+        await page.becomes(ready=True)
+        samples = await page.samples()
+        assert samples["atelier_engine_steps_total", "engined"] == 40
+        assert samples["atelier_engine_deaths_total", "hang", "engined"] == 2
+        assert samples["atelier_engine_steps_per_second", "engined"] == 7.5
+
+
+class Engine:
+    reason: str | None = "the model process is starting"
+
+    async def away(self) -> str | None:
+        return self.reason
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"engine_steps_total": 40, "engine_deaths_total": {"hang": 2}, "engine_steps_per_second": 7.5}
+
+
+async def test_orders_are_counted_by_what_became_of_them(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+    actor = echo_actor(echo)
+    step = actor.step
+    async with served(actor, bus_settings, store_folder) as page:
+        for text in ("fine", "fine too", "shaky", "hopeless"):
+            await customer.send(step, {"text": text}, reply_to=customer.reply_queue, timestamp=0)
+            await customer.reply()
+
+        async def counted() -> bool:
+            return (await page.samples()).get(("atelier_orders_total", "no-such-text", "dead", step)) == 1
+
+        await soon(counted)
+        samples = await page.samples()
+    assert samples["atelier_orders_total", "", "done", step] == 3
+    assert samples["atelier_orders_total", "temporary", "retry", step] == 1
+    assert samples["atelier_dead_letters_total", "no-such-text", step] == 1
+    assert samples["atelier_step_seconds_count", step] == 5
+    assert samples["atelier_attempts_sum", step] == 6
+    assert samples["atelier_queue_wait_seconds_count", step] == 4
+    assert samples["atelier_in_hand", step] == 0
+    assert samples["atelier_ready",] == 1
+    assert samples["atelier_part_ready", f"queue:{step}"] == 1
+
+
+async def test_an_actor_that_pauses_says_so_though_others_read_its_queue(
+    bus_settings: BusSettings, store_folder: Path, customer: Customer
+) -> None:
+    lent: list[Tools] = []
+
+    @asynccontextmanager
+    async def open_tired(tools: Tools) -> AsyncIterator[Handler]:
+        lent.append(tools)
+        yield echo
+
+    actor = Actor(step="tired", command=Echo, result=Echoed, open=open_tired, timeout_seconds=5, prefetch=1)
+    async with served(actor, bus_settings, store_folder) as page, served(actor, bus_settings, store_folder) as other:
+        lent[0].unready("the model does not load")
+        assert await page.becomes(ready=False) == ["queue:tired: atelier.tired is not read: the model does not load"]
+        await other.becomes(ready=True)
+        lent[0].unready(None)
+        await page.becomes(ready=True)

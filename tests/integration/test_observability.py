@@ -1,0 +1,115 @@
+"""Rules and dashboard: right by Prometheus's own tool, each alert tested, and every metric that they name is one that we export."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from actors.engines import gpu_watch
+from actors.engines.gpu_watch import GpuWatch
+from actors.engines.stats import Stats
+from bus import metrics
+from ops.workshop import MODULES
+from tests.prometheus import promtool
+
+FOLDER = Path(__file__).parents[2] / "ops" / "observability"
+OPERATOR = Path(__file__).parents[2] / "docs" / "operator.md"
+PROMETHEUS_OWN = {"up"}
+WORD = re.compile(r"\b(?:atelier|process)_[a-z_]+\b|\bup\b")
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+
+
+def dashboard_expressions() -> list[str]:
+    board = json.loads((FOLDER / "grafana/dashboards/atelier.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+
+
+def run(*words: str, cwd: Path = FOLDER) -> str:
+    done = subprocess.run([promtool(), *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_configuration_and_its_rules_are_valid() -> None:
+    assert f"{len(rules())} rules found" in run("check", "config", "prometheus.yml")
+
+
+def test_each_alert_fires_when_it_should_and_only_then() -> None:
+    run("test", "rules", "alerts_test.yml")
+    tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
+    told = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
+    assert {*told} == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
+
+
+def test_the_dashboard_asks_questions_that_prometheus_understands(tmp_path: Path) -> None:
+    plain = [expr.replace("$__rate_interval", "5m").replace("$step", ".*") for expr in dashboard_expressions()]
+    asked = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(plain)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
+    assert f"{len(plain)} rules found" in run("check", "rules", "panels.yml", cwd=tmp_path)
+
+
+def test_every_metric_that_is_named_is_exported(exported: set[str]) -> None:
+    named = {word for text in (*dashboard_expressions(), *(rule["expr"] for rule in rules())) for word in WORD.findall(text)}
+    assert named - exported - PROMETHEUS_OWN == set()
+    assert "atelier_engine_device_memory_used_bytes" in named
+
+
+def test_the_runbook_has_a_section_for_each_alert() -> None:
+    """Named as in the rule, with its meaning, the first look and the cure."""
+    sections = {part.partition("\n")[0]: part for part in OPERATOR.read_text().split("\n### ")[1:]}
+    for rule in rules():
+        assert rule["annotations"]["runbook"] == f"docs/operator.md#{rule['alert'].lower()}"
+        assert all(f"**{word}**" in sections[rule["alert"]] for word in ("Meaning", "First look", "Cure")), rule["alert"]
+
+
+def test_every_step_is_scraped() -> None:
+    [job] = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert set(job["dns_sd_configs"][0]["names"]) >= {"gateway", *MODULES}
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Every name on the metrics page of a process whose engine has a GPU."""
+    stats = Stats()
+    stats.died(SimpleNamespace(cause="hang"))  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu_watch, "open_nvml", lambda index: (Nvml(), index))
+    stats.measured(*GpuWatch("cuda:0").gauges(Engine()))
+    metrics.ORDERS.labels("image", "done", "")
+    for histogram in (metrics.STEP_SECONDS, metrics.WAIT_SECONDS, metrics.ATTEMPTS):
+        histogram.labels("image")
+    metrics.REQUEST_SECONDS.labels("/jobs")
+    metrics.DEAD_LETTERS.labels("image", "lora-missing")
+    metrics.IN_HAND.labels("image")
+    metrics.REQUESTS.labels("GET", "/jobs", "200")
+    metrics.told({"queue:image": None}, started=True)
+    with metrics.ENGINES.shown("image", stats):
+        yield {line.partition("{")[0].split()[0] for line in metrics.page().decode().splitlines() if not line.startswith("#")}
+
+
+class Nvml:
+    """NVML where there is none."""
+
+    NVMLError = RuntimeError
+
+    def nvmlDeviceGetMemoryInfo(self, _: int) -> Any:  # noqa: N802
+        return SimpleNamespace(used=1 << 30, total=8 << 30)
+
+    def nvmlDeviceGetUtilizationRates(self, _: int) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=93)
+
+
+class Engine:
+    """As much of the image engine as is measured."""
+
+    models = SimpleNamespace(loads=1, used_bytes=1 << 20)
+    rungs = SimpleNamespace(climbed={})
+    groups = SimpleNamespace(rows=[1, 2])

@@ -1,0 +1,173 @@
+"""Chats through the official OpenAI client, unchanged, on the real broker; a writer stands in for the model."""
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from PIL import Image
+from pydantic import BaseModel
+
+from bus.settings import BusSettings
+from contracts.text import Text
+from tests.integration.conftest import Customer, Workshop
+from tests.integration.live import live_gateway, official_client
+from tests.painter import PAINTER
+from tests.writer import Writer
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+async def client(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[AsyncOpenAI]:
+    limits = {"request_seconds": 20, "max_upload_bytes": 50_000}
+    async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client:
+        yield client
+
+
+def user(content: Any) -> Any:
+    return [{"role": "user", "content": content}]
+
+
+def data_url() -> str:
+    with io.BytesIO() as file:
+        Image.new("RGB", (40, 40), "red").save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+async def test_the_models_are_listed(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    """Those whose actors are there."""
+    assert [model.id async for model in client.models.list()] == []
+    async with workshop(*writer.actors, PAINTER):
+        await asyncio.sleep(1.1)
+        assert [model.id async for model in client.models.list()] == ["tiny", "bistro", "image"]
+        assert (await client.models.retrieve("bistro")).id == "bistro"
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("other")
+
+
+async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    """Every number and word of the request reaches the actor; what is not said is as with OpenAI."""
+    async with workshop(*writer.actors):
+        told: Any = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "one two"}]}]
+        answer = await client.chat.completions.create(
+            model="bistro", messages=told, max_tokens=7, stop="end", seed=5, frequency_penalty=0.5, top_p=0.8
+        )  # fmt: skip
+        await client.chat.completions.create(model="text", messages=user("hello"))
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason, answer.model) == ("two one", "stop", "bistro")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 5, 12)
+    full, plain = writer.seen
+    assert full.messages is not None
+    assert [message.role for message in full.messages] == ["system", "user"]
+    assert (full.max_tokens, full.stop, full.seed, full.frequency_penalty, full.top_p) == (7, ["end"], 5, 0.5, 0.8)
+    assert (full.lora_adapter, plain.lora_adapter) == ("bistro", None)
+    assert (plain.temperature, plain.top_p, plain.repetition_penalty, plain.max_tokens) == (1.0, 1.0, 1.0, None)
+
+
+async def test_a_stream_comes_in_order_and_ends_with_its_usage(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        stream = await client.chat.completions.create(
+            model="tiny", messages=user("three two one"), stream=True, stream_options={"include_usage": True}
+        )  # fmt: skip
+        chunks = [chunk async for chunk in stream]
+    said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert said == ["", "one ", "two ", "three", None]
+    assert (chunks[0].choices[0].delta.role, chunks[-2].choices[0].finish_reason) == ("assistant", "stop")
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 12
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_a_stream_with_a_hole_is_an_error(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        stream = await client.chat.completions.create(model="tiny", messages=user("gap two three"), stream=True)
+        said = [(await anext(stream)).choices[0].delta.content for _ in range(2)]
+        with pytest.raises(openai.APIError, match="delta 1 was to come"):
+            await anext(stream)
+    assert said == ["", "three "]
+
+
+async def test_closing_a_stream_ends_the_writing(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    async with workshop(*writer.actors):
+        stream = await client.chat.completions.create(model="tiny", messages=user("endless"), stream=True)
+        async for _ in stream:
+            break
+        await stream.close()
+        await asyncio.wait_for(writer.stopped.wait(), 5)
+
+
+async def test_pictures_go_as_claims_or_as_addresses(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    parts = [
+        {"type": "text", "text": "what"},
+        {"type": "image_url", "image_url": {"url": data_url()}},
+        {"type": "image_url", "image_url": {"url": "https://media.example/table.jpg", "detail": "low"}},
+    ]
+    async with workshop(*writer.actors):
+        await client.chat.completions.create(model="tiny", messages=user(parts))
+    shown = pictures(writer.seen[0])
+    assert shown[0].claim is not None
+    assert shown[0].claim.media_type == "image/png"
+    assert (shown[1].url, shown[1].claim) == ("https://media.example/table.jpg", None)
+
+
+def pictures(command: Text) -> list[Any]:
+    assert command.messages is not None
+    content = command.messages[0].content
+    assert not isinstance(content, str)
+    return [part.picture for part in content if part.picture]
+
+
+class Dish(BaseModel):
+    a: int
+
+
+async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+    """The client makes a class into a schema and the answer into the class."""
+    async with workshop(*writer.actors):
+        parsed = await client.chat.completions.parse(model="tiny", messages=user("x"), response_format=Dish)
+        plain = await client.chat.completions.create(model="tiny", messages=user("x"), response_format={"type": "json_object"})
+    assert parsed.choices[0].message.parsed == Dish(a=1)
+    assert plain.choices[0].message.content == '{"a": 1}'
+    assert writer.seen[0].json_schema is not None
+    assert writer.seen[0].json_schema["properties"]["a"]["type"] == "integer"
+    assert writer.seen[1].json_only
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "param", "code"),
+    [
+        ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
+        ({"messages": []}, openai.BadRequestError, "messages", "invalid_request"),
+        ({"n": 2}, openai.BadRequestError, "n", "invalid_request"),
+        ({"temperature": 9}, openai.BadRequestError, "temperature", "invalid_request"),
+        ({"messages": user("fails prompt-too-long")}, openai.BadRequestError, None, "context_length_exceeded"),
+        ({"messages": user("fails server-away")}, openai.InternalServerError, None, "server_away"),
+        ({"messages": user("fails prompt-too-long"), "stream": True}, openai.BadRequestError, None, "context_length_exceeded"),
+        ({"messages": user([{"type": "image_url", "image_url": {"url": "http://x/y.png"}}])}, openai.BadRequestError,
+         "messages.0.content.0.image_url.url", "invalid_image_url"),
+    ],
+)  # fmt: skip
+async def test_errors_are_the_clients_own(
+    client: AsyncOpenAI, workshop: Workshop, writer: Writer, wrong: dict[str, Any], kind: type[openai.APIStatusError], param: str, code: str
+) -> None:
+    async with workshop(*writer.actors):
+        with pytest.raises(kind) as refused:
+            await client.chat.completions.create(**{"model": "tiny", "messages": user("x")} | wrong)
+    assert (refused.value.param, refused.value.code) == (param, code)
+    assert ("retry-after" in refused.value.response.headers) is (code == "server_away")
+
+
+async def test_a_model_that_is_away_is_a_503(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+    async with live_gateway(bus_settings, store_folder, request_seconds=0.4) as url, official_client(url) as client:
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.chat.completions.create(model="any", messages=user("x"))
+    assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "5")

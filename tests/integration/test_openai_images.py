@@ -1,0 +1,101 @@
+"""Pictures through the official OpenAI client, on the real broker and store; a painter stands in for the model."""
+
+import base64
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+from PIL import Image
+
+from actors.ledger import ACTORS
+from bus.settings import BusSettings
+from tests.integration.conftest import Customer, Workshop
+from tests.integration.live import live_gateway, official_client
+from tests.painter import PAINTER
+
+
+@pytest.fixture
+async def client(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[AsyncOpenAI]:
+    async with live_gateway(bus_settings, store_folder, request_seconds=20) as url, official_client(url) as client:
+        yield client
+
+
+def picture(b64: str | None) -> Image.Image:
+    assert b64
+    return Image.open(io.BytesIO(base64.b64decode(b64)))
+
+
+async def test_pictures_come_as_base64_in_order(client: AsyncOpenAI, workshop: Workshop) -> None:
+    """Six pictures are two commands; each picture is another."""
+    async with workshop(PAINTER):
+        answer = await client.images.generate(
+            prompt="a fox", n=6, size="128x64", response_format="b64_json", model="image", extra_body={"seed": 40}
+        )  # fmt: skip
+    assert answer.data is not None
+    assert [picture(one.b64_json).size for one in answer.data] == [(128, 64)] * 6
+    assert answer.size == "128x64"
+    assert answer.model_extra is not None
+    assert answer.model_extra["seeds"] == [40, 41, 42, 43, 44, 45]
+
+
+async def test_a_url_leads_to_the_picture(client: AsyncOpenAI, workshop: Workshop) -> None:
+    """At this gateway, when nothing else serves the store's folder."""
+    async with workshop(PAINTER, *ACTORS):
+        answer = await client.images.generate(prompt="a fox", size="64x64", response_format="url")
+        assert answer.data is not None
+        assert answer.data[0].b64_json is None
+        assert answer.data[0].url
+        async with httpx.AsyncClient() as http:
+            shown = await http.get(answer.data[0].url)
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"size": "100x100"}, None),
+        ({"size": "wide"}, "size"),
+        ({"n": 11}, "n"),
+        ({"prompt": ""}, "prompt"),
+        ({"output_format": "svg"}, "output_format"),
+    ],
+)
+async def test_a_wrong_request_is_a_400_that_names_the_field(
+    client: AsyncOpenAI, workshop: Workshop, wrong: dict[str, object], param: str | None
+) -> None:
+    async with workshop(PAINTER):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.images.generate(**{"prompt": "a fox"} | wrong)  # type: ignore[call-overload]
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+
+
+async def test_a_fault_of_the_actor_keeps_its_code(client: AsyncOpenAI, workshop: Workshop) -> None:
+    async with workshop(PAINTER):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.images.generate(prompt="this fails")
+    assert (refused.value.code, refused.value.body) == (
+        "lora_missing",
+        {"message": "no such weights", "type": "invalid_request_error", "param": None, "code": "lora_missing"},
+    )
+
+
+async def test_without_an_actor_the_deadline_ends_it(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+    """A server error, which the client may try again."""
+    async with live_gateway(bus_settings, store_folder, request_seconds=0.5) as url, official_client(url) as client:
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.images.generate(prompt="a fox")
+    assert (refused.value.status_code, refused.value.code) == (504, "no_reply_in_time")
+
+
+async def test_a_wrong_key_is_an_authentication_error(bus_settings: BusSettings, store_folder: Path) -> None:
+    keys = f"shop:{'k' * 32}"
+    async with live_gateway(bus_settings, store_folder, api_keys=keys) as url, official_client(url, api_key="wrong") as client:
+        with pytest.raises(openai.AuthenticationError) as refused:
+            await client.images.generate(prompt="a fox")
+    assert refused.value.code == "invalid_api_key"

@@ -1,0 +1,165 @@
+"""The official OpenAI client, the gateway, the bus, the writing actor and the real vLLM: all of it, nothing stands in."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+from pydantic import BaseModel
+
+from actors import conversations, text
+from bus.settings import BusSettings
+from tests.files import docx, pdf
+from tests.integration.conftest import Customer, Workshop, soon
+from tests.integration.live import live_gateway, official_client
+from tests.vllm_server import CONTEXT, VllmServer
+
+pytestmark = pytest.mark.timeout(400)
+ACTORS = (*text.ACTORS, *conversations.ACTORS)
+
+
+@pytest.fixture
+async def url(
+    vllm: VllmServer,
+    bus_settings: BusSettings,
+    store_folder: Path,
+    customer: Customer,
+    workshop: Workshop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[str]:
+    monkeypatch.setenv("VLLM_SERVER_URL", vllm.url)
+    async with live_gateway(bus_settings, store_folder, request_seconds=60) as url, workshop(*ACTORS):
+        yield url
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
+    async with official_client(url) as client:
+        yield client
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        yield client
+
+
+def user(content: str) -> Any:
+    return [{"role": "user", "content": content}]
+
+
+class Verdict(BaseModel):
+    ok: bool
+    size: Literal["small", "large"]
+
+
+async def test_the_served_model_answers_and_tells_what_it_took(client: AsyncOpenAI) -> None:
+    """The same seed writes the same; a stream is the same text in pieces, and tells its usage, too."""
+    assert [model.id async for model in client.models.list()] == ["tiny"]
+    more: Any = {"model": "tiny", "messages": user("Tell me of harbours."), "max_tokens": 24, "seed": 5}
+    whole = await client.chat.completions.create(**more)
+    stream = await client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
+    assert len(chunks) > 4
+    assert whole.usage is not None
+    assert 0 < whole.usage.completion_tokens <= 24
+    assert chunks[-1].usage == whole.usage
+
+
+async def test_a_class_comes_back_filled(client: AsyncOpenAI) -> None:
+    """From a model that says nothing but noise: the decoder is held to the schema."""
+    answer = await client.chat.completions.parse(
+        model="tiny", messages=user("?"), response_format=Verdict, max_tokens=100, temperature=2, seed=1
+    )  # fmt: skip
+    assert isinstance(answer.choices[0].message.parsed, Verdict)
+
+
+async def test_sixteen_clients_share_the_batch(client: AsyncOpenAI, vllm: VllmServer) -> None:
+    most = 0.0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, await asyncio.to_thread(vllm.metric, "vllm:num_requests_running"))
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.create_task(watch())
+    asked = (client.chat.completions.create(model="text", messages=user(str(number)), max_tokens=200) for number in range(16))
+    answers = await asyncio.gather(*asked)
+    watching.cancel()
+    assert all(answer.usage and answer.usage.completion_tokens for answer in answers)
+    assert most > 1
+
+
+async def test_a_client_that_leaves_frees_the_engine(client: AsyncOpenAI, vllm: VllmServer) -> None:
+    stream = await client.chat.completions.create(
+        model="tiny", messages=user("on and on"), max_tokens=450, stream=True, extra_body={"ignore_eos": True}
+    )  # fmt: skip
+    async for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            break
+    await stream.close()
+
+    async def free() -> bool:
+        return await asyncio.to_thread(vllm.metric, "vllm:num_requests_running") == 0
+
+    await soon(free, 10)
+
+
+async def test_a_prompt_past_the_context_is_a_400_with_both_numbers(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(model="tiny", messages=user("word " * 600))
+    assert refused.value.code == "context_length_exceeded"
+    turned = await http.post("/generate", json={"message": "word " * 600})
+    assert turned.status_code == 400
+    for message in (refused.value.message, turned.json()["detail"]):
+        numbers = [int(word) for word in message.replace(",", " ").replace(".", " ").split() if word.isdigit()]
+        assert CONTEXT in numbers
+        assert max(numbers) > CONTEXT
+
+
+async def test_a_conversation_is_kept_listed_and_forgotten(http: httpx.AsyncClient) -> None:
+    """Over HTTP alone, with the source system's words; health tells of the engine meanwhile."""
+    first = (await http.post("/generate", json={"message": "하나", "max_tokens": 8})).json()
+    named = first["conversation_id"]
+    await http.post("/generate", json={"message": "둘", "max_tokens": 8, "conversation_id": named})
+    kept, health = (await http.get(f"/conversations/{named}")).json(), (await http.get("/health")).json()
+    assert [said["content"] for said in kept["messages"][::2]] == ["하나", "둘"]
+    assert kept["messages"][1]["content"] == first["response"].replace("\0", "\ufffd"), "Postgres keeps no NUL, which noise may hold"
+    assert (health["status"], health["model_loaded"], health["model_name"]) == ("healthy", True, "tiny")
+    assert (await http.delete(f"/conversations/{named}")).json() == {"message": f"대화 {named}가 삭제되었습니다"}
+    assert (await http.get(f"/conversations/{named}")).status_code == 404
+
+
+@pytest.mark.parametrize(("data", "kind"), [(pdf("The harbour is open."), "pdf"), (docx("The harbour is open."), "docx")])
+async def test_a_documents_words_are_in_the_prompt(http: httpx.AsyncClient, data: bytes, kind: str) -> None:
+    answer = await http.post("/multimodal", data={"message": "open?", "max_tokens": "8"}, files={"file": ("any", data)})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["model_info"]["engine"], answer.json()["model_info"]["file_type"]) == ("vLLM+Multimodal", kind)
+    locked = await http.post("/multimodal", data={"message": "open?"}, files={"file": ("any", pdf("x", password="secret"))})
+    assert (locked.status_code, "password" in locked.json()["detail"]) == (400, True)
+
+
+async def test_a_model_without_eyes_is_shown_no_picture(http: httpx.AsyncClient) -> None:
+    picture = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
+    answer = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", picture)})
+    assert answer.status_code in (400, 503)
+
+
+async def test_a_server_that_is_away_is_a_503_that_says_when_to_come_back(
+    bus_settings: BusSettings, store_folder: Path, customer: Customer, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_SERVER_URL", "http://127.0.0.1:9/v1")
+    limits = {"request_seconds": 3}
+    async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client, workshop(*ACTORS):
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.chat.completions.create(model="tiny", messages=user("x"))
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            turned = await http.post("/generate", json={"message": "x"})
+    assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "5")
+    assert (turned.status_code, turned.json()) == (503, {"detail": "vLLM 엔진이 초기화되지 않았습니다"})

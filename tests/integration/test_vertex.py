@@ -1,0 +1,56 @@
+"""The gateway in a process of its own, started as Vertex AI starts a container: by its variables alone, called without a key."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from actors import consult
+from bus.settings import BusSettings
+from ops.local.ports import free
+from tests.integration.conftest import Workshop, soon
+from tests.model_server import open_model_server
+
+
+@asynccontextmanager
+async def container(bus: BusSettings, store: Path, port: int) -> AsyncIterator[httpx.AsyncClient]:
+    told = {"AIP_HTTP_PORT": str(port), "AIP_MODE": "PREDICTION", "AIP_HEALTH_ROUTE": "/ping", "AIP_PREDICT_ROUTE": "/predict"}
+    told |= {"AMQP_URL": bus.amqp_url.get_secret_value(), "STORE_URL": store.as_uri(), "GATEWAY_READY_SECONDS": "0.5", "HEALTH_PORT": "0"}
+    words = [sys.executable, "-m", "ops.cli", "gateway"]
+    process = await asyncio.create_subprocess_exec(*words, env=os.environ | told, cwd=Path(__file__).parents[2])
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            yield http
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_vertex_asks_without_a_key_and_everything_else_is_closed(
+    bus_settings: BusSettings, store_folder: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = {"instances": [{"prompt": "왜 건조한가요?"}]}
+    async with open_model_server() as model, container(bus_settings, store_folder, free(1)[0]) as http:
+        for name, value in {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second"}.items():
+            monkeypatch.setenv(name, value)
+        await soon(lambda: answers(http), 30)
+        assert (await http.get("/ping")).json() == {"status": "loading"}
+        assert (await http.post("/predict", json=question)).json() == {"error": "Model not ready"}
+        async with workshop(*consult.ACTORS):
+            assert (await http.get("/ping")).json() == {"status": "healthy"}
+            told = await http.post("/predict", json=question)
+            assert (told.status_code, len(told.json()["predictions"])) == (200, 1), told.text
+        assert (await http.get("/jobs")).status_code == 401
+        assert (await http.post("/api/yh/llava/stage1/validate", json={})).status_code == 401
+
+
+async def answers(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/ping")).status_code in (200, 503)
+    except httpx.TransportError:
+        return False

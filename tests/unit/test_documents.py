@@ -1,0 +1,152 @@
+"""Every command in the documents is one that works: run here, read by its own parser, or named as not run. Links and settings exist.
+
+docs/http.md and docs/dead-letters.md are run command by command in tests/integration/.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bus.settings import BusSettings
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+from ops.cli import main, parser
+from ops.documents.settings_book import every_setting
+
+ROOT = Path(__file__).parents[2]
+AT_THE_TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in AT_THE_TOP), *sorted((ROOT / "docs").glob("*.md"))]
+TESTED_APART = {"http.md": "test_http_page", "dead-letters.md": "test_dead_letter"}
+NOT_RUN = frozenset({"docker", "gcloud", "gsutil", "kubectl", "helm", "runpodctl"})
+"""They need a container engine, a cluster or an account."""
+RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
+"""Small, and the same everywhere: called as they stand."""
+READ_BY_OTHERS = re.compile(r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID")
+"""The broker's parts are read by hand, OTEL_ by OpenTelemetry's SDK as well, and the rest are a page's own."""
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    line: str
+
+    @property
+    def words(self) -> list[str]:
+        """Without the variables set before it, and without a remark after it."""
+        words = shlex.split(self.line, comments=True)
+        while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
+            words.pop(0)
+        return words
+
+    @property
+    def variables(self) -> list[str]:
+        return re.findall(r"(?:^|\s)([A-Z][A-Z0-9_]*)=", self.line.split(" --", 1)[0])
+
+
+def fenced(page: Path, *languages: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands() -> Iterator[Command]:
+    for page in PAGES:
+        for block in fenced(page, "bash", "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.startswith("#"):
+                    yield Command(page.name, line)
+
+
+def mends(command: Command) -> str | None:
+    """What is wrong with a command; None when it is one that works."""
+    match command.words:
+        case [] | ["export", *_]:
+            return None
+        case ["make", target, *rest]:
+            return wrong_target(target, rest)
+        case ["atelier", *words]:
+            return wrong_words(words)
+        case ["python" | "python3", "-m", module, *_]:
+            return None if importlib.util.find_spec(module) else f"no module {module}"
+        case ["pip", "install", *_] | ["pre-commit", "install"] | ["cd" | "cp" | "git", *_]:
+            return None
+        case [program, *_] if (ROOT / program).is_file():
+            return None if os.access(ROOT / program, os.X_OK) else f"{program} is not executable"
+        case [program, *_] if program in NOT_RUN:
+            named = re.findall(r"`(\w+\.md)`", (ROOT / "docs" / "README.md").read_text().partition("not run here")[2])
+            return None if command.page in named else f"{program} is not run here, and docs/README.md does not say so of {command.page}"
+        case _:
+            return "nobody knows how to check it"
+
+
+def wrong_target(target: str, rest: list[str]) -> str | None:
+    if not re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        return f"make knows no {target}"
+    options = [shlex.split(word.removeprefix("ARGS=")) for word in rest if word.startswith("ARGS=")]
+    return wrong_words([target, *options[0]]) if options and target in ("demo", "up") else None
+
+
+def wrong_words(words: list[str]) -> str | None:
+    """The command line's own parser decides. A placeholder such as $ID stands for one word."""
+    try:
+        parser().parse_args([re.sub(r"^\$\w+$", "00000000-0000-0000-0000-000000000000", word) for word in words])
+    except SystemExit as ended:
+        return None if ended.code == 0 else f"atelier refuses {' '.join(words)}"
+    return None
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: f"{command.page}: {command.line[:60]}")
+def test_a_command_in_the_documents_works(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    if command.page in TESTED_APART and command.words[0] != "atelier":
+        assert list((ROOT / "tests" / "integration").glob(f"{TESTED_APART[command.page]}*.py"))
+        return
+    assert mends(command) is None, f"{command.line}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("words", RUN, ids=" ".join)
+def test_small_commands_are_run(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(list(words)) == 0
+    assert capsys.readouterr().out
+
+
+def test_a_command_that_is_wrong_is_seen() -> None:
+    wrong = ["make demoo", "atelier run", "atelier doctor --jason", "make demo ARGS='--cuont 2'", "frobnicate now", "python -m ops.nowhere"]
+    assert [line for line in wrong if mends(Command("observing.md", line)) is None] == []
+    assert "does not say so of observing.md" in str(mends(Command("observing.md", "docker compose up")))
+
+
+@pytest.mark.parametrize("page", ["migration.md", "backend.md", "seeing.md"])
+def test_paths_that_are_named_are_served(page: str) -> None:
+    app = create_app(BusSettings.model_validate({"amqp_url": "amqp://nowhere"}), GatewaySettings())
+    served = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
+    named = set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^\s`]+)`", (ROOT / "docs" / page).read_text()))
+    assert sorted((method, path) for method, path in named if not is_served(method, path, served)) == []
+
+
+def is_served(method: str, path: str, served: set[tuple[str, str]]) -> bool:
+    return any(verb == method and re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", pattern), path) for verb, pattern in served)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_found_from_the_top() -> None:
+    linked = (ROOT / "README.md").read_text() + (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in PAGES if page.name not in linked and page.name != "README.md"] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    known = {name for setting in every_setting() for name in setting.names}
+    quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
+    shown = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9]\b", quoted)
+    set_in_commands = [name for command in commands() if command.page == page.name for name in command.variables]
+    named = {*shown, *set_in_commands}
+    assert sorted(name for name in named - known if not READ_BY_OTHERS.fullmatch(name)) == []
