@@ -1,11 +1,12 @@
 """The tiny critic: LLaVA's own classes, trained to judge posters that code draws, in the very prompts of the judge and validate steps.
 
-First the eye: every patch learns to know what the whole picture shows. Then eye and tongue together: the verdict as JSON.
+First the eye: every patch learns what it shows itself, and what the whole picture does. Then the tongue, with the eye as it is:
+what a poster shows in words, and its verdicts as JSON.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -15,23 +16,23 @@ from pydantic import BaseModel
 from actors.engines.tiny_llava import SPECIAL, TEMPLATE
 from actors.engines.vlm import VlmOptions
 from actors.seeing.prompts import JUDGE_TEXT, validate_text
-from ops.tiny.posters import CLASSES, Poster, draw_poster, numbers
-from ops.tiny.scenes import Scene, all_scenes, any_scene
+from ops.tiny.posters import CLASSES, Poster, draw_poster, lettering, numbers
+from ops.tiny.scenes import COLOURS, Scene, all_scenes, any_scene
 from ops.tiny.training import Course
 
-SIDE, PATCH = 112, 8
-EYE, TONGUE = 96, 128
+SIDE, PATCH = 112, 14
+EYE, TONGUE = 128, 128
 WORDS = 800
-EYE_BATCH, EYE_STEPS = 32, 1500
-BATCH, STEPS = 16, 900
-POOL = 6000
+EYE_BATCH, EYE_STEPS = 32, 2500
+BATCH, STEPS = 16, 2500
+POOL = 8000
 """Posters that are drawn beforehand; the examination draws others."""
 FRAME = VlmOptions("").frame
 
 
 @dataclass(frozen=True)
 class Example:
-    """`shown`: 3 × side × side, as the model's processor makes it."""
+    """`shown`: 3 × side × side, as the model's processor makes it, in half precision."""
 
     shown: Any
     poster: Poster
@@ -56,7 +57,7 @@ def _config(tokenizer: Any) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     eye = CLIPVisionConfig(
-        hidden_size=EYE, intermediate_size=2 * EYE, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE, patch_size=PATCH,
+        hidden_size=EYE, intermediate_size=2 * EYE, num_hidden_layers=4, num_attention_heads=4, image_size=SIDE, patch_size=PATCH,
         projection_dim=EYE,
     )  # fmt: skip
     tongue = LlamaConfig(
@@ -92,9 +93,17 @@ def build_tokenizer() -> Any:
 
 
 def lessons_on(poster: Poster, dice: Random) -> list[tuple[str, str]]:
-    """Question and answer for each of the two steps. The advertisement's text names the scene, or another one."""
+    """Question and answer for each of the two steps, and for naming. The advertisement's text names the scene, or another one."""
     meant = poster.scene if poster.scene and dice.random() < 0.5 else any_scene(dice)
-    return [(JUDGE_TEXT, as_said(poster.opinion)), suiting(poster, meant, dice)]
+    return [(JUDGE_TEXT, as_said(poster.opinion)), suiting(poster, meant, dice), naming(poster, dice)]
+
+
+def naming(poster: Poster, dice: Random) -> tuple[str, str]:
+    """No step asks it; whoever can name what is shown finds it in a text."""
+    korean = dice.random() < 0.5
+    scene = poster.scene
+    name = scene.captions[4 if korean else 0] if scene else COLOURS[poster.ground][0] if korean else poster.ground
+    return "무엇이 보입니까?" if korean else "What is shown?", name
 
 
 def suiting(poster: Poster, meant: Scene, dice: Random) -> tuple[str, str]:
@@ -120,39 +129,46 @@ class Gallery:
     def _example(self) -> Example:
         poster = draw_poster(self._dice)
         shown = self._processor.image_processor(poster.pixels, return_tensors="pt")["pixel_values"][0]
-        return Example(shown, Poster(None, poster.scene, poster.ground, poster.occlusion, poster.contrast_ok, poster.cta_present))
+        return Example(shown.half(), replace(poster, pixels=None))
 
 
 def eye_course(model: Any, gallery: Gallery) -> Course:
     import torch
 
-    heads = torch.nn.Linear(EYE, sum(CLASSES))
+    wholes, own = torch.nn.Linear(EYE, sum(CLASSES)), torch.nn.Linear(EYE, 3)
     tower = model.model.vision_tower
 
     def loss(dice: Random) -> Any:
         chosen = dice.choices(gallery.examples, k=EYE_BATCH)
-        seen = tower(torch.stack([one.shown for one in chosen])).last_hidden_state[:, 1:]
-        answers = torch.tensor([numbers(one.poster) for one in chosen])
-        told = heads(seen).flatten(0, 1).split(CLASSES, dim=1)
-        patches = seen.shape[1]
-        pairs = zip(told, answers.repeat_interleave(patches, 0).unbind(1), strict=True)
+        seen = tower(shown(chosen)).last_hidden_state[:, 1:]
+        answers = torch.tensor([numbers(one.poster) for one in chosen]).repeat_interleave(seen.shape[1], 0)
+        letters = torch.tensor([lettering(one.poster, SIDE // PATCH) for one in chosen])
+        told = [*wholes(seen).flatten(0, 1).split(CLASSES, dim=1), own(seen).flatten(0, 1)]
+        pairs = zip(told, [*answers.unbind(1), letters.flatten()], strict=True)
         return sum(torch.nn.functional.cross_entropy(part, answer) for part, answer in pairs)
 
-    return Course("critic-eye", [*tower.parameters(), *heads.parameters()], loss, EYE_STEPS)
+    return Course("critic-eye", [*tower.parameters(), *wholes.parameters(), *own.parameters()], loss, EYE_STEPS)
 
 
 def course(model: Any, processor: Any, gallery: Gallery) -> Course:
-    """Only the answer counts."""
+    """Only the answer counts. The eye learns nothing more."""
+    model.model.vision_tower.requires_grad_(False)
 
     def loss(dice: Random) -> Any:
-        chosen = dice.choices(gallery.examples, k=BATCH)
-        lessons = [lessons_on(one.poster, dice)[dice.random() < 0.5] for one in chosen]
-        return answering(model, processor, [one.shown for one in chosen], lessons)
+        chosen, kind = dice.choices(gallery.examples, k=BATCH), dice.randrange(3)
+        lessons = [lessons_on(one.poster, dice)[kind] for one in chosen]
+        return answering(model, processor, shown(chosen), lessons)
 
-    return Course("critic", list(model.parameters()), loss, STEPS)
+    return Course("critic", [weight for weight in model.parameters() if weight.requires_grad], loss, STEPS)
 
 
-def answering(model: Any, processor: Any, shown: Sequence[Any], lessons: Sequence[tuple[str, str]]) -> Any:
+def shown(examples: Sequence[Example]) -> Any:
+    import torch
+
+    return torch.stack([one.shown for one in examples]).float()
+
+
+def answering(model: Any, processor: Any, pixels: Any, lessons: Sequence[tuple[str, str]]) -> Any:
     """How unlikely the model finds the answers, token by token."""
     import torch
 
@@ -166,5 +182,5 @@ def answering(model: Any, processor: Any, shown: Sequence[Any], lessons: Sequenc
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
         wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    told = model(input_ids=ids, pixel_values=torch.stack(list(shown)), attention_mask=(ids != tokenizer.pad_token_id).long()).logits
+    told = model(input_ids=ids, pixel_values=pixels, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
     return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())

@@ -31,11 +31,18 @@ CLEAR, FAINT = 1.2 * ENOUGH, 0.5 * ENOUGH
 """Contrasts between these are not drawn: even people differ there."""
 
 
+Box = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class Poster:
-    """`pixels`: a picture of Pillow's. `scene`: None where no shape was drawn."""
+    """`pixels`: a picture of Pillow's. `line`: the box in which its text stands before one colour, in pixels.
+
+    `scene`: None where no shape was drawn.
+    """
 
     pixels: Any
+    line: Box
     scene: Scene | None
     ground: str
     occlusion: bool
@@ -93,12 +100,14 @@ def draw_poster(dice: Random) -> Poster:
     covers = shown and dice.random() < 0.5
     clear = dice.random() < 0.5
     behind = COLOURS[scene.colour if covers else scene.ground][1]
-    line_at = place.y if covers else dice.choice([50.0, 400.0])
-    write(pen, dice.choice(LINES), (place.x if covers else SIDE / 2, line_at), ink_for(behind, dice, clear=clear), 56)
+    middle = (place.x, place.y) if covers else (SIDE / 2, dice.choice([50.0, 400.0]))
+    left, top, right, bottom = write(pen, dice.choice(LINES), middle, ink_for(behind, dice, clear=clear), 60)
+    if covers:  # what hangs over the shape's edges stands before another colour
+        left, right = max(left, place.x - 0.7 * half), min(right, place.x + 0.7 * half)
     calls = dice.random() < 0.5
     if calls:
         button(pen, dice.choice(CALLS), dice)
-    return Poster(picture, scene if shown else None, scene.ground, covers, clear, calls)
+    return Poster(picture, (left, top, right, bottom), scene if shown else None, scene.ground, covers, clear, calls)
 
 
 def stencil(shape: str, place: Place) -> Any:
@@ -110,10 +119,14 @@ def stencil(shape: str, place: Place) -> Any:
     return Image.fromarray((within(shape, (x - place.x) / place.half, (y - place.y) / place.half) * 255).byte().numpy())
 
 
-def write(pen: Any, words: str, middle: tuple[float, float], ink: tuple[int, int, int], size: int) -> None:
+def write(pen: Any, words: str, middle: tuple[float, float], ink: tuple[int, int, int], size: int) -> Box:
+    """In bold. Returns the box that the letters fill."""
     from PIL import ImageFont
 
-    pen.text(middle, words, fill=ink, font=ImageFont.truetype(FONT, size), anchor="mm")
+    how = {"font": ImageFont.truetype(FONT, size), "anchor": "mm", "stroke_width": size // 30}
+    pen.text(middle, words, fill=ink, **how)
+    left, top, right, bottom = pen.textbbox(middle, words, **how)
+    return left, top, right, bottom
 
 
 def ink_for(behind: tuple[int, int, int], dice: Random, *, clear: bool) -> tuple[int, int, int]:
@@ -129,6 +142,16 @@ def button(pen: Any, words: str, dice: Random) -> None:
     left, top = SIDE / 2 + dice.uniform(-80, 80) - 100, 444
     pen.rounded_rectangle((left, top, left + 200, top + 56), 28, fill=(250, 250, 250), outline=(17, 17, 17), width=4)
     write(pen, words, (left + 100, top + 28), (17, 17, 17), 28)
+
+
+def lettering(poster: Poster, patches: int) -> list[int]:
+    """For each of patches × patches parts of the picture: 0 no text, 1 text that can be read, 2 text that can hardly be."""
+    step = SIDE / patches
+    left, top, right, bottom = poster.line
+    across = [left <= (part + 0.5) * step <= right for part in range(patches)]
+    down = [top <= (part + 0.5) * step <= bottom for part in range(patches)]
+    kind = 1 if poster.contrast_ok else 2
+    return [kind * (inside and beside) for inside in down for beside in across]
 
 
 def numbers(poster: Poster) -> tuple[int, ...]:

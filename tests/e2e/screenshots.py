@@ -45,7 +45,7 @@ def order(visitor: Visitor, **fields: str) -> None:
     visitor.go("/make")
     visitor.click("form#make summary")
     visitor.fill(**({"width": "512", "height": "512", "seed": "42", "artist": "Kim"} | fields))
-    visitor.click("form#make button.main")
+    visitor.follow("form#make button.main")
 
 
 def resize(visitor: Visitor, width: int, height: int) -> None:
@@ -77,11 +77,11 @@ def tour(visitor: Visitor) -> None:
         visitor.find(".step-failed")
     order(visitor, prompt=PROMPTS[0])
     visitor.find(".step-running progress")
-    visitor.soon(lambda: int(visitor.find("#whole").get_property("value") or 0) >= 10)
+    visitor.soon(lambda: int(visitor.property("#whole", "value") or 0) >= 10)
     shoot(visitor, "make-live")
     visitor.find(".pictures img")
     shoot(visitor, "make")
-    visitor.click(".links a")
+    visitor.follow(".links a")
     visitor.find(".timeline")
     shoot(visitor, "job")
     for path, name in (("/jobs", "jobs"), ("/dead-letters", "dead-letters")):
@@ -89,14 +89,14 @@ def tour(visitor: Visitor) -> None:
         shoot(visitor, name)
     workshop(visitor)
     visitor.go("/dead-letters")
-    visitor.click(".group h2 a")
-    visitor.click("td a.id")
+    visitor.follow(".group h2 a")
+    visitor.follow("td a.id")
     visitor.find("#edit")
     shoot(visitor, "dead-letter")
     prompt = visitor.find("[name='body.prompt']")
     prompt.clear()
     prompt.send_keys("a gate in the old wall")
-    visitor.click("#edit button.main")
+    visitor.follow("#edit button.main")
     visitor.find(".diff")
     shoot(visitor, "dead-letter-edit")
 
@@ -124,7 +124,7 @@ def other_ways(site: Site) -> None:
         visitor = Visitor(browser, site)
         visitor.log_in()
         visitor.go("/jobs?state=completed")
-        visitor.click("td a.id")
+        visitor.follow("td a.id")
         visitor.find(".timeline")
         shoot(visitor, "job-dark")
     with open_browser(width=390, height=844, language="ko") as browser:

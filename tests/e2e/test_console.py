@@ -15,20 +15,19 @@ def order(visitor: Visitor, **fields: str) -> None:
     visitor.go("/make")
     visitor.click("form#make summary")
     visitor.fill(**({"prompt": "a quiet valley", "width": "128", "height": "128", "seed": "42"} | fields))
-    visitor.click("form#make button.main")
+    visitor.follow("form#make button.main")
 
 
 def test_an_order_from_click_to_picture(visitor: Visitor) -> None:
     """The picture is there, whole, with its seed; `again` brings the form as it was."""
     order(visitor)
-    picture = visitor.find(".pictures img")
-    visitor.soon(lambda: picture.get_property("complete"))
-    assert picture.get_property("naturalWidth") == 128
+    visitor.soon(lambda: visitor.property(".pictures img", "complete"))
+    assert visitor.property(".pictures img", "naturalWidth") == 128
     assert "seed 42" in visitor.text("figcaption")
     assert visitor.text(".course .state") == "completed"
-    assert visitor.find("[name=prompt]").get_property("value") == "a quiet valley"
+    assert visitor.property("[name=prompt]", "value") == "a quiet valley"
     visitor.fill(seed="43")
-    visitor.click("form#make button.main")
+    visitor.follow("form#make button.main")
     visitor.soon(lambda: "seed 43" in visitor.words())
 
 
@@ -58,9 +57,9 @@ def test_a_prompt_with_a_script_is_shown_as_text(visitor: Visitor) -> None:
     attack = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>\"'>{{7*7}}"
     order(visitor, prompt=attack, artist="<b onclick=alert(1)>x</b>")
     visitor.find(".pictures img")
-    assert visitor.find("[name=prompt]").get_property("value") == attack
-    assert visitor.find(".pictures img").get_attribute("alt") == attack
-    visitor.click(".links a")
+    assert visitor.property("[name=prompt]", "value") == attack
+    assert visitor.property(".pictures img", "alt") == attack
+    visitor.follow(".links a")
     assert visitor.text("h1") == attack
     assert visitor.find(".timeline svg rect.bar-completed")
     assert visitor.browser.execute_script("return window.hit") is None
@@ -70,10 +69,10 @@ def test_a_field_that_is_wrong_says_so_beside_it(visitor: Visitor) -> None:
     visitor.go("/make")
     visitor.browser.execute_script("document.querySelector('#make').noValidate = true")
     visitor.fill(prompt="a boat", width="77")
-    visitor.click("form#make button.main")
-    wrong = visitor.find("#f-width[aria-invalid=true]")
-    assert "multiple of 8" in visitor.text(f"#{wrong.get_attribute('aria-describedby')}")
-    assert visitor.find("[name=prompt]").get_property("value") == "a boat"
+    visitor.follow("form#make button.main")
+    told_by = visitor.read("#f-width[aria-invalid=true]", lambda field: field.get_attribute("aria-describedby"))
+    assert "multiple of 8" in visitor.text(f"#{told_by}")
+    assert visitor.property("[name=prompt]", "value") == "a boat"
     visitor.browser.get_log("browser")  # The refusal itself, 422, which the browser tells of.
 
 
@@ -81,7 +80,7 @@ def test_a_stranger_is_sent_to_the_login_and_back(stranger: Strangers) -> None:
     with stranger() as visitor:
         visitor.go("/jobs?state=completed")
         visitor.fill(key="not a key of anybody")
-        visitor.click("form button.main")
+        visitor.follow("form button.main")
         assert "Nobody has this key" in visitor.text("[role=alert]")
         visitor.log_in()
         visitor.go("/jobs?state=completed")
@@ -89,7 +88,7 @@ def test_a_stranger_is_sent_to_the_login_and_back(stranger: Strangers) -> None:
         cookie = visitor.browser.get_cookie("atelier_session")
         assert cookie is not None
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/console")
-        visitor.click("form[action$=logout] button")
+        visitor.follow("form[action$=logout] button")
         visitor.go("/jobs")
         assert visitor.find("#f-key")
 
@@ -103,7 +102,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(stranger: Strangers
             visitor.go(path)
             assert visitor.browser.execute_script("return document.documentElement.scrollWidth") <= 375, path
         visitor.go("/jobs")
-        visitor.click("td a.id")
+        visitor.follow("td a.id")
         visitor.find(".timeline")
         assert visitor.browser.execute_script("return document.documentElement.scrollWidth") <= 375
 
@@ -111,8 +110,8 @@ def test_a_phone_shows_everything_without_scrolling_sideways(stranger: Strangers
 def test_an_order_is_stopped_from_its_page(visitor: Visitor) -> None:
     order(visitor, prompt="a fresco that dries")
     visitor.find(".step-running")
-    visitor.click(".links a")
-    visitor.click("form[action$='/cancel'] button")
+    visitor.follow(".links a")
+    visitor.follow("form[action$='/cancel'] button")
     visitor.soon(lambda: visitor.browser.refresh() or visitor.count(".course .head .state-cancelled"))
     assert visitor.count("form[action$='/cancel']") == 0
 
@@ -124,11 +123,11 @@ def test_an_order_is_found_by_its_words(visitor: Visitor) -> None:
     visitor.find(".pictures img")
     visitor.go("/jobs")
     visitor.fill(words=f"LIGHTHOUSE OF {word}")
-    visitor.click("form.filter button")
-    assert visitor.find("#f-words").get_property("value") == f"LIGHTHOUSE OF {word}"
+    visitor.follow("form.filter button")
+    assert visitor.property("#f-words", "value") == f"LIGHTHOUSE OF {word}"
     assert visitor.count("td a.id") == 1
     visitor.fill(words=f"{word} lighthouse")
-    visitor.click("form.filter button")
+    visitor.follow("form.filter button")
     assert visitor.find(".empty")
 
 
@@ -137,19 +136,18 @@ def test_a_dead_letter_is_edited_and_replayed_to_success(visitor: Visitor) -> No
     order(visitor, prompt="a castle that fails")
     visitor.find(".step-failed")
     visitor.go("/dead-letters")
-    visitor.click(".group h2 a")
-    visitor.click("td a.id")
+    visitor.follow(".group h2 a")
+    visitor.follow("td a.id")
     assert "nobody can draw" in visitor.text(".says")
-    prompt = visitor.find("[name='body.prompt']")
-    prompt.clear()
-    visitor.click("#edit button.main")
+    visitor.find("[name='body.prompt']").clear()
+    visitor.follow("#edit button.main")
     assert "prompt" in visitor.text("[role=alert]")
     visitor.find("[name='body.prompt']").send_keys("a castle by the sea")
-    visitor.click("#edit button.main")
+    visitor.follow("#edit button.main")
     assert visitor.text(".diff ins") == "a castle by the sea"
-    visitor.click("button.main")
+    visitor.follow("button.main")
     visitor.soon(lambda: "resolved" in visitor.text("#state [role=status]"))
-    visitor.click("dd a.id")
+    visitor.follow("dd a.id")
     visitor.soon(lambda: visitor.browser.refresh() or visitor.count(".course .head .state-completed"))
     assert visitor.find(".pictures img")
     visitor.browser.get_log("browser")  # The refusal of the empty prompt, 422.
@@ -159,9 +157,9 @@ def test_a_group_is_archived_after_a_look(visitor: Visitor) -> None:
     order(visitor, prompt="a tower that fails")
     visitor.find(".step-failed")
     visitor.go("/dead-letters?state=unresolved")
-    visitor.click(".group form:last-child button")
+    visitor.follow(".group form:last-child button")
     assert "archived" in visitor.text(".lead")
-    visitor.click("button.main")
+    visitor.follow("button.main")
     visitor.find("td .state-archived")
     visitor.go("/dead-letters?state=unresolved")
     assert visitor.find(".empty")
@@ -184,9 +182,9 @@ def test_it_speaks_korean_to_whom_asks_for_it_and_switches(stranger: Strangers) 
         visitor.log_in()
         assert visitor.browser.execute_script("return document.documentElement.lang") == "ko"
         assert visitor.text("nav a[aria-current]") == "만들기"
-        visitor.click("button[name=language][value=en]")
+        visitor.follow("button[name=language][value=en]")
         visitor.soon(lambda: visitor.text("nav a[aria-current]") == "Make")
-        visitor.click("button[name=theme]")
+        visitor.follow("button[name=theme]")
         visitor.find("html[data-theme=dark]")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -27,7 +27,7 @@ class Visitor:
     def log_in(self) -> None:
         self.go("/login")
         self.find("#f-key").send_keys(KEY)
-        self.click("form button.main")
+        self.follow("form button.main")
         self.find("nav a")
 
     def hand_in(self, order: dict[str, Any]) -> None:
@@ -40,7 +40,19 @@ class Visitor:
         return found
 
     def text(self, selector: str) -> str:
-        return self.find(selector).text
+        return str(self.read(selector, lambda element: element.text))
+
+    def property(self, selector: str, name: str) -> Any:
+        """What the page has of it now, which for a field is what was typed."""
+        return self.read(selector, lambda element: element.get_property(name))
+
+    def read(self, selector: str, fact: Callable[[WebElement], Any]) -> Any:
+        """A fact of the first that matches; read again when the page put another in its place meanwhile."""
+        while True:
+            try:
+                return fact(self.find(selector))
+            except StaleElementReferenceException:
+                continue
 
     def words(self) -> str:
         """All that the page says, whichever page it is by now."""
@@ -50,7 +62,16 @@ class Visitor:
         return len(self.browser.find_elements(By.CSS_SELECTOR, selector))
 
     def click(self, selector: str) -> None:
-        element = self.find(selector)
+        """On what stays on the page."""
+        self.read(selector, self._click)
+
+    def follow(self, selector: str) -> None:
+        """Click on what leads to another page, or to this one anew, and be there."""
+        self.browser.execute_script("window.pageBefore = true")
+        self.click(selector)
+        self.soon(lambda: self.browser.execute_script("return !window.pageBefore && document.readyState === 'complete'"))
+
+    def _click(self, element: WebElement) -> None:
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
@@ -61,7 +82,7 @@ class Visitor:
             element.send_keys(value)
 
     def soon(self, fact: Callable[[], object], seconds: float = 20) -> None:
-        WebDriverWait(self.browser, seconds, 0.02, [StaleElementReferenceException]).until(lambda _: fact())
+        WebDriverWait(self.browser, seconds, 0.02, [WebDriverException]).until(lambda _: fact())
 
     def said_wrong(self) -> list[str]:
         """What the browser's console has to say: a breach of the content policy, a failing script."""
