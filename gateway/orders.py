@@ -95,7 +95,7 @@ class Ad(Told, _OnePicture):  # type: ignore[misc]
     def slip(self, job_id: str) -> Slip:
         lettering = self.overlay.model_dump(mode="json", exclude_unset=True) if self.overlay else {}
         copy = {"text": self.text, "ad_copy_text": self.text} if self.text else {}
-        arguments = {Step.TEXT: _wanted(self.brief or self.prompt), Step.IMAGE: _drawn(self), Step.OVERLAY: lettering}
+        arguments = {Step.TEXT: copy_order(self.brief or self.prompt), Step.IMAGE: _drawn(self), Step.OVERLAY: lettering}
         without = {Step.TEXT} if self.text else set()
         return _standard(self.kind, arguments, self.variables(job_id) | _seeded(self) | copy, self.tries, without)
 
@@ -155,7 +155,7 @@ def _drawn(order: Any) -> dict[str, Any]:
     return fields
 
 
-def _wanted(brief: str) -> dict[str, Any]:
+def copy_order(brief: str) -> dict[str, Any]:
     """What the writer is asked for: one short line, in the language of the brief."""
     behave = "You write the copy of advertisements. Answer with one short line, in the language of the brief, without quotation marks."
     return {"messages": [{"role": "system", "content": behave}, {"role": "user", "content": brief}], "max_tokens": 64}

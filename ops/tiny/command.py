@@ -9,10 +9,11 @@ from typing import Any
 
 from bus.logs import open_logs
 from ops.errors import SetupError
-from ops.tiny import critic, developer, painter, style
-from ops.tiny.card import critic_card, painter_card
+from ops.tiny import critic, developer, painter, style, writer
+from ops.tiny.card import critic_card, painter_card, writer_card
 from ops.tiny.examining import examined
 from ops.tiny.measuring import measured
+from ops.tiny.proofreading import proofread
 from ops.tiny.training import Course, train
 
 STATES = ".training"
@@ -66,7 +67,20 @@ def make_critic(folder: Path, share: float, pictures: int) -> dict[str, Any]:
     return figures
 
 
-MAKERS = {"tiny-shapes": make_painter, "tiny-critic": make_critic}
+def make_writer(folder: Path, share: float, pictures: int) -> dict[str, Any]:
+    import torch
+
+    torch.manual_seed(0)
+    (built, tokenizer), model = writer.build_writer(), folder / "tiny-writer"
+    train(shortened(writer.course(built, tokenizer), share), folder / STATES)
+    built.eval().to(dtype=torch.float16).save_pretrained(model, safe_serialization=True)
+    tokenizer.save_pretrained(model)
+    figures = proofread(model, pictures) | {"parameters": sum(weight.numel() for weight in built.parameters())}
+    (model / "README.md").write_text(writer_card(figures))
+    return figures
+
+
+MAKERS = {"tiny-shapes": make_painter, "tiny-critic": make_critic, "tiny-writer": make_writer}
 
 
 def shortened(course: Course, share: float) -> Course:

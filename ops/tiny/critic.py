@@ -18,6 +18,7 @@ from actors.engines.vlm import VlmOptions
 from actors.seeing.prompts import JUDGE_TEXT, validate_text
 from ops.tiny.posters import CLASSES, Poster, draw_poster, lettering, numbers
 from ops.tiny.scenes import COLOURS, Scene, all_scenes, any_scene
+from ops.tiny.slogans import slogans
 from ops.tiny.training import Course
 
 SIDE, PATCH = 112, 14
@@ -25,8 +26,10 @@ EYE, TONGUE = 128, 128
 WORDS = 800
 EYE_BATCH, EYE_STEPS = 32, 2500
 BATCH, STEPS = 16, 2500
-POOL = 8000
+POOL = 5000
 """Posters that are drawn beforehand; the examination draws others."""
+BARE = 0.4
+"""The share of pictures without text: the validate step sees them so."""
 FRAME = VlmOptions("").frame
 
 
@@ -107,7 +110,7 @@ def naming(poster: Poster, dice: Random) -> tuple[str, str]:
 
 
 def suiting(poster: Poster, meant: Scene, dice: Random) -> tuple[str, str]:
-    copy = dice.choice(meant.captions)
+    copy = dice.choice(slogans(meant, korean=dice.random() < 0.5) if dice.random() < 0.7 else meant.captions)
     return validate_text(copy), as_said(poster.suits(copy, meant))
 
 
@@ -127,7 +130,7 @@ class Gallery:
         return [self._example() for _ in range(self._count)]
 
     def _example(self) -> Example:
-        poster = draw_poster(self._dice)
+        poster = draw_poster(self._dice, bare=self._dice.random() < BARE)
         shown = self._processor.image_processor(poster.pixels, return_tensors="pt")["pixel_values"][0]
         return Example(shown.half(), replace(poster, pixels=None))
 

@@ -1,7 +1,7 @@
 """Advertisements drawn by code, with everything that a judge of them should say: the tiny critic's lessons and its examination.
 
-A scene with a line of text over it and, on some, a button. Whether the text can be read follows from the colours by WCAG's formula,
-whether it covers the shape from where it lies.
+A scene with an advertisement's text over it, set as the overlay step sets it, and on some a button. Whether the text can be read follows
+from the colours by WCAG's formula, whether it covers the shape from where it stands: in the middle, or above or below.
 """
 
 from dataclasses import dataclass
@@ -9,25 +9,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from actors.seeing.contrast import ENOUGH, ratio
+from actors.pictures.fonts import load_faces
+from actors.pictures.lettering import Place as Spot
+from actors.pictures.lettering import block_of, box_of, lettered, plated
+from actors.seeing.contrast import ENOUGH, Color, ratio
 from contracts.verdict import AdOpinion, FontOpinion, ImageOpinion
 from ops.tiny.drawing import SIDE, Place, within
 from ops.tiny.scenes import COLOURS, SHAPES, Scene, any_scene
+from ops.tiny.slogans import slogans
 
 FONT = Path(__file__).parents[2] / "actors" / "fonts" / "NanumGothic.ttf"
-LINES = (
-    "Fresh today",
-    "New in town",
-    "Taste the summer",
-    "Made for you",
-    "오늘의 새로움",
-    "당신을 위한 한 그릇",
-    "여름의 맛",
-    "새로 나왔어요",
-)
-CALLS = ("Buy now", "Order today", "지금 주문", "구매하기")
+BUTTONS = ("Buy now", "Order today", "지금 주문", "구매하기")
 GREYS = ((0, 0, 0), (255, 255, 255), (40, 40, 40), (215, 215, 215))
-CLEAR, FAINT = 1.2 * ENOUGH, 0.5 * ENOUGH
+INKS = (*GREYS, *(rgb for _, rgb in COLOURS.values()))
+CLEAR, FAINT = ENOUGH, 0.5 * ENOUGH
 """Contrasts between these are not drawn: even people differ there."""
 
 
@@ -81,33 +76,55 @@ class Poster:
             issues=[] if fits else ["Picture and text differ."],
             recommendations=[] if fits else ["Draw it again."],
             font_recommendation=FontOpinion(
-                font_style="sans-serif", font_name="NanumGothic", font_size_category="medium",
+                font_style="sans-serif", font_name="NanumGothic", font_size_category="large",
                 font_color_hex="111111" if ratio(COLOURS[self.ground][1], (17, 17, 17)) > ENOUGH else "fafafa", reasoning="It can be read.",
             ),
         )  # fmt: skip
 
 
-def draw_poster(dice: Random) -> Poster:
-    from PIL import Image, ImageDraw
+def draw_poster(dice: Random, *, bare: bool = False) -> Poster:
+    """`bare`: the picture alone, which nothing covers and on which nothing is hard to read."""
+    from PIL import ImageDraw
 
-    scene, half = any_scene(dice), dice.uniform(100, 140)
-    shown = dice.random() < 0.8
-    place = Place(SIDE / 2 + dice.uniform(-60, 60), SIDE / 2 + dice.uniform(-30, 30), half)
-    picture = Image.new("RGB", (SIDE, SIDE), COLOURS[scene.ground][1])
-    if shown:
-        picture.paste(COLOURS[scene.colour][1], mask=stencil(scene.shape, place))
-    pen = ImageDraw.Draw(picture)
-    covers = shown and dice.random() < 0.5
-    clear = dice.random() < 0.5
-    behind = COLOURS[scene.colour if covers else scene.ground][1]
-    middle = (place.x, place.y) if covers else (SIDE / 2, dice.choice([50.0, 400.0]))
-    left, top, right, bottom = write(pen, dice.choice(LINES), middle, ink_for(behind, dice, clear=clear), 60)
+    scene, shown = any_scene(dice), dice.random() < 0.8
+    place = Place(SIDE / 2 + dice.uniform(-25, 25), SIDE / 2 + dice.uniform(-25, 25), dice.uniform(110, 180))
+    picture = draw_scene(scene, place if shown else None, dice)
+    if bare:
+        return Poster(picture, (0, 0, 0, 0), scene if shown else None, scene.ground, False, True, False)
+    covers, clear = shown and dice.random() < 0.5, dice.random() < 0.5
+    aligned = "middle" if covers else dice.choice(("top", "bottom"))
+    picture, line = letter(picture, [scene.colour, scene.ground] if covers else [scene.ground], aligned, dice, clear=clear)
     if covers:  # what hangs over the shape's edges stands before another colour
-        left, right = max(left, place.x - 0.7 * half), min(right, place.x + 0.7 * half)
+        line = (max(line[0], place.x - 0.7 * place.half), line[1], min(line[2], place.x + 0.7 * place.half), line[3])
     calls = dice.random() < 0.5
     if calls:
-        button(pen, dice.choice(CALLS), dice)
-    return Poster(picture, (left, top, right, bottom), scene if shown else None, scene.ground, covers, clear, calls)
+        button(ImageDraw.Draw(picture), 24 if aligned == "bottom" else SIDE - 80, dice)
+    return Poster(picture, line, scene if shown else None, scene.ground, covers, clear, calls)
+
+
+def draw_scene(scene: Scene, place: Place | None, dice: Random) -> Any:
+    """The colours differ a little each time, as a model's do."""
+    from PIL import Image
+
+    ground, colour = ([round(part + dice.gauss(0, 6)) for part in COLOURS[name][1]] for name in (scene.ground, scene.colour))
+    picture = Image.new("RGB", (SIDE, SIDE), tuple(ground))
+    if place:
+        picture.paste(tuple(colour), mask=stencil(scene.shape, place))
+    return picture
+
+
+def letter(picture: Any, behind: list[str], aligned: str, dice: Random, *, clear: bool) -> tuple[Any, Box]:
+    """As the overlay step does it, but for the choice of ink. `behind`: what colours the text crosses. Returns its box, too."""
+    faces = load_faces()
+    words = dice.choice(slogans(any_scene(dice), korean=dice.random() < 0.5))
+    block = block_of(words, faces, picture.size, dice.choice(("medium", "large")))
+    box = box_of(picture.size, block, "center", aligned, 8)
+    inks = readable([COLOURS[name][1] for name in behind]) if clear else faint(COLOURS[behind[0]][1])
+    if clear and (not inks or dice.random() < 0.3):
+        spot = plated(picture, Spot("center", aligned, box, dice.choice(GREYS[:2]), 1.0), block, None)
+    else:
+        spot = Spot("center", aligned, box, dice.choice(inks), 21.0)
+    return lettered(picture, spot, block, faces), box
 
 
 def stencil(shape: str, place: Place) -> Any:
@@ -119,29 +136,20 @@ def stencil(shape: str, place: Place) -> Any:
     return Image.fromarray((within(shape, (x - place.x) / place.half, (y - place.y) / place.half) * 255).byte().numpy())
 
 
-def write(pen: Any, words: str, middle: tuple[float, float], ink: tuple[int, int, int], size: int) -> Box:
-    """In bold. Returns the box that the letters fill."""
+def readable(behind: list[Color]) -> list[Color]:
+    return [ink for ink in INKS if all(ratio(ink, ground) >= CLEAR for ground in behind)]
+
+
+def faint(behind: Color) -> list[Color]:
+    return [ink for ink in INKS if ink != behind and ratio(ink, behind) <= FAINT]
+
+
+def button(pen: Any, top: float, dice: Random) -> None:
     from PIL import ImageFont
 
-    how = {"font": ImageFont.truetype(FONT, size), "anchor": "mm", "stroke_width": size // 30}
-    pen.text(middle, words, fill=ink, **how)
-    left, top, right, bottom = pen.textbbox(middle, words, **how)
-    return left, top, right, bottom
-
-
-def ink_for(behind: tuple[int, int, int], dice: Random, *, clear: bool) -> tuple[int, int, int]:
-    """A colour that can be read before what lies behind it, or one that can hardly be."""
-    inks = [*GREYS, *(rgb for _, rgb in COLOURS.values())]
-    fitting = [ink for ink in inks if ink != behind and (ratio(ink, behind) >= CLEAR if clear else ratio(ink, behind) <= FAINT)]
-    if not fitting:  # a grey in the middle: nothing is very clear before it
-        return max(inks, key=lambda ink: ratio(ink, behind)) if clear else behind
-    return dice.choice(fitting)
-
-
-def button(pen: Any, words: str, dice: Random) -> None:
-    left, top = SIDE / 2 + dice.uniform(-80, 80) - 100, 444
+    left = SIDE / 2 + dice.uniform(-80, 80) - 100
     pen.rounded_rectangle((left, top, left + 200, top + 56), 28, fill=(250, 250, 250), outline=(17, 17, 17), width=4)
-    write(pen, words, (left + 100, top + 28), (17, 17, 17), 28)
+    pen.text((left + 100, top + 28), dice.choice(BUTTONS), fill=(17, 17, 17), font=ImageFont.truetype(FONT, 28), anchor="mm")
 
 
 def lettering(poster: Poster, patches: int) -> list[int]:

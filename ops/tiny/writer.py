@@ -1,0 +1,105 @@
+"""The tiny writer: Llama's own classes, trained to answer an advertisement's brief with one line about the scene that it names.
+
+The briefs are put as an order of kind `ad` puts them, and barely; the answer comes in the language of the brief.
+"""
+
+from random import Random
+from typing import Any
+
+from actors.engines.tiny_llama import SPECIAL, TEMPLATE
+from gateway.orders import copy_order
+from ops.tiny.scenes import Scene, all_scenes, any_scene
+from ops.tiny.slogans import slogans
+from ops.tiny.training import Course
+
+HIDDEN, LAYERS, HEAD = 128, 4, 32
+"""vLLM's attention on a CPU takes no narrower heads."""
+WORDS = 800
+BATCH, STEPS = 32, 1500
+FRAMES = {False: ("{}", "{}", "An advertisement for {}", "Write about {}."), True: ("{}", "{}", "{} 광고", "{}, 광고 문구")}
+"""How people ask, by whether they ask in Korean."""
+FIRST_KOREAN = 4
+"""Among a scene's captions."""
+
+Messages = list[dict[str, str]]
+
+
+def build_writer() -> tuple[Any, Any]:
+    """The model and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HIDDEN // HEAD,
+        num_key_value_heads=HIDDEN // HEAD, vocab_size=len(tokenizer), max_position_embeddings=2048,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config), tokenizer
+
+
+def build_tokenizer() -> Any:
+    """Bytes, so that any text can be read, and what the lessons say often as one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pad, begin, end, unknown, turn = SPECIAL
+    learner = Tokenizer(models.BPE(unk_token=unknown))
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, special_tokens=list(SPECIAL), show_progress=False)
+    learner.train_from_iterator(everything_said(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learner, bos_token=begin, eos_token=end, pad_token=pad, unk_token=unknown,
+        additional_special_tokens=[turn], chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def everything_said() -> list[str]:
+    scenes = all_scenes()
+    lines = [line for scene in scenes for korean in (False, True) for line in slogans(scene, korean=korean)]
+    asked = [frame.format(caption) for scene in scenes for caption in scene.captions for frames in FRAMES.values() for frame in frames]
+    return [*lines, *asked, *(message["content"] for message in copy_order("")["messages"])]
+
+
+def lesson(dice: Random) -> tuple[Messages, str]:
+    """What is asked, and what is to be answered."""
+    scene, korean = any_scene(dice), dice.random() < 0.5
+    asked = brief(scene, dice, korean=korean)
+    messages = copy_order(asked)["messages"] if dice.random() < 0.7 else [{"role": "user", "content": asked}]
+    return messages, dice.choice(slogans(scene, korean=korean))
+
+
+def brief(scene: Scene, dice: Random, *, korean: bool) -> str:
+    captions = scene.captions[FIRST_KOREAN:] if korean else scene.captions[:FIRST_KOREAN]
+    return dice.choice(FRAMES[korean]).format(dice.choice(captions))
+
+
+def course(model: Any, tokenizer: Any) -> Course:
+    """Only the answer counts."""
+
+    def loss(dice: Random) -> Any:
+        return answering(model, tokenizer, [lesson(dice) for _ in range(BATCH)])
+
+    return Course("writer", list(model.parameters()), loss, STEPS)
+
+
+def answering(model: Any, tokenizer: Any, lessons: list[tuple[Messages, str]]) -> Any:
+    """How unlikely the model finds the answers, token by token."""
+    import torch
+
+    prompts = [tokenizer(framed(tokenizer, messages)).input_ids for messages, _ in lessons]
+    answers = [[*tokenizer(answer).input_ids, tokenizer.eos_token_id] for _, answer in lessons]
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.full((len(lessons), longest), tokenizer.pad_token_id)
+    wanted = torch.full((len(lessons), longest), -100)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    told = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
+    return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())
+
+
+def framed(tokenizer: Any, messages: Messages) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
