@@ -65,6 +65,7 @@ def parser() -> ArgumentParser:
 
     demo = commands.add_parser("demo", help="one image order on real parts, from the queue to the webhook")
     demo.add_argument("--prompt", default="a yellow star on a blue background")
+    demo.add_argument("--ad", action="store_true", help="an advertisement: written, drawn, looked at, lettered and judged")
     demo.add_argument("--artist", default="Atelier")
     demo.add_argument("--steps", type=int, default=20, help="denoising steps")
     demo.add_argument("--size", default="1:1", help="an aspect ratio such as 1:1 or 16:9, or pixels such as 512x512")

@@ -51,6 +51,8 @@ class Screen:
         page.print(timeline(events))
         told = ", ".join(f"{call['percent']} %" if "percent" in call else call["path"].rsplit("/", 1)[-1] for call in report["webhooks"])
         page.print(f"webhooks: {told}", highlight=False)
+        if said := report.get("ad"):
+            page.print(advertised(said), highlight=False)
         if report["ok"]:
             page.print(
                 f"{report['width']}×{report['height']} in {report['seconds']:.1f} s: {report['image_path']}",
@@ -60,6 +62,17 @@ class Screen:
         else:
             page.print(f"[red]failed[/red]: {report.get('fault', 'the picture or its webhook is missing')}", highlight=False)
         return page.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def advertised(said: dict[str, Any]) -> str:
+    """The copy and the verdicts in words."""
+    verdicts = [
+        "the picture fits it" if said["is_valid"] else "the picture does not fit it",
+        f"contrast {said['contrast_ratio']:.1f}",
+        "covers something that matters" if said["occlusion"] else "covers nothing that matters",
+        "can be read" if said["contrast_ok"] else "can hardly be read",
+    ]
+    return f"“{said['text']}”: {', '.join(verdicts)}"
 
 
 def on_the_way(event: Event) -> bool:

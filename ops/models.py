@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 TRAINED = Path(__file__).parent / "tiny" / "checkpoints"
 """What `atelier models train-tiny` made."""
-PAINTER = "tiny-shapes"
+PAINTER, CRITIC, WRITER = "tiny-shapes", "tiny-critic", "tiny-writer"
 STYLES = ("tiny-ink", "tiny-night", "tiny-neat")
 DIFFUSION = "tiny-sd"
 LLAVA = "tiny-llava"
@@ -27,14 +27,14 @@ LORAS = {"tiny-lora-a": 1, "tiny-lora-b": 2, "tiny-lora-c": 3}
 
 def tiny_in(folder: Path) -> dict[str, Path]:
     """Where each tiny checkpoint lies, once it is made."""
-    models = {name: folder / name for name in (PAINTER, DIFFUSION, LLAVA, LLAMA)}
+    models = {name: folder / name for name in (PAINTER, CRITIC, WRITER, DIFFUSION, LLAVA, LLAMA)}
     return models | {name: folder / "loras" / f"{name}.safetensors" for name in (*STYLES, *LORAS)}
 
 
 def make_tiny(folder: Path, *, force: bool = False) -> dict[str, Path]:
     """Make what is not there yet and return where each checkpoint lies. A few seconds the first time, then nothing."""
     made = tiny_in(folder)
-    for name in (PAINTER, *STYLES):
+    for name in (PAINTER, CRITIC, WRITER, *STYLES):
         if force or not made[name].exists():
             _replace(made[name], partial(copy, TRAINED / made[name].relative_to(folder)))
     model = made[DIFFUSION]

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from rich.text import Text
 from bus.logs import open_logs
 from ops.crew import GATEWAY, Say, open_crew
 from ops.errors import SetupError
-from ops.local.stack import Addresses, local_stack, stop_leftovers
-from ops.models import LLAVA, PAINTER, make_tiny
+from ops.local.stack import Addresses, local_stack, stop_leftovers, writing_server
+from ops.models import CRITIC, PAINTER, make_tiny
 from ops.settings import LocalSettings, inherited
 from ops.workshop import MODULES, NEEDS_MODELS
 
@@ -41,8 +41,11 @@ async def run(steps: Sequence[str], settings: LocalSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
-    async with local_stack(settings) as addresses:
+    writers = [writing_server(settings.local_folder.resolve())] if needs_a_writer(steps, inherited()) else []
+    async with local_stack(settings, *writers) as addresses:
         environment = await environment_of(addresses, steps, settings)
+        for writer in writers:
+            environment |= writer.environment
         async with open_crew(steps, environment, say_in_colours(console, steps)) as crew:
             if await first_of(stop, crew.ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
@@ -50,6 +53,11 @@ async def run(steps: Sequence[str], settings: LocalSettings) -> None:
                     console.print(f"  {name}={value}", soft_wrap=True)
                 await stop.wait()
             console.print("Leaving …")
+
+
+def needs_a_writer(steps: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the text actor runs and nobody has said what writes."""
+    return "text" in steps and {"VLLM_SERVER_URL", "TEXT_ENGINE"}.isdisjoint(environment)
 
 
 async def first_of(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
@@ -70,7 +78,7 @@ async def environment_of(addresses: Addresses, steps: Sequence[str], settings: L
     if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
         folder = settings.local_folder.resolve() / "models"
         made = await to_thread.run_sync(tiny_models, folder)
-        tiny = {"IMAGE_MODEL": str(made[PAINTER]), "VLM_MODEL": str(made[LLAVA]), "ASSET_ROOTS": str(folder)}
+        tiny = {"IMAGE_MODEL": str(made[PAINTER]), "VLM_MODEL": str(made[CRITIC]), "ASSET_ROOTS": str(folder)}
         environment = tiny | environment
     return environment
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from anyio import to_thread
@@ -11,6 +12,8 @@ from ops.local.install import find_rabbitmq
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.sharing import Shared, joined
+from ops.local.writing_server import WritingServer
+from ops.models import TRAINED, WRITER
 from ops.settings import LocalSettings
 
 log = structlog.get_logger()
@@ -31,10 +34,10 @@ class Addresses:
 
 
 @asynccontextmanager
-async def local_stack(settings: LocalSettings) -> AsyncIterator[Addresses]:
-    """Start what has no URL, all at once, and stop at the end what nobody else uses. Raises SetupError with the cure."""
+async def local_stack(settings: LocalSettings, *more: WritingServer) -> AsyncIterator[Addresses]:
+    """Start what has no URL and `more`, all at once, and stop at the end what nobody else uses. Raises SetupError with the cure."""
     folder = settings.local_folder.resolve()
-    shares: list[Shared] = []
+    shares = [Shared(server, server.folder) for server in more]
     amqp, database = settings.given_amqp_url, settings.given_database_url
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_rabbitmq, settings))
@@ -55,6 +58,10 @@ async def local_stack(settings: LocalSettings) -> AsyncIterator[Addresses]:
     log.info("stack.left")
 
 
+def writing_server(folder: Path) -> WritingServer:
+    return WritingServer(folder / "writer", TRAINED / WRITER)
+
+
 def store_in(settings: LocalSettings) -> str:
     folder = settings.local_folder.resolve() / "store"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,3 +76,5 @@ def stop_leftovers(settings: LocalSettings) -> None:
             RabbitNode(folder, folder).stop()
         if folder.name == "postgres":
             EmbeddedPostgres(folder).stop()
+        if folder.name == "writer":
+            writing_server(folder.parent).stop()

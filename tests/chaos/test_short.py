@@ -11,7 +11,8 @@ import pytest_asyncio
 from tests.chaos.rounds import play
 from tests.chaos.site import Site, open_site
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.flaky(reruns=0)]
+"""Never tried again: what is lost once is lost."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 
 from contracts.verdict import AdOpinion, ImageOpinion
 from ops.tiny import critic
-from ops.tiny.posters import CLASSES, draw_poster, numbers
+from ops.tiny.posters import CLASSES, draw_poster, lettering, numbers
 
 
 def test_the_same_dice_draw_the_same_posters() -> None:
@@ -24,10 +24,35 @@ def test_every_answer_comes_both_ways() -> None:
     assert all(0 <= number < classes for poster in posters for number, classes in zip(numbers(poster), CLASSES, strict=True))
 
 
+def test_a_bare_picture_has_nothing_that_could_be_wrong_with_its_text() -> None:
+    dice = Random(8)
+    for poster in [draw_poster(dice, bare=True) for _ in range(12)]:
+        assert (poster.occlusion, poster.contrast_ok, poster.cta_present) == (False, True, False)
+        assert set(lettering(poster, 8)) == {0}
+
+
+def test_where_the_text_stands_is_told_part_by_part() -> None:
+    """Readable or not, in the parts that its box covers and nowhere else; over the shape, in the middle."""
+    dice = Random(9)
+    for poster in [draw_poster(dice) for _ in range(40)]:
+        parts = np.array(lettering(poster, 8)).reshape(8, 8)
+        assert set(parts.flat) == {0, 1 if poster.contrast_ok else 2}
+        rows = np.flatnonzero(parts.any(axis=1))
+        assert (rows.min() > 0 and rows.max() < 7) is poster.occlusion, parts
+
+
+def test_what_a_poster_shows_is_named_in_the_language_of_the_question() -> None:
+    dice = Random(10)
+    for poster in [draw_poster(dice) for _ in range(30)]:
+        question, name = critic.naming(poster, dice)
+        assert any("가" <= letter <= "힣" for letter in question) is any("가" <= letter <= "힣" for letter in name)
+        assert poster.scene is None or name in poster.scene.captions
+
+
 def test_an_answer_is_a_verdict() -> None:
     dice = Random(3)
     for _ in range(20):
-        (_, judged), (_, looked) = critic.lessons_on(draw_poster(dice), dice)
+        (_, judged), (_, looked), _ = critic.lessons_on(draw_poster(dice), dice)
         AdOpinion.model_validate_json(judged)
         ImageOpinion.model_validate_json(looked)
 
