@@ -19,6 +19,7 @@ from ops.errors import SetupError
 EXAMPLES = """\
 examples:
   atelier demo --prompt "a red heart on a white background" --count 2
+  atelier demo --ad                an advertisement: written, drawn, lettered, judged
   atelier up                       all parts and actors in the foreground, until Ctrl-C
   atelier run watermark upload     two actors in this process, with AMQP_URL, DATABASE_URL and STORE_URL
   atelier models tiny              small checkpoints with the real architectures, for a try without a download

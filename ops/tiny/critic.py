@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from actors.engines.tiny_llava import SPECIAL, TEMPLATE
 from actors.engines.vlm import VlmOptions
 from actors.seeing.prompts import JUDGE_TEXT, validate_text
+from ops.tiny.answering import answering, learned_tokenizer
 from ops.tiny.posters import CLASSES, Poster, draw_poster, lettering, numbers
 from ops.tiny.scenes import COLOURS, Scene, all_scenes, any_scene
 from ops.tiny.slogans import slogans
@@ -74,25 +75,11 @@ def _config(tokenizer: Any) -> Any:
 
 
 def build_tokenizer() -> Any:
-    """Bytes, and what the prompts and verdicts say often as one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    learner = Tokenizer(models.BPE(unk_token=SPECIAL[3]))
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.decoder = decoders.ByteLevel()
     dice = Random(0)
     posters = [draw_poster(dice) for _ in range(50)]
     said = [FRAME.format(image="", text=question) + answer for poster in posters for question, answer in lessons_on(poster, dice)]
     captions = [caption for scene in all_scenes() for caption in scene.captions]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, special_tokens=list(SPECIAL), show_progress=False)
-    learner.train_from_iterator([*said, *captions], trainer)
-    pad, begin, end, unknown, image = SPECIAL
-    return PreTrainedTokenizerFast(
-        tokenizer_object=learner, bos_token=begin, eos_token=end, pad_token=pad, unk_token=unknown,
-        additional_special_tokens=[image], padding_side="left",
-    )  # fmt: skip
+    return learned_tokenizer([*said, *captions], WORDS, SPECIAL, padding_side="left")
 
 
 def lessons_on(poster: Poster, dice: Random) -> list[tuple[str, str]]:
@@ -154,13 +141,15 @@ def eye_course(model: Any, gallery: Gallery) -> Course:
 
 
 def course(model: Any, processor: Any, gallery: Gallery) -> Course:
-    """Only the answer counts. The eye learns nothing more."""
+    """Only the tongue learns; the eye stays as it is."""
     model.model.vision_tower.requires_grad_(False)
+    picture = SPECIAL[-1] * (SIDE // PATCH) ** 2 + "\n"
 
     def loss(dice: Random) -> Any:
         chosen, kind = dice.choices(gallery.examples, k=BATCH), dice.randrange(3)
-        lessons = [lessons_on(one.poster, dice)[kind] for one in chosen]
-        return answering(model, processor, shown(chosen), lessons)
+        questions, answers = zip(*(lessons_on(one.poster, dice)[kind] for one in chosen), strict=True)
+        prompts = [FRAME.format(image=picture, text=question) for question in questions]
+        return answering(model, processor.tokenizer, prompts, answers, pixel_values=shown(chosen))
 
     return Course("critic", [weight for weight in model.parameters() if weight.requires_grad], loss, STEPS)
 
@@ -169,21 +158,3 @@ def shown(examples: Sequence[Example]) -> Any:
     import torch
 
     return torch.stack([one.shown for one in examples]).float()
-
-
-def answering(model: Any, processor: Any, pixels: Any, lessons: Sequence[tuple[str, str]]) -> Any:
-    """How unlikely the model finds the answers, token by token."""
-    import torch
-
-    tokenizer, image = processor.tokenizer, SPECIAL[-1]
-    patches = (SIDE // PATCH) ** 2
-    prompts = [tokenizer(FRAME.format(image=f"{image * patches}\n", text=question)).input_ids for question, _ in lessons]
-    answers = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for _, answer in lessons]
-    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(lessons), longest), tokenizer.pad_token_id)
-    wanted = torch.full((len(lessons), longest), -100)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    told = model(input_ids=ids, pixel_values=pixels, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
-    return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.engines.tiny_llama import SPECIAL, TEMPLATE
 from gateway.orders import copy_order
+from ops.tiny.answering import answering, learned_tokenizer
 from ops.tiny.scenes import Scene, all_scenes, any_scene
 from ops.tiny.slogans import slogans
 from ops.tiny.training import Course
@@ -15,7 +16,7 @@ from ops.tiny.training import Course
 HIDDEN, LAYERS, HEAD = 128, 4, 32
 """vLLM's attention on a CPU takes no narrower heads."""
 WORDS = 800
-BATCH, STEPS = 32, 1500
+BATCH, STEPS = 32, 3000
 FRAMES = {False: ("{}", "{}", "An advertisement for {}", "Write about {}."), True: ("{}", "{}", "{} 광고", "{}, 광고 문구")}
 """How people ask, by whether they ask in Korean."""
 FIRST_KOREAN = 4
@@ -38,21 +39,7 @@ def build_writer() -> tuple[Any, Any]:
 
 
 def build_tokenizer() -> Any:
-    """Bytes, so that any text can be read, and what the lessons say often as one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    pad, begin, end, unknown, turn = SPECIAL
-    learner = Tokenizer(models.BPE(unk_token=unknown))
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, special_tokens=list(SPECIAL), show_progress=False)
-    learner.train_from_iterator(everything_said(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=learner, bos_token=begin, eos_token=end, pad_token=pad, unk_token=unknown,
-        additional_special_tokens=[turn], chat_template=TEMPLATE,
-    )  # fmt: skip
+    return learned_tokenizer(everything_said(), WORDS, SPECIAL, chat_template=TEMPLATE)
 
 
 def everything_said() -> list[str]:
@@ -76,28 +63,11 @@ def brief(scene: Scene, dice: Random, *, korean: bool) -> str:
 
 
 def course(model: Any, tokenizer: Any) -> Course:
-    """Only the answer counts."""
-
     def loss(dice: Random) -> Any:
-        return answering(model, tokenizer, [lesson(dice) for _ in range(BATCH)])
+        asked, answers = zip(*(lesson(dice) for _ in range(BATCH)), strict=True)
+        return answering(model, tokenizer, [framed(tokenizer, messages) for messages in asked], answers)
 
     return Course("writer", list(model.parameters()), loss, STEPS)
-
-
-def answering(model: Any, tokenizer: Any, lessons: list[tuple[Messages, str]]) -> Any:
-    """How unlikely the model finds the answers, token by token."""
-    import torch
-
-    prompts = [tokenizer(framed(tokenizer, messages)).input_ids for messages, _ in lessons]
-    answers = [[*tokenizer(answer).input_ids, tokenizer.eos_token_id] for _, answer in lessons]
-    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(lessons), longest), tokenizer.pad_token_id)
-    wanted = torch.full((len(lessons), longest), -100)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    told = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
-    return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())
 
 
 def framed(tokenizer: Any, messages: Messages) -> str:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from ops.tiny.measuring import seen
+from ops.tiny.scenes import Scene
+from ops.tiny.slogans import slogans
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
 
@@ -51,3 +53,21 @@ def test_an_order_that_cannot_be_done_is_a_clear_failure() -> None:
         report = json.loads(ended.stdout)
     assert (report["ok"], report["fault"]["code"]) == (False, "invalid-count")
     assert report["webhooks"] == [{"method": "POST", "path": "/api/webhooks/inference/failed"}]
+
+
+def test_the_demo_makes_an_advertisement() -> None:
+    """Written, drawn, looked at, lettered, judged, signed and told; the copy is about what is drawn, and every verdict is a judgement."""
+    scene = Scene("heart", "red", "white")
+    with TemporaryDirectory(prefix="atelier-demo-") as folder:
+        ended = run_demo(Path(folder), "--ad", "--json", "--prompt", scene.captions[4])
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        report = json.loads(ended.stdout)
+        with Image.open(report["image_path"]) as opened:
+            shown = seen(np.asarray(opened.convert("RGB")))
+    assert shown.ground == "white"
+    assert [step["step"] for step in report["steps"]][:2] == ["text", "image"]
+    assert [step["step"] for step in report["steps"]][-6:] == ["validate", "overlay", "judge", "watermark", "upload", "webhook"]
+    assert report["ad"]["text"] in slogans(scene, korean=True)
+    assert report["ad"]["is_valid"] is True
+    assert report["ad"]["contrast_ratio"] >= 3
+    assert report["webhooks"][-1] == {"method": "POST", "path": "/api/webhooks/inference/complete"}
