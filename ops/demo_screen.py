@@ -65,14 +65,19 @@ class Screen:
 
 
 def advertised(said: dict[str, Any]) -> str:
-    """The copy and the verdicts in words."""
-    verdicts = [
-        "the picture fits it" if said["is_valid"] else "the picture does not fit it",
-        f"contrast {said['contrast_ratio']:.1f}",
-        "covers something that matters" if said["occlusion"] else "covers nothing that matters",
-        "can be read" if said["contrast_ok"] else "can hardly be read",
-    ]
-    return f"“{said['text']}”: {', '.join(verdicts)}"
+    """The copy and the verdicts in words. What came to no verdict is not told of."""
+    verdicts = [(VERDICTS[name][0] if said[name] else VERDICTS[name][1]) for name in VERDICTS if name in said]
+    measured = [f"contrast {said['contrast_ratio']:.1f}"] if "contrast_ratio" in said else []
+    return f"“{said['text']}”: {', '.join([*verdicts, *measured])}"
+
+
+VERDICTS = {
+    "is_valid": ("the picture fits it", "no picture fits it"),
+    "occlusion": ("something that matters is covered", "nothing that matters is covered"),
+    "contrast_ok": ("it can be read", "it can hardly be read"),
+    "cta_present": ("it calls to act", "it calls to nothing"),
+}
+"""What is said where a verdict is true, and where it is false."""
 
 
 def on_the_way(event: Event) -> bool:

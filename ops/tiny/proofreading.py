@@ -7,11 +7,11 @@ from typing import Any
 from gateway.orders import copy_order
 from ops.tiny.scenes import any_scene
 from ops.tiny.slogans import slogans
-from ops.tiny.writer import Messages, brief, framed
+from ops.tiny.writer import TEMPERATURE, Messages, brief, framed
 
 SEED = 1_000_033
 """No lesson was drawn from it."""
-TEMPERATURE, LONGEST = 0.7, 64
+LONGEST = 64
 TRIES = 8
 
 

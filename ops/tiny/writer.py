@@ -16,7 +16,11 @@ from ops.tiny.training import Course
 HIDDEN, LAYERS, HEAD = 128, 4, 32
 """vLLM's attention on a CPU takes no narrower heads."""
 WORDS = 800
-BATCH, STEPS = 32, 3000
+BATCH, STEPS = 32, 5000
+TEMPERATURE = 0.7
+"""Where a request says none: two askers get two lines."""
+KOREAN = 0.6
+"""The share of lessons in Korean: which colour is the ground's is harder to tell there."""
 FRAMES = {False: ("{}", "{}", "An advertisement for {}", "Write about {}."), True: ("{}", "{}", "{} 광고", "{}, 광고 문구")}
 """How people ask, by whether they ask in Korean."""
 FIRST_KOREAN = 4
@@ -35,7 +39,9 @@ def build_writer() -> tuple[Any, Any]:
         num_key_value_heads=HIDDEN // HEAD, vocab_size=len(tokenizer), max_position_embeddings=2048,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
-    return LlamaForCausalLM(config), tokenizer
+    model = LlamaForCausalLM(config)
+    model.generation_config.update(do_sample=True, temperature=TEMPERATURE)
+    return model, tokenizer
 
 
 def build_tokenizer() -> Any:
@@ -51,7 +57,7 @@ def everything_said() -> list[str]:
 
 def lesson(dice: Random) -> tuple[Messages, str]:
     """What is asked, and what is to be answered."""
-    scene, korean = any_scene(dice), dice.random() < 0.5
+    scene, korean = any_scene(dice), dice.random() < KOREAN
     asked = brief(scene, dice, korean=korean)
     messages = copy_order(asked)["messages"] if dice.random() < 0.7 else [{"role": "user", "content": asked}]
     return messages, dice.choice(slogans(scene, korean=korean))
