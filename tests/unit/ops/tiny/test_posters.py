@@ -38,7 +38,7 @@ def test_where_the_text_stands_is_told_part_by_part() -> None:
         parts = np.array(lettering(poster, 8)).reshape(8, 8)
         assert set(parts.flat) == {0, 1 if poster.contrast_ok else 2}
         rows = np.flatnonzero(parts.any(axis=1))
-        assert (rows.min() > 0 and rows.max() < 7) is poster.occlusion, parts
+        assert bool(rows.min() > 0 and rows.max() < 7) is poster.occlusion, parts
 
 
 def test_what_a_poster_shows_is_named_in_the_language_of_the_question() -> None:
