@@ -98,7 +98,7 @@ def naming(poster: Poster, dice: Random) -> tuple[str, str]:
 
 def suiting(poster: Poster, meant: Scene, dice: Random) -> tuple[str, str]:
     copy = dice.choice(slogans(meant, korean=dice.random() < 0.5) if dice.random() < 0.7 else meant.captions)
-    return validate_text(copy), as_said(poster.suits(copy, meant))
+    return validate_text(copy), as_said(poster.suits(meant))
 
 
 def as_said(opinion: BaseModel) -> str:

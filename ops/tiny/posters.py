@@ -65,8 +65,8 @@ class Poster:
             ("Nothing calls upon the viewer.", not self.cta_present),
         ]
 
-    def suits(self, copy: str, meant: Scene) -> ImageOpinion:
-        """Whether it shows what its text promises."""
+    def suits(self, meant: Scene) -> ImageOpinion:
+        """Whether it shows anything, and how near that is to what a text about `meant` promises."""
         fits = self.scene == meant
         return ImageOpinion(
             is_valid=self.scene is not None,
