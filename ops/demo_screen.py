@@ -72,7 +72,7 @@ def advertised(said: dict[str, Any]) -> str:
 
 
 VERDICTS = {
-    "is_valid": ("the picture fits it", "no picture fits it"),
+    "is_valid": ("the picture was let through", "no picture was let through"),
     "occlusion": ("something that matters is covered", "nothing that matters is covered"),
     "contrast_ok": ("it can be read", "it can hardly be read"),
     "cta_present": ("it calls to act", "it calls to nothing"),

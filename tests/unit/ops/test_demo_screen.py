@@ -8,9 +8,9 @@ DONE = {"text": "One red heart.", "is_valid": True, "occlusion": False, "contras
 def test_each_verdict_is_said_in_words() -> None:
     said = advertised(DONE)
     assert said == (
-        "“One red heart.”: the picture fits it, nothing that matters is covered, it can be read, it calls to nothing, contrast 8.0"
+        "“One red heart.”: the picture was let through, nothing that matters is covered, it can be read, it calls to nothing, contrast 8.0"
     )
 
 
 def test_a_refused_one_ends_with_the_refusal() -> None:
-    assert advertised({"text": "One red heart.", "is_valid": False}) == "“One red heart.”: no picture fits it"
+    assert advertised({"text": "One red heart.", "is_valid": False}) == "“One red heart.”: no picture was let through"
