@@ -18,6 +18,7 @@ from bus.actor import Write
 from bus.errors import EngineDead, PermanentError
 from bus.patience import until_back
 from bus.sql import load_queries
+from contracts.wire import Result
 
 SQL = load_queries(__file__, "inbox.sql")
 SCHEMA = SQL["schema"]
@@ -45,7 +46,7 @@ class Inbox(Protocol):
         """Take a message, waiting while another delivery of it is at work."""
         ...
 
-    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+    async def remember(self, step: str, message_id: str, result: Result, write: Write | None) -> None:
         """Keep the result, in one transaction with the actor's own write. Raises ClaimLost when the message is no longer ours."""
         ...
 
@@ -95,7 +96,7 @@ class ForgetfulInbox:
         await self._hands.take(step, message_id)
         return Known(None, job_id in self._cancelled)
 
-    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+    async def remember(self, step: str, message_id: str, result: Result, write: Write | None) -> None:
         if write:
             await until_back(lambda: self._write(step, write), "database")
         await self.release(step, message_id)
@@ -150,12 +151,12 @@ class PostgresInbox:
             await asyncio.sleep(poll)
             poll = min(poll * 2, LONGEST_POLL_SECONDS)
 
-    async def remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
+    async def remember(self, step: str, message_id: str, result: Result, write: Write | None) -> None:
         await until_back(lambda: self._remember(step, message_id, result, write), "database")
         self._hands.let_go(step, message_id)
 
-    async def _remember(self, step: str, message_id: str, result: dict[str, Any], write: Write | None) -> None:
-        said = (SQL["remember"], step, message_id, self.owner, result)
+    async def _remember(self, step: str, message_id: str, result: Result, write: Write | None) -> None:
+        said = (SQL["remember"], step, message_id, self.owner, result.model_dump(mode="json", exclude_none=True))
         if write is None:  # one statement is its own transaction, and saves two round trips
             ours = await self._pool.fetchval(*said)
         else:

@@ -6,6 +6,7 @@ No tenant, job or message is a label. Names here are used by the rules and the d
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -103,14 +104,20 @@ def page() -> bytes:
     return generate_latest(REGISTRY)
 
 
+@cache
+def labelled(family: Any, *labels: str) -> Any:
+    """A family's child, looked up once: labels are bounded."""
+    return family.labels(*labels)
+
+
 def settled(step: str, outcome: Outcome, *, attempt: int, seconds: float, waited: float | None) -> None:
     """One delivery is over for this process."""
     name, code = described(outcome)
-    ORDERS.labels(step, name, code).inc()
-    STEP_SECONDS.labels(step).observe(seconds)
-    ATTEMPTS.labels(step).observe(attempt)
+    labelled(ORDERS, step, name, code).inc()
+    labelled(STEP_SECONDS, step).observe(seconds)
+    labelled(ATTEMPTS, step).observe(attempt)
     if waited is not None and attempt == 1:
-        WAIT_SECONDS.labels(step).observe(waited)
+        labelled(WAIT_SECONDS, step).observe(waited)
     if isinstance(outcome, Dead):
         DEAD_LETTERS.labels(step, code).inc()
 
@@ -146,5 +153,5 @@ def told(parts: Mapping[str, str | None], *, started: bool) -> None:
 
 def answered(method: str, route: str, status: int, seconds: float) -> None:
     """`route` is a pattern such as /v1/jobs/{job_id}, never a path that somebody typed."""
-    REQUESTS.labels(method if method in METHODS else OTHER, route, str(status)).inc()
-    REQUEST_SECONDS.labels(route).observe(seconds)
+    labelled(REQUESTS, method if method in METHODS else OTHER, route, str(status)).inc()
+    labelled(REQUEST_SECONDS, route).observe(seconds)

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
+from aio_pika.abc import AbstractChannel, AbstractConnection, DeliveryMode
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
 from aio_pika.exceptions import PublishError as Unroutable
+from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from bus.errors import NoQueue, PublishError
@@ -21,11 +22,15 @@ log = structlog.get_logger()
 
 
 class Outbox:
-    """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own."""
+    """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own.
+
+    As long as confirms come in time, none waits for the socket as well: decision 8. Once one is late, all do, so that what a blocked
+    broker does not take stays with its callers instead of in memory.
+    """
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
         self._connection, self._channel, self._timeout, self._app_id = connection, channel, timeout_seconds, app_id
-        self._exchanges: dict[str, AbstractExchange] = {"": channel.default_exchange}
+        self._confirms_late = False
         self.late_replies = 0
 
     @property
@@ -70,9 +75,7 @@ class Outbox:
 
     async def _post(self, letter: Letter) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
-                exchange = await self._exchange(letter.exchange)
-                await exchange.publish(self._message(letter), routing_key=letter.key, mandatory=letter.exchange == "" or letter.must_route)
+            await self._publish(letter)
         except Unroutable as error:
             if letter.must_route:
                 raise NoQueue(
@@ -81,26 +84,34 @@ class Outbox:
             self.late_replies += 1
             log.info("reply.late", job_id=letter.job_id, queue=letter.key)
         except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            self._confirms_late = True
             raise PublishError(f"the broker did not confirm {letter.type or 'a message'} to {letter.key!r}: {error!r}") from error
 
-    async def _exchange(self, name: str) -> AbstractExchange:
-        if name not in self._exchanges:
-            self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
-        return self._exchanges[name]
+    async def _publish(self, letter: Letter) -> None:
+        async with asyncio.timeout(self._timeout):
+            channel = await self._channel.get_underlay_channel()
+            await channel.basic_publish(
+                letter.body,
+                exchange=letter.exchange,
+                routing_key=letter.key,
+                properties=self._properties(letter),
+                mandatory=letter.exchange == "" or letter.must_route,
+                wait=self._confirms_late,  # type: ignore[call-arg] # it is not in their types
+            )
+        self._confirms_late = False
 
-    def _message(self, letter: Letter) -> aio_pika.Message:
-        return aio_pika.Message(
-            letter.body,
+    def _properties(self, letter: Letter) -> Basic.Properties:
+        return Basic.Properties(
             content_type=letter.content_type,
             content_encoding=letter.content_encoding,
             delivery_mode=DeliveryMode.PERSISTENT,
             message_id=letter.message_id,
             correlation_id=letter.job_id,
             reply_to=letter.reply_to,
-            type=letter.type or None,
+            message_type=letter.type or None,
             app_id=self._app_id,
             timestamp=datetime.now(UTC),
-            headers=dict(letter.headers),
+            headers=letter.headers,
         )
 
 

@@ -17,7 +17,7 @@ from structlog.contextvars import bind_contextvars
 
 from bus import letters, metrics, tracing
 from bus.actor import Actor, Context, Handler, Transactional
-from bus.cancellations import Cancellations
+from bus.cancellations import Cancellations, Watched
 from bus.delivery import Delivery
 from bus.errors import Abandoned, EngineDead, NoQueue, PermanentError, PublishError, TemporaryError
 from bus.inbox import Inbox, Known, PostgresInbox
@@ -29,7 +29,6 @@ from bus.settings import BusSettings
 from contracts.carried import Carried
 from contracts.event import Progress
 from contracts.fault import Fault
-from contracts.wire import Result
 
 log = structlog.get_logger()
 
@@ -48,7 +47,7 @@ class Counter:
 
     async def receive(self, raw: AbstractIncomingMessage) -> None:
         """Carry one delivery from its arrival to its ack."""
-        with metrics.IN_HAND.labels(self.actor.step).track_inprogress():
+        with metrics.labelled(metrics.IN_HAND, self.actor.step).track_inprogress():
             await self._receive(raw)
 
     async def _receive(self, raw: AbstractIncomingMessage) -> None:
@@ -57,7 +56,8 @@ class Counter:
 
     async def _carry(self, raw: AbstractIncomingMessage, delivery: Delivery) -> Outcome:
         delivery = delivery if self.actor.expires else replace(delivery, deadline=None)
-        bind_contextvars(**delivery.named)
+        if named := delivery.named:
+            bind_contextvars(**named)
         work = Work(
             delivery,
             self.actor.step,
@@ -83,7 +83,7 @@ class Counter:
     async def _decide(self, work: Work) -> Outcome:
         try:
             command = parse(work.delivery, self.actor, self.settings.max_body_bytes)
-            async with self._turn(work.delivery):
+            async with self._turn(work.delivery) if work.delivery.returns else nullcontext():
                 return await self._decide_claimed(work, command)
         except Exception as error:
             return self._after(error, work)
@@ -140,22 +140,24 @@ class Counter:
 
     async def _handle(self, work: Work, command: Carried) -> Outcome:
         """Run the handler within its time, and remember its result."""
-        task: asyncio.Task[Result | Transactional] = asyncio.ensure_future(self.handle(command, self._context(work)))
-        with nullcontext() if work.delivery.aside else self.cancellations.watch(work.delivery.job_id, task):
+        delivery = work.delivery
+        with nullcontext(Watched()) if delivery.aside else self.cancellations.watch(delivery.job_id) as watched:
             try:
-                await _finish(task, self._seconds_left(work.delivery))
+                async with asyncio.timeout(self._seconds_left(delivery)) as limit:
+                    returned = await self.handle(command, self._context(work))
             except asyncio.CancelledError:
-                if self.cancellations.hit(task):
-                    return Dropped(self._fault(work, CANCELLED, "The job was cancelled while it was at work."))
-                if not task.cancelled() or _leaving():
+                if _leaving(watched):
                     raise
-                raise EngineDead("the handler was cancelled from within") from None
+                if not watched.cancelled:
+                    raise EngineDead("the handler was cancelled from within") from None
+                return Dropped(self._fault(work, CANCELLED, "The job was cancelled while it was at work."))
             except TimeoutError:
+                if not limit.expired():
+                    raise
                 return self._out_of_time(work)
-        returned = task.result()
         result, write = (returned.result, returned.write) if isinstance(returned, Transactional) else (returned, None)
         try:
-            await self.inbox.remember(self.actor.step, work.delivery.message_id, result.model_dump(mode="json", exclude_none=True), write)
+            await self.inbox.remember(self.actor.step, delivery.message_id, result, write)
         finally:
             if isinstance(returned, Transactional) and returned.settled:
                 await returned.settled()
@@ -205,9 +207,9 @@ class Counter:
     async def _carry_out(self, work: Work, outcome: Outcome) -> None:
         if isinstance(outcome, Requeue):
             await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
-        written = letters.follow(work, outcome, now=datetime.now(UTC))
-        with tracing.publishing(len(written)):
-            await self.outbox.post_until_confirmed(*written)
+        if written := letters.follow(work, outcome, now=datetime.now(UTC)):
+            with tracing.publishing(len(written)):
+                await self.outbox.post_until_confirmed(*written)
 
 
 SUSPECT_WAIT_SECONDS = 0.2
@@ -217,31 +219,19 @@ REQUEUE_PAUSE_SECONDS = 0.5
 """A pause before a message goes back, so that a dead engine is not asked a thousand times a second."""
 
 
-def _leaving() -> bool:
-    """True when this very delivery is being cancelled, as on shutdown."""
+def _leaving(watched: Watched) -> bool:
+    """True when this very delivery is being cancelled, as on shutdown, and not only its job."""
     current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0
-
-
-async def _finish(task: "asyncio.Task[Result | Transactional]", seconds: float) -> None:
-    """Wait for the handler. Raises what it raised, or TimeoutError after having cancelled it."""
-    try:
-        done, _ = await asyncio.wait({task}, timeout=seconds)
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait({task})
-        raise
-    if not done:
-        task.cancel()
-        await asyncio.wait({task})
-        raise TimeoutError
-    task.result()
+    return current is not None and current.cancelling() > watched.cancelled
 
 
 async def _settle(raw: AbstractIncomingMessage, outcome: Outcome) -> None:
     """Ack, or give back. When the channel is gone the broker has the message already, and the inbox knows what was done."""
     try:
-        await (raw.reject(requeue=True) if isinstance(outcome, Requeue) else raw.ack())
+        if isinstance(outcome, Requeue):
+            await raw.reject(requeue=True)
+        else:
+            await raw.channel.basic_ack(raw.delivery_tag or 0, wait=False)
     except Exception as error:
         log.info("delivery.unsettled", message_id=raw.message_id, error=repr(error))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from faststream.rabbit import RabbitBroker
 from bus import metrics
 from bus.actor import Actor, Engine, Tools
 from bus.adapter import Adapter, AdapterCounter
-from bus.broker import open_broker, stop_consuming, subscribe, subscribe_dead, subscribe_foreign
+from bus.broker import Receive, open_broker, stop_consuming, subscribe, subscribe_dead, subscribe_foreign
 from bus.cancellations import Cancellations
 from bus.control import open_control
 from bus.database import make_tables, open_database
@@ -50,18 +50,22 @@ class Running:
 
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def counted(
-        self, receive: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
-    ) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+    def counted(self, receive: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]) -> Receive:
+        """Each delivery in a task of our own: the library cancels its own when the connection breaks, and work that was begun shall be
+        finished and remembered. The message comes again, and is answered from the inbox.
+        """
+
         async def counted(raw: AbstractIncomingMessage) -> None:
-            # A task of our own: the library cancels its own when the connection breaks, and work that was begun shall be finished
-            # and remembered. The message comes again, and is answered from the inbox.
             task = asyncio.create_task(receive(raw))
             self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-            await asyncio.shield(task)
+            task.add_done_callback(self._over)
 
         return counted
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("delivery.unfinished", error=repr(error), meaning="the broker has it still, and gives it to the next connection")
 
     async def finish(self, grace_seconds: float) -> int:
         """Wait for what is at work; cancel what is left after the grace and return how many that were."""

@@ -60,7 +60,7 @@ def stop_traced(step: str, delivery: Delivery) -> Iterator[tuple[Delivery, Any]]
 @contextmanager
 def publishing(letters: int) -> Iterator[None]:
     """What a stop publishes, until the broker has confirmed all of it."""
-    if _tracer is None or not letters:
+    if _tracer is None:
         yield
         return
     from opentelemetry.trace import SpanKind

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from bus.database import make_tables, open_database
 from bus.inbox import SCHEMA, PostgresInbox, open_inbox
 from bus.settings import BusSettings
+from contracts.wire import Result
 from ops.local.postgres import EmbeddedPostgres
 from tests.chaos.proxy import Proxy, open_proxy
 
@@ -40,6 +41,10 @@ async def pool(bus_settings: BusSettings) -> AsyncIterator[asyncpg.Pool]:
         yield pool
 
 
+class Said(Result):
+    said: str
+
+
 @pytest.fixture
 async def inbox(pool: asyncpg.Pool) -> AsyncIterator[PostgresInbox]:
     async with open_inbox(pool) as inbox:
@@ -60,7 +65,7 @@ async def test_a_second_delivery_in_this_process_waits_and_hears_the_result(inbo
     second = asyncio.create_task(inbox.claim("echo", "twice", "job"))
     await asyncio.sleep(0.1)
     assert not second.done()
-    await inbox.remember("echo", "twice", {"said": "once"}, None)
+    await inbox.remember("echo", "twice", Said(said="once"), None)
     assert (await asyncio.wait_for(second, 5)).result == {"said": "once"}
 
 
