@@ -1,16 +1,19 @@
 """What is looked at: the broker, my consumer on its queue, the database, the store. Each check names what is wrong, or says None."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import asyncpg
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq import Channel
-from faststream.rabbit.subscriber import RabbitSubscriber
 
 from bus.claims import ClaimStore
 from bus.errors import TemporaryError
 from bus.health import Look
 from bus.outbox import Outbox
+
+if TYPE_CHECKING:  # the gateway checks its parts, too, and consumes nothing
+    from faststream.rabbit.subscriber import RabbitSubscriber
 
 
 def broker_check(outbox: Outbox) -> Look:
@@ -20,7 +23,7 @@ def broker_check(outbox: Outbox) -> Look:
     return look
 
 
-def queue_check(outbox: Outbox, queue: str, subscriber: RabbitSubscriber, paused: Callable[[], str | None] = lambda: None) -> Look:
+def queue_check(outbox: Outbox, queue: str, subscriber: "RabbitSubscriber", paused: Callable[[], str | None] = lambda: None) -> Look:
     """The queue is there, and this very process consumes from it: the count of consumers alone may be that of others."""
 
     async def look() -> str | None:
@@ -40,7 +43,7 @@ def queue_check(outbox: Outbox, queue: str, subscriber: RabbitSubscriber, paused
     return look
 
 
-async def consumes(subscriber: RabbitSubscriber) -> bool:
+async def consumes(subscriber: "RabbitSubscriber") -> bool:
     """Whether the consumer stands on the channel as it is now. A server that takes a queue away cancels it there."""
     queue, tag = subscriber._queue_obj, subscriber._consumer_tag
     if queue is None or tag is None or queue.channel.is_closed:
