@@ -22,8 +22,14 @@ def learned_tokenizer(said: Iterable[str], words: int, special: Sequence[str], *
     )  # fmt: skip
 
 
-def answering(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], **seen: Any) -> Any:
-    """How unlikely the model finds the answers to the prompts, token by token. `seen`: what else the model is given."""
+def answering(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> Any:
+    """How unlikely the model finds the answers to the prompts, token by token."""
+    ids, wanted = sequences(tokenizer, prompts, answers)
+    return unlikely(model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits, wanted)
+
+
+def sequences(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> tuple[Any, Any]:
+    """Two arrays of batch × length: the tokens, padded at the right, and those that count: the answers'."""
     import torch
 
     asked = [tokenizer(prompt).input_ids for prompt in prompts]
@@ -34,5 +40,11 @@ def answering(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Seque
     for row, (prompt, answer) in enumerate(zip(asked, said, strict=True)):
         ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
         wanted[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    told = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), **seen).logits
+    return ids, wanted
+
+
+def unlikely(told: Any, wanted: Any) -> Any:
+    """The mean cross entropy, in nats, of logits of batch × length × vocabulary."""
+    import torch
+
     return torch.nn.functional.cross_entropy(told[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())

@@ -9,9 +9,10 @@ from typing import Any
 
 from bus.logs import open_logs
 from ops.errors import SetupError
-from ops.tiny import critic, developer, painter, style, writer
+from ops.tiny import critic, developer, grounding, painter, style, writer
 from ops.tiny.card import critic_card, painter_card, writer_card
 from ops.tiny.examining import examined
+from ops.tiny.gallery import POOL, Gallery
 from ops.tiny.measuring import measured
 from ops.tiny.proofreading import proofread
 from ops.tiny.training import Course, train
@@ -57,9 +58,11 @@ def make_critic(folder: Path, share: float, pictures: int) -> dict[str, Any]:
 
     torch.manual_seed(0)
     (built, processor), model = critic.build_critic(), folder / "tiny-critic"
-    gallery = critic.Gallery(processor, max(32, round(share * critic.POOL)), seed=0)
+    gallery = Gallery(processor, max(32, round(share * POOL)), seed=0)
+    head = grounding.Head(critic.TONGUE)
     train(shortened(critic.eye_course(built, gallery), share), folder / STATES)
-    train(shortened(critic.course(built, processor, gallery), share), folder / STATES)
+    train(shortened(grounding.course(built, processor.tokenizer, gallery, head), share), folder / STATES)
+    train(shortened(critic.course(built, processor, gallery, head), share), folder / STATES)
     built.eval().to(dtype=torch.float16).save_pretrained(model, safe_serialization=True)
     processor.save_pretrained(model)
     figures = examined(model, pictures) | {"parameters": sum(weight.numel() for weight in built.parameters())}

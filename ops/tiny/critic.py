@@ -1,25 +1,20 @@
 """The tiny critic: LLaVA's own classes, trained to judge posters that code draws, in the very prompts of the judge and validate steps.
 
-First the eye: every patch learns what it shows itself, and what the whole picture does. Then the tongue, with the eye as it is:
-what a poster shows in words, and its verdicts as JSON.
+First the eye: every patch learns what it shows itself, and what the whole picture does. Then the tongue, with the eye as it is: which
+words are true of a picture, then what it shows in words, and the verdicts as JSON.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel
-
 from actors.engines.tiny_llava import SPECIAL, TEMPLATE
-from actors.engines.vlm import VlmOptions
-from actors.seeing.prompts import JUDGE_TEXT, validate_text
-from ops.tiny.answering import answering, learned_tokenizer
+from ops.tiny.answering import learned_tokenizer, sequences, unlikely
+from ops.tiny.gallery import Gallery, shown
+from ops.tiny.grounding import LAYER, Head
+from ops.tiny.lessons import FRAME, Lesson, any_meant, judging, naming, suiting
 from ops.tiny.posters import CLASSES, Poster, draw_poster, lettering, numbers
-from ops.tiny.scenes import COLOURS, Scene, all_scenes, any_scene
-from ops.tiny.slogans import slogans
+from ops.tiny.scenes import all_scenes
 from ops.tiny.training import Course
 
 SIDE, PATCH = 112, 14
@@ -27,19 +22,6 @@ EYE, TONGUE = 128, 128
 WORDS = 800
 EYE_BATCH, EYE_STEPS = 32, 4500
 BATCH, STEPS = 16, 3300
-POOL = 5000
-"""Posters that are drawn beforehand; the examination draws others."""
-BARE = 0.4
-"""The share of pictures without text: the validate step sees them so."""
-FRAME = VlmOptions("").frame
-
-
-@dataclass(frozen=True)
-class Example:
-    """`shown`: 3 × side × side, as the model's processor makes it, in half precision."""
-
-    shown: Any
-    poster: Poster
 
 
 def build_critic() -> tuple[Any, Any]:
@@ -77,49 +59,10 @@ def _config(tokenizer: Any) -> Any:
 def build_tokenizer() -> Any:
     dice = Random(0)
     posters = [draw_poster(dice) for _ in range(50)]
-    said = [FRAME.format(image="", text=question) + answer for poster in posters for question, answer in lessons_on(poster, dice)]
+    lessons = [kind(poster, dice) for poster in posters for kind in KINDS]
+    said = [FRAME.format(image="", text=lesson.question) + lesson.answer for lesson in lessons]
     captions = [caption for scene in all_scenes() for caption in scene.captions]
     return learned_tokenizer([*said, *captions], WORDS, SPECIAL, padding_side="left")
-
-
-def lessons_on(poster: Poster, dice: Random) -> list[tuple[str, str]]:
-    """Question and answer for each of the two steps, and for naming. The advertisement's text names the scene, or another one."""
-    meant = poster.scene if poster.scene and dice.random() < 0.5 else any_scene(dice)
-    return [(JUDGE_TEXT, as_said(poster.opinion)), suiting(poster, meant, dice), naming(poster, dice)]
-
-
-def naming(poster: Poster, dice: Random) -> tuple[str, str]:
-    """No step asks it; whoever can name what is shown finds it in a text."""
-    korean = dice.random() < 0.5
-    scene = poster.scene
-    name = scene.captions[4 if korean else 0] if scene else COLOURS[poster.ground][0] if korean else poster.ground
-    return "무엇이 보입니까?" if korean else "What is shown?", name
-
-
-def suiting(poster: Poster, meant: Scene, dice: Random) -> tuple[str, str]:
-    copy = dice.choice(slogans(meant, korean=dice.random() < 0.5) if dice.random() < 0.7 else meant.captions)
-    return validate_text(copy), as_said(poster.suits(meant))
-
-
-def as_said(opinion: BaseModel) -> str:
-    """As the grammar of the engine writes JSON."""
-    return json.dumps(opinion.model_dump(mode="json"), ensure_ascii=False)
-
-
-class Gallery:
-    """Posters as the model sees them."""
-
-    def __init__(self, processor: Any, count: int, seed: int) -> None:
-        self._processor, self._count, self._dice = processor, count, Random(seed)
-
-    @cached_property
-    def examples(self) -> list[Example]:
-        return [self._example() for _ in range(self._count)]
-
-    def _example(self) -> Example:
-        poster = draw_poster(self._dice, bare=self._dice.random() < BARE)
-        shown = self._processor.image_processor(poster.pixels, return_tensors="pt")["pixel_values"][0]
-        return Example(shown.half(), replace(poster, pixels=None))
 
 
 def eye_course(model: Any, gallery: Gallery) -> Course:
@@ -140,21 +83,30 @@ def eye_course(model: Any, gallery: Gallery) -> Course:
     return Course("critic-eye", [*tower.parameters(), *wholes.parameters(), *own.parameters()], loss, EYE_STEPS)
 
 
-def course(model: Any, processor: Any, gallery: Gallery) -> Course:
+def course(model: Any, processor: Any, gallery: Gallery, head: Head) -> Course:
     """Only the tongue learns; the eye stays as it is."""
     model.model.vision_tower.requires_grad_(False)
     picture = SPECIAL[-1] * (SIDE // PATCH) ** 2 + "\n"
+    tokenizer = processor.tokenizer
 
     def loss(dice: Random) -> Any:
-        chosen, kind = dice.choices(gallery.examples, k=BATCH), dice.randrange(3)
-        questions, answers = zip(*(lessons_on(one.poster, dice)[kind] for one in chosen), strict=True)
-        prompts = [FRAME.format(image=picture, text=question) for question in questions]
-        return answering(model, processor.tokenizer, prompts, answers, pixel_values=shown(chosen))
+        chosen, kind = dice.choices(gallery.examples, k=BATCH), dice.randrange(len(KINDS))
+        lessons = [KINDS[kind](one.poster, dice) for one in chosen]
+        prompts = [FRAME.format(image=picture, text=lesson.question) for lesson in lessons]
+        ids, wanted = sequences(tokenizer, prompts, [lesson.answer for lesson in lessons])
+        mask = (ids != tokenizer.pad_token_id).long()
+        told = model(input_ids=ids, attention_mask=mask, pixel_values=shown(chosen), output_hidden_states=True)
+        wrong = unlikely(told.logits, wanted)
+        claims = [lesson.claims for lesson in lessons]
+        return wrong + head.loss(tokenizer, told.hidden_states[LAYER], prompts, claims) if any(claims) else wrong
 
-    return Course("critic", [weight for weight in model.parameters() if weight.requires_grad], loss, STEPS)
+    learners = [weight for weight in model.parameters() if weight.requires_grad]
+    return Course("critic", [*learners, *head.parameters], loss, STEPS)
 
 
-def shown(examples: Sequence[Example]) -> Any:
-    import torch
-
-    return torch.stack([one.shown for one in examples]).float()
+KINDS: Sequence[Callable[[Poster, Random], Lesson]] = (
+    lambda poster, _: judging(poster),
+    lambda poster, dice: suiting(poster, any_meant(poster, dice), dice),
+    naming,
+)
+"""What it is asked, each as often."""

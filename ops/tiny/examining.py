@@ -16,9 +16,8 @@ from actors.engines.vlm import Question, VlmOptions
 from actors.seeing.bounds import longest_bytes
 from actors.seeing.prompts import JUDGE_TEXT
 from contracts.verdict import AdOpinion, ImageOpinion
-from ops.tiny.critic import suiting
+from ops.tiny.lessons import any_meant, suiting
 from ops.tiny.posters import Poster, draw_poster
-from ops.tiny.scenes import any_scene
 
 SEED = 1_000_003
 """No lesson was drawn from it."""
@@ -46,10 +45,9 @@ def relevance(engine: VlmEngine, drawn: Sequence[Poster], dice: Random) -> tuple
     """How often the critic knows whether a picture shows what its text promises; and gives the score that goes with it."""
     wanted, asked = [], []
     for poster in drawn:
-        meant = poster.scene if poster.scene and dice.random() < 0.5 else any_scene(dice)
-        text, answer = suiting(poster, meant, dice)
-        wanted.append(ImageOpinion.model_validate_json(answer))
-        asked.append(question(text, poster, ImageOpinion))
+        lesson = suiting(poster, any_meant(poster, dice), dice)
+        wanted.append(ImageOpinion.model_validate_json(lesson.answer))
+        asked.append(question(lesson.question, poster, ImageOpinion))
     pairs = list(zip(wanted, (ImageOpinion.model_validate_json(text) for text in ask(engine, asked)), strict=True))
     return (
         share([a.is_valid == b.is_valid for a, b in pairs]),

@@ -41,7 +41,7 @@ class Scene:
     @property
     def captions(self) -> tuple[str, ...]:
         """Every way in which the painter is asked for it."""
-        shape, colour, ground = SHAPES[self.shape], COLOURS[self.colour][0], COLOURS[self.ground][0]
+        shape, colour, ground = self.words(korean=True)
         return (
             f"{with_article(self.colour)} {self.shape} on {with_article(self.ground)} background",
             f"{with_article(self.colour)} {self.shape} on {self.ground}",
@@ -51,6 +51,12 @@ class Scene:
             f"{ground} 배경 위의 {colour} {shape}",
             f"{colour} {shape}, {ground} 배경",
         )
+
+    def words(self, *, korean: bool) -> tuple[str, str, str]:
+        """The shape, its colour and the ground, as captions and slogans name them."""
+        if korean:
+            return SHAPES[self.shape], COLOURS[self.colour][0], COLOURS[self.ground][0]
+        return self.shape, self.colour, self.ground
 
 
 def with_article(word: str) -> str:

@@ -10,9 +10,8 @@ from bus.cancellations import Cancellations
 
 async def work(cancellations: Cancellations, job_id: str) -> tuple[bool, int]:
     """Whether it was cancelled, and how many cancellations its task still has before it after that."""
-    with cancellations.watch(job_id) as watched:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(5)
+    with cancellations.watch(job_id) as watched, suppress(asyncio.CancelledError):
+        await asyncio.sleep(5)
     task = asyncio.current_task()
     assert task is not None
     await asyncio.sleep(0)

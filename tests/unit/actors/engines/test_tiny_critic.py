@@ -12,8 +12,8 @@ from actors.engines.vlm import VlmOptions
 from actors.seeing.prompts import JUDGE_TEXT
 from contracts.verdict import AdOpinion, ImageOpinion
 from ops.models import CRITIC
-from ops.tiny.critic import suiting
 from ops.tiny.examining import ask, question
+from ops.tiny.lessons import any_meant, suiting
 from ops.tiny.posters import Poster, draw_poster
 from ops.tiny.scenes import any_scene
 
@@ -48,10 +48,21 @@ def test_it_sees_whether_a_picture_shows_anything(critic: VlmEngine) -> None:
     """As the validate step asks it, before there is a text on the picture."""
     dice = Random(5)
     drawn = posters(72, 24, bare=True)
-    asked = [question(suiting(one, one.scene or any_scene(dice), dice)[0], one, ImageOpinion) for one in drawn]
+    asked = [question(suiting(one, one.scene or any_scene(dice), dice).question, one, ImageOpinion) for one in drawn]
     said = [ImageOpinion.model_validate_json(text) for text in ask(critic, asked)]
     right = sum(a.is_valid == (b.scene is not None) for a, b in zip(said, drawn, strict=True))
     assert right >= 22, f"{right} of 24"
+
+
+def test_it_sees_whether_a_picture_fits_its_text(critic: VlmEngine) -> None:
+    """Half of the texts that do not fit differ in one word."""
+    dice = Random(6)
+    drawn = posters(74, 32, bare=True)
+    lessons = [suiting(one, any_meant(one, dice), dice) for one in drawn]
+    said = ask(critic, [question(lesson.question, one, ImageOpinion) for lesson, one in zip(lessons, drawn, strict=True)])
+    pairs = [(ImageOpinion.model_validate_json(text), all(true for _, true in one.claims)) for text, one in zip(said, lessons, strict=True)]
+    right = sum((opinion.relevance_score > 0.5) == fits for opinion, fits in pairs)
+    assert right >= 27, f"{right} of 32"
 
 
 def test_it_says_the_same_alone_as_beside_others(critic: VlmEngine) -> None:

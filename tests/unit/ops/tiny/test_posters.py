@@ -1,11 +1,9 @@
-"""The critic's lessons: what a poster says of itself is so."""
+"""What a poster says of itself is so."""
 
 from random import Random
 
 import numpy as np
 
-from contracts.verdict import AdOpinion, ImageOpinion
-from ops.tiny import critic
 from ops.tiny.posters import CLASSES, draw_poster, lettering, numbers
 
 
@@ -39,30 +37,3 @@ def test_where_the_text_stands_is_told_part_by_part() -> None:
         assert set(parts.flat) == {0, 1 if poster.contrast_ok else 2}
         rows = np.flatnonzero(parts.any(axis=1))
         assert bool(rows.min() > 0 and rows.max() < 7) is poster.occlusion, parts
-
-
-def test_what_a_poster_shows_is_named_in_the_language_of_the_question() -> None:
-    dice = Random(10)
-    for poster in [draw_poster(dice) for _ in range(30)]:
-        question, name = critic.naming(poster, dice)
-        assert any("가" <= letter <= "힣" for letter in question) is any("가" <= letter <= "힣" for letter in name)
-        assert poster.scene is None or name in poster.scene.captions
-
-
-def test_an_answer_is_a_verdict() -> None:
-    dice = Random(3)
-    for _ in range(20):
-        (_, judged), (_, looked), _ = critic.lessons_on(draw_poster(dice), dice)
-        AdOpinion.model_validate_json(judged)
-        ImageOpinion.model_validate_json(looked)
-
-
-def test_the_lessons_are_the_prompts_of_the_engine() -> None:
-    """Token by token: the processor puts as many patches as the lessons do."""
-    _, processor = critic.build_critic()
-    poster = draw_poster(Random(6))
-    question, _ = critic.lessons_on(poster, Random(6))[1]
-    text = critic.FRAME.format(image=f"{processor.image_token}\n", text=question)
-    read = processor(images=[poster.pixels], text=[text], return_tensors="pt")["input_ids"][0].tolist()
-    patches = processor.image_token * (critic.SIDE // critic.PATCH) ** 2
-    assert read == processor.tokenizer(critic.FRAME.format(image=f"{patches}\n", text=question)).input_ids
