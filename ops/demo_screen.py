@@ -66,18 +66,19 @@ class Screen:
 
 def advertised(said: dict[str, Any]) -> str:
     """The copy and the verdicts in words. What came to no verdict is not told of."""
-    verdicts = [(VERDICTS[name][0] if said[name] else VERDICTS[name][1]) for name in VERDICTS if name in said]
+    verdicts = [(VERDICTS[name][0] if said[name] > 0.5 else VERDICTS[name][1]) for name in VERDICTS if name in said]
     measured = [f"contrast {said['contrast_ratio']:.1f}"] if "contrast_ratio" in said else []
     return f"“{said['text']}”: {', '.join([*verdicts, *measured])}"
 
 
 VERDICTS = {
     "is_valid": ("the picture was let through", "no picture was let through"),
+    "relevance_score": ("it fits the copy", "it does not fit the copy"),
     "occlusion": ("something that matters is covered", "nothing that matters is covered"),
     "contrast_ok": ("it can be read", "it can hardly be read"),
     "cta_present": ("it calls to act", "it calls to nothing"),
 }
-"""What is said where a verdict is true, and where it is false."""
+"""What is said where a verdict is true, or a score over a half; and where it is not."""
 
 
 def on_the_way(event: Event) -> bool:

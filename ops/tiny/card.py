@@ -72,14 +72,15 @@ Verdicts that were the same alone as beside seven others: {agree:.0%} of 16.
 
 `on_brief`: something is shown at all. `occlusion`: the text stands in the middle of the shape. `contrast_ok`: by WCAG's formula, 4.5 and
 more or 2.25 and less, nothing between. `cta_present`: there is a button. `is_valid`: something is shown.
-`relevance_score`: high where the text names the scene that is shown, which four of ten do. Whoever always says no is right in six of ten:
-this is not learned.
+`relevance_score`: high where the text names just the scene that is shown; of the other texts half differ in one word. Whoever always says
+no is right in {always_no:.0%}.
 """
 
 
 def critic_card(figures: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| `{name}` | {share:.0%} |" for name, share in figures["right"].items())
-    return CRITIC.format(parameters=millions(figures), posters=figures["posters"], rows=rows, agree=figures["alone_as_beside_others"])
+    told = {"posters": figures["posters"], "agree": figures["alone_as_beside_others"], "always_no": figures["always_no"]}
+    return CRITIC.format(parameters=millions(figures), rows=rows, **told)
 
 
 WRITER = """\

@@ -35,24 +35,25 @@ def examined(model: Path, posters: int) -> dict[str, Any]:
         asked = [question(JUDGE_TEXT, poster, AdOpinion) for poster in drawn]
         said = [AdOpinion.model_validate_json(text) for text in ask(engine, asked)]
         alone = [text for one in asked[:16] for text in ask(engine, [one])]
-        suits, relevant = relevance(engine, drawn, dice)
+        looked, always_no = relevance(engine, drawn, dice)
     right = {name: share([getattr(a, name) == getattr(b.opinion, name) for a, b in zip(said, drawn, strict=True)]) for name in ANSWERS}
     agree = share([one == other for one, other in zip(alone, ask(engine, asked[:16]), strict=True)])
-    return {"posters": posters, "right": right | {"is_valid": suits, "relevance_score": relevant}, "alone_as_beside_others": agree}
+    return {"posters": posters, "right": right | looked, "always_no": always_no, "alone_as_beside_others": agree}
 
 
-def relevance(engine: VlmEngine, drawn: Sequence[Poster], dice: Random) -> tuple[float, float]:
-    """How often the critic knows whether a picture shows what its text promises; and gives the score that goes with it."""
+def relevance(engine: VlmEngine, drawn: Sequence[Poster], dice: Random) -> tuple[dict[str, float], float]:
+    """How often the critic knows whether a picture shows anything, and whether what its text promises; and the share of texts that lie."""
     wanted, asked = [], []
     for poster in drawn:
         lesson = suiting(poster, any_meant(poster, dice), dice)
         wanted.append(ImageOpinion.model_validate_json(lesson.answer))
         asked.append(question(lesson.question, poster, ImageOpinion))
     pairs = list(zip(wanted, (ImageOpinion.model_validate_json(text) for text in ask(engine, asked)), strict=True))
-    return (
-        share([a.is_valid == b.is_valid for a, b in pairs]),
-        share([(a.relevance_score > 0.5) == (b.relevance_score > 0.5) for a, b in pairs]),
-    )
+    right = {
+        "is_valid": share([a.is_valid == b.is_valid for a, b in pairs]),
+        "relevance_score": share([(a.relevance_score > 0.5) == (b.relevance_score > 0.5) for a, b in pairs]),
+    }
+    return right, share([a.relevance_score < 0.5 for a, _ in pairs])
 
 
 def question(text: str, poster: Poster, opinion: type[BaseModel]) -> Question:

@@ -2,13 +2,22 @@
 
 from ops.demo_screen import advertised
 
-DONE = {"text": "One red heart.", "is_valid": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "contrast_ratio": 8.04}
+DONE = {
+    "text": "One red heart.",
+    "is_valid": True,
+    "relevance_score": 0.9,
+    "occlusion": False,
+    "contrast_ok": True,
+    "cta_present": False,
+    "contrast_ratio": 8.04,
+}
 
 
 def test_each_verdict_is_said_in_words() -> None:
     said = advertised(DONE)
     assert said == (
-        "“One red heart.”: the picture was let through, nothing that matters is covered, it can be read, it calls to nothing, contrast 8.0"
+        "“One red heart.”: the picture was let through, it fits the copy, nothing that matters is covered, it can be read, "
+        "it calls to nothing, contrast 8.0"
     )
 
 
