@@ -21,7 +21,7 @@ SIDE, PATCH = 112, 14
 EYE, TONGUE = 128, 128
 WORDS = 800
 EYE_BATCH, EYE_STEPS = 32, 4500
-BATCH, STEPS = 16, 5000
+BATCH, STEPS = 16, 7000
 
 
 def build_critic() -> tuple[Any, Any]:
@@ -110,5 +110,5 @@ KINDS: Sequence[Callable[[Poster, Random], Lesson]] = (
     naming,
 )
 """What it is asked."""
-SHARES = (0.5, 0.4, 0.1)
+SHARES = (0.55, 0.35, 0.1)
 """How often. To judge takes longest to learn; to name it has learned before."""
