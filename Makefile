@@ -37,7 +37,7 @@ check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and th
 test-brokers: $(TEST_STAMP) ## The bus's tests and a short chaos on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for those that are not installed.
 	@$(BIN)/python -m tests.brokers $(ARGS)
 
-bench: $(TEST_STAMP) $(VLLM_STAMP) ## Measure everything, eleven minutes; writes the figures and the tables of docs/benchmarks.md.
+bench: $(TEST_STAMP) $(VLLM_STAMP) ## Measure everything, ten minutes; writes the figures and the tables of docs/benchmarks.md.
 	@$(BIN)/atelier bench all --page docs/benchmarks.md $(ARGS)
 	@$(BIN)/atelier bench guard
 

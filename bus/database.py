@@ -43,7 +43,10 @@ async def _open(url: str, size: int) -> asyncpg.Pool:
     class Line(asyncpg.Connection):  # type: ignore[misc]
         """When one line is silent for too long, the others of the pool may be, too: each is replaced before it is used again."""
 
-        __slots__ = ()
+        __slots__ = ("clean",)
+
+        def leaves_nothing(self) -> None:
+            self.clean = True
 
         async def execute(self, *statement: Any, **how: Any) -> str:
             return str(await doubting(super().execute(*statement, **how)))
@@ -64,10 +67,23 @@ async def _open(url: str, size: int) -> asyncpg.Pool:
             await pool.expire_connections()
             raise
 
+    async def tidied(line: Line) -> None:
+        if not getattr(line, "clean", False):
+            await line.execute(line.get_reset_query())
+        line.clean = False
+
     pool: asyncpg.Pool = asyncpg.create_pool(
-        url, min_size=1, max_size=size, init=speak_json, command_timeout=STATEMENT_SECONDS, connection_class=Line
+        url, min_size=1, max_size=size, init=speak_json, reset=tidied, command_timeout=STATEMENT_SECONDS, connection_class=Line
     )
     return await pool
+
+
+@asynccontextmanager
+async def one_statement(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A line for a statement that leaves nothing in its session, no lock and no setting: to give it back takes no round trip of its own."""
+    async with pool.acquire() as line:
+        line.leaves_nothing()
+        yield line
 
 
 async def speak_json(connection: asyncpg.Connection) -> None:

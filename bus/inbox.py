@@ -15,6 +15,7 @@ import asyncpg
 import structlog
 
 from bus.actor import Write
+from bus.database import one_statement
 from bus.errors import EngineDead, PermanentError
 from bus.patience import until_back
 from bus.sql import load_queries
@@ -143,9 +144,7 @@ class PostgresInbox:
     async def _claim(self, step: str, message_id: str, job_id: str) -> Known:
         poll = FIRST_POLL_SECONDS
         while True:
-            row = await until_back(
-                lambda: self._pool.fetchrow(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database"
-            )
+            row = await until_back(lambda: self._ask(SQL["claim"], step, message_id, self.owner, LIFE_LOCK_CLASS, job_id), "database")
             if row["mine"] or row["result"] is not None:
                 return Known(row["result"], row["cancelled"], row["deaths"])
             await asyncio.sleep(poll)
@@ -158,7 +157,7 @@ class PostgresInbox:
     async def _remember(self, step: str, message_id: str, result: Result, write: Write | None) -> None:
         said = (SQL["remember"], step, message_id, self.owner, result.model_dump(mode="json", exclude_none=True))
         if write is None:  # one statement is its own transaction, and saves two round trips
-            ours = await self._pool.fetchval(*said)
+            ours = await self._ask(*said)
         else:
             async with self._pool.acquire() as connection, connection.transaction():
                 if ours := await connection.fetchval(*said):
@@ -166,9 +165,13 @@ class PostgresInbox:
         if not ours:
             raise ClaimLost(f"message {message_id} of {step} is held by another process by now")
 
+    async def _ask(self, *statement: Any) -> Any:
+        async with one_statement(self._pool) as line:
+            return await line.fetchrow(*statement)
+
     async def release(self, step: str, message_id: str) -> None:
         try:
-            await until_back(lambda: self._pool.execute(SQL["release"], step, message_id, self.owner), "database")
+            await until_back(lambda: self._ask(SQL["release"], step, message_id, self.owner), "database")
         finally:
             self._hands.let_go(step, message_id)
 

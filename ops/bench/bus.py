@@ -8,8 +8,8 @@ import asyncio
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from bus.logs import open_logs
 from ops.bench.peers import PEERS
-from ops.bench.peers.ends import Speed, opened
+from ops.bench.peers.ends import Ends, Speed, opened
 from ops.bench.peers.run import Place
 from ops.local.stack import Addresses, local_stack
 from ops.settings import LocalSettings
@@ -37,29 +37,34 @@ def bench(arguments: Namespace) -> int:
 
 async def measured(arguments: Namespace) -> dict[str, Any]:
     speeds: dict[str, dict[str, list[Speed]]] = {}
-    cells = [(size, in_flight) for size in arguments.sizes for in_flight in arguments.in_flight]
     with TemporaryDirectory(prefix="atelier-bench-") as folder, Progress(disable=arguments.json or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("sides", total=len(cells))
+        task = bar.add_task("sides", total=len(arguments.sizes) * len(arguments.in_flight))
         parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=Path(folder))
         async with local_stack(parts) as stack:
-            for size, in_flight in cells:
-                for name, by_side in (await one_cell(size, in_flight, arguments, stack)).items():
-                    speeds[f"{name} {size} {in_flight}"] = by_side
-                bar.advance(task)
+            for in_flight in arguments.in_flight:
+                async with all_open(arguments.sides, in_flight, stack) as ends:
+                    for size in arguments.sizes:
+                        for name, by_side in (await one_cell(size, in_flight, arguments, ends)).items():
+                            speeds[f"{name} {size} {in_flight}"] = by_side
+                        bar.advance(task)
     return figures(speeds)
 
 
-async def one_cell(size: int, in_flight: int, arguments: Namespace, addresses: Addresses) -> dict[str, dict[str, list[Speed]]]:
+@asynccontextmanager
+async def all_open(sides: Sequence[str], in_flight: int, addresses: Addresses) -> AsyncIterator[dict[str, Ends]]:
+    async with AsyncExitStack() as stack:
+        yield {name: await stack.enter_async_context(opened(name, place(name, in_flight, addresses))) for name in sides}
+
+
+async def one_cell(size: int, in_flight: int, arguments: Namespace, ends: Mapping[str, Ends]) -> dict[str, dict[str, list[Speed]]]:
     """Speeds by mode and side."""
     taken: dict[str, dict[str, list[Speed]]] = {"send": {}, "ask": {}}
-    async with AsyncExitStack() as stack:
-        ends = {name: await stack.enter_async_context(opened(name, place(name, in_flight, addresses))) for name in arguments.sides}
-        for number in range(arguments.rounds):
-            for name in arguments.sides[:: 1 if number % 2 == 0 else -1]:
-                for mode in ("send", "ask") if PEERS[name].replies else ("send",):
-                    warm = await ends[name].speed(mode, WARM_COUNT, size, in_flight)
-                    count = round(min(MOST_COUNT, max(LEAST_COUNT, warm.rate * arguments.seconds)))
-                    taken[mode].setdefault(name, []).append(await ends[name].speed(mode, count, size, in_flight))
+    for number in range(arguments.rounds):
+        for name in arguments.sides[:: 1 if number % 2 == 0 else -1]:
+            for mode in ("send", "ask") if PEERS[name].replies else ("send",):
+                warm = await ends[name].speed(mode, WARM_COUNT, size, in_flight)
+                count = round(min(MOST_COUNT, max(LEAST_COUNT, warm.rate * arguments.seconds)))
+                taken[mode].setdefault(name, []).append(await ends[name].speed(mode, count, size, in_flight))
     return taken
 
 

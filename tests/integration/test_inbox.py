@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from bus.database import make_tables, open_database
+from bus.database import make_tables, one_statement, open_database
 from bus.inbox import SCHEMA, PostgresInbox, open_inbox
 from bus.settings import BusSettings
 from contracts.wire import Result
@@ -22,11 +23,16 @@ class Forgetful:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool, self.losses = pool, 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        async with self._pool.acquire() as self._line:
+            yield self
+
+    def leaves_nothing(self) -> None:
+        self._line.leaves_nothing()
 
     async def fetchrow(self, *asked: Any) -> Any:
-        answer = await self._pool.fetchrow(*asked)
+        answer = await self._line.fetchrow(*asked)
         if self.losses:
             self.losses -= 1
             raise ConnectionResetError("the answer was lost on its way")
@@ -115,3 +121,15 @@ async def test_a_statement_that_nobody_answers_ends_and_its_line_is_replaced(
         proxy.flowing.set()
         proxy.cut()
         assert await pool.fetchval("select 3") == 3
+
+
+async def test_a_line_is_tidied_after_all_but_a_single_statement(bus_settings: BusSettings) -> None:
+    """A lock of the session that was left behind is gone for the next who takes the line; a claim costs no such round trip."""
+    held = "select count(*) from pg_locks where locktype = 'advisory' and classid = 77 and pid = pg_backend_pid()"
+    small = BusSettings.model_validate(bus_settings.model_dump() | {"database_pool_size": 1})
+    async with open_database(small) as pool:
+        assert pool is not None
+        async with one_statement(pool) as line:
+            await line.execute("select pg_advisory_lock(77, 1)")
+        assert await pool.fetchval(held) == 1, "nothing was tidied: it had been said that nothing was left"
+        assert await pool.fetchval(held) == 0, "the statement before this one was no such, and so the line was tidied"

@@ -30,7 +30,7 @@ class Worker:
         body = json.loads(message.body)
         if self._pool:
             await self._pool.fetchval(CLAIM, message.message_id)
-            await self._pool.execute(REMEMBER, message.message_id, {})
+            await self._pool.execute(REMEMBER, message.message_id, body if message.reply_to else {})
         if message.reply_to:
             answer = aio_pika.Message(message.body, correlation_id=message.correlation_id, delivery_mode=2)
             await self._channel.default_exchange.publish(answer, message.reply_to, mandatory=False)
