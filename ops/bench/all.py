@@ -29,7 +29,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "text": ("--each", "1", "--rounds", "2"),
     "growth": ("--backlogs", "1000", "10000", "100000", "--rounds", "2"),
     "ledger": ("--events", "2000"),
-    "gateway": ("--seconds", "1.0", "--rounds", "3", "--waiting", "300"),
+    "gateway": ("--seconds", "2.0", "--rounds", "3", "--waiting", "300"),
     "executor": ("--quick",),
     "vlm": ("--rounds", "2", "--tokens", "24"),
     "dead-letters": ("--letters", "2000"),
