@@ -1,7 +1,4 @@
-"""Actors as FastStream subscribers. The typed handler is registered for AsyncAPI; the delivery itself is carried by a middleware.
-
-Measured: 0.83 to 0.95 of bare aio-pika so, 0.62 through FastStream's own call of the handler.
-"""
+"""Actors as FastStream subscribers. The typed handler is registered for AsyncAPI; deliveries go past FastStream's own call: decision 5."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
