@@ -35,7 +35,7 @@ check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and th
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-brokers: $(TEST_STAMP) ## The bus's tests and a short chaos on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for those that are not installed.
-	@$(BIN)/python -m tests.brokers $(ARGS)
+	@$(BIN)/python -m tests.support.broker_matrix $(ARGS)
 
 bench: $(TEST_STAMP) $(VLLM_STAMP) ## Measure everything, ten minutes; writes the figures and the tables of docs/benchmarks.md.
 	@$(BIN)/atelier bench all --page docs/benchmarks.md $(ARGS)
@@ -51,7 +51,7 @@ test-compose: ## docker-compose.yml for real, without a GPU, by podman; needs ro
 	@tests/compose/run.sh
 
 documents: $(TEST_STAMP) ## Write the documents that come from the code: settings, schemas, AsyncAPI.
-	@$(BIN)/python -m ops.documents
+	@$(BIN)/python -m ops.docgen
 
 screenshots: $(TEST_STAMP) ## Pictures of the console's pages into docs/console/, by a headless Chromium.
 	@$(BIN)/python -m tests.e2e.screenshots

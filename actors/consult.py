@@ -8,57 +8,61 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from actors.engines.vlm import Question
-from actors.seeing.answers import without_repetition
-from actors.seeing.pictures import Pictures
-from actors.seeing.prompts import consult_text
-from actors.seeing.settings import SeeingSettings, VlmSettings
-from actors.seeing.sight import Sight, open_sight
-from bus.actor import Actor, Context, Handler, Tools
+from actors.engines.language.requests import VlmRequest
+from actors.vision.image_loader import ImageLoader
+from actors.vision.prompts import build_consult_prompt
+from actors.vision.settings import VisionSettings, VlmSettings
+from actors.vision.verdict_parser import trim_repetition
+from actors.vision.vlm_client import VlmClient, open_vlm_client
+from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import TemporaryError
 from contracts.consult import Consult, ConsultDone, ConsultReady, IsConsultReady
 from contracts.wire import Step
 
 
 @asynccontextmanager
-async def open_consult(tools: Tools) -> AsyncIterator[Handler]:
-    settings = SeeingSettings()
-    async with open_sight(VlmSettings.of(Step.CONSULT), tools.unready) as sight:
-        tools.show(sight.engine)
-        yield partial(consult, sight=sight, pictures=Pictures(tools.claims, settings), settings=settings)
+async def open_consult(resources: Resources) -> AsyncIterator[Handler]:
+    settings = VisionSettings()
+    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT), resources.set_unready) as sight:
+        resources.register_engine(sight.engine)
+        yield partial(consult, client=sight, image_loader=ImageLoader(resources.claims, settings), settings=settings)
 
 
 @asynccontextmanager
-async def open_ready(tools: Tools) -> AsyncIterator[Handler]:
-    async with open_sight(VlmSettings.of(Step.CONSULT)) as sight:
-        yield partial(is_ready, sight=sight, settings=SeeingSettings())
+async def open_consult_ready(resources: Resources) -> AsyncIterator[Handler]:
+    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT)) as sight:
+        yield partial(is_ready, client=sight, settings=VisionSettings())
 
 
-async def consult(command: Consult, context: Context, *, sight: Sight, pictures: Pictures, settings: SeeingSettings) -> ConsultDone:
-    question = Question(
-        text=consult_text(command.prompt),
-        image=await shown(command, pictures),
+async def consult(
+    command: Consult, context: Context, *, client: VlmClient, image_loader: ImageLoader, settings: VisionSettings
+) -> ConsultDone:
+    question = VlmRequest(
+        text=build_consult_prompt(command.prompt),
+        image=await load_image(command, image_loader),
         max_new_tokens=command.max_new_tokens or settings.consult_max_new_tokens,
         repetition_penalty=settings.consult_repetition_penalty,
     )
-    answer = await sight.look(question, tenant=context.tenant, deadline=context.deadline)
-    return ConsultDone(prediction=without_repetition(answer.text), finish=answer.finish, tokens=answer.tokens, seen_by=answer.model)
+    answer = await client.generate(question, tenant=context.tenant, deadline=context.deadline)
+    return ConsultDone(
+        prediction=trim_repetition(answer.text), finish=answer.finish_reason, tokens=answer.completion_tokens, seen_by=answer.model
+    )
 
 
-async def shown(command: Consult, pictures: Pictures) -> bytes | None:
+async def load_image(command: Consult, image_loader: ImageLoader) -> bytes | None:
     """The picture as the engine gets it; None when there is none."""
     if command.picture:
-        return await pictures.shown(await pictures.of_claim(command.picture))
+        return await image_loader.encode_for_model(await image_loader.from_claim(command.picture))
     if command.image:
-        return await pictures.shown(await pictures.of_text(command.image))
+        return await image_loader.encode_for_model(await image_loader.from_base64(command.image))
     return None
 
 
-async def is_ready(command: IsConsultReady, context: Context, *, sight: Sight, settings: SeeingSettings) -> ConsultReady:
+async def is_ready(command: IsConsultReady, context: Context, *, client: VlmClient, settings: VisionSettings) -> ConsultReady:
     """Raises TemporaryError while the model loads."""
     try:
         async with asyncio.timeout(settings.warm_seconds):
-            return ConsultReady(model=await sight.ready())
+            return ConsultReady(model=await client.ready())
     except TimeoutError:
         raise TemporaryError("the model is loading", code="loading") from None
 
@@ -77,12 +81,12 @@ ACTORS = (
         step="consult.ready",
         command=IsConsultReady,
         result=ConsultReady,
-        open=open_ready,
+        open=open_consult_ready,
         timeout_seconds=10,
         prefetch=8,
-        remembers=False,
-        announces=False,
-        question=True,
+        deduplicate=False,
+        emit_events=False,
+        is_query=True,
         description="Tells whether a consultation would be answered now.",
     ),
 )

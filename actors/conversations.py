@@ -10,9 +10,9 @@ from typing import Any
 
 from asyncpg import Record
 
-from actors.writing import conversations
-from actors.writing.conversations import SQL, Conversations, open_conversations
-from bus.actor import Actor, Context, Handler, Open, Tools
+from actors.llm import conversation_repository
+from actors.llm.conversation_repository import SQL, ConversationRepository, open_conversations
+from bus.actor import Actor, Context, Handler, OpenHandler, Resources
 from bus.errors import PermanentError
 from contracts.conversation import (
     Conversation,
@@ -25,67 +25,67 @@ from contracts.conversation import (
 from contracts.conversation import Conversations as Listed
 from contracts.wire import Command, Result
 
-PREVIEW = 50
-Answer = Callable[..., Coroutine[Any, Any, Result]]
+PREVIEW_CHARS = 50
+QueryHandler = Callable[..., Coroutine[Any, Any, Result]]
 
 
-async def list_them(command: ListConversations, context: Context, *, kept: Conversations) -> Listed:
+async def list_conversations(command: ListConversations, context: Context, *, repository: ConversationRepository) -> Listed:
     tenant = context.tenant or ""
-    rows = await kept.pool.fetch(SQL["lines"], tenant, command.limit, command.offset)
-    totals = await kept.pool.fetchrow(SQL["totals"], tenant)
-    return Listed(conversations=list(map(line, rows)), total_conversations=totals["conversations"], total_messages=totals["messages"])
+    rows = await repository.pool.fetch(SQL["lines"], tenant, command.limit, command.offset)
+    totals = await repository.pool.fetchrow(SQL["totals"], tenant)
+    return Listed(conversations=list(map(to_summary, rows)), total_conversations=totals["conversations"], total_messages=totals["messages"])
 
 
-def line(row: Record) -> ConversationLine:
+def to_summary(row: Record) -> ConversationLine:
     preview = row["preview"]
     return ConversationLine(
         conversation_id=row["conversation_id"],
         message_count=row["message_count"],
         last_message_time=row["last_message_time"],
-        last_message_preview=preview if len(preview) <= PREVIEW else f"{preview[:PREVIEW]}...",
+        last_message_preview=preview if len(preview) <= PREVIEW_CHARS else f"{preview[:PREVIEW_CHARS]}...",
     )
 
 
-async def get_one(command: GetConversation, context: Context, *, kept: Conversations) -> Conversation:
-    messages = await kept.said(command.conversation_id, context.tenant or "")
+async def get_conversation(command: GetConversation, context: Context, *, repository: ConversationRepository) -> Conversation:
+    messages = await repository.list_messages(command.conversation_id, context.tenant or "")
     return Conversation(conversation_id=command.conversation_id, messages=messages, message_count=len(messages))
 
 
-async def delete_one(command: DeleteConversation, context: Context, *, kept: Conversations) -> ConversationDeleted:
-    async with kept.turn(command.conversation_id):
-        await kept.delete(command.conversation_id, context.tenant or "")
+async def delete_conversation(command: DeleteConversation, context: Context, *, repository: ConversationRepository) -> ConversationDeleted:
+    async with repository.lock_conversation(command.conversation_id):
+        await repository.delete(command.conversation_id, context.tenant or "")
     return ConversationDeleted(conversation_id=command.conversation_id)
 
 
-def answering(answer: Answer) -> Open:
+def with_repository(handler: QueryHandler) -> OpenHandler:
     @asynccontextmanager
-    async def opened(tools: Tools) -> AsyncIterator[Handler]:
+    async def opened(tools: Resources) -> AsyncIterator[Handler]:
         async with open_conversations(tools.database) as kept:
             if kept is None:
                 raise PermanentError("database-missing", "conversations are kept in Postgres: set DATABASE_URL")
-            yield partial(answer, kept=kept)
+            yield partial(handler, kept=kept)
 
     return opened
 
 
-def question(step: str, command: type[Command], result: type[Result], answer: Answer, description: str) -> Actor:
+def query_actor(step: str, command: type[Command], result: type[Result], handler: QueryHandler, description: str) -> Actor:
     return Actor(
         step=step,
         command=command,
         result=result,
-        open=answering(answer),
+        open=with_repository(handler),
         timeout_seconds=30,
         prefetch=16,
-        remembers=False,
-        announces=False,
-        question=True,
-        schema=conversations.SCHEMA,
+        deduplicate=False,
+        emit_events=False,
+        is_query=True,
+        schema=conversation_repository.SCHEMA,
         description=description,
     )
 
 
 ACTORS = (
-    question("conversation.list", ListConversations, Listed, list_them, "Answers with a tenant's conversations."),
-    question("conversation.get", GetConversation, Conversation, get_one, "Answers with all that was said in one."),
-    question("conversation.delete", DeleteConversation, ConversationDeleted, delete_one, "Forgets one."),
+    query_actor("conversation.list", ListConversations, Listed, list_conversations, "Answers with a tenant's conversations."),
+    query_actor("conversation.get", GetConversation, Conversation, get_conversation, "Answers with all that was said in one."),
+    query_actor("conversation.delete", DeleteConversation, ConversationDeleted, delete_conversation, "Forgets one."),
 )

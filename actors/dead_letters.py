@@ -11,12 +11,12 @@ from typing import Any
 from asyncpg import Connection, Pool
 
 from actors.settings import DeadLetterSettings
-from bus.actor import Actor, Context, Handler, Tools, Transactional
+from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.dead_letters import replay
-from bus.dead_letters.cabinet import SCHEMA, Cabinet
-from bus.dead_letters.intake import Intake
+from bus.dead_letters.ingest import DeadLetterIngest
+from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
 from bus.errors import PermanentError
-from contracts import channels
+from contracts import broker_names
 from contracts.dead_letter import (
     DeadLetterGroups,
     DeadLetters,
@@ -32,56 +32,58 @@ from contracts.dead_letter import (
     WholeDeadLetter,
 )
 from contracts.event import Event
-from contracts.steps import BURYING
+from contracts.steps import DEAD_LETTERING_STEPS
 from contracts.wire import Command, Result
 
 
-class Heard(Result):
+class CompletionRecorded(Result):
     """The event is reckoned with."""
 
 
-async def hear(event: Event, context: Context, *, database: Pool) -> Transactional:
+async def record_completion(event: Event, context: Context, *, database: Pool) -> Transactional:
     async def write(connection: Connection) -> None:
-        await Cabinet(database).hear(event, connection)
+        await DeadLetterRepository(database).apply_event(event, connection)
 
-    return Transactional(Heard(), write)
-
-
-async def list_letters(command: ListDeadLetters, context: Context, *, database: Pool) -> DeadLetters:
-    return await Cabinet(database).page(command.selection, command.limit, command.offset)
+    return Transactional(CompletionRecorded(), write)
 
 
-async def group_letters(command: GroupDeadLetters, context: Context, *, database: Pool) -> DeadLetterGroups:
-    return DeadLetterGroups(groups=await Cabinet(database).groups(command.selection, by_tenant=command.by_tenant, per=command.per))
+async def list_dead_letters(command: ListDeadLetters, context: Context, *, database: Pool) -> DeadLetters:
+    return await DeadLetterRepository(database).find(command.selection, command.limit, command.offset)
 
 
-async def get_letter(command: GetDeadLetter, context: Context, *, database: Pool) -> WholeDeadLetter:
-    return await Cabinet(database).get(command.id)
+async def group_dead_letters(command: GroupDeadLetters, context: Context, *, database: Pool) -> DeadLetterGroups:
+    return DeadLetterGroups(
+        groups=await DeadLetterRepository(database).groups(command.selection, by_tenant=command.by_tenant, per=command.per)
+    )
 
 
-async def replay_letters(command: ReplayDeadLetters, context: Context, *, database: Pool) -> Replayed:
+async def get_dead_letter(command: GetDeadLetter, context: Context, *, database: Pool) -> WholeDeadLetter:
+    return await DeadLetterRepository(database).get(command.id)
+
+
+async def replay_dead_letters(command: ReplayDeadLetters, context: Context, *, database: Pool) -> Replayed:
     return await replay.stage(database, command)
 
 
-async def edit_letter(command: EditDeadLetter, context: Context, *, database: Pool) -> Edited:
+async def edit_dead_letter(command: EditDeadLetter, context: Context, *, database: Pool) -> Edited:
     return await replay.edit(database, command)
 
 
-async def move_letters(command: MoveDeadLetters, context: Context, *, database: Pool) -> Moved:
-    letters = await Cabinet(database).move(command.selection, command.to, by=command.by, dry_run=command.dry_run)
+async def move_dead_letters(command: MoveDeadLetters, context: Context, *, database: Pool) -> Moved:
+    letters = await DeadLetterRepository(database).change_state(command.selection, command.to, by=command.by, dry_run=command.dry_run)
     return Moved(dry_run=command.dry_run, to=command.to, letters=letters)
 
 
 @asynccontextmanager
-async def open_with_database(tools: Tools, handle: Any) -> AsyncIterator[Handler]:
-    if tools.database is None:
+async def open_with_database(resources: Resources, handler: Any) -> AsyncIterator[Handler]:
+    if resources.database is None:
         raise PermanentError("database-missing", "dead letters are kept in Postgres: set DATABASE_URL")
-    yield partial(handle, database=tools.database)
+    yield partial(handler, database=resources.database)
 
 
-def question(step: str, handle: Any, command: type[Command], result: type[Result], description: str) -> Actor:
-    def opened(tools: Tools) -> AbstractAsyncContextManager[Handler]:
-        return open_with_database(tools, handle)
+def query_actor(step: str, handler: Any, command: type[Command], result: type[Result], description: str) -> Actor:
+    def opened(tools: Resources) -> AbstractAsyncContextManager[Handler]:
+        return open_with_database(tools, handler)
 
     return Actor(
         step=step,
@@ -90,43 +92,51 @@ def question(step: str, handle: Any, command: type[Command], result: type[Result
         open=opened,
         timeout_seconds=30,
         prefetch=4,
-        remembers=False,
-        announces=False,
-        question=True,
+        deduplicate=False,
+        emit_events=False,
+        is_query=True,
         schema=SCHEMA,
         description=description,
     )
 
 
-def open_hearing(tools: Tools) -> AbstractAsyncContextManager[Handler]:
-    return open_with_database(tools, hear)
+def open_completion_listener(resources: Resources) -> AbstractAsyncContextManager[Handler]:
+    return open_with_database(resources, record_completion)
 
 
-INTAKE = Intake(
+INGEST = DeadLetterIngest(
     name="dead-letter-intake",
-    queues=tuple(channels.dead_queue(step) for step in BURYING),
-    foreign=DeadLetterSettings().foreign_queues,
+    queues=tuple(broker_names.dead_letter_queue(step) for step in DEAD_LETTERING_STEPS),
+    foreign_queues=DeadLetterSettings().foreign_queues,
 )
 
 ACTORS = (
     Actor(
         step="dead-letters",
         command=Event,
-        result=Heard,
-        open=open_hearing,
+        result=CompletionRecorded,
+        open=open_completion_listener,
         timeout_seconds=30,
         prefetch=32,
-        remembers=False,
-        announces=False,
-        exchange=channels.EVENTS,
-        keys=("*.completed.#", "*.cancelled.#"),
+        deduplicate=False,
+        emit_events=False,
+        exchange=broker_names.EVENTS_EXCHANGE,
+        routing_keys=("*.completed.#", "*.cancelled.#"),
         schema=SCHEMA,
         description="Hears of completed work, so that a dead letter which was sent again is resolved.",
     ),
-    question("dead-letter.list", list_letters, ListDeadLetters, DeadLetters, "Answers with dead letters, the youngest failure first."),
-    question("dead-letter.groups", group_letters, GroupDeadLetters, DeadLetterGroups, "Answers with dead letters grouped by cause."),
-    question("dead-letter.get", get_letter, GetDeadLetter, WholeDeadLetter, "Answers with one dead letter, its cause and its history."),
-    question("dead-letter.replay", replay_letters, ReplayDeadLetters, Replayed, "Sends dead letters again to the queue that failed."),
-    question("dead-letter.edit", edit_letter, EditDeadLetter, Edited, "Sends another body in place of a dead letter's own."),
-    question("dead-letter.move", move_letters, MoveDeadLetters, Moved, "Archives, restores or resolves dead letters."),
+    query_actor(
+        "dead-letter.list", list_dead_letters, ListDeadLetters, DeadLetters, "Answers with dead letters, the youngest failure first."
+    ),
+    query_actor(
+        "dead-letter.groups", group_dead_letters, GroupDeadLetters, DeadLetterGroups, "Answers with dead letters grouped by cause."
+    ),
+    query_actor(
+        "dead-letter.get", get_dead_letter, GetDeadLetter, WholeDeadLetter, "Answers with one dead letter, its cause and its history."
+    ),
+    query_actor(
+        "dead-letter.replay", replay_dead_letters, ReplayDeadLetters, Replayed, "Sends dead letters again to the queue that failed."
+    ),
+    query_actor("dead-letter.edit", edit_dead_letter, EditDeadLetter, Edited, "Sends another body in place of a dead letter's own."),
+    query_actor("dead-letter.move", move_dead_letters, MoveDeadLetters, Moved, "Archives, restores or resolves dead letters."),
 )

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bus.addresses import AddressSettings, Names, split
+from bus.net.ssrf import AddressSettings, StringList, split_commas
 
-Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split)]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class WatermarkSettings(BaseSettings):
@@ -25,7 +25,7 @@ class WatermarkSettings(BaseSettings):
 class DeadLetterSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="DEAD_LETTERS_")
 
-    foreign_queues: Names = Field((), description="Further queues of dead letters, declared by their owners, comma between.")
+    foreign_queues: StringList = Field((), description="Further queues of dead letters, declared by their owners, comma between.")
 
 
 class OverlaySettings(BaseSettings):
@@ -46,7 +46,7 @@ class UploadSettings(BaseSettings):
 
     @field_validator("key", "key_of_several")
     @classmethod
-    def fillable(cls, template: str) -> str:
+    def check_placeholders(cls, template: str) -> str:
         """Two orders must never share a key."""
         try:
             filled = template.format(name="<name>", index="<index>", extension="png")
@@ -58,7 +58,7 @@ class UploadSettings(BaseSettings):
 
     @field_validator("key_of_several")
     @classmethod
-    def counted(cls, template: str) -> str:
+    def check_index(cls, template: str) -> str:
         if "{index}" not in template:
             raise ValueError(f"the key {template!r} must contain {{index}}")
         return template
@@ -82,8 +82,20 @@ class WebhookSettings(AddressSettings):
         None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"), description="Whose webhooks are called."
     )
     internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`.")
-    webhook_allowed_hosts: Names = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
+    webhook_allowed_hosts: StringList = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
     webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, while a key is changed.")
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="One call, from the name to the end of the answer.")
     webhook_memory_days: int = Field(90, ge=1, description="How long is known what a backend was told of a generation.")
     webhook_source: str = Field("inference-server", description="Sent as `X-Request-Source`.")
+
+
+class AttachmentSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
+
+    max_upload_bytes: int = Field(10 << 20, ge=1, validation_alias="MAX_UPLOAD_BYTES", description="A larger file is refused unread.")
+    max_image_side: int = Field(1280, ge=32, validation_alias="MAX_IMAGE_SIDE", description="Pixels. A longer picture is scaled down.")
+    max_pixels: int = Field(50_000_000, ge=1, validation_alias="MAX_IMAGE_PIXELS", description="A picture with more is never decoded.")
+    max_letters: int = Field(400_000, ge=1, validation_alias="DOCUMENT_MAX_LETTERS", description="A document with more is refused.")
+    max_pages: int = Field(2000, ge=1, validation_alias="DOCUMENT_MAX_PAGES", description="A document with more is refused.")
+    read_seconds: float = Field(30.0, gt=0, validation_alias="DOCUMENT_SECONDS", description="Reading one document may take so long.")
+    memory_bytes: int = Field(1 << 30, ge=1 << 28, validation_alias="DOCUMENT_MEMORY_BYTES", description="Of the process that reads it.")

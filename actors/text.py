@@ -13,122 +13,124 @@ from typing import Any
 
 from asyncpg import Connection
 
-from actors.attachments.settings import AttachmentSettings
-from actors.engines.writing import Draft, PromptTooLong, Writer, Written
-from actors.writing import conversations
-from actors.writing.conversations import Conversations, Past, keep, open_conversations
-from actors.writing.objects import object_in
-from actors.writing.prompting import Asked, Reader, fewer, with_past
-from actors.writing.settings import TextSettings
-from actors.writing.writers import open_writer
-from bus.actor import Actor, Context, Handler, Tools, Transactional
+from actors.engines.language.requests import GenerationChunk, GenerationRequest, PromptTooLong, TextEngine
+from actors.llm import conversation_repository
+from actors.llm.conversation_repository import ConversationRepository, History, append_turn, open_conversations
+from actors.llm.json_extraction import extract_json_object
+from actors.llm.prompt_builder import Prompt, PromptBuilder, reduce_turns, with_history
+from actors.llm.settings import TextSettings
+from actors.llm.shared_engine import open_text_engine
+from actors.settings import AttachmentSettings
+from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.errors import PermanentError, TemporaryError
 from contracts.text import GetTextStatus, ModelInfo, Text, TextDelta, TextDone, TextStatus, Timings, Usage
 from contracts.wire import Step
 
-READY_SECONDS = 2.0
-LONGEST_COPY = 500
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
+READY_TIMEOUT_SECONDS = 2.0
+MAX_AD_COPY_CHARS = 500
+ANY_JSON_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 @dataclass(frozen=True)
-class Desk:
+class Dependencies:
     """What the handler works with."""
 
-    writer: Writer
-    reader: Reader
-    kept: Conversations | None
+    engine: TextEngine
+    prompt_builder: PromptBuilder
+    repository: ConversationRepository | None
     settings: TextSettings
 
 
 @dataclass
-class Work:
+class GenerationRun:
     """One answer while it is made. Moments are of `time.perf_counter`."""
 
-    began: float = field(default_factory=time.perf_counter)
-    handed_over: float = 0.0
-    first: float | None = None
-    ended: float = 0.0
-    text: list[str] = field(default_factory=list)
-    deltas: int = 0
-    last: Written = field(default_factory=lambda: Written("", 0))
+    started_at: float = field(default_factory=time.perf_counter)
+    submitted_at: float = 0.0
+    first_token_at: float | None = None
+    finished_at: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    delta_count: int = 0
+    last_chunk: GenerationChunk = field(default_factory=lambda: GenerationChunk("", 0))
 
 
 @asynccontextmanager
-async def open_text(tools: Tools) -> AsyncIterator[Handler]:
+async def open_text(resources: Resources) -> AsyncIterator[Handler]:
     settings = TextSettings()
-    async with open_writer(settings, tools.unready) as writer, open_conversations(tools.database) as kept:
-        desk = Desk(writer, Reader(tools.claims, AttachmentSettings()), kept, settings)
-        yield partial(write, desk=desk)
+    async with open_text_engine(settings, resources.set_unready) as writer, open_conversations(resources.database) as kept:
+        desk = Dependencies(writer, PromptBuilder(resources.claims, AttachmentSettings()), kept, settings)
+        yield partial(generate, dependencies=desk)
 
 
 @asynccontextmanager
-async def open_status(tools: Tools) -> AsyncIterator[Handler]:
+async def open_status(resources: Resources) -> AsyncIterator[Handler]:
     settings = TextSettings()
-    async with open_writer(settings) as writer:
-        yield partial(status, writer=writer, settings=settings)
+    async with open_text_engine(settings) as writer:
+        yield partial(get_status, engine=writer, settings=settings)
 
 
-async def write(command: Text, context: Context, *, desk: Desk) -> TextDone | Transactional:
-    work = Work()
-    asked = await desk.reader.asked(command)
+async def generate(command: Text, context: Context, *, dependencies: Dependencies) -> TextDone | Transactional:
+    work = GenerationRun()
+    asked = await dependencies.prompt_builder.build(command)
     if command.message is None:
-        return await answer(command, context, asked, None, work, desk)
-    if desk.kept is None:
+        return await generate_within_context(command, context, asked, None, work, dependencies)
+    if dependencies.repository is None:
         raise PermanentError("database-missing", "conversations are kept in Postgres: set DATABASE_URL, or send messages")
     async with AsyncExitStack() as turn:
-        past = await in_turn(command, context, desk.kept, turn)
-        done = await answer(command, context, asked, past, work, desk)
+        past = await lock_and_load_history(command, context, dependencies.repository, turn)
+        done = await generate_within_context(command, context, asked, past, work, dependencies)
 
         async def append(connection: Connection) -> None:
-            await keep(connection, past, asked.said, done.response)
+            await append_turn(connection, past, asked.user_message, done.response)
 
         return Transactional(done, append, turn.pop_all().aclose)
 
 
-async def in_turn(command: Text, context: Context, kept: Conversations, turn: AsyncExitStack) -> Past:
+async def lock_and_load_history(command: Text, context: Context, repository: ConversationRepository, exit_stack: AsyncExitStack) -> History:
     """The conversation as it is once every turn before this one is over."""
     tenant = context.tenant or ""
-    named = await kept.name(command.conversation_id, tenant, context.message_id)
-    await turn.enter_async_context(kept.turn(named))
-    return await kept.past(named, tenant)
+    named = await repository.resolve_id(command.conversation_id, tenant, context.message_id)
+    await exit_stack.enter_async_context(repository.lock_conversation(named))
+    return await repository.load_history(named, tenant)
 
 
-async def answer(command: Text, context: Context, asked: Asked, past: Past | None, work: Work, desk: Desk) -> TextDone:
+async def generate_within_context(
+    command: Text, context: Context, prompt: Prompt, history: History | None, run: GenerationRun, dependencies: Dependencies
+) -> TextDone:
     """Tried with the whole past first, then with as many of its last turns as fit; with fewer tokens to write when that is not enough."""
-    said_before = past.messages if past else ()
-    draft = drafted(command, asked, context, desk.settings)
-    turns = await turns_that_fit(asked, said_before, draft.max_tokens, desk.writer)
+    said_before = history.messages if history else ()
+    draft = build_request(command, prompt, context, dependencies.settings)
+    turns = await count_turns_that_fit(prompt, said_before, draft.max_tokens, dependencies.engine)
     while True:
-        draft = with_messages(draft, with_past(asked, said_before, turns))
-        work.handed_over = time.perf_counter()
+        draft = with_messages(draft, with_history(prompt, said_before, turns))
+        run.submitted_at = time.perf_counter()
         try:
-            await listen(draft, context, work, desk.writer)
-            return result(command, asked, past, draft, work, await desk.writer.ready(), desk.settings)
+            await consume_stream(draft, context, run, dependencies.engine)
+            return build_result(command, prompt, history, draft, run, await dependencies.engine.ready(), dependencies.settings)
         except PromptTooLong as error:
             if not turns:
-                draft = with_room(draft, error)
-            turns = fewer(said_before, turns, error.tokens + draft.max_tokens, error.limit) if turns else 0
+                draft = limit_max_tokens(draft, error)
+            turns = reduce_turns(said_before, turns, error.tokens + draft.max_tokens, error.limit) if turns else 0
 
 
-async def turns_that_fit(asked: Asked, past: tuple[tuple[str, str], ...], max_tokens: int, writer: Writer) -> int:
+async def count_turns_that_fit(prompt: Prompt, messages_before: tuple[tuple[str, str], ...], max_tokens: int, engine: TextEngine) -> int:
     """So many of the past's last turns leave room for the answer."""
-    turns = len(past) // 2
+    turns = len(messages_before) // 2
     while turns:
-        messages = with_past(asked, past, turns)
-        counted = await writer.count(messages)
+        messages = with_history(prompt, messages_before, turns)
+        counted = await engine.count_tokens(messages)
         if counted is None or counted[0] + max_tokens <= counted[1]:
             break
-        turns = fewer(past, turns, counted[0] + max_tokens, counted[1])
+        turns = reduce_turns(messages_before, turns, counted[0] + max_tokens, counted[1])
     return turns
 
 
-def drafted(command: Text, asked: Asked, context: Context, settings: TextSettings) -> Draft:
+def build_request(command: Text, prompt: Prompt, context: Context, settings: TextSettings) -> GenerationRequest:
     def chosen(value: Any, otherwise: Any) -> Any:
         return otherwise if value is None else value
 
-    return Draft(
-        messages=asked.messages,
+    return GenerationRequest(
+        messages=prompt.messages,
         max_tokens=max(1, min(command.max_tokens or settings.max_tokens_cap, settings.max_tokens_cap)),
         temperature=chosen(command.temperature, settings.temperature),
         top_p=chosen(command.top_p, settings.top_p),
@@ -138,99 +140,111 @@ def drafted(command: Text, asked: Asked, context: Context, settings: TextSetting
         stop=tuple(command.stop),
         seed=command.seed,
         lora=command.lora_adapter or settings.default_lora_adapter,
-        schema=command.json_schema or (ANY_OBJECT if command.json_only else None),
-        piecewise=command.stream and context.say is not None,
+        schema=command.json_schema or (ANY_JSON_OBJECT if command.json_only else None),
+        stream=command.stream and context.send_delta is not None,
     )
 
 
-def with_messages(draft: Draft, messages: list[dict[str, Any]]) -> Draft:
-    return Draft(**(vars(draft) | {"messages": messages}))
+def with_messages(request: GenerationRequest, messages: list[dict[str, Any]]) -> GenerationRequest:
+    return GenerationRequest(**(vars(request) | {"messages": messages}))
 
 
-def with_room(draft: Draft, error: PromptTooLong) -> Draft:
+def limit_max_tokens(request: GenerationRequest, error: PromptTooLong) -> GenerationRequest:
     """The same with no more tokens to write than the context has room for. Raises the error when it has none."""
     room = error.limit - error.tokens
-    if not 0 < room < draft.max_tokens:
+    if not 0 < room < request.max_tokens:
         raise error
-    return Draft(**(vars(draft) | {"max_tokens": room}))
+    return GenerationRequest(**(vars(request) | {"max_tokens": room}))
 
 
-async def listen(draft: Draft, context: Context, work: Work, writer: Writer) -> None:
+async def consume_stream(request: GenerationRequest, context: Context, run: GenerationRun, engine: TextEngine) -> None:
     """Take what is written, and say it where somebody listens."""
-    async with aclosing(writer.write(draft, context.deadline)) as pieces:  # type: ignore[type-var]
+    async with aclosing(engine.generate(request, context.deadline)) as pieces:  # type: ignore[type-var]
         async for piece in pieces:
-            if work.first is None and draft.piecewise:
-                work.first = time.perf_counter()
-            work.text.append(piece.text)
-            work.last = piece
-            if draft.piecewise and piece.text and context.say:
-                await context.say(TextDelta(sequence=work.deltas, delta=piece.text, tokens=piece.tokens))
-                work.deltas += 1
-    work.ended = time.perf_counter()
+            if run.first_token_at is None and request.stream:
+                run.first_token_at = time.perf_counter()
+            run.texts.append(piece.text)
+            run.last_chunk = piece
+            if request.stream and piece.text and context.send_delta:
+                await context.send_delta(TextDelta(sequence=run.delta_count, delta=piece.text, tokens=piece.completion_tokens))
+                run.delta_count += 1
+    run.finished_at = time.perf_counter()
 
 
-def result(command: Text, asked: Asked, past: Past | None, draft: Draft, work: Work, model: str, settings: TextSettings) -> TextDone:
-    response, last = "".join(work.text), work.last
+def build_result(
+    command: Text,
+    prompt: Prompt,
+    history: History | None,
+    request: GenerationRequest,
+    run: GenerationRun,
+    model: str,
+    settings: TextSettings,
+) -> TextDone:
+    response, last = "".join(run.texts), run.last_chunk
     parsing = time.perf_counter()
-    found = object_in(response)
+    found = extract_json_object(response)
     parsed = time.perf_counter()
-    generation = work.ended - work.handed_over
+    generation = run.finished_at - run.submitted_at
     timings = Timings(
-        generation_ms=milliseconds(generation),
-        total_ms=milliseconds(parsed - work.began),
-        endpoint_total_ms=milliseconds(parsed - work.began),
-        json_parse_ms=milliseconds(parsed - parsing),
-        first_token_ms=milliseconds(work.first - work.handed_over) if work.first else None,
-        tokens_generated=last.tokens,
-        tokens_per_second=round(last.tokens / generation, 2) if generation else 0.0,
+        generation_ms=to_milliseconds(generation),
+        total_ms=to_milliseconds(parsed - run.started_at),
+        endpoint_total_ms=to_milliseconds(parsed - run.started_at),
+        json_parse_ms=to_milliseconds(parsed - parsing),
+        first_token_ms=to_milliseconds(run.first_token_at - run.submitted_at) if run.first_token_at else None,
+        tokens_generated=last.completion_tokens,
+        tokens_per_second=round(last.completion_tokens / generation, 2) if generation else 0.0,
     )
     info = ModelInfo(
-        engine=asked.engine,
+        engine=prompt.engine_label,
         model_name=model,
-        max_tokens=draft.max_tokens,
-        temperature=draft.temperature,
-        lora_adapter=draft.lora or "base",
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        lora_adapter=request.lora or "base",
         timings=timings,
     )
     return TextDone(
         response=response,
-        conversation_id=past.conversation_id if past else None,
-        generation_time=round(parsed - work.began, 2),
+        conversation_id=history.conversation_id if history else None,
+        generation_time=round(parsed - run.started_at, 2),
         model_info=info,
         response_json=found,
         response_is_json=found is not None,
-        finish_reason=last.finish or "stop",
-        usage=Usage(prompt_tokens=last.prompt_tokens, completion_tokens=last.tokens, total_tokens=last.prompt_tokens + last.tokens),
-        deltas=work.deltas if draft.piecewise else None,
-        text=one_line(response) if command.slip else None,
-        ad_copy_text=one_line(response) if command.slip else None,
+        finish_reason=last.finish_reason or "stop",
+        usage=Usage(
+            prompt_tokens=last.prompt_tokens,
+            completion_tokens=last.completion_tokens,
+            total_tokens=last.prompt_tokens + last.completion_tokens,
+        ),
+        deltas=run.delta_count if request.stream else None,
+        text=to_single_line(response) if command.slip else None,
+        ad_copy_text=to_single_line(response) if command.slip else None,
     )
 
 
-def one_line(response: str) -> str:
+def to_single_line(response: str) -> str:
     """As long as an overlay takes it. What cannot be printed is left out."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in response).split())[:LONGEST_COPY].strip()
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in response).split())[:MAX_AD_COPY_CHARS].strip()
 
 
-def milliseconds(seconds: float) -> float:
+def to_milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-async def status(command: GetTextStatus, context: Context, *, writer: Writer, settings: TextSettings) -> TextStatus:
+async def get_status(command: GetTextStatus, context: Context, *, engine: TextEngine, settings: TextSettings) -> TextStatus:
     """Raises TemporaryError while the model loads or its server is away."""
     try:
-        async with asyncio.timeout(READY_SECONDS):
-            model, state = await writer.ready(), await writer.state()
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            model, state = await engine.ready(), await engine.state()
     except TimeoutError:
         raise TemporaryError("the model is loading", code="loading") from None
     silent = time.time() - state.last_token_at if state.last_token_at else 0.0
     return TextStatus(
         model_name=model,
-        engine=writer.name,
+        engine=engine.name,
         engine_status="stalled" if state.running and silent > settings.stall_seconds else "running",
         running_requests=state.running,
         pending_requests=state.waiting,
-        tokens_generated=state.tokens,
+        tokens_generated=state.generated_tokens,
         last_token_at=state.last_token_at,
         max_model_len=state.max_model_len,
         lora_adapters=list(state.loras),
@@ -248,7 +262,7 @@ ACTORS = (
         open=open_text,
         timeout_seconds=600,
         prefetch=32,
-        schema=conversations.SCHEMA,
+        schema=conversation_repository.SCHEMA,
         description="Writes with a language model.",
     ),
     Actor(
@@ -258,9 +272,9 @@ ACTORS = (
         open=open_status,
         timeout_seconds=10,
         prefetch=8,
-        remembers=False,
-        announces=False,
-        question=True,
+        deduplicate=False,
+        emit_events=False,
+        is_query=True,
         description="Tells how the writing worker is.",
     ),
 )

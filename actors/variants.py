@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 import structlog
 from asyncpg import Connection
 
-from actors.seeing import pipeline
-from actors.seeing.pipeline import SQL, STAGES
-from bus.actor import Actor, Context, Handler, Tools, Transactional
+from actors.vision import variant_repository
+from actors.vision.variant_repository import SQL, STAGES
+from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.errors import PermanentError
-from contracts import channels
+from contracts import broker_names
 from contracts.event import Event
 from contracts.wire import Result
 
@@ -26,13 +26,13 @@ class VariantMarked(Result):
 
 
 @asynccontextmanager
-async def open_variants(tools: Tools) -> AsyncIterator[Handler]:
-    if tools.database is None:
+async def open_variants(resources: Resources) -> AsyncIterator[Handler]:
+    if resources.database is None:
         raise PermanentError("database-missing", "variants are kept in Postgres: set DATABASE_URL")
-    yield mark
+    yield mark_failed
 
 
-async def mark(event: Event, context: Context) -> Transactional:
+async def mark_failed(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
         work = event.message_id, STAGES[event.step].name
         await connection.execute(SQL["in_turn"], await connection.fetchval(SQL["work_of"], *work))
@@ -50,9 +50,9 @@ ACTOR = Actor(
     open=open_variants,
     timeout_seconds=30,
     prefetch=16,
-    announces=False,
-    exchange=channels.EVENTS,
-    keys=tuple(f"{step}.{kind}.#" for step in STAGES for kind in ("failed", "cancelled")),
-    schema=pipeline.SCHEMA,
+    emit_events=False,
+    exchange=broker_names.EVENTS_EXCHANGE,
+    routing_keys=tuple(f"{step}.{kind}.#" for step in STAGES for kind in ("failed", "cancelled")),
+    schema=variant_repository.SCHEMA,
     description="Marks a variant failed when its validate or judge failed for good.",
 )

@@ -11,12 +11,12 @@ from functools import partial
 import structlog
 from asyncpg import InterfaceError, PostgresError
 
-from actors.backend.messages import Call, call_of
-from actors.backend.order import Untold, answered, begin, untold
-from actors.backend.sending import AnswerUnknown, Sender, Target, open_sender, target_of
-from actors.backend.turns import SQL, MemoryTurns, PostgresTurns, Turn, Turns
 from actors.settings import WebhookSettings
-from bus.actor import Actor, Context, Handler, Tools
+from actors.webhooks.delivery_lock import SQL, DeliveryLock, LockedDelivery, MemoryDeliveryLock, PostgresDeliveryLock
+from actors.webhooks.delivery_state import Skip, begin_call, mark_answered, revert_begin
+from actors.webhooks.webhook_client import Target, UnconfirmedDelivery, WebhookClient, open_webhook_client, resolve_target
+from actors.webhooks.webhook_request import WebhookRequest, build_request
+from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError, TemporaryError
 from bus.ids import derived_id
 from contracts.webhook import Webhook, WebhookDone
@@ -26,15 +26,15 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_webhook(tools: Tools) -> AsyncIterator[Handler]:
+async def open_webhook(resources: Resources) -> AsyncIterator[Handler]:
     settings = WebhookSettings()
-    turns: Turns = PostgresTurns(tools.database) if tools.database else MemoryTurns()
-    if tools.database:
-        await tools.database.execute(SQL["forget"], settings.webhook_memory_days)
+    turns: DeliveryLock = PostgresDeliveryLock(resources.database) if resources.database else MemoryDeliveryLock()
+    if resources.database:
+        await resources.database.execute(SQL["forget"], settings.webhook_memory_days)
     else:
         log.warning("webhook.forgetful", reason="without DATABASE_URL the order of calls is kept in this process only")
-    async with open_sender(settings) as sender:
-        yield partial(webhook, sender=sender, turns=turns)
+    async with open_webhook_client(settings) as sender:
+        yield partial(webhook, client=sender, lock=turns)
 
 
 # A call holds a connection of the pool while it lasts: the prefetch stays below the pool's size.
@@ -45,46 +45,48 @@ ACTOR = Actor(
     open=open_webhook,
     timeout_seconds=60,
     prefetch=6,
-    expires=False,
+    enforce_deadline=False,
     schema=SQL["schema"],
 )
 
 
-async def webhook(command: Webhook, context: Context, *, sender: Sender, turns: Turns) -> WebhookDone:
-    done = await (tell_progress if command.kind == "progress" else tell)(command, context, sender, turns)
+async def webhook(command: Webhook, context: Context, *, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
+    done = await (deliver_progress if command.kind == "progress" else deliver)(command, context, client, lock)
     return done.model_copy(update={"kind": command.kind})
 
 
-async def tell_progress(command: Webhook, context: Context, sender: Sender, turns: Turns) -> WebhookDone:
+async def deliver_progress(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
     try:
-        return await tell(command, context, sender, turns)
+        return await deliver(command, context, client, lock)
     except (TemporaryError, PermanentError, PostgresError, InterfaceError, OSError) as error:
         # A progress is of use only now: neither tried again nor buried.
         log.info("progress.dropped", reason=str(error))
         return WebhookDone(delivered=False, reason=str(error))
 
 
-async def tell(command: Webhook, context: Context, sender: Sender, turns: Turns) -> WebhookDone:
-    call, target = call_of(command), target_of(command.base_url, sender.settings)
-    async with turns.turn(target.base, command.generation_id) as turn:
-        begun = begin(turn.told, command, context.message_id)
-        if isinstance(begun, Untold):
+async def deliver(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
+    call, target = build_request(command), resolve_target(command.base_url, client.settings)
+    async with lock.acquire(target.base, command.generation_id) as turn:
+        begun = begin_call(turn.state, command, context.message_id)
+        if isinstance(begun, Skip):
             log.info("webhook.untold", kind=command.kind, reason=begun.reason)
             return WebhookDone(delivered=begun.delivered, reason=begun.reason)
-        await turn.keep(begun)
-        return await send(command, call, target, context, sender, Turn(begun, turn.keep))
+        await turn.save(begun)
+        return await send_request(command, call, target, context, client, LockedDelivery(begun, turn.save))
 
 
-async def send(command: Webhook, call: Call, target: Target, context: Context, sender: Sender, turn: Turn) -> WebhookDone:
+async def send_request(
+    command: Webhook, request: WebhookRequest, target: Target, context: Context, client: WebhookClient, delivery: LockedDelivery
+) -> WebhookDone:
     try:
-        status = await sender.send(target, call, derived_id(context.message_id, "webhook"))
-    except AnswerUnknown as error:
+        status = await client.send(target, request, derived_id(context.message_id, "webhook"))
+    except UnconfirmedDelivery as error:
         if command.kind != "failed":
             raise
         log.warning("webhook.unanswered", kind=command.kind, generation_id=command.generation_id, reason=str(error))
         return WebhookDone(delivered=False, reason=f"{error}. Not sent again: a second one might refund twice")
     except (TemporaryError, PermanentError):
-        await turn.keep(untold(turn.told, command))
+        await delivery.save(revert_begin(delivery.state, command))
         raise
-    await turn.keep(answered(turn.told, command))
+    await delivery.save(mark_answered(delivery.state, command))
     return WebhookDone(delivered=True, status=status)

@@ -8,15 +8,20 @@ from typing import Any, Protocol
 
 from asyncpg import Connection, Pool
 
-from bus.claims import ClaimStore
-from contracts import channels
-from contracts.carried import Carried
+from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
+from contracts import broker_names
 from contracts.event import Progress
 from contracts.wire import Result
+from contracts.wire_model import WireModel
 
-Report = Callable[[Progress], Awaitable[None]]
-Say = Callable[[Carried], Awaitable[None]]
-Write = Callable[[Connection], Awaitable[None]]
+ReportProgress = Callable[[Progress], Awaitable[None]]
+
+
+SendDelta = Callable[[WireModel], Awaitable[None]]
+
+
+DatabaseWrite = Callable[[Connection], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Context:
     attempt: int
     tenant: str | None
     deadline: datetime | None
-    report: Report
-    say: Say | None = None
+    report_progress: ReportProgress
+    send_delta: SendDelta | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Transactional:
     """
 
     result: Result
-    write: Write
-    settled: Callable[[], Awaitable[None]] | None = None
+    write: DatabaseWrite
+    after_transaction: Callable[[], Awaitable[None]] | None = None
 
 
 class Handler(Protocol):
@@ -56,17 +61,17 @@ class Handler(Protocol):
 class Engine(Protocol):
     """What an actor shows of the engine that works for it."""
 
-    async def away(self) -> str | None:
+    async def unavailable_reason(self) -> str | None:
         """Why it would not answer now; None when it would."""
         ...
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What it counts, by the names of metrics; see `bus/metrics.py`."""
+        """What it counts, by the names of metrics; see `bus/observability/metrics.py`."""
         ...
 
 
 @dataclass(frozen=True)
-class Tools:
+class Resources:
     """What the bus lends to an actor: the claim store, and the database pool when there is one.
 
     `unready` takes a word from the actor: why it can do no work for now, and None when it can again. `show` takes its engine.
@@ -74,11 +79,11 @@ class Tools:
 
     claims: ClaimStore
     database: Pool | None = None
-    unready: Callable[[str | None], None] = lambda _: None
-    show: Callable[[Engine], None] = lambda _: None
+    set_unready: Callable[[str | None], None] = lambda _: None
+    register_engine: Callable[[Engine], None] = lambda _: None
 
 
-Open = Callable[[Tools], AbstractAsyncContextManager[Handler]]
+OpenHandler = Callable[[Resources], AbstractAsyncContextManager[Handler]]
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,57 @@ class Actor:
     """
 
     step: str
-    command: type[Carried]
+    command: type[WireModel]
     result: type[Result]
-    open: Open
+    open: OpenHandler
     timeout_seconds: float
     prefetch: int
-    remembers: bool = True
-    announces: bool = True
-    question: bool = False
-    expires: bool = True
+    deduplicate: bool = True
+    emit_events: bool = True
+    is_query: bool = False
+    enforce_deadline: bool = True
     schema: str = ""
-    exchange: str = channels.COMMANDS
-    keys: tuple[str, ...] = field(default=())
+    exchange: str = broker_names.COMMANDS_EXCHANGE
+    routing_keys: tuple[str, ...] = field(default=())
     description: str = ""
 
     @property
     def queue(self) -> str:
-        return channels.work_queue(self.step)
+        return broker_names.work_queue(self.step)
 
     @property
     def binding_keys(self) -> tuple[str, ...]:
-        return self.keys or (self.step,)
+        return self.routing_keys or (self.step,)
+
+
+@dataclass(frozen=True)
+class TranslatedCommand:
+    """A command of ours. `message_id` must follow from the foreign message, so that the same order twice is done once."""
+
+    step: str
+    body: dict[str, Any]
+    message_id: str
+    job_id: str
+    headers: dict[str, Any] = field(default_factory=dict)
+
+
+class InvalidMessage(PermanentError):
+    """The foreign message is no order. `told`: how to tell its sender, when that much could be read."""
+
+    def __init__(self, code: str, message: str, *, notification: TranslatedCommand | None = None) -> None:
+        super().__init__(code, message)
+        self.notification = notification
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`translate` is pure: bytes in, command out, or Unreadable."""
+
+    name: str
+    queue: str
+    translate: Callable[[bytes], TranslatedCommand]
+    prefetch: int = 16
+
+    @property
+    def step(self) -> str:
+        return self.name

@@ -26,11 +26,11 @@ class PermanentError(Exception):
         self.code = code
 
 
-class EngineDead(Exception):
+class EngineCrashed(Exception):
     """The model process died while it held the work. Nothing is wrong with the work itself as far as is known."""
 
 
-class Abandoned(Exception):
+class CallerGone(Exception):
     """Whoever awaited a streamed reply is gone, and its queue with it."""
 
 
@@ -38,5 +38,5 @@ class PublishError(Exception):
     """The broker did not take a message: no confirm within the time limit, or no queue for a command."""
 
 
-class NoQueue(PublishError):
+class UnroutableMessage(PublishError):
     """No queue takes what must arrive: its step's actor has never run here, or the queue is gone."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bus.errors import Abandoned, EngineDead, PermanentError, TemporaryError
+from bus.errors import CallerGone, EngineCrashed, PermanentError, TemporaryError
 from contracts.fault import Fault
 from contracts.wire import Result
 
@@ -27,7 +27,7 @@ class Retry:
 
 
 @dataclass(frozen=True)
-class Dead:
+class DeadLettered:
     """Buried, with its cause. `stack` is for the operator."""
 
     fault: Fault
@@ -48,14 +48,14 @@ class Requeue:
     reason: str
 
 
-Outcome = Done | Retry | Dead | Dropped | Requeue
+Outcome = Done | Retry | DeadLettered | Dropped | Requeue
 
 EXPIRED = "deadline-exceeded"
 CANCELLED = "cancelled"
 
 
-def before_work(
-    *, step: str, attempt: int, returns: int, delivery_limit: int, deadline: datetime | None, now: datetime, cancelled: bool
+def precheck(
+    *, step: str, attempt: int, crash_count: int, delivery_limit: int, deadline: datetime | None, now: datetime, cancelled: bool
 ) -> Outcome | None:
     """What is already decided before the handler runs; None when the work is to be done."""
     if cancelled:
@@ -63,34 +63,34 @@ def before_work(
     if deadline is not None and now >= deadline:
         message = f"The deadline {deadline.isoformat()} had passed before the work began."
         return Dropped(Fault(code=EXPIRED, message=message, step=step, attempts=attempt))
-    if returns >= delivery_limit:
-        message = f"The delivery came back {returns} times: whoever takes it dies or loses its connection."
-        return Dead(Fault(code="crash-loop", message=message, step=step, attempts=attempt))
+    if crash_count >= delivery_limit:
+        message = f"The delivery came back {crash_count} times: whoever takes it dies or loses its connection."
+        return DeadLettered(Fault(code="crash-loop", message=message, step=step, attempts=attempt))
     return None
 
 
 def after_error(
-    error: BaseException, *, step: str, attempt: int, delays: Sequence[float], rungs: Sequence[float], stack: str = ""
+    error: BaseException, *, step: str, attempt: int, delays: Sequence[float], delay_queue_seconds: Sequence[float], stack: str = ""
 ) -> Outcome:
     """`delays`: the wait before run 2, 3, …; `rungs`: every wait there is a queue for, the shortest first."""
     match error:
-        case EngineDead() | asyncio.CancelledError():
+        case EngineCrashed() | asyncio.CancelledError():
             return Requeue(str(error) or type(error).__name__)
-        case Abandoned():
-            return Dropped(fault_of(error, CANCELLED, step, attempt))
+        case CallerGone():
+            return Dropped(fault_from_error(error, CANCELLED, step, attempt))
         case PermanentError(code=code):
-            return Dead(fault_of(error, code, step, attempt), stack)
+            return DeadLettered(fault_from_error(error, code, step, attempt), stack)
         case TemporaryError(code=code) if attempt > len(delays):
-            return Dead(fault_of(error, code, step, attempt), stack)
+            return DeadLettered(fault_from_error(error, code, step, attempt), stack)
         case _ if attempt > len(delays):
-            return Dead(fault_of(error, "attempts-exhausted", step, attempt), stack)
+            return DeadLettered(fault_from_error(error, "attempts-exhausted", step, attempt), stack)
         case TemporaryError(delay=float() | int() as delay):
-            return Retry(rung(delay, rungs), fault_of(error, "temporary", step, attempt))
+            return Retry(round_up_delay(delay, delay_queue_seconds), fault_from_error(error, "temporary", step, attempt))
         case _:
-            return Retry(delays[attempt - 1], fault_of(error, "temporary", step, attempt))
+            return Retry(delays[attempt - 1], fault_from_error(error, "temporary", step, attempt))
 
 
-def in_time(outcome: Outcome, error: BaseException, deadline: datetime | None, now: datetime) -> Outcome:
+def drop_if_past_deadline(outcome: Outcome, error: BaseException, deadline: datetime | None, now: datetime) -> Outcome:
     """A retry that would come after the deadline is not made: the cause is told at once, where it has a name, to whoever still waits."""
     late = isinstance(outcome, Retry) and deadline is not None and now + timedelta(seconds=outcome.delay) >= deadline
     if not (late and isinstance(outcome, Retry) and isinstance(error, TemporaryError) and error.code != "attempts-exhausted"):
@@ -98,11 +98,11 @@ def in_time(outcome: Outcome, error: BaseException, deadline: datetime | None, n
     return Dropped(outcome.fault.model_copy(update={"code": error.code}))
 
 
-def rung(delay: float, rungs: Sequence[float]) -> float:
+def round_up_delay(delay: float, delay_queue_seconds: Sequence[float]) -> float:
     """The shortest rung that waits at least `delay` seconds, else the longest there is."""
-    return next((wait for wait in rungs if wait >= delay), rungs[-1])
+    return next((wait for wait in delay_queue_seconds if wait >= delay), delay_queue_seconds[-1])
 
 
-def fault_of(error: BaseException, code: str, step: str, attempt: int) -> Fault:
+def fault_from_error(error: BaseException, code: str, step: str, attempt: int) -> Fault:
     message = str(error) or type(error).__name__
     return Fault(code=code, message=message[:2000], step=step, attempts=attempt, exception_type=type(error).__qualname__)

@@ -9,12 +9,12 @@ from urllib.parse import quote
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bus.tls import trusting_broker, trusting_database
+from bus.net.tls import with_broker_ca, with_database_ca
 
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class BrokerParts(BaseSettings):
+class RabbitMqSettings(BaseSettings):
     """The broker by its parts, as the image worker that this replaces names it. Counts where AMQP_URL is not set."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RABBITMQ_", populate_by_name=True)
@@ -59,27 +59,27 @@ class BusSettings(BaseSettings):
 
     @field_validator("retry_delays_seconds", "long_delays_seconds", mode="before")
     @classmethod
-    def split(cls, value: Any) -> Any:
+    def split_commas(cls, value: Any) -> Any:
         return [float(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
-    def assemble(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def assemble_amqp_url(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The broker by its parts, where it is not named whole."""
-        if "amqp_url" not in values and (parts := BrokerParts()).host:
+        if "amqp_url" not in values and (parts := RabbitMqSettings()).host:
             values["amqp_url"] = parts.url
         return values
 
     @property
-    def rungs(self) -> tuple[float, ...]:
+    def delay_queue_seconds(self) -> tuple[float, ...]:
         """Every delay for which there is a queue, the shortest first."""
         return tuple(sorted({*self.retry_delays_seconds, *self.long_delays_seconds}))
 
     @property
     def broker_url(self) -> str:
-        url = trusting_broker(self.amqp_url.get_secret_value(), self.tls_ca_file)
+        url = with_broker_ca(self.amqp_url.get_secret_value(), self.tls_ca_file)
         return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={self.heartbeat_seconds}"
 
     @property
     def postgres_url(self) -> str | None:
-        return trusting_database(self.database_url.get_secret_value(), self.tls_ca_file) if self.database_url else None
+        return with_database_ca(self.database_url.get_secret_value(), self.tls_ca_file) if self.database_url else None

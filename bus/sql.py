@@ -6,7 +6,7 @@ from pathlib import Path
 _NAME = re.compile(r"^-- name: (\w+)[ \t]*$", re.MULTILINE)
 
 
-def load_queries(beside: str, file: str) -> dict[str, str]:
+def load_queries(module_file: str, file: str) -> dict[str, str]:
     """The named queries of `file`, which lies in the folder of the module path `beside`."""
-    _, *parts = _NAME.split(Path(beside).with_name(file).read_text(encoding="utf-8"))
+    _, *parts = _NAME.split(Path(module_file).with_name(file).read_text(encoding="utf-8"))
     return dict(zip(parts[::2], (text.strip() for text in parts[1::2]), strict=True))

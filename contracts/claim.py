@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from contracts.carried import Carried
+from contracts.wire_model import WireModel
 
 
-class Claim(Carried):
+class Claim(WireModel):
     """Bytes in the store. Every read checks the sha256."""
 
     uri: str = Field(description="`file://…` or `s3://bucket/key`.")

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from contracts.carried import Carried
+from contracts.wire_model import WireModel
 
 
-class Control(Carried):
+class Control(WireModel):
     """What every process is to do. One that it does not know is ignored."""
 
     cancel: str = Field(description="The id of a job that nobody wants any more.", examples=["generation-500"])

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.text import Role
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
 
 class ListConversations(Command):
@@ -29,7 +29,7 @@ class DeleteConversation(Command):
     conversation_id: str = Field(max_length=255)
 
 
-class Said(Carried):
+class ConversationMessage(WireModel):
     """One message of a conversation. Bytes are not kept: `image_info` and `file_info` say what was shown."""
 
     role: Role
@@ -39,7 +39,7 @@ class Said(Carried):
     file_info: dict[str, Any] | None = None
 
 
-class ConversationLine(Carried):
+class ConversationLine(WireModel):
     conversation_id: str
     message_count: int
     last_message_time: datetime
@@ -54,7 +54,7 @@ class Conversations(Result):
 
 class Conversation(Result):
     conversation_id: str
-    messages: list[Said]
+    messages: list[ConversationMessage]
     message_count: int
 
 

@@ -12,36 +12,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
 DeadLetterState = Literal["unresolved", "replay-requested", "resolved", "failed-again", "archived"]
 
 
-Text = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
+FilterText = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
 """Text that Postgres can look for."""
-Moment = Annotated[datetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+Timestamp = Annotated[datetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 """A moment that every clock on the way can say."""
 
 
-class Selection(Carried):
+class Selection(WireModel):
     """Which letters are meant: those for which everything said here holds. `everything` must be set to mean all of them."""
 
-    ids: list[Text] | None = Field(None, max_length=10_000)
-    group: Text | None = Field(None, description="The id of a group: one cause.")
-    step: Text | None = None
-    code: Text | None = None
-    exception_type: Text | None = None
-    tenant: Text | None = None
+    ids: list[FilterText] | None = Field(None, max_length=10_000)
+    group: FilterText | None = Field(None, description="The id of a group: one cause.")
+    step: FilterText | None = None
+    code: FilterText | None = None
+    exception_type: FilterText | None = None
+    tenant: FilterText | None = None
     state: DeadLetterState | None = None
-    job_id: Text | None = None
-    message_id: Text | None = None
-    since: Moment | None = Field(None, description="Failed last at this moment or later.")
-    before: Moment | None = Field(None, description="Failed last before this moment.")
+    job_id: FilterText | None = None
+    message_id: FilterText | None = None
+    since: Timestamp | None = Field(None, description="Failed last at this moment or later.")
+    before: Timestamp | None = Field(None, description="Failed last before this moment.")
     everything: bool = False
 
     @property
-    def narrowed(self) -> bool:
+    def has_filters(self) -> bool:
         """Whether it says more than `all of them`."""
         return bool(self.model_dump(exclude={"everything"}, exclude_none=True))
 
@@ -63,7 +63,7 @@ class GroupDeadLetters(Command):
 
 
 class GetDeadLetter(Command):
-    id: Text
+    id: FilterText
 
 
 class ReplayDeadLetters(Command):
@@ -73,16 +73,16 @@ class ReplayDeadLetters(Command):
     again: bool = Field(False, description="Under a new id, so that the work is done even if it had been done.")
     per_second: float | None = Field(None, gt=0, le=100_000, description="At most so many a second; None: as fast as they are confirmed.")
     dry_run: bool = Field(True, description="Only say what would be done.")
-    by: Text = Field("", description="Who asks, for the history.")
+    by: FilterText = Field("", description="Who asks, for the history.")
 
 
 class EditDeadLetter(Command):
     """Send another body in place of a letter's own, under a new id. The letter itself is resolved by it."""
 
-    id: Text
+    id: FilterText
     body: dict[str, Any]
     dry_run: bool = True
-    by: Text = ""
+    by: FilterText = ""
 
 
 class MoveDeadLetters(Command):
@@ -91,10 +91,10 @@ class MoveDeadLetters(Command):
     selection: Selection
     to: Literal["archived", "unresolved", "resolved"]
     dry_run: bool = True
-    by: Text = ""
+    by: FilterText = ""
 
 
-class Happening(Carried):
+class HistoryEntry(WireModel):
     """One entry of a letter's history: failed, replay-requested, sent, not-sent, resolved, archived, restored, edited, imported."""
 
     at: datetime
@@ -142,7 +142,7 @@ class WholeDeadLetter(DeadLetter):
     body: str | None = None
     body_base64: str | None = None
     body_cut: bool = Field(False, description="The body is longer than what is shown here.")
-    history: list[Happening] = Field(default_factory=list)
+    history: list[HistoryEntry] = Field(default_factory=list)
 
 
 class DeadLetters(Result):
@@ -150,7 +150,7 @@ class DeadLetters(Result):
     total: int = Field(ge=0, description="How many match, beyond this page too.")
 
 
-class DeadLetterGroup(Carried):
+class DeadLetterGroup(WireModel):
     """Letters that died of one cause."""
 
     group_id: str

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.fault import Fault
+from contracts.wire_model import WireModel
 
 
 class EventKind(StrEnum):
@@ -18,7 +18,7 @@ class EventKind(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Progress(Carried):
+class Progress(WireModel):
     """How far a step has come."""
 
     current_step: int = Field(ge=0)
@@ -28,7 +28,7 @@ class Progress(Carried):
     preview: str | None = Field(None, description="A tiny JPEG, base64, when the order asked for previews.")
 
 
-class Event(Carried):
+class Event(WireModel):
     """Something that happened to a job: at one of its steps, or (step `job`) to the whole of it."""
 
     kind: EventKind

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from contracts.carried import Carried
+from contracts.wire_model import WireModel
 
 
-class Fault(Carried):
+class Fault(WireModel):
     """The cause of a failure. It stands on the dead letter, in the `failed` event, in the reply and in the webhook."""
 
     code: str = Field(

@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.claim import Claim
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
-Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]
+SideLength = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]
 SchedulerName = Literal["dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc"]
 
 
-class Lora(Carried):
+class Lora(WireModel):
     """Style weights in safetensors form."""
 
     uri: str = Field(description="`s3://`, `https://` or `file://`.")
@@ -26,8 +26,8 @@ class Image(Command):
 
     prompt: str = Field(min_length=1, max_length=4000)
     negative_prompt: str = Field("", max_length=4000)
-    width: Side = 512
-    height: Side = 512
+    width: SideLength = 512
+    height: SideLength = 512
     steps: int = Field(50, ge=1, le=500)
     guidance_scale: float = Field(7.5, ge=0, le=50)
     scheduler: SchedulerName = "dpm++"
@@ -39,7 +39,7 @@ class Image(Command):
     preview: bool = Field(False, description="Send a tiny JPEG along with progress.")
 
 
-class ImageMetadata(Carried):
+class ImageMetadata(WireModel):
     """How the pictures were made; the backend's `complete` webhook carries it."""
 
     seed: int

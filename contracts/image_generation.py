@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from contracts.carried import Carried
+from contracts.wire_model import WireModel
 
 AspectRatio = Literal["1:1", "2:2", "1:2", "2:1"]
-SIZES: dict[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
+ASPECT_RATIO_SIZES: dict[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
 """Aspect ratio to width and height in pixels."""
 
 GenerationId = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Text = Annotated[str, Field(max_length=4000)]
-Address = Annotated[str, Field(max_length=2048)]
+PromptText = Annotated[str, Field(max_length=4000)]
+Uri = Annotated[str, Field(max_length=2048)]
 
 
-class Parameters(Carried):
+class Parameters(WireModel):
     """Form A: what to draw. `size` ("512x512") stands for width and height in one of its publishers."""
 
     width: int | None = None
@@ -30,58 +30,58 @@ class Parameters(Carried):
     seed: int | None = None
 
 
-class SignatureConfig(Carried):
+class SignatureConfig(WireModel):
     position: str = "bottom-right"
     size: str = "medium"
     opacity: float = 0.7
 
 
-class OrderData(Carried):
+class OrderData(WireModel):
     """The `data` of forms A and C. `count` and `allow_base_model` are ours: an order without them is one picture, its LoRA needed."""
 
     generation_id: GenerationId
     style_id: int | None = None
-    prompt: Text = ""
+    prompt: PromptText = ""
     prompt_tags: list[str] = Field(default_factory=list, max_length=100)
-    negative_prompt: Text = ""
+    negative_prompt: PromptText = ""
     parameters: Parameters | None = None
     aspect_ratio: str | None = None
     num_inference_steps: int | None = None
     seed: int | None = None
-    lora_path: Address | None = None
+    lora_path: Uri | None = None
     artist_name: str | None = Field(None, max_length=200)
-    signature_path: Address | None = None
+    signature_path: Uri | None = None
     signature_config: SignatureConfig = SignatureConfig()
     count: int = 1
     allow_base_model: bool = False
 
 
-class NestedOrder(Carried):
+class NestedOrder(WireModel):
     """Forms A and C."""
 
     type: Literal["image_generation"]
     data: OrderData
     task_id: str | None = None
-    callback_url: Address | None = Field(None, description="Form A: where the backend listens.")
-    webhook_url: Address | None = Field(None, description="Form C: written by the backend, read by no consumer.")
+    callback_url: Uri | None = Field(None, description="Form A: where the backend listens.")
+    webhook_url: Uri | None = Field(None, description="Form C: written by the backend, read by no consumer.")
     created_at: str | None = None
 
 
-class FlatOrder(Carried):
+class FlatOrder(WireModel):
     """Form B. Its publisher draws with seed 42 where none is given."""
 
     generation_id: GenerationId
     style_id: int | None = None
-    lora_model_url: Address | None = None
+    lora_model_url: Uri | None = None
     prompt_tags: list[str] = Field(min_length=1, max_length=100)
     artist_name: str | None = Field(None, max_length=200)
     seed: int | None = 42
-    webhook_url: Address | None = Field(None, description="The backend's base address.")
+    webhook_url: Uri | None = Field(None, description="The backend's base address.")
     count: int = 1
     allow_base_model: bool = False
 
 
-def generation_id_of(message: Any) -> int | None:
+def read_generation_id(message: Any) -> int | None:
     """The generation id, if any can be read in whatever came."""
     nested = message.get("data") if isinstance(message, dict) else None
     for place in (nested, message):

@@ -5,15 +5,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.event import Event, Progress
 from contracts.fault import Fault
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
-State = Literal["accepted", "running", "completed", "failed", "cancelled"]
+JobState = Literal["accepted", "running", "completed", "failed", "cancelled"]
 
 
-def unknown(job_id: str) -> str:
+def unknown_job_message(job_id: str) -> str:
     """What is said of a job that is not there, and of one that is not the asker's: nobody can tell the two apart."""
     return f"no job {job_id!r} is in the ledger; a job just sent appears within moments"
 
@@ -25,7 +25,7 @@ class GetJob(Command):
 class ListJobs(Command):
     """The youngest first. `before`: only jobs created before that moment, to turn the page."""
 
-    state: State | None = None
+    state: JobState | None = None
     tenant: str | None = Field(None, max_length=255)
     words: str | None = Field(None, min_length=1, max_length=200, description="Stand in the order's texts, in any case, or in its id.")
     before: datetime | None = None
@@ -56,11 +56,11 @@ class JobClaimed(Result):
     accepted: bool
 
 
-class StepRecord(Carried):
+class StepRecord(WireModel):
     """What is known of one step of a job, from its events."""
 
     step: str
-    state: State
+    state: JobState
     at: datetime = Field(description="When the last event of the step was published.")
     worker: str | None = None
     attempt: int = 1
@@ -74,7 +74,7 @@ class StepRecord(Carried):
 class Job(Result):
     job_id: str
     kind: str | None = None
-    state: State
+    state: JobState
     tenant: str | None = None
     itinerary: list[str] = Field(default_factory=list)
     created_at: datetime

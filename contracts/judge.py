@@ -3,16 +3,16 @@
 from pydantic import Field
 
 from contracts.claim import Claim
-from contracts.validate import Id
+from contracts.validate import RecordId
 from contracts.verdict import Evidence, Region
 from contracts.wire import Command, Result
 
 
 class Judge(Command):
-    job_variants_id: Id | None = None
-    job_id: Id | None = None
-    tenant_id: Id | None = None
-    overlay_id: Id | None = None
+    job_variants_id: RecordId | None = None
+    job_id: RecordId | None = None
+    tenant_id: RecordId | None = None
+    overlay_id: RecordId | None = None
     render_asset_url: str | None = Field(None, max_length=2048)
     image: Claim | None = Field(None, description="The advertisement, where no ids are given.")
     images: list[Claim] = Field(default_factory=list, max_length=16, description="The same along a slip: the first is looked at.")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from contracts.claim import Claim
-from contracts.validate import FontRecommendation, Id
+from contracts.validate import FontRecommendation, RecordId
 from contracts.verdict import Region
 from contracts.wire import Command, Result
 
@@ -25,8 +25,8 @@ class Overlay(Command):
     overlay_color: str | None = Field(None, pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$", description="A plate behind the text.")
     margin: int = Field(8, ge=0, le=200, description="Pixels.")
     protected_region: Region | None = Field(None, description="Where no text should stand, such as the product.")
-    job_variants_id: Id | None = Field(None, description="With it the layout is kept in the source system's table.")
-    proposal_id: Id | None = None
+    job_variants_id: RecordId | None = Field(None, description="With it the layout is kept in the source system's table.")
+    proposal_id: RecordId | None = None
 
 
 class OverlayDone(Result):

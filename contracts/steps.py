@@ -35,5 +35,5 @@ RESULTS: dict[str, type[Result]] = {
     Step.TEXT: TextDone,
 }
 
-BURYING: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
+DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
 """Whoever has a queue of dead letters: the steps, the keepers of records, and the adapter of the foreign queue."""

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.claim import Claim
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
 Role = Literal["system", "user", "assistant"]
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 FileType = Literal["pdf", "docx", "txt"]
 
 
-class Picture(Carried):
+class Picture(WireModel):
     """A picture shown to the model: exactly one of these. A message holds 1 MiB: send a claim for more than a little."""
 
     claim: Claim | None = None
@@ -24,7 +24,7 @@ class Picture(Carried):
     url: str | None = Field(None, max_length=2048, description="`https://…`: fetched by the worker, from public addresses only.")
 
 
-class Document(Carried):
+class Document(WireModel):
     """A file whose words the model reads: exactly one of `claim` and `data`. What it is is seen by its content."""
 
     claim: Claim | None = None
@@ -32,14 +32,14 @@ class Document(Carried):
     name: str | None = Field(None, max_length=255, description="As the user calls it.")
 
 
-class Part(Carried):
+class Part(WireModel):
     """A part of a message: words, or a picture."""
 
     text: str | None = None
     picture: Picture | None = None
 
 
-class Message(Carried):
+class Message(WireModel):
     role: Role
     content: str | list[Part]
 
@@ -67,7 +67,7 @@ class Text(Command):
     stream: bool = Field(False, description="Say what is written while it is written.")
 
 
-class TextDelta(Carried):
+class TextDelta(WireModel):
     """What was written since the last delta. A number that is left out means that something is lost."""
 
     sequence: int = Field(ge=0)
@@ -75,7 +75,7 @@ class TextDelta(Carried):
     tokens: int = Field(0, ge=0, description="Written so far.")
 
 
-class Timings(Carried):
+class Timings(WireModel):
     """Measured, never reckoned. Milliseconds with one decimal, as in the source system."""
 
     generation_ms: float = Field(description="The engine: from the prompt handed over to the last token.")
@@ -87,7 +87,7 @@ class Timings(Carried):
     tokens_per_second: float
 
 
-class ModelInfo(Carried):
+class ModelInfo(WireModel):
     """`engine`: `vLLM`, with pictures `vLLM+Vision`, with documents `vLLM+Multimodal`."""
 
     engine: str = "vLLM"
@@ -98,7 +98,7 @@ class ModelInfo(Carried):
     timings: Timings
 
 
-class Usage(Carried):
+class Usage(WireModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -111,7 +111,7 @@ class TextDone(Result):
     model_info: ModelInfo
     response_json: dict[str, Any] | None = None
     response_is_json: bool = False
-    finish_reason: Finish = Field("stop", description="`length`: cut at max_tokens or at the end of the model's context.")
+    finish_reason: FinishReason = Field("stop", description="`length`: cut at max_tokens or at the end of the model's context.")
     usage: Usage
     deltas: int | None = Field(None, description="How many deltas were said before this, when it was streamed.")
     text: str | None = Field(None, description="Along a slip: the response in one line, under the name by which an overlay takes it.")

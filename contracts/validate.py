@@ -7,19 +7,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from contracts.carried import Carried
 from contracts.claim import Claim
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
-Id = Annotated[str, Field(max_length=255)]
+RecordId = Annotated[str, Field(max_length=255)]
 
 
 class Validate(Command):
-    job_variants_id: Id | None = Field(
+    job_variants_id: RecordId | None = Field(
         None, description="With it, the picture and the text are looked up, and the variant's state is kept."
     )
-    job_id: Id | None = None
-    tenant_id: Id | None = None
+    job_id: RecordId | None = None
+    tenant_id: RecordId | None = None
     asset_url: str | None = Field(
         None, max_length=2048, description="Read by nobody: the variant names its picture. Kept from the source system."
     )
@@ -30,7 +30,7 @@ class Validate(Command):
     once: bool = Field(False, description="A variant that has gone on already is answered with the verdict it has.")
 
 
-class FontRecommendation(Carried):
+class FontRecommendation(WireModel):
     font_style: str
     font_name: str
     font_size_category: str

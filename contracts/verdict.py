@@ -7,37 +7,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.carried import Carried
+from contracts.wire_model import WireModel
 
 
-def text(longest: int) -> Any:
+def bounded_text(max_length: int) -> Any:
     """One to `longest` characters, no control character, no quote and no backslash: nothing in it needs an escape in JSON."""
-    return Field(pattern=rf"^[^\x00-\x1f\x22\x5c\x7f]{{1,{longest}}}$")
+    return Field(pattern=rf"^[^\x00-\x1f\x22\x5c\x7f]{{1,{max_length}}}$")
 
 
-Analysis = Annotated[str, text(240)]
-Remark = Annotated[str, text(100)]
+Analysis = Annotated[str, bounded_text(240)]
+Remark = Annotated[str, bounded_text(100)]
 Remarks = Annotated[list[Remark], Field(max_length=4)]
 Score = Annotated[float, Field(ge=0, le=1)]
 
 
-class Opinion(BaseModel):
+class VerdictSchema(BaseModel):
     """What a model says, and nothing besides. Every field is said, in this order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FontOpinion(Opinion):
+class FontVerdictSchema(VerdictSchema):
     """Lettering that would suit the picture."""
 
     font_style: Literal["serif", "sans-serif", "bold", "italic"]
-    font_name: Annotated[str, text(40)]
+    font_name: Annotated[str, bounded_text(40)]
     font_size_category: Literal["small", "medium", "large"]
     font_color_hex: Annotated[str, Field(pattern=r"^[0-9a-f]{6}$")]
-    reasoning: Annotated[str, text(160)]
+    reasoning: Annotated[str, bounded_text(160)]
 
 
-class ImageOpinion(Opinion):
+class ImageVerdictSchema(VerdictSchema):
     """Whether a picture suits its advertisement."""
 
     is_valid: bool
@@ -46,10 +46,10 @@ class ImageOpinion(Opinion):
     analysis: Analysis
     issues: Remarks
     recommendations: Remarks
-    font_recommendation: FontOpinion
+    font_recommendation: FontVerdictSchema
 
 
-class AdOpinion(Opinion):
+class AdVerdictSchema(VerdictSchema):
     """Whether a finished advertisement may go out. `occlusion`: something that matters is covered."""
 
     on_brief: bool
@@ -60,7 +60,7 @@ class AdOpinion(Opinion):
     issues: Remarks
 
 
-class Region(Carried):
+class Region(WireModel):
     """A rectangle as shares of the picture's width and height, from its upper left corner."""
 
     x: float = Field(ge=0, le=1)
@@ -69,7 +69,7 @@ class Region(Carried):
     height: float = Field(gt=0, le=1)
 
 
-class Evidence(Carried):
+class Evidence(WireModel):
     """What was measured on the picture itself. A value that could not be measured is absent."""
 
     contrast_ratio: float | None = Field(None, ge=1, le=21, description="WCAG 2 contrast of the text against what lies behind it.")

@@ -1,4 +1,4 @@
-"""The webhook step: tell the backend how an image generation goes. The bodies sent are in `actors/backend/messages.py`."""
+"""The webhook step: tell the backend how an image generation goes. The bodies sent are in `actors/webhooks/webhook_request.py`."""
 
 from typing import Any, Literal
 

@@ -6,8 +6,8 @@ The body of a message is the step's command as JSON. All that concerns the messa
 
 from enum import StrEnum
 
-from contracts.carried import Carried
 from contracts.slip import Slip
+from contracts.wire_model import WireModel
 
 
 class Step(StrEnum):
@@ -35,7 +35,7 @@ class Header(StrEnum):
     """str: who pays for the work; queues on the device take turns by it."""
     CAUSATION = "atelier-causation"
     """str: the message id that led to this one."""
-    ASIDE = "atelier-aside"
+    DETACHED = "atelier-aside"
     """bool: the command runs beside its job's way (a progress webhook); neither its end nor its failure is the job's."""
     TRACEPARENT = "traceparent"
     TRACESTATE = "tracestate"
@@ -44,10 +44,10 @@ class Header(StrEnum):
     """str: the HTTP request that began the job, as its client or the gateway named it."""
     ORIGIN_QUEUE = "atelier-origin-queue"
     ORIGIN_EXCHANGE = "atelier-origin-exchange"
-    ORIGIN_KEY = "atelier-origin-routing-key"
+    ORIGIN_ROUTING_KEY = "atelier-origin-routing-key"
     """str: where a failing message first came in. Kept from the first failure on, because a retry loses it."""
-    FIRST_FAILED = "atelier-first-failed-at"
-    LAST_FAILED = "atelier-last-failed-at"
+    FIRST_FAILED_AT = "atelier-first-failed-at"
+    LAST_FAILED_AT = "atelier-last-failed-at"
     """ISO 8601."""
     FAULT_CODE = "atelier-fault-code"
     FAULT_MESSAGE = "atelier-fault-message"
@@ -58,13 +58,13 @@ class Header(StrEnum):
     """int: how often an operator has sent this message again out of the dead letters. Travels no further."""
 
 
-class Command(Carried):
+class Command(WireModel):
     """The body of a command. With a slip the job goes on after this step; without one it ends here."""
 
     slip: Slip | None = None
 
 
-class Result(Carried):
+class Result(WireModel):
     """What a step made. Its fields become the slip's variables, from which the next command is built by field name."""
 
 

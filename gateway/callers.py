@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import Request
 from starlette.types import Scope
 
-from gateway.problems import Refused
+from gateway.problems import HttpProblem
 
 
-def admit(scope: Scope, name: str | None, operator: bool) -> None:
+def set_caller(scope: Scope, name: str | None, operator: bool) -> None:
     """Note who calls, where the routes find it."""
     state: dict[str, Any] = scope.setdefault("state", {})
     state["caller"], state["tenant"] = name, None if operator else name
@@ -26,15 +26,15 @@ def tenant_of(request: Request) -> str | None:
     return tenant
 
 
-def own(request: Request, tenant: str | None) -> str | None:
+def resolve_tenant(request: Request, tenant: str | None) -> str | None:
     """The tenant to act for: the one named, when the caller may name it. Raises Refused(403)."""
     bound = tenant_of(request)
     if bound is None or tenant in (None, bound):
         return bound or tenant
-    raise Refused(403, "tenant-foreign", f"This key belongs to the tenant {bound!r}; it cannot speak for another.")
+    raise HttpProblem(403, "tenant-foreign", f"This key belongs to the tenant {bound!r}; it cannot speak for another.")
 
 
-def operators_only(request: Request) -> None:
+def require_operator(request: Request) -> None:
     """Raises Refused(403) for a key that is bound to a tenant."""
     if bound := tenant_of(request):
-        raise Refused(403, "operators-only", f"The key {bound!r} is a tenant's. GATEWAY_OPERATORS names the keys that may do this.")
+        raise HttpProblem(403, "operators-only", f"The key {bound!r} is a tenant's. GATEWAY_OPERATORS names the keys that may do this.")

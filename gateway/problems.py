@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError
-from bus.request_reply import ReplyFault, ReplyTimeout
 
-STATUS = {
+STATUS_BY_FAULT_CODE = {
     "job-unknown": 404,
     "invalid-message": 422,
     "deadline-exceeded": 504,
@@ -28,11 +28,14 @@ STATUS = {
 }
 """HTTP status of a fault's code; every other fault is a 502: the gateway is well, what stands behind it is not."""
 
-Form = Callable[["Refused"], dict[str, Any]]
+
+ErrorFormat = Callable[["HttpProblem"], dict[str, Any]]
 """The body that says a refusal."""
 
-FORMS: dict[str, Form] = {}
+
+ERROR_FORMATS: dict[str, ErrorFormat] = {}
 """The error form of each path prefix that is not ours to decide."""
+
 
 log = structlog.get_logger()
 
@@ -49,63 +52,68 @@ class Problem(BaseModel):
     job_id: str | None = Field(None, description="The job to ask for again, where there is one.")
 
 
-class Refused(Exception):
+class HttpProblem(Exception):
     """The gateway's own no: a status, the reason, and what the client may do about it."""
 
-    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> None:
+    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
         super().__init__(detail)
-        self.status, self.title, self.detail, self.headers, self.more = status, title, detail, dict(headers or {}), more
+        self.status, self.title, self.detail, self.headers, self.extensions = status, title, detail, dict(headers or {}), extensions
 
 
-def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
+def problem_response(status: int, title: str, detail: str, **extensions: Any) -> JSONResponse:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail} | extensions
     return JSONResponse(body, status, media_type="application/problem+json")
 
 
-def answer(path: str, refused: Refused) -> JSONResponse:
+def error_response(path: str, refused: HttpProblem) -> JSONResponse:
     """The answer to a request on a path, in the path's own form."""
-    form = next((form for prefix, form in FORMS.items() if path.startswith(prefix)), None)
+    form = next((form for prefix, form in ERROR_FORMATS.items() if path.startswith(prefix)), None)
     if form:
         response = JSONResponse(form(refused), refused.status)
     else:
-        response = problem(refused.status, refused.title, refused.detail, **refused.more)
+        response = problem_response(refused.status, refused.title, refused.detail, **refused.extensions)
     response.headers.update(refused.headers)
     return response
 
 
-def said(error: Exception) -> Refused:
+def to_problem(error: Exception) -> HttpProblem:
     """Any error that a request may meet, as a refusal."""
     match error:
-        case Refused():
+        case HttpProblem():
             return error
         case ReplyFault(fault=fault, job_id=job_id):
             more: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
-            return Refused(STATUS.get(fault.code, 502), fault.code, fault.message, **more)
+            return HttpProblem(STATUS_BY_FAULT_CODE.get(fault.code, 502), fault.code, fault.message, **more)
         case ReplyTimeout(job_id=job_id):
-            return Refused(504, "no reply in time", str(error), None, **({"job_id": job_id} if job_id else {}))
+            return HttpProblem(504, "no reply in time", str(error), None, **({"job_id": job_id} if job_id else {}))
         case PublishError():
-            return Refused(503, "the bus is away", str(error), {"Retry-After": "5"})
+            return HttpProblem(503, "the bus is away", str(error), {"Retry-After": "5"})
         case RequestValidationError():
-            return Refused(422, "invalid-request", in_words(error), errors=_parts(error))
+            return HttpProblem(422, "invalid-request", describe_validation_error(error), errors=_validation_errors(error))
         case HTTPException(status_code=status, detail=detail, headers=headers):
-            return Refused(status, HTTPStatus(status).phrase, str(detail), headers)
+            return HttpProblem(status, HTTPStatus(status).phrase, str(detail), headers)
         case _:
-            return Refused(500, "internal error", "The gateway failed at this request. Its log tells why, under this request's id.")
+            return HttpProblem(500, "internal error", "The gateway failed at this request. Its log tells why, under this request's id.")
 
 
-def in_words(error: RequestValidationError) -> str:
-    return "; ".join(f"{part['where']}: {part['problem']}" for part in _parts(error)[:10])
+def describe_validation_error(error: RequestValidationError) -> str:
+    return "; ".join(f"{part['where']}: {part['problem']}" for part in _validation_errors(error)[:10])
 
 
-def _parts(error: RequestValidationError) -> list[dict[str, str]]:
+def _validation_errors(error: RequestValidationError) -> list[dict[str, str]]:
     return [{"where": ".".join(map(str, part["loc"])), "problem": part["msg"]} for part in error.errors()[:50]]
 
 
-def answer_with_problems(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Whatever goes wrong at or behind the gateway becomes a document."""
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        return answer(request.url.path, said(error))
+        return error_response(request.url.path, to_problem(error))
 
-    for kind in (Refused, ReplyFault, ReplyTimeout, PublishError, RequestValidationError, HTTPException):
+    for kind in (HttpProblem, ReplyFault, ReplyTimeout, PublishError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    said = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
+    return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), said)

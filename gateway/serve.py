@@ -10,11 +10,10 @@ from contextlib import contextmanager
 import structlog
 import uvicorn
 
-from bus.health_settings import HealthSettings
+from bus.observability.settings import HealthSettings, TracingSettings
+from bus.observability.tracing import open_tracing
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from bus.tracing import open_tracing
-from bus.tracing_settings import TracingSettings
+from bus.storage.settings import StoreSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bus.addresses import Names
+from bus.net.ssrf import StringList
 
-DAY = 24 * 3600.0
+DAY_SECONDS = 24 * 3600.0
 
 
 class GatewaySettings(BaseSettings):
@@ -19,12 +19,14 @@ class GatewaySettings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="0 takes any free port.")
     api_keys: SecretStr | None = Field(None, description="`name:key` pairs, separated by commas or spaces. The name is the tenant.")
     api_keys_file: Path | None = Field(None, description="The same, one a line, `#` begins a remark. Read again when it changes.")
-    operators: Names = Field((), description="Names of keys that see every tenant's jobs, order for any tenant, and work on dead letters.")
-    cors_origins: Names = Field((), description="Origins whose pages may call, comma between; `*` for any.")
+    operators: StringList = Field(
+        (), description="Names of keys that see every tenant's jobs, order for any tenant, and work on dead letters."
+    )
+    cors_origins: StringList = Field((), description="Origins whose pages may call, comma between; `*` for any.")
     question_seconds: float = Field(5.0, gt=0, description="How long an answer about a job is awaited.")
     request_seconds: float = Field(300.0, gt=0, description="How long a request may take that brings no X-Request-Timeout.")
-    job_seconds: float = Field(DAY, gt=0, description="The same for a job: not begun by then, it is dropped.")
-    longest_seconds: float = Field(7 * DAY, gt=0, description="The longest X-Request-Timeout that is taken at its word.")
+    job_seconds: float = Field(DAY_SECONDS, gt=0, description="The same for a job: not begun by then, it is dropped.")
+    longest_seconds: float = Field(7 * DAY_SECONDS, gt=0, description="The longest X-Request-Timeout that is taken at its word.")
     longest_wait_seconds: float = Field(300.0, gt=0, description="The longest ?wait.")
     keepalive_seconds: float = Field(15.0, gt=0, description="A stream of events that has nothing to say says so this often.")
     max_body_bytes: int = Field(1 << 20, ge=1, description="A larger body is refused unread. A message holds about as much.")

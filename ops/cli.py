@@ -1,7 +1,5 @@
 """The command line `atelier`. Each command imports what it needs when it runs: `atelier run watermark` never meets torch."""
 
-import json
-import os
 import signal
 import sys
 import threading
@@ -12,9 +10,10 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
-from ops import dead_letters
-from ops.bench.commands import add_benches
+from benchmarks.arguments import add_benches
+from ops.commands import dead_letters
 from ops.errors import SetupError
+from ops.supervisor import exit_with_parent
 
 EXAMPLES = """\
 examples:
@@ -29,9 +28,9 @@ examples:
 """
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end cleans up as Ctrl-C does
     try:
         return int(arguments.call(arguments))
@@ -53,16 +52,16 @@ def parser() -> ArgumentParser:
 
     up = commands.add_parser("up", help="the local parts and one process per actor, until Ctrl-C")
     up.add_argument("steps", nargs="*", metavar="STEP", help="only these; default: all")
-    up.set_defaults(call=later("ops.up", "up"))
+    up.set_defaults(call=lazy_command("ops.up", "up"))
 
     down = commands.add_parser("down", help="stop the local parts that a killed process left running")
-    down.set_defaults(call=later("ops.up", "down"))
+    down.set_defaults(call=lazy_command("ops.up", "down"))
 
     gateway = commands.add_parser("gateway", help="the HTTP front door in this process, until SIGTERM or Ctrl-C")
     gateway.add_argument("--host", help="default: GATEWAY_HOST, else 127.0.0.1; any other needs API keys")
     gateway.add_argument("--port", type=int, help="default: GATEWAY_PORT, else 8080; 0 takes any free one")
     gateway.add_argument("--leash", action="store_true", help="leave when standard input closes, that is when the starter is gone")
-    gateway.set_defaults(call=later("ops.gateway", "gateway"))
+    gateway.set_defaults(call=lazy_command("ops.commands.run_gateway", "run_gateway"))
 
     demo = commands.add_parser("demo", help="one image order on real parts, from the queue to the webhook")
     demo.add_argument("--prompt", default="a yellow star on a blue background")
@@ -72,24 +71,24 @@ def parser() -> ArgumentParser:
     demo.add_argument("--size", default="1:1", help="an aspect ratio such as 1:1 or 16:9, or pixels such as 512x512")
     demo.add_argument("--count", type=int, default=1, help="pictures, 1 to 4")
     demo.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    demo.set_defaults(call=later("ops.demo", "demo"))
+    demo.set_defaults(call=lazy_command("ops.commands.demo", "demo"))
 
     models = commands.add_parser("models", help="make, fetch or list model checkpoints").add_subparsers(required=True, metavar="WHAT")
     tiny = models.add_parser("tiny", help="small checkpoints with the real architectures, made here")
     tiny.add_argument("--force", action="store_true", help="make them again")
-    tiny.set_defaults(call=make_models)
+    tiny.set_defaults(call=lazy_command("ops.commands.models", "make_models"))
     pull = models.add_parser("pull", help="fetch a model; goes on where an earlier try broke off")
     pull.add_argument("source", help="org/name on the hub, s3://bucket/prefix, gs://bucket/prefix, https://host/file, or a folder")
     pull.add_argument("--name", help="of its folder; default: made from the source")
     pull.add_argument("--sha256", help="of a file fetched over https; another one is refused")
-    pull.set_defaults(call=later("ops.models_pull", "pull"))
+    pull.set_defaults(call=lazy_command("ops.commands.models", "pull_model"))
     listed = models.add_parser("list", help="what lies in the models' folder, and whether it is whole")
-    listed.set_defaults(call=later("ops.models_pull", "shown"))
+    listed.set_defaults(call=lazy_command("ops.commands.models", "list_models"))
     taught = models.add_parser("train-tiny", help="train the tiny models from nothing; goes on where an earlier try was left")
     taught.add_argument("models", nargs="*", metavar="MODEL", help="tiny-shapes or tiny-critic; default: all")
     taught.add_argument("--share", type=float, default=1.0, help="of the training's steps, to try the way; 1 for all of them")
     taught.add_argument("--pictures", type=int, default=50, help="that each row of a model card is measured on")
-    taught.set_defaults(call=later("ops.tiny.command", "train_tiny"))
+    taught.set_defaults(call=lazy_command("training.train_tiny", "train_tiny"))
     for command in (tiny, pull, listed):
         command.add_argument("--folder", type=Path, default=Path(".local/models"))
     taught.add_argument("--folder", type=Path, default=Path(".local/trained"))
@@ -99,33 +98,33 @@ def parser() -> ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is missing on this machine and among its parts, and the cure")
     doctor.add_argument("steps", nargs="*", metavar="STEP", help="steps that must be served; default: those for which messages wait")
     doctor.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    doctor.set_defaults(call=later("ops.doctor", "doctor"))
+    doctor.set_defaults(call=lazy_command("ops.commands.doctor", "doctor"))
 
     topology = commands.add_parser("topology", help="the exchanges and queues, and the policies that may be set on them")
     topology.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    topology.set_defaults(call=later("ops.topology", "topology"))
+    topology.set_defaults(call=lazy_command("ops.commands.topology", "topology"))
 
     prepare = commands.add_parser("prepare", help="declare exchanges and queues, set policies, make the bucket; before the first actor")
     prepare.add_argument("--management", metavar="URL", help="RabbitMQ's management plugin, to set policies; default: none are set")
-    prepare.set_defaults(call=later("ops.prepare", "prepare"))
+    prepare.set_defaults(call=lazy_command("ops.commands.prepare", "prepare"))
 
     book = commands.add_parser("settings", help="every setting with its default, unit and meaning")
     book.add_argument("words", nargs="*", metavar="WORD", help="only settings whose name has this in it")
     book.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    book.set_defaults(call=later("ops.settings_screen", "settings"))
+    book.set_defaults(call=lazy_command("ops.commands.reference", "settings_command"))
 
     asyncapi = commands.add_parser("asyncapi", help="what may be said on the bus, as an AsyncAPI 3 document")
     asyncapi.add_argument("--output", type=Path, default=Path("docs/asyncapi.yaml"), help="where to write it; - prints it")
     asyncapi.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    asyncapi.set_defaults(call=later("ops.asyncapi.command", "asyncapi"))
+    asyncapi.set_defaults(call=lazy_command("ops.commands.reference", "asyncapi_command"))
 
-    dead_letters.add_to(commands)
+    dead_letters.add_commands(commands)
 
-    add_benches(commands, later)
+    add_benches(commands, lazy_command)
     return top
 
 
-def later(module: str, name: str) -> Callable[[Namespace], int]:
+def lazy_command(module: str, name: str) -> Callable[[Namespace], int]:
     """A command that is imported when it is called."""
 
     def call(arguments: Namespace) -> int:
@@ -137,30 +136,15 @@ def later(module: str, name: str) -> Callable[[Namespace], int]:
 def run_actors(arguments: Namespace) -> int:
     import asyncio
 
-    from bus.logs import open_logs
-    from bus.serve import serve
-    from ops.workshop import hire
+    from bus.observability.logs import configure_logging
+    from bus.worker.worker import serve
+    from ops.registry import load_actors
 
-    open_logs()
+    configure_logging()
     if arguments.leash:
-        threading.Thread(target=leave_when_let_go, daemon=True).start()
-    staff = hire(arguments.steps)
-    asyncio.run(serve(staff.actors, staff.adapters, staff.intakes))
-    return 0
-
-
-def leave_when_let_go() -> None:
-    """The starter holds the other end of standard input. When it dies, however it dies, this process leaves in order."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def make_models(arguments: Namespace) -> int:
-    from ops.models import make_tiny
-
-    made = make_tiny(arguments.folder.resolve(), force=arguments.force)
-    sys.stdout.write(json.dumps({name: str(path) for name, path in made.items()}, indent=2) + "\n")
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+    staff = load_actors(arguments.steps)
+    asyncio.run(serve(staff.actors, staff.adapters, staff.ingests))
     return 0
 
 

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.settings import BusSettings
 
-SERVER_PATH = ":".join([
+RABBITMQ_SEARCH_PATH = ":".join([
     "/usr/lib/rabbitmq/bin",  # Debian's own script; the one on PATH is a wrapper that insists on the user `rabbitmq`
     "/usr/local/sbin",
     "/usr/sbin",
@@ -32,7 +32,7 @@ class LocalSettings(BaseSettings):
     local_folder: Path = Field(Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the parts keep their data.")
     may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
     server_path: str = Field(
-        SERVER_PATH,
+        RABBITMQ_SEARCH_PATH,
         validation_alias="ATELIER_RABBITMQ_PATH",
         description="Folders, colon between, searched before PATH.",
     )
@@ -52,6 +52,6 @@ class LocalSettings(BaseSettings):
         return self.store_url or (f"s3://{self.aws_storage_bucket_name}" if self.aws_storage_bucket_name else None)
 
 
-def inherited() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """The environment that a child process starts from."""
     return dict(os.environ)

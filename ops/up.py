@@ -12,42 +12,42 @@ from anyio import to_thread
 from rich.console import Console
 from rich.text import Text
 
-from bus.logs import open_logs
-from ops.crew import GATEWAY, Say, open_crew
+from bus.observability.logs import configure_logging
 from ops.errors import SetupError
-from ops.local.stack import Addresses, local_stack, stop_leftovers, writing_server
-from ops.models import CRITIC, PAINTER, make_tiny
-from ops.settings import LocalSettings, inherited
-from ops.workshop import MODULES, NEEDS_MODELS
+from ops.local.stack import ServiceUrls, llm_server, local_stack, stop_orphans
+from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, make_tiny_models
+from ops.registry import MODULES, NEEDS_MODELS
+from ops.settings import LocalSettings, inherited_environment
+from ops.supervisor import GATEWAY, LineWriter, open_supervisor
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 READY_SECONDS = 90.0
 
 
 def up(arguments: Namespace) -> int:
-    open_logs()
-    asyncio.run(run(arguments.steps or [*MODULES, GATEWAY], LocalSettings()))
+    configure_logging()
+    asyncio.run(run_until_stopped(arguments.steps or [*MODULES, GATEWAY], LocalSettings()))
     return 0
 
 
 def down(_: Namespace) -> int:
-    stop_leftovers(LocalSettings())
+    stop_orphans(LocalSettings())
     return 0
 
 
-async def run(steps: Sequence[str], settings: LocalSettings) -> None:
+async def run_until_stopped(steps: Sequence[str], settings: LocalSettings) -> None:
     """Until SIGINT or SIGTERM; then the actors leave first, the parts after them."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
-    writers = [writing_server(settings.local_folder.resolve())] if needs_a_writer(steps, inherited()) else []
+    writers = [llm_server(settings.local_folder.resolve())] if needs_llm_server(steps, inherited_environment()) else []
     async with local_stack(settings, *writers) as addresses:
-        environment = await environment_of(addresses, steps, settings)
+        environment = await actor_environment(addresses, steps, settings)
         for writer in writers:
             environment |= writer.environment
-        async with open_crew(steps, environment, say_in_colours(console, steps)) as crew:
-            if await first_of(stop, crew.ready(timeout_seconds=READY_SECONDS)):
+        async with open_supervisor(steps, environment, coloured_line_writer(console, steps)) as crew:
+            if await completes_before(stop, crew.wait_until_ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
                 for name, value in addresses.environment.items():
                     console.print(f"  {name}={value}", soft_wrap=True)
@@ -55,14 +55,14 @@ async def run(steps: Sequence[str], settings: LocalSettings) -> None:
             console.print("Leaving …")
 
 
-def needs_a_writer(steps: Sequence[str], environment: Mapping[str, str]) -> bool:
+def needs_llm_server(steps: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether the text actor runs and nobody has said what writes."""
     return "text" in steps and {"VLLM_SERVER_URL", "TEXT_ENGINE"}.isdisjoint(environment)
 
 
-async def first_of(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+async def completes_before(stop: asyncio.Event, coroutine: Coroutine[None, None, None]) -> bool:
     """Await `work` and return True; or give it up and return False as soon as `stop` is set."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    working, stopping = asyncio.create_task(coroutine), asyncio.create_task(stop.wait())
     await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not working.done():
@@ -72,27 +72,27 @@ async def first_of(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bo
     return True
 
 
-async def environment_of(addresses: Addresses, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
+async def actor_environment(urls: ServiceUrls, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
     """What the actors read. Whoever names no model gets the tiny ones, made once, and may ask for their LoRAs."""
-    environment = {"PYTHONUNBUFFERED": "1"} | inherited() | addresses.environment
+    environment = {"PYTHONUNBUFFERED": "1"} | inherited_environment() | urls.environment
     if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
         folder = settings.local_folder.resolve() / "models"
-        made = await to_thread.run_sync(tiny_models, folder)
-        tiny = {"IMAGE_MODEL": str(made[PAINTER]), "VLM_MODEL": str(made[CRITIC]), "ASSET_ROOTS": str(folder)}
+        made = await to_thread.run_sync(ensure_tiny_models, folder)
+        tiny = {"IMAGE_MODEL": str(made[TINY_DIFFUSION]), "VLM_MODEL": str(made[TINY_VLM]), "ASSET_ROOTS": str(folder)}
         environment = tiny | environment
     return environment
 
 
-def tiny_models(folder: Path) -> dict[str, Path]:
+def ensure_tiny_models(folder: Path) -> dict[str, Path]:
     """Raises SetupError when the `models` extra is not installed."""
     try:
-        return make_tiny(folder)
+        return make_tiny_models(folder)
     except ImportError as error:
         message = f"The image actor needs the models extra ({error}): pip install -e '.[models]' --constraint constraints.txt"
         raise SetupError(message) from error
 
 
-def say_in_colours(console: Console, steps: Sequence[str]) -> Say:
+def coloured_line_writer(console: Console, steps: Sequence[str]) -> LineWriter:
     width = max(map(len, steps))
     colours = dict(zip(steps, cycle(COLOURS), strict=False))
 

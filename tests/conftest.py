@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from ops.local.install import find_rabbitmq
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
+from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
 
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
     """A private node. Whoever kills it starts it again before the test is over."""
-    node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"), find_rabbitmq(LocalSettings()))
+    node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"), find_or_install_rabbitmq(LocalSettings()))
     try:
         node.start()
         yield node
@@ -57,7 +57,7 @@ def store_folder(tmp_path: Path) -> Path:
     return folder
 
 
-OURS = (
+SETTING_PREFIXES = (
     *(
         "AIP_",
         "ALLOW",
@@ -77,7 +77,7 @@ OURS = (
 
 
 @pytest.fixture(autouse=True)
-def _settings_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clear_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the developer's shell exports, a test sees the defaults and what it sets itself."""
-    for name in [name for name in os.environ if name.startswith(OURS)]:
+    for name in [name for name in os.environ if name.startswith(SETTING_PREFIXES)]:
         monkeypatch.delenv(name)

@@ -12,58 +12,60 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from actors.settings import WebhookSettings
-from bus.adapter import Adapter, Translated, Unreadable
-from bus.addresses import names_private_address
+from bus.actor import Adapter, InvalidMessage, TranslatedCommand
 from bus.ids import derived_id
-from contracts import channels
+from bus.net.ssrf import has_private_ip_host
+from contracts import broker_names
 from contracts.image import Image
-from contracts.image_generation import SIZES, FlatOrder, NestedOrder, OrderData, Parameters, generation_id_of
-from contracts.slip import Slip, Stop
+from contracts.image_generation import ASPECT_RATIO_SIZES, FlatOrder, NestedOrder, OrderData, Parameters, read_generation_id
+from contracts.slip import Slip, SlipStep
 from contracts.watermark import Signature
 from contracts.wire import Step
 
 GOOGLE_STORAGE = "https://storage.googleapis.com/"
 
 
-def translate(body: bytes) -> Translated:
+def translate(body: bytes) -> TranslatedCommand:
     """One order. Raises Unreadable, with the word to the backend whenever a generation id can be read."""
-    message = _json(body)
-    generation_id = generation_id_of(message)
+    message = _parse_json(body)
+    generation_id = read_generation_id(message)
     try:
-        order, base_url = _read(message)
-        return _translated(order, base_url)
+        order, base_url = _parse_order(message)
+        return _build_command(order, base_url)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise Unreadable(_code(where), f"{where or 'order'}: {problem['msg']}", told=_told(generation_id)) from None
-    except Unreadable as error:
-        raise Unreadable(error.code, str(error), told=_told(generation_id)) from None
+        raise InvalidMessage(
+            _error_code(where), f"{where or 'order'}: {problem['msg']}", notification=_failure_webhook(generation_id)
+        ) from None
+    except InvalidMessage as error:
+        raise InvalidMessage(error.code, str(error), notification=_failure_webhook(generation_id)) from None
 
 
-def _json(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Unreadable("invalid-json", f"the body is no JSON: {error}") from None
+        raise InvalidMessage("invalid-json", f"the body is no JSON: {error}") from None
 
 
-def _read(message: Any) -> tuple[OrderData, str | None]:
+def _parse_order(message: Any) -> tuple[OrderData, str | None]:
     """Forms A and C carry `data`; form B is flat and becomes the same."""
     if not isinstance(message, dict):
-        raise Unreadable("invalid-message", f"an order is a JSON object, this is a {type(message).__name__}")
+        raise InvalidMessage("invalid-message", f"an order is a JSON object, this is a {type(message).__name__}")
     if "data" not in message and "prompt_tags" in message:
         flat = FlatOrder.model_validate(message)
         known = flat.model_dump(include=set(OrderData.model_fields))
         return OrderData(**known, lora_path=flat.lora_model_url), _origin(flat.webhook_url)
     if message.get("type", "image_generation") != "image_generation":
-        raise Unreadable("unknown-type", f"type is {message['type']!r}; this queue takes 'image_generation'")
+        raise InvalidMessage("unknown-type", f"type is {message['type']!r}; this queue takes 'image_generation'")
     nested = NestedOrder.model_validate({"type": "image_generation", **message})
     return nested.data, _origin(nested.callback_url)
 
 
-def _translated(order: OrderData, base_url: str | None) -> Translated:
-    _check_backend(base_url)
-    image = Image.model_validate(_image(order))
+def _build_command(order: OrderData, base_url: str | None) -> TranslatedCommand:
+    _check_backend_address(base_url)
+    image = Image.model_validate(_image_fields(order))
     name = f"gen-{order.generation_id}"
     variables = {
         "generation_id": order.generation_id,
@@ -74,21 +76,21 @@ def _translated(order: OrderData, base_url: str | None) -> Translated:
         "signature": _signature(order).model_dump(mode="json", exclude_none=True),
     }
     slip = Slip(
-        itinerary=[Stop(step=Step.WATERMARK), Stop(step=Step.UPLOAD), Stop(step=Step.WEBHOOK, arguments={"kind": "complete"})],
+        itinerary=[SlipStep(step=Step.WATERMARK), SlipStep(step=Step.UPLOAD), SlipStep(step=Step.WEBHOOK, arguments={"kind": "complete"})],
         variables={key: value for key, value in variables.items() if value is not None},
-        on_progress=Stop(step=Step.WEBHOOK, arguments={"kind": "progress"}),
-        on_failure=Stop(step=Step.WEBHOOK, arguments={"kind": "failed"}),
+        on_progress=SlipStep(step=Step.WEBHOOK, arguments={"kind": "progress"}),
+        on_failure=SlipStep(step=Step.WEBHOOK, arguments={"kind": "failed"}),
     )
     body = image.model_copy(update={"slip": slip}).model_dump(mode="json", exclude_defaults=True)
-    return Translated(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
+    return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
 
 
-def _check_backend(base_url: str | None) -> None:
+def _check_backend_address(base_url: str | None) -> None:
     """A private address in a message is refused before any work, unless it is the configured backend's own."""
     settings = _settings()
     own = base_url == _origin(settings.backend_api_url) or settings.allow_private_addresses
-    if base_url and names_private_address(base_url) and not own:
-        raise Unreadable("webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one")
+    if base_url and has_private_ip_host(base_url) and not own:
+        raise InvalidMessage("webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one")
 
 
 @cache
@@ -96,11 +98,11 @@ def _settings() -> WebhookSettings:
     return WebhookSettings()
 
 
-def _image(order: OrderData) -> dict[str, Any]:
+def _image_fields(order: OrderData) -> dict[str, Any]:
     parameters = order.parameters or Parameters()
     width, height = _size(order, parameters)
     if not 1 <= order.count <= 4:
-        raise Unreadable("invalid-count", f"an order is for 1 to 4 images, this one is for {order.count}")
+        raise InvalidMessage("invalid-count", f"an order is for 1 to 4 images, this one is for {order.count}")
     seed = order.seed if order.seed is not None else parameters.seed
     image = {
         "prompt": order.prompt or ", ".join(order.prompt_tags),
@@ -113,33 +115,33 @@ def _image(order: OrderData) -> dict[str, Any]:
         "count": order.count,
     }
     if order.lora_path:
-        image["lora"] = {"uri": _address(order.lora_path), "required": not order.allow_base_model}
+        image["lora"] = {"uri": _to_https_url(order.lora_path), "required": not order.allow_base_model}
     return image
 
 
 def _size(order: OrderData, parameters: Parameters) -> tuple[int, int]:
     """Width and height in pixels, from whichever of the three ways the order says them."""
     if order.aspect_ratio is not None:
-        if order.aspect_ratio not in SIZES:
-            raise Unreadable("unknown-size", f"aspect_ratio is {order.aspect_ratio!r}; known are {', '.join(SIZES)}")
-        return SIZES[order.aspect_ratio]
+        if order.aspect_ratio not in ASPECT_RATIO_SIZES:
+            raise InvalidMessage("unknown-size", f"aspect_ratio is {order.aspect_ratio!r}; known are {', '.join(ASPECT_RATIO_SIZES)}")
+        return ASPECT_RATIO_SIZES[order.aspect_ratio]
     if parameters.size is not None:
         match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", parameters.size)
         if not match:
-            raise Unreadable("unknown-size", f"size is {parameters.size!r}; it is written as '512x512'")
+            raise InvalidMessage("unknown-size", f"size is {parameters.size!r}; it is written as '512x512'")
         return int(match[1]), int(match[2])
     return parameters.width or 512, parameters.height or 512
 
 
 def _signature(order: OrderData) -> Signature:
     config = order.signature_config
-    image_uri = _address(order.signature_path) if order.signature_path else None
+    image_uri = _to_https_url(order.signature_path) if order.signature_path else None
     return Signature.model_validate(
         {"text": order.artist_name, "image_uri": image_uri, "position": config.position, "size": config.size, "opacity": config.opacity}
     )
 
 
-def _address(uri: str) -> str:
+def _to_https_url(uri: str) -> str:
     """A Google bucket is read over https."""
     return GOOGLE_STORAGE + uri.removeprefix("gs://") if uri.startswith("gs://") else uri
 
@@ -150,24 +152,24 @@ def _origin(url: str | None) -> str | None:
     return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
 
 
-def _told(generation_id: int | None) -> Translated | None:
+def _failure_webhook(generation_id: int | None) -> TranslatedCommand | None:
     if generation_id is None:
         return None
     body = {"kind": "failed", "generation_id": generation_id}
     message_id = derived_id(_message_id(generation_id), "unreadable")
-    return Translated(Step.WEBHOOK, body, message_id, _job_id(generation_id))
+    return TranslatedCommand(Step.WEBHOOK, body, message_id, _job_id(generation_id))
 
 
-def _code(where: str) -> str:
-    return "unknown-size" if where in {"width", "height"} else "invalid-message"
+def _error_code(field: str) -> str:
+    return "unknown-size" if field in {"width", "height"} else "invalid-message"
 
 
 def _message_id(generation_id: int) -> str:
-    return derived_id(channels.IMAGE_GENERATION, generation_id)
+    return derived_id(broker_names.IMAGE_GENERATION_QUEUE, generation_id)
 
 
 def _job_id(generation_id: int) -> str:
     return f"generation-{generation_id}"
 
 
-ADAPTER = Adapter(name="image_generation", queue=channels.IMAGE_GENERATION, translate=translate)
+ADAPTER = Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=translate)

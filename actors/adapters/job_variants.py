@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from actors.seeing.pipeline import SCHEMA
-from bus.adapter import Translated
+from actors.vision.variant_repository import SCHEMA
+from bus.actor import TranslatedCommand
 from bus.ids import derived_id
 from bus.sql import load_queries
-from bus.triggers import Trigger
+from bus.worker.pg_listener import PgListener
 from contracts.wire import Header, Step
 
-STEPS = {"img_gen": Step.VALIDATE, "overlay": Step.JUDGE}
+STEP_BY_SOURCE_STEP = {"img_gen": Step.VALIDATE, "overlay": Step.JUDGE}
 
 
 class ListenerSettings(BaseSettings):
@@ -28,23 +28,23 @@ class ListenerSettings(BaseSettings):
     sweep_seconds: float = Field(60.0, gt=0, description="How often everything is looked at.")
 
 
-def translate(row: Mapping[str, Any]) -> Translated:
+def translate(row: Mapping[str, Any]) -> TranslatedCommand:
     """The command for a variant that waits. Its id follows from the state: a variant that is set back and comes again is new work."""
-    variant, step = str(row["job_variants_id"]), STEPS[row["current_step"]]
+    variant, step = str(row["job_variants_id"]), STEP_BY_SOURCE_STEP[row["current_step"]]
     body = {"job_variants_id": variant, "job_id": str(row["job_id"]), "tenant_id": row["tenant_id"], "once": True}
     if row["overlay_id"]:
         body["overlay_id"] = str(row["overlay_id"])
     message_id = derived_id(variant, step, row["updated_at"].isoformat())
     headers = {Header.TENANT.value: row["tenant_id"]} if row["tenant_id"] else {}
-    return Translated(step, body, message_id, f"{variant}-{step}", headers)
+    return TranslatedCommand(step, body, message_id, f"{variant}-{step}", headers)
 
 
-def trigger(settings: ListenerSettings) -> Trigger:
-    return Trigger(
+def build_pg_listener(settings: ListenerSettings) -> PgListener:
+    return PgListener(
         name="job_variants",
         channel="job_variant_state_changed",
-        key="job_variants_id",
-        due=load_queries(__file__, "job_variants.sql")["due"],
+        id_field="job_variants_id",
+        due_query=load_queries(__file__, "job_variants.sql")["due"],
         translate=translate,
         schema=SCHEMA,
         sweep_seconds=settings.sweep_seconds,
@@ -52,4 +52,4 @@ def trigger(settings: ListenerSettings) -> Trigger:
     )
 
 
-ADAPTER = trigger(ListenerSettings())
+ADAPTER = build_pg_listener(ListenerSettings())

@@ -8,18 +8,18 @@ from pathlib import Path
 import structlog
 from anyio import to_thread
 
-from actors.attachments.kinds import Kind, kind_of, text_of
-from actors.attachments.settings import AttachmentSettings
+from actors.attachments.file_types import FileType, decode_text, detect_file_type
+from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
 
-ROOT = Path(__file__).parents[2]
-AT_ONCE = asyncio.Semaphore(2)
+IMPORT_ROOT = Path(__file__).parents[2]
+READER_SEMAPHORE = asyncio.Semaphore(2)
 """Documents that are read at one time; each may take the memory of its limit."""
 
 log = structlog.get_logger()
 
 
-async def words_of(data: bytes, settings: AttachmentSettings) -> str:
+async def extract_text(data: bytes, settings: AttachmentSettings) -> str:
     """The text of a PDF, DOCX or TXT, as far as it has any.
 
     Raises PermanentError("document-too-large" · "document-unsupported" · "document-broken" · "document-encrypted" · "document-empty" ·
@@ -28,30 +28,37 @@ async def words_of(data: bytes, settings: AttachmentSettings) -> str:
     if len(data) > settings.max_upload_bytes:
         message = f"The document has {len(data)} bytes; at most {settings.max_upload_bytes} are read (MAX_UPLOAD_BYTES)."
         raise PermanentError("document-too-large", message)
-    kind = await to_thread.run_sync(kind_of, data)
+    kind = await to_thread.run_sync(detect_file_type, data)
     if kind == "txt":
-        return await to_thread.run_sync(plain_words, data, settings.max_letters)
-    async with AT_ONCE:
-        return await read_apart(kind, data, settings)
+        return await to_thread.run_sync(read_plain_text, data, settings.max_letters)
+    async with READER_SEMAPHORE:
+        return await run_reader_process(kind, data, settings)
 
 
-def plain_words(data: bytes, most: int) -> str:
-    text = text_of(data).strip()
+def read_plain_text(data: bytes, max_chars: int) -> str:
+    text = decode_text(data).strip()
     if not text:
         raise PermanentError("document-empty", "There is no text in the document.")
-    if len(text) > most:
-        raise PermanentError("document-too-long", f"The document has {len(text)} characters; at most {most} are read. Send what matters.")
+    if len(text) > max_chars:
+        raise PermanentError(
+            "document-too-long", f"The document has {len(text)} characters; at most {max_chars} are read. Send what matters."
+        )
     return text
 
 
-async def read_apart(kind: Kind, data: bytes, settings: AttachmentSettings) -> str:
-    limits = {"kind": kind, "memory_bytes": settings.memory_bytes, "max_letters": settings.max_letters, "max_pages": settings.max_pages}
+async def run_reader_process(file_type: FileType, data: bytes, settings: AttachmentSettings) -> str:
+    limits = {
+        "kind": file_type,
+        "memory_bytes": settings.memory_bytes,
+        "max_letters": settings.max_letters,
+        "max_pages": settings.max_pages,
+    }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "actors.attachments.words"),
+        *(sys.executable, "-P", "-m", "actors.attachments.reader_process"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        env={"PYTHONPATH": str(IMPORT_ROOT), "PYTHONUTF8": "1"},
     )
     try:
         async with asyncio.timeout(settings.read_seconds):
@@ -63,14 +70,14 @@ async def read_apart(kind: Kind, data: bytes, settings: AttachmentSettings) -> s
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
-    return understood(said, wrong, process.returncode)
+    return parse_reader_output(said, wrong, process.returncode)
 
 
-def understood(said: bytes, wrong: bytes, status: int | None) -> str:
+def parse_reader_output(stdout: bytes, stderr: bytes, exit_code: int | None) -> str:
     try:
-        answer = json.loads(said)
+        answer = json.loads(stdout)
     except ValueError:
-        log.warning("document.reader_died", status=status, said=wrong.decode(errors="replace")[-2000:])
+        log.warning("document.reader_died", status=exit_code, said=stderr.decode(errors="replace")[-2000:])
         raise PermanentError("document-broken", "The document ended the process that read it. It is damaged, or made to do harm.") from None
     if "text" not in answer:
         raise PermanentError(answer["code"], answer["message"])

@@ -9,11 +9,11 @@ from fastapi import Request
 from contracts.claim import Claim
 from contracts.job import Job, JobEvents
 from gateway.callers import tenant_of
-from gateway.console.course import Course
-from gateway.console.sessions import PATH
-from gateway.files import SHOWN, claims_in, files_of
+from gateway.console.job_progress import JobProgress
+from gateway.jobs.files import INLINE_MEDIA_TYPES, find_claims, job_files
+from gateway.middleware.sessions import CONSOLE_PATH
 
-VERDICTS = ("is_valid", "relevance_score", "on_brief", "occlusion", "contrast_ok", "cta_present", "analysis", "issues")
+VERDICT_FIELDS = ("is_valid", "relevance_score", "on_brief", "occlusion", "contrast_ok", "cta_present", "analysis", "issues")
 
 
 @dataclass(frozen=True)
@@ -27,41 +27,45 @@ class Picture:
 @dataclass(frozen=True)
 class JobView:
     job: Job
-    course: Course
+    progress: JobProgress
 
     @property
     def pictures(self) -> list[Picture]:
         """The pictures of the result, or the last that a step has made on the way."""
-        results = [self.course.result, *(leg.result for leg in reversed(self.course.legs.values()))]
+        results = [self.progress.result, *(leg.result for leg in reversed(self.progress.steps.values()))]
         for result in results:
-            found = {name_of(claim): claim for claim in claims_in(result.get("files") or result.get("images")) if claim.media_type in SHOWN}
+            found = {
+                file_name(claim): claim
+                for claim in find_claims(result.get("files") or result.get("images"))
+                if claim.media_type in INLINE_MEDIA_TYPES
+            }
             if found:
                 seeds = self.seeds
                 return [
-                    Picture(name, f"{PATH}/jobs/{self.job.job_id}/files/{quote(name)}", claim, seeds[i] if i < len(seeds) else None)
+                    Picture(name, f"{CONSOLE_PATH}/jobs/{self.job.job_id}/files/{quote(name)}", claim, seeds[i] if i < len(seeds) else None)
                     for i, (name, claim) in enumerate(found.items())
                 ]
         return []
 
     @property
     def prompt(self) -> str:
-        order = self.course.order or {}
+        order = self.progress.order or {}
         return str(order.get("prompt") or self.job.kind or "")
 
     @property
-    def drawn(self) -> dict[str, Any]:
+    def image_result(self) -> dict[str, Any]:
         """What the last image step says of itself."""
-        return next((leg.result for leg in reversed(self.course.legs.values()) if leg.step == "image" and leg.result), {})
+        return next((leg.result for leg in reversed(self.progress.steps.values()) if leg.step == "image" and leg.result), {})
 
     @property
     def seeds(self) -> list[int]:
-        first = (self.drawn.get("metadata") or {}).get("seed")
-        return self.drawn.get("seeds") or ([first] if first is not None else [])
+        first = (self.image_result.get("metadata") or {}).get("seed")
+        return self.image_result.get("seeds") or ([first] if first is not None else [])
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def generation_details(self) -> dict[str, Any]:
         """How the pictures were made, by name."""
-        order, drawn = self.course.order or {}, self.drawn
+        order, drawn = self.progress.order or {}, self.image_result
         metadata = drawn.get("metadata") or {}
         wanted = ("negative_prompt", "scheduler", "artist", "text", "model")
         facts = {name: order[name] for name in wanted if order.get(name)} | metadata | (drawn.get("made_with") or {})
@@ -70,19 +74,19 @@ class JobView:
         return {name: value for name, value in facts.items() if value not in (None, "", [], {})}
 
     @property
-    def opinion(self) -> dict[str, Any]:
+    def verdict(self) -> dict[str, Any]:
         """What a model says of the picture, the last word on each matter."""
         said: dict[str, Any] = {}
-        for leg in self.course.legs.values():
+        for leg in self.progress.steps.values():
             if leg.step in ("validate", "judge"):
-                said |= {name: leg.result[name] for name in VERDICTS if leg.result.get(name) is not None}
+                said |= {name: leg.result[name] for name in VERDICT_FIELDS if leg.result.get(name) is not None}
         return said
 
     @property
     def evidence(self) -> dict[str, Any]:
         """What was measured."""
         measured: dict[str, Any] = {}
-        for leg in self.course.legs.values():
+        for leg in self.progress.steps.values():
             if leg.step == "overlay":
                 measured |= {name: leg.result[name] for name in ("contrast_ratio", "contrast_required") if name in leg.result}
             if leg.step == "judge":
@@ -91,16 +95,16 @@ class JobView:
 
     @property
     def files(self) -> dict[str, Claim]:
-        return files_of(self.job)
+        return job_files(self.job)
 
 
-def name_of(claim: Claim) -> str:
+def file_name(claim: Claim) -> str:
     return unquote(urlsplit(claim.uri).path).rpartition("/")[2]
 
 
-async def look_at(request: Request, job_id: str) -> JobView:
+async def load_job_view(request: Request, job_id: str) -> JobView:
     """Raises ReplyFault("job-unknown"), ReplyTimeout."""
-    counter = request.app.state.counter
-    job = await counter.job(job_id, tenant_of(request))
-    events = JobEvents.model_validate(await counter.ask("job.events", job_id=job_id)).events
-    return JobView(job, Course.of(events))
+    jobs = request.app.state.jobs
+    job = await jobs.get_job(job_id, tenant_of(request))
+    events = JobEvents.model_validate(await jobs.query("job.events", job_id=job_id)).events
+    return JobView(job, JobProgress.from_events(events))

@@ -7,38 +7,38 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
 from gateway.callers import caller_of
-from gateway.console.counter import ConsoleRoute, Form
-from gateway.console.job_view import JobView, look_at
-from gateway.console.order_form import SCHEDULERS, fields_of, order_of, wrong_fields
-from gateway.console.rendering import page
-from gateway.console.sessions import PATH
+from gateway.console.guard import ConsoleRoute, SubmittedForm
+from gateway.console.job_view import JobView, load_job_view
+from gateway.console.order_form import SCHEDULERS, field_errors, form_from_order, order_from_form
+from gateway.console.rendering import render_page
+from gateway.middleware.sessions import CONSOLE_PATH
 
-router = APIRouter(prefix=PATH, route_class=ConsoleRoute, include_in_schema=False)
+router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 
-JobId = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$")]
+JobIdQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$")]
 
 
 @router.get("/make")
-async def make_page(request: Request, job: JobId = None, kind: str | None = None) -> Response:
+async def make_page(request: Request, job: JobIdQuery = None, kind: str | None = None) -> Response:
     """The form; with a job, filled in as that one was ordered, and the job beside it."""
-    view = await look_at(request, job) if job else None
-    fields = fields_of(view.course.order if view else None) | ({"kind": kind} if kind in ("image_order", "ad") else {})
-    return shown(request, fields, view)
+    view = await load_job_view(request, job) if job else None
+    fields = form_from_order(view.progress.order if view else None) | ({"kind": kind} if kind in ("image_order", "ad") else {})
+    return render_make_page(request, fields, view)
 
 
 @router.post("/make")
-async def make(request: Request) -> Response:
-    form: Form = request.state.form
+async def submit_order(request: Request) -> Response:
+    form: SubmittedForm = request.state.form
     try:
-        order = order_of(form)
+        order = order_from_form(form)
     except ValidationError as error:
-        return shown(request, dict(form), None, wrong_fields(error), 422)
+        return render_make_page(request, dict(form), None, field_errors(error), 422)
     seconds, caller = request.app.state.settings.job_seconds, caller_of(request)
-    placed = await request.app.state.counter.hand_in(order, seconds=seconds, wait=0.0, tenant=caller, caller=caller, key=None)
-    return RedirectResponse(f"{PATH}/make?job={placed.job_id}", 303)
+    placed = await request.app.state.jobs.submit(order, seconds=seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None)
+    return RedirectResponse(f"{CONSOLE_PATH}/make?job={placed.job_id}", 303)
 
 
-def shown(
-    request: Request, fields: dict[str, Any], view: JobView | None, wrong: dict[str, str] | None = None, status: int = 200
+def render_make_page(
+    request: Request, fields: dict[str, Any], view: JobView | None, errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
-    return page(request, "make.html", status, fields=fields, wrong=wrong or {}, view=view, schedulers=SCHEDULERS)
+    return render_page(request, "make.html", status, fields=fields, wrong=errors or {}, view=view, schedulers=SCHEDULERS)

@@ -12,16 +12,16 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from gateway.console.sessions import PATH
-from gateway.console.words import LANGUAGES, language_for, speaker
+from gateway.console.i18n import LANGUAGES, negotiate_language, translator
+from gateway.middleware.sessions import CONSOLE_PATH
 
-HERE = Path(__file__).parent
-STATIC = HERE / "static"
-POLICY = (
+PACKAGE_FOLDER = Path(__file__).parent
+STATIC_FOLDER = PACKAGE_FOLDER / "static"
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin", "Vary": "Cookie, Accept-Language"}
+PAGE_HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "same-origin", "Vary": "Cookie, Accept-Language"}
 """`same-origin`: with no referrer at all, a browser hides the origin of a form from us, too."""
 
 SECTIONS = ("make", "jobs", "dead-letters", "workshop", "chat")
@@ -29,47 +29,56 @@ THEMES = ("auto", "light", "dark")
 
 
 @cache
-def environment() -> Environment:
+def template_environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(PACKAGE_FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    made.globals |= {"asset": asset, "path": PATH, "languages": LANGUAGES, "sections": SECTIONS}
-    made.filters |= {"seconds": seconds, "size": size, "json_text": json_text, "segment": lambda text: quote(str(text), safe="")}
+    made.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES, "sections": SECTIONS}
+    made.filters |= {
+        "seconds": format_duration,
+        "size": format_size,
+        "json_text": format_json,
+        "segment": lambda text: quote(str(text), safe=""),
+    }
     return made
 
 
 @cache
-def asset(name: str) -> str:
+def asset_url(name: str) -> str:
     """The address of a file of ours. It changes with the file, so that a browser may keep it for ever."""
-    mark = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
-    return f"{PATH}/static/{name}?v={mark}"
+    mark = hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
+    return f"{CONSOLE_PATH}/static/{name}?v={mark}"
 
 
-def page(request: Request, template: str, status: int = 200, **facts: Any) -> Response:
+def render_page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
     """A whole page, or a part of one."""
-    return HTMLResponse(render(request, template, **facts), status, headers=HEADERS)
+    return HTMLResponse(render_template(request, template, **context), status, headers=PAGE_HEADERS)
 
 
-def render(request: Request, template: str, **facts: Any) -> str:
+def render_template(request: Request, template: str, **context: Any) -> str:
     session = request.state.session
-    language = language_for(request.cookies.get("atelier_language"), request.headers.get("accept-language", ""))
+    language = negotiate_language(request.cookies.get("atelier_language"), request.headers.get("accept-language", ""))
     theme = request.cookies.get("atelier_theme", "auto")
     here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return environment().get_template(template).render(
-        _=speaker(language),
+    return template_environment().get_template(template).render(
+        _=translator(language),
         language=language,
         theme=theme if theme in THEMES else "auto",
-        csrf=session.token,
-        visitor=session.name,
-        keys_needed=request.app.state.sessions.needed,
+        csrf=session.csrf_token,
+        visitor=session.key_name,
+        keys_needed=request.app.state.sessions.login_required,
         here=here,
-        section=request.url.path.removeprefix(PATH).strip("/").partition("/")[0],
+        section=request.url.path.removeprefix(CONSOLE_PATH).strip("/").partition("/")[0],
         now=datetime.now(UTC),
-        **facts,
+        **context,
     )  # fmt: skip
 
 
-def seconds(number: float | None) -> str:
+def format_duration(number: float | None) -> str:
     """A duration as people say it."""
     match number:
         case None:
@@ -84,7 +93,7 @@ def seconds(number: float | None) -> str:
             return f"{number // 3600:.0f} h {number % 3600 // 60:.0f} min"
 
 
-def size(number: float) -> str:
+def format_size(number: float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
@@ -92,5 +101,5 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
-def json_text(value: Any) -> str:
+def format_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)

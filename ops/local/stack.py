@@ -8,19 +8,19 @@ from pathlib import Path
 import structlog
 from anyio import to_thread
 
-from ops.local.install import find_rabbitmq
+from ops.local.llm_server import LlmServer
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
-from ops.local.sharing import Shared, joined
-from ops.local.writing_server import WritingServer
-from ops.models import TRAINED, WRITER
+from ops.local.rabbitmq_install import find_or_install_rabbitmq
+from ops.local.shared_server import SharedServer, shared_servers
+from ops.local.tiny_models import CHECKPOINTS, TINY_LLM
 from ops.settings import LocalSettings
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Addresses:
+class ServiceUrls:
     """Where the parts are."""
 
     amqp_url: str
@@ -34,22 +34,22 @@ class Addresses:
 
 
 @asynccontextmanager
-async def local_stack(settings: LocalSettings, *more: WritingServer) -> AsyncIterator[Addresses]:
+async def local_stack(settings: LocalSettings, *extra_servers: LlmServer) -> AsyncIterator[ServiceUrls]:
     """Start what has no URL and `more`, all at once, and stop at the end what nobody else uses. Raises SetupError with the cure."""
     folder = settings.local_folder.resolve()
-    shares = [Shared(server, server.folder) for server in more]
+    shares = [SharedServer(server, server.folder) for server in extra_servers]
     amqp, database = settings.given_amqp_url, settings.given_database_url
     if not amqp:
-        node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_rabbitmq, settings))
-        shares.append(Shared(node, node.folder))
+        node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
+        shares.append(SharedServer(node, node.folder))
     if not database:
         server = EmbeddedPostgres(folder / "postgres")
-        shares.append(Shared(server, server.folder))
-    async with joined(*shares):
-        addresses = Addresses(
+        shares.append(SharedServer(server, server.folder))
+    async with shared_servers(*shares):
+        addresses = ServiceUrls(
             amqp_url=amqp or node.url,
             database_url=database or server.url,
-            store_url=settings.given_store_url or store_in(settings),
+            store_url=settings.given_store_url or local_store_url(settings),
         )
         log.info(
             "stack.ready", rabbitmq="given" if amqp else "private", postgres="given" if database else "embedded", store=addresses.store_url
@@ -58,17 +58,17 @@ async def local_stack(settings: LocalSettings, *more: WritingServer) -> AsyncIte
     log.info("stack.left")
 
 
-def writing_server(folder: Path) -> WritingServer:
-    return WritingServer(folder / "writer", TRAINED / WRITER)
+def llm_server(folder: Path) -> LlmServer:
+    return LlmServer(folder / "writer", CHECKPOINTS / TINY_LLM)
 
 
-def store_in(settings: LocalSettings) -> str:
+def local_store_url(settings: LocalSettings) -> str:
     folder = settings.local_folder.resolve() / "store"
     folder.mkdir(parents=True, exist_ok=True)
     return folder.as_uri()
 
 
-def stop_leftovers(settings: LocalSettings) -> None:
+def stop_orphans(settings: LocalSettings) -> None:
     """Stop what still runs in the folder, or in one below it such as the demo's, whoever started it."""
     for place in settings.local_folder.resolve().rglob("identity.json"):
         folder = place.parent
@@ -77,4 +77,4 @@ def stop_leftovers(settings: LocalSettings) -> None:
         if folder.name == "postgres":
             EmbeddedPostgres(folder).stop()
         if folder.name == "writer":
-            writing_server(folder.parent).stop()
+            llm_server(folder.parent).stop()

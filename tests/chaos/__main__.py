@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.faults import FAULTS, KIND_OF
-from tests.chaos.rounds import Round, play
-from tests.chaos.site import KINDS, Site, open_site
+from tests.chaos.environment import ENVIRONMENT_KINDS, ChaosEnvironment, open_environment
+from tests.chaos.faults import FAULTS_BY_NAME, KIND_OF
+from tests.chaos.rounds import RoundResult, play_round
 
-COLUMNS = (
+TABLE_COLUMNS = (
     "name",
     "orders",
     "confirmed",
@@ -29,27 +29,27 @@ COLUMNS = (
     "recover_seconds",
     "seconds",
 )
-SUMMED = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired")
+SUMMED_FIELDS = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired")
 
-PACES = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
+LOAD_FACTORS = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
 """The share of the orders, and of their rate, that a kind of site is given."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(words)
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = argument_parser().parse_args(arguments)
     chance = random.Random(arguments.seed)
-    faults = arguments.fault or [*FAULTS, *chance.choices(list(FAULTS), k=arguments.mix)]
-    rounds = asyncio.run(run(faults, arguments.orders, arguments.rate, arguments.seed, arguments.mutation))
-    report = report_of(rounds, arguments.seed)
+    faults = arguments.fault or [*FAULTS_BY_NAME, *chance.choices(list(FAULTS_BY_NAME), k=arguments.mix)]
+    rounds = asyncio.run(run_faults(faults, arguments.orders, arguments.rate, arguments.seed, arguments.mutation))
+    report = build_report(rounds, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1))
-    Console().print(table_of(rounds, arguments.seed))
+    Console().print(results_table(rounds, arguments.seed))
     return 0 if all(played.clean for played in rounds) else 1
 
 
-def parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chaos", description=__doc__)
-    top.add_argument("--fault", action="append", choices=list(FAULTS), help="only this one; may be said several times")
+    top.add_argument("--fault", action="append", choices=list(FAULTS_BY_NAME), help="only this one; may be said several times")
     top.add_argument("--orders", type=int, default=600, help="orders a round")
     top.add_argument("--rate", type=float, default=25, help="orders a second")
     top.add_argument("--mix", type=int, default=3, help="how many faults of the random mix follow")
@@ -61,35 +61,35 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-async def run(faults: Sequence[str], orders: int, rate: float, seed: int, mutation: str = "") -> list[Round]:
+async def run_faults(faults: Sequence[str], orders: int, rate: float, seed: int, mutation: str = "") -> list[RoundResult]:
     chance = random.Random(seed)
     played = []
-    for kind in KINDS:
+    for kind in ENVIRONMENT_KINDS:
         if here := [fault for fault in faults if KIND_OF[fault] == kind]:
-            pace = PACES[kind]
+            pace = LOAD_FACTORS[kind]
             with TemporaryDirectory(prefix="atelier-chaos-") as folder:
-                async with open_site(Path(folder), mutation, kind) as site:
-                    played += [await play_one(site, fault, max(1, round(orders * pace)), rate * pace, chance) for fault in here]
-                    for number, lines in site.testimony().items():
+                async with open_environment(Path(folder), mutation, kind) as site:
+                    played += [await play_and_report(site, fault, max(1, round(orders * pace)), rate * pace, chance) for fault in here]
+                    for number, lines in site.log_excerpts().items():
                         sys.stderr.write("\n".join([f"order {number}:", *lines, ""]))
     return played
 
 
-async def play_one(site: Site, fault: str, orders: int, rate: float, chance: random.Random) -> Round:
-    played = await play(site, fault, orders=orders, per_second=rate, chance=chance)
-    sys.stderr.write(f"{fault}: {'clean' if played.clean else 'NOT CLEAN'} {played.figures}\n")
+async def play_and_report(environment: ChaosEnvironment, fault: str, orders: int, rate: float, rng: random.Random) -> RoundResult:
+    played = await play_round(environment, fault, orders=orders, per_second=rate, rng=rng)
+    sys.stderr.write(f"{fault}: {'clean' if played.clean else 'NOT CLEAN'} {played.as_dict}\n")
     return played
 
 
-def report_of(rounds: Sequence[Round], seed: int) -> dict[str, object]:
-    sums = {name: sum(getattr(played, name) for played in rounds) for name in SUMMED}
-    return sums | {"seed": seed, "faults": [played.figures for played in rounds]}
+def build_report(results: Sequence[RoundResult], seed: int) -> dict[str, object]:
+    sums = {name: sum(getattr(played, name) for played in results) for name in SUMMED_FIELDS}
+    return sums | {"seed": seed, "faults": [played.as_dict for played in results]}
 
 
-def table_of(rounds: Sequence[Round], seed: int) -> Table:
-    table = Table(*(name.replace("_", " ") for name in COLUMNS), title=f"seed {seed}", box=None)
-    for played in rounds:
-        table.add_row(*(str(getattr(played, name)) for name in COLUMNS), style="" if played.clean else "red")
+def results_table(results: Sequence[RoundResult], seed: int) -> Table:
+    table = Table(*(name.replace("_", " ") for name in TABLE_COLUMNS), title=f"seed {seed}", box=None)
+    for played in results:
+        table.add_row(*(str(getattr(played, name)) for name in TABLE_COLUMNS), style="" if played.clean else "red")
     return table
 
 

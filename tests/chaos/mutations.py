@@ -11,9 +11,10 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, DeliveryMode
 from faststream.rabbit import QueueType
 
-from bus import broker, outbox, serve, topology
-from bus.inbox import ForgetfulInbox, Inbox
-from bus.receive import Counter
+from bus.amqp import broker, publisher, topology
+from bus.persistence.inbox import Inbox, NullInbox
+from bus.worker import worker
+from bus.worker.consumer import DeliveryConsumer
 
 
 def no_persistence() -> None:
@@ -22,44 +23,44 @@ def no_persistence() -> None:
     class Kinds:
         QUORUM = QueueType.CLASSIC
 
-    topology.QUORUM.clear()
-    topology.AT_LEAST_ONCE.clear()
+    topology.QUORUM_ARGUMENTS.clear()
+    topology.AT_LEAST_ONCE_ARGUMENTS.clear()
     broker.QueueType = Kinds  # type: ignore[misc,assignment]
-    write = outbox.Outbox._message
+    write = publisher.Publisher._message
 
-    def forgetful(self: outbox.Outbox, letter: Any) -> aio_pika.Message:
+    def forgetful(self: publisher.Publisher, letter: Any) -> aio_pika.Message:
         message = write(self, letter)
         message.delivery_mode = DeliveryMode.NOT_PERSISTENT
         return message
 
-    outbox.Outbox._message = forgetful  # type: ignore[method-assign]
+    publisher.Publisher._message = forgetful  # type: ignore[method-assign]
 
 
 def ack_first() -> None:
-    receive = Counter.receive
+    receive = DeliveryConsumer.on_message
 
-    async def hasty(self: Counter, raw: AbstractIncomingMessage) -> None:
+    async def hasty(self: DeliveryConsumer, raw: AbstractIncomingMessage) -> None:
         await raw.ack()
         await receive(self, raw)
 
-    Counter.receive = hasty  # type: ignore[method-assign]
+    DeliveryConsumer.on_message = hasty  # type: ignore[method-assign]
 
 
 def no_inbox() -> None:
     @asynccontextmanager
     async def open_inbox(pool: Any) -> AsyncIterator[Inbox]:
-        yield ForgetfulInbox(pool)
+        yield NullInbox(pool)
 
-    serve.open_inbox = open_inbox  # type: ignore[assignment]
+    worker.open_inbox = open_inbox  # type: ignore[assignment]
 
 
 def no_confirms() -> None:
-    async def careless(self: outbox.Outbox, *letters: Any) -> None:
+    async def careless(self: publisher.Publisher, *letters: Any) -> None:
         for letter in letters:
-            task = asyncio.create_task(self._post(letter))
+            task = asyncio.create_task(self._publish_one(letter))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    outbox.Outbox.post = careless  # type: ignore[method-assign,assignment]
+    publisher.Publisher.publish = careless  # type: ignore[method-assign,assignment]
 
 
 MUTATIONS: dict[str, tuple[Callable[[], None], str]] = {
@@ -71,20 +72,20 @@ MUTATIONS: dict[str, tuple[Callable[[], None], str]] = {
 """What is taken away, and the fault that shows it."""
 
 
-def mutate() -> None:
+def apply_mutation() -> None:
     """In an actor's process: take away what the environment names."""
     if name := os.environ.get("ATELIER_MUTATION"):
         MUTATIONS[name][0]()
 
 
 def main() -> int:
-    from tests.chaos.__main__ import run
+    from tests.chaos.__main__ import run_faults
 
     unseen = []
     for name, (_, fault) in MUTATIONS.items():
-        rounds = asyncio.run(run([fault], orders=150, rate=25, seed=5, mutation=name))
+        rounds = asyncio.run(run_faults([fault], orders=150, rate=25, seed=5, mutation=name))
         red = not all(played.clean for played in rounds)
-        sys.stdout.write(f"{name}: {'red, as it must be' if red else 'NOT SEEN'} {rounds[0].figures}\n")
+        sys.stdout.write(f"{name}: {'red, as it must be' if red else 'NOT SEEN'} {rounds[0].as_dict}\n")
         unseen += [] if red else [name]
     return 1 if unseen else 0
 

@@ -14,16 +14,16 @@ import asyncpg
 from aio_pika.abc import AbstractChannel
 
 from actors.adapters.image_generation import translate
-from contracts import channels
+from contracts import broker_names
 from contracts.wire import Header
-from tests.chaos.site import Site
+from tests.chaos.environment import ChaosEnvironment
 
-NUMBERS = count(1)
+ORDER_NUMBERS = count(1)
 STEPS = ("image", "watermark", "upload", "webhook")
 
 
 @dataclass
-class Ends:
+class OrderOutcomes:
     """What was found out about one round's orders."""
 
     lost: list[int]
@@ -38,39 +38,39 @@ class Ends:
 class Oracle:
     """One round of orders."""
 
-    site: Site
+    environment: ChaosEnvironment
     confirmed: list[int] = field(default_factory=list)
     unconfirmed: set[int] = field(default_factory=set)
-    buried: set[int] = field(default_factory=set)
-    begun: int = 0
+    dead_lettered: set[int] = field(default_factory=set)
+    first_request: int = 0
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        self.begun = len(self.site.backend.heard)
+        self.first_request = len(self.environment.backend.requests)
 
     async def publish(self, orders: int, per_second: float, prompts: list[str]) -> None:
         """Publish orders as the backend does, each until the broker has confirmed it: what was not may or may not have arrived."""
         for index in range(orders):
             await asyncio.sleep(1 / per_second)
-            number = next(NUMBERS)
-            order = order_of(number, prompts[index % len(prompts)])
-            while not await self.confirm(order):
+            number = next(ORDER_NUMBERS)
+            order = image_order(number, prompts[index % len(prompts)])
+            while not await self.publish_confirmed(order):
                 self.unconfirmed.add(number)
                 await asyncio.sleep(0.2)
             self.confirmed.append(number)
 
-    async def confirm(self, order: bytes) -> bool:
+    async def publish_confirmed(self, order: bytes) -> bool:
         try:
             async with asyncio.timeout(5):
                 if self.deadline_seconds is None:
                     exchange = (await self.channel()).default_exchange
-                    await exchange.publish(aio_pika.Message(order, delivery_mode=2), channels.IMAGE_GENERATION)
+                    await exchange.publish(aio_pika.Message(order, delivery_mode=2), broker_names.IMAGE_GENERATION_QUEUE)
                 else:
-                    exchange = await (await self.channel()).get_exchange(channels.COMMANDS, ensure=False)
-                    await exchange.publish(with_deadline(order, self.deadline_seconds), "image")
+                    exchange = await (await self.channel()).get_exchange(broker_names.COMMANDS_EXCHANGE, ensure=False)
+                    await exchange.publish(command_with_deadline(order, self.deadline_seconds), "image")
                 return True
         except (OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
-            await self.hang_up()
+            await self.close_connection()
             return False
 
     _channel: AbstractChannel | None = None
@@ -78,95 +78,95 @@ class Oracle:
 
     async def channel(self) -> AbstractChannel:
         if self._channel is None:
-            self._connection = await aio_pika.connect(self.site.node.url)
+            self._connection = await aio_pika.connect(self.environment.node.url)
             self._channel = await self._connection.channel(on_return_raises=True)
         return self._channel
 
-    async def hang_up(self) -> None:
+    async def close_connection(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         if connection:
             with suppress(OSError, TimeoutError, aio_pika.exceptions.AMQPError, RuntimeError):
                 await asyncio.wait_for(connection.close(), 1)
 
-    def calls(self) -> dict[str, dict[int, set[str]]]:
+    def webhook_calls(self) -> dict[str, dict[int, set[str]]]:
         """Kind to order to the webhook ids that were heard: the same id again is the same call, said again."""
         heard: dict[str, dict[int, set[str]]] = {"complete": defaultdict(set), "failed": defaultdict(set)}
-        for call in self.site.backend.heard[self.begun :]:
+        for call in self.environment.backend.requests[self.first_request :]:
             kind = call.path.rpartition("/")[2]
             if kind in heard:
-                heard[kind][json.loads(call.raw)["generation_id"]].add(call.headers["webhook-id"])
+                heard[kind][json.loads(call.body_bytes)["generation_id"]].add(call.headers["webhook-id"])
         return heard
 
-    def waiting(self) -> set[int]:
+    def unfinished_orders(self) -> set[int]:
         """Confirmed orders of which the backend has not heard the end."""
-        calls = self.calls()
-        return set(self.confirmed) - set(calls["complete"]) - set(calls["failed"]) - self.buried
+        calls = self.webhook_calls()
+        return set(self.confirmed) - set(calls["complete"]) - set(calls["failed"]) - self.dead_lettered
 
-    async def until_ended(self, seconds: float) -> None:
+    async def wait_until_finished(self, seconds: float) -> None:
         """Wait until every confirmed order has an end, then a moment longer for one end too many; give up after `seconds`."""
         limit = asyncio.get_running_loop().time() + seconds
-        while self.waiting() and asyncio.get_running_loop().time() < limit:
+        while self.unfinished_orders() and asyncio.get_running_loop().time() < limit:
             await asyncio.sleep(0.2)
-            await self.look_among_the_dead()
+            await self.poll_dead_letters()
         await asyncio.sleep(1.0)
-        await self.hang_up()
-        await self.look_among_the_dead()
+        await self.close_connection()
+        await self.poll_dead_letters()
 
-    async def look_among_the_dead(self) -> None:
+    async def poll_dead_letters(self) -> None:
         """A dead letter with its cause is an end, also where the word to the backend was lost on the way (it is not said twice)."""
         try:
-            await self.take_the_dead()
+            await self.read_dead_letters()
         except (OSError, aio_pika.exceptions.AMQPError, RuntimeError):
-            await self.hang_up()
+            await self.close_connection()
 
-    async def take_the_dead(self) -> None:
+    async def read_dead_letters(self) -> None:
         for step in STEPS:
-            queue = await (await self.channel()).get_queue(channels.dead_queue(step), ensure=False)
+            queue = await (await self.channel()).get_queue(broker_names.dead_letter_queue(step), ensure=False)
             while (letter := await queue.get(fail=False, no_ack=True)) is not None:
                 assert letter.headers["atelier-fault-code"]
-                self.buried.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
+                self.dead_lettered.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
 
-    def ends(self) -> Ends:
-        calls = self.calls()
+    def outcomes(self) -> OrderOutcomes:
+        calls = self.webhook_calls()
         complete, failed = calls["complete"], calls["failed"]
-        pictures = self.site.gallery.pictures()
+        pictures = self.environment.picture_store.count_pictures()
         known = set(self.confirmed) | self.unconfirmed
-        ended = set(failed) | self.buried | {number for number in complete if pictures[number]}
+        ended = set(failed) | self.dead_lettered | {number for number in complete if pictures[number]}
         twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
-        said = [call for call in self.site.backend.heard[self.begun :] if call.path.endswith(("complete", "failed"))]
-        return Ends(
+        said = [call for call in self.environment.backend.requests[self.first_request :] if call.path.endswith(("complete", "failed"))]
+        return OrderOutcomes(
             lost=sorted(set(self.confirmed) - ended),
             duplicated=sorted(twice),
             unexpected=sorted((set(complete) | set(failed)) - known),
-            dead_lettered=sorted(self.buried & known),
-            expired=sorted(set(failed) - self.buried),
+            dead_lettered=sorted(self.dead_lettered & known),
+            expired=sorted(set(failed) - self.dead_lettered),
             repeated_calls=len(said) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )
 
-    async def painted_twice(self) -> list[int]:
+    async def find_repeated_runs(self) -> list[int]:
         """Orders with more than one row: the run that drew them was counted twice."""
-        connection = await asyncpg.connect(self.site.postgres.url)
+        connection = await asyncpg.connect(self.environment.postgres.url)
         kept = await connection.fetchval("select to_regclass('atelier.painted')")
         rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1") if kept else []
         await connection.close()
         numbers = {int(row["job_id"].removeprefix("generation-")) for row in rows}
         return sorted(numbers & (set(self.confirmed) | self.unconfirmed))
 
-    async def left_in_queues(self) -> int:
+    async def count_leftovers(self) -> int:
         """Messages that lie in a work queue although every order has ended."""
-        await self.hang_up()
+        await self.close_connection()
         channel = await self.channel()
-        names = [channels.IMAGE_GENERATION, *map(channels.work_queue, STEPS)]
+        names = [broker_names.IMAGE_GENERATION_QUEUE, *map(broker_names.work_queue, STEPS)]
         counts = [(await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0 for name in names]
         return sum(counts)
 
 
-def order_of(number: int, prompt: str) -> bytes:
+def image_order(number: int, prompt: str) -> bytes:
     data = {"generation_id": number, "prompt": prompt, "parameters": {"size": "64x64", "steps": 4}, "artist_name": "K", "seed": number}
     return json.dumps({"type": "image_generation", "data": data}).encode()
 
 
-def with_deadline(order: bytes, seconds: float) -> aio_pika.Message:
+def command_with_deadline(order: bytes, seconds: float) -> aio_pika.Message:
     """The command that the adapter makes of an order, with a time limit, as the gateway places it."""
     command = translate(order)
     headers: dict[str, Any] = {Header.DEADLINE: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
+from bus.storage.claim_store import open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
 
 SIGN_AND_STORE = [
@@ -22,7 +22,7 @@ SIGN_AND_STORE = [
 async def stored() -> Claim:
     picture = io.BytesIO()
     Image.new("RGB", (256, 256), "teal").save(picture, "PNG")
-    async with open_claims(StoreSettings()) as claims:
+    async with open_claim_store(StoreSettings()) as claims:
         return await claims.write(picture.getvalue(), media_type="image/png", width=256, height=256)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bus.claims import ClaimStore
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
+from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.settings import StoreSettings
 
 
 @pytest.fixture(scope="session")
@@ -43,5 +42,5 @@ def s3_settings(bucket: str, s3_endpoint: str) -> dict[str, Any]:
 @pytest.fixture(params=["folder", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ClaimStore]:
     settings = {"store_url": tmp_path.as_uri()} if request.param == "folder" else request.getfixturevalue("s3_settings")
-    async with open_claims(StoreSettings(**settings)) as claims:
+    async with open_claim_store(StoreSettings(**settings)) as claims:
         yield claims

@@ -5,13 +5,13 @@ import hashlib
 
 import pytest
 
-from bus.claims import ClaimStore
 from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 400
 
 
-async def test_what_is_written_is_read(store: ClaimStore) -> None:
+async def test_claim_written_is_read_back(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png", width=4, height=5)
     assert await store.read(claim) == PICTURE
     assert (claim.size, claim.width, claim.height, claim.media_type) == (len(PICTURE), 4, 5, "image/png")
@@ -24,11 +24,11 @@ async def test_the_same_bytes_are_one_object(store: ClaimStore) -> None:
     assert len({claim.uri for claim in claims}) == 1
 
 
-async def test_no_bytes_at_all_are_bytes_too(store: ClaimStore) -> None:
+async def test_empty_object_is_stored(store: ClaimStore) -> None:
     assert await store.read(await store.write(b"", media_type="text/plain")) == b""
 
 
-async def test_a_key_put_twice_holds_the_later_bytes(store: ClaimStore) -> None:
+async def test_second_put_overwrites_key(store: ClaimStore) -> None:
     first = await store.put("generations/gen-7.png", b"old", media_type="image/png")
     later = await store.put("generations/gen-7.png", PICTURE, media_type="image/png")
     assert first.uri == later.uri
@@ -39,7 +39,7 @@ async def test_a_key_put_twice_holds_the_later_bytes(store: ClaimStore) -> None:
     assert error.value.code == "claim-corrupt"
 
 
-async def test_a_claim_on_nothing_is_missing(store: ClaimStore) -> None:
+async def test_read_of_absent_object_raises_missing(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png")
     gone = claim.model_copy(update={"uri": claim.uri.replace(".png", ".webp")})
     with pytest.raises(PermanentError) as error:
@@ -47,7 +47,7 @@ async def test_a_claim_on_nothing_is_missing(store: ClaimStore) -> None:
     assert error.value.code == "claim-missing"
 
 
-async def test_a_claim_that_does_not_fit_its_bytes_is_corrupt(store: ClaimStore) -> None:
+async def test_claim_with_wrong_digest_or_size_is_corrupt(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png")
     changes: list[dict[str, object]] = [{"sha256": "0" * 64}, {"size": 3}, {"size": 10**9}]
     for change in changes:
@@ -59,14 +59,14 @@ async def test_a_claim_that_does_not_fit_its_bytes_is_corrupt(store: ClaimStore)
 CLIMBING = ["../x.png", "/x.png", "a/../../x.png", "a//x", ".hidden", "a/./b", "a\\b", "", "a/\0", "a\n", "claims/ab/x.png", "a" * 600]
 
 
-async def test_a_key_that_climbs_is_refused(store: ClaimStore) -> None:
+async def test_key_with_parent_segments_is_rejected(store: ClaimStore) -> None:
     for key in CLIMBING:
         with pytest.raises(PermanentError) as error:
             await store.put(key, b"x", media_type="image/png")
         assert error.value.code == "key-refused", key
 
 
-async def test_a_claim_outside_the_store_is_refused(store: ClaimStore) -> None:
+async def test_claim_outside_store_is_rejected(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png")
     for uri in ["file:///etc/passwd", "s3://somebody-else/x.png", "https://example.com/x.png", "x.png", ""]:
         for ask in (store.read, store.url):
@@ -75,7 +75,7 @@ async def test_a_claim_outside_the_store_is_refused(store: ClaimStore) -> None:
             assert error.value.code == "claim-refused", uri
 
 
-async def test_the_stores_own_objects_can_be_fetched_by_their_address(store: ClaimStore) -> None:
+async def test_own_objects_are_fetched_by_url(store: ClaimStore) -> None:
     claim = await store.put("loras/style.safetensors", PICTURE, media_type="application/octet-stream")
     assert await store.fetch(claim.uri, max_bytes=len(PICTURE)) == PICTURE
 
@@ -87,7 +87,7 @@ async def test_a_fetch_beyond_the_limit_is_too_large(store: ClaimStore) -> None:
     assert error.value.code == "asset-too-large"
 
 
-async def test_fetching_nothing_is_missing(store: ClaimStore) -> None:
+async def test_fetch_of_absent_object_raises_missing(store: ClaimStore) -> None:
     claim = await store.put("loras/style.safetensors", PICTURE, media_type="application/octet-stream")
     with pytest.raises(PermanentError) as error:
         await store.fetch(claim.uri + "x", max_bytes=10**6)
@@ -105,7 +105,7 @@ FOREIGN = [
 UNREADABLE = ["x", "", "https://", "https://a b", "s3://", "file:", "file://host/etc/passwd"]
 
 
-async def test_what_the_settings_do_not_allow_is_not_fetched(store: ClaimStore) -> None:
+async def test_fetch_outside_allowed_sources_is_rejected(store: ClaimStore) -> None:
     for uri in FOREIGN + UNREADABLE:
         with pytest.raises(PermanentError) as error:
             await store.fetch(uri, max_bytes=10**6)

@@ -14,20 +14,20 @@ from PIL import Image, ImageChops
 
 from actors.upload import open_upload
 from actors.watermark import open_watermark
-from bus.actor import Tools
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
+from bus.actor import Resources
+from bus.storage.claim_store import open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.upload import Upload
 from contracts.watermark import Signature, Watermark
-from tests.certificates import write_chain
-from tests.unit.actors.conftest import context_of
+from tests.support.actor_context import make_context
+from tests.support.signing_certificates import write_signing_chain
 
 MODEL_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tmp_path: Path) -> None:
-    files = write_chain(tmp_path)
+    files = write_signing_chain(tmp_path)
     for name in ("AWS_S3_ENDPOINT_URL", "AWS_S3_REGION_NAME"):
         monkeypatch.setenv(name, s3_settings[name])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -43,20 +43,20 @@ async def stored() -> tuple[bytes, bytes, str]:
     blank = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(blank, "PNG")
     async with AsyncExitStack() as stack:
-        claims = await stack.enter_async_context(open_claims(StoreSettings()))
+        claims = await stack.enter_async_context(open_claim_store(StoreSettings()))
         outside = await stack.enter_async_context(httpx.AsyncClient())
-        watermark = await stack.enter_async_context(open_watermark(Tools(claims)))
-        upload = await stack.enter_async_context(open_upload(Tools(claims)))
+        watermark = await stack.enter_async_context(open_watermark(Resources(claims)))
+        upload = await stack.enter_async_context(open_upload(Resources(claims)))
         drawn = await claims.write(blank.getvalue(), media_type="image/png")
         order = Watermark(images=[drawn], signature=Signature(text="화가"), artist="화가", metadata={"seed": 7})
-        marked: Any = await watermark(order, context_of())
-        done: Any = await upload(Upload(images=marked.images, name="gen-7"), context_of())
+        marked: Any = await watermark(order, make_context())
+        done: Any = await upload(Upload(images=marked.images, name="gen-7"), make_context())
         answer = await outside.get(done.result_url)
         return await claims.read(marked.images[0]), answer.content, done.files[0].sha256
 
 
 @pytest.mark.usefixtures("environment")
-async def test_the_stored_picture_carries_a_manifest_that_fits_it() -> None:
+async def test_stored_image_carries_valid_manifest() -> None:
     _, kept, sha256 = await stored()
     with c2pa.Reader("image/png", io.BytesIO(kept)) as reader:
         assert reader.get_validation_state() == "Valid"
@@ -70,7 +70,7 @@ async def test_the_stored_picture_carries_a_manifest_that_fits_it() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-async def test_signing_changes_no_pixel_and_no_text() -> None:
+async def test_signing_preserves_pixels_and_text_chunks() -> None:
     marked, kept, _ = await stored()
     before, after = (Image.open(io.BytesIO(data)) for data in (marked, kept))
     assert ImageChops.difference(before, after).getbbox() is None
@@ -79,7 +79,7 @@ async def test_signing_changes_no_pixel_and_no_text() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-async def test_a_changed_picture_is_found_out() -> None:
+async def test_manifest_validation_fails_for_modified_image() -> None:
     _, kept, _ = await stored()
     at = kept.index(b"IDAT") + 40
     forged = kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :]
@@ -88,7 +88,7 @@ async def test_a_changed_picture_is_found_out() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-async def test_without_a_certificate_pictures_lie_as_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_image_is_stored_unsigned_without_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_CHAIN")
     monkeypatch.delenv("CREDENTIALS_KEY")
     marked, kept, _ = await stored()

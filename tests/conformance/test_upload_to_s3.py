@@ -7,11 +7,11 @@ import httpx
 import pytest
 
 from actors.upload import open_upload
-from bus.actor import Tools
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
+from bus.actor import Resources
+from bus.storage.claim_store import open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.upload import Upload, UploadDone
-from tests.unit.actors.conftest import context_of
+from tests.support.actor_context import make_context
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tm
 
 
 @pytest.mark.usefixtures("environment")
-async def test_an_upload_done_twice_is_one_object_that_the_outside_world_can_read() -> None:
-    async with open_claims(StoreSettings()) as claims, open_upload(Tools(claims)) as upload, httpx.AsyncClient() as outside:
+async def test_repeated_upload_is_one_publicly_readable_object() -> None:
+    async with open_claim_store(StoreSettings()) as claims, open_upload(Resources(claims)) as upload, httpx.AsyncClient() as outside:
         image = await claims.write(b"picture", media_type="image/png")
         for _ in range(2):
-            done = await upload(Upload(images=[image], name="gen-7"), context_of())
+            done = await upload(Upload(images=[image], name="gen-7"), make_context())
             assert isinstance(done, UploadDone)
             assert done.files[0].uri == "s3://gallery/generations/gen-7.png"
             answer = await outside.get(done.result_url)
@@ -37,10 +37,10 @@ async def test_an_upload_done_twice_is_one_object_that_the_outside_world_can_rea
 
 
 @pytest.mark.usefixtures("environment")
-async def test_a_public_address_is_sent_to_the_backend_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_public_url_is_sent_to_backend_when_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPLOAD_PUBLIC_URL", "https://stylelicense-media.s3.amazonaws.com")
-    async with open_claims(StoreSettings()) as claims, open_upload(Tools(claims)) as upload:
+    async with open_claim_store(StoreSettings()) as claims, open_upload(Resources(claims)) as upload:
         image = await claims.write(b"picture", media_type="image/png")
-        done = await upload(Upload(images=[image], name="gen-7"), context_of())
+        done = await upload(Upload(images=[image], name="gen-7"), make_context())
     assert isinstance(done, UploadDone)
     assert done.result_url == "https://stylelicense-media.s3.amazonaws.com/generations/gen-7.png"

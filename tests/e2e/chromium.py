@@ -11,40 +11,40 @@ from tempfile import TemporaryDirectory
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from ops.local.install import as_root
+from ops.local.rabbitmq_install import root_prefix
 from ops.settings import LocalSettings
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome")
 INSTALL = "apt-get install -y -q --no-install-recommends chromium chromium-driver"
-APT = f"{INSTALL} || {{ apt-get update -q && {INSTALL}; }}"
-FLAGS = (
+INSTALL_WITH_UPDATE = f"{INSTALL} || {{ apt-get update -q && {INSTALL}; }}"
+BROWSER_FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 FONTS = Path(__file__).parents[2] / "actors" / "fonts"
 """So that Korean is Korean on a machine that has no font for it."""
 
-WAY_OUT = "The tests of the console drive a headless Chromium. Install it: sudo apt-get install chromium chromium-driver"
+INSTALL_HINT = "The tests of the console drive a headless Chromium. Install it: sudo apt-get install chromium chromium-driver"
 
 
-class NoChromium(Exception):
-    def __init__(self, why: str = "") -> None:
-        super().__init__(f"{why}\n{WAY_OUT}".strip())
+class ChromiumMissing(Exception):
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(f"{detail}\n{INSTALL_HINT}".strip())
 
 
-def find() -> tuple[str, str]:
+def find_chromium() -> tuple[str, str]:
     """The browser and its driver. Raises NoChromium with the way out."""
-    if not _both() and LocalSettings().may_install and shutil.which("apt-get") and (rights := as_root()) is not None:
-        done = subprocess.run([*rights, "sh", "-c", APT], capture_output=True, text=True, timeout=600, check=False)
+    if not _find_browser_and_driver() and LocalSettings().may_install and shutil.which("apt-get") and (rights := root_prefix()) is not None:
+        done = subprocess.run([*rights, "sh", "-c", INSTALL_WITH_UPDATE], capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
-            raise NoChromium("\n".join(done.stderr.splitlines()[-4:]))
-    if not (both := _both()):
-        raise NoChromium
+            raise ChromiumMissing("\n".join(done.stderr.splitlines()[-4:]))
+    if not (both := _find_browser_and_driver()):
+        raise ChromiumMissing
     return both
 
 
-def _both() -> tuple[str, str] | None:
-    browser = next((found for name in NAMES if (found := shutil.which(name))), None)
+def _find_browser_and_driver() -> tuple[str, str] | None:
+    browser = next((found for name in BROWSER_NAMES if (found := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
@@ -52,11 +52,11 @@ def _both() -> tuple[str, str] | None:
 @contextmanager
 def open_browser(width: int = 1280, height: int = 900, language: str = "en", *, dark: bool = False, scale: int = 1) -> Iterator[Chrome]:
     """A browser with a profile of its own."""
-    program, driver = find()
+    program, driver = find_chromium()
     with TemporaryDirectory(prefix="atelier-chromium-", ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
         options.binary_location = program
-        for flag in (*FLAGS, f"--user-data-dir={Path(profile)}", f"--window-size={width},{height}", f"--accept-lang={language}"):
+        for flag in (*BROWSER_FLAGS, f"--user-data-dir={Path(profile)}", f"--window-size={width},{height}", f"--accept-lang={language}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         (Path(profile) / "fonts").symlink_to(FONTS)

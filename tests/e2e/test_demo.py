@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.tiny.measuring import seen
-from ops.tiny.scenes import Scene
-from ops.tiny.slogans import slogans
+from training.evaluate_shapes import detect_scene
+from training.scenes import Scene
+from training.slogans import slogans
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
 
@@ -25,7 +25,7 @@ def run_demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
 
 
-def test_the_demo_draws_signs_uploads_and_tells() -> None:
+def test_demo_generates_watermarks_uploads_and_calls_webhook() -> None:
     """One JSON document and nothing else; what it says of the picture is true; it shows what was asked; the backend was told in order."""
     with TemporaryDirectory(prefix="atelier-demo-") as folder:
         ended = run_demo(Path(folder), "--json", "--artist", "김작가", "--prompt", "파란 배경에 노란 별", "--size", "512x512")
@@ -36,7 +36,7 @@ def test_the_demo_draws_signs_uploads_and_tells() -> None:
         with Image.open(picture) as opened:
             assert opened.size == (report["width"], report["height"]) == (512, 512)
             assert opened.text["artist"] == "김작가"  # type: ignore[attr-defined]
-            shown = seen(np.asarray(opened.convert("RGB")))
+            shown = detect_scene(np.asarray(opened.convert("RGB")))
         assert (shown.colour, shown.ground) == ("yellow", "blue")
     assert report["ok"] is True
     assert [step["step"] for step in report["steps"]] == ["image", "watermark", "upload", "webhook"]
@@ -45,7 +45,7 @@ def test_the_demo_draws_signs_uploads_and_tells() -> None:
     assert report["webhooks"][-1] == {"method": "POST", "path": "/api/webhooks/inference/complete"}
 
 
-def test_an_order_that_cannot_be_done_is_a_clear_failure() -> None:
+def test_failing_demo_order_reports_error() -> None:
     """Exit status 1, the fault by its code, and the backend told `failed`."""
     with TemporaryDirectory(prefix="atelier-demo-") as folder:
         ended = run_demo(Path(folder), "--json", "--count", "7")
@@ -63,7 +63,7 @@ def test_the_demo_makes_an_advertisement() -> None:
         assert ended.returncode == 0, ended.stderr[-3000:]
         report = json.loads(ended.stdout)
         with Image.open(report["image_path"]) as opened:
-            shown = seen(np.asarray(opened.convert("RGB")))
+            shown = detect_scene(np.asarray(opened.convert("RGB")))
     assert shown.ground == "white"
     assert [step["step"] for step in report["steps"]][:2] == ["text", "image"]
     assert [step["step"] for step in report["steps"]][-6:] == ["validate", "overlay", "judge", "watermark", "upload", "webhook"]

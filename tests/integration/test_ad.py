@@ -16,22 +16,22 @@ from actors.text import ACTORS as TEXT
 from actors.upload import ACTOR as UPLOAD
 from actors.watermark import ACTOR as WATERMARK
 from actors.webhook import ACTOR as WEBHOOK
-from bus.actor import Actor, Context, Handler, Tools
+from bus.actor import Actor, Context, Handler, Resources
 from bus.settings import BusSettings
 from contracts.judge import Judge, JudgeDone
 from contracts.validate import Validate, ValidateDone
 from contracts.wire import Step
-from tests.integration.conftest import Workshop, soon
-from tests.integration.test_jobs import ended, opened
-from tests.listening_backend import Backend, open_backend
-from tests.model_server import open_model_server
-from tests.painter import PAINTER
+from tests.integration.test_jobs import open_gateway, wait_until_job_ended
+from tests.support.broker_client import StartWorker, wait_until
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.fake_openai_server import open_fake_openai_server
+from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 FONT = {"font_style": "bold", "font_name": "x", "font_size_category": "large", "font_color_hex": "fff8e0", "reasoning": "warm"}
 NUMBERS = count(7_100_000)
 
 
-class Critics:
+class FakeCritics:
     """In place of the seeing model: refuses the first so many pictures, and keeps what it was asked."""
 
     def __init__(self, refusals: int) -> None:
@@ -58,45 +58,45 @@ class Critics:
     def actors(self) -> list[Actor]:
         limits: dict[str, Any] = {"timeout_seconds": 10, "prefetch": 4}
         return [
-            Actor(step=Step.VALIDATE, command=Validate, result=ValidateDone, open=_opening(self.validate), **limits),
-            Actor(step=Step.JUDGE, command=Judge, result=JudgeDone, open=_opening(self.judge), **limits),
+            Actor(step=Step.VALIDATE, command=Validate, result=ValidateDone, open=_open_with(self.validate), **limits),
+            Actor(step=Step.JUDGE, command=Judge, result=JudgeDone, open=_open_with(self.judge), **limits),
         ]
 
 
-def _opening(handle: Any) -> Any:
+def _open_with(handle: Any) -> Any:
     @asynccontextmanager
-    async def opening(tools: Tools) -> AsyncIterator[Handler]:
+    async def opening(tools: Resources) -> AsyncIterator[Handler]:
         yield handle
 
     return opening
 
 
 @pytest.fixture
-async def backend(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backend]:
-    async with open_backend() as listening:
+async def backend(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WebhookBackend]:
+    async with open_webhook_backend() as listening:
         monkeypatch.setenv("BACKEND_API_URL", listening.url)
         yield listening
 
 
 @pytest.fixture
 async def http(bus_settings: BusSettings, store_folder: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with opened(bus_settings, store_folder) as client:
+    async with open_gateway(bus_settings, store_folder) as client:
         yield client
 
 
-def ad(**more: Any) -> dict[str, Any]:
+def ad_order(**more: Any) -> dict[str, Any]:
     order = {"kind": "ad", "prompt": "ramen", "text": "따뜻한 한 그릇", "seed": 7, "width": 256, "height": 256, "artist": "Kim"}
     return order | {"generation_id": next(NUMBERS)} | more
 
 
-async def test_an_ad_is_drawn_lettered_judged_signed_and_told(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
+async def test_ad_job_runs_all_steps_to_webhook(http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend) -> None:
     """The copy reaches the critic and the overlay; the judge is told what was measured; the backend hears of it once."""
-    critics = Critics(refusals=0)
-    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
-        response = await http.post("/jobs", json=ad(), params={"wait": 30})
+    critics = FakeCritics(refusals=0)
+    async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad_order(), params={"wait": 30})
         answer = response.json()
         assert response.status_code == 200, answer
-        job = await ended(http, answer["job_id"])
+        job = await wait_until_job_ended(http, answer["job_id"])
     result = answer["result"]
     assert job["itinerary"] == ["image", "validate", "overlay", "judge", "watermark", "upload", "webhook"]
     assert [step["step"] for step in job["steps"] if step["step"] != "webhook"] == job["itinerary"][:-1]
@@ -111,60 +111,62 @@ async def test_an_ad_is_drawn_lettered_judged_signed_and_told(http: httpx.AsyncC
     assert backend.paths.count("complete") == 1
 
 
-async def test_an_ad_without_a_copy_begins_with_the_writer(
-    http: httpx.AsyncClient, workshop: Workshop, backend: Backend, monkeypatch: pytest.MonkeyPatch
+async def test_ad_without_copy_starts_with_text_step(
+    http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was written, in one line, is what the critic reads and what stands on the picture."""
-    critics = Critics(refusals=0)
-    async with open_model_server() as model:
-        model.say = lambda _: "따뜻한\n한 그릇 "
+    critics = FakeCritics(refusals=0)
+    async with open_fake_openai_server() as model:
+        model.respond = lambda _: "따뜻한\n한 그릇 "
         monkeypatch.setenv("VLLM_SERVER_URL", model.url)
-        async with workshop(*ACTORS, *TEXT, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
-            order = {name: value for name, value in ad().items() if name != "text"}
+        async with start_worker(*ACTORS, *TEXT, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+            order = {name: value for name, value in ad_order().items() if name != "text"}
             response = await http.post("/jobs", json=order, params={"wait": 30})
-            job = await ended(http, response.json()["job_id"])
+            job = await wait_until_job_ended(http, response.json()["job_id"])
     assert job["itinerary"][:2] == ["text", "image"]
     assert critics.validated[0].ad_copy_text == response.json()["result"]["text"] == job["result"]["layout"]["text"] == "따뜻한 한 그릇"
-    assert model.questions[0]["messages"][-1] == {"role": "user", "content": "ramen"}
+    assert model.requests[0]["messages"][-1] == {"role": "user", "content": "ramen"}
 
 
-async def test_a_refused_picture_is_drawn_again_with_another_seed(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
-    critics = Critics(refusals=2)
-    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
-        response = await http.post("/jobs", json=ad(tries=2), params={"wait": 30})
-        job = await ended(http, response.json()["job_id"])
+async def test_rejected_image_is_regenerated_with_new_seed(
+    http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend
+) -> None:
+    critics = FakeCritics(refusals=2)
+    async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad_order(tries=2), params={"wait": 30})
+        job = await wait_until_job_ended(http, response.json()["job_id"])
     drawn = [step["result"]["metadata"]["seed"] for step in job["steps"] if step["step"] == "image"]
     assert (len(drawn), len(set(drawn)), drawn[0]) == (3, 3, 7)
     assert response.json()["result"]["metadata"]["seed"] == drawn[2]
     assert backend.paths.count("complete") == 1
 
 
-async def test_after_its_tries_an_ad_ends_refused(http: httpx.AsyncClient, workshop: Workshop, backend: Backend) -> None:
+async def test_ad_ends_rejected_after_last_attempt(http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend) -> None:
     """A refusal is an answer, not a failure; the backend is told that there will be no picture, once."""
-    critics = Critics(refusals=9)
-    async with workshop(*ACTORS, PAINTER, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
-        response = await http.post("/jobs", json=ad(tries=1), params={"wait": 30})
-        job = await ended(http, response.json()["job_id"])
+    critics = FakeCritics(refusals=9)
+    async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
+        response = await http.post("/jobs", json=ad_order(tries=1), params={"wait": 30})
+        job = await wait_until_job_ended(http, response.json()["job_id"])
 
         async def told() -> bool:
             return "failed" in backend.paths
 
-        await soon(told)
+        await wait_until(told)
     assert (response.status_code, response.json()["result"]["is_valid"], job["state"]) == (200, False, "completed")
     assert len(critics.validated) == 2
     assert critics.judged == []
-    (failed,) = [heard.body for heard in backend.heard if heard.path.endswith("failed")]
+    (failed,) = [heard.body for heard in backend.requests if heard.path.endswith("failed")]
     assert failed["error_code"] == "REFUSED"
 
 
-async def test_the_layout_is_kept_in_the_source_systems_table(http: httpx.AsyncClient, workshop: Workshop, database_url: str) -> None:
+async def test_layout_is_stored_in_source_table(http: httpx.AsyncClient, start_worker: StartWorker, database_url: str) -> None:
     """With a variant's id: one row, with the shares that the judge reads."""
     variant = "6f0e2b1e-3f6a-4f0e-9a43-0b1a7f6a2a11"
     stops = [
         {"step": "image", "arguments": {"prompt": "ramen", "width": 128, "height": 128}},
         {"step": "overlay", "arguments": {"text": "SALE", "job_variants_id": variant}},
     ]
-    async with workshop(*ACTORS, PAINTER, OVERLAY):
+    async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY):
         response = await http.post("/jobs", json={"kind": "itinerary", "stops": stops}, params={"wait": 30})
         result = response.json()["result"]
         connection = await asyncpg.connect(database_url)

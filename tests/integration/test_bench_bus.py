@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from ops.bench import bus
-from ops.bench.peers import PEERS
-from ops.bench.peers.ends import Speed
+from benchmarks import bus
+from benchmarks.peers import PEERS
+from benchmarks.peers.peer_processes import Throughput
 
 
 def asked(**said: object) -> Namespace:
     return Namespace(**{"sides": list(PEERS), "sizes": [100], "in_flight": [4], "rounds": 1, "seconds": 0.02, "json": True} | said)
 
 
-def test_every_side_passes_its_messages_on_and_back() -> None:
-    told = asyncio.run(bus.measured(asked()))
+def test_every_peer_delivers_messages_and_replies() -> None:
+    told = asyncio.run(bus.measure(asked()))
     one_way, asking = told["cells"]["send 100 4"], told["cells"]["ask 100 4"]
     assert set(one_way) == set(PEERS)
     assert set(asking) == {name for name, peer in PEERS.items() if peer.replies}
@@ -30,28 +30,28 @@ def test_every_side_passes_its_messages_on_and_back() -> None:
     assert set(told["median_share"]) == {"bus", "bus_kept"}
 
 
-def speeds(*rates: float) -> list[Speed]:
-    return [Speed(rate, cpu_us=1e6 / rate) for rate in rates]
+def speeds(*rates: float) -> list[Throughput]:
+    return [Throughput(rate, cpu_microseconds=1e6 / rate) for rate in rates]
 
 
-def test_a_share_is_taken_round_by_round() -> None:
+def test_share_is_median_of_round_ratios() -> None:
     """So that a slow moment of the machine, which meets both sides, does not count."""
-    told = bus.figures({"send 100 4": {"aio_pika": speeds(100, 10, 100), "bus": speeds(80, 8, 80)}})
+    told = bus.summarize({"send 100 4": {"aio_pika": speeds(100, 10, 100), "bus": speeds(80, 8, 80)}})
     assert told["share"] == told["cpu_share"] == {"send 100 4": {"bus": 0.8}}
     assert told["median_share"]["bus"] == {"send": 0.8}
 
 
-def test_each_side_is_compared_with_bare_aio_pika_of_the_same_promises() -> None:
+def test_each_peer_is_compared_with_aio_pika_of_same_guarantees() -> None:
     sides = {"aio_pika": speeds(100), "aio_pika_kept": speeds(50), "bus_kept": speeds(40), "celery": speeds(30)}
-    assert bus.figures({"send 1 1": sides})["share"]["send 1 1"] == {"aio_pika_kept": 0.5, "bus_kept": 0.8, "celery": 0.3}
+    assert bus.summarize({"send 1 1": sides})["share"]["send 1 1"] == {"aio_pika_kept": 0.5, "bus_kept": 0.8, "celery": 0.3}
 
 
-def test_a_bench_that_is_told_to_end_leaves_nothing_behind() -> None:
+def test_terminated_bench_leaves_no_process() -> None:
     words = [sys.executable, "-m", "ops.cli", "bench", "bus", "--sides", "aio_pika", "--seconds", "60"]
     with TemporaryDirectory(prefix="atelier-told-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # the database's own user passes through
         with subprocess.Popen(words, env=os.environ | {"TMPDIR": folder}, stderr=subprocess.DEVNULL) as bench:
-            while not any("ops.bench.peers" in words for words in running(bench.pid)):
+            while not any("benchmarks.peers" in words for words in running(bench.pid)):
                 time.sleep(0.5)
             bench.terminate()
             assert bench.wait(30) == 130

@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from bus.database import open_database
-from bus.outbox import Outbox, open_outbox
+from benchmarks import dead_letters
+from bus.amqp.publisher import Publisher, open_publisher
+from bus.persistence.pool import open_pool
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from ops.bench import dead_letters
+from bus.storage.settings import StoreSettings
 
 LETTERS = 120
 
 
 @pytest.fixture
-async def outbox(bus_settings: BusSettings) -> AsyncIterator[Outbox]:
-    async with open_outbox(bus_settings) as outbox:
+async def outbox(bus_settings: BusSettings) -> AsyncIterator[Publisher]:
+    async with open_publisher(bus_settings) as outbox:
         yield outbox
 
 
-async def test_every_letter_comes_back_once(bus_settings: BusSettings, store_folder: Path, outbox: Outbox) -> None:
-    async with open_database(bus_settings) as pool:
+async def test_every_dead_letter_is_replayed_once(bus_settings: BusSettings, store_folder: Path, outbox: Publisher) -> None:
+    async with open_pool(bus_settings) as pool:
         assert pool is not None
         figures = await dead_letters.run(LETTERS, bus_settings, StoreSettings(store_url=store_folder.as_uri()), pool, outbox)
     assert (figures.letters, figures.groups, figures.lost, figures.duplicated) == (LETTERS, dead_letters.CAUSES, 0, 0)

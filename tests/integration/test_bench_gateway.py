@@ -3,26 +3,26 @@
 import asyncio
 from argparse import Namespace
 
-from ops.bench import gateway
-from ops.bench.gateway import SIDES, Round
+from benchmarks import gateway
+from benchmarks.gateway import SIDES, LoadRound
 
 
-def test_every_side_and_every_waiting_client_is_answered() -> None:
-    told = asyncio.run(gateway.measured(Namespace(seconds=0.2, rounds=2, callers=[2], waiting=4)))
+def test_every_client_receives_reply() -> None:
+    told = asyncio.run(gateway.measure(Namespace(seconds=0.2, rounds=2, callers=[2], waiting=4)))
     assert set(told["sides"]) == set(SIDES)
     assert all(seen["2"]["least"] > 0 for seen in told["sides"].values())
     assert told["waiting"]["replied"] == 4
     assert told["waiting"]["seconds"] >= 2
 
 
-def rounds(*rates: int) -> list[Round]:
-    return [Round(1.0, [1 / rate] * rate) for rate in rates]
+def rounds(*rates: int) -> list[LoadRound]:
+    return [LoadRound(1.0, [1 / rate] * rate) for rate in rates]
 
 
-def test_a_share_is_the_median_of_the_rounds_own() -> None:
+def test_share_is_median_of_round_ratios() -> None:
     """So that a slow moment of the machine, which meets all sides, does not count."""
     sides = {"aio_pika": rounds(100, 10, 100), "bus": rounds(90, 9, 80), "http": rounds(50, 5, 50), "faststream_request": rounds(25, 5, 25)}
-    told = gateway.figures({64: sides})
+    told = gateway.summarize({64: sides})
     assert told["bus_share_of_aio_pika"] == {"64": 0.9}
     assert told["http_share_of_aio_pika"] == {"64": 0.5}
     assert told["over_faststream_request"] == {"64": 2.0}

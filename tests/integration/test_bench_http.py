@@ -7,22 +7,22 @@ from argparse import Namespace
 import pytest
 from fastapi import FastAPI
 
-from ops.bench import http
-from ops.bench.http import Times
-from tests.integration.live import served
+from benchmarks import http
+from benchmarks.http import RoundTimes
+from tests.support.live_gateway import serve_app
 
 
 @pytest.mark.models
 @pytest.mark.timeout(240)
-def test_both_sides_answer_every_client() -> None:
+def test_both_servers_answer_every_client() -> None:
     said = {"clients": [2], "questions": 4, "tokens": 4, "rounds": 1, "models": None, "json": True}
-    told = asyncio.run(http.measured(Namespace(**said)))
+    told = asyncio.run(http.measure(Namespace(**said)))
     assert set(told["clients"]["2"]) == {"gateway", "inline"}
     assert all(seen["per_second"] > 0 < seen["health_worst_ms"] for seen in told["clients"]["2"].values())
     assert told["over_inline"]["2"] > 0
 
 
-async def test_a_server_that_works_on_its_event_loop_is_seen_by_its_health() -> None:
+async def test_blocked_event_loop_shows_in_health_latency() -> None:
     app = FastAPI()
 
     @app.post("/predict")
@@ -33,13 +33,13 @@ async def test_a_server_that_works_on_its_event_loop_is_seen_by_its_health() -> 
     @app.get("/health")
     async def health() -> None: ...
 
-    async with served(app) as url:
-        times = await http.asked(http.port_in(url), clients=1, questions=2)
-    assert max(times.health) > 0.2
+    async with serve_app(app) as url:
+        times = await http.run_clients(http.parse_port(url), clients=1, requests=2)
+    assert max(times.health_seconds) > 0.2
 
 
-def test_the_ratio_is_taken_round_by_round() -> None:
-    fast, slow = Times([0.1], [0.01], 1.0), Times([0.1], [0.5], 2.0)
-    told = http.figures({8: {"gateway": [fast, fast], "inline": [slow, slow]}})
+def test_ratio_is_median_of_round_ratios() -> None:
+    fast, slow = RoundTimes([0.1], [0.01], 1.0), RoundTimes([0.1], [0.5], 2.0)
+    told = http.summarize({8: {"gateway": [fast, fast], "inline": [slow, slow]}})
     assert told["over_inline"] == {"8": 2.0}
     assert told["clients"]["8"]["inline"]["health_worst_ms"] == 500

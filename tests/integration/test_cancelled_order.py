@@ -5,34 +5,34 @@ from typing import Any
 
 import pytest
 
-from bus.serve import open_workshop
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from contracts import channels
-from ops.models import make_tiny
-from ops.workshop import hire
-from tests.integration.conftest import Customer, soon
-from tests.integration.test_image_order import NUMBERS, form_c
-from tests.integration.test_jobs import opened
-from tests.listening_backend import open_backend
+from bus.storage.settings import StoreSettings
+from bus.worker.worker import run_worker
+from contracts import broker_names
+from ops.local.tiny_models import make_tiny_models
+from ops.registry import load_actors
+from tests.integration.test_image_order import GENERATION_IDS, form_c_order
+from tests.integration.test_jobs import open_gateway
+from tests.support.broker_client import BrokerClient, wait_until
+from tests.support.webhook_backend import open_webhook_backend
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(180)]
 STEPS = ["image_generation", "image", "watermark", "upload", "webhook", "ledger"]
 
 
-async def test_an_order_is_cancelled_while_it_is_drawn_and_the_next_is_drawn_at_once(
-    bus_settings: BusSettings, customer: Customer, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_cancel_during_generation_starts_next_order(
+    bus_settings: BusSettings, broker_client: BrokerClient, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow by its size and count. The backend is told `failed` with CANCELLED once, and `complete` of the other order only."""
-    slow, quick = next(NUMBERS), next(NUMBERS)
-    staff, store = hire(STEPS), StoreSettings(store_url=store_folder.as_uri())
-    async with open_backend() as backend:
+    slow, quick = next(GENERATION_IDS), next(GENERATION_IDS)
+    staff, store = load_actors(STEPS), StoreSettings(store_url=store_folder.as_uri())
+    async with open_webhook_backend() as backend:
         monkeypatch.setenv("BACKEND_API_URL", backend.url)
         monkeypatch.setenv("INTERNAL_API_TOKEN", "t" * 32)
-        monkeypatch.setenv("IMAGE_MODEL", str(make_tiny(tmp_path)["tiny-sd"]))
+        monkeypatch.setenv("IMAGE_MODEL", str(make_tiny_models(tmp_path)["tiny-sd"]))
 
         def heard(number: int) -> list[tuple[str, Any]]:
-            calls = [(call.path.rpartition("/")[2], call.body) for call in backend.heard]
+            calls = [(call.path.rpartition("/")[2], call.body) for call in backend.requests]
             return [(name, body) for name, body in calls if body["generation_id"] == number]
 
         async def drawing() -> bool:
@@ -42,14 +42,14 @@ async def test_an_order_is_cancelled_while_it_is_drawn_and_the_next_is_drawn_at_
             return all({name for name, _ in heard(number)} & {"failed", "complete"} for number in (slow, quick))
 
         async with (
-            opened(bus_settings, store_folder) as http,
-            open_workshop(staff.actors, staff.adapters, bus_settings, store, staff.intakes),
+            open_gateway(bus_settings, store_folder) as http,
+            run_worker(staff.actors, staff.adapters, bus_settings, store, staff.ingests),
         ):
-            await customer.send(channels.IMAGE_GENERATION, form_c(slow, num_inference_steps=150), exchange="")
-            await soon(drawing, 60)
-            await customer.send(channels.IMAGE_GENERATION, form_c(quick, num_inference_steps=2), exchange="")
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, form_c_order(slow, num_inference_steps=150), exchange="")
+            await wait_until(drawing, 60)
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, form_c_order(quick, num_inference_steps=2), exchange="")
             assert (await http.delete(f"/jobs/generation-{slow}")).status_code == 202
-            await soon(both_over, 60)
+            await wait_until(both_over, 60)
             job = (await http.get(f"/jobs/generation-{slow}")).json()
 
     assert job["state"] == "cancelled"

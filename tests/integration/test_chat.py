@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 from bus.settings import BusSettings
-from tests.files import docx, pdf
-from tests.integration.conftest import Customer, Workshop
-from tests.integration.live import live_gateway
-from tests.writer import KNOWN, Writer
+from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.fake_text_actor import KNOWN_CONVERSATION, FakeTextActor
+from tests.support.live_gateway import live_gateway
+from tests.support.sample_documents import make_docx, make_pdf
 
 
 @pytest.fixture
-def writer() -> Writer:
-    return Writer()
+def writer() -> FakeTextActor:
+    return FakeTextActor()
 
 
 @pytest.fixture
-async def http(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[httpx.AsyncClient]:
+async def http(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> AsyncIterator[httpx.AsyncClient]:
     limits = {"request_seconds": 20, "question_seconds": 1, "max_upload_bytes": 20_000}
     async with live_gateway(bus_settings, store_folder, **limits) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         yield client
@@ -37,9 +37,11 @@ def png(side: int = 40) -> bytes:
         return file.getvalue()
 
 
-async def test_a_turn_is_answered_with_the_source_systems_fields(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+async def test_a_turn_is_answered_with_the_source_systems_fields(
+    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor
+) -> None:
     """All six, null ones too; the endpoint's own time is measured here."""
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         response = await http.post(
             "/generate", json={"message": "one two", "conversation_id": None, "max_tokens": 9999, "temperature": 0.5}
         )
@@ -48,23 +50,23 @@ async def test_a_turn_is_answered_with_the_source_systems_fields(http: httpx.Asy
     assert list(answer) == ["response", "conversation_id", "generation_time", "model_info", "response_json", "response_is_json"]
     assert (answer["response"], answer["conversation_id"], answer["response_json"], answer["response_is_json"]) == (
         "two one",
-        KNOWN,
+        KNOWN_CONVERSATION,
         None,
         False,
     )
     info = answer["model_info"]
     assert (info["engine"], info["model_name"], info["max_tokens"], info["temperature"]) == ("vLLM", "tiny", 512, 0.5)
     assert info["timings"]["endpoint_total_ms"] != 13.4
-    assert (writer.seen[0].max_tokens, writer.seen[0].conversation_id) == (9999, None)
+    assert (writer.commands[0].max_tokens, writer.commands[0].conversation_id) == (9999, None)
 
 
-async def test_a_wish_below_one_token_is_one(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_max_tokens_below_one_becomes_one(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    async with start_worker(*writer.actors):
         await http.post("/generate", json={"message": "x", "max_tokens": 0})
-    assert writer.seen[0].max_tokens == 1
+    assert writer.commands[0].max_tokens == 1
 
 
-async def test_a_body_without_a_message_is_told_in_the_source_systems_form(http: httpx.AsyncClient) -> None:
+async def test_missing_message_returns_source_system_error(http: httpx.AsyncClient) -> None:
     for path in ("/generate", "/vision", "/multimodal"):
         response = await http.post(path, json={"max_tokens": 4})
         assert response.status_code == 422
@@ -72,17 +74,17 @@ async def test_a_body_without_a_message_is_told_in_the_source_systems_form(http:
     assert (await http.post("/vision", json={"message": "x"})).json()["detail"][0]["loc"] == ["body", "image_data"]
 
 
-async def test_a_picture_comes_as_json_or_as_a_form(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+async def test_image_is_accepted_as_json_or_form(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """It goes to the actor as a claim on the store, whole."""
     coded = base64.b64encode(png()).decode()
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         answers = [
             await http.post("/vision", json={"message": "what", "image_data": coded}),
             await http.post("/vision", json={"message": "what", "image_data": f"data:image/png;base64,{coded}"}),
             await http.post("/vision", data={"message": "what", "json_only": "true"}, files={"image": ("x.txt", png(), "text/plain")}),
         ]
     assert [answer.status_code for answer in answers] == [200] * 3
-    claims = {command.pictures[0].claim for command in writer.seen}
+    claims = {command.pictures[0].claim for command in writer.commands}
     (claim,) = claims
     assert claim is not None
     assert (claim.media_type, claim.size) == ("image/png", len(png()))
@@ -91,12 +93,12 @@ async def test_a_picture_comes_as_json_or_as_a_form(http: httpx.AsyncClient, wor
     assert (info["engine"], info["multimodal"]) == ("vLLM+Vision", True)
 
 
-@pytest.mark.parametrize(("data", "kind"), [(pdf("Hello"), "pdf"), (docx("Hello"), "docx"), ("안녕".encode(), "txt")])
-async def test_a_document_is_known_by_its_content(
-    http: httpx.AsyncClient, workshop: Workshop, writer: Writer, data: bytes, kind: str
+@pytest.mark.parametrize(("data", "kind"), [(make_pdf("Hello"), "pdf"), (make_docx("Hello"), "docx"), ("안녕".encode(), "txt")])
+async def test_document_type_is_detected_from_content(
+    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, data: bytes, kind: str
 ) -> None:
     """Whatever it is called; alone or beside a picture."""
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         alone = await http.post("/multimodal", data={"message": "sum"}, files={"file": ("x.png", data)})
         coded = {"file_data": base64.b64encode(data).decode(), "image_data": base64.b64encode(png()).decode(), "file_type": "doc"}
         both = await http.post("/multimodal", json={"message": "sum"} | coded)
@@ -105,7 +107,7 @@ async def test_a_document_is_known_by_its_content(
         (False, True, kind, "vLLM+Multimodal"),
         (True, True, kind, "vLLM+Multimodal"),
     ]
-    assert [(len(command.pictures), len(command.documents)) for command in writer.seen] == [(0, 1), (1, 1)]
+    assert [(len(command.pictures), len(command.documents)) for command in writer.commands] == [(0, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -124,25 +126,25 @@ async def test_a_document_is_known_by_its_content(
         ("/multimodal", {"message": "fails otherwise"}, 500, "멀티모달 분석 오류: it was asked to fail"),
     ],
 )
-async def test_errors_have_the_source_systems_words(
-    http: httpx.AsyncClient, workshop: Workshop, writer: Writer, path: str, body: dict[str, Any], status: int, detail: str
+async def test_errors_use_source_system_messages(
+    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, path: str, body: dict[str, Any], status: int, detail: str
 ) -> None:
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         response = await http.post(path, json={"message": "x"} | body)
     assert response.status_code == status
     assert detail in response.json()["detail"]
     assert ("retry-after" in response.headers) is (status == 503 and "vLLM" in detail)
 
 
-async def test_a_model_that_sees_nothing_is_shown_nothing(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
-    writer.sees = False
-    async with workshop(*writer.actors):
+async def test_image_is_withheld_from_text_only_model(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    writer.has_vision = False
+    async with start_worker(*writer.actors):
         response = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", png())})
     assert (response.status_code, response.json()) == (503, {"detail": "멀티모달 기능이 사용할 수 없습니다"})
-    assert writer.seen == []
+    assert writer.commands == []
 
 
-async def test_nobody_who_answers_in_time_is_a_503_that_says_when_to_come_back(http: httpx.AsyncClient) -> None:
+async def test_missing_reply_returns_503_with_retry_after(http: httpx.AsyncClient) -> None:
     response = await http.post("/generate", json={"message": "x"}, headers={"X-Request-Timeout": "0.3"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.json() == {"detail": "vLLM 엔진이 초기화되지 않았습니다"}
@@ -156,66 +158,70 @@ async def events(http: httpx.AsyncClient, body: dict[str, Any]) -> list[tuple[st
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
-async def test_a_stream_gives_the_words_in_order_and_then_the_answer(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_stream_sends_ordered_deltas_then_result(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    async with start_worker(*writer.actors):
         told = await events(http, {"message": "three two one"})
     assert told[:-1] == [("delta", {"delta": word}) for word in ("one ", "two ", "three")]
     assert (told[-1][0], told[-1][1]["response"]) == ("done", "one two three")
 
 
-async def test_a_gap_in_a_stream_is_an_error(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+async def test_a_gap_in_a_stream_is_an_error(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """Never a text with a hole in it."""
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         told = await events(http, {"message": "gap two three"})
     assert [name for name, _ in told] == ["delta", "error"]
     assert "생성 오류: delta 1 was to come" in told[-1][1]["detail"]
 
 
-async def test_what_fails_before_the_first_word_is_no_stream(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_failure_before_first_delta_is_plain_error_response(
+    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor
+) -> None:
+    async with start_worker(*writer.actors):
         response = await http.post("/generate", json={"message": "fails prompt-too-long", "stream": True})
     assert (response.status_code, response.json()["detail"]) == (400, "it was asked to fail")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_ends_the_writing(http: httpx.AsyncClient, workshop: Workshop, writer: Writer, stream: bool) -> None:
-    async with workshop(*writer.actors):
+async def test_client_disconnect_cancels_generation(
+    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, stream: bool
+) -> None:
+    async with start_worker(*writer.actors):
         if stream:
             async with http.stream("POST", "/generate", json={"message": "endless", "stream": True}) as response:
                 async for _ in response.aiter_text():
                     break
         else:
             asking = asyncio.create_task(http.post("/generate", json={"message": "endless"}))
-            await asyncio.wait_for(writer.begun.wait(), 10)
+            await asyncio.wait_for(writer.started.wait(), 10)
             asking.cancel()
             await asyncio.wait({asking})
-        await asyncio.wait_for(writer.stopped.wait(), 5)
+        await asyncio.wait_for(writer.cancelled.wait(), 5)
         assert (await http.get("/health")).json()["streams"] == 0
 
 
-async def test_conversations_are_listed_read_and_forgotten(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
-        listed, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN}")).json()
-        deleted, unknown = await http.delete(f"/conversations/{KNOWN}"), await http.get("/conversations/none")
+async def test_conversations_are_listed_read_and_deleted(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    async with start_worker(*writer.actors):
+        listed, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN_CONVERSATION}")).json()
+        deleted, unknown = await http.delete(f"/conversations/{KNOWN_CONVERSATION}"), await http.get("/conversations/none")
     assert listed["total_conversations"] == 1
     assert set(listed["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
     assert [(said["role"], said["content"], said.get("image_info")) for said in one["messages"]] == [
         ("user", "무엇?", {"width": 4}),
         ("assistant", "라멘", None),
     ]
-    assert deleted.json() == {"message": f"대화 {KNOWN}가 삭제되었습니다"}
+    assert deleted.json() == {"message": f"대화 {KNOWN_CONVERSATION}가 삭제되었습니다"}
     assert (unknown.status_code, unknown.json()) == (404, {"detail": "대화를 찾을 수 없습니다"})
 
 
-async def test_without_a_writer_conversations_are_a_503(http: httpx.AsyncClient) -> None:
+async def test_conversations_return_503_without_text_actor(http: httpx.AsyncClient) -> None:
     assert (await http.get("/conversations")).status_code == 503
 
 
-async def test_health_and_status_tell_of_the_engine(http: httpx.AsyncClient, workshop: Workshop, writer: Writer) -> None:
+async def test_health_and_status_report_engine_state(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """Also of its absence, at once; a model that loads is not healthy yet."""
     absent = (await http.get("/health")).json()
     assert (absent["status"], absent["model_loaded"], absent["broker"]) == ("healthy", False, True)
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         await asyncio.sleep(1.1)
         health, status = (await http.get("/health")).json(), (await http.get("/status/detailed")).json()
         writer.loading = True

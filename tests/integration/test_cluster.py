@@ -10,18 +10,18 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from bus.topology import QUORUM
-from ops.local.install import find_rabbitmq
+from bus.amqp.topology import QUORUM_ARGUMENTS
+from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
-from tests.cluster import Cluster
+from tests.support.rabbitmq_cluster import RabbitCluster
 
 QUEUE = "atelier.cluster-test"
-AWAY = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+UNAVAILABLE_ERRORS = (aio_pika.exceptions.AMQPError, aio_pika.exceptions.ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, find_rabbitmq(LocalSettings()))
+def cluster(tmp_path: Path) -> Iterator[RabbitCluster]:
+    cluster = RabbitCluster(tmp_path, find_or_install_rabbitmq(LocalSettings()))
     try:
         cluster.start()
         yield cluster
@@ -29,7 +29,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.stop()
 
 
-class Load:
+class ClusterLoad:
     """A publisher and a consumer that go to the next node when theirs is away."""
 
     def __init__(self, urls: list[str]) -> None:
@@ -51,7 +51,7 @@ class Load:
 
     async def publish(self) -> None:
         async for channel in self._channels(cycle(self._urls)):
-            with contextlib.suppress(*AWAY):
+            with contextlib.suppress(*UNAVAILABLE_ERRORS):
                 while not self._over:
                     number = next(self._numbers)
                     message = aio_pika.Message(str(number).encode(), delivery_mode=2)
@@ -62,7 +62,7 @@ class Load:
 
     async def consume(self) -> None:
         async for channel in self._channels(cycle(self._urls[::-1])):
-            with contextlib.suppress(*AWAY):
+            with contextlib.suppress(*UNAVAILABLE_ERRORS):
                 queue = await channel.get_queue(QUEUE, ensure=False)
                 while not self._over:
                     async with asyncio.timeout(5):
@@ -80,13 +80,13 @@ class Load:
             try:
                 async with asyncio.timeout(5):
                     connection = await aio_pika.connect(url)
-            except AWAY:
+            except UNAVAILABLE_ERRORS:
                 await asyncio.sleep(0.1)
                 continue
             async with connection:
                 yield await connection.channel()
 
-    async def further(self, messages: int, seconds: float = 60) -> None:
+    async def wait_for_progress(self, messages: int, seconds: float = 60) -> None:
         """So many more are confirmed from now on."""
         goal = len(self.confirmed) + messages
         async with asyncio.timeout(seconds):
@@ -94,31 +94,31 @@ class Load:
                 await asyncio.sleep(0.05)
 
 
-async def members_online(url: str) -> None:
+async def online_members(url: str) -> None:
     """Return when the queue takes a message through this node."""
     async with asyncio.timeout(30):
         while True:
-            with contextlib.suppress(*AWAY):
+            with contextlib.suppress(*UNAVAILABLE_ERRORS):
                 async with await aio_pika.connect(url) as connection:
                     channel = await connection.channel()
-                    await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM, passive=True)
+                    await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM_ARGUMENTS, passive=True)
                     return
             await asyncio.sleep(0.2)
 
 
 @pytest.mark.timeout(400)
-async def test_the_loss_of_any_node_under_load_loses_nothing(cluster: Cluster) -> None:
+async def test_node_loss_under_load_loses_no_message(cluster: RabbitCluster) -> None:
     async with await aio_pika.connect(cluster.urls[0]) as connection:
         channel = await connection.channel()
-        await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM)
-    load = Load(cluster.urls)
+        await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM_ARGUMENTS)
+    load = ClusterLoad(cluster.urls)
     async with load.running():
-        for member in cluster.members:
-            await load.further(50)
+        for member in cluster.nodes:
+            await load.wait_for_progress(50)
             await asyncio.to_thread(member.kill)
-            await load.further(50)
+            await load.wait_for_progress(50)
             await asyncio.to_thread(member.start)
-            await members_online(member.url)
+            await online_members(member.url)
             await asyncio.sleep(1)  # the node catches up before the next one dies
         confirmed = set(load.confirmed)
         async with asyncio.timeout(30):

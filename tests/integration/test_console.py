@@ -32,7 +32,7 @@ async def log_in(http: httpx.AsyncClient) -> str:
     return token(await http.get("/console/make"))
 
 
-async def test_no_page_may_run_what_is_not_ours(http: httpx.AsyncClient) -> None:
+async def test_content_security_policy_blocks_foreign_scripts(http: httpx.AsyncClient) -> None:
     """No script and no style within a page, no other host, no frame around it."""
     await log_in(http)
     page = await http.get("/console/make")
@@ -47,7 +47,7 @@ async def test_no_page_may_run_what_is_not_ours(http: httpx.AsyncClient) -> None
     )
 
 
-async def test_a_change_without_the_token_is_refused(http: httpx.AsyncClient) -> None:
+async def test_post_without_csrf_token_is_rejected(http: httpx.AsyncClient) -> None:
     csrf = await log_in(http)
     order = {"kind": "image_order", "prompt": "x", "width": "64", "height": "64"}
     for forged in ({}, {"csrf": ""}, {"csrf": "0" * 64}):
@@ -57,7 +57,7 @@ async def test_a_change_without_the_token_is_refused(http: httpx.AsyncClient) ->
     assert (await http.post("/console/make", data=order | {"csrf": csrf})).status_code == 303
 
 
-async def test_the_token_of_another_session_is_none(http: httpx.AsyncClient) -> None:
+async def test_csrf_token_of_another_session_is_rejected(http: httpx.AsyncClient) -> None:
     other = await log_in(http)
     http.cookies.clear()
     csrf = await log_in(http)
@@ -65,7 +65,7 @@ async def test_the_token_of_another_session_is_none(http: httpx.AsyncClient) -> 
     assert (await http.post("/console/make", data={"csrf": other, "prompt": "x"})).status_code == 403
 
 
-async def test_the_cookie_opens_the_console_and_not_the_api(http: httpx.AsyncClient) -> None:
+async def test_session_cookie_authenticates_console_only(http: httpx.AsyncClient) -> None:
     """The API asks for no token, so a browser's cookie must not open it."""
     await log_in(http)
     cookie = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
@@ -73,7 +73,7 @@ async def test_the_cookie_opens_the_console_and_not_the_api(http: httpx.AsyncCli
     assert (await http.post("/jobs", json={"kind": "image_order", "prompt": "x"}, headers={"Cookie": cookie})).status_code == 401
 
 
-async def test_a_stranger_sees_the_login_alone(http: httpx.AsyncClient) -> None:
+async def test_unauthenticated_visitor_sees_only_login(http: httpx.AsyncClient) -> None:
     for path in ("/console/make", "/console/jobs", "/console/jobs/x/files/y.png", "/console/jobs/x/live", "/console/nowhere"):
         response = await http.get(path)
         assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/console/login"), path
@@ -83,18 +83,18 @@ async def test_a_stranger_sees_the_login_alone(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("away", ["https://evil.example/", "//evil.example", "/\\evil.example", "/consoled", "/console/\n//evil", "/jobs"])
-async def test_the_login_leads_nowhere_else(http: httpx.AsyncClient, away: str) -> None:
+async def test_login_redirects_only_to_console(http: httpx.AsyncClient, away: str) -> None:
     csrf = token(await http.get("/console/login"))
     response = await http.post("/console/login", data={"csrf": csrf, "key": KEY, "next": away})
     assert response.headers["location"] == "/console"
 
 
-async def test_a_file_outside_is_not_handed_out(http: httpx.AsyncClient) -> None:
+async def test_static_path_traversal_is_rejected(http: httpx.AsyncClient) -> None:
     for name in ("..%2fpages.py", "../pages.py", "%2e%2e/pages.py", ".htmx.min.js", "x" * 60):
         assert (await http.get(f"/console/static/{name}")).status_code in (303, 404, 422), name
 
 
-async def test_without_a_ledger_the_page_says_so(http: httpx.AsyncClient) -> None:
+async def test_page_reports_missing_ledger(http: httpx.AsyncClient) -> None:
     await log_in(http)
     response = await http.get("/console/jobs")
     assert response.status_code == 504

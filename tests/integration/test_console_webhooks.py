@@ -11,14 +11,14 @@ from actors.upload import ACTOR as UPLOAD
 from actors.watermark import ACTOR as WATERMARK
 from actors.webhook import ACTOR as WEBHOOK
 from bus.settings import BusSettings
-from contracts import channels
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.integration.test_image_order import NUMBERS, form_c
-from tests.integration.test_jobs import opened
-from tests.listening_backend import open_backend
-from tests.painter import PAINTER
+from contracts import broker_names
+from tests.integration.test_image_order import GENERATION_IDS, form_c_order
+from tests.integration.test_jobs import open_gateway
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.webhook_backend import open_webhook_backend
 
-CREW = (*LEDGER, PAINTER, WATERMARK, UPLOAD, WEBHOOK)
+CREW = (*LEDGER, FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD, WEBHOOK)
 
 
 def rows_of(page: str) -> list[list[str]]:
@@ -29,23 +29,23 @@ def rows_of(page: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("answers", "delivered", "status"), [([], "yes", "200"), ([410] * 20, "no", "")])
-async def test_each_webhook_stands_with_its_answer(
+async def test_job_page_lists_webhooks_with_responses(
     bus_settings: BusSettings,
-    customer: Customer,
-    workshop: Workshop,
+    broker_client: BrokerClient,
+    start_worker: StartWorker,
     store_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     answers: list[int],
     delivered: str,
     status: str,
 ) -> None:
-    number = next(NUMBERS)
-    async with open_backend() as backend:
-        backend.answers = list(answers)
+    number = next(GENERATION_IDS)
+    async with open_webhook_backend() as backend:
+        backend.responses = list(answers)
         monkeypatch.setenv("BACKEND_API_URL", backend.url)
         monkeypatch.setenv("INTERNAL_API_TOKEN", "t" * 32)
-        async with opened(bus_settings, store_folder) as http, workshop(*CREW, adapters=(ADAPTER,)):
-            await customer.send(channels.IMAGE_GENERATION, form_c(number), exchange="")
+        async with open_gateway(bus_settings, store_folder) as http, start_worker(*CREW, adapters=(ADAPTER,)):
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, form_c_order(number), exchange="")
             found: list[list[str]] = []
 
             async def told() -> bool:
@@ -53,5 +53,5 @@ async def test_each_webhook_stands_with_its_answer(
                 found[:] = [row for row in rows_of(page.text) if row[0] != "progress"] if page.status_code == 200 else []
                 return bool(found and found[-1][3] == delivered and (status or found[-1][4]))
 
-            await soon(told, 30)
+            await wait_until(told, 30)
     assert (found[-1][2], bool(found[-1][4])) == (status, delivered == "no"), "and why it was not delivered"

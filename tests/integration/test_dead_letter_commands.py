@@ -12,18 +12,25 @@ from typing import Any
 import pytest
 from aio_pika.exceptions import PublishError
 
-from bus.dead_letters.cabinet import Cabinet
+from bus.dead_letters.repository import DeadLetterRepository
 from bus.settings import BusSettings
-from contracts import channels
+from contracts import broker_names
 from contracts.dead_letter import Selection
 from contracts.wire import Header
-from tests.integration.conftest import Customer, soon
-from tests.integration.desk import Desk, cabinet, desk, kept, pool, size_of
+from tests.support.broker_client import BrokerClient, wait_until
+from tests.support.dead_letter_fixtures import (
+    StartWorkerWithIngest,
+    pool,
+    queue_size,
+    repository,
+    start_worker_with_ingest,
+    wait_for_dead_letters,
+)
 
-__all__ = ["cabinet", "desk", "pool"]
+__all__ = ["pool", "repository", "start_worker_with_ingest"]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "dead-letters.md"
-DEAD = channels.dead_queue("upload")
+DEAD = broker_names.dead_letter_queue("upload")
 CLAIM = {"uri": "file:///x", "sha256": "0" * 64, "media_type": "image/png", "size": 1}
 
 Atelier = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
@@ -58,55 +65,59 @@ def atelier(bus_settings: BusSettings, tmp_path: Path) -> Atelier:
     return run
 
 
-async def bury(customer: Customer, *names: str, code: str = "store-full") -> None:
+async def publish_dead_letter(broker_client: BrokerClient, *names: str, code: str = "store-full") -> None:
     for name in names:
         headers = {Header.FAULT_CODE.value: code, Header.FAULT_MESSAGE.value: f"no room for {name}", Header.TENANT.value: "acme"}
-        await customer.send(DEAD, {"name": name, "images": [CLAIM]}, exchange="", headers=headers)
+        await broker_client.publish(DEAD, {"name": name, "images": [CLAIM]}, exchange="", headers=headers)
 
 
-async def test_every_command_of_the_document_works(desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier) -> None:
+async def test_documented_commands_succeed(
+    start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, atelier: Atelier
+) -> None:
     """In the order in which the document says them, on letters that it may be about."""
-    async with desk(queues=(DEAD,)):
-        await bury(customer, "a", "b", code="documented")
-        letters = await kept(cabinet, 2, code="documented")
+    async with start_worker_with_ingest(queues=(DEAD,)):
+        await publish_dead_letter(broker_client, "a", "b", code="documented")
+        letters = await wait_for_dead_letters(repository, 2, code="documented")
     known = {"$ID": letters[0].id, "$GROUP": letters[0].group_id}
     commands = [line for block in re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) for line in block.splitlines() if line]
     assert len(commands) > 10
     for command in commands:
         words = [known.get(word, word) for word in shlex.split(command)]
         if "edit" in words:
-            async with desk(queues=(DEAD,)):
-                await bury(customer, "c", code="to-edit")
-                words[words.index("edit") + 1] = (await kept(cabinet, code="to-edit", state="unresolved"))[0].id
+            async with start_worker_with_ingest(queues=(DEAD,)):
+                await publish_dead_letter(broker_client, "c", code="to-edit")
+                words[words.index("edit") + 1] = (await wait_for_dead_letters(repository, code="to-edit", state="unresolved"))[0].id
         status, out, err = await atelier(*words[1:])
         assert (status, err) == (0, ""), command
         assert out.strip(), command
 
 
-async def test_a_replay_from_the_command_line_is_sent_by_it(desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier) -> None:
+async def test_replay_command_publishes_messages(
+    start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, atelier: Atelier
+) -> None:
     """Dry by default; with --yes every letter lies in its queue when the command returns, though no actor runs."""
-    before = await _in_queue(customer, desk)
-    async with desk(queues=(DEAD,)):
-        await bury(customer, "a", "b", "c", code="from-here")
-        await kept(cabinet, 3, code="from-here")
+    before = await _in_queue(broker_client, start_worker_with_ingest)
+    async with start_worker_with_ingest(queues=(DEAD,)):
+        await publish_dead_letter(broker_client, "a", "b", "c", code="from-here")
+        await wait_for_dead_letters(repository, 3, code="from-here")
 
     status, out, _ = await atelier("dead-letters", "replay", "--code", "from-here", "--json")
     assert (status, json.loads(out)["dry_run"], json.loads(out)["letters"]) == (0, True, 3)
-    assert await _in_queue(customer, desk) == before
+    assert await _in_queue(broker_client, start_worker_with_ingest) == before
 
     status, out, _ = await atelier("dead-letters", "replay", "--code", "from-here", "--yes", "--json")
     assert (status, json.loads(out)["sent"]) == (0, 3)
-    assert await _in_queue(customer, desk) == before + 3
-    [letter, *_] = await kept(cabinet, 3, code="from-here", state="replay-requested")
+    assert await _in_queue(broker_client, start_worker_with_ingest) == before + 3
+    [letter, *_] = await wait_for_dead_letters(repository, 3, code="from-here", state="replay-requested")
     assert letter.history[1].said["by"] == "ada"
 
 
-async def _in_queue(customer: Customer, desk: Desk) -> int:
-    async with desk():
-        return await size_of(customer, channels.work_queue("upload"))
+async def _in_queue(broker_client: BrokerClient, start_worker_with_ingest: StartWorkerWithIngest) -> int:
+    async with start_worker_with_ingest():
+        return await queue_size(broker_client, broker_names.work_queue("upload"))
 
 
-async def test_json_is_one_document_and_nothing_else(atelier: Atelier) -> None:
+async def test_json_output_is_one_document(atelier: Atelier) -> None:
     for words in (["list"], ["groups"], ["archive", "--all"], ["purge", "--all", "--older-than", "1d"]):
         status, out, _ = await atelier("dead-letters", *words, "--json")
         assert (status, type(json.loads(out))) == (0, dict)
@@ -124,7 +135,7 @@ async def test_json_is_one_document_and_nothing_else(atelier: Atelier) -> None:
         (["import", "missing.jsonl"], "cannot be read"),
     ],
 )
-async def test_a_mistake_is_told_with_its_cure(words: list[str], cause: str, atelier: Atelier) -> None:
+async def test_usage_error_names_its_fix(words: list[str], cause: str, atelier: Atelier) -> None:
     """Status 1, one sentence, no stack."""
     status, out, err = await atelier("dead-letters", *words)
     assert (status, out) == (1, "")
@@ -132,13 +143,18 @@ async def test_a_mistake_is_told_with_its_cure(words: list[str], cause: str, ate
     assert "Traceback" not in err
 
 
-async def test_letters_go_out_and_come_back_whole(
-    desk: Desk, customer: Customer, cabinet: Cabinet, atelier: Atelier, tmp_path: Path, pool: Any
+async def test_dead_letters_export_and_import_unchanged(
+    start_worker_with_ingest: StartWorkerWithIngest,
+    broker_client: BrokerClient,
+    repository: DeadLetterRepository,
+    atelier: Atelier,
+    tmp_path: Path,
+    pool: Any,
 ) -> None:
     """Exported, deleted, imported: the same letter, body and history; a second import changes nothing; a bad line imports nothing."""
-    async with desk(queues=(DEAD,)):
-        await customer.send(DEAD, b"\x00\xff", exchange="", headers={Header.FAULT_CODE.value: "travels"})
-        [letter] = await kept(cabinet, code="travels")
+    async with start_worker_with_ingest(queues=(DEAD,)):
+        await broker_client.publish(DEAD, b"\x00\xff", exchange="", headers={Header.FAULT_CODE.value: "travels"})
+        [letter] = await wait_for_dead_letters(repository, code="travels")
     file = tmp_path / "letters.jsonl"
     assert (await atelier("dead-letters", "export", "--code", "travels", "--to", str(file)))[0] == 0
     await pool.execute("delete from atelier.dead_letters where id = $1", letter.id)
@@ -150,13 +166,18 @@ async def test_letters_go_out_and_come_back_whole(
     for expected in (1, 0):
         _, out, _ = await atelier("dead-letters", "import", str(file), "--yes", "--json")
         assert json.loads(out)["letters"] == expected
-    back = await cabinet.get(letter.id)
+    back = await repository.get(letter.id)
     assert [entry.kind for entry in back.history] == ["failed", "imported"]
     assert back.model_copy(update={"history": letter.history, "changed_at": letter.changed_at}) == letter
 
 
-async def test_the_actor_takes_letters_in_and_sends_what_is_staged(
-    customer: Customer, cabinet: Cabinet, atelier: Atelier, bus_settings: BusSettings, store_folder: Path, tmp_path: Path
+async def test_actor_ingests_dead_letters_and_relays_staged_replays(
+    broker_client: BrokerClient,
+    repository: DeadLetterRepository,
+    atelier: Atelier,
+    bus_settings: BusSettings,
+    store_folder: Path,
+    tmp_path: Path,
 ) -> None:
     """`atelier run dead-letters`, a process of its own: the intake of every queue, the sender, and a SIGTERM obeyed."""
     assert bus_settings.database_url is not None
@@ -171,31 +192,31 @@ async def test_the_actor_takes_letters_in_and_sends_what_is_staged(
         sys.executable, *words, env=environment, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        await kept_by(cabinet, customer)
+        await stored_dead_letters(repository, broker_client)
         status, out, _ = await atelier("dead-letters", "replay", "--code", "by-actor", "--yes", "--no-wait", "--json")
         assert (status, json.loads(out)["letters"]) == (0, 1)
 
         async def sent() -> bool:
-            [letter] = (await cabinet.page(Selection(code="by-actor"), 5)).letters
+            [letter] = (await repository.find(Selection(code="by-actor"), 5)).letters
             return letter.forwarded_at is not None
 
-        await soon(sent)
+        await wait_until(sent)
     finally:
         process.terminate()
     assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def kept_by(cabinet: Cabinet, customer: Customer) -> None:
+async def stored_dead_letters(repository: DeadLetterRepository, broker_client: BrokerClient) -> None:
     """A letter for the actor, sent as soon as its queue is there."""
 
     async def declared() -> bool:
         try:
-            await customer.send(
+            await broker_client.publish(
                 DEAD, {"name": "z", "images": [CLAIM]}, exchange="", message_id="by-actor", headers={Header.FAULT_CODE.value: "by-actor"}
             )
         except PublishError:
             return False
         return True
 
-    await soon(declared, 20)
-    await kept(cabinet, code="by-actor")
+    await wait_until(declared, 20)
+    await wait_for_dead_letters(repository, code="by-actor")

@@ -9,13 +9,21 @@ import asyncpg
 import pytest
 
 from bus.dead_letters import replay
-from bus.dead_letters.cabinet import Cabinet
+from bus.dead_letters.repository import DeadLetterRepository
 from bus.settings import BusSettings
 from contracts.dead_letter import ReplayDeadLetters, Selection
-from tests.integration.conftest import Customer, echo_actor
-from tests.integration.desk import Craft, Desk, cabinet, desk, kept, pool, size_of
+from tests.support.broker_client import BrokerClient, echo_actor
+from tests.support.dead_letter_fixtures import (
+    FlakyHandler,
+    StartWorkerWithIngest,
+    pool,
+    queue_size,
+    repository,
+    start_worker_with_ingest,
+    wait_for_dead_letters,
+)
 
-__all__ = ["cabinet", "desk", "pool"]
+__all__ = ["pool", "repository", "start_worker_with_ingest"]
 
 LETTERS = 30
 STEPS = {
@@ -32,20 +40,25 @@ STEPS = {
 async def killed_at(step: str, settings: BusSettings, what: str) -> None:
     assert settings.database_url is not None
     urls = [settings.amqp_url.get_secret_value(), settings.database_url.get_secret_value()]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.integration.dying_sender", *urls, step, what)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.crashing_relay", *urls, step, what)
     assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_killed_replay_loses_nothing_and_does_nothing_twice(
-    step: str, desk: Desk, customer: Customer, cabinet: Cabinet, pool: asyncpg.Pool, bus_settings: BusSettings
+async def test_replay_killed_at_any_point_is_exactly_once(
+    step: str,
+    start_worker_with_ingest: StartWorkerWithIngest,
+    broker_client: BrokerClient,
+    repository: DeadLetterRepository,
+    pool: asyncpg.Pool,
+    bus_settings: BusSettings,
 ) -> None:
-    craft = Craft()
+    craft = FlakyHandler()
     actor = echo_actor(craft)
-    async with desk(actor):
-        sent = {await customer.send(actor.step, {"text": f"{number}"}) for number in range(LETTERS)}
-        group = (await kept(cabinet, LETTERS, step=actor.step))[0].group_id
-    craft.broken = False
+    async with start_worker_with_ingest(actor):
+        sent = {await broker_client.publish(actor.step, {"text": f"{number}"}) for number in range(LETTERS)}
+        group = (await wait_for_dead_letters(repository, LETTERS, step=actor.step))[0].group_id
+    craft.failing = False
     request = ReplayDeadLetters(selection=Selection(group=group), dry_run=False)
 
     if step == "while staging":
@@ -54,23 +67,27 @@ async def test_a_killed_replay_loses_nothing_and_does_nothing_twice(
     else:
         await killed_at(step, bus_settings, str((await replay.stage(pool, request)).replay_id))
 
-    assert await size_of(customer, actor.queue) <= STEPS[step]
-    async with desk(actor):
-        await kept(cabinet, LETTERS, step=actor.step, state="resolved")
-    assert Counter(message_id for message_id, _ in craft.done) == dict.fromkeys(sent, 1)
+    assert await queue_size(broker_client, actor.queue) <= STEPS[step]
+    async with start_worker_with_ingest(actor):
+        await wait_for_dead_letters(repository, LETTERS, step=actor.step, state="resolved")
+    assert Counter(message_id for message_id, _ in craft.completed) == dict.fromkeys(sent, 1)
 
 
-async def test_what_is_sent_and_marked_is_not_sent_again(
-    desk: Desk, customer: Customer, cabinet: Cabinet, pool: asyncpg.Pool, bus_settings: BusSettings
+async def test_relayed_message_is_not_relayed_again(
+    start_worker_with_ingest: StartWorkerWithIngest,
+    broker_client: BrokerClient,
+    repository: DeadLetterRepository,
+    pool: asyncpg.Pool,
+    bus_settings: BusSettings,
 ) -> None:
     """A sender killed after its commit leaves exactly one copy of each message, also when another sender goes on."""
-    actor = echo_actor(Craft())
-    async with desk(actor):
+    actor = echo_actor(FlakyHandler())
+    async with start_worker_with_ingest(actor):
         for number in range(LETTERS):
-            await customer.send(actor.step, {"text": f"{number}"})
-        await kept(cabinet, LETTERS, step=actor.step)
+            await broker_client.publish(actor.step, {"text": f"{number}"})
+        await wait_for_dead_letters(repository, LETTERS, step=actor.step)
     told = await replay.stage(pool, ReplayDeadLetters(selection=Selection(step=actor.step), dry_run=False))
     await killed_at("after the commit", bus_settings, str(told.replay_id))
-    async with desk():
+    async with start_worker_with_ingest():
         await asyncio.sleep(1.2)
-    assert await size_of(customer, actor.queue) == LETTERS
+    assert await queue_size(broker_client, actor.queue) == LETTERS

@@ -16,9 +16,9 @@ from bus.settings import BusSettings
 from contracts.image import Image
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.listening_backend import open_backend
-from tests.painter import PAINTER
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.webhook_backend import open_webhook_backend
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -
     model.mkdir()
     for mark in ("model_index.json", "config.json"):
         (model / mark).touch()
-    async with open_backend() as backend:
+    async with open_webhook_backend() as backend:
         yield Stack(
             {
                 "AMQP_URL": bus_settings.amqp_url.get_secret_value(),
@@ -61,29 +61,29 @@ async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -
         )
 
 
-async def test_green_while_everything_is_there(stack: Stack, workshop: Workshop, customer: Customer) -> None:
-    async with workshop(PAINTER):
+async def test_doctor_passes_when_all_services_are_up(stack: Stack, start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    async with start_worker(FAKE_IMAGE_ACTOR):
         assert await stack.asked("image") == (0, {})
 
 
-async def test_a_queue_without_consumer_is_red_when_it_is_named_or_messages_wait(
-    stack: Stack, workshop: Workshop, customer: Customer
+async def test_queue_without_consumer_fails_when_named_or_not_empty(
+    stack: Stack, start_worker: StartWorker, broker_client: BrokerClient
 ) -> None:
-    async with workshop(PAINTER):
+    async with start_worker(FAKE_IMAGE_ACTOR):
         pass
     status, failed = await stack.asked("image")
     assert (status, failed["queues"]["cure"]) == (1, "atelier run image")
     assert "atelier.image has no consumer, 0 messages wait" in failed["queues"]["detail"]
     assert await stack.asked() == (0, {})
-    await customer.send("image", Image(prompt="harbour").model_dump(mode="json", exclude_none=True))
+    await broker_client.publish("image", Image(prompt="harbour").model_dump(mode="json", exclude_none=True))
 
     async def red() -> bool:
         return (await stack.asked())[0] == 1
 
-    await soon(red, seconds=30)
+    await wait_until(red, seconds=30)
 
 
-async def test_without_the_broker(stack: Stack, rabbitmq: RabbitNode) -> None:
+async def test_doctor_reports_missing_broker(stack: Stack, rabbitmq: RabbitNode) -> None:
     rabbitmq.kill()
     try:
         status, failed = await stack.asked()
@@ -93,7 +93,7 @@ async def test_without_the_broker(stack: Stack, rabbitmq: RabbitNode) -> None:
     assert "start that broker" in failed["rabbitmq"]["cure"]
 
 
-async def test_with_a_wrong_password_of_the_broker(stack: Stack, rabbitmq: RabbitNode) -> None:
+async def test_doctor_reports_wrong_broker_password(stack: Stack, rabbitmq: RabbitNode) -> None:
     stack.environment["AMQP_URL"] = rabbitmq.url.replace(rabbitmq.identity.password, "not-the-password")
     status, failed = await stack.asked()
     assert (status, set(failed)) == (1, {"rabbitmq", "queues"})
@@ -101,7 +101,7 @@ async def test_with_a_wrong_password_of_the_broker(stack: Stack, rabbitmq: Rabbi
     assert "not-the-password" not in json.dumps(failed)
 
 
-async def test_without_the_database(stack: Stack, postgres: EmbeddedPostgres, customer: Customer) -> None:
+async def test_doctor_reports_missing_database(stack: Stack, postgres: EmbeddedPostgres, broker_client: BrokerClient) -> None:
     postgres.kill()
     try:
         status, failed = await stack.asked()
@@ -111,7 +111,7 @@ async def test_without_the_database(stack: Stack, postgres: EmbeddedPostgres, cu
     assert "start that server" in failed["postgres"]["cure"]
 
 
-async def test_without_the_store(stack: Stack, store_folder: Path, customer: Customer) -> None:
+async def test_doctor_reports_missing_store(stack: Stack, store_folder: Path, broker_client: BrokerClient) -> None:
     shutil.rmtree(store_folder)
     store_folder.touch()
     status, failed = await stack.asked()
@@ -119,14 +119,14 @@ async def test_without_the_store(stack: Stack, store_folder: Path, customer: Cus
     assert "STORE_URL" in failed["store"]["cure"]
 
 
-async def test_without_the_backend(stack: Stack, customer: Customer) -> None:
+async def test_doctor_reports_missing_backend(stack: Stack, broker_client: BrokerClient) -> None:
     stack.environment["BACKEND_API_URL"] = "http://127.0.0.1:9"
     status, failed = await stack.asked()
     assert (status, set(failed)) == (1, {"webhooks"})
     assert "BACKEND_API_URL" in failed["webhooks"]["cure"]
 
 
-async def test_without_the_model(stack: Stack, tmp_path: Path, customer: Customer) -> None:
+async def test_doctor_reports_missing_model(stack: Stack, tmp_path: Path, broker_client: BrokerClient) -> None:
     (tmp_path / "model" / "model_index.json").unlink()
     status, failed = await stack.asked()
     assert (status, set(failed)) == (1, {"image-model"})

@@ -8,10 +8,10 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from actors.adapters.image_generation import ADAPTER
-from bus.outside import queues_of
+from bus.observability.probes import probe_queues
 from bus.settings import BusSettings
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.painter import PAINTER
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,30 +21,32 @@ def program(page: str) -> str:
     return str(found)
 
 
-async def test_an_order_is_published_and_its_events_are_heard(workshop: Workshop, bus_settings: BusSettings, customer: Customer) -> None:
+async def test_example_publishes_order_and_receives_events(
+    start_worker: StartWorker, bus_settings: BusSettings, broker_client: BrokerClient
+) -> None:
     url = bus_settings.amqp_url.get_secret_value()
     environment = os.environ | {"AMQP_URL": url}
-    async with workshop(PAINTER, adapters=[ADAPTER]):
+    async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
         consumer = await asyncio.create_subprocess_exec(sys.executable, "-c", program("consumer.md"), env=environment, stdout=PIPE)
         try:
 
             async def listening() -> bool:
-                read = (await queues_of(url, ["my-events"]))["my-events"]
+                read = (await probe_queues(url, ["my-events"]))["my-events"]
                 return read is not None and read.consumers == 1
 
-            await soon(listening, seconds=20)
+            await wait_until(listening, seconds=20)
             backend = await asyncio.create_subprocess_exec(sys.executable, "-c", program("backend.md"), env=environment)
             assert await asyncio.wait_for(backend.wait(), 20) == 0
-            heard = await heard_until("image completed generation-500", consumer)
+            heard = await read_until("image completed generation-500", consumer)
         finally:
             consumer.kill()
             await consumer.communicate()
-            await customer.channel.queue_delete("my-events")
+            await broker_client.channel.queue_delete("my-events")
     assert heard[0] == "job accepted generation-500"
     assert "image progress generation-500" in heard
 
 
-async def heard_until(last: str, consumer: asyncio.subprocess.Process) -> list[str]:
+async def read_until(last: str, consumer: asyncio.subprocess.Process) -> list[str]:
     assert consumer.stdout
     heard: list[str] = []
     async with asyncio.timeout(20):

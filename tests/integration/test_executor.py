@@ -14,86 +14,86 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.engines.executor import Executor, open_executor
-from actors.engines.protocol import Advanced, EngineSpec
+from actors.engines.process.executor import Executor, open_executor
+from actors.engines.process.protocol import EngineSpec, Progressed
 from actors.engines.settings import ExecutorSettings
-from bus.errors import EngineDead, PermanentError, TemporaryError
-from tests.misbehaving import Chore
+from bus.errors import EngineCrashed, PermanentError, TemporaryError
+from tests.support.faulty_engine import FaultyRequest
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @asynccontextmanager
-async def open_clay(
+async def open_faulty_executor(
     options: dict[str, Any] | None = None, *, admit: int = 100, capacity: int = 8, unready: Any = lambda _: None, **limits: Any
 ) -> AsyncIterator[Executor]:
     settings = ExecutorSettings(**{"step_seconds": 5.0, "first_wait_seconds": 0.05, "longest_wait_seconds": 0.3, **limits})
-    spec = EngineSpec("tests.misbehaving:open_clay", options)
-    async with open_executor(spec, settings, admit=admit, capacity=capacity, unready=unready) as executor:
+    spec = EngineSpec("tests.support.faulty_engine:open_clay", options)
+    async with open_executor(spec, settings, max_in_flight=admit, capacity=capacity, set_unready=unready) as executor:
         yield executor
 
 
-async def test_work_is_done_and_every_step_is_told() -> None:
-    steps: list[Advanced] = []
-    async with open_clay() as executor:
-        outcome = await executor.run(Chore(steps=4, parcel=1_000_000), on_step=steps.append)
+async def test_request_completes_with_step_events() -> None:
+    steps: list[Progressed] = []
+    async with open_faulty_executor() as executor:
+        outcome = await executor.run(FaultyRequest(steps=4, output_bytes=1_000_000), on_progress=steps.append)
         assert steps[0].step == 0, "the beginning is told, too"
         assert [(step.step, step.total) for step in steps[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert outcome.result["process"] == executor.process_id != os.getpid()
-        assert [len(parcel) for parcel in outcome.parcels] == [1_000_000]
-        assert list(executor.spool.iterdir()) == []
+        assert [len(parcel) for parcel in outcome.outputs] == [1_000_000]
+        assert list(executor.shm_dir.iterdir()) == []
 
 
-async def test_work_that_the_engine_refuses_fails_alone() -> None:
-    async with open_clay() as executor:
-        good, bad = await asyncio.gather(executor.run(Chore()), executor.run(Chore(steps=0)), return_exceptions=True)
+async def test_request_rejected_by_engine_fails_alone() -> None:
+    async with open_faulty_executor() as executor:
+        good, bad = await asyncio.gather(executor.run(FaultyRequest()), executor.run(FaultyRequest(steps=0)), return_exceptions=True)
         assert isinstance(bad, PermanentError)
         assert bad.code == "no-steps"
         assert good.result["steps"] == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("deed", ["segfault", "exit", "raise", "hang"])
-async def test_only_the_culprit_is_buried(deed: str) -> None:
+async def test_only_crashing_request_is_dead_lettered(deed: str) -> None:
     """Four orders share the process that one of them ends; three are done by its successor."""
-    async with open_clay(step_seconds=1.0) as executor:
+    async with open_faulty_executor(step_seconds=1.0) as executor:
         await executor.ready()
-        culprit = executor.run(Chore(steps=5, deed=deed, at=2))
-        *others, caught = await asyncio.gather(*(executor.run(Chore(steps=20)) for _ in range(3)), culprit, return_exceptions=True)
+        culprit = executor.run(FaultyRequest(steps=5, fault=deed, fault_step=2))
+        *others, caught = await asyncio.gather(*(executor.run(FaultyRequest(steps=20)) for _ in range(3)), culprit, return_exceptions=True)
         assert isinstance(caught, PermanentError)
         assert caught.code == "engine-crash"
         assert [other.result["steps"] for other in others] == [20, 20, 20]  # type: ignore[union-attr]
-        assert (await executor.run(Chore())).result["steps"] == 3
+        assert (await executor.run(FaultyRequest())).result["steps"] == 3
 
 
-async def test_a_kill_from_outside_costs_no_order() -> None:
-    async with open_clay() as executor:
+async def test_external_kill_retries_all_requests() -> None:
+    async with open_faulty_executor() as executor:
         await executor.ready()
-        work = [asyncio.create_task(executor.run(Chore(steps=30, seconds=0.02))) for _ in range(3)]
+        work = [asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02))) for _ in range(3)]
         await asyncio.sleep(0.2)
         first = executor.process_id
         assert first
         os.kill(first, signal.SIGKILL)
         outcomes = await asyncio.gather(*work)
         assert all(outcome.result["process"] != first for outcome in outcomes)
-        assert executor.stats.deaths == {"killed": 1}
+        assert executor.stats.exits == {"killed": 1}
 
 
-async def test_too_much_memory_is_a_temporary_error_and_spares_the_others() -> None:
-    async with open_clay(memory_limit_bytes=1 << 30) as executor:
+async def test_out_of_memory_is_temporary_error_for_one_request() -> None:
+    async with open_faulty_executor(memory_limit_bytes=1 << 30) as executor:
         greedy, modest = await asyncio.gather(
-            executor.run(Chore(deed="allocate")), executor.run(Chore(steps=10)), return_exceptions=True
+            executor.run(FaultyRequest(fault="allocate")), executor.run(FaultyRequest(steps=10)), return_exceptions=True
         )  # fmt: skip
         assert isinstance(greedy, TemporaryError)
         assert greedy.code == "out-of-memory"
         assert modest.result["steps"] == 10  # type: ignore[union-attr]
 
 
-async def test_cancel_ends_one_order_at_its_next_step_and_no_other() -> None:
-    async with open_clay(capacity=2) as executor:
+async def test_cancel_stops_one_request_at_next_step() -> None:
+    async with open_faulty_executor(capacity=2) as executor:
         await executor.ready()
-        long = asyncio.create_task(executor.run(Chore(steps=10_000, seconds=0.02)))
-        beside = asyncio.create_task(executor.run(Chore(steps=30, seconds=0.02)))
-        waiting = asyncio.create_task(executor.run(Chore(steps=2)))
+        long = asyncio.create_task(executor.run(FaultyRequest(steps=10_000, seconds=0.02)))
+        beside = asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02)))
+        waiting = asyncio.create_task(executor.run(FaultyRequest(steps=2)))
         await asyncio.sleep(0.2)
         process = executor.process_id
         began = time.monotonic()
@@ -102,47 +102,47 @@ async def test_cancel_ends_one_order_at_its_next_step_and_no_other() -> None:
         assert time.monotonic() - began < 0.3, "the freed place goes to the next order at once"
         assert (await beside).result["process"] == process
         assert executor.stats.cancelled == 1
-        assert executor.in_hand == 0
+        assert executor.in_flight == 0
 
 
 async def test_an_order_cancelled_while_it_waits_never_reaches_the_engine() -> None:
-    async with open_clay(capacity=1) as executor:
+    async with open_faulty_executor(capacity=1) as executor:
         await executor.ready()
-        first = asyncio.create_task(executor.run(Chore(steps=20, seconds=0.01)))
-        steps: list[Advanced] = []
-        second = asyncio.create_task(executor.run(Chore(), on_step=steps.append))
+        first = asyncio.create_task(executor.run(FaultyRequest(steps=20, seconds=0.01)))
+        steps: list[Progressed] = []
+        second = asyncio.create_task(executor.run(FaultyRequest(), on_progress=steps.append))
         await asyncio.sleep(0.05)
         second.cancel()
         await first
         assert steps == []
-        assert executor.in_hand == 0
+        assert executor.in_flight == 0
 
 
 async def test_an_order_whose_deadline_has_passed_never_reaches_the_engine() -> None:
-    steps: list[Advanced] = []
-    async with open_clay() as executor:
+    steps: list[Progressed] = []
+    async with open_faulty_executor() as executor:
         with pytest.raises(PermanentError) as caught:
-            await executor.run(Chore(), deadline=datetime.now(UTC) - timedelta(seconds=1), on_step=steps.append)
+            await executor.run(FaultyRequest(), deadline=datetime.now(UTC) - timedelta(seconds=1), on_progress=steps.append)
         assert caught.value.code == "deadline-exceeded"
         assert steps == []
 
 
-async def test_no_more_is_admitted_than_may_be_in_hand() -> None:
-    async with open_clay(admit=2) as executor:
-        work = [asyncio.create_task(executor.run(Chore(steps=5, seconds=0.01))) for _ in range(2)]
+async def test_admission_is_bounded() -> None:
+    async with open_faulty_executor(admit=2) as executor:
+        work = [asyncio.create_task(executor.run(FaultyRequest(steps=5, seconds=0.01))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(TemporaryError):
-            await executor.run(Chore())
+            await executor.run(FaultyRequest())
         await asyncio.gather(*work)
 
 
-async def test_a_hundred_orders_of_one_tenant_do_not_starve_another() -> None:
-    async with open_clay(admit=200, capacity=2) as executor:
+async def test_tenant_backlog_does_not_starve_other_tenant() -> None:
+    async with open_faulty_executor(admit=200, capacity=2) as executor:
         await executor.ready()
         finished: list[str] = []
 
         async def order(tenant: str) -> None:
-            await executor.run(Chore(steps=2), tenant=tenant)
+            await executor.run(FaultyRequest(steps=2), tenant=tenant)
             finished.append(tenant)
 
         many = [asyncio.create_task(order("a")) for _ in range(100)]
@@ -152,24 +152,24 @@ async def test_a_hundred_orders_of_one_tenant_do_not_starve_another() -> None:
         await asyncio.gather(*many)
 
 
-async def test_an_engine_that_cannot_come_up_opens_the_breaker_until_it_can(tmp_path: Path) -> None:
+async def test_failing_engine_start_opens_circuit_breaker_until_success(tmp_path: Path) -> None:
     said: list[str | None] = []
     needed, marks = tmp_path / "weights", tmp_path / "marks"
-    async with open_clay({"unless": str(needed), "marks": str(marks)}, unready=said.append, failures_before_open=3) as executor:
-        with pytest.raises(EngineDead):
-            await executor.run(Chore())
+    async with open_faulty_executor({"unless": str(needed), "marks": str(marks)}, unready=said.append, failures_before_open=3) as executor:
+        with pytest.raises(EngineCrashed):
+            await executor.run(FaultyRequest())
         assert not executor.healthy
-        assert "is not there" in (executor.reason or "")
+        assert "is not there" in (executor.unready_reason or "")
         assert len(marks.read_text().splitlines()) == 3
         needed.touch()
-        assert (await executor.run(Chore())).result["steps"] == 3
+        assert (await executor.run(FaultyRequest())).result["steps"] == 3
         assert executor.healthy
         assert said[-1] is None
 
 
-async def test_the_loop_stays_free_while_the_process_is_busy() -> None:
-    async with open_clay() as executor:
-        work = [asyncio.create_task(executor.run(Chore(steps=200, seconds=0.001))) for _ in range(8)]
+async def test_event_loop_stays_responsive_under_engine_load() -> None:
+    async with open_faulty_executor() as executor:
+        work = [asyncio.create_task(executor.run(FaultyRequest(steps=200, seconds=0.001))) for _ in range(8)]
         lags = []
         while not all(task.done() for task in work):
             before = time.perf_counter()
@@ -178,33 +178,33 @@ async def test_the_loop_stays_free_while_the_process_is_busy() -> None:
         assert sorted(lags)[len(lags) // 2] < 0.01
 
 
-async def test_closing_gives_the_work_back_and_leaves_no_process() -> None:
-    async with open_clay() as executor:
+async def test_close_requeues_work_and_ends_process() -> None:
+    async with open_faulty_executor() as executor:
         await executor.ready()
-        work = asyncio.create_task(executor.run(Chore(steps=1000, seconds=0.01)))
+        work = asyncio.create_task(executor.run(FaultyRequest(steps=1000, seconds=0.01)))
         await asyncio.sleep(0.1)
         process = executor.process_id
         assert process
-    with pytest.raises(EngineDead):
+    with pytest.raises(EngineCrashed):
         await work
     assert not psutil.pid_exists(process)
-    assert not executor.spool.exists()
+    assert not executor.shm_dir.exists()
 
 
-async def test_the_process_ignores_the_signals_that_are_meant_for_its_parent() -> None:
-    async with open_clay() as executor:
+async def test_engine_process_ignores_sigint_and_sigterm() -> None:
+    async with open_faulty_executor() as executor:
         await executor.ready()
         assert executor.process_id
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(executor.process_id, number)
-        assert (await executor.run(Chore())).result["process"] == executor.process_id
-        assert not executor.stats.deaths
+        assert (await executor.run(FaultyRequest())).result["process"] == executor.process_id
+        assert not executor.stats.exits
 
 
-async def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
+async def test_engine_process_exits_with_parent(tmp_path: Path) -> None:
     """A parent that is killed with SIGKILL leaves no process behind, though that one is in the middle of a step."""
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.short_lived_parent", str(tmp_path / "child"), cwd=Path(__file__).parents[2]
+        sys.executable, "-m", "tests.support.executor_parent", str(tmp_path / "child"), cwd=Path(__file__).parents[2]
     )
     child = await number_in(tmp_path / "child")
     assert psutil.pid_exists(child)

@@ -7,10 +7,10 @@ import pytest
 
 from actors.ledger import ACTORS
 from bus.settings import BusSettings
-from contracts import channels
+from contracts import broker_names
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from tests.integration.conftest import Customer, Workshop, soon
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 
 
 @pytest.fixture
@@ -20,38 +20,40 @@ async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_health_tells_whether_the_broker_is_there(http: httpx.AsyncClient) -> None:
+async def test_health_reports_broker_state(http: httpx.AsyncClient) -> None:
     response = await http.get("/health")
     assert (response.status_code, response.json()["status"], response.json()["broker"]) == (200, "healthy", True)
 
 
-async def test_a_job_is_asked_of_the_ledger(http: httpx.AsyncClient, workshop: Workshop, customer: Customer) -> None:
+async def test_job_state_is_requested_from_ledger(http: httpx.AsyncClient, start_worker: StartWorker, broker_client: BrokerClient) -> None:
     event = {"kind": "completed", "step": "job", "job_id": "j-77", "at": "2026-01-01T00:00:00Z", "message_id": "m", "result": {"a": 1}}
-    async with workshop(*ACTORS):
-        await customer.send(channels.event_key("job", "completed", "j-77"), event, exchange=channels.EVENTS)
+    async with start_worker(*ACTORS):
+        await broker_client.publish(
+            broker_names.event_routing_key("job", "completed", "j-77"), event, exchange=broker_names.EVENTS_EXCHANGE
+        )
 
         async def there() -> bool:
             return (await http.get("/jobs/j-77")).status_code == 200
 
-        await soon(there)
+        await wait_until(there)
         job = (await http.get("/jobs/j-77")).json()
         assert (job["state"], job["result"]) == ("completed", {"a": 1})
         listed = (await http.get("/jobs", params={"state": "completed", "limit": 500})).json()["jobs"]
         assert "j-77" in [job["job_id"] for job in listed]
 
 
-async def test_an_unknown_job_is_a_problem_document(http: httpx.AsyncClient, workshop: Workshop) -> None:
-    async with workshop(*ACTORS):
+async def test_an_unknown_job_is_a_problem_document(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
+    async with start_worker(*ACTORS):
         response = await http.get("/jobs/never")
     assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
     assert response.json()["title"] == "job-unknown"
 
 
-async def test_without_a_ledger_the_question_runs_out_of_time(http: httpx.AsyncClient) -> None:
+async def test_job_query_without_ledger_times_out(http: httpx.AsyncClient) -> None:
     """504 with the cause, not a hang."""
     response = await http.get("/jobs/any")
     assert (response.status_code, response.json()["title"]) == (504, "no reply in time")
 
 
-async def test_a_bad_filter_is_refused(http: httpx.AsyncClient) -> None:
+async def test_invalid_filter_is_rejected(http: httpx.AsyncClient) -> None:
     assert (await http.get("/jobs", params={"limit": 0})).status_code == 422

@@ -3,7 +3,7 @@
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus.health_settings import HealthSettings
+from bus.observability.settings import HealthSettings
 from bus.settings import BusSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
@@ -11,7 +11,7 @@ from gateway.settings import GatewaySettings
 KEY = "a-key-of-the-shop-1234"
 
 
-async def test_requests_are_counted_by_their_pattern_and_shown_to_no_tenant(bus_settings: BusSettings) -> None:
+async def test_http_metrics_use_route_patterns_and_hide_from_tenants(bus_settings: BusSettings) -> None:
     settings = GatewaySettings.model_validate({"api_keys": f"shop:{KEY}", "question_seconds": 0.2})
     app = create_app(bus_settings, settings, None, HealthSettings(port=0, keep_seconds=0))
     door = httpx.ASGITransport(app)

@@ -11,18 +11,18 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus.actor import Actor, Context, Handler, Tools
+from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError, TemporaryError
-from bus.health_settings import HealthSettings
-from bus.serve import open_workshop
+from bus.observability.settings import HealthSettings
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from ops.local.ports import free
+from bus.storage.settings import StoreSettings
+from bus.worker.worker import run_worker
+from ops.local.daemon import free_ports
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
-from tests.integration.conftest import Customer, Echo, Echoed, echo_actor, soon
+from tests.support.broker_client import BrokerClient, Echo, Echoed, echo_actor, wait_until
 
-QUICK = HealthSettings(port=0, check_seconds=2, keep_seconds=0)
+FAST_HEALTH = HealthSettings(port=0, check_seconds=2, keep_seconds=0)
 
 
 async def echo(command: Echo, context: Context) -> Echoed:
@@ -33,7 +33,7 @@ async def echo(command: Echo, context: Context) -> Echoed:
     return Echoed(text=command.text)
 
 
-class Page:
+class HealthPages:
     """What the health server says now."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
@@ -43,7 +43,7 @@ class Page:
         answer = await self._http.get(path)
         return answer.status_code, answer.json()
 
-    async def becomes(self, ready: bool, seconds: float = 30) -> list[str]:
+    async def wait_until_ready_is(self, ready: bool, seconds: float = 30) -> list[str]:
         """Wait until readiness is as wished; returns the reasons."""
         async with asyncio.timeout(seconds):
             while True:
@@ -64,16 +64,16 @@ class Page:
 
 
 @asynccontextmanager
-async def served(actor: Actor, settings: BusSettings, store: Path, health: HealthSettings = QUICK) -> AsyncIterator[Page]:
-    async with open_workshop([actor], [], settings, StoreSettings(store_url=store.as_uri()), (), health) as url:
+async def serve_actor(actor: Actor, settings: BusSettings, store: Path, health: HealthSettings = FAST_HEALTH) -> AsyncIterator[HealthPages]:
+    async with run_worker([actor], [], settings, StoreSettings(store_url=store.as_uri()), (), health) as url:
         assert url
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
-            yield Page(http)
+            yield HealthPages(http)
 
 
-async def test_all_three_say_yes_when_everything_is_there(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+async def test_all_probes_pass_when_dependencies_are_up(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> None:
     actor = echo_actor(echo)
-    async with served(actor, bus_settings, store_folder) as page:
+    async with serve_actor(actor, bus_settings, store_folder) as page:
         assert await page.get("/health/live") == (200, {"live": True})
         assert await page.get("/health/startup") == (200, {"started": True})
         status, said = await page.get("/health/ready")
@@ -84,131 +84,131 @@ async def test_all_three_say_yes_when_everything_is_there(bus_settings: BusSetti
 
 async def test_without_a_port_nothing_listens(bus_settings: BusSettings, store_folder: Path) -> None:
     store = StoreSettings(store_url=store_folder.as_uri())
-    async with open_workshop([echo_actor(echo)], [], bus_settings, store, (), HealthSettings(port=None)) as url:
+    async with run_worker([echo_actor(echo)], [], bus_settings, store, (), HealthSettings(port=None)) as url:
         assert url is None
 
 
-async def test_a_port_that_is_taken_is_named(bus_settings: BusSettings, store_folder: Path) -> None:
-    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+async def test_port_in_use_is_reported(bus_settings: BusSettings, store_folder: Path) -> None:
+    async with serve_actor(echo_actor(echo), bus_settings, store_folder) as page:
         taken = httpx.URL(page._http.base_url).port
         with pytest.raises(OSError, match=f"HEALTH_PORT={taken}"):
-            async with served(echo_actor(echo), bus_settings, store_folder, HealthSettings(port=taken)):
+            async with serve_actor(echo_actor(echo), bus_settings, store_folder, HealthSettings(port=taken)):
                 pass
 
 
-async def test_a_process_that_still_opens_is_alive_and_not_started(bus_settings: BusSettings, store_folder: Path) -> None:
+async def test_starting_process_is_live_but_not_ready(bus_settings: BusSettings, store_folder: Path) -> None:
     gate = asyncio.Event()
 
     @asynccontextmanager
-    async def open_late(tools: Tools) -> AsyncIterator[Handler]:
+    async def open_late(tools: Resources) -> AsyncIterator[Handler]:
         await gate.wait()
         yield echo
 
     actor = Actor(step="late", command=Echo, result=Echoed, open=open_late, timeout_seconds=5, prefetch=1)
-    port = free(1)[0]
+    port = free_ports(1)[0]
 
     async def live() -> None:
-        async with served(actor, bus_settings, store_folder, HealthSettings(port=port, keep_seconds=0)):
+        async with serve_actor(actor, bus_settings, store_folder, HealthSettings(port=port, keep_seconds=0)):
             await asyncio.sleep(30)
 
     serving = asyncio.create_task(live())
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=httpx.AsyncHTTPTransport(retries=5)) as http:
-        page = Page(http)
+        page = HealthPages(http)
         assert (await page.get("/health/live"))[0] == 200
         assert (await page.get("/health/startup"))[0] == 503
-        assert "starting" in (await page.becomes(ready=False))[0]
+        assert "starting" in (await page.wait_until_ready_is(ready=False))[0]
         gate.set()
-        await page.becomes(ready=True)
+        await page.wait_until_ready_is(ready=True)
         assert (await page.get("/health/startup"))[0] == 200
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
 
-async def test_the_broker_goes_and_comes(bus_settings: BusSettings, store_folder: Path, rabbitmq: RabbitNode) -> None:
-    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+async def test_readiness_follows_broker_outage(bus_settings: BusSettings, store_folder: Path, rabbitmq: RabbitNode) -> None:
+    async with serve_actor(echo_actor(echo), bus_settings, store_folder) as page:
         rabbitmq.kill()
         try:
-            reasons = await page.becomes(ready=False)
+            reasons = await page.wait_until_ready_is(ready=False)
             assert any(reason.startswith("broker: not connected") for reason in reasons)
             assert (await page.get("/health/live"))[0] == 200
         finally:
             await asyncio.to_thread(rabbitmq.start)
-        await page.becomes(ready=True)
+        await page.wait_until_ready_is(ready=True)
 
 
-async def test_the_database_goes_and_comes(bus_settings: BusSettings, store_folder: Path, postgres: EmbeddedPostgres) -> None:
-    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+async def test_readiness_follows_database_outage(bus_settings: BusSettings, store_folder: Path, postgres: EmbeddedPostgres) -> None:
+    async with serve_actor(echo_actor(echo), bus_settings, store_folder) as page:
         postgres.kill()
         try:
-            assert [reason for reason in await page.becomes(ready=False) if reason.startswith("database: ")]
+            assert [reason for reason in await page.wait_until_ready_is(ready=False) if reason.startswith("database: ")]
         finally:
             await asyncio.to_thread(postgres.start)
-        await page.becomes(ready=True)
+        await page.wait_until_ready_is(ready=True)
 
 
-async def test_the_store_goes_and_comes(bus_settings: BusSettings, store_folder: Path) -> None:
-    async with served(echo_actor(echo), bus_settings, store_folder) as page:
+async def test_readiness_follows_store_outage(bus_settings: BusSettings, store_folder: Path) -> None:
+    async with serve_actor(echo_actor(echo), bus_settings, store_folder) as page:
         shutil.rmtree(store_folder)
         store_folder.write_text("a file where the folder was")
-        reasons = await page.becomes(ready=False)
+        reasons = await page.wait_until_ready_is(ready=False)
         assert reasons[0].startswith("store: the store's folder")
         store_folder.unlink()
-        await page.becomes(ready=True)
+        await page.wait_until_ready_is(ready=True)
 
 
-async def test_a_deleted_queue_is_named_and_its_consumer_comes_back(
-    bus_settings: BusSettings, store_folder: Path, customer: Customer
+async def test_deleted_queue_is_reported_and_consumer_recovers(
+    bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient
 ) -> None:
     actor = echo_actor(echo)
-    async with served(actor, bus_settings, store_folder) as page:
-        await (await customer.channel.get_queue(actor.queue)).delete(if_unused=False, if_empty=False)
-        assert [reason for reason in await page.becomes(ready=False) if reason.startswith(f"queue:{actor.step}: ")]
-        await page.becomes(ready=True)
-        await customer.send(actor.step, {"text": "hello"}, reply_to=customer.reply_queue)
-        assert (await customer.reply())[1]["text"] == "hello"
+    async with serve_actor(actor, bus_settings, store_folder) as page:
+        await (await broker_client.channel.get_queue(actor.queue)).delete(if_unused=False, if_empty=False)
+        assert [reason for reason in await page.wait_until_ready_is(ready=False) if reason.startswith(f"queue:{actor.step}: ")]
+        await page.wait_until_ready_is(ready=True)
+        await broker_client.publish(actor.step, {"text": "hello"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1]["text"] == "hello"
 
 
-async def test_an_actor_whose_engine_is_away_is_not_ready(bus_settings: BusSettings, store_folder: Path) -> None:
-    engine = Engine()
+async def test_actor_with_unavailable_engine_is_not_ready(bus_settings: BusSettings, store_folder: Path) -> None:
+    engine = FakeEngine()
 
     @asynccontextmanager
-    async def open_engine(tools: Tools) -> AsyncIterator[Handler]:
-        tools.show(engine)
+    async def open_engine(tools: Resources) -> AsyncIterator[Handler]:
+        tools.register_engine(engine)
         yield echo
 
     actor = Actor(step="engined", command=Echo, result=Echoed, open=open_engine, timeout_seconds=5, prefetch=1)
-    async with served(actor, bus_settings, store_folder) as page:
-        assert await page.becomes(ready=False) == ["engine:engined: the model process is starting"]
+    async with serve_actor(actor, bus_settings, store_folder) as page:
+        assert await page.wait_until_ready_is(ready=False) == ["engine:engined: the model process is starting"]
         engine.reason = None
-        await page.becomes(ready=True)
+        await page.wait_until_ready_is(ready=True)
         samples = await page.samples()
         assert samples["atelier_engine_steps_total", "engined"] == 40
         assert samples["atelier_engine_deaths_total", "hang", "engined"] == 2
         assert samples["atelier_engine_steps_per_second", "engined"] == 7.5
 
 
-class Engine:
+class FakeEngine:
     reason: str | None = "the model process is starting"
 
-    async def away(self) -> str | None:
+    async def unavailable_reason(self) -> str | None:
         return self.reason
 
     def snapshot(self) -> dict[str, Any]:
         return {"engine_steps_total": 40, "engine_deaths_total": {"hang": 2}, "engine_steps_per_second": 7.5}
 
 
-async def test_orders_are_counted_by_what_became_of_them(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+async def test_deliveries_are_counted_by_outcome(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> None:
     actor = echo_actor(echo)
     step = actor.step
-    async with served(actor, bus_settings, store_folder) as page:
+    async with serve_actor(actor, bus_settings, store_folder) as page:
         for text in ("fine", "fine too", "shaky", "hopeless"):
-            await customer.send(step, {"text": text}, reply_to=customer.reply_queue, timestamp=0)
-            await customer.reply()
+            await broker_client.publish(step, {"text": text}, reply_to=broker_client.reply_queue, timestamp=0)
+            await broker_client.next_reply()
 
         async def counted() -> bool:
             return (await page.samples()).get(("atelier_orders_total", "no-such-text", "dead", step)) == 1
 
-        await soon(counted)
+        await wait_until(counted)
         samples = await page.samples()
     assert samples["atelier_orders_total", "", "done", step] == 3
     assert samples["atelier_orders_total", "temporary", "retry", step] == 1
@@ -221,20 +221,20 @@ async def test_orders_are_counted_by_what_became_of_them(bus_settings: BusSettin
     assert samples["atelier_part_ready", f"queue:{step}"] == 1
 
 
-async def test_an_actor_that_pauses_says_so_though_others_read_its_queue(
-    bus_settings: BusSettings, store_folder: Path, customer: Customer
+async def test_paused_actor_is_not_ready_despite_other_consumers(
+    bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient
 ) -> None:
-    lent: list[Tools] = []
+    lent: list[Resources] = []
 
     @asynccontextmanager
-    async def open_tired(tools: Tools) -> AsyncIterator[Handler]:
+    async def open_tired(tools: Resources) -> AsyncIterator[Handler]:
         lent.append(tools)
         yield echo
 
     actor = Actor(step="tired", command=Echo, result=Echoed, open=open_tired, timeout_seconds=5, prefetch=1)
-    async with served(actor, bus_settings, store_folder) as page, served(actor, bus_settings, store_folder) as other:
-        lent[0].unready("the model does not load")
-        assert await page.becomes(ready=False) == ["queue:tired: atelier.tired is not read: the model does not load"]
-        await other.becomes(ready=True)
-        lent[0].unready(None)
-        await page.becomes(ready=True)
+    async with serve_actor(actor, bus_settings, store_folder) as page, serve_actor(actor, bus_settings, store_folder) as other:
+        lent[0].set_unready("the model does not load")
+        assert await page.wait_until_ready_is(ready=False) == ["queue:tired: atelier.tired is not read: the model does not load"]
+        await other.wait_until_ready_is(ready=True)
+        lent[0].set_unready(None)
+        await page.wait_until_ready_is(ready=True)

@@ -17,38 +17,38 @@ import pytest_asyncio
 from PIL import Image as Pillow
 from PIL import ImageChops
 
-from actors.engines.executor import Executor, open_executor
-from actors.engines.lora_files import LoraFiles
-from actors.engines.protocol import EngineSpec
+from actors.engines.diffusion.lora.file_cache import LoraFileCache
+from actors.engines.process.executor import Executor, open_executor
+from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
-from actors.image import ENGINE, image
+from actors.image import ENGINE_FACTORY, image
 from bus.actor import Context, Handler
 from bus.errors import PermanentError
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
+from bus.storage.claim_store import open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.event import Progress
 from contracts.image import Image, ImageDone, Lora
-from ops.models import make_tiny
+from ops.local.tiny_models import make_tiny_models
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(120)]
 
 
 @dataclass
-class Studio:
+class ImageEngineRig:
     """An image actor at work, its store, and what it reported."""
 
     handle: Handler
     executor: Executor
     folder: Path
     loras: dict[str, Path]
-    files: LoraFiles
-    told: list[Progress] = field(default_factory=list)
+    files: LoraFileCache
+    progress_events: list[Progress] = field(default_factory=list)
 
     async def draw(self, command: Image, message_id: str = "m-1", tenant: str = "") -> ImageDone:
-        self.told = []
+        self.progress_events = []
 
         async def report(progress: Progress) -> None:
-            self.told.append(progress)
+            self.progress_events.append(progress)
 
         done = await self.handle(command, Context("job-1", message_id, 1, tenant, None, report))
         assert isinstance(done, ImageDone)
@@ -57,7 +57,7 @@ class Studio:
     def picture(self, done: ImageDone, index: int = 0) -> Pillow.Image:
         return Pillow.open(done.images[index].uri.removeprefix("file://"))
 
-    def apart(self, one: ImageDone, other: ImageDone) -> int:
+    def max_pixel_difference(self, one: ImageDone, other: ImageDone) -> int:
         """The greatest difference of any value of any pixel."""
         return max(high for _, high in ImageChops.difference(self.picture(one), self.picture(other)).getextrema())
 
@@ -66,19 +66,19 @@ class Studio:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def studio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Studio]:
+async def image_engine_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ImageEngineRig]:
     folder = tmp_path_factory.mktemp("studio")
-    made = make_tiny(folder / "models")
+    made = make_tiny_models(folder / "models")
     settings = ImageSettings(model=str(made["tiny-sd"]), local_cache=folder / "cache", preview_seconds=0.001)
     store = StoreSettings(store_url=(folder / "store").as_uri(), asset_roots=(folder,))
-    async with open_claims(store) as claims, open_studio(settings) as executor:
-        files = LoraFiles(claims, settings)
-        yield Studio(partial(image, claims=claims, executor=executor, loras=files), executor, folder, made, files)
+    async with open_claim_store(store) as claims, open_image_engine_rig(settings) as executor:
+        files = LoraFileCache(claims, settings)
+        yield ImageEngineRig(partial(image, claims=claims, executor=executor, loras=files), executor, folder, made, files)
 
 
 @asynccontextmanager
-async def open_studio(settings: ImageSettings) -> AsyncIterator[Executor]:
-    async with open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), admit=20, capacity=10) as executor:
+async def open_image_engine_rig(settings: ImageSettings) -> AsyncIterator[Executor]:
+    async with open_executor(EngineSpec(ENGINE_FACTORY, settings), ExecutorSettings(), max_in_flight=20, capacity=10) as executor:
         yield executor
 
 
@@ -89,11 +89,11 @@ def variant(**changes: Any) -> Image:
     return SMALL.model_copy(update=changes)
 
 
-async def test_an_order_becomes_pictures_of_its_size_with_their_making_written_in(studio: Studio) -> None:
-    done = await studio.draw(variant(count=2, width=128, seed=41))
+async def test_order_yields_images_of_requested_size_with_metadata(image_engine_rig: ImageEngineRig) -> None:
+    done = await image_engine_rig.draw(variant(count=2, width=128, seed=41))
     assert done.metadata.model_dump() == {"seed": 41, "steps": 8, "guidance_scale": 7.5}
     assert done.seeds == [41, 42]
-    second = studio.picture(done, 1)
+    second = image_engine_rig.picture(done, 1)
     assert second.size == (128, 64)
     assert done.images[1].width == 128
     texts = second.text  # type: ignore[attr-defined]
@@ -103,61 +103,69 @@ async def test_an_order_becomes_pictures_of_its_size_with_their_making_written_i
     assert done.made_with["diffusers_version"] == texts["diffusers_version"]
 
 
-async def test_progress_is_told_at_the_first_step_past_each_milestone(studio: Studio) -> None:
-    await studio.draw(variant(steps=50))
-    assert [(said.current_step, said.progress_percent) for said in studio.told] == [(0, 0), (13, 26), (25, 50), (38, 76), (45, 90)]
+async def test_progress_is_reported_at_each_milestone(image_engine_rig: ImageEngineRig) -> None:
+    await image_engine_rig.draw(variant(steps=50))
+    assert [(said.current_step, said.progress_percent) for said in image_engine_rig.progress_events] == [
+        (0, 0),
+        (13, 26),
+        (25, 50),
+        (38, 76),
+        (45, 90),
+    ]
 
 
-async def test_a_message_that_comes_twice_without_a_seed_gets_the_same_picture_twice(studio: Studio) -> None:
-    first, second, other = [await studio.draw(variant(seed=None), message_id=name) for name in ("m-1", "m-1", "m-2")]
+async def test_redelivered_order_without_seed_yields_same_image(image_engine_rig: ImageEngineRig) -> None:
+    first, second, other = [await image_engine_rig.draw(variant(seed=None), message_id=name) for name in ("m-1", "m-1", "m-2")]
     assert first.images[0].sha256 == second.images[0].sha256 != other.images[0].sha256
 
 
-async def test_previews_come_with_progress_when_asked_for(studio: Studio) -> None:
-    await studio.draw(variant(steps=30, preview=True))
-    previews = [base64.b64decode(said.preview) for said in studio.told if said.preview]
+async def test_previews_come_with_progress_when_asked_for(image_engine_rig: ImageEngineRig) -> None:
+    await image_engine_rig.draw(variant(steps=30, preview=True))
+    previews = [base64.b64decode(said.preview) for said in image_engine_rig.progress_events if said.preview]
     assert previews
     assert Pillow.open(io.BytesIO(previews[0])).format == "JPEG"
     assert max(map(len, previews)) < 8192
 
 
-async def test_orders_that_come_together_share_their_steps(studio: Studio) -> None:
-    orders = [variant(seed=number, steps=10 + number, lora=studio.lora("abc"[number % 3])) for number in range(5)]
-    done = await asyncio.gather(*(studio.draw(order) for order in orders))
+async def test_concurrent_orders_share_denoising_steps(image_engine_rig: ImageEngineRig) -> None:
+    orders = [variant(seed=number, steps=10 + number, lora=image_engine_rig.lora("abc"[number % 3])) for number in range(5)]
+    done = await asyncio.gather(*(image_engine_rig.draw(order) for order in orders))
     assert max(one.largest_batch for one in done) == 5
     assert len({one.images[0].sha256 for one in done}) == 5
 
 
-async def test_a_lora_is_fetched_once_and_changes_the_picture(studio: Studio) -> None:
-    plain = await studio.draw(SMALL)
-    before = studio.files.fetches
-    first, second = await asyncio.gather(*(studio.draw(variant(lora=studio.lora("a", scale=0.9))) for _ in range(2)))
-    assert studio.files.fetches - before <= 1
-    assert studio.apart(first, second) <= 1
-    assert studio.apart(first, plain) > 8
+async def test_a_lora_is_fetched_once_and_changes_the_picture(image_engine_rig: ImageEngineRig) -> None:
+    plain = await image_engine_rig.draw(SMALL)
+    before = image_engine_rig.files.fetch_count
+    first, second = await asyncio.gather(*(image_engine_rig.draw(variant(lora=image_engine_rig.lora("a", scale=0.9))) for _ in range(2)))
+    assert image_engine_rig.files.fetch_count - before <= 1
+    assert image_engine_rig.max_pixel_difference(first, second) <= 1
+    assert image_engine_rig.max_pixel_difference(first, plain) > 8
     assert first.made_with["lora_scale"] == "0.9"
 
 
-async def test_a_missing_lora_is_fatal_only_when_it_is_required(studio: Studio) -> None:
-    lost = (studio.folder / "lost.safetensors").as_uri()
+async def test_a_missing_lora_is_fatal_only_when_it_is_required(image_engine_rig: ImageEngineRig) -> None:
+    lost = (image_engine_rig.folder / "lost.safetensors").as_uri()
     with pytest.raises(PermanentError) as caught:
-        await studio.draw(variant(lora=Lora(uri=lost)))
+        await image_engine_rig.draw(variant(lora=Lora(uri=lost)))
     assert caught.value.code == "lora-missing"
-    without = await studio.draw(variant(lora=Lora(uri=lost, required=False)))
+    without = await image_engine_rig.draw(variant(lora=Lora(uri=lost, required=False)))
     assert without.lora_missing
-    assert studio.apart(without, await studio.draw(SMALL)) <= 1
+    assert image_engine_rig.max_pixel_difference(without, await image_engine_rig.draw(SMALL)) <= 1
 
 
-async def test_a_lora_that_does_not_fit_is_named_and_hurts_no_other(studio: Studio) -> None:
+async def test_incompatible_lora_fails_only_its_order(image_engine_rig: ImageEngineRig) -> None:
     """Its header is sound; only the model knows that the shapes are those of another."""
     import torch
     from safetensors.torch import save_file
 
-    strange = studio.folder / "strange.safetensors"
+    strange = image_engine_rig.folder / "strange.safetensors"
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{name}.lora_A.weight": torch.ones(4, 320), f"{name}.lora_B.weight": torch.ones(320, 4)}, strange)
     bad, good = await asyncio.gather(
-        studio.draw(variant(lora=Lora(uri=strange.as_uri()))), studio.draw(variant(lora=studio.lora("b"))), return_exceptions=True
+        image_engine_rig.draw(variant(lora=Lora(uri=strange.as_uri()))),
+        image_engine_rig.draw(variant(lora=image_engine_rig.lora("b"))),
+        return_exceptions=True,
     )
     assert isinstance(bad, PermanentError)
     assert bad.code == "lora-invalid"
@@ -165,33 +173,33 @@ async def test_a_lora_that_does_not_fit_is_named_and_hurts_no_other(studio: Stud
     assert isinstance(good, ImageDone)
 
 
-async def test_a_cancelled_order_frees_its_place_for_the_next(studio: Studio) -> None:
-    endless = asyncio.create_task(studio.draw(variant(steps=500, count=4, width=256, height=256)))
-    while not studio.told:
+async def test_cancelled_order_frees_slot(image_engine_rig: ImageEngineRig) -> None:
+    endless = asyncio.create_task(image_engine_rig.draw(variant(steps=500, count=4, width=256, height=256)))
+    while not image_engine_rig.progress_events:
         await asyncio.sleep(0.01)
     endless.cancel()
     with pytest.raises(asyncio.CancelledError):
         await endless
-    assert (await studio.draw(SMALL)).images
-    assert studio.executor.in_hand == 0
-    assert not studio.executor.stats.deaths
-    assert list(studio.executor.spool.iterdir()) == []
+    assert (await image_engine_rig.draw(SMALL)).images
+    assert image_engine_rig.executor.in_flight == 0
+    assert not image_engine_rig.executor.stats.exits
+    assert list(image_engine_rig.executor.shm_dir.iterdir()) == []
 
 
-async def test_an_unknown_model_is_refused_by_name(studio: Studio) -> None:
+async def test_an_unknown_model_is_refused_by_name(image_engine_rig: ImageEngineRig) -> None:
     with pytest.raises(PermanentError) as caught:
-        await studio.draw(variant(model="sdxl"))
+        await image_engine_rig.draw(variant(model="sdxl"))
     assert caught.value.code == "model-unknown"
 
 
-async def test_the_same_picture_comes_out_of_a_fresh_process_after_a_kill(studio: Studio) -> None:
-    before = await studio.draw(SMALL)
-    order = asyncio.create_task(studio.draw(variant(steps=60, width=256, height=256)))
-    while not studio.told:
+async def test_order_is_reproducible_after_engine_kill(image_engine_rig: ImageEngineRig) -> None:
+    before = await image_engine_rig.draw(SMALL)
+    order = asyncio.create_task(image_engine_rig.draw(variant(steps=60, width=256, height=256)))
+    while not image_engine_rig.progress_events:
         await asyncio.sleep(0.01)
-    process = studio.executor.process_id
+    process = image_engine_rig.executor.process_id
     assert process
     os.kill(process, signal.SIGKILL)
     assert (await order).images
-    assert studio.executor.process_id != process
-    assert (await studio.draw(SMALL)).images[0].sha256 == before.images[0].sha256
+    assert image_engine_rig.executor.process_id != process
+    assert (await image_engine_rig.draw(SMALL)).images[0].sha256 == before.images[0].sha256

@@ -18,16 +18,16 @@ import pytest
 from PIL import Image as Pillow
 
 from bus.settings import BusSettings
-from contracts import channels
+from contracts import broker_names
 from contracts.wire import Header
-from tests.integration.conftest import Customer, soon
-from tests.listening_backend import Backend, open_backend
+from tests.support.broker_client import BrokerClient, wait_until
+from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 STEPS = ("image_generation", "image", "watermark", "upload", "webhook", "ledger")
-NUMBERS = count(int.from_bytes(os.urandom(5)))
+GENERATION_IDS = count(int.from_bytes(os.urandom(5)))
 
 
-def form_c(generation_id: int, **data: Any) -> dict[str, Any]:
+def form_c_order(generation_id: int, **data: Any) -> dict[str, Any]:
     order = {
         "generation_id": generation_id,
         "style_id": 1,
@@ -42,43 +42,45 @@ def form_c(generation_id: int, **data: Any) -> dict[str, Any]:
     return {"task_id": "t", "type": "image_generation", "data": order | data, "webhook_url": "https://x.example/ignored"}
 
 
-class Yard:
+class WorkerProcesses:
     """The actors as processes of their own, and what the outside world sees of their work."""
 
-    def __init__(self, environment: dict[str, str], store: Path, backend: Backend, customer: Customer) -> None:
-        self.environment, self.store, self.backend, self.customer = environment, store, backend, customer
+    def __init__(self, environment: dict[str, str], store: Path, backend: WebhookBackend, broker_client: BrokerClient) -> None:
+        self.environment, self.store, self.backend, self.customer = environment, store, backend, broker_client
 
     @asynccontextmanager
-    async def process(self, *steps: str, point: str = "never", marker: Path | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
-        words = [sys.executable, "-m", "tests.dying", point, str(marker or "-"), *steps]
+    async def start_process(
+        self, *steps: str, crash_point: str = "never", marker_file: Path | None = None
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        words = [sys.executable, "-m", "tests.support.crash_points", crash_point, str(marker_file or "-"), *steps]
         with TemporaryFile() as said:
             process = await asyncio.create_subprocess_exec(*words, env=self.environment, stderr=said)
             try:
-                await ready(process, said)
+                await wait_until_ready(process, said)
                 yield process
             finally:
                 if process.returncode is None:
                     process.terminate()
                 await process.wait()
 
-    async def order(self, body: Any) -> None:
-        await self.customer.send(channels.IMAGE_GENERATION, body, exchange="")
+    async def publish_order(self, body: Any) -> None:
+        await self.customer.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
 
-    async def told(self, *last: str, seconds: float = 30) -> list[str]:
+    async def wait_for_webhooks(self, *last: str, seconds: float = 30) -> list[str]:
         """The backend's calls by name, once the last ones are these; a moment later, so that one too many would be seen."""
 
         async def heard() -> bool:
             return sorted(call for call in self.backend.paths if call != "progress") == sorted(last)
 
-        await soon(heard, seconds)
+        await wait_until(heard, seconds)
         await asyncio.sleep(0.3)
         return self.backend.paths
 
-    def pictures(self) -> list[Path]:
+    def stored_pictures(self) -> list[Path]:
         return sorted(self.store.rglob("generations/**/*.png"))
 
 
-async def ready(process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
+async def wait_until_ready(process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
     """Wait until the process takes deliveries; fail with its own words when it ends instead."""
 
     def words() -> bytes:
@@ -91,27 +93,27 @@ async def ready(process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
 
 
 @pytest.fixture
-async def yard(bus_settings: BusSettings, customer: Customer, store_folder: Path) -> AsyncIterator[Yard]:
-    async with open_backend() as backend:
+async def worker_processes(bus_settings: BusSettings, broker_client: BrokerClient, store_folder: Path) -> AsyncIterator[WorkerProcesses]:
+    async with open_webhook_backend() as backend:
         urls = {"AMQP_URL": bus_settings.amqp_url.get_secret_value(), "DATABASE_URL": bus_settings.database_url.get_secret_value()}  # type: ignore[union-attr]
         delays = {"RETRY_DELAYS_SECONDS": "0.1,0.2", "LONG_DELAYS_SECONDS": "0.5", "GRACE_SECONDS": "3"}
         told = {"STORE_URL": store_folder.as_uri(), "BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "t" * 32}
-        yield Yard(dict(os.environ) | urls | delays | told, store_folder, backend, customer)
+        yield WorkerProcesses(dict(os.environ) | urls | delays | told, store_folder, backend, broker_client)
 
 
-async def test_an_order_becomes_a_signed_picture_and_the_backend_hears_of_it(yard: Yard) -> None:
+async def test_image_order_uploads_signed_image_and_calls_webhook(worker_processes: WorkerProcesses) -> None:
     """Progress in order, then `complete` once with a link, seed and tags; the picture lies under the order's name."""
-    number = next(NUMBERS)
-    async with yard.process(*STEPS):
-        await yard.order(form_c(number, artist_name="김작가"))
-        calls = await yard.told("complete")
-    percents = [heard.body["progress"]["progress_percent"] for heard in yard.backend.heard if "progress" in heard.body]
+    number = next(GENERATION_IDS)
+    async with worker_processes.start_process(*STEPS):
+        await worker_processes.publish_order(form_c_order(number, artist_name="김작가"))
+        calls = await worker_processes.wait_for_webhooks("complete")
+    percents = [heard.body["progress"]["progress_percent"] for heard in worker_processes.backend.requests if "progress" in heard.body]
     assert percents == sorted(set(percents))
     assert calls[-1] == "complete"
-    told = yard.backend.heard[-1].body
+    told = worker_processes.backend.requests[-1].body
     assert (told["generation_id"], told["metadata"]["seed"], told["metadata"]["prompt_tags"]) == (number, 42, ["harbour"])
-    assert yard.backend.heard[-1].headers["authorization"] == "Bearer " + "t" * 32
-    (picture,) = yard.pictures()
+    assert worker_processes.backend.requests[-1].headers["authorization"] == "Bearer " + "t" * 32
+    (picture,) = worker_processes.stored_pictures()
     assert picture.name == f"gen-{number}.png"
     with Pillow.open(io.BytesIO(picture.read_bytes())) as opened:
         assert (opened.size, opened.mode) == ((512, 512), "RGB")
@@ -119,21 +121,21 @@ async def test_an_order_becomes_a_signed_picture_and_the_backend_hears_of_it(yar
         assert opened.text["artist"] == "김작가"  # type: ignore[attr-defined]
 
 
-async def test_the_same_order_twice_is_done_once(yard: Yard) -> None:
-    number = next(NUMBERS)
-    async with yard.process(*STEPS):
+async def test_duplicate_order_is_processed_once(worker_processes: WorkerProcesses) -> None:
+    number = next(GENERATION_IDS)
+    async with worker_processes.start_process(*STEPS):
         for _ in range(2):
-            await yard.order(form_c(number))
-        await yard.told("complete")
+            await worker_processes.publish_order(form_c_order(number))
+        await worker_processes.wait_for_webhooks("complete")
         await asyncio.sleep(1)
-    assert yard.backend.paths.count("complete") == 1
-    assert len(yard.pictures()) == 1
+    assert worker_processes.backend.paths.count("complete") == 1
+    assert len(worker_processes.stored_pictures()) == 1
 
 
-async def test_what_fails_once_works_the_second_time(yard: Yard) -> None:
-    async with yard.process(*STEPS):
-        await yard.order(form_c(next(NUMBERS), prompt="shaky"))
-        assert "failed" not in await yard.told("complete")
+async def test_transient_failure_is_retried(worker_processes: WorkerProcesses) -> None:
+    async with worker_processes.start_process(*STEPS):
+        await worker_processes.publish_order(form_c_order(next(GENERATION_IDS), prompt="shaky"))
+        assert "failed" not in await worker_processes.wait_for_webhooks("complete")
 
 
 @pytest.mark.parametrize(
@@ -145,48 +147,53 @@ async def test_what_fails_once_works_the_second_time(yard: Yard) -> None:
         ({"signature_path": "http://127.0.0.1:9/signature.png"}, "watermark", "asset-refused"),
     ],
 )
-async def test_a_bad_order_is_buried_and_told_once_and_the_next_is_served(yard: Yard, data: dict[str, Any], queue: str, code: str) -> None:
+async def test_failing_order_is_dead_lettered_and_reported_once(
+    worker_processes: WorkerProcesses, data: dict[str, Any], queue: str, code: str
+) -> None:
     """The dead letter and the `failed` webhook name the cause; the order after it is not disturbed."""
-    bad, good = next(NUMBERS), next(NUMBERS)
-    async with yard.process(*STEPS):
-        await yard.order(form_c(bad, **data))
-        await yard.order(form_c(good))
-        await yard.told("complete", "failed")
-        letter = await yard.customer.letter_in(channels.dead_queue(queue))
-    (failed,) = [heard.body for heard in yard.backend.heard if heard.path.endswith("failed")]
+    bad, good = next(GENERATION_IDS), next(GENERATION_IDS)
+    async with worker_processes.start_process(*STEPS):
+        await worker_processes.publish_order(form_c_order(bad, **data))
+        await worker_processes.publish_order(form_c_order(good))
+        await worker_processes.wait_for_webhooks("complete", "failed")
+        letter = await worker_processes.customer.take_message(broker_names.dead_letter_queue(queue))
+    (failed,) = [heard.body for heard in worker_processes.backend.requests if heard.path.endswith("failed")]
     assert (failed["generation_id"], failed["error_code"], failed["retry_count"]) == (bad, code.upper().replace("-", "_"), 3)
     assert letter.headers[Header.FAULT_CODE] == code
 
 
-async def test_an_unreadable_order_is_buried_with_its_cause(yard: Yard) -> None:
+async def test_undecodable_order_is_dead_lettered_with_cause(worker_processes: WorkerProcesses) -> None:
     """No generation id can be read, so nobody can be told; the letter is kept as it came."""
-    async with yard.process(*STEPS):
-        await yard.order(b"{nope")
-        letter = await yard.customer.letter_in(channels.dead_queue("image_generation"))
+    async with worker_processes.start_process(*STEPS):
+        await worker_processes.publish_order(b"{nope")
+        letter = await worker_processes.customer.take_message(broker_names.dead_letter_queue("image_generation"))
     assert (letter.body, letter.headers[Header.FAULT_CODE]) == (b"{nope", "invalid-json")
-    assert yard.backend.paths == []
+    assert worker_processes.backend.paths == []
 
 
 @pytest.mark.parametrize("step", ["image", "watermark", "upload"])
 @pytest.mark.parametrize("point", ["before-handle", "before-remember", "before-publish", "before-ack"])
-async def test_a_process_killed_at_any_point_loses_nothing_and_doubles_nothing(yard: Yard, tmp_path: Path, step: str, point: str) -> None:
+async def test_worker_killed_at_any_point_is_exactly_once(worker_processes: WorkerProcesses, tmp_path: Path, step: str, point: str) -> None:
     """kill -9 of the step's process; the next one finishes the order: one picture, one `complete`."""
     marker = tmp_path / "died"
     others = [other for other in STEPS if other != step]
-    async with yard.process(*others), yard.process(step, point=point, marker=marker) as victim:
-        await yard.order(form_c(next(NUMBERS)))
+    async with (
+        worker_processes.start_process(*others),
+        worker_processes.start_process(step, crash_point=point, marker_file=marker) as victim,
+    ):
+        await worker_processes.publish_order(form_c_order(next(GENERATION_IDS)))
         assert await asyncio.wait_for(victim.wait(), 30) == -9
-        async with yard.process(step):
-            await yard.told("complete")
-    assert len(yard.pictures()) == 1
+        async with worker_processes.start_process(step):
+            await worker_processes.wait_for_webhooks("complete")
+    assert len(worker_processes.stored_pictures()) == 1
 
 
 @pytest.mark.parametrize("point", ["before-handle", "before-publish", "before-ack"])
-async def test_a_webhook_process_killed_after_its_call_does_not_call_again(yard: Yard, tmp_path: Path, point: str) -> None:
+async def test_webhook_worker_killed_after_call_does_not_repeat_call(worker_processes: WorkerProcesses, tmp_path: Path, point: str) -> None:
     """Between handle and ack the inbox knows: the backend hears `complete` once."""
-    async with yard.process(*(step for step in STEPS if step != "webhook")):
-        await yard.order(form_c(next(NUMBERS)))
-        async with yard.process("webhook", point=point, marker=tmp_path / "died") as victim:
+    async with worker_processes.start_process(*(step for step in STEPS if step != "webhook")):
+        await worker_processes.publish_order(form_c_order(next(GENERATION_IDS)))
+        async with worker_processes.start_process("webhook", crash_point=point, marker_file=tmp_path / "died") as victim:
             assert await asyncio.wait_for(victim.wait(), 30) == -9
-        async with yard.process("webhook"):
-            await yard.told("complete")
+        async with worker_processes.start_process("webhook"):
+            await worker_processes.wait_for_webhooks("complete")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from actors import judge, validate, variants
-from actors.adapters.job_variants import ListenerSettings, trigger
+from actors.adapters.job_variants import ListenerSettings, build_pg_listener
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.integration.seeing import Front, Source, lettered, open_front, open_source
-from tests.model_server import AD_VERDICT, ModelServer, open_model_server
+from bus.storage.settings import StoreSettings
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.fake_openai_server import AD_VERDICT, FakeOpenAiServer, open_fake_openai_server
+from tests.support.source_system import GatewayClient, SourceDatabase, draw_text_picture, open_gateway_client, open_source_database
 
-LISTENER = trigger(ListenerSettings(reconnect_delay=0.1, sweep_seconds=60))
+LISTENER = build_pg_listener(ListenerSettings(reconnect_delay=0.1, sweep_seconds=60))
 ANSWERED = "select count(*) from atelier.inbox where step = 'validate' and result ->> 'job_id' = $1"
 
 CUT = """
@@ -29,8 +29,8 @@ where pid <> pg_backend_pid() and (query ilike 'listen %' or query ilike '%v.cur
 
 
 @pytest.fixture
-async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[ModelServer]:
-    async with open_model_server() as model:
+async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[FakeOpenAiServer]:
+    async with open_fake_openai_server() as model:
         told = {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second", "ASSETS_DIR": str(tmp_path / "assets")}
         for name, value in told.items():
             monkeypatch.setenv(name, value)
@@ -38,11 +38,11 @@ async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterato
 
 
 @pytest.fixture
-async def source(database_url: str, tmp_path: Path, model: ModelServer, workshop: Workshop) -> AsyncIterator[Source]:
+async def source(database_url: str, tmp_path: Path, model: FakeOpenAiServer, start_worker: StartWorker) -> AsyncIterator[SourceDatabase]:
     """The source system, with nothing left over from another test."""
-    async with workshop(variants.ACTOR):
+    async with start_worker(variants.ACTOR):
         pass
-    async with open_source(database_url, tmp_path / "assets") as source:
+    async with open_source_database(database_url, tmp_path / "assets") as source:
         await source.pool.execute(
             "truncate public.jobs, public.jobs_variants, public.vlm_traces, public.overlay_layouts, public.image_assets cascade"
         )
@@ -50,121 +50,129 @@ async def source(database_url: str, tmp_path: Path, model: ModelServer, workshop
 
 
 @pytest.fixture
-async def front(bus_settings: BusSettings, store_folder: Path, source: Source) -> AsyncIterator[Front]:
-    async with open_front(bus_settings, StoreSettings(store_url=store_folder.as_uri()), GATEWAY_READY_SECONDS="0.3") as front:
+async def gateway_client(bus_settings: BusSettings, store_folder: Path, source: SourceDatabase) -> AsyncIterator[GatewayClient]:
+    async with open_gateway_client(bus_settings, StoreSettings(store_url=store_folder.as_uri()), GATEWAY_READY_SECONDS="0.3") as front:
         yield front
 
 
-async def reaches(source: Source, ids: dict[str, str], state: tuple[str, str]) -> None:
+async def wait_for_state(source: SourceDatabase, ids: dict[str, str], state: tuple[str, str]) -> None:
     async def there() -> bool:
-        return await source.state(ids) == state
+        return await source.variant_state(ids) == state
 
-    await soon(there)
-
-
-async def judgeable(source: Source) -> dict[str, str]:
-    return await source.variant(step="overlay", overlaid=await source.picture(source.asset(lettered())))
+    await wait_until(there)
 
 
-async def test_a_variant_is_taken_when_it_is_done_and_when_nobody_listened(source: Source, workshop: Workshop, model: ModelServer) -> None:
-    before = [await source.variant(), await judgeable(source)]
-    others = [await source.variant(step="planner"), await source.variant(status="running")]
-    async with workshop(validate.ACTOR, judge.ACTOR, adapters=[LISTENER]):
+async def variant_with_overlay(source: SourceDatabase) -> dict[str, str]:
+    return await source.insert_variant(step="overlay", overlaid=await source.insert_picture(source.write_asset(draw_text_picture())))
+
+
+async def test_finished_variant_is_processed_even_if_notification_was_missed(
+    source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer
+) -> None:
+    before = [await source.insert_variant(), await variant_with_overlay(source)]
+    others = [await source.insert_variant(step="planner"), await source.insert_variant(status="running")]
+    async with start_worker(validate.ACTOR, judge.ACTOR, adapters=[LISTENER]):
         for ids, step in zip(before, ("vlm_analyze", "vlm_judge"), strict=True):
-            await reaches(source, ids, (step, "done"))
-        after = await source.variant(status="running")
+            await wait_for_state(source, ids, (step, "done"))
+        after = await source.insert_variant(status="running")
         await source.pool.execute("update public.jobs_variants set status = 'done' where job_variants_id = $1", after["job_variants_id"])
-        await reaches(source, after, ("vlm_analyze", "done"))
+        await wait_for_state(source, after, ("vlm_analyze", "done"))
 
-    assert [await source.state(ids) for ids in others] == [("planner", "done"), ("img_gen", "running")]
-    assert len(model.questions) == 3
+    assert [await source.variant_state(ids) for ids in others] == [("planner", "done"), ("img_gen", "running")]
+    assert len(model.requests) == 3
 
 
-async def test_a_lost_connection_is_opened_again_and_nothing_is_missed(source: Source, workshop: Workshop) -> None:
-    async with workshop(validate.ACTOR, adapters=[LISTENER]):
-        first = await source.variant()
-        await reaches(source, first, ("vlm_analyze", "done"))
+async def test_listener_reconnects_without_missing_variants(source: SourceDatabase, start_worker: StartWorker) -> None:
+    async with start_worker(validate.ACTOR, adapters=[LISTENER]):
+        first = await source.insert_variant()
+        await wait_for_state(source, first, ("vlm_analyze", "done"))
         assert await source.pool.fetchval(CUT) >= 1
-        second = await source.variant()
-        await reaches(source, second, ("vlm_analyze", "done"))
+        second = await source.insert_variant()
+        await wait_for_state(source, second, ("vlm_analyze", "done"))
 
-    assert [len(await source.traces(ids)) for ids in (first, second)] == [1, 1]
+    assert [len(await source.vlm_traces(ids)) for ids in (first, second)] == [1, 1]
 
 
-async def test_a_touch_while_the_command_waits_does_nothing_twice(source: Source, workshop: Workshop, model: ModelServer) -> None:
+async def test_repeated_notification_creates_one_command(
+    source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer
+) -> None:
     """The source system touches what it thinks is stuck. The second command is answered with the first one's verdict."""
-    model.hold = asyncio.Event()
+    model.release_event = asyncio.Event()
     touch = "update public.jobs_variants set updated_at = now() where job_variants_id = $1"
-    async with workshop(adapters=[LISTENER]):
-        ids = await source.variant()
+    async with start_worker(adapters=[LISTENER]):
+        ids = await source.insert_variant()
         for _ in range(3):
             await asyncio.sleep(0.05)
             await source.pool.execute(touch, ids["job_variants_id"])
-    async with workshop(validate.ACTOR):
-        await model.arrived.acquire()
-        model.hold.set()
-        await reaches(source, ids, ("vlm_analyze", "done"))
+    async with start_worker(validate.ACTOR):
+        await model.request_semaphore.acquire()
+        model.release_event.set()
+        await wait_for_state(source, ids, ("vlm_analyze", "done"))
 
         async def all_answered() -> bool:
             return await source.pool.fetchval(ANSWERED, ids["job_id"]) >= 2
 
-        await soon(all_answered)
-    async with workshop(validate.ACTOR, adapters=[LISTENER]):
+        await wait_until(all_answered)
+    async with start_worker(validate.ACTOR, adapters=[LISTENER]):
         pass
 
-    assert len(await source.traces(ids)) == 1
-    assert len(model.questions) == 1
+    assert len(await source.vlm_traces(ids)) == 1
+    assert len(model.requests) == 1
 
 
-async def test_a_variant_that_is_set_back_is_judged_anew(source: Source, workshop: Workshop) -> None:
-    async with workshop(validate.ACTOR, adapters=[LISTENER]):
-        ids = await source.variant()
-        await reaches(source, ids, ("vlm_analyze", "done"))
+async def test_reset_variant_is_judged_again(source: SourceDatabase, start_worker: StartWorker) -> None:
+    async with start_worker(validate.ACTOR, adapters=[LISTENER]):
+        ids = await source.insert_variant()
+        await wait_for_state(source, ids, ("vlm_analyze", "done"))
         again = "update public.jobs_variants set current_step = 'img_gen', updated_at = now() where job_variants_id = $1"
         await source.pool.execute(again, ids["job_variants_id"])
 
         async def twice() -> bool:
-            return len(await source.traces(ids)) == 2
+            return len(await source.vlm_traces(ids)) == 2
 
-        await soon(twice)
+        await wait_until(twice)
 
 
-async def test_a_verdict_that_cannot_be_read_is_tried_again_and_then_fails_the_variant(
-    source: Source, workshop: Workshop, model: ModelServer, front: Front
+async def test_unparsable_verdict_is_retried_then_fails_variant(
+    source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer, gateway_client: GatewayClient
 ) -> None:
     """It never looks like a real verdict."""
-    model.say = lambda _: "I would rather write a poem."
-    ids = await source.variant()
-    async with workshop(validate.ACTOR, variants.ACTOR):
-        answer = await front.http.post("/api/yh/llava/stage1/validate", json=ids)
-        await reaches(source, ids, ("vlm_analyze", "failed"))
+    model.respond = lambda _: "I would rather write a poem."
+    ids = await source.insert_variant()
+    async with start_worker(validate.ACTOR, variants.ACTOR):
+        answer = await gateway_client.http.post("/api/yh/llava/stage1/validate", json=ids)
+        await wait_for_state(source, ids, ("vlm_analyze", "failed"))
 
     assert answer.status_code == 500
     assert "holds no verdict" in answer.json()["detail"]
-    assert len(model.questions) == 3
-    assert await source.traces(ids) == []
+    assert len(model.requests) == 3
+    assert await source.vlm_traces(ids) == []
 
 
-async def test_a_mended_verdict_says_so(source: Source, workshop: Workshop, model: ModelServer, front: Front) -> None:
-    model.say = lambda body: 400 if "response_format" in body else f"Here it is: {json.dumps(AD_VERDICT)}"
-    ids = await judgeable(source)
-    async with workshop(judge.ACTOR):
-        answer = await front.http.post("/api/yh/llava/stage2/judge", json=ids)
+async def test_repaired_verdict_is_marked(
+    source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer, gateway_client: GatewayClient
+) -> None:
+    model.respond = lambda body: 400 if "response_format" in body else f"Here it is: {json.dumps(AD_VERDICT)}"
+    ids = await variant_with_overlay(source)
+    async with start_worker(judge.ACTOR):
+        answer = await gateway_client.http.post("/api/yh/llava/stage2/judge", json=ids)
 
     assert (answer.status_code, answer.json()["repaired"]) == (200, True)
 
 
-async def test_without_an_actor_health_is_loading_and_predict_is_not_ready(front: Front) -> None:
-    health, predict = await front.http.get("/health"), await front.http.post("/predict", json={"instances": [{}]})
+async def test_without_an_actor_health_is_loading_and_predict_is_not_ready(gateway_client: GatewayClient) -> None:
+    health, predict = await gateway_client.http.get("/health"), await gateway_client.http.post("/predict", json={"instances": [{}]})
 
     assert (health.status_code, health.json()) == (503, {"status": "loading"})
     assert (predict.status_code, predict.json()) == (503, {"error": "Model not ready"})
 
 
 @asynccontextmanager
-async def dying(point: str, marker: Path, environment: Mapping[str, str], *steps: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def crashing_worker(
+    point: str, marker: Path, environment: Mapping[str, str], *steps: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that kills itself at the point, once."""
-    words = [sys.executable, "-m", "tests.dying", point, str(marker), *steps]
+    words = [sys.executable, "-m", "tests.support.crash_points", point, str(marker), *steps]
     process = await asyncio.create_subprocess_exec(*words, env=dict(environment))
     try:
         yield process
@@ -176,32 +184,32 @@ async def dying(point: str, marker: Path, environment: Mapping[str, str], *steps
 
 @pytest.mark.parametrize("point", ["before-remember", "before-publish", "before-ack"])
 async def test_redelivered_after_a_kill_there_is_one_trace_and_one_answer(
-    source: Source,
-    customer: Customer,
+    source: SourceDatabase,
+    broker_client: BrokerClient,
     bus_settings: BusSettings,
     store_folder: Path,
     tmp_path: Path,
-    workshop: Workshop,
-    model: ModelServer,
+    start_worker: StartWorker,
+    model: FakeOpenAiServer,
     point: str,
 ) -> None:
     """Killed with the verdict in hand; committed but unsaid; said but not acked. Whoever comes next finishes it, and says the same."""
-    ids = await judgeable(source)
+    ids = await variant_with_overlay(source)
     assert bus_settings.database_url
     environment = os.environ | {
         "AMQP_URL": bus_settings.amqp_url.get_secret_value(),
         "DATABASE_URL": bus_settings.database_url.get_secret_value(),
         "STORE_URL": store_folder.as_uri(),
     }
-    async with dying(point, tmp_path / "died", environment, "judge") as process:
-        await customer.send("judge", ids, reply_to=customer.reply_queue, correlation_id="j")
+    async with crashing_worker(point, tmp_path / "died", environment, "judge") as process:
+        await broker_client.publish("judge", ids, reply_to=broker_client.reply_queue, correlation_id="j")
         assert await asyncio.wait_for(process.wait(), 30) == -9
-    async with workshop(judge.ACTOR):
+    async with start_worker(judge.ACTOR):
         expected = 2 if point == "before-ack" else 1
-        replies = [await asyncio.wait_for(customer.replies.get(), 20) for _ in range(expected)]
-        await reaches(source, ids, ("vlm_judge", "done"))
+        replies = [await asyncio.wait_for(broker_client.replies.get(), 20) for _ in range(expected)]
+        await wait_for_state(source, ids, ("vlm_judge", "done"))
 
-    traces = await source.traces(ids)
+    traces = await source.vlm_traces(ids)
     assert len({(reply.message_id, reply.body) for reply in replies}) == 1
     assert [str(trace["vlm_trace_id"]) for trace in traces] == [json.loads(replies[0].body)["vlm_trace_id"]]
-    assert len(model.questions) == (2 if point == "before-remember" else 1)
+    assert len(model.requests) == (2 if point == "before-remember" else 1)

@@ -15,12 +15,12 @@ import pytest
 from pydantic import SecretStr
 
 from ops.errors import SetupError
-from ops.local import ports
-from ops.local.install import find_rabbitmq
+from ops.local import daemon
 from ops.local.postgres import EmbeddedPostgres
-from ops.local.rabbitmq import RabbitNode, answers
-from ops.local.sharing import Shared
-from ops.local.stack import local_stack, stop_leftovers
+from ops.local.rabbitmq import RabbitNode, accepts_amqp
+from ops.local.rabbitmq_install import find_or_install_rabbitmq
+from ops.local.shared_server import SharedServer
+from ops.local.stack import local_stack, stop_orphans
 from ops.settings import LocalSettings
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ async def take(url: str) -> bytes:
         return message.body
 
 
-async def test_what_was_confirmed_survives_a_kill_of_the_node(rabbitmq: RabbitNode) -> None:
+async def test_confirmed_message_survives_broker_kill(rabbitmq: RabbitNode) -> None:
     """Same port, same user, same queues after a power cut.
 
     The restart in between is for RabbitMQ 3.10: a quorum queue that is younger than some seconds when the node is killed finds no
@@ -60,14 +60,14 @@ async def test_what_was_confirmed_survives_a_kill_of_the_node(rabbitmq: RabbitNo
     await publish(url, b"still here")
 
     rabbitmq.kill()
-    assert not answers(rabbitmq.identity.amqp)
+    assert not accepts_amqp(rabbitmq.identity.amqp)
     rabbitmq.start()
 
     assert rabbitmq.url == url
     assert await take(url) == b"still here"
 
 
-async def test_the_node_lets_a_delivery_be_worked_on_for_three_hours(rabbitmq: RabbitNode) -> None:
+async def test_consumer_timeout_is_three_hours(rabbitmq: RabbitNode) -> None:
     conf = (rabbitmq.folder / "rabbitmq.conf").read_text()
 
     assert "consumer_timeout = 10800000" in conf
@@ -82,7 +82,7 @@ async def test_the_node_listens_on_loopback_only(rabbitmq: RabbitNode) -> None:
     assert all(ip_address(ip).is_loopback for ip in listening)
 
 
-async def test_what_was_committed_survives_a_kill_of_the_database(postgres: EmbeddedPostgres) -> None:
+async def test_committed_row_survives_database_kill(postgres: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(postgres.url)
     await connection.execute("create table kept (word text)")
     await connection.execute("insert into kept values ('still here')")
@@ -98,34 +98,38 @@ async def test_what_was_committed_survives_a_kill_of_the_database(postgres: Embe
         await connection.close()
 
 
-async def test_the_database_wants_its_password(postgres: EmbeddedPostgres) -> None:
+async def test_database_requires_password(postgres: EmbeddedPostgres) -> None:
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(postgres.url.replace(postgres.identity.password, "guessed"))
 
 
-def test_two_checkouts_do_not_collide_and_the_last_user_stops_the_server(tmp_path: Path) -> None:
+def test_shared_server_stops_with_last_user(tmp_path: Path) -> None:
     one, other = EmbeddedPostgres(tmp_path / "one"), EmbeddedPostgres(tmp_path / "other")
-    first, second, elsewhere = Shared(one, one.folder), Shared(EmbeddedPostgres(one.folder), one.folder), Shared(other, other.folder)
+    first, second, elsewhere = (
+        SharedServer(one, one.folder),
+        SharedServer(EmbeddedPostgres(one.folder), one.folder),
+        SharedServer(other, other.folder),
+    )
     try:
         for share in (first, second, elsewhere):
-            share.join()
+            share.acquire()
         assert one.identity.port != other.identity.port
 
-        first.leave()
-        assert not ports.is_free(one.identity.port)
-        second.leave()
-        assert ports.is_free(one.identity.port)
-        assert not ports.is_free(other.identity.port)
+        first.release()
+        assert not daemon.is_port_free(one.identity.port)
+        second.release()
+        assert daemon.is_port_free(one.identity.port)
+        assert not daemon.is_port_free(other.identity.port)
     finally:
         for share in (first, second, elsewhere):
-            share.leave()
+            share.release()
 
 
 STARTER = """
 import sys, time
 from pathlib import Path
 from ops.local.rabbitmq import RabbitNode
-from ops.local.sharing import Shared
+from ops.local.shared_server import Shared
 node = RabbitNode(Path(sys.argv[1]), Path(sys.argv[2]))
 Shared(node, node.folder).join()
 print("joined", flush=True)
@@ -137,7 +141,7 @@ time.sleep(600)
 def orphaned(tmp_path_factory: pytest.TempPathFactory) -> RabbitNode:
     """A node whose starter was killed with -9."""
     folder = tmp_path_factory.mktemp("orphan")
-    server = find_rabbitmq(LocalSettings())
+    server = find_or_install_rabbitmq(LocalSettings())
     with subprocess.Popen([sys.executable, "-c", STARTER, folder, server], cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         try:
@@ -147,23 +151,23 @@ def orphaned(tmp_path_factory: pytest.TempPathFactory) -> RabbitNode:
     return RabbitNode(folder, server)
 
 
-def test_a_node_that_lost_its_starter_is_taken_over_and_stopped_at_the_end(orphaned: RabbitNode) -> None:
+def test_orphaned_node_is_adopted_and_stopped(orphaned: RabbitNode) -> None:
     """Also its epmd; no process of the folder is left."""
-    share = Shared(orphaned, orphaned.folder)
+    share = SharedServer(orphaned, orphaned.folder)
     try:
         started = time.monotonic()
-        share.join()
+        share.acquire()
         assert time.monotonic() - started < 1
-        assert answers(orphaned.identity.amqp)
+        assert accepts_amqp(orphaned.identity.amqp)
     finally:
-        share.leave()
+        share.release()
 
-    assert ports.is_free(orphaned.identity.amqp)
-    assert ports.is_free(orphaned.identity.epmd)
+    assert daemon.is_port_free(orphaned.identity.amqp)
+    assert daemon.is_port_free(orphaned.identity.epmd)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(orphaned.folder) in " ".join(p.info["cmdline"] or ())]
 
 
-async def test_given_addresses_are_used_as_they_are(tmp_path: Path) -> None:
+async def test_configured_urls_are_used_unchanged(tmp_path: Path) -> None:
     """Nothing is started and nothing is written: not even the folder is made."""
     folder = tmp_path / ".local"
     settings = LocalSettings(
@@ -181,7 +185,7 @@ async def test_given_addresses_are_used_as_they_are(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-async def test_without_a_server_the_three_ways_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_server_names_three_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = LocalSettings(server_path=str(tmp_path), may_install=False, local_folder=tmp_path / ".local")
 
@@ -193,7 +197,7 @@ async def test_without_a_server_the_three_ways_out_are_named(tmp_path: Path, mon
     assert all(way in said for way in ("apt-get install rabbitmq-server", "AMQP_URL=", "docker compose up"))
 
 
-def test_up_stops_everything_on_ctrl_c_and_down_what_a_kill_left(tmp_path: Path) -> None:
+def test_up_stops_on_ctrl_c_and_down_cleans_up_after_kill(tmp_path: Path) -> None:
     """The whole way as a user goes it: `atelier up watermark`, Ctrl-C; again over the leftovers; kill -9; `atelier down`."""
     first = start_up(tmp_path)
     first.send_signal(signal.SIGINT)
@@ -206,7 +210,7 @@ def test_up_stops_everything_on_ctrl_c_and_down_what_a_kill_left(tmp_path: Path)
     second.communicate(timeout=60)
     assert living_in(tmp_path) != []
 
-    stop_leftovers(LocalSettings(local_folder=tmp_path / ".local"))
+    stop_orphans(LocalSettings(local_folder=tmp_path / ".local"))
     assert living_in(tmp_path) == []
 
 

@@ -22,7 +22,7 @@ COMMIT = "c0ffee" * 6 + "c0de"
 FILES = {"config.json": b'{"model_type": "toy"}', "weights/model.safetensors": os.urandom(24 << 20)}
 
 
-class Hub(BaseHTTPRequestHandler):
+class FakeHub(BaseHTTPRequestHandler):
     """One model, `someone/toy`. `breaks`: so many answers with bytes end half way."""
 
     protocol_version = "HTTP/1.1"
@@ -39,16 +39,16 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/someone/toy/tree/"):
             entries = [{"type": "file", "path": name, "size": len(data), "oid": oid(data)} for name, data in FILES.items()]
-            self.say(200, json.dumps(entries).encode(), with_body, {"Content-Type": "application/json"})
+            self.send_response(200, json.dumps(entries).encode(), with_body, {"Content-Type": "application/json"})
         elif path.startswith("/api/models/someone/toy"):
             told = {"id": "someone/toy", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
-            self.say(200, json.dumps(told).encode(), with_body, {"Content-Type": "application/json"})
+            self.send_response(200, json.dumps(told).encode(), with_body, {"Content-Type": "application/json"})
         elif (name := path.removeprefix(f"/someone/toy/resolve/{COMMIT}/")) in FILES:
-            self.give(FILES[name], with_body)
+            self.send_file(FILES[name], with_body)
         else:
-            self.say(404, b"", with_body, {"X-Error-Code": "RepoNotFound"})
+            self.send_response(404, b"", with_body, {"X-Error-Code": "RepoNotFound"})
 
-    def give(self, data: bytes, with_body: bool) -> None:
+    def send_file(self, data: bytes, with_body: bool) -> None:
         asked = self.headers.get("Range", "")
         start = int(asked.removeprefix("bytes=").rstrip("-") or 0) if asked else 0
         headers = {"ETag": f'"{oid(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
@@ -56,12 +56,12 @@ class Hub(BaseHTTPRequestHandler):
             type(self).ranges.append(asked)
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         half = with_body and len(data) > 1000 and type(self).breaks > 0
-        self.say(206 if start else 200, data[start:], with_body, headers, half=half)
+        self.send_response(206 if start else 200, data[start:], with_body, headers, half=half)
         if half:
             type(self).breaks -= 1
             self.close_connection = True
 
-    def say(self, status: int, body: bytes, with_body: bool, headers: dict[str, str], *, half: bool = False) -> None:
+    def send_response(self, status: int, body: bytes, with_body: bool, headers: dict[str, str], *, half: bool = False) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -78,9 +78,9 @@ def oid(data: bytes) -> str:
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
-    Hub.breaks, Hub.ranges = 0, []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+def fake_hub() -> Iterator[str]:
+    FakeHub.breaks, FakeHub.ranges = 0, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -99,26 +99,26 @@ def held(folder: Path) -> dict[str, bytes]:
     return {name: (model / name).read_bytes() for name in FILES}
 
 
-def test_a_model_comes_from_the_hub_whole(hub: str, tmp_path: Path) -> None:
-    done = pull(hub, "someone/toy", tmp_path)
+def test_model_is_pulled_from_hub(fake_hub: str, tmp_path: Path) -> None:
+    done = pull(fake_hub, "someone/toy", tmp_path)
     assert done.returncode == 0, done.stderr
     assert held(tmp_path) == FILES
     assert json.loads(done.stdout)["whole"] is True
 
 
-def test_a_file_that_broke_off_goes_on_from_there(hub: str, tmp_path: Path) -> None:
-    Hub.breaks = 1
+def test_interrupted_file_is_resumed(fake_hub: str, tmp_path: Path) -> None:
+    FakeHub.breaks = 1
     for _ in range(2):  # the library tries again by itself, or the one who asks does
-        done = pull(hub, "someone/toy", tmp_path)
+        done = pull(fake_hub, "someone/toy", tmp_path)
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr
     assert held(tmp_path) == FILES
-    assert Hub.ranges, "it began again at the beginning"
+    assert FakeHub.ranges, "it began again at the beginning"
 
 
-def test_a_name_that_the_hub_does_not_know_is_told_with_a_cure(hub: str, tmp_path: Path) -> None:
-    done = pull(hub, "someone/else", tmp_path)
+def test_unknown_hub_model_error_names_remedy(fake_hub: str, tmp_path: Path) -> None:
+    done = pull(fake_hub, "someone/else", tmp_path)
     assert done.returncode == 1
     assert "Is the name right" in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.engines import gpu_watch
-from actors.engines.gpu_watch import GpuWatch
-from actors.engines.stats import Stats
-from bus import metrics
-from ops.workshop import MODULES
-from tests.prometheus import promtool
+from actors.engines.process import gpu
+from actors.engines.process.gpu import EngineMonitor
+from actors.engines.process.stats import ExecutorStats
+from bus.observability import metrics
+from ops.registry import MODULES
+from tests.support.external_programs import find_promtool
 
 FOLDER = Path(__file__).parents[2] / "ops" / "observability"
 OPERATOR = Path(__file__).parents[2] / "docs" / "operator.md"
@@ -34,7 +34,7 @@ def dashboard_expressions() -> list[str]:
 
 
 def run(*words: str, cwd: Path = FOLDER) -> str:
-    done = subprocess.run([promtool(), *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([find_promtool(), *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -43,21 +43,21 @@ def test_the_configuration_and_its_rules_are_valid() -> None:
     assert f"{len(rules())} rules found" in run("check", "config", "prometheus.yml")
 
 
-def test_each_alert_fires_when_it_should_and_only_then() -> None:
+def test_alerts_fire_only_on_their_condition() -> None:
     run("test", "rules", "alerts_test.yml")
     tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
     told = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
     assert {*told} == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
 
 
-def test_the_dashboard_asks_questions_that_prometheus_understands(tmp_path: Path) -> None:
+def test_dashboard_queries_are_valid_promql(tmp_path: Path) -> None:
     plain = [expr.replace("$__rate_interval", "5m").replace("$step", ".*") for expr in dashboard_expressions()]
     asked = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(plain)]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
     assert f"{len(plain)} rules found" in run("check", "rules", "panels.yml", cwd=tmp_path)
 
 
-def test_every_metric_that_is_named_is_exported(exported: set[str]) -> None:
+def test_every_referenced_metric_is_exported(exported: set[str]) -> None:
     named = {word for text in (*dashboard_expressions(), *(rule["expr"] for rule in rules())) for word in WORD.findall(text)}
     assert named - exported - PROMETHEUS_OWN == set()
     assert "atelier_engine_device_memory_used_bytes" in named
@@ -79,20 +79,20 @@ def test_every_step_is_scraped() -> None:
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Every name on the metrics page of a process whose engine has a GPU."""
-    stats = Stats()
-    stats.died(SimpleNamespace(cause="hang"))  # type: ignore[arg-type]
-    monkeypatch.setattr(gpu_watch, "open_nvml", lambda index: (Nvml(), index))
-    stats.measured(*GpuWatch("cuda:0").gauges(Engine()))
-    metrics.ORDERS.labels("image", "done", "")
+    stats = ExecutorStats()
+    stats.record_exit(SimpleNamespace(cause="hang"))  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu, "open_nvml", lambda index: (Nvml(), index))
+    stats.set_engine_metrics(*EngineMonitor("cuda:0").metrics(Engine()))
+    metrics.DELIVERIES.labels("image", "done", "")
     for histogram in (metrics.STEP_SECONDS, metrics.WAIT_SECONDS, metrics.ATTEMPTS):
         histogram.labels("image")
-    metrics.REQUEST_SECONDS.labels("/jobs")
+    metrics.HTTP_REQUEST_SECONDS.labels("/jobs")
     metrics.DEAD_LETTERS.labels("image", "lora-missing")
-    metrics.IN_HAND.labels("image")
-    metrics.REQUESTS.labels("GET", "/jobs", "200")
-    metrics.told({"queue:image": None}, started=True)
-    with metrics.ENGINES.shown("image", stats):
-        yield {line.partition("{")[0].split()[0] for line in metrics.page().decode().splitlines() if not line.startswith("#")}
+    metrics.IN_FLIGHT.labels("image")
+    metrics.HTTP_REQUESTS.labels("GET", "/jobs", "200")
+    metrics.record_health({"queue:image": None}, started=True)
+    with metrics.ENGINES.register("image", stats):
+        yield {line.partition("{")[0].split()[0] for line in metrics.render().decode().splitlines() if not line.startswith("#")}
 
 
 class Nvml:
@@ -111,5 +111,5 @@ class Engine:
     """As much of the image engine as is measured."""
 
     models = SimpleNamespace(loads=1, used_bytes=1 << 20)
-    rungs = SimpleNamespace(climbed={})
+    oom = SimpleNamespace(climbed={})
     groups = SimpleNamespace(rows=[1, 2])

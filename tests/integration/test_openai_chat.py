@@ -15,19 +15,19 @@ from pydantic import BaseModel
 
 from bus.settings import BusSettings
 from contracts.text import Text
-from tests.integration.conftest import Customer, Workshop
-from tests.integration.live import live_gateway, official_client
-from tests.painter import PAINTER
-from tests.writer import Writer
+from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.fake_text_actor import FakeTextActor
+from tests.support.live_gateway import live_gateway, official_client
 
 
 @pytest.fixture
-def writer() -> Writer:
-    return Writer()
+def writer() -> FakeTextActor:
+    return FakeTextActor()
 
 
 @pytest.fixture
-async def client(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[AsyncOpenAI]:
+async def client(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> AsyncIterator[AsyncOpenAI]:
     limits = {"request_seconds": 20, "max_upload_bytes": 50_000}
     async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client:
         yield client
@@ -43,10 +43,10 @@ def data_url() -> str:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-async def test_the_models_are_listed(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+async def test_the_models_are_listed(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """Those whose actors are there."""
     assert [model.id async for model in client.models.list()] == []
-    async with workshop(*writer.actors, PAINTER):
+    async with start_worker(*writer.actors, FAKE_IMAGE_ACTOR):
         await asyncio.sleep(1.1)
         assert [model.id async for model in client.models.list()] == ["tiny", "bistro", "image"]
         assert (await client.models.retrieve("bistro")).id == "bistro"
@@ -54,9 +54,9 @@ async def test_the_models_are_listed(client: AsyncOpenAI, workshop: Workshop, wr
             await client.models.retrieve("other")
 
 
-async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """Every number and word of the request reaches the actor; what is not said is as with OpenAI."""
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         told: Any = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "one two"}]}]
         answer = await client.chat.completions.create(
             model="bistro", messages=told, max_tokens=7, stop="end", seed=5, frequency_penalty=0.5, top_p=0.8
@@ -65,7 +65,7 @@ async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, workshop: 
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason, answer.model) == ("two one", "stop", "bistro")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 5, 12)
-    full, plain = writer.seen
+    full, plain = writer.commands
     assert full.messages is not None
     assert [message.role for message in full.messages] == ["system", "user"]
     assert (full.max_tokens, full.stop, full.seed, full.frequency_penalty, full.top_p) == (7, ["end"], 5, 0.5, 0.8)
@@ -73,8 +73,10 @@ async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, workshop: 
     assert (plain.temperature, plain.top_p, plain.repetition_penalty, plain.max_tokens) == (1.0, 1.0, 1.0, None)
 
 
-async def test_a_stream_comes_in_order_and_ends_with_its_usage(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_a_stream_comes_in_order_and_ends_with_its_usage(
+    client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor
+) -> None:
+    async with start_worker(*writer.actors):
         stream = await client.chat.completions.create(
             model="tiny", messages=user("three two one"), stream=True, stream_options={"include_usage": True}
         )  # fmt: skip
@@ -87,8 +89,8 @@ async def test_a_stream_comes_in_order_and_ends_with_its_usage(client: AsyncOpen
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-async def test_a_stream_with_a_hole_is_an_error(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_stream_gap_is_error(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    async with start_worker(*writer.actors):
         stream = await client.chat.completions.create(model="tiny", messages=user("gap two three"), stream=True)
         said = [(await anext(stream)).choices[0].delta.content for _ in range(2)]
         with pytest.raises(openai.APIError, match="delta 1 was to come"):
@@ -96,24 +98,24 @@ async def test_a_stream_with_a_hole_is_an_error(client: AsyncOpenAI, workshop: W
     assert said == ["", "three "]
 
 
-async def test_closing_a_stream_ends_the_writing(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
-    async with workshop(*writer.actors):
+async def test_closed_stream_cancels_generation(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
+    async with start_worker(*writer.actors):
         stream = await client.chat.completions.create(model="tiny", messages=user("endless"), stream=True)
         async for _ in stream:
             break
         await stream.close()
-        await asyncio.wait_for(writer.stopped.wait(), 5)
+        await asyncio.wait_for(writer.cancelled.wait(), 5)
 
 
-async def test_pictures_go_as_claims_or_as_addresses(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+async def test_images_are_passed_as_claims_or_urls(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
     parts = [
         {"type": "text", "text": "what"},
         {"type": "image_url", "image_url": {"url": data_url()}},
         {"type": "image_url", "image_url": {"url": "https://media.example/table.jpg", "detail": "low"}},
     ]
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         await client.chat.completions.create(model="tiny", messages=user(parts))
-    shown = pictures(writer.seen[0])
+    shown = pictures(writer.commands[0])
     assert shown[0].claim is not None
     assert shown[0].claim.media_type == "image/png"
     assert (shown[1].url, shown[1].claim) == ("https://media.example/table.jpg", None)
@@ -130,16 +132,16 @@ class Dish(BaseModel):
     a: int
 
 
-async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, workshop: Workshop, writer: Writer) -> None:
+async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
     """The client makes a class into a schema and the answer into the class."""
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         parsed = await client.chat.completions.parse(model="tiny", messages=user("x"), response_format=Dish)
         plain = await client.chat.completions.create(model="tiny", messages=user("x"), response_format={"type": "json_object"})
     assert parsed.choices[0].message.parsed == Dish(a=1)
     assert plain.choices[0].message.content == '{"a": 1}'
-    assert writer.seen[0].json_schema is not None
-    assert writer.seen[0].json_schema["properties"]["a"]["type"] == "integer"
-    assert writer.seen[1].json_only
+    assert writer.commands[0].json_schema is not None
+    assert writer.commands[0].json_schema["properties"]["a"]["type"] == "integer"
+    assert writer.commands[1].json_only
 
 
 @pytest.mark.parametrize(
@@ -156,17 +158,23 @@ async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, workshop: Wor
          "messages.0.content.0.image_url.url", "invalid_image_url"),
     ],
 )  # fmt: skip
-async def test_errors_are_the_clients_own(
-    client: AsyncOpenAI, workshop: Workshop, writer: Writer, wrong: dict[str, Any], kind: type[openai.APIStatusError], param: str, code: str
+async def test_errors_map_to_openai_exceptions(
+    client: AsyncOpenAI,
+    start_worker: StartWorker,
+    writer: FakeTextActor,
+    wrong: dict[str, Any],
+    kind: type[openai.APIStatusError],
+    param: str,
+    code: str,
 ) -> None:
-    async with workshop(*writer.actors):
+    async with start_worker(*writer.actors):
         with pytest.raises(kind) as refused:
             await client.chat.completions.create(**{"model": "tiny", "messages": user("x")} | wrong)
     assert (refused.value.param, refused.value.code) == (param, code)
     assert ("retry-after" in refused.value.response.headers) is (code == "server_away")
 
 
-async def test_a_model_that_is_away_is_a_503(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+async def test_unavailable_model_returns_503(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> None:
     async with live_gateway(bus_settings, store_folder, request_seconds=0.4) as url, official_client(url) as client:
         with pytest.raises(openai.InternalServerError) as refused:
             await client.chat.completions.create(model="any", messages=user("x"))

@@ -13,13 +13,13 @@ from PIL import Image
 
 from actors.ledger import ACTORS
 from bus.settings import BusSettings
-from tests.integration.conftest import Customer, Workshop
-from tests.integration.live import live_gateway, official_client
-from tests.painter import PAINTER
+from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.live_gateway import live_gateway, official_client
 
 
 @pytest.fixture
-async def client(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> AsyncIterator[AsyncOpenAI]:
+async def client(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> AsyncIterator[AsyncOpenAI]:
     async with live_gateway(bus_settings, store_folder, request_seconds=20) as url, official_client(url) as client:
         yield client
 
@@ -29,9 +29,9 @@ def picture(b64: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
-async def test_pictures_come_as_base64_in_order(client: AsyncOpenAI, workshop: Workshop) -> None:
+async def test_pictures_come_as_base64_in_order(client: AsyncOpenAI, start_worker: StartWorker) -> None:
     """Six pictures are two commands; each picture is another."""
-    async with workshop(PAINTER):
+    async with start_worker(FAKE_IMAGE_ACTOR):
         answer = await client.images.generate(
             prompt="a fox", n=6, size="128x64", response_format="b64_json", model="image", extra_body={"seed": 40}
         )  # fmt: skip
@@ -42,9 +42,9 @@ async def test_pictures_come_as_base64_in_order(client: AsyncOpenAI, workshop: W
     assert answer.model_extra["seeds"] == [40, 41, 42, 43, 44, 45]
 
 
-async def test_a_url_leads_to_the_picture(client: AsyncOpenAI, workshop: Workshop) -> None:
+async def test_image_url_serves_image(client: AsyncOpenAI, start_worker: StartWorker) -> None:
     """At this gateway, when nothing else serves the store's folder."""
-    async with workshop(PAINTER, *ACTORS):
+    async with start_worker(FAKE_IMAGE_ACTOR, *ACTORS):
         answer = await client.images.generate(prompt="a fox", size="64x64", response_format="url")
         assert answer.data is not None
         assert answer.data[0].b64_json is None
@@ -66,17 +66,17 @@ async def test_a_url_leads_to_the_picture(client: AsyncOpenAI, workshop: Worksho
     ],
 )
 async def test_a_wrong_request_is_a_400_that_names_the_field(
-    client: AsyncOpenAI, workshop: Workshop, wrong: dict[str, object], param: str | None
+    client: AsyncOpenAI, start_worker: StartWorker, wrong: dict[str, object], param: str | None
 ) -> None:
-    async with workshop(PAINTER):
+    async with start_worker(FAKE_IMAGE_ACTOR):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.images.generate(**{"prompt": "a fox"} | wrong)  # type: ignore[call-overload]
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
 
 
-async def test_a_fault_of_the_actor_keeps_its_code(client: AsyncOpenAI, workshop: Workshop) -> None:
-    async with workshop(PAINTER):
+async def test_actor_fault_code_is_returned(client: AsyncOpenAI, start_worker: StartWorker) -> None:
+    async with start_worker(FAKE_IMAGE_ACTOR):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.images.generate(prompt="this fails")
     assert (refused.value.code, refused.value.body) == (
@@ -85,7 +85,7 @@ async def test_a_fault_of_the_actor_keeps_its_code(client: AsyncOpenAI, workshop
     )
 
 
-async def test_without_an_actor_the_deadline_ends_it(bus_settings: BusSettings, store_folder: Path, customer: Customer) -> None:
+async def test_missing_actor_returns_deadline_error(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> None:
     """A server error, which the client may try again."""
     async with live_gateway(bus_settings, store_folder, request_seconds=0.5) as url, official_client(url) as client:
         with pytest.raises(openai.InternalServerError) as refused:

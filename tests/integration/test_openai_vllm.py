@@ -13,10 +13,10 @@ from pydantic import BaseModel
 
 from actors import conversations, text
 from bus.settings import BusSettings
-from tests.files import docx, pdf
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.integration.live import live_gateway, official_client
-from tests.vllm_server import CONTEXT, VllmServer
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.external_programs import MAX_MODEL_LEN, VllmServer
+from tests.support.live_gateway import live_gateway, official_client
+from tests.support.sample_documents import make_docx, make_pdf
 
 pytestmark = pytest.mark.timeout(400)
 ACTORS = (*text.ACTORS, *conversations.ACTORS)
@@ -24,15 +24,15 @@ ACTORS = (*text.ACTORS, *conversations.ACTORS)
 
 @pytest.fixture
 async def url(
-    vllm: VllmServer,
+    running_vllm: VllmServer,
     bus_settings: BusSettings,
     store_folder: Path,
-    customer: Customer,
-    workshop: Workshop,
+    broker_client: BrokerClient,
+    start_worker: StartWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[str]:
-    monkeypatch.setenv("VLLM_SERVER_URL", vllm.url)
-    async with live_gateway(bus_settings, store_folder, request_seconds=60) as url, workshop(*ACTORS):
+    monkeypatch.setenv("VLLM_SERVER_URL", running_vllm.url)
+    async with live_gateway(bus_settings, store_folder, request_seconds=60) as url, start_worker(*ACTORS):
         yield url
 
 
@@ -57,7 +57,7 @@ class Verdict(BaseModel):
     size: Literal["small", "large"]
 
 
-async def test_the_served_model_answers_and_tells_what_it_took(client: AsyncOpenAI) -> None:
+async def test_chat_completion_returns_answer_and_usage(client: AsyncOpenAI) -> None:
     """The same seed writes the same; a stream is the same text in pieces, and tells its usage, too."""
     assert [model.id async for model in client.models.list()] == ["tiny"]
     more: Any = {"model": "tiny", "messages": user("Tell me of harbours."), "max_tokens": 24, "seed": 5}
@@ -71,7 +71,7 @@ async def test_the_served_model_answers_and_tells_what_it_took(client: AsyncOpen
     assert chunks[-1].usage == whole.usage
 
 
-async def test_a_class_comes_back_filled(client: AsyncOpenAI) -> None:
+async def test_structured_output_returns_parsed_class(client: AsyncOpenAI) -> None:
     """From a model that says nothing but noise: the decoder is held to the schema."""
     answer = await client.chat.completions.parse(
         model="tiny", messages=user("?"), response_format=Verdict, max_tokens=100, temperature=2, seed=1
@@ -79,13 +79,13 @@ async def test_a_class_comes_back_filled(client: AsyncOpenAI) -> None:
     assert isinstance(answer.choices[0].message.parsed, Verdict)
 
 
-async def test_sixteen_clients_share_the_batch(client: AsyncOpenAI, vllm: VllmServer) -> None:
+async def test_concurrent_requests_share_batch(client: AsyncOpenAI, running_vllm: VllmServer) -> None:
     most = 0.0
 
     async def watch() -> None:
         nonlocal most
         while True:
-            most = max(most, await asyncio.to_thread(vllm.metric, "vllm:num_requests_running"))
+            most = max(most, await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running"))
             await asyncio.sleep(0.02)
 
     watching = asyncio.create_task(watch())
@@ -96,7 +96,7 @@ async def test_sixteen_clients_share_the_batch(client: AsyncOpenAI, vllm: VllmSe
     assert most > 1
 
 
-async def test_a_client_that_leaves_frees_the_engine(client: AsyncOpenAI, vllm: VllmServer) -> None:
+async def test_client_disconnect_frees_engine(client: AsyncOpenAI, running_vllm: VllmServer) -> None:
     stream = await client.chat.completions.create(
         model="tiny", messages=user("on and on"), max_tokens=450, stream=True, extra_body={"ignore_eos": True}
     )  # fmt: skip
@@ -106,12 +106,12 @@ async def test_a_client_that_leaves_frees_the_engine(client: AsyncOpenAI, vllm: 
     await stream.close()
 
     async def free() -> bool:
-        return await asyncio.to_thread(vllm.metric, "vllm:num_requests_running") == 0
+        return await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running") == 0
 
-    await soon(free, 10)
+    await wait_until(free, 10)
 
 
-async def test_a_prompt_past_the_context_is_a_400_with_both_numbers(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+async def test_prompt_over_context_returns_400_with_limits(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(model="tiny", messages=user("word " * 600))
     assert refused.value.code == "context_length_exceeded"
@@ -119,11 +119,11 @@ async def test_a_prompt_past_the_context_is_a_400_with_both_numbers(client: Asyn
     assert turned.status_code == 400
     for message in (refused.value.message, turned.json()["detail"]):
         numbers = [int(word) for word in message.replace(",", " ").replace(".", " ").split() if word.isdigit()]
-        assert CONTEXT in numbers
-        assert max(numbers) > CONTEXT
+        assert MAX_MODEL_LEN in numbers
+        assert max(numbers) > MAX_MODEL_LEN
 
 
-async def test_a_conversation_is_kept_listed_and_forgotten(http: httpx.AsyncClient) -> None:
+async def test_conversation_is_stored_listed_and_deleted(http: httpx.AsyncClient) -> None:
     """Over HTTP alone, with the source system's words; health tells of the engine meanwhile."""
     first = (await http.post("/generate", json={"message": "하나", "max_tokens": 8})).json()
     named = first["conversation_id"]
@@ -136,27 +136,27 @@ async def test_a_conversation_is_kept_listed_and_forgotten(http: httpx.AsyncClie
     assert (await http.get(f"/conversations/{named}")).status_code == 404
 
 
-@pytest.mark.parametrize(("data", "kind"), [(pdf("The harbour is open."), "pdf"), (docx("The harbour is open."), "docx")])
-async def test_a_documents_words_are_in_the_prompt(http: httpx.AsyncClient, data: bytes, kind: str) -> None:
+@pytest.mark.parametrize(("data", "kind"), [(make_pdf("The harbour is open."), "pdf"), (make_docx("The harbour is open."), "docx")])
+async def test_document_text_is_in_prompt(http: httpx.AsyncClient, data: bytes, kind: str) -> None:
     answer = await http.post("/multimodal", data={"message": "open?", "max_tokens": "8"}, files={"file": ("any", data)})
     assert answer.status_code == 200, answer.text
     assert (answer.json()["model_info"]["engine"], answer.json()["model_info"]["file_type"]) == ("vLLM+Multimodal", kind)
-    locked = await http.post("/multimodal", data={"message": "open?"}, files={"file": ("any", pdf("x", password="secret"))})
+    locked = await http.post("/multimodal", data={"message": "open?"}, files={"file": ("any", make_pdf("x", password="secret"))})
     assert (locked.status_code, "password" in locked.json()["detail"]) == (400, True)
 
 
-async def test_a_model_without_eyes_is_shown_no_picture(http: httpx.AsyncClient) -> None:
+async def test_text_only_model_rejects_image(http: httpx.AsyncClient) -> None:
     picture = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
     answer = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", picture)})
     assert answer.status_code in (400, 503)
 
 
-async def test_a_server_that_is_away_is_a_503_that_says_when_to_come_back(
-    bus_settings: BusSettings, store_folder: Path, customer: Customer, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+async def test_unavailable_server_returns_503_with_retry_after(
+    bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_SERVER_URL", "http://127.0.0.1:9/v1")
     limits = {"request_seconds": 3}
-    async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client, workshop(*ACTORS):
+    async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client, start_worker(*ACTORS):
         with pytest.raises(openai.InternalServerError) as refused:
             await client.chat.completions.create(model="tiny", messages=user("x"))
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:

@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus.actor import Context
+from bus.amqp.publisher import open_publisher
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout, RequestClient, open_request_client
 from bus.errors import PermanentError, PublishError
-from bus.outbox import open_outbox
-from bus.request_reply import ReplyFault, ReplyTimeout, Requests, open_requests
 from bus.settings import BusSettings
-from tests.integration.conftest import Echo, Echoed, Workshop, echo_actor
+from tests.support.broker_client import Echo, Echoed, StartWorker, echo_actor
 
 
 @pytest.fixture
-async def requests(bus_settings: BusSettings) -> AsyncIterator[Requests]:
-    async with open_outbox(bus_settings) as outbox, open_requests(outbox) as opened:
+async def requests(bus_settings: BusSettings) -> AsyncIterator[RequestClient]:
+    async with open_publisher(bus_settings) as outbox, open_request_client(outbox) as opened:
         yield opened
 
 
-async def test_many_requests_wait_at_once_and_each_gets_its_own_reply(workshop: Workshop, requests: Requests) -> None:
+async def test_concurrent_requests_receive_their_own_replies(start_worker: StartWorker, requests: RequestClient) -> None:
     """A hundred callers on a step that takes a tenth of a second are served in far less than ten seconds."""
 
     async def slow(command: Echo, context: Context) -> Echoed:
@@ -27,23 +27,23 @@ async def test_many_requests_wait_at_once_and_each_gets_its_own_reply(workshop: 
         return Echoed(text=command.text)
 
     actor = echo_actor(slow, prefetch=100, remembers=False)
-    async with workshop(actor), asyncio.timeout(5):
+    async with start_worker(actor), asyncio.timeout(5):
         replies = await asyncio.gather(*(requests.request(actor.step, {"text": str(i)}, seconds=5) for i in range(100)))
     assert [reply["text"] for reply in replies] == [str(i) for i in range(100)]
 
 
-async def test_a_fault_is_raised_with_its_code(workshop: Workshop, requests: Requests) -> None:
+async def test_a_fault_is_raised_with_its_code(start_worker: StartWorker, requests: RequestClient) -> None:
     async def refusing(command: Echo, context: Context) -> Echoed:
         raise PermanentError("not-today", "come back tomorrow")
 
     actor = echo_actor(refusing)
-    async with workshop(actor):
+    async with start_worker(actor):
         with pytest.raises(ReplyFault) as refused:
             await requests.request(actor.step, {"text": "x"}, seconds=5)
     assert refused.value.fault.code == "not-today"
 
 
-async def test_no_reply_in_time_names_the_job_and_the_late_one_is_counted(workshop: Workshop, requests: Requests) -> None:
+async def test_timeout_names_job_and_late_reply_is_counted(start_worker: StartWorker, requests: RequestClient) -> None:
     """The deadline travels along; what comes after it is counted and harms nobody."""
 
     async def slow(command: Echo, context: Context) -> Echoed:
@@ -51,7 +51,7 @@ async def test_no_reply_in_time_names_the_job_and_the_late_one_is_counted(worksh
         return Echoed(text=command.text)
 
     actor = echo_actor(slow)
-    async with workshop(actor):
+    async with start_worker(actor):
         with pytest.raises(ReplyTimeout) as late:
             await requests.request(actor.step, {"text": "x"}, seconds=0.3)
         assert late.value.job_id
@@ -60,7 +60,7 @@ async def test_no_reply_in_time_names_the_job_and_the_late_one_is_counted(worksh
                 await asyncio.sleep(0.02)
 
 
-async def test_whoever_stops_waiting_cancels_the_work(workshop: Workshop, requests: Requests) -> None:
+async def test_abandoned_request_cancels_job(start_worker: StartWorker, requests: RequestClient) -> None:
     """An HTTP client that goes away frees the worker."""
     begun, stopped = asyncio.Event(), asyncio.Event()
 
@@ -73,13 +73,13 @@ async def test_whoever_stops_waiting_cancels_the_work(workshop: Workshop, reques
         return Echoed(text=command.text)
 
     actor = echo_actor(slow, timeout_seconds=40)
-    async with workshop(actor):
+    async with start_worker(actor):
         waiting = asyncio.create_task(requests.request(actor.step, {"text": "x"}, seconds=30))
         await asyncio.wait_for(begun.wait(), 5)
         waiting.cancel()
         await asyncio.wait_for(stopped.wait(), 5)
 
 
-async def test_a_command_that_no_queue_takes_is_an_error_at_once(requests: Requests) -> None:
+async def test_unroutable_command_fails_immediately(requests: RequestClient) -> None:
     with pytest.raises(PublishError, match="no queue takes"):
         await requests.request("nobody", {}, seconds=5)

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from bus.settings import BusSettings
-from contracts import channels
-from tests.integration.conftest import Customer, Workshop
-from tests.integration.test_jobs import CREW, ended, events_in, opened, order
+from contracts import broker_names
+from tests.integration.test_jobs import JOB_ACTORS, open_gateway, order_body, parse_events, wait_until_job_ended
+from tests.support.broker_client import BrokerClient, StartWorker
 
 KEYS = {name: f"{name}-{'k' * 32}" for name in ("shop", "office", "watch")}
 
@@ -23,17 +23,17 @@ def key(name: str) -> dict[str, str]:
 @pytest.fixture
 async def http(bus_settings: BusSettings, store_folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     keys = " ".join(f"{name}:{value}" for name, value in KEYS.items())
-    async with opened(bus_settings, store_folder, api_keys=keys, operators="watch", question_seconds=3) as client:
+    async with open_gateway(bus_settings, store_folder, api_keys=keys, operators="watch", question_seconds=3) as client:
         yield client
 
 
-async def test_another_tenants_job_is_one_that_nobody_knows(http: httpx.AsyncClient, workshop: Workshop) -> None:
+async def test_job_of_another_tenant_is_404(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
     """Its state, its events, its files, its cancellation: word for word the answer about a job that never was."""
-    async with workshop(*CREW):
-        placed = await http.post("/jobs", json=order(), params={"wait": 20}, headers=key("shop"))
+    async with start_worker(*JOB_ACTORS):
+        placed = await http.post("/jobs", json=order_body(), params={"wait": 20}, headers=key("shop"))
         job_id, never = placed.json()["job_id"], str(uuid4())
         http.headers.update(key("shop"))
-        job = await ended(http, job_id)
+        job = await wait_until_job_ended(http, job_id)
         (file,) = [file["name"] for file in job["files"] if file["name"].startswith("job-")]
         for method, path in [("GET", ""), ("GET", "/events"), ("GET", f"/files/{file}"), ("DELETE", "")]:
             own, foreign, unknown = [
@@ -52,14 +52,14 @@ def json_about(answer: httpx.Response, asked: str, instead: str) -> dict[str, ob
     return {name: value.replace(asked, instead) if isinstance(value, str) else value for name, value in answer.json().items()}
 
 
-async def test_a_list_holds_ones_own_jobs(http: httpx.AsyncClient, workshop: Workshop) -> None:
-    async with workshop(*CREW):
+async def test_job_list_contains_only_own_tenant(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
+    async with start_worker(*JOB_ACTORS):
         ids = {}
         for name in ("shop", "office"):
-            placed = await http.post("/jobs", json=order(), params={"wait": 20}, headers=key(name))
+            placed = await http.post("/jobs", json=order_body(), params={"wait": 20}, headers=key(name))
             ids[name] = placed.json()["job_id"]
             http.headers.update(key(name))
-            await ended(http, ids[name])
+            await wait_until_job_ended(http, ids[name])
         seen = {name: await http.get("/jobs", params={"limit": 500}, headers=key(name)) for name in KEYS}
         foreign = await http.get("/jobs", params={"tenant": "office"}, headers=key("shop"))
         chosen = await http.get("/jobs", params={"tenant": "office", "limit": 500}, headers=key("watch"))
@@ -71,33 +71,35 @@ async def test_a_list_holds_ones_own_jobs(http: httpx.AsyncClient, workshop: Wor
     assert {job["tenant"] for job in chosen.json()["jobs"]} == {"office"}
 
 
-async def test_only_an_operator_orders_for_another_and_works_on_dead_letters(http: httpx.AsyncClient, customer: Customer) -> None:
+async def test_operator_rights_are_required_for_other_tenants_and_dead_letters(
+    http: httpx.AsyncClient, broker_client: BrokerClient
+) -> None:
     """What is refused never becomes a message."""
-    foreign = await http.post("/jobs", json=order(tenant="office"), headers=key("shop"))
-    own = await http.post("/jobs", json=order(tenant="shop"), headers=key("shop"))
-    other = await http.post("/jobs", json=order(tenant="office"), headers=key("watch"))
+    foreign = await http.post("/jobs", json=order_body(tenant="office"), headers=key("shop"))
+    own = await http.post("/jobs", json=order_body(tenant="shop"), headers=key("shop"))
+    other = await http.post("/jobs", json=order_body(tenant="office"), headers=key("watch"))
     letters = await http.get("/dead-letters", headers=key("shop"))
     assert [answer.status_code for answer in (foreign, own, other, letters)] == [403, 202, 202, 403]
     assert letters.json()["title"] == "operators-only"
-    sent = [await customer.letter_in(channels.work_queue("image")) for _ in range(2)]
+    sent = [await broker_client.take_message(broker_names.work_queue("image")) for _ in range(2)]
     assert {letter.headers["atelier-tenant"] for letter in sent} == {"shop", "office"}
 
 
-async def test_the_events_of_a_job_that_runs_are_not_anothers(http: httpx.AsyncClient, workshop: Workshop) -> None:
+async def test_running_job_events_are_hidden_from_other_tenant(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
     """Before the ledger knows of the job, too."""
-    placed = await http.post("/jobs", json=order(), headers=key("shop"))
+    placed = await http.post("/jobs", json=order_body(), headers=key("shop"))
     path = f"/jobs/{placed.json()['job_id']}/events"
-    async with workshop(*CREW):
+    async with start_worker(*JOB_ACTORS):
         own, foreign = await asyncio.gather(http.get(path, headers=key("shop")), http.get(path, headers=key("office")))
-    assert events_in(own.text)[-1]["event"] == "job.completed"
+    assert parse_events(own.text)[-1]["event"] == "job.completed"
     assert (foreign.status_code, foreign.json()["title"]) == (404, "job-unknown")
 
 
-async def test_a_name_of_a_key_is_ones_own_too(http: httpx.AsyncClient, workshop: Workshop) -> None:
+async def test_idempotency_key_is_scoped_to_tenant(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
     """The same Idempotency-Key of two tenants means two jobs; the owner of one just taken sees it."""
     said = {"Idempotency-Key": uuid4().hex}
-    async with workshop(*CREW):
-        one, other = [await http.post("/jobs", json=order(), headers=said | key(name)) for name in ("shop", "office")]
+    async with start_worker(*JOB_ACTORS):
+        one, other = [await http.post("/jobs", json=order_body(), headers=said | key(name)) for name in ("shop", "office")]
         seen = await http.get(f"/jobs/{one.json()['job_id']}", headers=key("shop"))
         hidden = await http.get(f"/jobs/{one.json()['job_id']}", headers=key("office"))
     assert one.json()["job_id"] != other.json()["job_id"]

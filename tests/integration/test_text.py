@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from actors import conversations, text
-from bus.outbox import open_outbox
-from bus.request_reply import ReplyFault, Requests, open_requests
+from bus.amqp.publisher import open_publisher
+from bus.amqp.request_reply import ReplyFault, RequestClient, open_request_client
 from bus.settings import BusSettings
-from tests.integration.conftest import Customer, Workshop, soon
-from tests.integration.test_image_order import Yard
-from tests.listening_backend import Backend
-from tests.vllm_server import CONTEXT, VllmServer
+from tests.integration.test_image_order import WorkerProcesses
+from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.external_programs import MAX_MODEL_LEN, VllmServer
+from tests.support.webhook_backend import WebhookBackend
 
 pytestmark = pytest.mark.timeout(300)
 ACTORS = (*text.ACTORS, *conversations.ACTORS)
@@ -26,18 +26,18 @@ PASSES = "vllm:iteration_tokens_total_count"
 
 
 @pytest.fixture(autouse=True)
-def settings(vllm: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_SERVER_URL", vllm.url)
+def settings(running_vllm: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_SERVER_URL", running_vllm.url)
     monkeypatch.setenv("VLLM_MODEL", "not-served")
 
 
 @pytest.fixture
-async def requests(bus_settings: BusSettings) -> AsyncIterator[Requests]:
-    async with open_outbox(bus_settings) as outbox, open_requests(outbox) as opened:
+async def requests(bus_settings: BusSettings) -> AsyncIterator[RequestClient]:
+    async with open_publisher(bus_settings) as outbox, open_request_client(outbox) as opened:
         yield opened
 
 
-async def ask(requests: Requests, message: str, **more: Any) -> dict[str, Any]:
+async def ask(requests: RequestClient, message: str, **more: Any) -> dict[str, Any]:
     return await requests.request("text", {"message": message, "max_tokens": 8} | more, seconds=60, tenant=more.pop("tenant", "t"))
 
 
@@ -46,12 +46,12 @@ def as_kept(answer: dict[str, Any]) -> str:
     return str(answer["response"]).replace("\0", "\ufffd")
 
 
-async def test_a_conversation_goes_on_after_a_restart_and_its_past_is_in_the_prompt(workshop: Workshop, requests: Requests) -> None:
+async def test_conversation_history_survives_restart(start_worker: StartWorker, requests: RequestClient) -> None:
     """Three turns; the actor begins anew between the second and the third. An unknown id gets a new conversation."""
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         first = await ask(requests, "하나", conversation_id="never-seen")
         second = await ask(requests, "둘", conversation_id=first["conversation_id"])
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         third = await ask(requests, "셋", conversation_id=first["conversation_id"])
         kept = await requests.request("conversation.get", {"conversation_id": first["conversation_id"]}, seconds=10, tenant="t")
         with pytest.raises(ReplyFault, match="conversation-unknown"):
@@ -70,9 +70,9 @@ async def test_a_conversation_goes_on_after_a_restart_and_its_past_is_in_the_pro
     assert third["model_info"]["timings"]["tokens_generated"] == third["usage"]["completion_tokens"] <= 8
 
 
-async def test_turns_of_one_conversation_that_come_at_once_are_kept_one_after_another(workshop: Workshop, requests: Requests) -> None:
+async def test_concurrent_turns_of_conversation_are_serialized(start_worker: StartWorker, requests: RequestClient) -> None:
     """Each question with its own answer, each prompt longer than the one before it: it knew all that was kept by then."""
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         begun = await ask(requests, "0")
         turns = await asyncio.gather(*(ask(requests, str(number), conversation_id=begun["conversation_id"]) for number in range(1, 7)))
         kept = await requests.request("conversation.get", {"conversation_id": begun["conversation_id"]}, seconds=10, tenant="t")
@@ -86,18 +86,24 @@ async def test_turns_of_one_conversation_that_come_at_once_are_kept_one_after_an
 
 
 @pytest.mark.parametrize("point", ["before-handle", "before-remember", "before-publish", "before-ack"])
-async def test_a_turn_whose_process_is_killed_is_kept_once(
-    workshop: Workshop, requests: Requests, bus_settings: BusSettings, vllm: VllmServer, customer: Customer, tmp_path: Path, point: str
+async def test_turn_of_killed_process_is_stored_once(
+    start_worker: StartWorker,
+    requests: RequestClient,
+    bus_settings: BusSettings,
+    running_vllm: VllmServer,
+    broker_client: BrokerClient,
+    tmp_path: Path,
+    point: str,
 ) -> None:
     """kill -9 anywhere between the delivery and its ack: the next process answers, and the conversation has the turn once."""
-    told = {"VLLM_SERVER_URL": vllm.url, "AMQP_URL": bus_settings.broker_url, "STORE_URL": tmp_path.as_uri()}
+    told = {"VLLM_SERVER_URL": running_vllm.url, "AMQP_URL": bus_settings.broker_url, "STORE_URL": tmp_path.as_uri()}
     assert bus_settings.database_url
     told |= {"DATABASE_URL": bus_settings.database_url.get_secret_value()}
-    yard = Yard(os.environ | told, tmp_path, Backend(), customer)
-    async with yard.process("text", point=point, marker=tmp_path / "died") as victim:
+    yard = WorkerProcesses(os.environ | told, tmp_path, WebhookBackend(), broker_client)
+    async with yard.start_process("text", crash_point=point, marker_file=tmp_path / "died") as victim:
         asking = asyncio.create_task(ask(requests, "once"))
         assert await asyncio.wait_for(victim.wait(), 60) == -9
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         answer = await asking
         named = {"conversation_id": answer["conversation_id"]}
         kept = await requests.request("conversation.get", named, seconds=10, tenant="t")
@@ -106,33 +112,33 @@ async def test_a_turn_whose_process_is_killed_is_kept_once(
     assert [line["conversation_id"] for line in listed["conversations"]].count(answer["conversation_id"]) == 1
 
 
-async def test_a_past_that_is_too_long_is_cut_by_whole_turns(workshop: Workshop, requests: Requests) -> None:
+async def test_history_over_context_is_trimmed_by_turns(start_worker: StartWorker, requests: RequestClient) -> None:
     """Each turn has some 200 tokens, the context 512."""
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         turn = await ask(requests, "a" * 190)
         prompts = [turn["usage"]["prompt_tokens"]]
         for _ in range(3):
             turn = await ask(requests, "b" * 190, conversation_id=turn["conversation_id"])
             prompts.append(turn["usage"]["prompt_tokens"])
-    assert prompts[0] < prompts[1] <= CONTEXT - 8
-    assert all(prompts[0] < prompt <= CONTEXT - 8 for prompt in prompts[1:])
+    assert prompts[0] < prompts[1] <= MAX_MODEL_LEN - 8
+    assert all(prompts[0] < prompt <= MAX_MODEL_LEN - 8 for prompt in prompts[1:])
 
 
-async def test_sixteen_requests_share_the_batch(workshop: Workshop, requests: Requests, vllm: VllmServer) -> None:
+async def test_concurrent_requests_share_batch(start_worker: StartWorker, requests: RequestClient, running_vllm: VllmServer) -> None:
     """The engine counts its own passes: each would make one token only, if they took turns."""
-    before = vllm.metric(PASSES)
-    async with workshop(*ACTORS):
+    before = running_vllm.metric(PASSES)
+    async with start_worker(*ACTORS):
         done = await asyncio.gather(*(ask(requests, f"{number}", max_tokens=300, temperature=1.5) for number in range(16)))
         status = await requests.request("text.status", {}, seconds=10)
     written = sum(answer["usage"]["completion_tokens"] for answer in done)
-    assert written / (vllm.metric(PASSES) - before) > 2
+    assert written / (running_vllm.metric(PASSES) - before) > 2
     assert status["tokens_generated"] >= written
-    assert (status["engine"], status["model_name"], status["max_model_len"]) == ("openai", "tiny", CONTEXT)
+    assert (status["engine"], status["model_name"], status["max_model_len"]) == ("openai", "tiny", MAX_MODEL_LEN)
 
 
-async def test_what_is_streamed_is_what_is_answered(workshop: Workshop, requests: Requests) -> None:
+async def test_streamed_text_equals_result(start_worker: StartWorker, requests: RequestClient) -> None:
     body = {"message": "stream", "max_tokens": 64, "stream": True, "seed": 5}
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         pieces = [piece async for piece in requests.stream("text", body, seconds=60)]
     deltas, final = pieces[:-1], pieces[-1].body
     assert len(deltas) > 1
@@ -140,35 +146,35 @@ async def test_what_is_streamed_is_what_is_answered(workshop: Workshop, requests
     assert final["model_info"]["timings"]["first_token_ms"] <= final["model_info"]["timings"]["generation_ms"]
 
 
-async def test_json_that_is_asked_for_is_held_to_its_schema(workshop: Workshop, requests: Requests) -> None:
+async def test_json_schema_constrains_answer(start_worker: StartWorker, requests: RequestClient) -> None:
     """The model says nothing but noise; only the decoder can make it say this."""
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         answers = await asyncio.gather(*(ask(requests, "?", json_schema=SCHEMA, max_tokens=64, temperature=2.0) for _ in range(4)))
     assert all(isinstance(answer["response_json"]["ok"], bool) and answer["response_is_json"] for answer in answers)
     assert all(set(json.loads(answer["response"])) == {"ok"} for answer in answers)
 
 
-async def test_whoever_leaves_frees_the_engine(workshop: Workshop, requests: Requests, vllm: VllmServer) -> None:
+async def test_cancelled_request_frees_engine(start_worker: StartWorker, requests: RequestClient, running_vllm: VllmServer) -> None:
     """And the turn is not kept: the conversation is as it was."""
 
     async def idle() -> bool:
-        return await asyncio.to_thread(vllm.metric, "vllm:num_requests_running") == 0
+        return await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running") == 0
 
     body = {"message": "go on", "max_tokens": 480, "stream": True, "repetition_penalty": 1.0}
-    async with workshop(*ACTORS):
-        before = vllm.metric("vllm:generation_tokens_total")
+    async with start_worker(*ACTORS):
+        before = running_vllm.metric("vllm:generation_tokens_total")
         async with aclosing(requests.stream("text", body, seconds=60, tenant="leaver")) as pieces:
             async for piece in pieces:
                 if piece.body.get("sequence") == 2:
                     break
-        await soon(idle, 10)
+        await wait_until(idle, 10)
         listed = await requests.request("conversation.list", {}, seconds=10, tenant="leaver")
-    assert vllm.metric("vllm:generation_tokens_total") - before < 400
+    assert running_vllm.metric("vllm:generation_tokens_total") - before < 400
     assert listed["total_conversations"] == 0
 
 
-async def test_a_prompt_over_the_context_is_refused_with_both_numbers(workshop: Workshop, requests: Requests) -> None:
-    async with workshop(*ACTORS):
+async def test_prompt_over_context_is_rejected_with_limits(start_worker: StartWorker, requests: RequestClient) -> None:
+    async with start_worker(*ACTORS):
         with pytest.raises(ReplyFault) as refused:
             await ask(requests, "x" * 600)
     assert refused.value.fault.code == "prompt-too-long"
@@ -176,12 +182,12 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(workshop: 
     assert "61" in refused.value.fault.message
 
 
-async def test_a_server_that_is_away_is_called_again_until_the_deadline(
-    workshop: Workshop, requests: Requests, monkeypatch: pytest.MonkeyPatch
+async def test_unavailable_server_is_retried_until_deadline(
+    start_worker: StartWorker, requests: RequestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_SERVER_URL", "http://127.0.0.1:9/v1")
     loop = asyncio.get_running_loop()
-    async with workshop(*ACTORS):
+    async with start_worker(*ACTORS):
         began = loop.time()
         with pytest.raises(ReplyFault) as away:
             await requests.request("text", {"message": "x"}, seconds=3)

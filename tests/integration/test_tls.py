@@ -13,33 +13,33 @@ import asyncpg
 import httpx
 import pytest
 
-from actors.backend.messages import Call
-from actors.backend.sending import Target, open_sender
 from actors.settings import WebhookSettings
+from actors.webhooks.webhook_client import Target, open_webhook_client
+from actors.webhooks.webhook_request import WebhookRequest
 from bus.actor import Context
-from bus.claims_s3 import S3Store
-from bus.database import open_database
+from bus.amqp.publisher import open_publisher
 from bus.errors import TemporaryError
-from bus.outbox import open_outbox
-from bus.serve import open_workshop
+from bus.persistence.pool import open_pool
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from bus.stores import open_claims
-from ops.local import ports
-from ops.local.install import find_rabbitmq
+from bus.storage.claim_store import open_claim_store
+from bus.storage.s3 import S3ClaimStore
+from bus.storage.settings import StoreSettings
+from bus.worker.worker import run_worker
+from ops.local import daemon
 from ops.local.rabbitmq import RabbitNode
+from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
-from tests.chaos.proxy import open_proxy
-from tests.integration.conftest import Echo, Echoed, echo_actor
-from tests.listening_backend import open_backend
-from tests.tls_certificates import Certificates, make
+from tests.support.broker_client import Echo, Echoed, echo_actor
+from tests.support.tcp_proxy import open_proxy
+from tests.support.tls_certificates import Certificates, make_certificates
+from tests.support.webhook_backend import open_webhook_backend
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 class TlsNode(RabbitNode):
@@ -48,14 +48,14 @@ class TlsNode(RabbitNode):
     def __init__(self, folder: Path, server: Path, certificates: Certificates) -> None:
         super().__init__(folder, server)
         self._certificates = certificates
-        (self.tls_port,) = ports.free(1)
+        (self.tls_port,) = daemon.free_ports(1)
 
     @property
     def tls_url(self) -> str:
         return f"amqps://atelier:{self.identity.password}@127.0.0.1:{self.tls_port}/"
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def _write_configuration(self) -> None:
+        super()._write_configuration()
         files = self._certificates
         with (self.folder / "rabbitmq.conf").open("a") as configuration:
             configuration.write(
@@ -66,7 +66,7 @@ class TlsNode(RabbitNode):
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[TlsNode]:
-    node = TlsNode(tmp_path_factory.mktemp("tls-rabbitmq"), find_rabbitmq(LocalSettings()), certificates)
+    node = TlsNode(tmp_path_factory.mktemp("tls-rabbitmq"), find_or_install_rabbitmq(LocalSettings()), certificates)
     try:
         node.start()
         yield node
@@ -85,7 +85,7 @@ async def test_an_actor_works_over_a_tls_broker(
     actor = echo_actor(echo)
     settings = changed(bus_settings, amqp_url=node.tls_url, tls_ca_file=certificates.authority)
     store = StoreSettings(store_url=store_folder.as_uri())
-    async with open_workshop((actor,), (), settings, store), await aio_pika.connect(node.url) as connection:
+    async with run_worker((actor,), (), settings, store), await aio_pika.connect(node.url) as connection:
         channel = await connection.channel()
         answers = await channel.declare_queue(exclusive=True)
         order = aio_pika.Message(b'{"text": "hello"}', reply_to=answers.name, message_id="m-1")
@@ -94,12 +94,12 @@ async def test_an_actor_works_over_a_tls_broker(
             assert (await anext(replies)).body == b'{"text":"hello"}'
 
 
-async def test_a_broker_that_nobody_vouches_for_is_refused(node: TlsNode, bus_settings: BusSettings) -> None:
+async def test_broker_with_untrusted_certificate_is_rejected(node: TlsNode, bus_settings: BusSettings) -> None:
     with pytest.raises((aio_pika.exceptions.AMQPConnectionError, ssl.SSLError)):
-        await asyncio.wait_for(enter(open_outbox(changed(bus_settings, amqp_url=node.tls_url, publish_timeout_seconds=3.0))), 10)
+        await asyncio.wait_for(enter_now(open_publisher(changed(bus_settings, amqp_url=node.tls_url, publish_timeout_seconds=3.0))), 10)
 
 
-async def enter(opened: Any) -> None:
+async def enter_now(opened: Any) -> None:
     async with opened:
         pass
 
@@ -123,7 +123,7 @@ async def tls_postgres(port: int, certificates: Certificates) -> AsyncIterator[i
         assert await reader.readexactly(8) == bytes.fromhex("0000000804d2162f"), "SSLRequest"
         writer.write(b"S")
         try:
-            await writer.start_tls(certificates.shown)
+            await writer.start_tls(certificates.ssl_context)
         except (ssl.SSLError, OSError):
             return
         there, back = await asyncio.open_connection("127.0.0.1", port)
@@ -135,39 +135,39 @@ async def tls_postgres(port: int, certificates: Certificates) -> AsyncIterator[i
     await asyncio.wait(pumps, timeout=3)
 
 
-async def test_the_database_is_spoken_to_in_tls(bus_settings: BusSettings, database_url: str, certificates: Certificates) -> None:
+async def test_database_connection_uses_tls(bus_settings: BusSettings, database_url: str, certificates: Certificates) -> None:
     """With `sslmode=verify-full` in its address; a server of another authority is refused."""
     place = urlsplit(database_url)
     async with tls_postgres(place.port or 0, certificates) as port:
         url = database_url.replace(place.netloc.rpartition("@")[2], f"127.0.0.1:{port}")
         url += f"{'&' if '?' in url else '?'}sslmode=verify-full"
-        async with open_database(changed(bus_settings, database_url=url, tls_ca_file=certificates.authority)) as pool:
+        async with open_pool(changed(bus_settings, database_url=url, tls_ca_file=certificates.authority)) as pool:
             assert pool
             assert await pool.fetchval("select 1") == 1
         with pytest.raises(ssl.SSLError):
             await asyncpg.connect(url, ssl=ssl.create_default_context())
 
 
-async def test_the_backend_is_called_in_tls(certificates: Certificates) -> None:
-    call = Call("POST", "/api/webhooks/generation/7/complete", b"{}")
-    async with open_backend() as backend, open_proxy(urlsplit(backend.url).port or 0, certificates.shown) as line:
+async def test_webhook_call_uses_tls(certificates: Certificates) -> None:
+    call = WebhookRequest("POST", "/api/webhooks/generation/7/complete", b"{}")
+    async with open_webhook_backend() as backend, open_proxy(urlsplit(backend.url).port or 0, certificates.ssl_context) as line:
         target = Target(f"https://localhost:{line.port}", trusted=True)
-        async with open_sender(WebhookSettings(tls_ca_file=certificates.authority)) as sender:
+        async with open_webhook_client(WebhookSettings(tls_ca_file=certificates.authority)) as sender:
             assert await sender.send(target, call, "m-1") == 200
-        async with open_sender(WebhookSettings()) as sender:
+        async with open_webhook_client(WebhookSettings()) as sender:
             with pytest.raises(TemporaryError, match="CERTIFICATE_VERIFY_FAILED"):
                 await sender.send(target, call, "m-2")
-        assert len(backend.heard) == 1
+        assert len(backend.requests) == 1
 
 
-async def test_the_store_is_spoken_to_in_tls(certificates: Certificates) -> None:
+async def test_store_connection_uses_tls(certificates: Certificates) -> None:
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         async with httpx.AsyncClient() as client:
             (await client.put(f"http://{host}:{port}/gallery")).raise_for_status()
-        async with open_proxy(port, certificates.shown) as line:
+        async with open_proxy(port, certificates.ssl_context) as line:
             settings: dict[str, Any] = {
                 "store_url": "s3://gallery",
                 "AWS_S3_ENDPOINT_URL": f"https://localhost:{line.port}",
@@ -176,10 +176,10 @@ async def test_the_store_is_spoken_to_in_tls(certificates: Certificates) -> None
                 "aws_secret_access_key": "test",
                 "store_timeout_seconds": 5.0,
             }
-            async with open_claims(StoreSettings(**settings, tls_ca_file=certificates.authority)) as claims:
-                assert isinstance(claims, S3Store)
+            async with open_claim_store(StoreSettings(**settings, tls_ca_file=certificates.authority)) as claims:
+                assert isinstance(claims, S3ClaimStore)
                 assert await claims.read(await claims.write(b"picture", media_type="image/png")) == b"picture"
-            async with open_claims(StoreSettings(**settings)) as claims:
+            async with open_claim_store(StoreSettings(**settings)) as claims:
                 with pytest.raises(TemporaryError, match="CERTIFICATE_VERIFY_FAILED"):
                     await claims.write(b"picture", media_type="image/png")
     finally:

@@ -10,36 +10,36 @@ from pathlib import Path
 import httpx
 
 from actors.adapters.image_generation import ADAPTER
+from bus.observability.settings import TracingSettings
+from bus.observability.tracing import open_tracing
 from bus.settings import BusSettings
-from bus.store_settings import StoreSettings
-from bus.tracing import open_tracing
-from bus.tracing_settings import TracingSettings
-from contracts import channels
+from bus.storage.settings import StoreSettings
+from contracts import broker_names
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from ops.crew import open_crew
-from ops.local.ports import free
-from tests.integration.conftest import Customer, Workshop
-from tests.otlp_collector import Collector, Span, open_collector
-from tests.painter import PAINTER
+from ops.local.daemon import free_ports
+from ops.supervisor import open_supervisor
+from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.otlp_collector import OtlpCollector, RecordedSpan, open_collector
 
 ROOT = Path(__file__).parents[2]
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ORDER = {"kind": "image_order", "prompt": "harbour", "seed": 42, "width": 128, "height": 128, "artist": "Jane Doe"}
 
 
-def settings_of(collector: Collector) -> TracingSettings:
+def settings_of(collector: OtlpCollector) -> TracingSettings:
     return TracingSettings(exporter_otlp_endpoint=collector.url)
 
 
-def joined(spans: list[Span], root: str) -> None:
+def joined(spans: list[RecordedSpan], root: str) -> None:
     """Every span hangs on another of the trace, or on what the client sent."""
     ids = {span.id for span in spans} | {root}
     assert [span for span in spans if span.parent not in ids] == []
 
 
 async def test_a_job_over_three_processes_is_one_trace(
-    bus_settings: BusSettings, store_folder: Path, workshop: Workshop, customer: Customer
+    bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, broker_client: BrokerClient
 ) -> None:
     assert bus_settings.database_url
     store = StoreSettings(store_url=store_folder.as_uri())
@@ -53,12 +53,12 @@ async def test_a_job_over_three_processes_is_one_trace(
         app = create_app(bus_settings, GatewaySettings(), store)
         with open_tracing("front", settings_of(collector)):
             async with (
-                open_crew(["watermark", "upload"], environment, lambda step, line: None) as crew,
-                workshop(PAINTER),
+                open_supervisor(["watermark", "upload"], environment, lambda step, line: None) as crew,
+                start_worker(FAKE_IMAGE_ACTOR),
                 app.router.lifespan_context(app),
                 httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60) as http,
             ):
-                await crew.ready(timeout_seconds=60)
+                await crew.wait_until_ready(timeout_seconds=60)
                 answer = await http.post("/jobs?wait=30", json=ORDER, headers={"traceparent": CLIENT})
                 assert answer.status_code == 200, answer.text
 
@@ -69,46 +69,46 @@ async def test_a_job_over_three_processes_is_one_trace(
     assert {by_name[f"process {step}"].service for step in ("watermark", "upload")} == {"atelier-watermark", "atelier-upload"}
     joined(spans, caller)
     assert by_name["POST /jobs"].parent == caller
-    assert by_name["POST /jobs"].facts["http.response.status_code"] == 200
+    assert by_name["POST /jobs"].attributes["http.response.status_code"] == 200
     assert by_name["process watermark"].parent == by_name["process image"].id
-    assert by_name["process upload"].facts["atelier.outcome"] == "done"
-    assert len({span.facts["messaging.message.conversation_id"] for span in spans if span.name.startswith("process")}) == 1
+    assert by_name["process upload"].attributes["atelier.outcome"] == "done"
+    assert len({span.attributes["messaging.message.conversation_id"] for span in spans if span.name.startswith("process")}) == 1
 
 
-async def test_a_foreign_order_begins_a_trace_and_a_burial_is_a_failure_in_it(workshop: Workshop, customer: Customer) -> None:
+async def test_foreign_order_starts_trace_and_dead_letter_marks_error(start_worker: StartWorker, broker_client: BrokerClient) -> None:
     body = {"type": "image_generation", "data": {"generation_id": 4711, "prompt": "fails", "aspect_ratio": "1:1"}}
     with open_collector() as collector, open_tracing("bench", settings_of(collector)):
-        async with workshop(PAINTER, adapters=[ADAPTER]):
-            await customer.send(channels.IMAGE_GENERATION, body, exchange="")
-            dead = await customer.letter_in(channels.dead_queue("image"))
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
+            dead = await broker_client.take_message(broker_names.dead_letter_queue("image"))
         asked = str((dead.headers or {})["traceparent"])
     [began] = [span for span in collector.spans if span.name == "process image_generation"]
     [buried] = [span for span in collector.spans if span.name == "process image"]
     assert began.parent == ""
     assert (buried.trace, buried.parent) == (began.trace, began.id)
-    assert (buried.failed, buried.facts["error.type"]) == (True, "lora-missing")
+    assert (buried.failed, buried.attributes["error.type"]) == (True, "lora-missing")
     assert asked.split("-")[1:3] == [buried.trace, buried.id]
 
 
-async def test_without_an_endpoint_nothing_is_sent_or_imported(workshop: Workshop, customer: Customer) -> None:
-    code = "import sys, bus.serve, gateway.app; sys.exit('opentelemetry.sdk' in sys.modules)"
+async def test_tracing_is_not_imported_without_endpoint(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    code = "import sys, bus.worker.worker, gateway.app; sys.exit('opentelemetry.sdk' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     body = {"type": "image_generation", "data": {"generation_id": 4712, "prompt": "fails", "aspect_ratio": "1:1"}}
     with open_tracing("bench", TracingSettings(exporter_otlp_endpoint=None)):
-        async with workshop(PAINTER, adapters=[ADAPTER]):
-            await customer.send(channels.IMAGE_GENERATION, body, exchange="")
-            dead = await customer.letter_in(channels.dead_queue("image"))
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
+            dead = await broker_client.take_message(broker_names.dead_letter_queue("image"))
     assert "traceparent" not in (dead.headers or {})
 
 
-async def test_a_collector_that_is_away_holds_nothing_up(workshop: Workshop, customer: Customer) -> None:
-    nowhere = TracingSettings(exporter_otlp_endpoint=f"http://127.0.0.1:{free(1)[0]}")
+async def test_unavailable_collector_does_not_delay_jobs(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    nowhere = TracingSettings(exporter_otlp_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
     body = {"type": "image_generation", "data": {"generation_id": 4713, "prompt": "fails", "aspect_ratio": "1:1"}}
 
     async def order() -> None:
-        async with workshop(PAINTER, adapters=[ADAPTER]):
-            await customer.send(channels.IMAGE_GENERATION, body, exchange="")
-            await customer.letter_in(channels.dead_queue("image"), seconds=5)
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+            await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
+            await broker_client.take_message(broker_names.dead_letter_queue("image"), seconds=5)
 
     with open_tracing("bench", nowhere):
         await asyncio.wait_for(order(), 20)

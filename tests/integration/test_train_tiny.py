@@ -10,29 +10,29 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from ops.models import TRAINED
-from ops.tiny.card import critic_card, painter_card, writer_card
+from ops.local.tiny_models import CHECKPOINTS
+from training.model_cards import critic_card, shapes_card, writer_card
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]
 
 
-CARDS: dict[str, Callable[[dict[str, Any]], str]] = {"tiny-shapes": painter_card, "tiny-critic": critic_card, "tiny-writer": writer_card}
+CARDS: dict[str, Callable[[dict[str, Any]], str]] = {"tiny-shapes": shapes_card, "tiny-critic": critic_card, "tiny-writer": writer_card}
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_it_makes_what_the_package_holds(name: str, tmp_path: Path) -> None:
+def test_training_writes_packaged_files(name: str, tmp_path: Path) -> None:
     """File by file and tensor by tensor, with a card that tells the figures of its run; the painter with its styles."""
     figures = made(name, tmp_path)["figures"]
     assert (tmp_path / name / "README.md").read_text() == CARDS[name](figures)
     written = files(tmp_path)
     assert {file.parts[0] for file in written} == ({name, "loras"} if name == "tiny-shapes" else {name})
-    assert written == {file for file in files(TRAINED) if file.parts[0] in {part.parts[0] for part in written}}
+    assert written == {file for file in files(CHECKPOINTS) if file.parts[0] in {part.parts[0] for part in written}}
     for file in written:
         if file.suffix == ".safetensors":
-            assert tensors(tmp_path / file) == tensors(TRAINED / file), file
+            assert tensors(tmp_path / file) == tensors(CHECKPOINTS / file), file
 
 
-def test_a_model_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_model_is_rejected_by_name(tmp_path: Path) -> None:
     done = train("tiny-poet", tmp_path)
     assert done.returncode == 1
     assert "tiny-poet; there are tiny-shapes, tiny-critic, tiny-writer" in done.stderr
@@ -63,8 +63,8 @@ def tensors(file: Path) -> dict[str, tuple[list[int], str]]:
         return {name: (weights.get_slice(name).get_shape(), weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118
 
 
-def test_the_card_names_the_figures_of_its_run() -> None:
-    card = (TRAINED / "tiny-shapes" / "README.md").read_text()
+def test_packaged_card_matches_template() -> None:
+    card = (CHECKPOINTS / "tiny-shapes" / "README.md").read_text()
     rows = [line for line in card.splitlines() if line.startswith("| ") and "%" in line]
     assert len(rows) == 6
     plain = [int(row.split("|")[3].strip().rstrip("%")) for row in rows if "| none |" in row]

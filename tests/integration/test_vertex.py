@@ -12,9 +12,9 @@ import pytest
 
 from actors import consult
 from bus.settings import BusSettings
-from ops.local.ports import free
-from tests.integration.conftest import Workshop, soon
-from tests.model_server import open_model_server
+from ops.local.daemon import free_ports
+from tests.support.broker_client import StartWorker, wait_until
+from tests.support.fake_openai_server import open_fake_openai_server
 
 
 @asynccontextmanager
@@ -31,17 +31,17 @@ async def container(bus: BusSettings, store: Path, port: int) -> AsyncIterator[h
         await process.wait()
 
 
-async def test_vertex_asks_without_a_key_and_everything_else_is_closed(
-    bus_settings: BusSettings, store_folder: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+async def test_vertex_routes_need_no_key_and_others_do(
+    bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = {"instances": [{"prompt": "왜 건조한가요?"}]}
-    async with open_model_server() as model, container(bus_settings, store_folder, free(1)[0]) as http:
+    async with open_fake_openai_server() as model, container(bus_settings, store_folder, free_ports(1)[0]) as http:
         for name, value in {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second"}.items():
             monkeypatch.setenv(name, value)
-        await soon(lambda: answers(http), 30)
+        await wait_until(lambda: answers(http), 30)
         assert (await http.get("/ping")).json() == {"status": "loading"}
         assert (await http.post("/predict", json=question)).json() == {"error": "Model not ready"}
-        async with workshop(*consult.ACTORS):
+        async with start_worker(*consult.ACTORS):
             assert (await http.get("/ping")).json() == {"status": "healthy"}
             told = await http.post("/predict", json=question)
             assert (told.status_code, len(told.json()["predictions"])) == (200, 1), told.text

@@ -17,17 +17,17 @@ from bus.settings import BusSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from ops.cli import main, parser
-from ops.documents.settings_book import every_setting
+from ops.docgen.settings_catalog import all_settings
 
 ROOT = Path(__file__).parents[2]
-AT_THE_TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-PAGES = [*(ROOT / name for name in AT_THE_TOP), *sorted((ROOT / "docs").glob("*.md"))]
-TESTED_APART = {"http.md": "test_http_page", "dead-letters.md": "test_dead_letter"}
+TOP_LEVEL_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in TOP_LEVEL_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
+TESTED_ELSEWHERE = {"http.md": "test_http_page", "dead-letters.md": "test_dead_letter"}
 NOT_RUN = frozenset({"docker", "gcloud", "gsutil", "kubectl", "helm", "runpodctl"})
 """They need a container engine, a cluster or an account."""
 RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
 """Small, and the same everywhere: called as they stand."""
-READ_BY_OTHERS = re.compile(r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID")
+EXTERNALLY_READ = re.compile(r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID")
 """The broker's parts are read by hand, OTEL_ by OpenTelemetry's SDK as well, and the rest are a page's own."""
 
 
@@ -101,26 +101,26 @@ def wrong_words(words: list[str]) -> str | None:
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda command: f"{command.page}: {command.line[:60]}")
 def test_a_command_in_the_documents_works(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    if command.page in TESTED_APART and command.words[0] != "atelier":
-        assert list((ROOT / "tests" / "integration").glob(f"{TESTED_APART[command.page]}*.py"))
+    if command.page in TESTED_ELSEWHERE and command.words[0] != "atelier":
+        assert list((ROOT / "tests" / "integration").glob(f"{TESTED_ELSEWHERE[command.page]}*.py"))
         return
     assert mends(command) is None, f"{command.line}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("words", RUN, ids=" ".join)
-def test_small_commands_are_run(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_safe_documented_commands_succeed(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(list(words)) == 0
     assert capsys.readouterr().out
 
 
-def test_a_command_that_is_wrong_is_seen() -> None:
+def test_invalid_documented_command_is_detected() -> None:
     wrong = ["make demoo", "atelier run", "atelier doctor --jason", "make demo ARGS='--cuont 2'", "frobnicate now", "python -m ops.nowhere"]
     assert [line for line in wrong if mends(Command("observing.md", line)) is None] == []
     assert "does not say so of observing.md" in str(mends(Command("observing.md", "docker compose up")))
 
 
 @pytest.mark.parametrize("page", ["migration.md", "backend.md", "seeing.md"])
-def test_paths_that_are_named_are_served(page: str) -> None:
+def test_documented_http_paths_exist(page: str) -> None:
     app = create_app(BusSettings.model_validate({"amqp_url": "amqp://nowhere"}), GatewaySettings())
     served = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     named = set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^\s`]+)`", (ROOT / "docs" / page).read_text()))
@@ -132,21 +132,21 @@ def is_served(method: str, path: str, served: set[tuple[str, str]]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_page_is_found_from_the_top() -> None:
+def test_every_page_is_linked_from_readme() -> None:
     linked = (ROOT / "README.md").read_text() + (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in PAGES if page.name not in linked and page.name != "README.md"] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
-    known = {name for setting in every_setting() for name in setting.names}
+    known = {name for setting in all_settings() for name in setting.names}
     quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     shown = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9]\b", quoted)
     set_in_commands = [name for command in commands() if command.page == page.name for name in command.variables]
     named = {*shown, *set_in_commands}
-    assert sorted(name for name in named - known if not READ_BY_OTHERS.fullmatch(name)) == []
+    assert sorted(name for name in named - known if not EXTERNALLY_READ.fullmatch(name)) == []

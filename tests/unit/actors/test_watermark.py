@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from actors.settings import WatermarkSettings
 from actors.watermark import watermark
 from bus.actor import Context
-from bus.claims import ClaimStore
 from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.watermark import Watermark
 
@@ -29,17 +29,17 @@ def encoded(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
     return file.getvalue()
 
 
-class Studio:
+class WatermarkRig:
     """Signs pictures of the tests."""
 
     def __init__(self, claims: ClaimStore, context: Context) -> None:
         self.claims, self.context = claims, context
 
-    async def keep(self, data: bytes, media_type: str = "image/png") -> Claim:
+    async def store(self, data: bytes, media_type: str = "image/png") -> Claim:
         return await self.claims.write(data, media_type=media_type)
 
     async def sign(self, data: bytes, settings: WatermarkSettings | None = None, **command: Any) -> PngImageFile:
-        images = [(await self.keep(data)).model_dump()]
+        images = [(await self.store(data)).model_dump()]
         order = Watermark.model_validate({"images": images, **command})
         done = await watermark(
             order, self.context, claims=self.claims, settings=settings or WatermarkSettings(), threads=CapacityLimiter(2)
@@ -53,8 +53,8 @@ class Studio:
 
 
 @pytest.fixture
-def studio(claims: ClaimStore, context: Context) -> Studio:
-    return Studio(claims, context)
+def watermark_rig(claims: ClaimStore, context: Context) -> WatermarkRig:
+    return WatermarkRig(claims, context)
 
 
 def ink(signed: Image.Image, ground: tuple[int, int, int] = GREY) -> tuple[int, int, int, int] | None:
@@ -67,8 +67,8 @@ def plain(width: int = 512, height: int = 512) -> bytes:
 
 
 @pytest.mark.parametrize("text", ["Jane Doe", "김민수 작가", "Łukasz Žižek", "József 김"])
-async def test_a_text_is_as_wide_as_its_share_and_stays_off_the_edges(studio: Studio, text: str) -> None:
-    signed = await studio.sign(plain(), signature={"text": text, "size": "medium", "opacity": 1.0})
+async def test_a_text_is_as_wide_as_its_share_and_stays_off_the_edges(watermark_rig: WatermarkRig, text: str) -> None:
+    signed = await watermark_rig.sign(plain(), signature={"text": text, "size": "medium", "opacity": 1.0})
     box = ink(signed)
     assert (signed.mode, signed.size) == ("RGB", (512, 512))
     assert box is not None
@@ -78,18 +78,18 @@ async def test_a_text_is_as_wide_as_its_share_and_stays_off_the_edges(studio: St
 
 
 @pytest.mark.parametrize(("size", "share"), [("small", 0.15), ("medium", 0.25), ("large", 0.35)])
-async def test_sizes_are_shares_of_the_width(studio: Studio, size: str, share: float) -> None:
-    mark = await studio.keep(encoded(Image.new("RGBA", (300, 60), "red")))
-    box = ink(await studio.sign(plain(), signature={"image_uri": mark.uri, "size": size, "opacity": 1.0}))
+async def test_sizes_are_shares_of_the_width(watermark_rig: WatermarkRig, size: str, share: float) -> None:
+    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "red")))
+    box = ink(await watermark_rig.sign(plain(), signature={"image_uri": mark.uri, "size": size, "opacity": 1.0}))
     assert box is not None
     assert box[2] - box[0] == round(share * 512)
     assert box[3] - box[1] == pytest.approx(share * 512 / 5, abs=1)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-async def test_a_signature_lies_ten_pixels_from_its_edges(studio: Studio, position: str) -> None:
-    mark = await studio.keep(encoded(Image.new("RGBA", (300, 60), "red")))
-    box = ink(await studio.sign(plain(512, 256), signature={"image_uri": mark.uri, "position": position, "opacity": 1.0}))
+async def test_a_signature_lies_ten_pixels_from_its_edges(watermark_rig: WatermarkRig, position: str) -> None:
+    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "red")))
+    box = ink(await watermark_rig.sign(plain(512, 256), signature={"image_uri": mark.uri, "position": position, "opacity": 1.0}))
     assert box is not None
     left, top, right, bottom = box
     vertical, horizontal = position.split("-")
@@ -97,11 +97,13 @@ async def test_a_signature_lies_ten_pixels_from_its_edges(studio: Studio, positi
     assert {"left": left == 10, "right": 512 - right == 10, "center": abs(left - (512 - right)) <= 1}[horizontal]
 
 
-async def test_opacity_mixes_the_mark_with_the_picture_in_both_scales(studio: Studio) -> None:
-    mark = await studio.keep(encoded(Image.new("RGBA", (300, 60), "white")))
+async def test_opacity_mixes_the_mark_with_the_picture_in_both_scales(watermark_rig: WatermarkRig) -> None:
+    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "white")))
     strengths = []
     for opacity in (1.0, 0.5, 128, 0.0):
-        signed = await studio.sign(encoded(Image.new("RGB", (256, 256), "black")), signature={"image_uri": mark.uri, "opacity": opacity})
+        signed = await watermark_rig.sign(
+            encoded(Image.new("RGB", (256, 256), "black")), signature={"image_uri": mark.uri, "opacity": opacity}
+        )
         pixel = signed.getpixel((220, 240))
         assert isinstance(pixel, tuple)
         strengths.append(pixel[0])
@@ -109,8 +111,8 @@ async def test_opacity_mixes_the_mark_with_the_picture_in_both_scales(studio: St
 
 
 @pytest.mark.parametrize("ground", ["white", "black"])
-async def test_a_text_is_seen_on_any_ground(studio: Studio, ground: str) -> None:
-    signed = await studio.sign(encoded(Image.new("RGB", (512, 512), ground)), signature={"text": "Jane Doe"})
+async def test_text_is_visible_on_any_background(watermark_rig: WatermarkRig, ground: str) -> None:
+    signed = await watermark_rig.sign(encoded(Image.new("RGB", (512, 512), ground)), signature={"text": "Jane Doe"})
     levels = signed.convert("L").getextrema()
     assert isinstance(levels[0], int | float)
     assert isinstance(levels[1], int | float)
@@ -118,48 +120,49 @@ async def test_a_text_is_seen_on_any_ground(studio: Studio, ground: str) -> None
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 2048), (2048, 64), (12, 12), (1, 1)])
-async def test_a_mark_never_outgrows_its_picture(studio: Studio, width: int, height: int) -> None:
-    tall = await studio.keep(encoded(Image.new("RGBA", (20, 4000), "red")))
+async def test_a_mark_never_outgrows_its_picture(watermark_rig: WatermarkRig, width: int, height: int) -> None:
+    tall = await watermark_rig.store(encoded(Image.new("RGBA", (20, 4000), "red")))
     for signature in ({"text": "A"}, {"text": "김" * 200}, {"image_uri": tall.uri}):
-        signed = await studio.sign(plain(width, height), signature={**signature, "size": "large"})
+        signed = await watermark_rig.sign(plain(width, height), signature={**signature, "size": "large"})
         assert signed.size == (width, height)
 
 
-async def test_a_short_text_is_no_taller_than_its_share(studio: Studio) -> None:
-    box = ink(await studio.sign(plain(512, 512), signature={"text": "l", "size": "medium", "opacity": 1.0}))
+async def test_a_short_text_is_no_taller_than_its_share(watermark_rig: WatermarkRig) -> None:
+    box = ink(await watermark_rig.sign(plain(512, 512), signature={"text": "l", "size": "medium", "opacity": 1.0}))
     assert box is not None
     assert box[3] - box[1] <= 0.25 * 512 + 2
 
 
 @pytest.mark.parametrize("letter", ["🎨", "ሀ", "\ue000"])
-async def test_a_letter_that_no_font_has_is_named(studio: Studio, letter: str) -> None:
+async def test_a_letter_that_no_font_has_is_named(watermark_rig: WatermarkRig, letter: str) -> None:
     with pytest.raises(PermanentError, match=f"U\\+{ord(letter):04X}") as error:
-        await studio.sign(plain(), signature={"text": f"Jane {letter}"})
+        await watermark_rig.sign(plain(), signature={"text": f"Jane {letter}"})
     assert error.value.code == "glyph-missing"
 
 
-async def test_a_name_in_its_parts_is_drawn_like_the_whole(studio: Studio) -> None:
+async def test_decomposed_unicode_is_drawn_like_composed(watermark_rig: WatermarkRig) -> None:
     whole, parts = [
-        await studio.sign(plain(), signature={"text": unicodedata.normalize(form, "김민수 Győző")}, artist="x") for form in ("NFC", "NFD")
+        await watermark_rig.sign(plain(), signature={"text": unicodedata.normalize(form, "김민수 Győző")}, artist="x")
+        for form in ("NFC", "NFD")
     ]
     assert ImageChops.difference(whole, parts).getbbox() is None
 
 
 @pytest.mark.parametrize("signature", [{}, {"text": ""}, {"text": " \u200b\n "}])
-async def test_without_a_signature_the_picture_passes_with_its_words(studio: Studio, signature: dict[str, Any]) -> None:
-    signed = await studio.sign(plain(), signature=signature, artist="Jane")
+async def test_image_without_signature_keeps_metadata(watermark_rig: WatermarkRig, signature: dict[str, Any]) -> None:
+    signed = await watermark_rig.sign(plain(), signature=signature, artist="Jane")
     assert ink(signed) is None
     assert signed.text["artist"] == "Jane"
 
 
-async def test_the_png_says_who_and_how(studio: Studio) -> None:
+async def test_png_metadata_names_artist_and_parameters(watermark_rig: WatermarkRig) -> None:
     metadata = {"seed": 42, "steps": 50, "model": "sd-1.5", "tags": ["고양이"], "none": None}
-    signed = await studio.sign(plain(), signature={"text": "x"}, artist="김민수", metadata=metadata)
+    signed = await watermark_rig.sign(plain(), signature={"text": "x"}, artist="김민수", metadata=metadata)
     assert signed.text == {"seed": "42", "steps": "50", "model": "sd-1.5", "tags": '["고양이"]', "artist": "김민수", "job": "generation-7"}
 
 
-async def test_letters_beyond_latin_go_into_itxt_and_the_rest_into_text(studio: Studio, claims: ClaimStore, context: Context) -> None:
-    images = [await studio.keep(plain())]
+async def test_non_latin_text_is_written_as_itxt(watermark_rig: WatermarkRig, claims: ClaimStore, context: Context) -> None:
+    images = [await watermark_rig.store(plain())]
     order = Watermark(images=images, artist="김민수", metadata={"model": "café"})
     done = await watermark(order, context, claims=claims, settings=WatermarkSettings(), threads=CapacityLimiter(1))
     data = await claims.read(done.images[0])
@@ -168,52 +171,52 @@ async def test_letters_beyond_latin_go_into_itxt_and_the_rest_into_text(studio: 
     assert b"tEXtmodel\0" + "café".encode("latin-1") in data
 
 
-async def test_the_pictures_own_words_travel_on_and_outrank_the_orders(studio: Studio) -> None:
+async def test_existing_metadata_is_preserved_and_takes_precedence(watermark_rig: WatermarkRig) -> None:
     """Of four pictures each has a seed of its own, while the order knows the first alone."""
     words = PngInfo()
     words.add_text("seed", "45")
     words.add_itxt("prompt", "고양이", "ko", "프롬프트")
     words.add_text("artist", "somebody else")
-    signed = await studio.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words), artist="Jane", metadata={"seed": 42, "steps": 50})
+    signed = await watermark_rig.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words), artist="Jane", metadata={"seed": 42, "steps": 50})
     assert signed.text == {"seed": "45", "steps": "50", "prompt": "고양이", "artist": "Jane", "job": "generation-7"}
     assert signed.text["prompt"].lang == "ko"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("key", ["", " seed", "seed ", "a  b", "x" * 80, "씨앗", "a\0b"])
-async def test_a_key_that_png_forbids_is_left_out_and_harms_nothing(studio: Studio, key: str) -> None:
-    signed = await studio.sign(plain(), metadata={key: "1", "steps": 2, "long": "x" * 40_000})
+async def test_a_key_that_png_forbids_is_left_out_and_harms_nothing(watermark_rig: WatermarkRig, key: str) -> None:
+    signed = await watermark_rig.sign(plain(), metadata={key: "1", "steps": 2, "long": "x" * 40_000})
     assert signed.text == {"steps": "2", "job": "generation-7"}
 
 
-async def test_exif_and_profiles_are_left_behind(studio: Studio) -> None:
+async def test_exif_and_icc_profiles_are_removed(watermark_rig: WatermarkRig) -> None:
     exif = Image.Exif()
     exif[0x010F] = "a camera"
-    signed = await studio.sign(encoded(Image.new("RGB", (64, 64), GREY), "JPEG", exif=exif, icc_profile=b"profile"))
+    signed = await watermark_rig.sign(encoded(Image.new("RGB", (64, 64), GREY), "JPEG", exif=exif, icc_profile=b"profile"))
     assert not {"exif", "icc_profile"} & set(signed.info)
 
 
-async def test_a_picture_that_lies_on_its_side_is_stood_up(studio: Studio) -> None:
+async def test_exif_orientation_is_applied(watermark_rig: WatermarkRig) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert (await studio.sign(encoded(Image.new("RGB", (64, 32)), "JPEG", exif=exif))).size == (32, 64)
+    assert (await watermark_rig.sign(encoded(Image.new("RGB", (64, 32)), "JPEG", exif=exif))).size == (32, 64)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "RGB"])
-async def test_every_mode_becomes_rgb(studio: Studio, mode: str) -> None:
-    signed = await studio.sign(encoded(Image.new("L", (64, 64), 255).convert(mode)), signature={"text": "x"})
+async def test_every_mode_becomes_rgb(watermark_rig: WatermarkRig, mode: str) -> None:
+    signed = await watermark_rig.sign(encoded(Image.new("L", (64, 64), 255).convert(mode)), signature={"text": "x"})
     assert (signed.mode, signed.getpixel((0, 0))) == ("RGB", (255, 255, 255))
 
 
-async def test_what_is_transparent_shows_white(studio: Studio) -> None:
-    assert (await studio.sign(encoded(Image.new("RGBA", (64, 64), (200, 0, 0, 0))))).getpixel((0, 0)) == (255, 255, 255)
+async def test_transparency_is_flattened_on_white(watermark_rig: WatermarkRig) -> None:
+    assert (await watermark_rig.sign(encoded(Image.new("RGBA", (64, 64), (200, 0, 0, 0))))).getpixel((0, 0)) == (255, 255, 255)
 
 
-async def test_sixteen_bits_become_eight_by_scaling(studio: Studio) -> None:
-    signed = await studio.sign(encoded(Image.new("I;16", (64, 64), 0x8000)))
+async def test_sixteen_bit_image_is_scaled_to_eight(watermark_rig: WatermarkRig) -> None:
+    signed = await watermark_rig.sign(encoded(Image.new("I;16", (64, 64), 0x8000)))
     assert signed.getpixel((0, 0)) == (128, 128, 128)
 
 
-def bomb(side: int) -> bytes:
+def decompression_bomb(side: int) -> bytes:
     """A PNG of a few bytes that claims to be a huge square."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -224,60 +227,61 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [6_000, 10_000, 100_000])
-async def test_a_decompression_bomb_is_refused_undecoded(studio: Studio, side: int) -> None:
+async def test_a_decompression_bomb_is_refused_undecoded(watermark_rig: WatermarkRig, side: int) -> None:
     with pytest.raises(PermanentError) as error:
-        await studio.sign(bomb(side))
+        await watermark_rig.sign(decompression_bomb(side))
     assert error.value.code == "image-too-large"
 
 
-async def test_a_bomb_of_text_is_refused(studio: Studio) -> None:
+async def test_a_bomb_of_text_is_refused(watermark_rig: WatermarkRig) -> None:
     words = PngInfo()
     words.add_text("prompt", "x" * (8 << 20), zip=True)
     with pytest.raises(PermanentError) as error:
-        await studio.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words))
+        await watermark_rig.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words))
     assert error.value.code == "image-unreadable"
 
 
-async def test_more_bytes_than_allowed_are_not_even_read(studio: Studio) -> None:
+async def test_oversized_image_is_not_read(watermark_rig: WatermarkRig) -> None:
     with pytest.raises(PermanentError) as error:
-        await studio.sign(plain(), WatermarkSettings(max_bytes=100))
+        await watermark_rig.sign(plain(), WatermarkSettings(max_bytes=100))
     assert error.value.code == "image-too-large"
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<svg/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(100), plain()[:300], plain()[:-30], bomb(64)]
+    "data",
+    [b"", b"<svg/>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(100), plain()[:300], plain()[:-30], decompression_bomb(64)],
 )
-async def test_what_is_no_whole_picture_is_refused(studio: Studio, data: bytes) -> None:
+async def test_truncated_image_is_rejected(watermark_rig: WatermarkRig, data: bytes) -> None:
     with pytest.raises(PermanentError) as error:
-        await studio.sign(data)
+        await watermark_rig.sign(data)
     assert error.value.code == "image-unreadable"
 
 
-async def test_a_signature_of_fifty_megabytes_is_refused(studio: Studio) -> None:
-    large = await studio.keep(bytes(50 << 20))
+async def test_a_signature_of_fifty_megabytes_is_refused(watermark_rig: WatermarkRig) -> None:
+    large = await watermark_rig.store(bytes(50 << 20))
     with pytest.raises(PermanentError) as error:
-        await studio.sign(plain(), signature={"image_uri": large.uri})
+        await watermark_rig.sign(plain(), signature={"image_uri": large.uri})
     assert error.value.code == "asset-too-large"
 
 
-async def test_a_signature_that_is_no_picture_is_refused(studio: Studio) -> None:
-    wrong = await studio.keep(b"hello")
+async def test_a_signature_that_is_no_picture_is_refused(watermark_rig: WatermarkRig) -> None:
+    wrong = await watermark_rig.store(b"hello")
     with pytest.raises(PermanentError, match="signature") as error:
-        await studio.sign(plain(), signature={"image_uri": wrong.uri})
+        await watermark_rig.sign(plain(), signature={"image_uri": wrong.uri})
     assert error.value.code == "image-unreadable"
 
 
-async def test_a_named_signature_that_is_missing_is_an_error_unless_a_setting_lets_it_pass(studio: Studio) -> None:
-    missing = (await studio.keep(b"x")).uri + "x"
+async def test_a_named_signature_that_is_missing_is_an_error_unless_a_setting_lets_it_pass(watermark_rig: WatermarkRig) -> None:
+    missing = (await watermark_rig.store(b"x")).uri + "x"
     with pytest.raises(PermanentError) as error:
-        await studio.sign(plain(), signature={"image_uri": missing})
+        await watermark_rig.sign(plain(), signature={"image_uri": missing})
     assert error.value.code == "signature-missing"
-    assert ink(await studio.sign(plain(), WatermarkSettings(signature_required=False), signature={"image_uri": missing})) is None
+    assert ink(await watermark_rig.sign(plain(), WatermarkSettings(signature_required=False), signature={"image_uri": missing})) is None
 
 
-async def test_the_same_order_makes_the_same_bytes(studio: Studio) -> None:
+async def test_the_same_order_makes_the_same_bytes(watermark_rig: WatermarkRig) -> None:
     """So a redelivery writes the same object again."""
     order: dict[str, Any] = {"signature": {"text": "김민수"}, "artist": "김민수", "metadata": {"seed": 1}}
-    first, second = [await studio.sign(plain(), **order) for _ in range(2)]
+    first, second = [await watermark_rig.sign(plain(), **order) for _ in range(2)]
     assert first.tobytes() == second.tobytes()
     assert first.text == second.text

@@ -5,19 +5,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus.errors import Abandoned, EngineDead, PermanentError, TemporaryError
-from bus.outcome import Dead, Dropped, Outcome, Requeue, Retry, after_error, before_work, rung
+from bus.errors import CallerGone, EngineCrashed, PermanentError, TemporaryError
+from bus.outcome import DeadLettered, Dropped, Outcome, Requeue, Retry, after_error, precheck, round_up_delay
 
-DELAYS = (2.0, 30.0, 120.0)
-RUNGS = (2.0, 30.0, 120.0, 600.0, 3600.0)
+STEP_DELAYS = (2.0, 30.0, 120.0)
+RETRY_DELAYS = (2.0, 30.0, 120.0, 600.0, 3600.0)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def fate(error: BaseException, attempt: int) -> tuple[object, ...]:
-    match after_error(error, step="image", attempt=attempt, delays=DELAYS, rungs=RUNGS):
+def outcome_of(error: BaseException, attempt: int) -> tuple[object, ...]:
+    match after_error(error, step="image", attempt=attempt, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS):
         case Retry(delay, _):
             return "retry", delay
-        case Dead(fault):
+        case DeadLettered(fault):
             return "dead", fault.code, fault.attempts
         case Requeue():
             return ("requeue",)
@@ -43,15 +43,15 @@ def fate(error: BaseException, attempt: int) -> tuple[object, ...]:
         (TemporaryError("x", code="out-of-memory"), 4, ("dead", "out-of-memory", 4)),
         (PermanentError("lora-missing", "x"), 1, ("dead", "lora-missing", 1)),
         (PermanentError("lora-missing", "x"), 4, ("dead", "lora-missing", 4)),
-        (EngineDead("x"), 1, ("requeue",)),
-        (EngineDead("x"), 99, ("requeue",)),
-        (Abandoned("x"), 1, ("dropped", "cancelled")),
+        (EngineCrashed("x"), 1, ("requeue",)),
+        (EngineCrashed("x"), 99, ("requeue",)),
+        (CallerGone("x"), 1, ("dropped", "cancelled")),
         (asyncio.CancelledError(), 1, ("requeue",)),
         (TimeoutError(), 1, ("retry", 2.0)),
     ],
 )
-def test_fate_after_an_error(error: BaseException, attempt: int, expected: tuple[object, ...]) -> None:
-    assert fate(error, attempt) == expected
+def test_outcome_after_error(error: BaseException, attempt: int, expected: tuple[object, ...]) -> None:
+    assert outcome_of(error, attempt) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,26 @@ def test_fate_after_an_error(error: BaseException, attempt: int, expected: tuple
         ({"returns": 10, "cancelled": True}, "cancelled"),
     ],
 )
-def test_fate_before_the_work(known: dict[str, object], expected: str | None) -> None:
+def test_outcome_before_processing(known: dict[str, object], expected: str | None) -> None:
     facts = {"step": "image", "attempt": 1, "returns": 0, "delivery_limit": 10, "deadline": None, "now": NOW, "cancelled": False} | known
-    outcome: Outcome | None = before_work(**facts)  # type: ignore[arg-type]
-    assert (outcome.fault.code if isinstance(outcome, Dead | Dropped) else outcome) == expected
+    outcome: Outcome | None = precheck(**facts)  # type: ignore[arg-type]
+    assert (outcome.fault.code if isinstance(outcome, DeadLettered | Dropped) else outcome) == expected
 
 
-def test_an_error_without_words_is_named_by_its_type() -> None:
-    outcome = after_error(KeyError(), step="image", attempt=4, delays=DELAYS, rungs=RUNGS)
-    assert isinstance(outcome, Dead)
+def test_error_without_message_uses_type_name() -> None:
+    outcome = after_error(KeyError(), step="image", attempt=4, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS)
+    assert isinstance(outcome, DeadLettered)
     assert (outcome.fault.message, outcome.fault.exception_type) == ("KeyError", "KeyError")
 
 
 def test_a_message_of_any_length_fits_a_header() -> None:
-    outcome = after_error(PermanentError("x", "y" * 1_000_000), step="image", attempt=1, delays=DELAYS, rungs=RUNGS)
-    assert isinstance(outcome, Dead)
+    outcome = after_error(
+        PermanentError("x", "y" * 1_000_000), step="image", attempt=1, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS
+    )
+    assert isinstance(outcome, DeadLettered)
     assert len(outcome.fault.message) == 2000
 
 
 @pytest.mark.parametrize(("delay", "expected"), [(0, 2.0), (2, 2.0), (2.1, 30.0), (3600, 3600.0), (9e9, 3600.0)])
-def test_the_rung_waits_at_least_as_long_as_asked(delay: float, expected: float) -> None:
-    assert rung(delay, RUNGS) == expected
+def test_retry_delay_is_at_least_requested_delay(delay: float, expected: float) -> None:
+    assert round_up_delay(delay, RETRY_DELAYS) == expected

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import contracts
-from contracts.carried import Carried
 from contracts.consult import Consult, ConsultDone, ConsultReady, IsConsultReady
 from contracts.conversation import Conversation, ConversationDeleted, Conversations, DeleteConversation, GetConversation, ListConversations
 from contracts.dead_letter import (
@@ -40,9 +39,10 @@ from contracts.validate import Validate, ValidateDone
 from contracts.watermark import Watermark, WatermarkDone
 from contracts.webhook import Webhook, WebhookDone
 from contracts.wire import Command, Result
+from contracts.wire_model import WireModel
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-READERS: dict[str, type[Carried]] = {
+READERS: dict[str, type[WireModel]] = {
     "image_generation.form-a": NestedOrder,
     "image_generation.form-b": FlatOrder,
     "image_generation.form-c": NestedOrder,
@@ -116,29 +116,29 @@ READERS: dict[str, type[Carried]] = {
 }
 
 
-def golden(name: str) -> Any:
+def load_golden(name: str) -> Any:
     return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def said_again(heard: Any, said: Any) -> bool:
+def is_preserved(original: Any, written: Any) -> bool:
     """Whether everything that was heard is still there in what is said (moments may be written another way, defaults may be added)."""
-    if isinstance(heard, dict):
-        return all(name in said and said_again(value, said[name]) for name, value in heard.items())
-    if isinstance(heard, list):
-        return len(heard) == len(said) and all(map(said_again, heard, said))
-    return heard == said or str(heard).rstrip("Z") == str(said).rstrip("Z") or heard == 128
+    if isinstance(original, dict):
+        return all(name in written and is_preserved(value, written[name]) for name, value in original.items())
+    if isinstance(original, list):
+        return len(original) == len(written) and all(map(is_preserved, original, written))
+    return original == written or str(original).rstrip("Z") == str(written).rstrip("Z") or original == 128
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_released_message_is_still_read_and_nothing_of_it_is_lost(name: str) -> None:
-    heard = golden(name)
-    assert said_again(heard, READERS[name].model_validate(heard).model_dump(mode="json"))
+def test_released_message_is_parsed_without_loss(name: str) -> None:
+    heard = load_golden(name)
+    assert is_preserved(heard, READERS[name].model_validate(heard).model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_field_of_a_newer_writer_is_kept(name: str) -> None:
+def test_unknown_field_is_preserved(name: str) -> None:
     """An older reader passes on what it does not know."""
-    heard = golden(name) | {"from_the_future": {"a": [1]}}
+    heard = load_golden(name) | {"from_the_future": {"a": [1]}}
     assert READERS[name].model_validate(heard).model_dump(mode="json")["from_the_future"] == {"a": [1]}
 
 
@@ -146,7 +146,7 @@ def test_every_golden_message_has_a_reader() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(READERS)
 
 
-def spoken() -> Iterator[type[Carried]]:
+def contract_models() -> Iterator[type[WireModel]]:
     """Every command and result that the contracts know."""
     for module in iter_modules(contracts.__path__, "contracts."):
         for found in vars(import_module(module.name)).values():
@@ -160,5 +160,5 @@ UNRELEASED: frozenset[str] = frozenset()
 
 def test_every_contract_has_a_golden_message() -> None:
     read = tuple(READERS.values())
-    without = {model.__name__ for model in spoken() if not any(issubclass(reader, model) for reader in read)}
+    without = {model.__name__ for model in contract_models() if not any(issubclass(reader, model) for reader in read)}
     assert without == UNRELEASED, "add tests/golden/<type>.json and its reader, or name the contract in UNRELEASED"

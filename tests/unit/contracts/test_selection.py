@@ -7,7 +7,7 @@ from contracts.dead_letter import Selection
 
 
 @pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
-def test_a_moment_that_no_database_can_hold_is_refused_where_it_is_said(moment: str) -> None:
+def test_timestamp_out_of_database_range_is_rejected(moment: str) -> None:
     """Over HTTP that is a 422; in Postgres it would be an error of ours."""
     with pytest.raises(ValidationError):
         Selection.model_validate({"since": moment})

@@ -5,7 +5,7 @@ import pytest
 
 from bus.settings import BusSettings
 from gateway.app import create_app
-from gateway.door import OPEN
+from gateway.middleware.admission import EXEMPT_PATHS
 from gateway.settings import GatewaySettings
 
 SHOP, OTHER, KEY = "https://shop.example", "https://other.example", "k" * 32
@@ -20,7 +20,7 @@ def asked(origin: str) -> dict[str, str]:
     return {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}
 
 
-async def test_a_page_of_a_named_origin_may_call_and_is_told_what_it_needs() -> None:
+async def test_allowed_origin_receives_cors_headers() -> None:
     """It asks without a key, as browsers do; and it can read the gateway's refusals, too."""
     async with client(cors_origins=SHOP, api_keys=f"shop:{KEY}") as http:
         before = await http.options("/jobs", headers=asked(SHOP))
@@ -34,7 +34,7 @@ async def test_a_page_of_a_named_origin_may_call_and_is_told_what_it_needs() -> 
 
 
 @pytest.mark.parametrize(("origins", "origin"), [(SHOP, OTHER), ("", SHOP)])
-async def test_a_page_of_another_origin_is_told_nothing(origins: str, origin: str) -> None:
+async def test_other_origin_receives_no_cors_headers(origins: str, origin: str) -> None:
     async with client(cors_origins=origins, api_keys=f"shop:{KEY}") as http:
         before = await http.options("/jobs", headers=asked(origin))
         refused = await http.post("/jobs", headers={"Origin": origin})
@@ -42,7 +42,7 @@ async def test_a_page_of_another_origin_is_told_nothing(origins: str, origin: st
     assert "access-control-allow-origin" not in refused.headers
 
 
-async def test_only_the_open_paths_need_no_key() -> None:
+async def test_only_public_paths_need_no_key() -> None:
     """Among all paths of the document."""
     async with client(api_keys=f"shop:{KEY}") as http:
         document = (await http.get("/openapi.json")).json()
@@ -50,14 +50,14 @@ async def test_only_the_open_paths_need_no_key() -> None:
             path: (await http.request(method, path)).status_code
             for path, operations in document["paths"].items()
             for method in operations
-            if path not in OPEN
+            if path not in EXEMPT_PATHS
         }
     assert len(answers) > 10
     assert set(answers.values()) == {401}
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/predict", "/api/yh/llava/stage1/validate", "/v1/images/generations"])
-async def test_a_large_body_is_refused_on_every_path(path: str) -> None:
+async def test_large_body_is_rejected_on_every_path(path: str) -> None:
     async with client(max_body_bytes=100) as http:
         response = await http.post(path, content=b"x" * 101)
     assert response.status_code == 413

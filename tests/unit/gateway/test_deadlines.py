@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.deadlines import seconds_given, wait_wanted
-from gateway.problems import Refused
+from gateway.deadlines import request_timeout, requested_wait
+from gateway.problems import HttpProblem
 from gateway.settings import GatewaySettings
 
 
@@ -16,14 +16,14 @@ def request(**headers: str) -> Any:
 
 
 @pytest.mark.parametrize(("said", "seconds"), [(None, 9), ("30", 30), ("2.5", 2.5), ("1e9", 100)])
-def test_a_timeout_in_seconds(said: str | None, seconds: float) -> None:
-    assert seconds_given(request(**({"x_request_timeout": said} if said else {}))) == seconds
+def test_timeout_header_is_parsed_in_seconds(said: str | None, seconds: float) -> None:
+    assert request_timeout(request(**({"x_request_timeout": said} if said else {}))) == seconds
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "soon", ""])
-def test_what_is_no_time_is_refused(said: str) -> None:
-    with pytest.raises(Refused) as refused:
-        seconds_given(request(x_request_timeout=said))
+def test_invalid_timeout_is_rejected(said: str) -> None:
+    with pytest.raises(HttpProblem) as refused:
+        request_timeout(request(x_request_timeout=said))
     assert refused.value.status == 400
 
 
@@ -42,5 +42,5 @@ def test_what_is_no_time_is_refused(said: str) -> None:
         (None, "wait=soon", 0),
     ],
 )
-def test_a_wait_may_be_asked_for_in_two_ways(wait: float | None, prefer: str | None, seconds: float) -> None:
-    assert wait_wanted(request(**({"prefer": prefer} if prefer else {})), wait) == seconds
+def test_wait_is_read_from_query_or_header(wait: float | None, prefer: str | None, seconds: float) -> None:
+    assert requested_wait(request(**({"prefer": prefer} if prefer else {})), wait) == seconds

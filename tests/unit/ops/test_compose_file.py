@@ -8,8 +8,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from ops.documents.desk import ROOT
-from ops.workshop import MODULES, NEEDS_MODELS
+from ops.docgen.generate import ROOT
+from ops.registry import MODULES, NEEDS_MODELS
 
 RAW = (ROOT / "docker-compose.yml").read_text()
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
@@ -29,7 +29,7 @@ def test_the_file_is_a_compose_file() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("healthcheck", {"interval": "soon"}), ("profiles", 7), ("restart", "maybe")])
-def test_a_wrong_value_would_be_seen(key: str, value: Any) -> None:
+def test_invalid_value_is_rejected(key: str, value: Any) -> None:
     wrong = filled()
     wrong["services"]["gateway"][key] = value
     with pytest.raises(Exception, match=r"line 1"):
@@ -55,7 +55,7 @@ def test_every_service_is_watched_limited_restarted_and_pinned(name: str) -> Non
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "nothing is open to the world by itself"
 
 
-def test_whoever_needs_the_parts_waits_for_their_health() -> None:
+def test_dependent_services_wait_for_healthy_dependencies() -> None:
     actors = [service for service in SERVICES.values() if service.get("command", [""])[0] in {"run", "gateway"}]
     assert len(actors) == len(MODULES) + 1
     for service in actors:
@@ -74,7 +74,7 @@ def test_no_secret_stands_in_the_file_and_every_variable_is_in_the_example() -> 
         assert how == "?" or not re.search(r"PASSWORD|KEY|TOKEN", name) or default in {"", "change-me"}, name
 
 
-def test_the_images_run_as_nobody_in_particular_and_are_pinned() -> None:
+def test_images_run_unprivileged_and_are_pinned() -> None:
     for path in (ROOT / "ops/images").glob("*.Dockerfile"):
         text = path.read_text()
         assert re.findall(r"^FROM python:\d+\.\d+\.\d+-slim-\w+", text, re.MULTILINE), path

@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from actors.engines.diffusers_image import DiffusersImage
-from ops.models import make_tiny
-from tests.unit.actors.engines.easel import Stock, open_easel
+from actors.engines.diffusion.engine import DiffusionEngine
+from ops.local.tiny_models import make_tiny_models
+from tests.support.engine_fixture import StockPipeline, open_image_engine
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_tiny(tmp_path_factory.mktemp("models"))
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_tiny_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
-def stock(tiny: dict[str, Path]) -> Stock:
-    return Stock(tiny["tiny-sd"])
+def stock_pipeline(tiny_models: dict[str, Path]) -> StockPipeline:
+    return StockPipeline(tiny_models["tiny-sd"])
 
 
 @pytest.fixture
-def easel(tiny: dict[str, Path], tmp_path: Path) -> Iterator[DiffusersImage]:
-    engine = open_easel(tiny, tmp_path / "spool")
+def image_engine(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[DiffusionEngine]:
+    engine = open_image_engine(tiny_models, tmp_path / "spool")
     yield engine
     engine.close()

@@ -1,0 +1,1 @@
+"""The image engine: continuous batching of denoising steps."""

@@ -1,0 +1,136 @@
+"""From latents to a PNG, in a thread of its own: the others' steps do not wait for a decode."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from actors.engines.diffusion.oom import OomFallbacks, enable_vae_slicing
+from actors.engines.diffusion.png import write_png
+from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult
+from actors.engines.process.protocol import Failed, Finished, MemoryExhausted
+
+DecodeResult = Finished | Failed
+
+
+@dataclass(eq=False)
+class PendingDecode:
+    """One order whose steps are done. `latents` in the order of the seeds; `texts` of all its pictures."""
+
+    request_id: int
+    request: DiffusionRequest
+    pipeline: Any
+    latents: list[Any]
+    png_metadata: dict[str, str]
+    largest_batch: int
+    oom_fallbacks: tuple[str, ...]
+    applied_fallbacks: set[str]
+
+
+class DecodeThread:
+    """Takes orders with `put`; what became of them is in `done`, and `wake` is called. Nobody but the thread touches the VAE."""
+
+    def __init__(self, shm_dir: Path, oom: OomFallbacks, *, request_tick: Callable[[], None], timeout_seconds: float) -> None:
+        self.shm_dir, self.oom, self.request_tick, self.timeout_seconds = shm_dir, oom, request_tick, timeout_seconds
+        self.results: deque[DecodeResult] = deque()
+        self.cancelled_ids: set[int] = set()
+        self.out_of_memory: str | None = None
+        self._started_at: float | None = None
+        self._queue: SimpleQueue[PendingDecode | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="darkroom", daemon=True)
+        self._thread.start()
+
+    def put(self, order: PendingDecode) -> None:
+        self._queue.put(order)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+
+    def raise_if_stuck(self) -> None:
+        """Raise when the thread can go no further, or has been at one order for too long: only a fresh process helps."""
+        if self.out_of_memory:
+            raise MemoryExhausted(self.out_of_memory)
+        if self._started_at is not None and time.monotonic() - self._started_at > self.timeout_seconds:
+            raise RuntimeError(f"decoding one order took longer than {self.timeout_seconds:g} s")
+
+    def take_results(self) -> list[DecodeResult]:
+        events: list[DecodeResult] = []
+        while self.results:
+            event = self.results.popleft()
+            if event.request_id in self.cancelled_ids:
+                self.cancelled_ids.discard(event.request_id)
+                for file in getattr(event, "output_files", ()):
+                    file.unlink(missing_ok=True)
+            else:
+                events.append(event)
+        return events
+
+    def _run(self) -> None:
+        while order := self._queue.get():
+            self._started_at = time.monotonic()
+            try:
+                self.results.append(self._decode_order(order))
+            except MemoryExhausted as error:
+                self.out_of_memory = str(error)
+            except Exception as error:
+                self.results.append(Failed(order.request_id, "temporary", "decode-failed", f"the pictures could not be decoded: {error!r}"))
+            self._started_at = None
+            self.request_tick()
+
+    def _decode_order(self, order: PendingDecode) -> DecodeResult:
+        import torch
+
+        files, flags = [], []
+        for index, latents in enumerate(order.latents):
+            if order.request_id in self.cancelled_ids:
+                break
+            if not bool(torch.isfinite(latents).all()):
+                text = "the model's numbers ran out of their range: try another dtype (IMAGE_DTYPE)"
+                return Failed(order.request_id, "temporary", "picture-not-finite", text)
+            whole = self.oom.run_with_fallbacks(
+                partial(decode_latents, order.pipeline, latents), partial(enable_vae_slicing, order.pipeline, order.applied_fallbacks)
+            )
+            pixels = whole[: order.request.height, : order.request.width]
+            flags += safety_flags(order.pipeline, pixels)
+            seed = order.request.seed + index
+            files.append(self.shm_dir / f"{order.request_id}-{index}.png")
+            write_png(files[-1], pixels, {**order.png_metadata, "seed": str(seed)})
+        seeds = tuple(order.request.seed + index for index in range(order.request.count))
+        made = DiffusionResult(
+            seeds, order.png_metadata, (*order.oom_fallbacks, *sorted(order.applied_fallbacks)), order.largest_batch, tuple(flags)
+        )
+        return Finished(order.request_id, made, tuple(files))
+
+
+def latent_size(pipeline: Any, height: int, width: int) -> tuple[int, int]:
+    """Enough latents for the picture. Where the VAE's step does not divide a side, what is too much is cut off after decoding."""
+    step = pipeline.vae_scale_factor
+    return -(-height // step), -(-width // step)
+
+
+def decode_latents(pipeline: Any, latents: Any) -> Any:
+    """Height × width × 3 bytes, rounded as the stock pipeline does."""
+    import torch
+
+    with torch.inference_mode():
+        image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        values = (image[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
+    return (values * 255).round().astype("uint8")
+
+
+def safety_flags(pipeline: Any, pixels: Any) -> list[bool]:
+    """What the checkpoint's safety checker says. The picture stays as it is: the checker itself would paint it black."""
+    if pipeline.safety_checker is None:
+        return []
+    import torch
+
+    seen = pipeline.feature_extractor(pixels, return_tensors="pt").to(pipeline.device)
+    with torch.inference_mode():
+        _, flags = pipeline.safety_checker(images=pixels[None].copy(), clip_input=seen.pixel_values.to(pipeline.unet.dtype))
+    return [bool(flags[0])]

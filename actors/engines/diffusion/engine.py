@@ -1,0 +1,293 @@
+"""Stable Diffusion with diffusers: all active orders advance together, one step a tick, each with its own schedule, seed and LoRA.
+
+An order waits in `_pending`, is encoded and becomes rows, its rows are stepped until done, then the darkroom decodes them.
+"""
+
+import hashlib
+import time
+import warnings
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.engines.diffusion.batching import DiffusionRow, StepGroups, advance_rows, predict_noise
+from actors.engines.diffusion.decode import DecodeThread, PendingDecode, latent_size
+from actors.engines.diffusion.lora.validation import validate_lora
+from actors.engines.diffusion.model import DiffusionModel, choose_device, load_model, model_size_bytes, unload_model
+from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing, enable_vae_slicing
+from actors.engines.diffusion.png import preview_jpeg
+from actors.engines.diffusion.requests import DiffusionRequest
+from actors.engines.diffusion.schedulers import SCHEDULERS, build_scheduler
+from actors.engines.process.gpu import EngineMonitor
+from actors.engines.process.model_cache import InsufficientMemory, ModelCache
+from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Progressed, Started
+from actors.engines.settings import ImageSettings
+from bus.errors import PermanentError, TemporaryError
+
+START_BUDGET_SECONDS = 0.05
+
+
+def open_engine(settings: ImageSettings, host: EngineHost) -> "DiffusionEngine":
+    """Import torch, choose the device, load the model if it is to be warm."""
+    host.report_load_progress("importing torch and diffusers", 300.0, None)
+    import diffusers
+    import torch
+    import transformers
+
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what we want
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    engine = DiffusionEngine(settings, host)
+    if settings.warm:
+        engine.models.get(settings.model)
+    return engine
+
+
+@dataclass(eq=False)
+class ActiveOrder:
+    """One order at work."""
+
+    request_id: int
+    request: DiffusionRequest
+    model: DiffusionModel
+    rows: list[DiffusionRow]
+    reported_step: int = 0
+    largest_batch: int = 0
+    oom_fallbacks: tuple[str, ...] = ()
+    last_preview_at: float = field(default_factory=time.monotonic)
+
+
+class DiffusionEngine:
+    """One device's engine. Everything but the darkroom runs in the thread that calls it."""
+
+    def __init__(self, settings: ImageSettings, host: EngineHost) -> None:
+        self.settings, self.host = settings, host
+        self.device, self.dtype = choose_device(settings)
+        self.models: ModelCache[DiffusionModel] = ModelCache(
+            settings.memory_budget_bytes,
+            measure=lambda name: model_size_bytes(name, settings),
+            load=lambda name: load_model(name, self.device, self.dtype, settings, host),
+            unload=unload_model,
+            in_use=self._in_use,
+            pinned=frozenset({settings.model} if settings.pinned else ()),
+        )
+        self.oom = OomFallbacks(settings.max_rows)
+        self.decoder = DecodeThread(host.shm_dir, self.oom, request_tick=host.request_tick, timeout_seconds=settings.decode_seconds)
+        self.monitor = EngineMonitor(self.device)
+        self.groups = StepGroups()
+        self._pending: deque[tuple[int, DiffusionRequest]] = deque()
+        self._active: dict[int, ActiveOrder] = {}
+        self._decoding: set[int] = set()
+        self._inference: Any = None
+
+    @property
+    def info(self) -> dict[str, Any]:
+        seconds = 60.0 if self.device.startswith("cuda") else 600.0
+        return {"device": self.device, "dtype": self.dtype, "models": self.models.names, "step_seconds": seconds}
+
+    def _in_use(self, name: str) -> bool:
+        return any(painting.model.name == name for painting in self._active.values())
+
+    def self_test(self) -> None:
+        """A small product on the device, compared with what it must be."""
+        import torch
+
+        ones = torch.ones((64, 64), device=self.device)
+        if float((ones @ ones).sum()) != 64.0**3:
+            raise RuntimeError(f"the device {self.device} does not compute")
+
+    def submit(self, request_id: int, request: DiffusionRequest) -> None:
+        if request.scheduler not in SCHEDULERS:
+            raise PermanentError("scheduler-unknown", f"{request.scheduler!r} is not one of {', '.join(SCHEDULERS)}")
+        if request.model and request.model not in self.settings.models:
+            raise PermanentError("model-unknown", f"{request.model!r} is not in IMAGE_MODELS: {', '.join(self.settings.models) or 'none'}")
+        if request.width % 8 or request.height % 8:
+            raise PermanentError("size-unknown", f"{request.width}×{request.height}: both sides must be multiples of 8")
+        if lora := request.lora:
+            validate_lora(lora.path, lora.origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+        self._pending.append((request_id, request))
+
+    def cancel(self, request_id: int) -> bool:
+        if request_id in self._decoding:
+            self._decoding.discard(request_id)
+            self.decoder.cancelled_ids.add(request_id)
+            return True
+        waiting = [order for order in self._pending if order[0] == request_id]
+        for order in waiting:
+            self._pending.remove(order)
+        self.groups.remove(lambda row: row.request_id == request_id)
+        painting = self._active.pop(request_id, None)
+        if painting:
+            painting.model.loras.release(painting.request.lora)
+        return bool(waiting or painting)
+
+    def idle_seconds(self) -> float | None:
+        if self._pending or self._active or self.decoder.results or self.decoder.out_of_memory:
+            return 0
+        return self.monitor.next_report_seconds()
+
+    def tick(self) -> Sequence[EngineEvent]:
+        """Take in orders that wait, make one step of the group whose turn it is, and hand over what the darkroom has."""
+        import torch
+
+        self.decoder.raise_if_stuck()
+        with torch.inference_mode():
+            events = self._start_pending()
+            if self._active:
+                events += self._step()
+        events += self._collect_decoded()
+        if not self._active:
+            self.oom.reset()
+        return [*events, *self.monitor.metrics(self)]
+
+    def close(self) -> None:
+        self.decoder.close()
+
+    # -- from waiting to rows
+
+    def _start_pending(self) -> list[EngineEvent]:
+        """Orders that came together begin together, but the rows at work are not kept waiting for long."""
+        events: list[EngineEvent] = []
+        until = time.monotonic() + START_BUDGET_SECONDS
+        while begun := self._start_next():
+            events += begun
+            if time.monotonic() > until:
+                break
+        return events
+
+    def _start_next(self) -> list[EngineEvent]:
+        for order in list(self._pending):
+            ticket, work = order
+            try:
+                painting = self._prepare(ticket, work)
+            except InsufficientMemory:
+                painting = None
+            except (PermanentError, TemporaryError) as error:
+                self._pending.remove(order)
+                return [Failed(ticket, "permanent" if isinstance(error, PermanentError) else "temporary", error.code, str(error))]
+            if painting:
+                self._pending.remove(order)
+                self._active[ticket] = painting
+                for row in painting.rows:
+                    self.groups.add(row)
+                return [Started(ticket)]
+        return []
+
+    def _prepare(self, request_id: int, request: DiffusionRequest) -> ActiveOrder | None:
+        """None: it has to wait until a LoRA slot is free."""
+        name = self.settings.models[request.model] if request.model else self.settings.model
+        model = self.models.get(name)
+        if not model.loras.has_slot_for(request.lora):
+            return None
+        adapter = model.loras.acquire(request.lora)
+        try:
+            rows = self.oom.run_with_fallbacks(
+                lambda: [self._build_row(request_id, request, model, adapter, index) for index in range(request.count)],
+                lambda: (
+                    enable_vae_slicing(model.pipeline, model.applied_fallbacks)
+                    or enable_attention_slicing(model.pipeline, model.applied_fallbacks)
+                ),
+            )
+        except BaseException:
+            model.loras.release(request.lora)
+            raise
+        return ActiveOrder(request_id, request, model, rows)
+
+    def _build_row(self, request_id: int, request: DiffusionRequest, model: DiffusionModel, adapter: str, index: int) -> DiffusionRow:
+        """A picture at its beginning: its noise comes from its own generator, on the CPU, so that every device draws the same."""
+        import torch
+
+        scheduler = build_scheduler(request.scheduler, model.pipeline.scheduler.config)
+        scheduler.set_timesteps(request.steps, device=self.device)
+        generator = torch.Generator().manual_seed((request.seed + index) % 2**63)
+        shape = (1, model.pipeline.unet.config.in_channels, *latent_size(model.pipeline, request.height, request.width))
+        noise = torch.randn(shape, generator=generator, dtype=model.torch_dtype).to(self.device) * scheduler.init_noise_sigma
+        positive, negative = model.encode_prompts(request.prompt, request.negative_prompt, adapter)
+        group: Hashable = (model.name, request.height, request.width, *((request_id, index) if request.deterministic else ()))
+        return DiffusionRow(
+            request_id, index, group, scheduler, scheduler.timesteps, generator, noise, positive, negative, request.guidance_scale, adapter
+        )
+
+    # -- from rows to latents
+
+    def _step(self) -> list[EngineEvent]:
+        rows = self.groups.next_group()
+        model = self._active[rows[0].request_id].model
+        self.oom.run_with_fallbacks(lambda: self._advance(model, rows), lambda: self._next_fallback(model, len(rows)))
+        self.monitor.record_step(len(rows))
+        paintings = {row.request_id: self._active[row.request_id] for row in rows}
+        events: list[EngineEvent] = []
+        for painting in paintings.values():
+            painting.oom_fallbacks = self.oom.active or painting.oom_fallbacks
+            painting.largest_batch = max(painting.largest_batch, min(len(rows), self.oom.row_limit))
+            events += self._report_progress(painting)
+            if all(row.done for row in painting.rows):
+                self._queue_decode(painting)
+        return events
+
+    def _advance(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
+        advance_rows(
+            rows, lambda part, inputs: predict_noise(model.pipeline.unet, part, inputs, model.loras.set_row_adapters), self.oom.row_limit
+        )
+
+    def _next_fallback(self, model: DiffusionModel, rows: int) -> str | None:
+        return (
+            self.oom.halve_batch(rows)
+            or enable_vae_slicing(model.pipeline, model.applied_fallbacks)
+            or enable_attention_slicing(model.pipeline, model.applied_fallbacks)
+        )
+
+    def _report_progress(self, order: ActiveOrder) -> list[EngineEvent]:
+        """Steps as the order counts them: some schedulers take more."""
+        total = order.request.steps
+        made = sum(row.step_index * total // len(row.timesteps) for row in order.rows) // len(order.rows)
+        if made == order.reported_step:
+            return []
+        order.reported_step = made
+        return [Progressed(order.request_id, made, total, self._preview(order))]
+
+    def _preview(self, order: ActiveOrder) -> bytes | None:
+        if not order.request.preview or time.monotonic() - order.last_preview_at < self.settings.preview_seconds:
+            return None
+        order.last_preview_at = time.monotonic()
+        return preview_jpeg(order.rows[0].latents)
+
+    # -- from latents to pictures
+
+    def _queue_decode(self, order: ActiveOrder) -> None:
+        ticket, work, model = order.request_id, order.request, order.model
+        del self._active[ticket]
+        self.groups.remove(lambda row: row.request_id == ticket)
+        model.loras.release(work.lora)
+        self._decoding.add(ticket)
+        texts = work.png_metadata | model.png_metadata | request_metadata(work)
+        latents = [row.latents for row in order.rows]
+        self.decoder.put(
+            PendingDecode(ticket, work, model.pipeline, latents, texts, order.largest_batch, order.oom_fallbacks, model.applied_fallbacks)
+        )
+
+    def _collect_decoded(self) -> list[EngineEvent]:
+        developed = self.decoder.take_results()
+        for event in developed:
+            self._decoding.discard(event.request_id)
+            self.monitor.record_images(len(event.output_files) if isinstance(event, Finished) else 0)
+        return [*developed]
+
+
+def request_metadata(request: DiffusionRequest) -> dict[str, str]:
+    """What goes into each PNG; the prompt itself stays private, its sha256 tells whether it was this one."""
+    texts = {
+        "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
+        "steps": str(request.steps),
+        "guidance_scale": f"{request.guidance_scale:g}",
+        "scheduler": request.scheduler,
+    }
+    if request.lora:
+        texts |= {"lora_sha256": request.lora.sha256, "lora_scale": f"{request.lora.scale:g}"}
+    return texts

@@ -1,0 +1,97 @@
+"""LoRA weights on the local disk, named by their sha256: fetched when the order comes in, not at its turn on the device."""
+
+import asyncio
+import hashlib
+import os
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+
+from actors.engines.diffusion.lora.validation import invalid_lora, validate_lora
+from actors.engines.diffusion.requests import LoraFile
+from actors.engines.settings import ImageSettings
+from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
+from contracts.image import Lora
+
+log = structlog.get_logger()
+
+SHA256_CACHE_SECONDS = 300.0
+"""An address without a sha256 is believed to hold the same bytes for so long."""
+
+
+class LoraFileCache:
+    """Orders that ask for the same address at once share one fetch."""
+
+    def __init__(self, claims: ClaimStore, settings: ImageSettings) -> None:
+        self.claims, self.settings = claims, settings
+        self.folder = settings.local_cache.expanduser() / "loras"
+        self.fetch_count = 0
+        self._sha256_by_uri: dict[str, tuple[float, str]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def fetch(self, lora: Lora) -> LoraFile:
+        """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when its store is away."""
+        lock = self._locks.setdefault(lora.uri, asyncio.Lock())
+        async with lock:
+            file = await asyncio.to_thread(self._cached, lora) or await self._fetch(lora)
+        if not lock.locked():
+            self._locks.pop(lora.uri, None)
+        return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri))
+
+    def _cached(self, lora: Lora) -> Path | None:
+        since, known = self._sha256_by_uri.get(lora.uri, (0.0, ""))
+        name = lora.sha256 or (known if time.monotonic() - since < SHA256_CACHE_SECONDS else None)
+        file = self.folder / f"{name}.safetensors"
+        if not name or not file.exists():
+            return None
+        os.utime(file)
+        return file
+
+    async def _fetch(self, lora: Lora) -> Path:
+        try:
+            data = await self.claims.fetch(lora.uri, max_bytes=self.settings.lora_max_bytes)
+        except PermanentError as error:
+            if error.code == "asset-missing":
+                raise PermanentError("lora-missing", f"there are no LoRA weights at {redact_uri(lora.uri)}: {error}") from None
+            if error.code == "asset-too-large":
+                raise invalid_lora(redact_uri(lora.uri), str(error)) from None
+            raise
+        self.fetch_count += 1
+        file = await asyncio.to_thread(self._store, lora, data)
+        self._sha256_by_uri[lora.uri] = (time.monotonic(), file.stem)
+        return file
+
+    def _store(self, lora: Lora, data: bytes) -> Path:
+        """Check the bytes, then give them their name. What is refused is not kept."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if lora.sha256 and lora.sha256 != sha256:
+            raise invalid_lora(redact_uri(lora.uri), f"its sha256 is {sha256}, the order says {lora.sha256}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / f".{sha256}.{os.getpid()}"
+        fresh.write_bytes(data)
+        try:
+            validate_lora(fresh, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+            file = fresh.rename(self.folder / f"{sha256}.safetensors")
+        finally:
+            fresh.unlink(missing_ok=True)
+        log.info("lora.kept", sha256=sha256, bytes=len(data))
+        self._evict_until_fits(file)
+        return file
+
+    def _evict_until_fits(self, newest: Path) -> None:
+        files = sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        total = sum(file.stat().st_size for file in files)
+        for file in files:
+            if total <= self.settings.lora_cache_bytes or file == newest:
+                return
+            total -= file.stat().st_size
+            file.unlink(missing_ok=True)
+
+
+def redact_uri(uri: str) -> str:
+    """An address as it may stand in a message or a log: a signature in its query is a secret."""
+    parts = urlsplit(uri)
+    return parts._replace(query="", netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,0 +1,101 @@
+"""One Stable Diffusion in memory: its pipeline, its LoRA slots, and what can be said about its weights."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from actors.engines.diffusion.batching import BASE_MODEL
+from actors.engines.diffusion.checkpoint import (
+    copy_to_local_cache,
+    find_checkpoint,
+    on_network_filesystem,
+    weights_sha256,
+    weights_size_bytes,
+)
+from actors.engines.diffusion.lora.slots import LoraSlots
+from actors.engines.process.protocol import EngineHost
+from actors.engines.settings import ImageSettings
+from bus.errors import PermanentError
+
+LOAD_TIMEOUT_SECONDS = 900.0
+DEFAULT_MODEL_BYTES = 6 << 30
+"""Taken for a checkpoint that has still to be downloaded."""
+
+
+@dataclass(eq=False)
+class DiffusionModel:
+    """`sliced`: the rungs that this pipeline stands on for want of memory."""
+
+    name: str
+    pipeline: Any
+    loras: LoraSlots
+    png_metadata: dict[str, str]
+    applied_fallbacks: set[str] = field(default_factory=set)
+
+    @property
+    def torch_dtype(self) -> Any:
+        return self.pipeline.unet.dtype
+
+    def encode_prompts(self, prompt: str, negative_prompt: str, adapter: str) -> tuple[Any, Any]:
+        """Both prompts as the cross attention reads them, 1 × 77 × width. The order's LoRA, and no other, is on meanwhile."""
+        self.loras.set_row_adapters(None if adapter == BASE_MODEL else [adapter])
+        try:
+            positive, unwanted = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, True, negative_prompt=negative_prompt)
+        finally:
+            self.loras.set_row_adapters(None)
+        return positive, unwanted
+
+
+def choose_device(settings: ImageSettings) -> tuple[str, str]:
+    """Device and dtype by name."""
+    import torch
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "float16" if device.startswith("cuda") else "float32"
+    return device, dtype
+
+
+def model_size_bytes(name: str, settings: ImageSettings) -> int:
+    folder = find_checkpoint(name)
+    return weights_size_bytes(folder) if folder else DEFAULT_MODEL_BYTES
+
+
+def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host: EngineHost) -> DiffusionModel:
+    """Read a checkpoint, from a local copy when it lies on a network disk. A hub id that is not in the cache is downloaded."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    host.report_load_progress(f"loading {name}", LOAD_TIMEOUT_SECONDS, 0.0)
+    folder = find_checkpoint(name)
+    if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder))):
+        folder = copy_to_local_cache(folder, settings.local_cache)
+    options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
+    if settings.safety_checker and (pipeline.safety_checker is None or pipeline.feature_extractor is None):
+        raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} brings no safety checker")
+    host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    folder = folder or find_checkpoint(name)
+    sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
+    host.report_load_progress(f"loaded {name}", 60.0, 1.0)
+    return DiffusionModel(name, pipeline, LoraSlots(pipeline, settings.lora_slots), model_metadata(name, sha256))
+
+
+def model_metadata(name: str, sha256: str | None) -> dict[str, str]:
+    libraries = {f"{library}_version": version(library) for library in ("diffusers", "torch", "transformers", "peft")}
+    return {"model": Path(name).name if Path(name).is_dir() else name, **({"model_sha256": sha256} if sha256 else {}), **libraries}
+
+
+def unload_model(model: DiffusionModel) -> None:
+    """Let go of the weights. Whoever still held a tensor of it would keep it all."""
+    from actors.engines.diffusion.oom import free_memory
+
+    model.loras.clear()
+    model.pipeline = None
+    free_memory()

@@ -1,0 +1,69 @@
+"""Progress worth telling: the first step at or past 0, 25, 50, 75 and 90 percent, with the real percent and the time still to go."""
+
+import asyncio
+import math
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from actors.engines.process.protocol import Progressed
+from contracts.event import Progress
+
+PROGRESS_PERCENTS = (0, 25, 50, 75, 90)
+
+
+class ProgressThrottle:
+    """Steps in, reports out. `total` is the order's own count of steps. The clock starts with step 0."""
+
+    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_steps, self.clock = total_steps, clock
+        self._remaining_percents = list(PROGRESS_PERCENTS)
+        self._started_at = clock()
+        self._last_step = -1
+
+    def report_for(self, event: Progressed) -> Progress | None:
+        """What is to be told about this step; None: nothing. An order that begins anew is not told backwards."""
+        if event.step == 0:
+            self._started_at = self.clock()
+        percent = event.step * 100 // self.total_steps
+        due = bool(self._remaining_percents) and percent >= self._remaining_percents[0]
+        if event.step <= self._last_step or not (due or event.preview):
+            return None
+        self._remaining_percents = [milestone for milestone in self._remaining_percents if milestone > percent]
+        self._last_step = event.step
+        return Progress(
+            current_step=event.step,
+            total_steps=self.total_steps,
+            progress_percent=percent,
+            estimated_seconds=self._estimate(event.step),
+            preview=b64encode(event.preview).decode() if event.preview else None,
+        )
+
+    def _estimate(self, step: int) -> int:
+        return math.ceil((self.clock() - self._started_at) / step * (self.total_steps - step)) if step else 0
+
+
+@asynccontextmanager
+async def open_progress_reporter(
+    total_steps: int, report: Callable[[Progress], Awaitable[None]]
+) -> AsyncIterator[Callable[[Progressed], None]]:
+    """A listener for steps that reports in order, beside the work. All has been reported when the block is left in peace."""
+    milestones, due = ProgressThrottle(total_steps), asyncio.Queue[Progress | None]()
+
+    def on_step(event: Progressed) -> None:
+        if progress := milestones.report_for(event):
+            due.put_nowait(progress)
+
+    async def tell() -> None:
+        while progress := await due.get():
+            await report(progress)
+
+    teller = asyncio.create_task(tell())
+    try:
+        yield on_step
+        due.put_nowait(None)
+        await teller
+    finally:
+        teller.cancel()
+        await asyncio.gather(teller, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The language engine: one continuous batch for vision-language models."""

@@ -1,0 +1,142 @@
+"""Questions that are answered together, one token a step. A row joins at any step and leaves at any step.
+
+The rows' caches are padded on the left to one length, masked there, and each row counts its own positions; so a row's answer is the
+same alone and beside others.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actors.engines.language.grammar import GrammarCache, GrammarState
+from actors.engines.language.requests import VlmRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(eq=False)
+class TokenRow:
+    """One question under way. `ids`: the prompt's tokens, `pixels`: the picture as the model sees it."""
+
+    request_id: int
+    request: VlmRequest
+    prompt_ids: "torch.Tensor"
+    pixel_values: "torch.Tensor | None"
+    grammar: GrammarState | None
+    output_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    batch_size: int = 1
+
+    @property
+    def remaining_tokens(self) -> int:
+        return self.request.max_new_tokens - len(self.output_ids)
+
+
+class ContinuousBatch:
+    """The rows at work and what the model remembers of them."""
+
+    def __init__(self, model: Any, grammars: GrammarCache, stop_token_ids: list[int], vocab_size: int) -> None:
+        self._model, self._grammars, self._stop_token_ids, self._vocab_size = model, grammars, frozenset(stop_token_ids), vocab_size
+        self.rows: list[TokenRow] = []
+        self._cache: Any = None
+        self._attention_mask: Any = None
+        self._seen_tokens: Any = None
+
+    def add(self, rows: list[TokenRow]) -> None:
+        """Read the prompts of new rows, say their first token, and put them beside the others."""
+        import torch
+
+        ids, mask = self._left_padded(rows)
+        pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
+        more = {"pixel_values": torch.cat(pixels).to(self._model.device, self._model.dtype)} if pixels else {}
+        output = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1, **more
+        )
+        seen = torch.zeros(len(rows), self._vocab_size, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            seen[number, row.prompt_ids] = True
+            row.batch_size = len(rows)
+        seen = seen.to(ids.device)
+        self._sample(rows, output.logits[:, -1], seen)
+        self._merge(rows, output.past_key_values, mask, seen)
+
+    def decode_step(self) -> None:
+        """One more token for every row."""
+        import torch
+
+        last = torch.tensor([[row.output_ids[-1]] for row in self.rows], device=self._attention_mask.device)
+        positions = self._attention_mask.sum(-1, keepdim=True)
+        self._attention_mask = torch.cat([self._attention_mask, torch.ones_like(last)], dim=1)
+        output = self._model(
+            input_ids=last,
+            attention_mask=self._attention_mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.past_key_values
+        self._sample(self.rows, output.logits[:, -1], self._seen_tokens)
+
+    def remove(self, rows: list[TokenRow]) -> None:
+        """Let rows go, and the columns that were only theirs."""
+        import torch
+
+        keep = [number for number, row in enumerate(self.rows) if row not in rows]
+        self.rows = [self.rows[number] for number in keep]
+        if not keep:
+            self._cache = self._attention_mask = self._seen_tokens = None
+            return
+        chosen = torch.tensor(keep, device=self._attention_mask.device)
+        self._attention_mask, self._seen_tokens = self._attention_mask[chosen], self._seen_tokens[chosen]
+        empty = int(self._attention_mask.argmax(-1).min())
+        self._attention_mask = self._attention_mask[:, empty:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[chosen, :, empty:], layer.values[chosen, :, empty:]
+
+    def _left_padded(self, rows: list[TokenRow]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        import torch
+
+        longest = max(len(row.prompt_ids) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            ids[number, longest - len(row.prompt_ids) :] = row.prompt_ids
+            mask[number, longest - len(row.prompt_ids) :] = 1
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+    def _merge(self, rows: list[TokenRow], cache: Any, mask: "torch.Tensor", seen: "torch.Tensor") -> None:
+        import torch
+        from torch.nn.functional import pad
+
+        if self.rows:
+            width = max(mask.shape[1], self._attention_mask.shape[1])
+            mine, theirs = width - self._attention_mask.shape[1], width - mask.shape[1]
+            for ours, new in zip(self._cache.layers, cache.layers, strict=True):
+                new.keys = torch.cat([pad(ours.keys, (0, 0, mine, 0)), pad(new.keys, (0, 0, theirs, 0))])
+                new.values = torch.cat([pad(ours.values, (0, 0, mine, 0)), pad(new.values, (0, 0, theirs, 0))])
+            mask = torch.cat([pad(self._attention_mask, (mine, 0)), pad(mask, (theirs, 0))])
+            seen = torch.cat([self._seen_tokens, seen])
+        self.rows, self._cache, self._attention_mask, self._seen_tokens = [*self.rows, *rows], cache, mask, seen
+
+    def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
+        """Choose each row's next token, the likeliest that it may say."""
+        import torch
+
+        logits = logits.float()
+        penalty = torch.tensor([[row.request.repetition_penalty] for row in rows], device=logits.device)
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
+        chosen = logits.argmax(-1)
+        seen.scatter_(1, chosen[:, None], value=True)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            self._append_token(row, token)
+
+    def _append_token(self, row: TokenRow, token: int) -> None:
+        row.output_ids.append(token)
+        if row.grammar:
+            row.grammar.accept_token(token)
+        if row.grammar.terminated if row.grammar else token in self._stop_token_ids:
+            row.finish_reason = "stop"
+        elif not row.remaining_tokens:
+            row.finish_reason = "length"

@@ -1,0 +1,1 @@
+"""The bounded executor: a child process per device, its protocol and its admission."""

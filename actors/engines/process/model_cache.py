@@ -1,0 +1,81 @@
+"""Models in memory: each loaded once, within a budget, the least recently used leaving first."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class InsufficientMemory(Exception):
+    """The model does not fit beside those that are at work or pinned."""
+
+
+@dataclass
+class CachedModel(Generic[T]):
+    model: T
+    size_bytes: int
+
+
+class ModelCache(Generic[T]):
+    """`measure` tells a model's bytes before it is loaded; `busy` names those that rows are using; `unload` lets one go."""
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        *,
+        measure: Callable[[str], int],
+        load: Callable[[str], T],
+        unload: Callable[[T], None],
+        in_use: Callable[[str], bool] = lambda _: False,
+        pinned: frozenset[str] = frozenset(),
+    ) -> None:
+        self.budget_bytes, self.pinned, self.loads = budget_bytes, pinned, 0
+        self._measure, self._load, self._unload, self._in_use = measure, load, unload, in_use
+        self._models: OrderedDict[str, CachedModel[T]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(resident.size_bytes for resident in self._models.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The least recently used first."""
+        return list(self._models)
+
+    def get(self, name: str) -> T:
+        """The model, loaded if it is not here. Whoever asks meanwhile waits for the same load; a load that fails leaves nothing behind.
+
+        Raises NoRoom, and whatever the load raised.
+        """
+        with self._lock:
+            if name not in self._models:
+                self._evict_until_fits(name, size := self._measure(name))
+                model = self._load(name)
+                self.loads += 1
+                self._models[name] = CachedModel(model, size)
+                log.info("model.loaded", model=name, bytes=size, resident_bytes=self.used_bytes)
+            self._models.move_to_end(name)
+            return self._models[name].model
+
+    def _evict_until_fits(self, name: str, size_bytes: int) -> None:
+        """A model larger than the whole budget may still come, when it is then alone."""
+        leavers = [held for held in self._models if held not in self.pinned and not self._in_use(held)]
+        while self._models and self.used_bytes + size_bytes > self.budget_bytes:
+            if not leavers:
+                raise InsufficientMemory(
+                    f"{name} needs {size_bytes} bytes beside {', '.join(self._models)}, which stay; the budget is {self.budget_bytes}"
+                )
+            self.evict(leavers.pop(0))
+
+    def evict(self, name: str) -> None:
+        resident = self._models.pop(name)
+        self._unload(resident.model)
+        log.info("model.left", model=name, bytes=resident.size_bytes)

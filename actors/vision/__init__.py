@@ -1,0 +1,1 @@
+"""What the vision steps share: prompts, images, verdicts and evidence."""

@@ -1,0 +1,56 @@
+"""How long an answer can get, read from its schema. A schema without an end is refused: whoever asks must bound what is said."""
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+
+MAX_BYTES_PER_CHAR = 4
+MAX_NUMBER_CHARS = 12
+LENGTH_SUFFIX = re.compile(r"\{(?:\d+,)?(\d+)\}\$?$")
+
+
+def max_json_bytes(model: type[BaseModel]) -> int:
+    """Bytes of the longest JSON document that satisfies the model, with a blank after each comma and colon.
+
+    A tokenizer makes at most one token of a byte, so this bounds an answer's tokens too.
+    """
+    schema = model.model_json_schema()
+    return _max_bytes(schema, schema.get("$defs", {}))
+
+
+def _max_bytes(schema: dict[str, Any], definitions: dict[str, Any]) -> int:
+    if "$ref" in schema:
+        return _max_bytes(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:
+        return max(_max_bytes(choice, definitions) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return max(len(str(choice).encode()) for choice in schema["enum"]) + 2
+    match schema["type"]:
+        case "object":
+            fields = schema["properties"].items()
+            return 2 + sum(len(name.encode()) + 6 + _max_bytes(field, definitions) for name, field in fields)
+        case "array":
+            return 2 + _require_limit(schema, "maxItems") * (_max_bytes(schema["items"], definitions) + 2)
+        case "string":
+            return 2 + MAX_BYTES_PER_CHAR * _max_chars(schema)
+        case "boolean":
+            return 5
+        case "null":
+            return 4
+        case _:
+            return MAX_NUMBER_CHARS
+
+
+def _require_limit(schema: dict[str, Any], name: str) -> int:
+    if name not in schema:
+        raise ValueError(f"{schema.get('title', schema)} has no {name}: its answer might never end")
+    return int(schema[name])
+
+
+def _max_chars(schema: dict[str, Any]) -> int:
+    """From the pattern's count. `maxLength` would do for us, but decoding by it lets control characters through."""
+    counted = LENGTH_SUFFIX.search(schema.get("pattern", ""))
+    if not counted:
+        raise ValueError(f"{schema.get('title', schema)} has no pattern that ends in a count: its answer might never end")
+    return int(counted[1])

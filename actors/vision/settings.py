@@ -1,0 +1,109 @@
+"""The settings of the seeing actors. Names are those of the source systems where they have one. Durations are seconds."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from actors.engines.language.requests import Quantization, VlmOptions
+
+Seconds = Annotated[float, Field(gt=0)]
+EngineName = Literal["transformers", "openai"]
+
+
+class StepOverrides(BaseSettings):
+    """What one step may choose for itself, such as JUDGE_ENGINE and JUDGE_MODEL. What it does not choose is as VLM_… says."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    PREFIXES: ClassVar = ("CONSULT_", "VALIDATE_", "JUDGE_")
+
+    engine: EngineName | None = Field(None, description="This step's own VLM_ENGINE.")
+    model: str | None = Field(None, description="This step's own VLM_MODEL.")
+    base_url: str | None = Field(None, description="This step's own VLM_BASE_URL.")
+
+
+class VlmSettings(BaseSettings):
+    """Which engine sees, and with what model."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="VLM_", populate_by_name=True, protected_namespaces=()
+    )
+
+    engine: EngineName = Field("transformers", description="transformers: the model runs here. openai: a server elsewhere is asked.")
+    model: str = Field(
+        "llava-hf/llava-1.5-7b-hf",
+        validation_alias=AliasChoices("VLM_MODEL", "AIP_STORAGE_URI", "LLAVA_MODEL_NAME"),
+        description="A folder, a hub id, or an `s3://…` or `gs://…` prefix, copied once; for `openai` a name that the server knows.",
+    )
+    model_dir: Path = Field(
+        Path("~/.cache/atelier/models"), validation_alias="MODEL_DIR", description="Where models are copied to, and the hub's cache."
+    )
+    device: str = Field("auto", validation_alias=AliasChoices("VLM_DEVICE", "DEVICE_TYPE"), description="`auto`, `cpu`, `cuda`, `cuda:1` …")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on CUDA, float32 on a CPU.")
+    quantization: Quantization = Field("auto", description="auto: half precision where it fits on the device, else 8 bits; none on a CPU.")
+    use_quantization: bool | None = Field(
+        None, validation_alias="USE_QUANTIZATION", description="true: 8 bits on CUDA. false: none. Counts where VLM_QUANTIZATION is auto."
+    )
+    max_rows: int = Field(8, ge=1, le=64, description="Questions answered together.")
+    window_seconds: float = Field(0.005, ge=0, description="How long the first of a batch waits for others.")
+    threads: int | None = Field(None, ge=1, description="Of the CPU. None: as torch chooses.")
+    frame: str = Field("USER: {image}{text}\nASSISTANT:", description="How the model marks user and answer.")
+    base_url: str | None = Field(
+        None, validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"), description="Of an OpenAI-compatible server, with `/v1`."
+    )
+    api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Of an OpenAI-compatible server."
+    )
+    request_seconds: Seconds = Field(300.0, description="One call of such a server.")
+
+    @classmethod
+    def for_step(cls, step: str) -> Self:
+        """The settings of one step: its own choices before the common ones."""
+        choice = StepOverrides(_env_prefix=f"{step.upper()}_")
+        return cls().model_copy(update=choice.model_dump(exclude_none=True))
+
+    def build_options(self, model: str) -> VlmOptions:
+        """For the transformers engine, once the model's files are here."""
+        device = "cuda:0" if self.device == "cuda" else self.device
+        return VlmOptions(
+            model=model, cache_dir=self.model_dir.expanduser(), device=device, dtype=self.dtype, quantization=self._resolve_quantization(device),
+            max_rows=self.max_rows, window_seconds=self.window_seconds, threads=self.threads, prompt_template=self.frame,
+        )  # fmt: skip
+
+    def _resolve_quantization(self, device: str) -> Quantization:
+        if self.quantization != "auto" or self.use_quantization is None:
+            return self.quantization
+        return "8bit" if self.use_quantization and device != "cpu" else "none"
+
+
+class VisionSettings(BaseSettings):
+    """What is asked, and which pictures are looked at."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
+
+    assets_dir: Path | None = Field(None, description="The folder behind `/assets/…`.")
+    max_image_bytes: int = Field(
+        10 << 20,
+        ge=1,
+        validation_alias=AliasChoices("VLM_MAX_IMAGE_BYTES", "MAX_UPLOAD_BYTES"),
+        description="A larger picture is refused unread.",
+    )
+    max_image_pixels: int = Field(
+        25_000_000, ge=1, validation_alias="VLM_MAX_IMAGE_PIXELS", description="More are refused before any is decoded."
+    )
+    max_image_side: int = Field(
+        1280,
+        ge=32,
+        validation_alias=AliasChoices("VLM_MAX_IMAGE_SIDE", "MAX_IMAGE_SIDE"),
+        description="The model is shown no more pixels a side.",
+    )
+    consult_max_new_tokens: int = Field(1024, ge=1, le=4096, description="The longest answer of consult, where none is asked for.")
+    consult_repetition_penalty: float = Field(1.1, ge=1, le=2, description="Above 1, consult repeats itself less.")
+    verdict_max_new_tokens: int = Field(
+        512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS", description="The longest verdict."
+    )
+    warm_seconds: Seconds = Field(
+        2.0, validation_alias="VLM_WARM_SECONDS", description="How long a question about readiness waits for the engine."
+    )

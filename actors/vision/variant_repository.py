@@ -1,0 +1,163 @@
+"""The source system's tables as the seeing actors use them: variants, their pictures and texts, their states, and what was said of them.
+
+Nothing of theirs is altered but a variant's state; whose message works on which variant is kept in a table of our own.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from asyncpg import Connection, Pool, Record
+
+from bus.actor import Context, Resources
+from bus.errors import PermanentError, TemporaryError
+from bus.sql import load_queries
+
+SQL = load_queries(__file__, "variant_repository.sql")
+SCHEMA = SQL["schema"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the source system's steps. `after`: the step whose `done` is its cue."""
+
+    name: str
+    preceding_step: str
+    operation: str
+
+
+ANALYZE = Stage("vlm_analyze", "img_gen", "analyze")
+JUDGE = Stage("vlm_judge", "overlay", "judge")
+STAGES = {"validate": ANALYZE, "judge": JUDGE}
+
+
+@dataclass(frozen=True)
+class VariantRef:
+    """Who a command is about, checked to be what they look like."""
+
+    variant_id: str
+    job_id: str
+    tenant_id: str
+
+    @classmethod
+    def parse(cls, variant_id: str | None, job_id: str | None, tenant_id: str | None) -> "VariantRef":
+        """Raises PermanentError("invalid-uuid" · "invalid-message")."""
+        if not (variant_id and job_id and tenant_id):
+            raise PermanentError("invalid-message", "a variant is named by job_variants_id, job_id and tenant_id together")
+        for value in (variant_id, job_id):
+            try:
+                UUID(value)
+            except ValueError as error:
+                raise PermanentError("invalid-uuid", f"Invalid UUID format: {error}") from error
+        return cls(variant_id, job_id, tenant_id)
+
+
+@dataclass(frozen=True)
+class VlmTrace:
+    """What goes into `vlm_traces`."""
+
+    request: dict[str, Any]
+    response: dict[str, Any]
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class VariantRepository:
+    pool: Pool
+    traces_have_variant: bool
+
+    @classmethod
+    async def open(cls, resources: Resources) -> "VariantRepository | None":
+        """None without a database: then only commands that are complete in themselves can be served."""
+        if resources.database is None:
+            return None
+        return cls(resources.database, await resources.database.fetchval(SQL["traces_name_variants"]))
+
+    async def get_variant(self, ref: VariantRef) -> Record:
+        """Raises PermanentError("variant-unknown" · "job-mismatch" · "job-not-found" · "tenant-mismatch"), in the source system's words."""
+        row = await self.pool.fetchrow(SQL["variant"], ref.variant_id)
+        if row is None:
+            raise PermanentError("variant-unknown", f"Job variant not found: {ref.variant_id}")
+        if row["job_id"] != UUID(ref.job_id):
+            raise PermanentError("job-mismatch", "Job variant job_id mismatch")
+        if not row["has_job"]:
+            raise PermanentError("job-not-found", f"Job not found: {ref.job_id}")
+        if row["tenant_id"] != ref.tenant_id:
+            raise PermanentError("tenant-mismatch", "Job tenant_id mismatch")
+        return row
+
+    async def get_asset_url(self, asset_id: UUID | None) -> str:
+        """Raises PermanentError("asset-absent" · "asset-unknown")."""
+        if asset_id is None:
+            raise PermanentError("asset-absent", "Image asset ID not found in job variant")
+        url: str | None = await self.pool.fetchval(SQL["asset"], asset_id)
+        if not url:
+            raise PermanentError("asset-unknown", f"Image asset not found: {asset_id}")
+        return url
+
+    async def get_ad_copy(self, ref: VariantRef) -> str | None:
+        text: str | None = await self.pool.fetchval(SQL["ad_copy"], ref.job_id)
+        return text
+
+    async def get_layout(self, overlay_id: str) -> Record | None:
+        """Raises PermanentError("invalid-uuid")."""
+        try:
+            UUID(overlay_id)
+        except ValueError as error:
+            raise PermanentError("invalid-uuid", f"Invalid UUID format: {error}") from error
+        return await self.pool.fetchrow(SQL["layout"], overlay_id)
+
+    async def get_latest_layout(self, ref: VariantRef) -> Record | None:
+        return await self.pool.fetchrow(SQL["layout_of_variant"], ref.variant_id)
+
+    async def record_owner(self, stage: Stage, ref: VariantRef, context: Context) -> None:
+        """Note whose message works on the variant."""
+        await self.pool.execute(SQL["claim_work"], context.message_id, stage.name, ref.variant_id)
+
+    async def is_owner(self, stage: Stage, context: Context) -> bool:
+        """Whether this very message began on the variant before: it comes again after a failure or a crash."""
+        return bool(await self.pool.fetchval(SQL["working"], context.message_id, stage.name))
+
+    async def mark_running(self, stage: Stage, ref: VariantRef, context: Context, *, once: bool = False) -> None:
+        """The variant runs from now on, for this message. `once`: only from the state that is its cue; else TemporaryError."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            if not once:
+                await connection.execute(SQL["start"], ref.variant_id, stage.name)
+            elif not await connection.fetchval(SQL["start_once"], ref.variant_id, stage.name, stage.preceding_step):
+                raise TemporaryError(f"another message has taken variant {ref.variant_id} meanwhile", delay=30)
+            await connection.execute(SQL["claim_work"], context.message_id, stage.name, ref.variant_id)
+
+    async def mark_done(self, connection: Connection, stage: Stage, ref: VariantRef, context: Context, trace: VlmTrace) -> None:
+        """The trace and the variant's `done`, in the caller's transaction."""
+        who: tuple[Any, ...] = (derive_trace_id(context.message_id), ref.job_id)
+        request = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in trace.request.items()}
+        what = (stage.operation, request, trace.response, trace.latency_ms)
+        if self.traces_have_variant:
+            await connection.execute(SQL["trace"], *who, ref.variant_id, *what)
+        else:
+            await connection.execute(SQL["trace_without_variant"], *who, *what)
+        await connection.execute(SQL["in_turn"], ref.variant_id)
+        await connection.execute(SQL["finish"], ref.variant_id, stage.name)
+
+    async def find_earlier_verdict(self, stage: Stage, ref: VariantRef, variant: Record) -> dict[str, Any] | None:
+        """For a command that is to be done once: the verdict that there is already; None when the variant waits for one.
+
+        Raises TemporaryError while another message works on it, PermanentError("variant-moved-on") when it is elsewhere, unjudged.
+        """
+        state = (variant["current_step"], variant["status"])
+        if state == (stage.preceding_step, "done"):
+            return None
+        row = await self.pool.fetchrow(SQL["earlier"], ref.variant_id, stage.name)
+        if row:
+            return dict(row["response"]) | {"vlm_trace_id": str(row["vlm_trace_id"])}
+        if state == (stage.name, "running"):
+            raise TemporaryError(f"another message works on variant {ref.variant_id}", delay=30)
+        raise PermanentError(
+            "variant-moved-on", f"variant {ref.variant_id} is at {state[0]}, {state[1]}; {stage.name} follows {stage.preceding_step}, done"
+        )
+
+
+def derive_trace_id(message_id: str) -> str:
+    """The id of the trace that a message leaves. The query `earlier` computes the same."""
+    return str(UUID(hashlib.md5(f"vlm_trace/{message_id}".encode(), usedforsecurity=False).hexdigest()))

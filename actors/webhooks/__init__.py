@@ -1,0 +1,1 @@
+"""Webhooks: the request, its delivery and its order per job."""

@@ -1,0 +1,89 @@
+"""What is said to the backend: method, path and body of each call, as the source system's backend reads them."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from bus.errors import PermanentError
+from contracts.event import Progress
+from contracts.fault import Fault
+from contracts.webhook import Webhook
+
+WEBHOOK_PATH = "/api/webhooks/inference/"
+
+
+ERROR_CODES = {"out-of-memory": "GPU_OOM", "attempts-exhausted": "GENERATION_FAILED", "cancelled": "CANCELLED"}
+"""Fault code to the backend's word; any other is the code itself in upper snake case."""
+
+
+MAX_ERROR_MESSAGE_CHARS = 1000
+
+
+FINAL_RETRY_COUNT = 3
+"""A smaller one would make the backend order again what we have given up."""
+
+
+@dataclass(frozen=True)
+class WebhookRequest:
+    method: str
+    path: str
+    body: bytes
+
+
+def build_request(command: Webhook) -> WebhookRequest:
+    """Raises PermanentError("webhook-incomplete") when the command lacks what its kind needs."""
+    match command:
+        case Webhook(kind="progress", progress=Progress() as progress):
+            steps = {"current_step": progress.current_step, "total_steps": progress.total_steps}
+            rest = {"progress_percent": progress.progress_percent, "estimated_seconds": progress.estimated_seconds}
+            return json_request("PATCH", command, progress=steps | rest)
+        case Webhook(kind="complete", result_url=str() as url):
+            metadata = command.metadata | ({"prompt_tags": command.prompt_tags} if command.prompt_tags else {})
+            more = {"metadata": metadata} if metadata else {}
+            several = {"result_urls": command.result_urls} if len(command.result_urls) > 1 else {}
+            return json_request("POST", command, result_url=url, **several, **more)
+        case Webhook(kind="failed", fault=fault):
+            return json_request("POST", command, **failure_fields(fault), retry_count=FINAL_RETRY_COUNT)
+    raise PermanentError(
+        "webhook-incomplete", f"A {command.kind!r} webhook needs its {'progress' if command.kind == 'progress' else 'result_url'}."
+    )
+
+
+def failure_fields(fault: Fault | None) -> dict[str, str]:
+    if fault is None:
+        return {"error_message": "Unknown error", "error_code": "GENERATION_FAILED"}
+    code = ERROR_CODES.get(fault.code, fault.code.upper().replace("-", "_"))
+    return {"error_message": fault.message[:MAX_ERROR_MESSAGE_CHARS], "error_code": code}
+
+
+def json_request(method: str, command: Webhook, **fields: Any) -> WebhookRequest:
+    body = {"generation_id": command.generation_id, **fields}
+    return WebhookRequest(method, WEBHOOK_PATH + command.kind, json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
+
+
+def build_signature_headers(message_id: str, sent_at: int, body: bytes, secrets: str | None) -> dict[str, str]:
+    """`message_id` stays the same over retries and has no dot; `sent_at` is Unix time; `secrets` is one or several, by spaces."""
+    headers = {"webhook-id": message_id, "webhook-timestamp": str(sent_at)}
+    if secrets:
+        signed = f"{message_id}.{sent_at}.".encode() + body
+        headers["webhook-signature"] = " ".join(sign_content(decode_secret(secret), signed) for secret in secrets.split())
+    return headers
+
+
+def sign_content(key: bytes, content: bytes) -> str:
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+
+
+def decode_secret(secret: str) -> bytes:
+    """The bytes of a `whsec_<base64>` secret. Raises ValueError for any other, without telling it."""
+    try:
+        return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        raise ValueError("WEBHOOK_SECRET is not whsec_ followed by base64") from None

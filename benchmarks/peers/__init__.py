@@ -1,0 +1,32 @@
+"""The peers of the bus's bench. Each is a module with `work` (what consumes) and `Sender` (what publishes and asks).
+
+Both run in a process of their own: `python -m benchmarks.peers NAME worker|sender PLACE`, where the place is JSON.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PeerSpec:
+    """What a side promises. `replies`: it has request and reply over RabbitMQ. `keeps`: an outcome is in Postgres before the ack."""
+
+    module: str
+    queue: str
+    confirms: str
+    replies: bool = True
+    keeps: bool = False
+    note: str = ""
+
+
+PEERS = {
+    "aio_pika": PeerSpec("aio_pika", "quorum", "each"),
+    "bus": PeerSpec("atelier", "quorum", "each"),
+    "aio_pika_kept": PeerSpec("aio_pika", "quorum", "each", keeps=True, note="two Postgres statements a message, as the inbox has"),
+    "bus_kept": PeerSpec("atelier", "quorum", "each", keeps=True, note="with the inbox"),
+    "faststream": PeerSpec("faststream", "quorum", "each", note="`request()` opens a reply consumer for each question"),
+    "celery": PeerSpec(
+        "celery", "quorum", "each, one after another", note="`confirm_publish`, `task_acks_late`, threads; replies by rpc://"
+    ),
+    "dramatiq": PeerSpec("dramatiq", "classic", "each, one after another", replies=False, note="results need Redis or Memcached"),
+    "taskiq": PeerSpec("taskiq", "quorum", "each", replies=False, note="results need a backend beside RabbitMQ"),
+}

@@ -1,0 +1,40 @@
+"""One end of one peer. A sender reads runs as JSON lines and answers each with its times; a worker says when a run is done."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from importlib import import_module
+
+from benchmarks.peers import PEERS
+from benchmarks.peers.workload import PeerConfig, Workload
+
+
+async def main(name: str, role: str, config: PeerConfig) -> None:
+    module = import_module(f"benchmarks.peers.{PEERS[name].module}")
+    if role == "worker":
+        async with module.open_worker(config):
+            print_line("ready")
+            await asyncio.Event().wait()
+    async with module.open_sender(config) as sender:
+        print_line("ready")
+        async for line in read_lines():
+            run = Workload(**json.loads(line))
+            began = time.monotonic()
+            await getattr(sender, run.mode)(run)
+            print_line(began=began, ended=time.monotonic())
+
+
+def print_line(text: str = "", **times: float) -> None:
+    sys.stdout.write((text or json.dumps(times)) + "\n")
+    sys.stdout.flush()
+
+
+async def read_lines() -> AsyncIterator[str]:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        yield line
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], PeerConfig(**json.loads(sys.argv[3]))))

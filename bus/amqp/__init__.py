@@ -1,0 +1,1 @@
+"""AMQP: the broker connection, publishing, topology, and what is built on them."""

@@ -1,0 +1,127 @@
+"""The outbox: posts letters on a connection of its own and waits for the broker's confirm, each within a time limit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection, DeliveryMode
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
+from aio_pika.exceptions import PublishError as Unroutable
+from pamqp.commands import Basic
+from pamqp.common import FieldTable
+
+from bus.amqp.messages import OutboundMessage
+from bus.errors import PublishError, UnroutableMessage
+from bus.retry import retry_while_unavailable
+from bus.settings import BusSettings
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own.
+
+    As long as confirms come in time, none waits for the socket as well: decision 8. Once one is late, all do, so that what a blocked
+    broker does not take stays with its callers instead of in memory.
+    """
+
+    def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
+        self._connection, self._channel, self._timeout, self._app_id = connection, channel, timeout_seconds, app_id
+        self._confirms_late = False
+        self.late_replies = 0
+
+    @property
+    def connected(self) -> bool:
+        return not self._channel.is_closed and self._connection.connected.is_set()
+
+    async def publish(self, *messages: OutboundMessage) -> None:
+        """Publish, all at once, and return when the broker has confirmed every one.
+
+        Raises PublishError when a confirm does not come in time, or a command has no queue.
+        """
+        if len(messages) == 1:
+            await self._publish_one(messages[0])
+            return
+        for result in await asyncio.gather(*(self._publish_one(letter) for letter in messages), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def publish_until_confirmed(self, *messages: OutboundMessage) -> None:
+        """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
+        await retry_while_unavailable(lambda: self.publish(*messages), "broker")
+
+    async def consumer_count(self, queue: str) -> int:
+        """How many consume a queue; 0 when there is no such queue. Raises PublishError when the broker is away."""
+        try:
+            async with asyncio.timeout(self._timeout), self.channel() as channel:
+                declared = await channel.declare_queue(queue, passive=True)
+                return declared.declaration_result.consumer_count or 0
+        except ChannelNotFoundEntity:
+            return 0
+        except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            raise PublishError(f"the broker did not tell who consumes {queue!r}: {error!r}") from error
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        """A channel of one's own on this connection: to declare with, or to listen on."""
+        channel = await self._connection.channel()
+        try:
+            yield channel
+        finally:
+            await channel.close()
+
+    async def _publish_one(self, message: OutboundMessage) -> None:
+        try:
+            await self._basic_publish(message)
+        except Unroutable as error:
+            if message.mandatory:
+                raise UnroutableMessage(
+                    f"no queue takes {message.routing_key!r} from exchange {message.exchange!r}: is the step's actor or topology missing?"
+                ) from error
+            self.late_replies += 1
+            log.info("reply.late", job_id=message.job_id, queue=message.routing_key)
+        except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            self._confirms_late = True
+            raise PublishError(f"the broker did not confirm {message.type or 'a message'} to {message.routing_key!r}: {error!r}") from error
+
+    async def _basic_publish(self, message: OutboundMessage) -> None:
+        async with asyncio.timeout(self._timeout):
+            channel = await self._channel.get_underlay_channel()
+            await channel.basic_publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                properties=self._properties(message),
+                mandatory=message.exchange == "" or message.mandatory,
+                wait=self._confirms_late,  # type: ignore[call-arg] # it is not in their types
+            )
+        self._confirms_late = False
+
+    def _properties(self, message: OutboundMessage) -> Basic.Properties:
+        return Basic.Properties(
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            delivery_mode=DeliveryMode.PERSISTENT,
+            message_id=message.message_id,
+            correlation_id=message.job_id,
+            reply_to=message.reply_to,
+            message_type=message.type or None,
+            app_id=self._app_id,
+            timestamp=datetime.now(UTC),
+            headers=message.headers,
+        )
+
+
+@asynccontextmanager
+async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
+    """A connection used for publishing alone, so that a blocked publisher never holds up a consumer."""
+    name: FieldTable = {"connection_name": f"{settings.worker} outbox"}
+    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=name)
+    try:
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        yield Publisher(connection, channel, settings.publish_timeout_seconds, settings.worker)
+    finally:
+        await connection.close()

@@ -1,0 +1,98 @@
+"""Dead letters as JSON lines: one letter a line, whole, with its history; the body in base64. Out of one cabinet, into another."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from pydantic import BaseModel, Field, ValidationError
+
+from bus.dead_letters.repository import SQL, selection_json
+from bus.errors import PermanentError
+from contracts.dead_letter import DeadLetterState, Selection
+
+EXPORT_BATCH_SIZE = 20
+
+
+class ExportedDeadLetter(BaseModel):
+    """One exported letter."""
+
+    id: str
+    dead_queue: str
+    target: str | None
+    step: str
+    message_id: str
+    sent_as: str
+    job_id: str
+    tenant: str | None = None
+    type: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    group_id: str
+    code: str
+    message: str
+    exception_type: str | None = None
+    stack: str = ""
+    shape: list[str] = Field(default_factory=list)
+    attempts: int
+    origin_exchange: str | None = None
+    origin_key: str | None = None
+    headers: dict[str, Any]
+    body: str
+    state: DeadLetterState
+    failures: int
+    replays: int
+    edited_from: str | None = None
+    first_failed_at: datetime
+    last_failed_at: datetime
+    history: list[dict[str, Any]] = Field(default_factory=list)
+
+
+async def export_lines(pool: asyncpg.Pool, selection: Selection) -> AsyncIterator[str]:
+    """The lines of a selection, the oldest failure first. Only a few bodies are in memory at once."""
+    ids = [row["id"] for row in await pool.fetch(SQL["export_ids"], selection_json(selection))]
+    for first in range(0, len(ids), EXPORT_BATCH_SIZE):
+        for row in await pool.fetch(SQL["export"], ids[first : first + EXPORT_BATCH_SIZE]):
+            yield ExportedDeadLetter.model_validate(dict(row) | {"body": base64.b64encode(row["body"]).decode()}).model_dump_json()
+
+
+async def import_lines(pool: asyncpg.Pool, lines: Iterable[str], *, dry_run: bool) -> int:
+    """Write lines into the cabinet, all or none; returns how many letters were not there before.
+
+    Raises PermanentError("import-unreadable") with the number of the first bad line.
+    """
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            new = 0
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    new += await connection.fetchval(SQL["import"], *_import_arguments(_parse_line(line, number)))
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await (transaction.rollback() if dry_run else transaction.commit())
+    return new
+
+
+def _parse_line(line: str, number: int) -> ExportedDeadLetter:
+    try:
+        letter = ExportedDeadLetter.model_validate_json(line)
+        base64.b64decode(letter.body, validate=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "the line"
+        raise PermanentError("import-unreadable", f"line {number}: {where}: {problem['msg']}; nothing was imported") from None
+    except ValueError as error:
+        raise PermanentError("import-unreadable", f"line {number}: body: {error}; nothing was imported") from None
+    return letter
+
+
+def _import_arguments(exported: ExportedDeadLetter) -> tuple[Any, ...]:
+    """In the order of the query `import`: the fields as they are declared."""
+    fields = exported.model_dump(exclude={"history"})
+    fields["body"] = base64.b64decode(exported.body)
+    return (*fields.values(), json.loads(exported.model_dump_json(include={"history"}))["history"])

@@ -1,0 +1,220 @@
+"""A dead letter as it came out of its queue: ours, with its cause in our headers, or a stranger's, with the broker's `x-death` alone."""
+
+import contextlib
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any, Self
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from bus.ids import body_id
+from contracts import broker_names
+from contracts.wire import Header
+
+DEAD_LETTER_QUEUE_PREFIX = broker_names.dead_letter_queue("")
+
+
+@dataclass(frozen=True)
+class DeadLetterRecord:
+    """`failure_id` is the same for one failure however often its letter is read; `id` for one message in one queue of dead letters."""
+
+    id: str
+    failure_id: str
+    dead_queue: str
+    target: str | None
+    step: str
+    message_id: str
+    job_id: str
+    tenant: str | None
+    type: str | None
+    content_type: str | None
+    content_encoding: str | None
+    code: str
+    message: str
+    exception_type: str | None
+    stack: str
+    attempts: int
+    origin_exchange: str | None
+    origin_key: str | None
+    first_failed_at: datetime
+    last_failed_at: datetime
+    headers: dict[str, Any]
+    body: bytes
+
+    @property
+    def fingerprint(self) -> tuple[str, ...]:
+        return stack_fingerprint(self.stack)
+
+    @property
+    def group_id(self) -> str:
+        return compute_group_id(self.step, self.code, self.exception_type, self.fingerprint)
+
+    @classmethod
+    def from_message(cls, raw: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
+        headers = {sanitize_text(name): to_json_value(value) for name, value in (raw.headers or {}).items()}
+        death = first_death_entry(headers)
+        message_id = sanitize_text(raw.message_id or body_id(dead_queue, raw.body))
+        target = _text_field(headers, Header.ORIGIN_QUEUE) or _first_death_queue(headers, death) or source_queue(dead_queue)
+        first, last = (
+            _timestamp_header(headers, Header.FIRST_FAILED_AT),
+            _timestamp_header(headers, Header.LAST_FAILED_AT) or _death_time(death),
+        )
+        stamps = [
+            first,
+            last,
+            headers.get(Header.REPLAY.value),
+            death.get("count"),
+            death.get("time"),
+            hashlib.sha256(raw.body).hexdigest(),
+        ]
+        return cls(
+            id=_digest(dead_queue, message_id),
+            failure_id=_digest(dead_queue, message_id, *map(str, stamps)),
+            dead_queue=dead_queue,
+            target=target,
+            step=step_of(dead_queue, target),
+            message_id=message_id,
+            job_id=sanitize_text(raw.correlation_id or message_id),
+            tenant=_text_field(headers, Header.TENANT),
+            type=raw.type and sanitize_text(raw.type),
+            content_type=raw.content_type and sanitize_text(raw.content_type),
+            content_encoding=raw.content_encoding and sanitize_text(raw.content_encoding),
+            code=_text_field(headers, Header.FAULT_CODE) or _death_code(death),
+            message=_text_field(headers, Header.FAULT_MESSAGE) or _death_message(death),
+            exception_type=_text_field(headers, Header.EXCEPTION_TYPE),
+            stack=_text_field(headers, Header.EXCEPTION_STACK) or "",
+            attempts=_non_negative_int(headers.get(Header.ATTEMPT.value)) or _non_negative_int(death.get("count")) or 1,
+            origin_exchange=_text_field(headers, Header.ORIGIN_EXCHANGE) or _text_field(death, "exchange"),
+            origin_key=_text_field(headers, Header.ORIGIN_ROUTING_KEY) or _first_item(death.get("routing-keys")),
+            first_failed_at=first or last or now,
+            last_failed_at=last or first or now,
+            headers=headers,
+            body=raw.body,
+        )
+
+
+def source_queue(dead_queue: str) -> str | None:
+    """The queue whose dead letters lie in `dead_queue`, when the name tells it."""
+    name = dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
+    if name == dead_queue:
+        return None
+    return name if name == broker_names.IMAGE_GENERATION_QUEUE else broker_names.work_queue(name)
+
+
+def step_of(dead_queue: str, target: str | None) -> str:
+    if dead_queue.startswith(DEAD_LETTER_QUEUE_PREFIX):
+        return dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
+    return (target or dead_queue).removeprefix(broker_names.work_queue(""))
+
+
+def first_death_entry(headers: dict[str, Any]) -> dict[str, Any]:
+    """The broker's own record of the death in the queue that failed; empty when there is none."""
+    deaths = headers.get("x-death")
+    entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
+    first = headers.get("x-first-death-queue")
+    return next((entry for entry in entries if entry.get("queue") == first), entries[-1] if entries else {})
+
+
+def _first_death_queue(headers: dict[str, Any], death_entry: dict[str, Any]) -> str | None:
+    return _text_field(headers, "x-first-death-queue") or _text_field(death_entry, "queue")
+
+
+def _death_code(death_entry: dict[str, Any]) -> str:
+    """The broker knows four words: rejected, expired, maxlen, delivery_limit."""
+    reason = _text_field(death_entry, "reason")
+    return f"broker-{reason.replace('_', '-')}" if reason else "unknown"
+
+
+def _death_message(death_entry: dict[str, Any]) -> str:
+    return f"The broker dead-lettered it ({death_entry['reason']}) from {death_entry.get('queue')!r}." if death_entry.get("reason") else ""
+
+
+def _text_field(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(str(name))
+    return value or None if isinstance(value, str) else None
+
+
+def _first_item(value: Any) -> str | None:
+    return str(value[0]) if isinstance(value, list) and value else None
+
+
+def _non_negative_int(value: Any) -> int:
+    with contextlib.suppress(TypeError, ValueError):
+        return min(max(0, int(value)), 2**31 - 1)
+    return 0
+
+
+def _timestamp_header(headers: dict[str, Any], name: str) -> datetime | None:
+    with contextlib.suppress(ValueError):
+        return as_utc(datetime.fromisoformat(_text_field(headers, name) or ""))
+    return None
+
+
+def _death_time(death_entry: dict[str, Any]) -> datetime | None:
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        match death_entry.get("time"):
+            case str() as written:
+                return as_utc(datetime.fromisoformat(written))
+            case int() | float() as seconds:
+                return datetime.fromtimestamp(seconds, UTC)
+    return None
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+?) *$', re.MULTILINE)
+
+
+FINGERPRINT_FRAMES = 8
+"""Frames that count. The outer ones are the same for all, and may be cut off."""
+
+
+def stack_fingerprint(stack: str) -> tuple[str, ...]:
+    """`room/file.py:function` of the innermost frames, the outer first."""
+    frames = [f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function']}" for frame in FRAME_PATTERN.finditer(stack)]
+    return tuple(frames[-FINGERPRINT_FRAMES:])
+
+
+def compute_group_id(step: str, code: str, exception_type: str | None, fingerprint: tuple[str, ...]) -> str:
+    """The id of a cause: the same step, code, exception and way there."""
+    return hashlib.sha256("\0".join([step, code, exception_type or "", *fingerprint]).encode()).hexdigest()[:12]
+
+
+MAX_HEADER_DEPTH = 16
+
+
+MAX_HEADER_TEXT = 100_000
+
+
+def to_json_value(value: Any, depth: int = 0) -> Any:
+    """A header's value as JSON that Postgres takes. Never raises: a letter is kept, whatever a stranger put on it."""
+    match value:
+        case None | bool() | int():
+            return value
+        case float() | Decimal():
+            return float(value) if math.isfinite(value) else str(value)
+        case datetime():
+            return as_utc(value).isoformat()
+        case dict() if depth < MAX_HEADER_DEPTH:
+            return {sanitize_text(str(name)): to_json_value(part, depth + 1) for name, part in value.items()}
+        case list() | tuple() if depth < MAX_HEADER_DEPTH:
+            return [to_json_value(part, depth + 1) for part in value]
+        case _:
+            return sanitize_text(value)
+
+
+def sanitize_text(value: Any) -> str:
+    """Text that Postgres takes: no NUL, no half of a surrogate pair, not without end."""
+    text = value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
+    return text[:MAX_HEADER_TEXT].replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def as_utc(value: datetime) -> datetime:
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""Network safety: which addresses may be reached, and TLS."""

@@ -1,0 +1,98 @@
+"""A small HTTP server beside the work: /health/live, /health/ready, /health/startup and /metrics. It asks for no key.
+
+live: the event loop turns. startup: everything was opened once. ready: every part answers, else 503 with the reasons in words.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import structlog
+
+from bus.observability import metrics
+from bus.observability.health import Health
+
+log = structlog.get_logger()
+
+Response = tuple[int, str, bytes]
+AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class HealthApp:
+    """An ASGI application: four paths, no body, no state of its own."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self._routes = {"/health/live": self.live, "/health/ready": self.ready, "/health/startup": self.startup, "/metrics": self.metrics}
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: AsgiSend) -> None:
+        answer = self._routes.get(scope["path"], self.not_found)
+        status, kind, body = await (answer() if scope["method"] in ("GET", "HEAD") else self.method_not_allowed())
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def live(self) -> Response:
+        return json_response(200, {"live": True})
+
+    async def startup(self) -> Response:
+        return json_response(200 if self.health.started else 503, {"started": self.health.started})
+
+    async def ready(self) -> Response:
+        parts = await self.health.check_all()
+        reasons = [f"{part}: {reason}" for part, reason in parts.items() if reason]
+        if not self.health.started:
+            reasons.insert(0, "starting: not everything is open yet")
+        said = {"ready": not reasons, "reasons": reasons, "parts": {part: reason or "ok" for part, reason in parts.items()}}
+        return json_response(503 if reasons else 200, said)
+
+    async def metrics(self) -> Response:
+        await self.health.check_all()
+        return 200, metrics.CONTENT_TYPE, metrics.render()
+
+    async def not_found(self) -> Response:
+        return json_response(404, {"paths": list(self._routes)})
+
+    async def method_not_allowed(self) -> Response:
+        return json_response(405, {"methods": ["GET", "HEAD"]})
+
+
+def json_response(status: int, payload: dict[str, Any]) -> Response:
+    return status, "application/json", json.dumps(payload, ensure_ascii=False).encode()
+
+
+@asynccontextmanager
+async def serve_health(health: Health) -> AsyncIterator[str | None]:
+    """Serve where the settings say, and give the address; None where they say nowhere. Raises OSError when the port is taken."""
+    if health.settings.port is None:
+        yield None
+        return
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # Signals belong to the work.
+
+    listening = bind_socket(health.settings.host, health.settings.port)
+    server = Server(uvicorn.Config(HealthApp(health), log_config=None, access_log=False, lifespan="off", server_header=False))
+    task = asyncio.create_task(server.serve([listening]))
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    log.info("health.ready", url=url)
+    try:
+        yield url
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+        listening.close()
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(error.errno, f"HEALTH_PORT={port} on {host} cannot be had: {error.strerror}. One process has one port.") from error

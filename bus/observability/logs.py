@@ -1,0 +1,84 @@
+"""Structured logs: one JSON line an entry, or colours on a terminal. Secrets and prompts never appear: they are masked.
+
+What libraries say through `logging` takes the same form.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from structlog.stdlib import ProcessorFormatter
+
+_SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
+_COUNT_NAME = re.compile(r"^(max_|new_|prompt_|completion_)*tokens$", re.IGNORECASE)
+_PROMPT_NAME = re.compile(r"prompt|^(question|text|prediction|negative|messages|body|payload)$", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)")
+_BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+_NAMED_SECRET = re.compile(r"(?i)((?:token|secret|password|api_?key|signature)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&}]+")
+_MAYBE_SECRET = re.compile(r"[=:]|bearer|basic", re.IGNORECASE)
+_PYDANTIC_INPUT = re.compile(r"(input_value=)(?:'[^']*'|\"[^\"]*\"|[^,\]]*)")
+"""What pydantic quotes of a message that does not fit: somebody's prompt as likely as not."""
+
+
+def mask_entry(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Mask values by their name, at any depth, and what looks like a secret inside other text."""
+    for name, value in entry.items():
+        entry[name] = mask_value(name, value)
+    return entry
+
+
+@lru_cache(4096)
+def classify_name(name: str) -> str:
+    """What a value is by its name."""
+    if _SECRET_NAME.search(name) and not _COUNT_NAME.match(name):
+        return "secret"
+    return "prompt" if _PROMPT_NAME.search(name) else "plain"
+
+
+def mask_value(name: str, value: Any) -> Any:
+    kind = classify_name(name)
+    if kind == "secret":
+        return "***"
+    if kind == "prompt" and not isinstance(value, int | float | bool | None):
+        return f"*** ({len(str(value))} characters)"
+    if isinstance(value, Mapping):
+        return {key: mask_value(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_value("", inner) for inner in value]
+    return mask_text(value) if isinstance(value, str) else value
+
+
+def mask_text(text: str) -> str:
+    if not _MAYBE_SECRET.search(text):  # as are most: one search instead of four
+        return text
+    text = _URL_PASSWORD.sub(r"\1***\2", text)
+    text = _BEARER.sub(r"\1 ***", text)
+    return _PYDANTIC_INPUT.sub(r"\1***", _NAMED_SECRET.sub(r"\1***", text))
+
+
+def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:
+    """Log to standard error. `json`: None decides by whether a person is looking."""
+    json = not sys.stderr.isatty() if json is None else json
+    # A plain stack: the pretty one shows local variables, and with them what shall not be shown.
+    colours = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = structlog.processors.JSONRenderer() if json else colours
+    first: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any] = [structlog.processors.format_exc_info, mask_entry, renderer]
+    structlog.configure(
+        processors=[*first, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    others = logging.StreamHandler(sys.stderr)
+    pre = [*first, structlog.stdlib.add_logger_name]
+    others.setFormatter(ProcessorFormatter(foreign_pre_chain=pre, processors=[ProcessorFormatter.remove_processors_meta, *last]))
+    logging.basicConfig(level=logging.WARNING, handlers=[others])

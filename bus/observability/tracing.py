@@ -1,0 +1,143 @@
+"""OpenTelemetry traces, one a job: the request at the gateway, the wait in each queue, each stop and what it publishes.
+
+Off unless OTEL_EXPORTER_OTLP_ENDPOINT is set; then nothing of OpenTelemetry is imported, and a span costs one comparison.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from bus.delivery import Delivery
+from bus.observability.metrics import outcome_labels
+from bus.observability.settings import TracingSettings
+from bus.outcome import DeadLettered, Outcome
+
+FLUSH_SECONDS = 3.0
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+
+_tracer: Any = None
+
+
+@contextmanager
+def open_tracing(service: str, settings: TracingSettings) -> Iterator[None]:
+    """Send what happens in between to the collector, in batches, on a thread."""
+    global _tracer
+    if settings.exporter_otlp_endpoint is None or settings.sdk_disabled:
+        yield
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    exporter = OTLPSpanExporter(f"{settings.exporter_otlp_endpoint.rstrip('/')}/v1/traces", timeout=FLUSH_SECONDS)
+    provider = TracerProvider(resource=Resource.create({"service.name": settings.service_name or f"atelier-{service}"}))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    _tracer = provider.get_tracer("atelier")
+    try:
+        yield
+    finally:
+        _tracer = None
+        provider.shutdown()
+
+
+@contextmanager
+def trace_delivery(step: str, delivery: Delivery) -> Iterator[tuple[Delivery, Any]]:
+    """A delivery's wait and its work. What follows from it goes on from here: the delivery that is given carries the span's name."""
+    if _tracer is None:
+        yield delivery, None
+        return
+    parent = {TRACEPARENT: delivery.traceparent or "", TRACESTATE: delivery.tracestate or ""}
+    if delivery.published_at:
+        began = int(delivery.published_at.timestamp() * 1e9)
+        _tracer.start_span(f"wait {delivery.queue}", _parent_context(parent), start_time=min(began, time.time_ns())).end()
+    with _span(f"process {step}", "CONSUMER", parent, _span_attributes(step, delivery)) as (span, names):
+        yield replace(delivery, traceparent=names[TRACEPARENT], tracestate=names.get(TRACESTATE)), span
+
+
+@contextmanager
+def trace_publish(message_count: int) -> Iterator[None]:
+    """What a stop publishes, until the broker has confirmed all of it."""
+    if _tracer is None:
+        yield
+        return
+    from opentelemetry.trace import SpanKind
+
+    facts = {"messaging.system": "rabbitmq", "messaging.operation.type": "send", "messaging.batch.message_count": message_count}
+    with _tracer.start_as_current_span("publish", kind=SpanKind.PRODUCER, attributes=facts):
+        yield
+
+
+@contextmanager
+def trace_request(propagated: Mapping[str, str], incoming: Mapping[str, str]) -> Iterator[tuple[dict[str, str], Any]]:
+    """A request at the door. `given`: the caller's own trace context; `names`: what travels on, here with the span's own name."""
+    if _tracer is None:
+        yield dict(propagated), None
+        return
+    parent = {name: incoming.get(name, "") for name in (TRACEPARENT, TRACESTATE)}
+    with _span("request", "SERVER", parent, {}) as (span, ours):
+        yield {**{name: value for name, value in propagated.items() if name != TRACESTATE}, **ours}, span
+
+
+def set_outcome(span: Any, outcome: Outcome) -> None:
+    if span is None:
+        return
+    name, code = outcome_labels(outcome)
+    span.set_attributes({"atelier.outcome": name, "error.type": code} if code else {"atelier.outcome": name})
+    if isinstance(outcome, DeadLettered):
+        _set_error(span, outcome.fault.code)
+
+
+def set_dead_lettered(span: Any, code: str) -> None:
+    """An adapter could make nothing of a message."""
+    if span is not None and code:
+        span.set_attributes({"atelier.outcome": "dead", "error.type": code})
+        _set_error(span, code)
+
+
+def set_response(span: Any, method: str, route: str, status: int) -> None:
+    if span is None:
+        return
+    span.update_name(f"{method} {route}")
+    span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    if status >= 500:
+        _set_error(span, str(status))
+
+
+@contextmanager
+def _span(name: str, kind: str, parent: Mapping[str, str], attributes: dict[str, Any]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A span, and its name as W3C trace context."""
+    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    names: dict[str, str] = {}
+    with _tracer.start_as_current_span(name, _parent_context(parent), kind=SpanKind[kind], attributes=attributes) as span:
+        TraceContextTextMapPropagator().inject(names)
+        yield span, names
+
+
+def _parent_context(parent: Mapping[str, str]) -> Any:
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract(parent, Context())
+
+
+def _set_error(span: Any, code: str) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_status(Status(StatusCode.ERROR, code))
+
+
+def _span_attributes(step: str, delivery: Delivery) -> dict[str, Any]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": delivery.queue,
+        "messaging.message.id": delivery.message_id,
+        "messaging.message.conversation_id": delivery.job_id,
+        "atelier.step": step,
+        "atelier.attempt": delivery.attempt,
+    }

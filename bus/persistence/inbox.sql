@@ -1,0 +1,76 @@
+-- name: schema
+create schema if not exists atelier;
+create table if not exists atelier.inbox (
+    step text not null,
+    message_id text not null,
+    owner integer,
+    result jsonb,
+    finished_at timestamptz,
+    deaths integer not null default 0,
+    primary key (step, message_id)
+);
+do $$
+begin -- Asked first: `add column if not exists` would lock out everybody at each start.
+    if not exists (
+        select from information_schema.columns where table_schema = 'atelier' and table_name = 'inbox' and column_name = 'deaths'
+    ) then
+        alter table atelier.inbox add column deaths integer not null default 0;
+    end if;
+end $$;
+create index if not exists inbox_finished_at on atelier.inbox (finished_at);
+create table if not exists atelier.cancelled (
+    job_id text primary key,
+    at timestamptz not null default now()
+);
+
+-- name: acquire
+-- One round trip: take the message unless it is done or another living process has it; say what is known of it and of its job.
+-- What this process has already is taken again: it asks twice only when the first answer was lost on its way.
+with claimed as (
+    insert into atelier.inbox as known (step, message_id, owner)
+    values ($1, $2, $3)
+    on conflict (step, message_id) do update set
+        owner = excluded.owner, deaths = known.deaths + coalesce(known.owner <> excluded.owner, false)::integer
+    where known.result is null
+        and (known.owner is null or known.owner = excluded.owner or not exists (
+            select from pg_locks
+            where locktype = 'advisory' and granted and objsubid = 2
+                and database = (select oid from pg_database where datname = current_database())
+                and classid = $4::integer::oid and objid = known.owner::oid
+        ))
+    returning deaths
+)
+select
+    exists (select from claimed) as mine,
+    coalesce((select deaths from claimed), 0) as deaths,
+    (select result from atelier.inbox where step = $1 and message_id = $2) as result,
+    exists (select from atelier.cancelled where job_id = $5) as cancelled
+
+-- name: mark_done
+update atelier.inbox set result = $4, finished_at = now(), owner = null
+where step = $1 and message_id = $2 and owner = $3
+returning true
+
+-- name: crash_count
+-- How many processes died with the message at work, the last one included.
+select deaths + (owner is not null and not exists (
+    select from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 2
+        and database = (select oid from pg_database where datname = current_database())
+        and classid = $3::integer::oid and objid = owner::oid
+))::integer
+from atelier.inbox where step = $1 and message_id = $2 and result is null
+
+-- name: release
+delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and result is null
+
+-- name: cancel
+insert into atelier.cancelled (job_id) values ($1) on conflict do nothing
+
+-- name: purge
+with old_outcomes as (
+    delete from atelier.inbox where finished_at < now() - $1 * interval '1 day' returning 1
+), old_cancels as (
+    delete from atelier.cancelled where at < now() - $1 * interval '1 day' returning 1
+)
+select (select count(*) from old_outcomes) + (select count(*) from old_cancels)

@@ -1,0 +1,1 @@
+"""Claim stores, assets and model files: filesystem, S3, HTTP."""

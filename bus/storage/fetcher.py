@@ -1,0 +1,141 @@
+"""Foreign assets (a LoRA, a signature picture): the bytes at an address that came in a message, as far as the settings allow it.
+
+Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet (`gs://` is Google's public https).
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+from anyio import to_thread
+
+from bus.errors import PermanentError, TemporaryError
+from bus.net.ssrf import GuardedTransport, redact_url
+from bus.storage.s3_client import open_s3_client, translate_s3_errors
+from bus.storage.settings import StoreSettings
+
+REFUSED, MISSING, TOO_LARGE = "asset-refused", "asset-missing", "asset-too-large"
+CHUNK_BYTES = 1 << 20
+RETRYABLE_STATUSES = frozenset({408, 425, 429})
+
+
+class AssetFetcher:
+    """Fetches assets. `roots` and `buckets` are the store's own, always allowed; an S3 client is opened when first needed."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        stack: AsyncExitStack,
+        *,
+        roots: tuple[Path, ...] = (),
+        buckets: tuple[str, ...] = (),
+        client: Any = None,
+    ) -> None:
+        self._settings, self._stack, self._client = settings, stack, client
+        self._roots, self._buckets = (*roots, *settings.asset_roots), (*buckets, *settings.asset_buckets)
+        self._client_lock = asyncio.Lock()
+
+    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
+        scheme, _, rest = uri.partition("://")
+        match scheme:
+            case "file":
+                return await to_thread.run_sync(read_asset, uri, self._roots, max_bytes)
+            case "s3":
+                return await self._fetch_s3(uri, max_bytes)
+            case "gs":
+                return await self._fetch_http(f"https://storage.googleapis.com/{quote(rest)}", max_bytes)
+            case "https" | "http":
+                return await self._fetch_http(uri, max_bytes)
+            case _:
+                raise PermanentError(REFUSED, f"{uri[:100]!r} is none of file://, s3://, gs:// and https://.")
+
+    async def _fetch_s3(self, uri: str, max_bytes: int) -> bytes:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if not key or not ({bucket, "*"} & set(self._buckets)):
+            raise PermanentError(REFUSED, f"{uri} lies in a bucket that ASSET_BUCKETS does not name.")
+        client = await self._s3_client()
+        with translate_s3_errors(
+            f"fetching {uri}", on_missing=lambda: missing_error(uri), on_refused=lambda: refused_error(uri, "the bucket forbids it")
+        ):
+            answer = await client.get_object(Bucket=bucket, Key=key)
+            async with answer["Body"] as body:
+                check_size(answer["ContentLength"], uri, max_bytes)
+                return bytes(await body.read())
+
+    async def _s3_client(self) -> Any:
+        async with self._client_lock:
+            if self._client is None:
+                self._client = await self._stack.enter_async_context(open_s3_client(self._settings))
+        return self._client
+
+    async def _fetch_http(self, uri: str, max_bytes: int) -> bytes:
+        hosts = self._settings.asset_allowed_hosts
+        try:
+            url = httpx.URL(uri)
+        except httpx.InvalidURL as error:
+            raise refused_error(uri, "it is no address") from error
+        if hosts and url.host not in hosts:
+            raise refused_error(uri, "ASSET_ALLOWED_HOSTS does not name its host")
+        try:
+            async with asyncio.timeout(self._settings.asset_timeout_seconds):
+                return await download(url, GuardedTransport(self._settings, REFUSED), max_bytes)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise TemporaryError(f"{redact_url(url)} did not answer: {error!r}", code="asset-unreachable") from error
+
+
+async def download(url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int) -> bytes:
+    """GET, counting while the bytes come, as they are sent. No redirect is followed."""
+    async with (
+        httpx.AsyncClient(transport=transport, timeout=10.0, trust_env=False, headers={"Accept-Encoding": "identity"}) as client,
+        client.stream("GET", url) as answer,
+    ):
+        raise_for_status(answer)
+        check_size(int(answer.headers.get("Content-Length", 0)), redact_url(url), max_bytes)
+        data = bytearray()
+        async for piece in answer.aiter_raw(CHUNK_BYTES):
+            data += piece
+            check_size(len(data), redact_url(url), max_bytes)
+        return bytes(data)
+
+
+def raise_for_status(response: httpx.Response) -> None:
+    """Raises for whatever is not a 200."""
+    uri, status = redact_url(response.url), response.status_code
+    if status in (404, 410):
+        raise PermanentError(MISSING, f"{uri} answered {status}.")
+    if status in RETRYABLE_STATUSES or status >= 500:
+        raise TemporaryError(f"{uri} answered {status}", code="asset-unreachable")
+    if status != 200:
+        raise refused_error(uri, f"it answered {status}; redirects are not followed")
+
+
+def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
+    """A file below one of the roots, links followed before the judgement."""
+    place = urlsplit(uri)
+    path = Path(unquote(place.path).replace("\0", "")).resolve()
+    if place.netloc not in ("", "localhost") or not any(path.is_relative_to(root.resolve()) for root in roots):
+        raise refused_error(uri, "ASSET_ROOTS does not name its folder")
+    try:
+        check_size(path.stat().st_size, uri, max_bytes)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise missing_error(uri) from error
+    except OSError as error:
+        raise TemporaryError(f"{uri} cannot be read: {error}") from error
+
+
+def check_size(size: int, uri: str, max_bytes: int) -> None:
+    """Before the first byte where the size is told, else while they come: an asset of gigabytes is refused, not fetched."""
+    if size > max_bytes:
+        raise PermanentError(TOO_LARGE, f"{uri} is larger than the {max_bytes} bytes allowed.")
+
+
+def missing_error(uri: str) -> PermanentError:
+    return PermanentError(MISSING, f"Nothing lies at {uri}.")
+
+
+def refused_error(uri: str, reason: str) -> PermanentError:
+    return PermanentError(REFUSED, f"{redact_url(uri)} is not fetched: {reason}.")

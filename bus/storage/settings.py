@@ -1,0 +1,55 @@
+"""The settings of the claim store."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from bus.net.ssrf import AddressSettings, StringList, split_commas
+
+WEEK_SECONDS = 7 * 24 * 3600.0
+PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
+
+
+class StoreSettings(AddressSettings):
+    """Where claims are kept, and which foreign addresses may be fetched. Durations are seconds."""
+
+    store_url: str = Field(description="`file:///folder` or `s3://bucket/prefix`; default: the bucket AWS_STORAGE_BUCKET_NAME.")
+    store_public_url: str | None = Field(None, description="How the outside world reads the store, e.g. a CDN; keys are appended to it.")
+    store_timeout_seconds: float = Field(30.0, gt=0, description="One read from or write to S3.")
+    asset_roots: PathList = Field((), description="Folders from which `file://` assets may be fetched, beside the store's own.")
+    asset_buckets: StringList = Field((), description="Buckets from which `s3://` assets may be fetched, beside the store's own. `*`: any.")
+    asset_allowed_hosts: StringList = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
+    asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name to last byte.")
+    aws_access_key_id: str | None = Field(None, description="None: as the machine's role says.")
+    aws_secret_access_key: SecretStr | None = Field(None, description="Belongs to the access key.")
+    aws_session_token: SecretStr | None = Field(None, description="Of a temporary access key.")
+    aws_storage_bucket_name: str | None = Field(None, description="Stands for `STORE_URL=s3://<name>`.")
+    aws_s3_region_name: str | None = Field(
+        None, validation_alias=AliasChoices("AWS_S3_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"), description="The bucket's region."
+    )
+    aws_s3_endpoint_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("AWS_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="An S3 server that is not Amazon's.",
+    )
+    s3_presign_seconds: float = Field(
+        WEEK_SECONDS, gt=0, le=WEEK_SECONDS, description="How long a presigned address lasts; S3 allows a week."
+    )
+    s3_cache_control: str = Field("public, max-age=31536000, immutable", description="`Cache-Control` of what is stored.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def store_url_from_bucket(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The image worker that this replaces names its store by the bucket alone."""
+        name = values.get("aws_storage_bucket_name") or os.environ.get("AWS_STORAGE_BUCKET_NAME")
+        return {"store_url": f"s3://{name}", **values} if name else values
+
+    @field_validator("store_url")
+    @classmethod
+    def check_scheme(cls, value: str) -> str:
+        if not value.startswith(("file:///", "s3://")):
+            raise ValueError("STORE_URL must begin with file:/// or s3://")
+        return value

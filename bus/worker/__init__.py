@@ -1,0 +1,1 @@
+"""The worker process: consume deliveries, decide their outcome, publish what follows."""

@@ -1,0 +1,57 @@
+"""A word to every process at once: cancel a job (noted in the inbox for commands of it that are still to come), or say who is there."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from bus.amqp.discovery import DISCOVERY_TYPE, build_status_reply
+from bus.amqp.publisher import Publisher
+from bus.errors import PublishError
+from bus.persistence.inbox import Inbox
+from bus.worker.cancellation import CancellationRegistry
+from contracts import broker_names
+from contracts.control import Control
+from contracts.discovery import DiscoveryRequest, WorkerStatus
+
+StatusSource = Callable[[], Awaitable[WorkerStatus]]
+
+
+log = structlog.get_logger()
+
+
+async def reply_with_status(publisher: Publisher, report_status: StatusSource, reply_to: str) -> None:
+    """Whoever asked may be gone, and the question is of use only now: an answer that cannot be sent is let be."""
+    try:
+        await publisher.publish(build_status_reply(await report_status(), reply_to))
+    except PublishError as error:
+        log.info("presence.untold", error=str(error))
+
+
+@asynccontextmanager
+async def open_control(
+    publisher: Publisher, inbox: Inbox, cancellations: CancellationRegistry, report_status: StatusSource | None = None
+) -> AsyncIterator[None]:
+    """Take control messages. One that is none of ours is ignored."""
+
+    async def on_message(message: AbstractIncomingMessage) -> None:
+        try:
+            if report_status and message.reply_to and message.type == DISCOVERY_TYPE:
+                DiscoveryRequest.model_validate_json(message.body)
+                await reply_with_status(publisher, report_status, message.reply_to)
+                return
+            job_id = Control.model_validate_json(message.body).cancel
+        except ValueError:
+            log.warning("control.unreadable", size=len(message.body))
+            return
+        await inbox.cancel(job_id)
+        if stopped := cancellations.cancel(job_id):
+            log.info("job.cancelled", job_id=job_id, runs=stopped)
+
+    async with publisher.channel() as channel:
+        queue = await channel.declare_queue(f"atelier.control.{uuid4()}", exclusive=True, auto_delete=True)
+        await queue.bind(broker_names.CONTROL_EXCHANGE)
+        await queue.consume(on_message, no_ack=True)
+        yield

@@ -1,0 +1,143 @@
+"""Document 001's API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with the source system's fields, statuses and words."""
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from bus.errors import PublishError
+from contracts.validate import FontRecommendation
+from contracts.verdict import Evidence
+from contracts.wire import Step
+from gateway.callers import resolve_tenant
+from gateway.compat.legacy_route import LegacyRoute
+from gateway.deadlines import request_timeout
+from gateway.problems import ERROR_FORMATS
+
+PREFIX = "/api/yh/llava"
+DEFAULT_TIMEOUT_SECONDS = 1800.0
+"""As long as the source pipeline waits for a step."""
+
+STATUS_BY_FAULT_CODE = {
+    "invalid-uuid": 400,
+    "invalid-message": 422,
+    "job-mismatch": 400,
+    "tenant-mismatch": 400,
+    "image-file-missing": 400,
+    "image-load-failed": 400,
+    "not-overlaid": 400,
+    "picture-unnamed": 400,
+    "variant-unknown": 404,
+    "job-not-found": 404,
+    "asset-unknown": 404,
+    "asset-absent": 404,
+    "overlay-unknown": 404,
+    "render-absent": 404,
+}
+"""Status of each fault that the source system knows; all others are a 500."""
+
+
+router = APIRouter(prefix=PREFIX, tags=["feedly"], route_class=LegacyRoute)
+ERROR_FORMATS[PREFIX] = lambda refused: {"detail": refused.detail}
+
+
+class ValidateIn(BaseModel):
+    """Stage 1, asked."""
+
+    job_variants_id: str
+    job_id: str
+    tenant_id: str
+    asset_url: str | None = None
+    ad_copy_text: str | None = Field(None, max_length=4000)
+    prompt: str | None = Field(None, max_length=4000)
+
+
+class ValidateOut(BaseModel):
+    """Stage 1, answered."""
+
+    job_id: str
+    vlm_trace_id: str
+    is_valid: bool
+    image_quality_ok: bool
+    relevance_score: float
+    analysis: str
+    issues: list[str]
+    recommendations: list[str]
+    font_recommendation: FontRecommendation | None = None
+    repaired: bool = False
+
+
+class JudgeIn(BaseModel):
+    """Stage 2, asked."""
+
+    job_variants_id: str
+    job_id: str
+    tenant_id: str
+    overlay_id: str | None = None
+    render_asset_url: str | None = None
+
+
+class JudgeOut(BaseModel):
+    """Stage 2, answered. `evidence` is ours: what was measured beside the model's opinion."""
+
+    job_id: str
+    vlm_trace_id: str
+    on_brief: bool
+    occlusion: bool
+    contrast_ok: bool
+    cta_present: bool
+    analysis: str
+    issues: list[str]
+    evidence: Evidence = Evidence()
+    repaired: bool = False
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, as the source system says it."""
+
+    detail: str = Field(examples=["Job tenant_id mismatch"])
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorDetail} for status in (400, 403, 404, 500)}
+
+
+@router.post("/stage1/validate", response_model=ValidateOut, responses=ERROR_RESPONSES)
+async def validate(request: Request, body: ValidateIn) -> Any:
+    """Judge whether a variant's picture suits its advertisement."""
+    return await request_verdict(request, Step.VALIDATE, body, ValidateOut, "LLaVa validation failed")
+
+
+@router.post("/stage2/judge", response_model=JudgeOut, responses=ERROR_RESPONSES)
+async def judge(request: Request, body: JudgeIn) -> Any:
+    """Judge a finished advertisement. The variant must be at (overlay, done)."""
+    return await request_verdict(request, Step.JUDGE, body, JudgeOut, "LLaVa judge failed")
+
+
+async def request_verdict(
+    request: Request, step: Step, body: ValidateIn | JudgeIn, response_model: type[BaseModel], failure_text: str
+) -> Any:
+    """The step's answer, or its fault in the source system's form. What is no UUID never becomes a message."""
+    for value in (body.job_variants_id, body.job_id, getattr(body, "overlay_id", None)):
+        try:
+            UUID(value or body.job_id)
+        except ValueError as error:
+            return detail_response(400, f"Invalid UUID format: {error}")
+    tenant = resolve_tenant(request, body.tenant_id)
+    try:
+        fields = body.model_dump(exclude_none=True)
+        reply = await request.app.state.requests.request(
+            step.value, fields, seconds=request_timeout(request, DEFAULT_TIMEOUT_SECONDS), tenant=tenant
+        )
+    except ReplyFault as fault:
+        status = STATUS_BY_FAULT_CODE.get(fault.fault.code, 500)
+        return detail_response(status, fault.fault.message if status != 500 else f"{failure_text}: {fault.fault.message}")
+    except (ReplyTimeout, PublishError) as error:
+        return detail_response(500, f"{failure_text}: {error}")
+    return response_model.model_validate(reply)
+
+
+def detail_response(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"detail": message}, status)

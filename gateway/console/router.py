@@ -1,0 +1,29 @@
+"""All pages of the console."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from gateway.console import auth, chat_page, dead_letter_pages, job_pages, make, workers
+from gateway.console.guard import ConsoleRoute
+from gateway.middleware.sessions import CONSOLE_PATH
+from gateway.problems import HttpProblem
+
+not_found_router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
+
+
+@not_found_router.get("/{rest:path}")
+async def page_not_found(request: Request, rest: str) -> Response:
+    raise HttpProblem(404, "page-unknown", f"the console has no page {rest!r}")
+
+
+ROUTERS = (
+    auth.static_router,
+    auth.router,
+    make.router,
+    job_pages.router,
+    dead_letter_pages.router,
+    workers.router,
+    chat_page.router,
+    not_found_router,
+)
+"""The last takes what no other has taken."""

@@ -1,0 +1,1 @@
+"""The documents that the gateway serves: OpenAPI and AsyncAPI."""

@@ -1,0 +1,82 @@
+"""The OpenAPI document, with an example of every body that comes in and every answer that goes out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+
+from gateway.docs.openapi_examples import BY_MEDIA_TYPE, EXAMPLES, example_problem
+
+Json = dict[str, Any]
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class DocumentedApp(FastAPI):
+    def openapi(self) -> Json:
+        known = self.openapi_schema is not None
+        document = super().openapi()
+        return document if known else add_examples(document)
+
+
+def add_examples(document: Json) -> Json:
+    """The same document; every content that has no example of its own has one now."""
+    schemas = document.get("components", {}).get("schemas", {})
+    for status, media_type, content in iter_contents(document):
+        if not content.keys() & {"example", "examples"}:
+            content |= example_for(status, media_type, content.get("schema", {}), schemas)
+    return document
+
+
+def iter_contents(document: Json) -> Iterator[tuple[str, str, Json]]:
+    """Each body and answer: its status (`request` for a body), its media type, what is said of it."""
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+            yield "request", media_type, content
+        for status, response in operation["responses"].items():
+            for media_type, content in response.get("content", {}).items():
+                yield status, media_type, content
+
+
+def example_for(status: str, media_type: str, schema: Json, schemas: Json) -> Json:
+    if media_type == PROBLEM_MEDIA_TYPE and status.isdecimal():
+        return {"example": example_problem(int(status))}
+    if "oneOf" in schema:
+        return {"examples": {ref_name(part).lower(): {"value": build_example(part, schemas)} for part in schema["oneOf"]}}
+    return {"example": BY_MEDIA_TYPE.get(media_type) or build_example(schema, schemas)}
+
+
+def ref_name(schema: Json) -> str:
+    return str(schema.get("$ref", "")).rpartition("/")[2]
+
+
+def build_example(schema: Json, schemas: Json) -> Any:
+    """The example that was written for a schema; else one of its first words: its own example, default, first choice, required fields."""
+    if name := ref_name(schema):
+        return EXAMPLES[name] if name in EXAMPLES else build_example(schemas[name], schemas)
+    for word in ("examples", "enum"):
+        if schema.get(word):
+            return schema[word][0]
+    for word in ("const", "default"):
+        if word in schema:
+            return schema[word]
+    for word in ("anyOf", "oneOf", "allOf"):
+        if schema.get(word):
+            return build_example(schema[word][0], schemas)
+    return example_of_type(schema, schemas)
+
+
+def example_of_type(schema: Json, schemas: Json) -> Any:
+    match schema.get("type"):
+        case "object":
+            required = set(schema.get("required", ()))
+            return {name: build_example(part, schemas) for name, part in schema.get("properties", {}).items() if name in required}
+        case "array":
+            return [build_example(schema["items"], schemas)] if schema.get("minItems") else []
+        case "integer" | "number":
+            return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
+        case "boolean":
+            return True
+        case "string":
+            return {"date-time": "2026-11-21T03:00:00Z", "uri": "https://media.example/"}.get(schema.get("format", ""), "text")
+        case _:
+            return {}

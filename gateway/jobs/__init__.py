@@ -1,0 +1,1 @@
+"""The jobs API: submit, read, list, cancel, stream events, read files."""

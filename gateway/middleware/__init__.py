@@ -1,0 +1,1 @@
+"""ASGI middleware: admission, API keys, rate limits, sessions, tracing."""

@@ -1,0 +1,108 @@
+"""API keys: who calls. Read from a setting or a file, and from the file again when it changes. Only digests are kept in memory."""
+
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Collection, Iterable
+from ipaddress import ip_address
+from pathlib import Path
+
+import structlog
+
+from gateway.settings import GatewaySettings
+
+RELOAD_CHECK_SECONDS = 1.0
+MIN_KEY_LENGTH = 16
+
+log = structlog.get_logger()
+
+FileSignature = tuple[int, ...]
+"""By which a changed file is known."""
+
+
+class InsecureBindError(Exception):
+    """The gateway would listen beyond this machine without a single key."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"GATEWAY_HOST={host} is open to others: set GATEWAY_API_KEYS or GATEWAY_API_KEYS_FILE, or listen on 127.0.0.1")
+
+
+class ApiKeys:
+    """Names by the sha256 of their key. `needed` is false only where nobody set any and the gateway listens on this machine alone.
+
+    `keyless`: paths that need none; where there are some, all others stay closed until there is a key.
+    """
+
+    def __init__(self, settings: GatewaySettings, keyless: Collection[str] = ()) -> None:
+        self._from_setting = parse_keys(settings.api_keys.get_secret_value().replace(",", "\n").split()) if settings.api_keys else {}
+        self._file, self._checked_at = settings.api_keys_file, 0.0
+        self._loaded_signature: FileSignature = ()
+        self._names_by_digest = dict(self._from_setting)
+        if self._file:
+            self._load_file(_file_signature(self._file), self._file)
+        self.needed = bool(self._from_setting or self._file) or not is_loopback(settings.host)
+        if self.needed and not (self._from_setting or self._file or keyless):
+            raise InsecureBindError(settings.host)
+
+    def name_of(self, key: str) -> str | None:
+        """Whose key this is. Every known key is compared, so that the time taken tells nothing."""
+        self._reload_if_changed()
+        found, given = None, key_digest(key)
+        for known, name in self._names_by_digest.items():
+            if hmac.compare_digest(known, given):
+                found = name
+        return found
+
+    def digests(self, name: str | None = None) -> list[bytes]:
+        """The digests of all keys, or of those that bear a name."""
+        self._reload_if_changed()
+        return [known for known, owner in self._names_by_digest.items() if name is None or owner == name]
+
+    def _reload_if_changed(self) -> None:
+        """A file that cannot be read leaves things as they are: a slip of an editor must not lock everyone out."""
+        if self._file is None or time.monotonic() - self._checked_at < RELOAD_CHECK_SECONDS:
+            return
+        self._checked_at = time.monotonic()
+        try:
+            if (changed := _file_signature(self._file)) != self._loaded_signature:
+                self._load_file(changed, self._file)
+                log.info("keys.read", keys=len(self._names_by_digest))
+        except (OSError, ValueError) as error:
+            log.warning("keys.unreadable", file=str(self._file), error=str(error))
+
+    def _load_file(self, signature: FileSignature, file: Path) -> None:
+        """The sign was taken before: what is written during the reading is read next time."""
+        self._names_by_digest, self._loaded_signature = self._from_setting | parse_keys(_key_lines(file)), signature
+
+
+def parse_keys(lines: Iterable[str]) -> dict[bytes, str]:
+    """`name:key` a line. Raises ValueError for what is none, without repeating it: it may be a key."""
+    found = {}
+    for number, line in enumerate(lines, 1):
+        name, _, key = (part.strip() for part in line.partition(":"))
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or len(key) < MIN_KEY_LENGTH:
+            raise ValueError(f"API key {number} is no `name:key` with a key of at least {MIN_KEY_LENGTH} characters")
+        found[key_digest(key)] = name
+    return found
+
+
+def key_digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _key_lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _file_signature(file: Path) -> FileSignature:
+    """Another file put in its place may bear an old time."""
+    seen = file.stat()
+    return seen.st_mtime_ns, seen.st_ino, seen.st_size

@@ -1,0 +1,61 @@
+"""How often one caller may ask: a bucket of tokens each, in this process. Two gateways give a caller twice as much.
+
+Headers as in draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` says the rule, `RateLimit` what is left of it.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_CALLERS = 10_000
+
+
+@dataclass
+class TokenBucket:
+    tokens: float
+    updated_at: float
+
+
+@dataclass(frozen=True)
+class RateDecision:
+    """What a caller is told. `retry_seconds`: None when the request may pass."""
+
+    headers: dict[str, str]
+    retry_after_seconds: int | None
+
+
+class RateLimiter:
+    """Full at first; refilled evenly; the caller unseen for longest is forgotten first."""
+
+    def __init__(self, requests: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._seconds, self._clock = requests, seconds, clock
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, caller: str) -> RateDecision:
+        """Take one token, if there is one."""
+        if not self._limit:
+            return RateDecision({}, None)
+        bucket = self._refilled_bucket(caller)
+        passes = bucket.tokens >= 1
+        bucket.tokens -= passes
+        wait = None if passes else max(1, math.ceil((1 - bucket.tokens) * self._seconds / self._limit))
+        return RateDecision(self._headers(bucket), wait)
+
+    def _refilled_bucket(self, caller: str) -> TokenBucket:
+        now = self._clock()
+        bucket = self._buckets.pop(caller, None) or TokenBucket(self._limit, now)
+        bucket.tokens = min(self._limit, bucket.tokens + (now - bucket.updated_at) * self._limit / self._seconds)
+        bucket.updated_at = now
+        self._buckets[caller] = bucket
+        if len(self._buckets) > MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        return bucket
+
+    def _headers(self, bucket: TokenBucket) -> dict[str, str]:
+        full_in = math.ceil((self._limit - bucket.tokens) * self._seconds / self._limit)
+        return {
+            "RateLimit-Policy": f'"default";q={self._limit};w={math.ceil(self._seconds)}',
+            "RateLimit": f'"default";r={math.floor(bucket.tokens)};t={full_in}',
+        }

@@ -1,0 +1,111 @@
+"""Names for a request: its id and its trace come in or are made here, go out, and travel with every message and log line.
+
+The outermost layer: it also says one log line a request, sets the security headers, and turns a failure of ours into a document.
+"""
+
+import re
+import secrets
+import time
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from bus.amqp.propagation import propagate_headers
+from bus.observability import metrics
+from bus.observability.tracing import set_response, trace_request
+from contracts.wire import Header
+from gateway.problems import error_response, to_problem
+
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+TRACEPARENT_PATTERN = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Set where the answer says nothing else."""
+DOCS_CONTENT_SECURITY_POLICY = (
+    b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
+)
+"""What the pages of /docs load."""
+
+log = structlog.get_logger()
+
+
+class TracingMiddleware:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope)
+        with trace_request(request_trace_headers(given), given) as (names, span):
+            await self._with_context(scope, receive, send, names, span)
+
+    async def _with_context(self, scope: Scope, receive: Receive, send: Send, trace_headers: dict[str, str], span: Any) -> None:
+        with (
+            propagate_headers(trace_headers),
+            bound_contextvars(request_id=trace_headers[Header.REQUEST_ID], trace_id=trace_headers[Header.TRACEPARENT].split("-")[1]),
+        ):
+            await self._serve(scope, receive, send, trace_headers, span)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, trace_headers: dict[str, str], span: Any) -> None:
+        status, started = 0, time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                add_response_headers(message["headers"], scope, trace_headers)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            log.exception("request.failed", method=scope["method"], path=scope["path"])
+            if not status:
+                await error_response(scope["path"], to_problem(error))(scope, receive, sending)
+        finally:
+            seconds = round(time.perf_counter() - started, 4)
+            metrics.record_request(scope["method"], route_template(scope), status, seconds)
+            set_response(span, scope["method"], route_template(scope), status)
+            log.info("request.answered", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
+
+
+def route_template(scope: Scope) -> str:
+    """The pattern that the path fits, such as /v1/jobs/{job_id}; one word for all paths that fit none."""
+    return str(getattr(scope.get("route"), "path", metrics.OTHER_LABEL))
+
+
+def request_trace_headers(headers: Headers) -> dict[str, str]:
+    """The request's names as they stand on the wire. What is no proper name is replaced by one of ours."""
+    given = headers.get("x-request-id", "")
+    names = {Header.REQUEST_ID.value: given if REQUEST_ID_PATTERN.fullmatch(given) else str(uuid4())}
+    trace = TRACEPARENT_PATTERN.fullmatch(headers.get("traceparent", ""))
+    trace_id, flags = (trace[1], trace[2]) if trace else (secrets.token_hex(16), "00")
+    names[Header.TRACEPARENT.value] = f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
+    if trace and (state := headers.get("tracestate")):
+        names[Header.TRACESTATE.value] = state[:512]
+    return names
+
+
+def add_response_headers(headers: list[tuple[bytes, bytes]], scope: Any, trace_headers: dict[str, str]) -> None:
+    """Raw, as they go out: every answer passes here."""
+    said = {name for name, _ in headers}
+    headers.append((b"x-request-id", trace_headers[Header.REQUEST_ID.value].encode()))
+    headers.append((b"traceparent", trace_headers[Header.TRACEPARENT.value].encode()))
+    if scope["path"] in ("/docs", "/redoc") and b"content-security-policy" not in said:
+        headers.append((b"content-security-policy", DOCS_CONTENT_SECURITY_POLICY))
+        said.add(b"content-security-policy")
+    headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in said)
+    if scope.get("scheme") == "https":
+        headers.append((b"strict-transport-security", b"max-age=31536000"))

@@ -1,0 +1,108 @@
+"""`POST /v1/chat/completions` as OpenAI has it: a command to the writing actor, whose answer comes whole or as it is written."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from bus.errors import PublishError
+from contracts.text import TextDone, Usage
+from gateway.openai.chat_requests import ChatRequest
+from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error, to_openai_problem
+from gateway.openai.models import lora_adapter_of
+from gateway.problems import HttpProblem
+from gateway.sse import json_data, sse_response
+from gateway.text.client import REQUEST_ERRORS, RETRY_AFTER, RequestError, generate_text, stream_text
+
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
+
+
+DONE_EVENT = "data: [DONE]\n\n"
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+@router.post("/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
+async def chat(request: Request, body: ChatRequest) -> Response:
+    """Write. With `stream` as server-sent events. Who leaves before the end stops the writing."""
+    lora = await lora_adapter_of(request, body.model)
+    command = await body.command(request, lora)
+    if body.stream:
+        return await sse_response(request, stream_chunks(request, command, body))
+    try:
+        done = await generate_text(request, command)
+    except REQUEST_ERRORS as error:
+        raise to_chat_problem(error) from error
+    choice = Choice(message=AssistantMessage(content=done.response), finish_reason=done.finish_reason)
+    whole = ChatCompletion(
+        id=completion_id(), created=int(time.time()), model=lora or done.model_info.model_name, choices=[choice], usage=done.usage
+    )
+    return JSONResponse(whole.model_dump(mode="json"))
+
+
+def completion_id() -> str:
+    return f"chatcmpl-{uuid4().hex}"
+
+
+def to_chat_problem(error: RequestError) -> HttpProblem:
+    """A model that is silent past the deadline is away: come back later."""
+    match error:
+        case ReplyFault():
+            return to_openai_problem(error)
+        case ReplyTimeout() | PublishError():
+            return HttpProblem(503, "model-away", str(error), RETRY_AFTER)
+
+
+async def stream_chunks(request: Request, command: dict[str, Any], body: ChatRequest) -> AsyncGenerator[str]:
+    """What fails before the first word is raised; after it, it is said in the stream, which then ends without its mark."""
+    begun = False
+    frame = {"id": completion_id(), "object": "chat.completion.chunk", "created": int(time.time()), "model": body.model}
+    async with aclosing(stream_text(request, command)) as pieces:
+        try:
+            async for piece in pieces:
+                if not begun:
+                    yield chunk_event(frame, {"role": "assistant", "content": ""})
+                    begun = True
+                if isinstance(piece, TextDone):
+                    yield final_events(frame, piece, body.include_usage)
+                else:
+                    yield chunk_event(frame, {"content": piece})
+        except REQUEST_ERRORS as error:
+            if not begun:
+                raise to_chat_problem(error) from error
+            yield json_data(openai_error(to_chat_problem(error)))
+
+
+def chunk_event(frame: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> str:
+    return json_data(frame | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]})
+
+
+def final_events(frame: dict[str, Any], done: TextDone, include_usage: bool) -> str:
+    usage = json_data(frame | {"choices": [], "usage": done.usage.model_dump(mode="json")}) if include_usage else ""
+    return chunk_event(frame, {}, done.finish_reason) + usage + DONE_EVENT

@@ -1,0 +1,132 @@
+"""A chat as a client of OpenAI asks for it, and the command that comes of it. What is not built is refused, not let be."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from gateway.problems import HttpProblem
+from gateway.text.uploads import decode_base64, image_media_type, store_upload
+
+CHAT_REQUEST_EXAMPLE: dict[str, JsonValue] = {"model": "text", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
+ROLES = {"developer": "system"}
+
+
+class LenientModel(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(LenientModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(LenientModel):
+    url: str = Field(min_length=1, description="`data:image/…;base64,…` or `https://…`.")
+
+
+class ImagePart(LenientModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class ChatMessage(LenientModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class NamedSchema(LenientModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    name: str = "answer"
+    form: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(LenientModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class StreamOptions(LenientModel):
+    include_usage: bool = False
+
+
+class ChatRequest(LenientModel):
+    """Fields that are not named here are let be."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
+
+    model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text`: whatever is served.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2, description="vLLM's.")
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    response_format: ResponseFormat | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = 1
+    logprobs: Literal[False] | None = False
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    async def command(self, request: Request, lora: str | None) -> dict[str, Any]:
+        """Pictures go to the store. OpenAI's defaults: what is not said is 1, and nothing is penalized. Raises Refused."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        told = {
+            "messages": [await to_message_fields(request, index, message) for index, message in enumerate(self.messages)],
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": self.top_p or 1.0,
+            "repetition_penalty": self.repetition_penalty or 1.0,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "stop": [word for word in stop if word],
+            "seed": self.seed,
+            "lora_adapter": lora,
+        }
+        return {name: value for name, value in told.items() if value is not None} | response_format_fields(self.response_format)
+
+
+def response_format_fields(response_format: ResponseFormat | None) -> dict[str, Any]:
+    """Raises Refused(400)."""
+    if response_format is None or response_format.type == "text":
+        return {}
+    if response_format.type == "json_object":
+        return {"json_only": True}
+    if response_format.json_schema is None:
+        raise HttpProblem(400, "invalid-request", "json_schema is missing", param="response_format.json_schema")
+    return {"json_schema": response_format.json_schema.form}
+
+
+async def to_message_fields(request: Request, index: int, message: ChatMessage) -> dict[str, Any]:
+    role = ROLES.get(message.role, message.role)
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts = [await to_part_fields(request, f"messages.{index}.content.{place}", part) for place, part in enumerate(message.content)]
+    return {"role": role, "content": parts}
+
+
+async def to_part_fields(request: Request, location: str, part: TextPart | ImagePart) -> dict[str, Any]:
+    """Raises Refused(400 · 413 · 503)."""
+    if isinstance(part, TextPart):
+        return {"text": part.text}
+    url = part.image_url.url
+    if url[:8].lower() == "https://":
+        return {"picture": {"url": url}}
+    if url[:5].lower() != "data:":
+        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// address or a data: URL", param=f"{location}.image_url.url")
+    data = await decode_base64(request, url)
+    media_type = image_media_type(data)
+    if media_type is None:
+        raise HttpProblem(400, "image-unreadable", "the picture is no PNG, JPEG, WebP, GIF or BMP", param=f"{location}.image_url.url")
+    return {"picture": await store_upload(request, data, media_type)}

@@ -1,0 +1,91 @@
+"""OpenAI's form of an error, on every path under `/v1`, with the statuses by which its clients decide whether to try again."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from gateway.problems import ERROR_FORMATS, HttpProblem, describe_validation_error
+from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES
+
+PREFIX = "/v1/"
+STATUS_BY_FAULT_CODE = {"model-unknown": 404, "cancelled": 409, "document-too-large": 413} | dict.fromkeys(UNAVAILABLE_CODES, 503)
+"""Status of each fault that is not the request's own."""
+INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | {"lora-invalid", "scheduler-unknown", "size-unknown"}
+"""Faults that another request would not have: a 400, which no client tries again."""
+OPENAI_CODES = {"prompt-too-long": "context_length_exceeded", "model-unknown": "model_not_found"}
+"""Codes that clients of OpenAI know by another name."""
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    error: ErrorBody
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 429, 500, 503, 504)}
+
+
+class OpenAIRoute(APIRoute):
+    """What is wrong with a request is a 400 that names the field."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (RequestValidationError, ReplyFault, ReplyTimeout) as error:
+                raise to_openai_problem(error) from error
+
+        return handled
+
+
+def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout) -> HttpProblem:
+    match error:
+        case RequestValidationError():
+            param = ".".join(map(str, error.errors()[0]["loc"][1:])) or None
+            return HttpProblem(400, "invalid-request", describe_validation_error(error), param=param)
+        case ReplyFault(fault=fault):
+            status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
+            return HttpProblem(status, fault.code, fault.message, {"Retry-After": "5"} if status == 503 else None)
+        case ReplyTimeout():
+            return HttpProblem(504, "no-reply-in-time", str(error))
+
+
+def openai_error(problem: HttpProblem) -> dict[str, Any]:
+    error = ErrorBody(
+        message=problem.detail, type=error_type(problem.status), param=problem.extensions.get("param"), code=error_code(problem)
+    )
+    return {"error": error.model_dump()}
+
+
+def error_type(status: int) -> str:
+    match status:
+        case 429:
+            return "rate_limit_error"
+        case 403:
+            return "permission_error"
+        case _:
+            return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def error_code(problem: HttpProblem) -> str:
+    """In snake case, as OpenAI writes it."""
+    if problem.status == 401:
+        return "invalid_api_key"
+    return OPENAI_CODES.get(problem.title, problem.title.lower().replace("-", "_").replace(" ", "_"))
+
+
+ERROR_FORMATS[PREFIX] = openai_error

@@ -1,0 +1,1 @@
+"""The text step's client: generation, uploads, status."""

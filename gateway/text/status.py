@@ -1,0 +1,95 @@
+"""How the writing actor is: asked over the bus when there is one, and known for a second. Part of `/health`; all of `/status/detailed`."""
+
+import asyncio
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from bus.amqp.request_reply import ReplyFault, RequestClient
+from contracts.conversation import Conversations
+from contracts.text import TextStatus
+from gateway.text.client import REQUEST_ERRORS
+
+
+class TextStatusSnapshot(BaseModel):
+    """`there`: an actor serves; without `status` its model is loading."""
+
+    served: bool = False
+    status: TextStatus | None = None
+    conversations: int = 0
+    messages: int = 0
+
+    @property
+    def loading(self) -> bool:
+        return self.served and self.status is None
+
+
+class TextStatusCache:
+    """The latest word of the writing actor. A question is sent only when someone is there to take it."""
+
+    def __init__(self, requests: RequestClient, max_age_seconds: float = 1.0, timeout_seconds: float = 2.0) -> None:
+        self._requests, self._max_age_seconds, self._timeout_seconds = requests, max_age_seconds, timeout_seconds
+        self._snapshot, self._fetched_at, self._lock = TextStatusSnapshot(), -max_age_seconds, asyncio.Lock()
+        self.started_at = time.monotonic()
+
+    @property
+    def uptime(self) -> float:
+        return round(time.monotonic() - self.started_at, 1)
+
+    async def latest(self) -> TextStatusSnapshot:
+        async with self._lock:
+            if time.monotonic() - self._fetched_at >= self._max_age_seconds:
+                self._snapshot, self._fetched_at = await self._fetch(), time.monotonic()
+            return self._snapshot
+
+    async def _fetch(self) -> TextStatusSnapshot:
+        try:
+            if not await self._requests.has_consumer("text.status"):
+                return TextStatusSnapshot()
+            status, talks = await asyncio.gather(self._query("text.status"), self._query("conversation.list", limit=1))
+        except REQUEST_ERRORS:
+            return TextStatusSnapshot()
+        counted = Conversations.model_validate(talks) if talks else None
+        return TextStatusSnapshot(
+            served=True,
+            status=TextStatus.model_validate(status) if status else None,
+            conversations=counted.total_conversations if counted else 0,
+            messages=counted.total_messages if counted else 0,
+        )
+
+    async def _query(self, step: str, **arguments: Any) -> dict[str, Any] | None:
+        """None: not now."""
+        if not await self._requests.has_consumer(step):
+            return None
+        try:
+            return await self._requests.request(step, arguments, seconds=self._timeout_seconds)
+        except REQUEST_ERRORS as error:
+            if isinstance(error, ReplyFault) and error.fault.code != "loading":
+                raise
+            return None
+
+
+def health_fields(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, Any]:
+    """Document 003's fields."""
+    status = snapshot.status
+    return {
+        "model_loaded": status is not None,
+        "model_name": status.model_name if status else None,
+        "engine_type": "vLLM",
+        "device": status.device if status else None,
+        "gpu_memory_used": status.gpu_memory_used if status else None,
+        "gpu_memory_total": status.gpu_memory_total if status else None,
+        "vllm_stats": engine_stats(status),
+        "engine_config": status.engine_config if status else {},
+        "active_conversations": snapshot.conversations,
+        "uptime": uptime,
+    }
+
+
+def engine_stats(status: TextStatus | None) -> dict[str, Any]:
+    return {
+        "engine_status": status.engine_status if status else "stopped",
+        "pending_requests": status.pending_requests if status else 0,
+        "running_requests": status.running_requests if status else 0,
+    }

@@ -1,1 +1,0 @@
-"""Benches: each measures both sides in one run and prints the figures, for people or (`--json`) for machines."""

@@ -1,0 +1,1 @@
+"""The commands of `atelier`, one module each."""

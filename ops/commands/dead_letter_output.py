@@ -1,0 +1,132 @@
+"""Dead letters on a terminal: plain text that fits a narrow window and can be copied."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from contracts.dead_letter import DeadLetterGroup, DeadLetters, Edited, Moved, Replayed, WholeDeadLetter
+
+MAX_BODY_CHARS = 4000
+MAX_MESSAGE_CHARS = 100
+
+STATE_PARTICIPLES = {
+    "archived": "archived",
+    "unresolved": "restored",
+    "resolved": "declared resolved",
+    "purged": "deleted for ever",
+    "imported": "imported",
+}
+
+
+def format_count(count: int) -> str:
+    return f"{count:,} letter{'' if count == 1 else 's'}"
+
+
+def format_list(page: DeadLetters) -> str:
+    if not page.letters:
+        return "No such letters."
+    rows = [
+        f"{letter.id}  {format_time(letter.last_failed_at)}  {letter.state:<16}  {letter.step:<12}  {letter.code:<24}"
+        f"{f'  ×{letter.failures}' if letter.failures > 1 else ''}  {shorten(letter.message)}".rstrip()
+        for letter in page.letters
+    ]
+    rest = page.total - len(page.letters)
+    return "\n".join([*rows, *([f"… and {rest:,} more (--limit, --offset)"] if rest > 0 else [])])
+
+
+def format_groups(groups: Sequence[DeadLetterGroup]) -> str:
+    return "\n\n".join(map(format_group, groups)) or "No such letters."
+
+
+def format_group(cause_group: DeadLetterGroup) -> str:
+    cause = " · ".join(part for part in (cause_group.step, cause_group.code, cause_group.exception_type, cause_group.tenant) if part)
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(cause_group.states.items()))
+    time = (
+        f"{format_time(cause_group.at)} and on"
+        if cause_group.at
+        else f"{format_time(cause_group.first_failed_at)} to {format_time(cause_group.last_failed_at)}"
+    )
+    lines = [f"{cause_group.group_id}  {cause_group.letters:>6,}  {cause}", f"    {time}: {states}", f"    {shorten(cause_group.message)}"]
+    return "\n".join([*lines, *([f"    {' > '.join(cause_group.shape)}"] if cause_group.shape else [])])
+
+
+def format_letter(letter: WholeDeadLetter) -> str:
+    facts = {
+        "letter": letter.id,
+        "state": f"{letter.state}, failed {letter.failures} times, replayed {letter.replays} times",
+        "cause": f"{letter.code}: {letter.message}",
+        "exception": letter.exception_type,
+        "attempts": letter.attempts,
+        "group": letter.group_id,
+        "failed": f"first {format_time(letter.first_failed_at)}, last {format_time(letter.last_failed_at)}",
+        "step": letter.step,
+        "goes back to": letter.target or "nobody knows: nothing on it tells which queue failed",
+        "came from": f"{letter.origin_exchange or 'the default exchange'}, key {letter.origin_key or '?'}",
+        "message": letter.message_id,
+        "sent as": letter.sent_as if letter.sent_as != letter.message_id else None,
+        "edited from": letter.edited_from,
+        "job": letter.job_id,
+        "tenant": letter.tenant,
+        "type": letter.type,
+    }
+    lines = [f"{name:>13}  {fact}" for name, fact in facts.items() if fact is not None]
+    lines += [
+        "",
+        "history",
+        *(f"  {format_time(entry.at)}  {entry.kind:<16} {format_details(entry.said)}".rstrip() for entry in letter.history),
+    ]
+    lines += ["", "headers", *(f"  {name}: {shorten(str(value))}" for name, value in sorted(letter.headers.items()) if "stack" not in name)]
+    if letter.stack:
+        lines += ["", "stack", *(f"  {line}" for line in letter.stack.rstrip().splitlines())]
+    return "\n".join([*lines, "", f"body, {letter.size:,} bytes", format_body(letter)])
+
+
+def format_body(letter: WholeDeadLetter) -> str:
+    if letter.body is None:
+        return f"  base64: {(letter.body_base64 or '')[:MAX_BODY_CHARS]}"
+    try:
+        text = json.dumps(json.loads(letter.body), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = letter.body
+    return "\n".join(f"  {line}" for line in text[:MAX_BODY_CHARS].splitlines()) + ("\n  …" if len(text) > MAX_BODY_CHARS else "")
+
+
+def format_replayed(result: Replayed, sent: int | None) -> str:
+    left = f"\n{format_count(result.without_target)} left out: nothing tells which queue failed." if result.without_target else ""
+    if result.dry_run:
+        return f"{format_count(result.letters)} would be sent again. Say --yes to do it.{left}"
+    if sent is None:
+        return f"{format_count(result.letters)} staged as replay {result.replay_id}; the running dead-letters actor sends them.{left}"
+    return f"{format_count(sent)} of {result.letters:,} sent again (replay {result.replay_id}).{left}"
+
+
+def format_edited(result: Edited, body: dict[str, Any], sent: int | None) -> str:
+    kept = (
+        f"It keeps the contract {result.contract}."
+        if result.contract
+        else "Nobody here knows that queue's contract: it was checked as JSON only."
+    )
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    if result.dry_run:
+        return f"{text}\n{kept} Say --yes to send it."
+    return f"{kept} {'Sent' if sent else 'Staged'} as message {result.message_id}."
+
+
+def format_moved(result: Moved) -> str:
+    if result.dry_run:
+        return f"{format_count(result.letters)} would be {STATE_PARTICIPLES[result.to]}. Say --yes to do it."
+    return f"{format_count(result.letters)} {STATE_PARTICIPLES[result.to]}."
+
+
+def format_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def format_details(details: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {shorten(str(value))}" for name, value in details.items() if value not in ("", None))

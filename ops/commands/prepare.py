@@ -1,0 +1,60 @@
+"""`atelier prepare`: exchanges, queues, policies and the bucket, before the first actor runs. May be run again at any time."""
+
+import asyncio
+import sys
+from argparse import Namespace
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+
+from bus.amqp.publisher import open_publisher
+from bus.amqp.topology import declare_topology
+from bus.errors import PermanentError, TemporaryError
+from bus.settings import BusSettings
+from bus.storage.s3_client import create_bucket
+from bus.storage.settings import StoreSettings
+from ops.commands.topology import POLICIES
+from ops.errors import SetupError
+from ops.registry import bus_participants
+
+
+def prepare(arguments: Namespace) -> int:
+    try:
+        asyncio.run(prepare_all(BusSettings(), StoreSettings(), arguments.management))
+    except (PermanentError, TemporaryError, OSError) as error:
+        raise SetupError(f"The parts could not be prepared: {error}") from error
+    return 0
+
+
+async def prepare_all(bus_settings: BusSettings, store_settings: StoreSettings, management_url: str | None) -> None:
+    staff = bus_participants()
+    async with open_publisher(bus_settings) as outbox, outbox.channel() as channel:
+        await declare_topology(channel, [*staff.command_actors, *staff.event_actors], staff.adapters, [], bus_settings.delay_queue_seconds)
+    print_line("exchanges and queues: declared")
+    if management_url:
+        set_policies(management_url, bus_settings.amqp_url.get_secret_value())
+        print_line(f"policies: {', '.join(POLICIES)}")
+    if store_settings.store_url.startswith("s3://"):
+        bucket = store_settings.store_url.removeprefix("s3://").partition("/")[0]
+        print_line(f"bucket {bucket}: {'made' if await create_bucket(store_settings, bucket) else 'there already'}")
+
+
+def set_policies(management_url: str, amqp_url: str) -> None:
+    """Through the management plugin's HTTP API, as the user of the AMQP address; the user must be an administrator."""
+    parts = urlsplit(amqp_url)
+    vhost = quote(unquote(parts.path.removeprefix("/")) or "/", safe="")
+    user = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
+    with httpx.Client(base_url=management_url, auth=user, timeout=20) as http:
+        for name, (pattern, definition) in POLICIES.items():
+            policy = {"pattern": pattern, "definition": definition, "apply-to": "queues"}
+            try:
+                answer = http.put(f"/api/policies/{vhost}/{name}", json=policy)
+            except httpx.HTTPError as error:
+                raise SetupError(f"{management_url} does not answer ({error}): is the management plugin enabled?") from error
+            if answer.is_error:
+                raise SetupError(f"{management_url} refused the policy {name}: {answer.status_code}. The user must be an administrator.")
+
+
+def print_line(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

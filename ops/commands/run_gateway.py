@@ -1,0 +1,29 @@
+"""`atelier gateway`: the front door, in this process, until SIGTERM or Ctrl-C."""
+
+import threading
+from argparse import Namespace
+
+from bus.observability.logs import configure_logging
+from bus.settings import BusSettings
+from bus.storage.settings import StoreSettings
+from gateway.compat.vertex import VertexSettings, apply_vertex_settings
+from gateway.middleware.api_keys import InsecureBindError
+from gateway.serve import serve
+from gateway.settings import GatewaySettings
+from ops.errors import SetupError
+from ops.settings import LocalSettings
+from ops.supervisor import exit_with_parent
+
+
+def run_gateway(arguments: Namespace) -> int:
+    """Returns 1 when it could not begin."""
+    configure_logging()
+    if arguments.leash:
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+    given = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
+    store = StoreSettings() if LocalSettings().given_store_url else None
+    try:
+        settings = GatewaySettings.model_validate(apply_vertex_settings(GatewaySettings(), VertexSettings()).model_dump() | given)
+        return 0 if serve(BusSettings(), settings, store) else 1
+    except (InsecureBindError, ValueError, OSError) as error:
+        raise SetupError(str(error)) from error

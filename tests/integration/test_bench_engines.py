@@ -1,0 +1,32 @@
+"""The benches of the engines run at small numbers and give the figures by their agreed names."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import executor, gpu
+
+# The libraries below warn of their own future.
+pytestmark = [
+    pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.timeout(240),
+]  # fmt: skip
+
+
+async def test_executor_bench_reports_all_figures(tmp_path: Path) -> None:
+    figures = await executor.measure(tmp_path, quick=True)
+    assert set(figures["loop_lag_ms"]) == {"p50", "p99", "max"}
+    assert 0 < figures["inline_busy_share"] < figures["busy_share"] <= 1
+    for name in ("step_batching_speedup", "static_batching_speedup", "cancel_to_next_step_seconds"):
+        assert figures[name] > 0
+
+
+async def test_gpu_bench_runs_tiny_models_on_cpu(tmp_path: Path) -> None:
+    figures = await gpu.measure(tmp_path, size="tiny", side=64, steps=3, tokens=6)
+    assert set(figures["images_per_second"]) == {"1", "4", "10"}
+    assert figures["engine"]["device"] == "cpu"
+    seeing = figures["llava"]
+    assert set(seeing["tokens_per_second"]) == {"float32", "8bit"}
+    for speeds in seeing["tokens_per_second"].values():
+        assert set(speeds) == {"1", "8", "16"}
+        assert min(speeds.values()) > 0
+    assert seeing["model_bytes"]["8bit"] < seeing["model_bytes"]["float32"]

@@ -1,0 +1,82 @@
+"""A thousand clients wait at one gateway process for slow replies; and what that process weighs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bus.actor import Actor, Context, Handler, Resources
+from bus.settings import BusSettings
+from contracts.consult import Consult, ConsultDone
+from contracts.wire import Step
+from tests.support.broker_client import StartWorker
+from tests.support.gateway_process import GatewayProcess, open_gateway_process
+
+CLIENTS, REPLY_SECONDS = 1000, 2.0
+ORDER = {"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "how long?"}}]}
+
+
+async def reply_slowly(command: Consult, context: Context) -> ConsultDone:
+    await asyncio.sleep(REPLY_SECONDS)
+    return ConsultDone(prediction=command.prompt)
+
+
+@asynccontextmanager
+async def open_slow(tools: Resources) -> AsyncIterator[Handler]:
+    yield reply_slowly
+
+
+SLOW = Actor(
+    step=Step.CONSULT, command=Consult, result=ConsultDone, open=open_slow, timeout_seconds=30, prefetch=CLIENTS, deduplicate=False
+)
+
+
+@pytest.fixture
+async def gateway_process(bus_settings: BusSettings) -> AsyncIterator[GatewayProcess]:
+    async with open_gateway_process(bus_settings, GATEWAY_RATE_REQUESTS="0") as opened:
+        yield opened
+
+
+async def test_gateway_starts_fast_with_small_memory(gateway_process: GatewayProcess) -> None:
+    """Under two seconds of its own work and 150 MB, without torch; the wall clock has room, as this machine may be busy."""
+    used = gateway_process.psutil_process.cpu_times()
+    assert used.user + used.system < 2.0
+    assert gateway_process.started_seconds < 10
+    assert gateway_process.psutil_process.memory_info().rss < 150e6
+    assert (await gateway_process.request("GET", "/health"))[0] == 200
+    mapped = {mapping.path for mapping in gateway_process.psutil_process.memory_maps()}
+    assert not [path for path in mapped if "torch" in path]
+
+
+async def test_thousand_concurrent_clients_receive_replies(
+    gateway_process: GatewayProcess, start_worker: StartWorker, bus_settings: BusSettings
+) -> None:
+    """In little more time than one, without a thread more, and in little memory."""
+    patient = bus_settings.model_copy(update={"publish_timeout_seconds": 60.0})  # three thousand letters leave the actor at once
+    async with start_worker(SLOW, settings=patient):
+        before, threads = gateway_process.psutil_process.memory_info().rss, gateway_process.psutil_process.num_threads()
+        begun = time.monotonic()
+        calls = [asyncio.create_task(gateway_process.request("POST", "/jobs?wait=60", ORDER)) for _ in range(CLIENTS)]
+        await asyncio.sleep(REPLY_SECONDS)
+        at_most = gateway_process.psutil_process.memory_info().rss
+        answers = await asyncio.gather(*calls)
+        seconds = time.monotonic() - begun
+        after = (await gateway_process.request("GET", "/health"))[1]
+    assert [status for status, _ in answers] == [200] * CLIENTS
+    assert {answer["result"]["prediction"] for _, answer in answers} == {"how long?"}
+    assert len({answer["job_id"] for _, answer in answers}) == CLIENTS
+    assert (after["waiting"], after["late_replies"]) == (0, 0)
+    assert gateway_process.psutil_process.num_threads() == threads
+    assert at_most - before < 100e6
+    assert seconds < 60, "one after the other they would take half an hour"
+
+
+async def test_late_replies_are_counted(gateway_process: GatewayProcess, start_worker: StartWorker) -> None:
+    async with start_worker(SLOW):
+        answers = await asyncio.gather(*(gateway_process.request("POST", "/jobs?wait=0.1", ORDER) for _ in range(20)))
+        assert {status for status, _ in answers} == {202}
+        async with asyncio.timeout(20):
+            while (await gateway_process.request("GET", "/health"))[1]["late_replies"] < 20:
+                await asyncio.sleep(0.1)

@@ -1,0 +1,347 @@
+"""The life of a delivery, on the real broker and the real database."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from bus.actor import Context, Handler, Resources, Transactional
+from bus.errors import TemporaryError
+from bus.settings import BusSettings
+from contracts import broker_names
+from contracts.event import Progress
+from contracts.wire import Header
+from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor, wait_until
+
+
+async def echo(command: Echo, context: Context) -> Echoed:
+    return Echoed(text=command.text)
+
+
+async def test_command_is_replied_to_and_emits_events(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A reply goes to whoever asked, a completed event to whoever listens, for the step and for the job."""
+    actor = echo_actor(echo)
+    async with start_worker(actor):
+        events = await broker_client.subscribe_events("#")
+        await broker_client.publish(actor.step, {"text": "안녕"}, reply_to=broker_client.reply_queue, correlation_id="job-1")
+        assert await broker_client.next_reply() == (f"{actor.step}.done.v1", {"text": "안녕"})
+        told = {(event["step"], event["kind"]) for event in [await events.get(), await events.get()]}
+        assert told == {(actor.step, "completed"), ("job", "completed")}
+
+
+async def test_failed_command_is_retried_after_delays(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Two failures, then success: the attempts are counted and the message keeps its id."""
+    runs: list[tuple[int, str]] = []
+
+    async def shaky(command: Echo, context: Context) -> Echoed:
+        runs.append((context.attempt, context.message_id))
+        if len(runs) < 3:
+            raise RuntimeError("not yet")
+        return Echoed(text=command.text)
+
+    actor = echo_actor(shaky)
+    async with start_worker(actor):
+        message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "x"}
+    assert runs == [(1, message_id), (2, message_id), (3, message_id)]
+
+
+async def test_retry_returns_to_failed_queue_only(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A second queue on the same topic sees the message once, however often the first one fails."""
+
+    async def failing(command: Echo, context: Context) -> Echoed:
+        raise TemporaryError("again", delay=0.1)
+
+    actor = echo_actor(failing)
+    async with start_worker(actor):
+        other = await broker_client.channel.declare_queue(exclusive=True)
+        await other.bind(broker_names.COMMANDS_EXCHANGE, actor.step)
+        await broker_client.publish(actor.step, {"text": "x"})
+        await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+        assert (await broker_client.channel.declare_queue(other.name, passive=True)).declaration_result.message_count == 1
+
+
+async def test_exhausted_command_is_dead_lettered_with_cause(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """The dead letter says what, why, how often, and where it came from; whoever waits gets the fault."""
+
+    async def failing(command: Echo, context: Context) -> Echoed:
+        raise RuntimeError("the well is dry")
+
+    actor = echo_actor(failing)
+    async with start_worker(actor):
+        message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        kind, fault = await broker_client.next_reply()
+        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert (kind, fault["code"], fault["attempts"]) == ("fault.v1", "attempts-exhausted", 3)
+    assert (letter.message_id, letter.body) == (message_id, b'{"text": "x"}')
+    assert letter.headers[Header.FAULT_CODE] == "attempts-exhausted"
+    assert letter.headers[Header.FAULT_MESSAGE] == "the well is dry"
+    assert letter.headers[Header.EXCEPTION_TYPE] == "RuntimeError"
+    assert "the well is dry" in str(letter.headers[Header.EXCEPTION_STACK])
+    assert (letter.headers[Header.ORIGIN_EXCHANGE], letter.headers[Header.ORIGIN_ROUTING_KEY]) == (
+        broker_names.COMMANDS_EXCHANGE,
+        actor.step,
+    )
+    assert letter.headers[Header.FIRST_FAILED_AT] < letter.headers[Header.LAST_FAILED_AT]
+
+
+@pytest.mark.parametrize(
+    ("body", "properties", "code"),
+    [
+        (b"{nope", {}, "invalid-json"),
+        (b"\xff\xfe", {}, "invalid-json"),
+        (b'{"text": 5}', {}, "invalid-message"),
+        (b"[" * 100_000, {}, "invalid-json"),
+        (b'{"text": "' + b"x" * (1 << 20) + b'"}', {}, "message-too-large"),
+        (b'{"text": "x", "slip": {"itinerary": [{"step": "nowhere"}]}}', {}, "unknown-step"),
+        (b'{"text": "x"}', {"type": "{step}.v99"}, "unknown-version"),
+    ],
+)
+async def test_invalid_message_is_dead_lettered_at_once(
+    start_worker: StartWorker, broker_client: BrokerClient, body: bytes, properties: dict[str, str], code: str
+) -> None:
+    """What cannot be read is never tried, and what comes after it is not disturbed."""
+    actor = echo_actor(echo)
+    said = {name: value.format(step=actor.step) for name, value in properties.items()}
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, body, **said)
+        await broker_client.publish(actor.step, {"text": "next"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "next"}
+        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert letter.headers[Header.FAULT_CODE] == code
+
+
+async def test_duplicate_message_is_processed_once(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """The second delivery is answered from the inbox, also when both come at the same moment."""
+    runs = 0
+
+    async def slow(command: Echo, context: Context) -> Echoed:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0.3)
+        return Echoed(text=f"run {runs}")
+
+    actor = echo_actor(slow)
+    async with start_worker(actor):
+        for _ in range(3):
+            await broker_client.publish(actor.step, {"text": "x"}, message_id="the-same" + actor.step, reply_to=broker_client.reply_queue)
+        assert [(await broker_client.next_reply())[1]["text"] for _ in range(3)] == ["run 1"] * 3
+    assert runs == 1
+
+
+async def test_nul_character_is_processed(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Postgres cannot keep U+0000; a result with one is remembered all the same, the first time."""
+    actor = echo_actor(echo)
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "a\x00b"}, reply_to=broker_client.reply_queue)
+        assert await broker_client.next_reply() == (f"{actor.step}.done.v1", {"text": "a\x00b"})
+
+
+async def test_handler_write_and_inbox_entry_commit_together(
+    start_worker: StartWorker, broker_client: BrokerClient, database_url: str
+) -> None:
+    """A write that fails leaves no memory; the run after it writes once."""
+    runs = 0
+
+    async def writing(command: Echo, context: Context) -> Transactional:
+        nonlocal runs
+        runs += 1
+        attempt = runs
+
+        async def write(connection: asyncpg.Connection) -> None:
+            await connection.execute("insert into written values ($1)", command.text)
+            if attempt == 1:
+                raise RuntimeError("broken between write and commit")
+
+        return Transactional(Echoed(text=command.text), write)
+
+    database = await asyncpg.connect(database_url)
+    await database.execute("create table if not exists written (text text)")
+    actor = echo_actor(writing)
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": actor.step}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": actor.step}
+    assert await database.fetchval("select count(*) from written where text = $1", actor.step) == 1
+    await database.close()
+    assert runs == 2
+
+
+async def test_expired_command_is_not_started(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Expired work is answered with a fault and is no dead letter."""
+    runs: list[Any] = []
+
+    async def noting(command: Echo, context: Context) -> Echoed:
+        runs.append(command)
+        return Echoed(text=command.text)
+
+    actor = echo_actor(noting)
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1]["code"] == "deadline-exceeded"
+        queue = await broker_client.channel.declare_queue(broker_names.dead_letter_queue(actor.step), passive=True)
+        assert queue.declaration_result.message_count == 0
+    assert runs == []
+
+
+async def test_webhook_step_ignores_deadline(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """That the time was up is told after the time is up."""
+
+    async def telling(command: Echo, context: Context) -> Echoed:
+        assert context.deadline is None
+        return Echoed(text=command.text)
+
+    actor = echo_actor(telling, expires=False)
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "x"}
+
+
+async def test_handler_timeout_is_enforced(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Each run ends at the actor's limit; after the last the cause is `timeout`."""
+
+    async def hanging(command: Echo, context: Context) -> Echoed:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    actor = echo_actor(hanging, timeout_seconds=0.1)
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1]["code"] == "timeout"
+
+
+async def test_cancel_stops_only_named_job(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A control message ends the named job at once, also for its commands still to come; its neighbour finishes."""
+
+    async def waiting(command: Echo, context: Context) -> Echoed:
+        await asyncio.sleep(0.6 if command.text == "stays" else 30)
+        return Echoed(text=command.text)
+
+    actor = echo_actor(waiting, timeout_seconds=40)
+    async with start_worker(actor):
+        gone = f"gone-{actor.step}"
+        await broker_client.publish(actor.step, {"text": "stays"}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(actor.step, {"text": "goes"}, correlation_id=gone, reply_to=broker_client.reply_queue)
+        await asyncio.sleep(0.2)
+        await broker_client.publish("", {"cancel": gone}, exchange=broker_names.CONTROL_EXCHANGE)
+        assert (await broker_client.next_reply())[1]["code"] == "cancelled"
+        assert (await broker_client.next_reply())[1] == {"text": "stays"}
+        await broker_client.publish(actor.step, {"text": "goes"}, correlation_id=gone, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1]["code"] == "cancelled"
+
+
+async def test_query_is_answered_once_and_never_dead_lettered(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Whoever asks gets the fault at once; there is nothing to replay."""
+    runs = 0
+
+    async def failing(command: Echo, context: Context) -> Echoed:
+        nonlocal runs
+        runs += 1
+        raise RuntimeError("no idea")
+
+    actor = echo_actor(failing, question=True)
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1]["message"] == "no idea"
+        queue = await broker_client.channel.declare_queue(broker_names.dead_letter_queue(actor.step), passive=True)
+        assert queue.declaration_result.message_count == 0
+    assert runs == 1
+
+
+async def test_progress_event_reaches_subscribers(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A report becomes an event under the step's progress key."""
+
+    async def reporting(command: Echo, context: Context) -> Echoed:
+        await context.report_progress(Progress(current_step=1, total_steps=4, progress_percent=25))
+        return Echoed(text=command.text)
+
+    actor = echo_actor(reporting)
+    async with start_worker(actor):
+        events = await broker_client.subscribe_events(f"{actor.step}.progress.*")
+        await broker_client.publish(actor.step, {"text": "x"})
+        assert (await asyncio.wait_for(events.get(), 10))["progress"]["progress_percent"] == 25
+
+
+async def test_repeatedly_redelivered_message_is_dead_lettered(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    """Work that kills whoever takes it ends as `crash-loop` instead of going round for ever."""
+    actor = echo_actor(echo)
+    settings = bus_settings.model_copy(update={"delivery_limit": 2})
+    async with start_worker(actor):
+        pass
+    await broker_client.publish(actor.step, {"text": "x"})
+    queue = await broker_client.channel.get_queue(actor.queue, ensure=False)
+    for _ in range(5):
+        message = await queue.get(timeout=5)
+        await message.reject(requeue=True)
+    async with start_worker(actor, settings=settings):
+        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert letter.headers[Header.FAULT_CODE] == "crash-loop"
+
+
+async def test_unready_actor_consumes_nothing_until_ready(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Its orders wait in the broker meanwhile, untouched; its neighbour goes on."""
+    told: list[Callable[[str | None], None]] = []
+
+    @asynccontextmanager
+    async def open_fickle(tools: Resources) -> AsyncIterator[Handler]:
+        told.append(tools.set_unready)
+        yield echo
+
+    actor, neighbour = replace(echo_actor(echo), open=open_fickle), echo_actor(echo)
+
+    async def consumers(count: int) -> bool:
+        queue = await broker_client.channel.declare_queue(actor.queue, passive=True)
+        return queue.declaration_result.consumer_count == count
+
+    async with start_worker(actor, neighbour):
+        told[0]("the engine is away")
+        await wait_until(lambda: consumers(0))
+        await broker_client.publish(actor.step, {"text": "waits"}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(neighbour.step, {"text": "goes on"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "goes on"}
+        told[0](None)
+        assert (await broker_client.next_reply())[1] == {"text": "waits"}
+
+
+async def test_shutdown_waits_for_running_work(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """Work shorter than the grace is done and answered, although the consumer is gone."""
+    begun = asyncio.Event()
+
+    async def slow(command: Echo, context: Context) -> Echoed:
+        begun.set()
+        await asyncio.sleep(0.5)
+        return Echoed(text=command.text)
+
+    actor = echo_actor(slow)
+    async with start_worker(actor):
+        await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        await begun.wait()
+    assert (await broker_client.next_reply())[1] == {"text": "x"}
+
+
+async def test_shutdown_requeues_work_after_grace_period(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    """Unfinished work goes back to the queue, and the next process does it."""
+    begun = asyncio.Event()
+
+    async def endless(command: Echo, context: Context) -> Echoed:
+        begun.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    actor = echo_actor(endless, timeout_seconds=60)
+    async with start_worker(actor, settings=bus_settings.model_copy(update={"grace_seconds": 0.1})):
+        await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        await begun.wait()
+    quick = echo_actor(echo)
+    async with start_worker(type(actor)(**{**vars(actor), "open": quick.open})):
+        assert (await broker_client.next_reply())[1] == {"text": "x"}

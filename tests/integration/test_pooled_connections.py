@@ -1,0 +1,29 @@
+"""The database's pool when its lines go silent together, as behind a router that was switched off."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from bus.persistence import pool as persistence_pool
+from bus.persistence.pool import open_pool
+from bus.settings import BusSettings
+from tests.support.tcp_proxy import open_proxy
+
+
+async def test_one_timed_out_connection_expires_the_pool(
+    bus_settings: BusSettings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first statement waits out its time; without that, an order met one dead line after another."""
+    monkeypatch.setattr(persistence_pool, "STATEMENT_TIMEOUT_SECONDS", 0.5)
+    place = urlsplit(database_url)
+    async with open_proxy(place.port or 0) as line:
+        url = database_url.replace(place.netloc.rpartition("@")[2], f"127.0.0.1:{line.port}")
+        async with open_pool(BusSettings.model_validate(bus_settings.model_dump() | {"database_url": url})) as pool:
+            assert pool
+            await asyncio.gather(*(pool.execute("select pg_sleep(0.1)") for _ in range(8)))
+            line.half_open()
+            with pytest.raises(TimeoutError):
+                await pool.fetchval("select 1")
+            async with asyncio.timeout(5):
+                assert await asyncio.gather(*(pool.fetchval("select 1") for _ in range(8))) == [1] * 8

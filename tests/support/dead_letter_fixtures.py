@@ -1,0 +1,87 @@
+"""A desk for the tests of dead letters: a craft that fails, the intake, the cabinet."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from actors.dead_letters import ACTORS
+from bus.actor import Actor, Context
+from bus.dead_letters.ingest import DeadLetterIngest
+from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
+from bus.errors import PermanentError
+from bus.persistence.pool import apply_schemas, open_pool
+from bus.settings import BusSettings
+from bus.storage.settings import StoreSettings
+from bus.worker.worker import run_worker
+from contracts import broker_names
+from contracts.dead_letter import ReplayDeadLetters, Selection, WholeDeadLetter
+from tests.support.broker_client import BrokerClient, Echo, Echoed, wait_until
+
+LIST_ACTOR = ACTORS[0]
+
+
+@pytest.fixture
+async def pool(bus_settings: BusSettings) -> AsyncIterator[asyncpg.Pool]:
+    async with open_pool(bus_settings) as pool:
+        await apply_schemas(pool, [SCHEMA])
+        yield pool
+
+
+@pytest.fixture
+def repository(pool: asyncpg.Pool) -> DeadLetterRepository:
+    return DeadLetterRepository(pool)
+
+
+StartWorkerWithIngest = Callable[..., AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def start_worker_with_ingest(bus_settings: BusSettings, store_folder: Path) -> StartWorkerWithIngest:
+    """`async with desk(actor, …):` serves actors, and beside them the intake of their dead letters."""
+
+    def opened(*actors: Actor, foreign: tuple[str, ...] = (), queues: tuple[str, ...] = ()) -> AbstractAsyncContextManager[None]:
+        intake = DeadLetterIngest(
+            "intake", (*(broker_names.dead_letter_queue(actor.step) for actor in actors if not actor.is_query), *queues), foreign
+        )
+        store = StoreSettings(store_url=store_folder.as_uri())
+        return run_worker((LIST_ACTOR, *actors), (), bus_settings, store, (intake,))
+
+    return opened
+
+
+class FlakyHandler:
+    """An echo that fails until it is repaired, and notes what it did."""
+
+    def __init__(self) -> None:
+        self.failing = True
+        self.completed: list[tuple[str, str]] = []
+        self.attempts: list[tuple[str, int]] = []
+
+    async def __call__(self, command: Echo, context: Context) -> Echoed:
+        self.attempts.append((context.message_id, context.attempt))
+        if self.failing:
+            raise PermanentError("echo-broken", f"cannot say {command.text}")
+        self.completed.append((context.message_id, command.text))
+        return Echoed(text=command.text)
+
+
+async def wait_for_dead_letters(repository: DeadLetterRepository, count: int = 1, **selection: Any) -> list[WholeDeadLetter]:
+    """The letters that match, as soon as there are so many."""
+
+    async def there() -> bool:
+        return (await repository.find(Selection(**selection), 500)).total >= count
+
+    await wait_until(there)
+    return [await repository.get(letter.id) for letter in (await repository.find(Selection(**selection), 500)).letters]
+
+
+def replay_of(actor: Actor, **options: Any) -> ReplayDeadLetters:
+    return ReplayDeadLetters(selection=Selection(step=actor.step), dry_run=False, **options)
+
+
+async def queue_size(broker_client: BrokerClient, queue: str) -> int:
+    return int((await broker_client.channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0)

@@ -1,0 +1,88 @@
+"""The image engine in the test's own process, and the stock pipeline to compare it with."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+from actors.engines.diffusion.engine import DiffusionEngine, open_engine
+from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
+from actors.engines.diffusion.schedulers import build_scheduler
+from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished
+from actors.engines.settings import ImageSettings
+
+
+def open_image_engine(models: dict[str, Path], shm_dir: Path, **changes: Any) -> DiffusionEngine:
+    shm_dir.mkdir(parents=True, exist_ok=True)
+    settings = ImageSettings(model=str(models["tiny-sd"]), **changes)
+    return open_engine(settings, EngineHost(lambda *_: None, lambda: None, shm_dir))
+
+
+def lora_file(models: dict[str, Path], name: str, scale: float = 1.0) -> LoraFile:
+    path = models[f"tiny-lora-{name}"]
+    return LoraFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), scale, name)
+
+
+def run_to_end(engine: DiffusionEngine, request_ids: Iterable[int], *, seconds: float = 60.0) -> dict[int, Finished | Failed]:
+    """Tick until all have an end."""
+    wanted, ends, limit = set(request_ids), {}, time.monotonic() + seconds
+    while wanted - set(ends):
+        assert time.monotonic() < limit, f"{wanted - set(ends)} did not end"
+        ends |= {event.request_id: event for event in run_tick(engine) if isinstance(event, Finished | Failed)}
+    return ends
+
+
+def run_tick(engine: DiffusionEngine) -> list[EngineEvent]:
+    if engine.idle_seconds() == 0:
+        return list(engine.tick())
+    time.sleep(0.002)
+    return []
+
+
+def draw_images(engine: DiffusionEngine, requests: dict[int, DiffusionRequest]) -> dict[int, list[Any]]:
+    for ticket, work in requests.items():
+        engine.submit(ticket, work)
+    return {ticket: output_images(end) for ticket, end in run_to_end(engine, requests).items()}
+
+
+def output_images(event: Finished | Failed) -> list[Any]:
+    assert isinstance(event, Finished), event
+    return [np.asarray(Pillow.open(file)).astype(int) for file in event.output_files]
+
+
+class StockPipeline:
+    """The pipeline of diffusers as it comes, one order at a time. A LoRA is loaded and unloaded as its documents say."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        self.pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=torch.float32)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.config = self.pipeline.scheduler.config
+
+    def draw(self, request: DiffusionRequest) -> list[Any]:
+        import torch
+
+        self.pipeline.scheduler = build_scheduler(request.scheduler, self.config)
+        if request.lora:
+            self.pipeline.load_lora_weights(request.lora.path, adapter_name="only")
+            self.pipeline.set_adapters(["only"], [request.lora.scale])
+        generators = [torch.Generator().manual_seed(request.seed + index) for index in range(request.count)]
+        made = self.pipeline(
+            request.prompt, negative_prompt=request.negative_prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale,
+            width=request.width, height=request.height, num_images_per_prompt=request.count, generator=generators,
+        ).images  # fmt: skip
+        if request.lora:
+            self.pipeline.unload_lora_weights()
+        return [np.asarray(picture).astype(int) for picture in made]
+
+
+def max_pixel_difference(some: list[Any], others: list[Any]) -> int:
+    """The greatest difference of any value of any pixel, of 255."""
+    assert len(some) == len(others)
+    return max(int(np.abs(one - other).max()) for one, other in zip(some, others, strict=True))

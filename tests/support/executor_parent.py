@@ -1,0 +1,21 @@
+"""Opens an executor, sets it to work without end, writes the process id into the file that it is told, and waits to be killed."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from actors.engines.process.executor import open_executor
+from actors.engines.process.protocol import EngineSpec
+from actors.engines.settings import ExecutorSettings
+from tests.support.faulty_engine import FaultyRequest
+
+
+async def main() -> None:
+    spec = EngineSpec("tests.support.faulty_engine:open_clay")
+    async with open_executor(spec, ExecutorSettings(), max_in_flight=1, capacity=1) as executor:
+        await executor.ready()
+        asyncio.get_running_loop().call_later(0.2, Path(sys.argv[1]).write_text, f"{executor.process_id}\n")
+        await executor.run(FaultyRequest(fault="hang"))
+
+
+asyncio.run(main())

@@ -1,0 +1,100 @@
+"""A model server on a real socket, in the OpenAI form. What it says is decided by the test; what it heard is kept."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.webhook_backend import read_request
+
+IMAGE_VERDICT = {
+    "is_valid": True,
+    "image_quality_ok": True,
+    "relevance_score": 0.8,
+    "analysis": "빵이 잘 보인다",
+    "issues": [],
+    "recommendations": ["더 밝게"],
+    "font_recommendation": {
+        "font_style": "bold",
+        "font_name": "Nanum Gothic",
+        "font_size_category": "large",
+        "font_color_hex": "ffffff",
+        "reasoning": "dark background",
+    },
+}
+AD_VERDICT = {
+    "on_brief": True,
+    "occlusion": False,
+    "contrast_ok": True,
+    "cta_present": True,
+    "analysis": "good",
+    "issues": [],
+}
+
+FakeResponse = str | dict[str, Any] | int
+"""Text, a verdict, or a status."""
+
+
+def default_response(request: dict[str, Any]) -> FakeResponse:
+    """The verdict whose schema is asked for."""
+    asked = json.dumps(request.get("response_format", {}))
+    return IMAGE_VERDICT if "is_valid" in asked else AD_VERDICT if "on_brief" in asked else "Chain-of-Thought: 네.\n\nAnswer: 물을 드세요."
+
+
+@dataclass
+class FakeOpenAiServer:
+    """Each question heard adds one to `arrived`; with `hold` no answer is given until it is set."""
+
+    respond: Callable[[dict[str, Any]], FakeResponse] = default_response
+    finish_reason: str = "stop"
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    authorization_headers: set[str] = field(default_factory=set)
+    release_event: asyncio.Event | None = None
+    request_semaphore: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                heard = await read_request(reader)
+                self.authorization_headers.add(heard.headers.get("authorization", ""))
+                status, body = await self._respond(heard.path, heard.body_bytes)
+                data = json.dumps(body).encode()
+                writer.write(
+                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _respond(self, path: str, request_body: bytes) -> tuple[int, Any]:
+        if path.endswith("/models"):
+            return 200, {"data": [{"id": "first"}, {"id": "second"}]}
+        question = json.loads(request_body)
+        self.requests.append(question)
+        self.request_semaphore.release()
+        if self.release_event:
+            await self.release_event.wait()
+        said = self.respond(question)
+        if isinstance(said, int):
+            return said, {"error": {"message": "response_format is not supported" if said == 400 else "no"}}
+        text = said if isinstance(said, str) else json.dumps(said)
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": self.finish_reason}
+        return 200, {"model": question["model"], "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+
+
+@asynccontextmanager
+async def open_fake_openai_server() -> AsyncIterator[FakeOpenAiServer]:
+    model = FakeOpenAiServer()
+    server = await asyncio.start_server(model.serve, "127.0.0.1", 0)
+    model.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    try:
+        yield model
+    finally:
+        server.close()
+        if model.release_event:
+            model.release_event.set()

@@ -1,0 +1,67 @@
+"""A collector of traces for tests: OTLP over HTTP on loopback, as the OpenTelemetry collector takes it."""
+
+import gzip
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+
+
+@dataclass(frozen=True)
+class RecordedSpan:
+    service: str
+    name: str
+    trace: str
+    id: str
+    parent: str
+    attributes: dict[str, Any]
+    failed: bool
+
+
+@dataclass
+class OtlpCollector:
+    url: str
+    spans: list[RecordedSpan] = field(default_factory=list)
+
+    def receive(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = next(fact.value.string_value for fact in resource.resource.attributes if fact.key == "service.name")
+            self.spans += [to_recorded_span(service, span) for scope in resource.scope_spans for span in scope.spans]
+
+
+def to_recorded_span(service: str, span: Any) -> RecordedSpan:
+    facts = {fact.key: getattr(fact.value, fact.value.WhichOneof("value")) for fact in span.attributes}
+    return RecordedSpan(
+        service, span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), facts, span.status.code == 2
+    )
+
+
+@contextmanager
+def open_collector() -> Iterator[OtlpCollector]:
+    class Door(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.path == "/v1/traces"
+            collector.receive(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            answer = ExportTraceServiceResponse().SerializeToString()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        collector = OtlpCollector(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield collector
+        finally:
+            server.shutdown()
+            thread.join()

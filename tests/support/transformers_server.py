@@ -1,0 +1,52 @@
+"""An OpenAI-compatible server that sees, and is not ours: the one of transformers, with a tiny LLaVA that is made here.
+
+vLLM's own vision models want torchvision, which has no build for a CPU's torch.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from actors.engines.language.tiny_llava import write_tiny_llava
+from ops.local import daemon
+
+MODEL_ID, COMMIT = "atelier/tiny-llava", "0" * 39 + "1"
+START_SECONDS = 120
+
+
+@contextmanager
+def transformers_server(folder: Path) -> Iterator[str]:
+    """Its URL, with `/v1`. The model lies in a hub cache of its own, so that the server lists it."""
+    place = folder / f"models--{MODEL_ID.replace('/', '--')}"
+    write_tiny_llava(place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    (port,) = daemon.free_ports(1)
+    program = Path(sys.executable).with_name("transformers")
+    words = [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    quiet = {"HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("wb") as said:
+        process = subprocess.Popen(words, stdout=said, stderr=said, env=os.environ | quiet)
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise AssertionError(f"the server did not come up: {log.read_text(errors='replace')[-3000:]}")

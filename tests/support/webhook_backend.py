@@ -1,0 +1,84 @@
+"""A backend for the webhook tests: a real HTTP server that writes down what it hears and answers as it is told."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+STATUS_OK = 200
+OMIT_HEADER = "unsaid"
+"""A header that is left out."""
+
+
+@dataclass(frozen=True)
+class RecordedRequest:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body_bytes: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.body_bytes)
+
+
+@dataclass
+class WebhookBackend:
+    """`answers` are given in turn, then 200 for ever. An answer is a status, a status with headers, or None: hang up without a word.
+
+    Each request heard adds one to `arrived`; with `hold` no answer is given until it is set.
+    """
+
+    responses: list[int | tuple[int, dict[str, str]] | None] = field(default_factory=list)
+    requests: list[RecordedRequest] = field(default_factory=list)
+    release_event: asyncio.Event | None = None
+    request_semaphore: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.requests.append(await read_request(reader))
+            self.request_semaphore.release()
+            if self.release_event:
+                await self.release_event.wait()
+            answer = self.responses.pop(0) if self.responses else STATUS_OK
+            if answer is not None:
+                writer.write(response_bytes(answer))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    @property
+    def paths(self) -> list[str]:
+        return [heard.path.rpartition("/")[2] for heard in self.requests]
+
+
+async def read_request(reader: asyncio.StreamReader) -> RecordedRequest:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.strip().split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return RecordedRequest(method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+
+
+def response_bytes(response: int | tuple[int, dict[str, str]]) -> bytes:
+    status, headers = (response, {}) if isinstance(response, int) else response
+    body = b'{"success":true}' if status == STATUS_OK else b'{"error":"Generation not found"}'
+    told = {"Content-Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in told.items() if value != OMIT_HEADER)]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@asynccontextmanager
+async def open_webhook_backend() -> AsyncIterator[WebhookBackend]:
+    backend = WebhookBackend()
+    server = await asyncio.start_server(backend.serve, "127.0.0.1", 0)
+    backend.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield backend
+        if backend.release_event:
+            backend.release_event.set()

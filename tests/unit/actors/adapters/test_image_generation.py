@@ -1,0 +1,136 @@
+"""The foreign queue's three forms become one command."""
+
+import json
+from typing import Any
+
+import pytest
+
+from actors.adapters.image_generation import translate
+from bus.actor import InvalidMessage, TranslatedCommand
+
+FORM_A: dict[str, Any] = {
+    "task_id": "5e0b",
+    "type": "image_generation",
+    "data": {
+        "generation_id": 500,
+        "style_id": 10,
+        "prompt": "a harbour at dusk",
+        "negative_prompt": "blurry",
+        "parameters": {"width": 512, "height": 768, "steps": 20, "cfg_scale": 6.0, "seed": 42},
+    },
+    "callback_url": "https://backend.example/api/webhooks/generation/complete",
+    "created_at": "2025-10-01T00:00:00.000Z",
+}
+FORM_B: dict[str, Any] = {
+    "generation_id": 500,
+    "style_id": 10,
+    "lora_model_url": "s3://models/style-10.safetensors",
+    "prompt_tags": ["harbour", "dusk"],
+    "artist_name": "김작가",
+    "webhook_url": "https://backend.example",
+}
+FORM_C: dict[str, Any] = {
+    "task_id": "5e0b",
+    "type": "image_generation",
+    "data": {
+        "generation_id": 500,
+        "style_id": 10,
+        "lora_path": "gs://media/models/style-10/adapter_model.safetensors",
+        "prompt": "harbour, dusk",
+        "aspect_ratio": "1:2",
+        "seed": None,
+        "signature_path": "https://media.example/signature.png",
+        "signature_config": {"position": "top-left", "size": "large", "opacity": 0.5},
+        "prompt_tags": ["harbour", "dusk"],
+    },
+    "webhook_url": "https://backend.example/api/webhooks/generation/500/status",
+}
+
+
+def translate_order(message: Any) -> TranslatedCommand:
+    return translate(json.dumps(message).encode())
+
+
+def changed(**data: Any) -> dict[str, Any]:
+    return FORM_C | {"data": FORM_C["data"] | data}
+
+
+def test_form_a_maps_size_steps_guidance_and_seed() -> None:
+    body = translate_order(FORM_A).body
+    assert {name: body[name] for name in ("prompt", "negative_prompt", "height", "steps", "guidance_scale", "seed")} == {
+        "prompt": "a harbour at dusk",
+        "negative_prompt": "blurry",
+        "height": 768,
+        "steps": 20,
+        "guidance_scale": 6.0,
+        "seed": 42,
+    }
+    assert body["slip"]["variables"]["base_url"] == "https://backend.example"
+
+
+def test_form_b_is_flat_and_signs_with_artist_name() -> None:
+    body = translate_order(FORM_B).body
+    assert (body["prompt"], body["seed"], body["lora"]["uri"]) == ("harbour, dusk", 42, "s3://models/style-10.safetensors")
+    assert body["slip"]["variables"]["signature"]["text"] == "김작가"
+
+
+def test_form_c_maps_ratio_signature_and_gs_path() -> None:
+    body = translate_order(FORM_C).body
+    assert (body.get("width", 512), body["height"]) == (512, 1024)
+    assert body["lora"]["uri"] == "https://storage.googleapis.com/media/models/style-10/adapter_model.safetensors"
+    assert body["slip"]["variables"]["signature"] == {
+        "image_uri": "https://media.example/signature.png",
+        "position": "top-left",
+        "size": "large",
+        "opacity": 0.5,
+    }
+    assert "base_url" not in body["slip"]["variables"], "form C's webhook_url is read by no consumer"
+
+
+def test_itinerary_is_watermark_upload_webhook() -> None:
+    slip = translate_order(FORM_C).body["slip"]
+    assert [stop["step"] for stop in slip["itinerary"]] == ["watermark", "upload", "webhook"]
+    assert (slip["on_progress"]["arguments"], slip["on_failure"]["arguments"]) == ({"kind": "progress"}, {"kind": "failed"})
+
+
+def test_the_same_generation_has_the_same_ids_in_every_form() -> None:
+    assert len({(made.message_id, made.job_id) for made in map(translate_order, (FORM_A, FORM_B, FORM_C))}) == 1
+
+
+def test_size_string_is_parsed() -> None:
+    parameters = {"size": "640x384", "steps": 30}
+    body = translate_order(FORM_A | {"data": FORM_A["data"] | {"parameters": parameters}}).body
+    assert (body["width"], body["height"], body["steps"]) == (640, 384, 30)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "told"),
+    [
+        (b"{nope", "invalid-json", False),
+        (b"\xff", "invalid-json", False),
+        (b"[" * 100_000, "invalid-json", False),
+        ([], "invalid-message", False),
+        ({"type": "model_training", "data": {"style_id": 1}}, "unknown-type", False),
+        ({"type": "image_generation", "data": {"prompt": "x"}}, "invalid-message", False),
+        (changed(prompt=5), "invalid-message", True),
+        (changed(aspect_ratio="3:1"), "unknown-size", True),
+        (FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 515}}}, "unknown-size", True),
+        (FORM_A | {"data": FORM_A["data"] | {"parameters": {"size": "huge"}}}, "unknown-size", True),
+        (FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 100_000}}}, "unknown-size", True),
+        (changed(count=0), "invalid-count", True),
+        (changed(count=5), "invalid-count", True),
+        (changed(generation_id="500", count=5), "invalid-count", True),
+        (changed(generation_id="the first"), "invalid-message", False),
+        (changed(signature_config={"position": "middle"}), "invalid-message", True),
+        (changed(prompt="", prompt_tags=[]), "invalid-message", True),
+        (changed(prompt="x" * 5000), "invalid-message", True),
+        (FORM_B | {"webhook_url": "http://169.254.169.254/latest"}, "webhook-address-refused", True),
+        (FORM_A | {"callback_url": "https://10.0.0.7/hook"}, "webhook-address-refused", True),
+    ],
+)
+def test_invalid_order_is_rejected_and_backend_notified_when_possible(message: Any, code: str, told: bool) -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        translate(message if isinstance(message, bytes) else json.dumps(message).encode())
+    assert (refused.value.code, refused.value.notification is not None) == (code, told)
+    if refused.value.notification:
+        assert refused.value.notification.body == {"kind": "failed", "generation_id": 500}

@@ -1,0 +1,86 @@
+"""The trained toy through the real engine: the answer itself tells a wrong scheduler, a wrong prompt or a lost LoRA."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.engines.diffusion.engine import DiffusionEngine
+from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
+from ops.local.tiny_models import TINY_DIFFUSION
+from tests.support.engine_fixture import StockPipeline, draw_images, max_pixel_difference, open_image_engine
+from training.evaluate_shapes import detect_scene, expected_scene, sample_scenes
+from training.scenes import Scene
+
+# diffusers' own: it makes an array of a tensor when time steps are spaced from the end.
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
+RED_ON_BLUE = "a red circle on a blue background"
+
+
+@pytest.fixture
+def image_engine(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[DiffusionEngine]:
+    engine = open_image_engine({"tiny-sd": tiny_models[TINY_DIFFUSION]}, tmp_path / "spool")
+    yield engine
+    engine.close()
+
+
+def make_request(number: int, prompt: str, **how: object) -> DiffusionRequest:
+    return DiffusionRequest(**({"prompt": prompt, "seed": number, "steps": 20, "width": 512, "height": 512} | how))  # type: ignore[arg-type]
+
+
+def detected_scenes(engine: DiffusionEngine, works: dict[int, DiffusionRequest]) -> dict[int, tuple[str | None, str]]:
+    found = {number: detect_scene(pictures[0]) for number, pictures in draw_images(engine, works).items()}
+    return {number: (one.colour, one.ground) for number, one in found.items()}
+
+
+def expected_colors(scene: Scene) -> tuple[str | None, str]:
+    return scene.colour, scene.ground
+
+
+@pytest.mark.parametrize("prompt", [RED_ON_BLUE, "파란 배경에 빨간 원"])
+def test_most_seeds_match_prompt_colors(image_engine: DiffusionEngine, prompt: str) -> None:
+    found = detected_scenes(image_engine, {seed: make_request(seed, prompt) for seed in range(1, 11)})
+    assert list(found.values()).count(("red", "blue")) >= 9, found
+
+
+def test_mixed_scenes_in_one_batch_are_correct(image_engine: DiffusionEngine) -> None:
+    scenes = dict(enumerate(sample_scenes(20, seed=4), start=1))
+    found = detected_scenes(image_engine, {number: make_request(number, caption) for number, (_, caption) in scenes.items()})
+    assert sum(found[number] == expected_colors(scene) for number, (scene, _) in scenes.items()) >= 18, found
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "euler", "ddim", "unipc"])
+def test_every_scheduler_yields_correct_colors(image_engine: DiffusionEngine, scheduler: str) -> None:
+    found = detected_scenes(image_engine, {seed: make_request(seed, RED_ON_BLUE, scheduler=scheduler, steps=30) for seed in range(1, 5)})
+    assert list(found.values()).count(("red", "blue")) >= 3, found
+
+
+def test_each_row_has_the_style_of_its_own_lora(image_engine: DiffusionEngine, tiny_models: dict[str, Path]) -> None:
+    """All in one batch: plain, ink and night."""
+    scene = Scene("star", "yellow", "purple")
+    styles = [None, "ink", "night"] * 3
+    works = {
+        number: make_request(number, scene.captions[0], lora=style and lora(tiny_models, style))
+        for number, style in enumerate(styles, start=1)
+    }
+    found = detected_scenes(image_engine, works)
+    right = [found[number] == expected_colors(expected_scene(scene, style)) for number, style in enumerate(styles, start=1)]
+    assert sum(right) >= 8, found
+
+
+def lora(tiny: dict[str, Path], style: str) -> LoraFile:
+    file = tiny[f"tiny-{style}"]
+    return LoraFile(file, hashlib.sha256(file.read_bytes()).hexdigest(), 1.0, style)
+
+
+def test_image_matches_stock_pipeline(image_engine: DiffusionEngine, tiny_models: dict[str, Path]) -> None:
+    work = make_request(3, RED_ON_BLUE)
+    assert max_pixel_difference(draw_images(image_engine, {1: work})[1], StockPipeline(tiny_models[TINY_DIFFUSION]).draw(work)) <= 1
+
+
+def test_image_size_not_multiple_of_latent_is_cropped(image_engine: DiffusionEngine) -> None:
+    """A latent is 32 pixels wide here; the order's size is the picture's."""
+    pictures = draw_images(image_engine, {1: make_request(1, RED_ON_BLUE, width=520, height=392)})[1]
+    assert pictures[0].shape == (392, 520, 3)

@@ -1,0 +1,154 @@
+"""What the executor and the engine tell of themselves, as metrics read it."""
+
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.engines.process.gpu import DeviceMeter, EngineMonitor, open_nvml
+from actors.engines.process.protocol import ProcessExit
+from actors.engines.process.stats import ExecutorStats
+
+
+@dataclass
+class FakeClock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class BusyEngine:
+    """As much of an engine as the watch looks at."""
+
+    rows: list[int] = field(default_factory=list)
+    applied_counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> Any:
+        return SimpleNamespace(rows=self.rows)
+
+    @property
+    def models(self) -> Any:
+        return SimpleNamespace(loads=1, used_bytes=4096)
+
+    @property
+    def oom(self) -> Any:
+        return SimpleNamespace(climbed=self.applied_counts)
+
+
+class NvmlError(Exception):
+    pass
+
+
+def fake_gpu(**broken: bool) -> Any:
+    """A driver's library with one card."""
+
+    def tell(name: str, said: Any) -> Any:
+        def telling(handle: object) -> Any:
+            if broken.get(name):
+                raise NvmlError(name)
+            return said
+
+        return telling
+
+    return SimpleNamespace(
+        NVMLError=NvmlError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=tell("memory", SimpleNamespace(used=3 << 30, total=24 << 30)),
+        nvmlDeviceGetUtilizationRates=tell("busy", SimpleNamespace(gpu=87)),
+    )
+
+
+def test_snapshot_contains_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory, utilisation, steps and pictures per second, queue wait, batch size, and what was done for want of memory."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_gpu())
+    clock, stats = FakeClock(), ExecutorStats()
+    watch, engine = EngineMonitor("cuda:0", clock), BusyEngine([1, 2, 3], {"batch-4": 2})
+    watch.metrics(engine)
+    for _ in range(4):
+        watch.record_step(3)
+    watch.record_images(2)
+    clock.now += 2
+    for gauges in watch.metrics(engine):
+        stats.set_engine_metrics(gauges)
+    for seconds in (0.5, 0.1, 0.3):
+        stats.record_queue_seconds(seconds)
+    stats.add_busy_seconds(1.5)
+
+    assert stats.snapshot() == {
+        "engine_finished_total": 0,
+        "engine_cancelled_total": 0,
+        "engine_busy_seconds_total": 1.5,
+        "engine_deaths_total": {},
+        "engine_queue_seconds_median": 0.3,
+        "engine_steps_total": 12,
+        "engine_calls_total": 4,
+        "engine_pictures_total": 2,
+        "engine_model_loads_total": 1,
+        "engine_memory_rung_batch_4_total": 2,
+        "engine_batch_rows": 3,
+        "engine_resident_bytes": 4096,
+        "engine_steps_per_second": 6,
+        "engine_pictures_per_second": 1,
+        "engine_device_memory_used_bytes": 3 << 30,
+        "engine_device_memory_bytes": 24 << 30,
+        "engine_device_busy_share": 0.87,
+    }
+
+
+def test_without_a_gpu_its_values_are_absent_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert open_nvml(0) is None
+    for device in ("cpu", "cuda:0"):
+        assert DeviceMeter(device).gauges() == {}
+
+
+def test_unsupported_gpu_metrics_are_not_queried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_gpu(busy=True))
+    assert set(DeviceMeter("cuda:0").gauges()) == {"device_memory_used_bytes", "device_memory_bytes"}
+    monkeypatch.setitem(sys.modules, "pynvml", fake_gpu(memory=True))
+    assert set(DeviceMeter("cuda:0").gauges()) == {"device_busy_share"}
+
+
+def test_rates_drop_to_zero_when_idle() -> None:
+    clock, engine = FakeClock(), BusyEngine([1])
+    watch = EngineMonitor("cpu", clock)
+    assert watch.next_report_seconds() is None
+    watch.record_step(5)
+    watch.metrics(engine)
+    engine.rows = []
+    told = []
+    while (wait := watch.next_report_seconds()) is not None:
+        clock.now += wait
+        told += watch.metrics(engine)
+        assert len(told) < 20
+    assert told[-1].gauges["steps_per_second"] == told[-1].gauges["batch_rows"] == 0
+
+
+def test_idle_time_does_not_dilute_rate() -> None:
+    clock, engine = FakeClock(), BusyEngine([1])
+    watch = EngineMonitor("cpu", clock)
+    watch.metrics(engine)
+    clock.now += 3600
+    for _ in range(3):
+        watch.metrics(engine)
+        watch.record_step(10)
+        clock.now += 1
+    (gauges,) = watch.metrics(engine)
+    assert gauges.gauges["steps_per_second"] == 10
+
+
+def test_exited_process_reports_no_metrics() -> None:
+    stats, watch = ExecutorStats(), EngineMonitor("cpu")
+    watch.record_step(2)
+    for gauges in watch.metrics(BusyEngine([1])):
+        stats.set_engine_metrics(gauges)
+    assert "engine_batch_rows" in stats.snapshot()
+    stats.record_exit(ProcessExit("killed", "from outside"))
+    assert "engine_batch_rows" not in stats.snapshot()
+    assert stats.snapshot()["engine_deaths_total"] == {"killed": 1}

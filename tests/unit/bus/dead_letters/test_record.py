@@ -1,0 +1,268 @@
+"""What is read off a dead letter, how letters are grouped, and what goes out on a replay. No network."""
+
+import json
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bus.dead_letters.record import MAX_HEADER_DEPTH, DeadLetterRecord, compute_group_id, stack_fingerprint, to_json_value
+from bus.dead_letters.relay import batch_size
+from bus.dead_letters.replay import build_replay_message, replay_headers, validate_body
+from bus.errors import PermanentError
+from contracts.wire import Header
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+STACK = """Traceback (most recent call last):
+  File "/srv/old/bus/receive.py", line 10, in _decide
+    return await self.handle(command)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/srv/old/actors/image.py", line 77, in image
+    raise KeyError(name)
+KeyError: 'lora 17'
+"""
+
+
+def make_record(headers: dict[str, Any] | None = None, *, queue: str = "atelier.dead.image", **properties: Any) -> DeadLetterRecord:
+    known = {
+        "message_id": "m-1",
+        "correlation_id": "j-1",
+        "type": "image.v1",
+        "content_type": None,
+        "content_encoding": None,
+        "body": b"{}",
+    }
+    return DeadLetterRecord.from_message(SimpleNamespace(headers=headers or {}, **(known | properties)), queue, NOW)  # type: ignore[arg-type]
+
+
+def x_death_entry(queue: str, reason: str, **more: Any) -> dict[str, Any]:
+    return {"queue": queue, "reason": reason, "count": 1, "exchange": "orders", "routing-keys": ["order.new"], "time": NOW} | more
+
+
+def test_fingerprint_ignores_line_numbers_folders_and_values() -> None:
+    """The same way through the code, installed elsewhere and grown by a line, with another message."""
+    other = STACK.replace("/srv/old", "/app").replace("line 77", "line 80").replace("lora 17", "lora 18")
+    assert stack_fingerprint(STACK) == stack_fingerprint(other) == ("bus/worker/consumer.py:_decide", "actors/image.py:image")
+
+
+def test_fingerprint_keeps_innermost_frames() -> None:
+    """The outer ones may be cut off in one letter and not in the next."""
+    frames = "".join(f'  File "a/f{number}.py", line 1, in f\n    x()\n' for number in range(20))
+    assert stack_fingerprint(frames) == stack_fingerprint(frames[200:])
+    assert stack_fingerprint(frames)[-1] == "a/f19.py:f"
+
+
+@pytest.mark.parametrize("stack", ["", "KeyError: 'x'", 'File "half', "\ud800", "x" * 100_000])
+def test_missing_stack_has_no_fingerprint(stack: str) -> None:
+    assert stack_fingerprint(stack) == ()
+
+
+def test_each_part_of_a_cause_makes_its_own_group() -> None:
+    groups = {
+        compute_group_id("image", "a", "KeyError", ("f",)),
+        compute_group_id("webhook", "a", "KeyError", ("f",)),
+        compute_group_id("image", "b", "KeyError", ("f",)),
+        compute_group_id("image", "a", "OSError", ("f",)),
+        compute_group_id("image", "a", "KeyError", ("g",)),
+        compute_group_id("image", "a", None, ()),
+    }
+    assert len(groups) == 6
+
+
+def test_dead_letter_record_contains_cause() -> None:
+    letter = make_record(
+        {
+            Header.ORIGIN_QUEUE.value: "atelier.image",
+            Header.ORIGIN_EXCHANGE.value: "atelier.commands",
+            Header.ORIGIN_ROUTING_KEY.value: "image",
+            Header.FAULT_CODE.value: "lora-missing",
+            Header.FAULT_MESSAGE.value: "no such file",
+            Header.EXCEPTION_TYPE.value: "PermanentError",
+            Header.ATTEMPT.value: 3,
+            Header.TENANT.value: "acme",
+            Header.FIRST_FAILED_AT.value: "2026-01-01T00:00:00+00:00",
+            Header.LAST_FAILED_AT.value: "2026-01-01T00:05:00",
+        }
+    )
+    assert (letter.step, letter.target, letter.code, letter.message, letter.attempts) == (
+        "image",
+        "atelier.image",
+        "lora-missing",
+        "no such file",
+        3,
+    )
+    assert (letter.origin_exchange, letter.origin_key, letter.tenant) == ("atelier.commands", "image", "acme")
+    assert (letter.first_failed_at, letter.last_failed_at) == (NOW, NOW.replace(minute=5))
+
+
+@pytest.mark.parametrize(
+    ("queue", "headers", "step", "target", "code"),
+    [
+        ("orders.dlq", {"x-death": [x_death_entry("orders", "rejected")]}, "orders", "orders", "broker-rejected"),
+        ("orders.dlq", {"x-death": [x_death_entry("orders", "delivery_limit")]}, "orders", "orders", "broker-delivery-limit"),
+        (
+            "orders.dlq",
+            {"x-first-death-queue": "orders", "x-death": [x_death_entry("orders.wait", "expired"), x_death_entry("orders", "maxlen")]},
+            "orders",
+            "orders",
+            "broker-maxlen",
+        ),
+        (
+            "orders.dlq",
+            {"x-death": [x_death_entry("orders.wait", "expired"), x_death_entry("orders", "rejected")]},
+            "orders",
+            "orders",
+            "broker-rejected",
+        ),
+        ("orders.dlq", {}, "orders.dlq", None, "unknown"),
+        ("orders.dlq", {"x-death": "nonsense"}, "orders.dlq", None, "unknown"),
+        ("dlq", {"x-death": [x_death_entry("image_generation", "rejected")]}, "image_generation", "image_generation", "broker-rejected"),
+        ("atelier.dead.image", {}, "image", "atelier.image", "unknown"),
+        ("atelier.dead.image_generation", {}, "image_generation", "image_generation", "unknown"),
+        ("dlq", {"x-death": [x_death_entry("atelier.upload", "rejected")]}, "upload", "atelier.upload", "broker-rejected"),
+    ],
+)
+def test_dead_letter_origin_is_read_from_headers(queue: str, headers: dict[str, Any], step: str, target: str | None, code: str) -> None:
+    letter = make_record(headers, queue=queue)
+    assert (letter.step, letter.target, letter.code) == (step, target, code)
+
+
+def test_record_id_is_unique_per_failure() -> None:
+    first = make_record({Header.LAST_FAILED_AT.value: "2026-01-01T00:05:00+00:00"})
+    second = make_record({Header.LAST_FAILED_AT.value: "2026-01-01T00:06:00+00:00"})
+    assert first == make_record({Header.LAST_FAILED_AT.value: "2026-01-01T00:05:00+00:00"})
+    assert first.id == second.id
+    assert first.failure_id != second.failure_id
+
+
+def test_failed_replay_in_same_second_has_new_id() -> None:
+    """The broker's time is in seconds; the number of the replay tells them apart."""
+    died = {"x-death": [x_death_entry("orders", "rejected")]}
+    assert make_record(died, queue="dlq").failure_id != make_record(died | {Header.REPLAY.value: 1}, queue="dlq").failure_id
+
+
+def test_record_without_message_id_uses_body_hash() -> None:
+    assert make_record(message_id=None).id == make_record(message_id=None).id != make_record(message_id=None, body=b"[]").id
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a\0b", "a\ufffdb"),
+        ("\ud800", "?"),
+        (b"\xff", "\ufffd"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (Decimal("1.5"), 1.5),
+        (NOW.replace(tzinfo=None), "2026-01-01T00:00:00+00:00"),
+        ([1, None, True, {"a\0": (2,)}], [1, None, True, {"a\ufffd": [2]}]),
+        (SimpleNamespace(), "namespace()"),
+    ],
+)
+def test_header_is_converted_to_json(value: Any, expected: Any) -> None:
+    assert to_json_value(value) == expected
+    json.dumps(to_json_value(value), allow_nan=False).encode()
+
+
+def test_deeply_nested_header_is_truncated() -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    kept, depth = to_json_value(deep), 0
+    while isinstance(kept, list):
+        (kept,), depth = kept, depth + 1
+    assert depth == MAX_HEADER_DEPTH
+    assert isinstance(kept, str), "what lay below is kept as text"
+
+
+def test_replay_drops_headers_of_failed_delivery() -> None:
+    headers = {
+        "x-death": [],
+        "x-first-death-queue": "q",
+        "x-delivery-count": 3,
+        "x-acquired-count": 3,
+        "CC": ["other"],
+        "BCC": ["other"],
+        Header.ATTEMPT.value: 4,
+        Header.DEADLINE.value: "2020-01-01T00:00:00+00:00",
+        Header.FAULT_CODE.value: "c",
+        Header.EXCEPTION_STACK.value: "s",
+        Header.FIRST_FAILED_AT.value: "t",
+        Header.TENANT.value: "acme",
+        Header.TRACEPARENT.value: "00-1-2-01",
+        "theirs": 1,
+    }
+    assert replay_headers(headers) == {Header.TENANT.value: "acme", Header.TRACEPARENT.value: "00-1-2-01", "theirs": 1}
+
+
+STORED_ROW: dict[str, Any] = {
+    "target": "atelier.image",
+    "message_id": "m-1",
+    "sent_as": "m-1",
+    "job_id": "j-1",
+    "type": "image.v1",
+    "content_type": "application/json",
+    "content_encoding": "gzip",
+    "headers": {Header.ATTEMPT.value: 4, Header.TENANT.value: "acme"},
+    "replays": 2,
+    "origin_exchange": "atelier.commands",
+    "origin_key": "image",
+    "body": b"{}",
+    "edited": False,
+    "edited_type": None,
+}
+
+
+def test_a_replay_goes_to_one_queue_and_asks_for_no_reply() -> None:
+    letter = build_replay_message(STORED_ROW)
+    assert (letter.exchange, letter.routing_key, letter.mandatory, letter.reply_to) == ("", "atelier.image", True, None)
+    assert (letter.message_id, letter.job_id, letter.type, letter.content_encoding) == ("m-1", "j-1", "image.v1", "gzip")
+    assert letter.headers == {
+        Header.TENANT.value: "acme",
+        Header.REPLAY.value: 2,
+        Header.ORIGIN_QUEUE.value: "atelier.image",
+        Header.ORIGIN_EXCHANGE.value: "atelier.commands",
+        Header.ORIGIN_ROUTING_KEY.value: "image",
+    }
+
+
+def test_replay_under_new_id_sets_causation_id() -> None:
+    letter = build_replay_message(STORED_ROW | {"sent_as": "m-2", "edited": True, "edited_type": "image.v1", "type": "image.v9"})
+    assert (letter.message_id, letter.headers[Header.CAUSATION], letter.type, letter.content_encoding) == ("m-2", "m-1", "image.v1", None)
+
+
+@pytest.mark.parametrize(
+    ("step", "body", "contract"),
+    [
+        ("image", {"prompt": "a fox"}, "Image"),
+        ("orders", {"anything": 1}, None),
+        ("ledger", {"kind": "completed", "step": "image", "job_id": "j", "at": "2026-01-01T00:00:00Z", "message_id": "m"}, "Event"),
+    ],
+)
+def test_edited_body_that_matches_contract_is_accepted(step: str, body: dict[str, Any], contract: str | None) -> None:
+    assert validate_body(step, body) == contract
+
+
+@pytest.mark.parametrize(
+    ("step", "body", "code"),
+    [
+        ("image", {}, "invalid-message"),
+        ("upload", {"images": 5}, "invalid-message"),
+        ("image_generation", {"data": {}}, "invalid-message"),
+        ("image_generation", {"prompt_tags": ["a"]}, "invalid-message"),
+        ("orders", {"much": "x" * (1 << 20)}, "message-too-large"),
+    ],
+)
+def test_a_body_that_breaks_its_contract_is_refused(step: str, body: dict[str, Any], code: str) -> None:
+    with pytest.raises(PermanentError) as refused:
+        validate_body(step, body)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(("per_second", "expected"), [(None, 200), (0.1, 1), (1, 1), (20, 4), (1e5, 200)])
+def test_batch_size_shrinks_with_rate_limit(per_second: float | None, expected: int) -> None:
+    assert batch_size(per_second) == expected

@@ -1,0 +1,169 @@
+"""What holds for a folder alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bus.errors import PermanentError, TemporaryError
+from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.settings import StoreSettings
+from tests.support.webhook_backend import OMIT_HEADER, open_webhook_backend
+
+PICTURE = b"\x89PNG" + bytes(1000)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "a store"
+
+
+@pytest.fixture
+async def claims(root: Path) -> ClaimStore:
+    async with open_claim_store(StoreSettings(store_url=root.as_uri())) as store:
+        return store
+
+
+async def test_failed_write_leaves_no_partial_file(claims: ClaimStore, root: Path) -> None:
+    claim = await claims.write(PICTURE, media_type="image/png")
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [f"{claim.sha256}.png"]
+    assert files[0].stat().st_mode & 0o777 == 0o644
+
+
+async def test_modified_file_is_corrupt_and_rewritten_on_write(claims: ClaimStore, root: Path) -> None:
+    claim = await claims.write(PICTURE, media_type="image/png")
+    path = next(path for path in root.rglob("*.png"))
+    for wrong in (PICTURE[::-1], b"", PICTURE + b"x"):
+        path.write_bytes(wrong)
+        with pytest.raises(PermanentError) as error:
+            await claims.read(claim)
+        assert error.value.code == "claim-corrupt"
+    assert await claims.read(await claims.write(PICTURE, media_type="image/png")) == PICTURE
+
+
+async def test_symlink_out_of_store_is_rejected(claims: ClaimStore, root: Path, tmp_path: Path) -> None:
+    claim = await claims.write(PICTURE, media_type="image/png")
+    (tmp_path / "outside.png").write_bytes(PICTURE)
+    (root / "claims" / "link.png").symlink_to(tmp_path / "outside.png")
+    link = (root / "claims").as_uri() + "/link.png"
+    with pytest.raises(PermanentError) as error:
+        await claims.read(claim.model_copy(update={"uri": link}))
+    assert error.value.code == "claim-refused"
+    with pytest.raises(PermanentError) as error:
+        await claims.fetch(link, max_bytes=10**6)
+    assert error.value.code == "asset-refused"
+
+
+@pytest.mark.parametrize("tail", ["/../../outside.png", "/%2e%2e/%2e%2e/outside.png", "/..%2f..%2foutside.png"])
+async def test_path_traversal_is_rejected(claims: ClaimStore, root: Path, tmp_path: Path, tail: str) -> None:
+    claim = await claims.write(PICTURE, media_type="image/png")
+    (tmp_path / "outside.png").write_bytes(PICTURE)
+    climbing = (root / "claims").as_uri() + tail
+    with pytest.raises(PermanentError) as error:
+        await claims.read(claim.model_copy(update={"uri": climbing}))
+    assert error.value.code == "claim-refused"
+
+
+async def test_missing_store_folder_is_unavailable(claims: ClaimStore, root: Path, tmp_path: Path) -> None:
+    claim = await claims.write(PICTURE, media_type="image/png")
+    root.rename(tmp_path / "unmounted")
+    with pytest.raises(TemporaryError):
+        await claims.read(claim)
+
+
+async def test_a_store_that_cannot_be_written_is_temporary(claims: ClaimStore, root: Path) -> None:
+    root.write_text("a file where the folder should be")
+    with pytest.raises(TemporaryError, match="Is the disk full"):
+        await claims.write(PICTURE, media_type="image/png")
+
+
+async def test_a_full_disk_is_temporary_and_leaves_nothing(root: Path) -> None:
+    """The kernel's own refusal, by a limit on the size of files, in a process of its own."""
+    code = """
+import asyncio, resource, signal, sys
+from bus.errors import TemporaryError
+from bus.storage.settings import StoreSettings
+from bus.storage.claim_store import open_claims
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+async def main():
+    async with open_claims(StoreSettings(store_url=sys.argv[1])) as claims:
+        try:
+            await claims.write(bytes(100_000), media_type="image/png")
+        except TemporaryError as error:
+            print(error)
+asyncio.run(main())
+"""
+    # -B: a module imported under this limit would leave half of its compiled form behind, for everyone after it to stumble over.
+    told = subprocess.run([sys.executable, "-B", "-c", code, root.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    assert "too large" in told.stdout
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+async def test_assets_come_from_named_folders_too(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    asset = tmp_path / "loras" / "style.safetensors"
+    asset.write_bytes(b"weights")
+    async with open_claim_store(StoreSettings(store_url=root.as_uri(), asset_roots=f"/nowhere,{tmp_path / 'loras'}")) as claims:
+        assert await claims.fetch(asset.as_uri(), max_bytes=7) == b"weights"
+        with pytest.raises(PermanentError) as error:
+            await claims.fetch((tmp_path / "loras").as_uri(), max_bytes=10**6)
+        assert error.value.code == "asset-missing"
+
+
+async def test_neither_s3_nor_torch_is_imported_for_a_folder() -> None:
+    code = "import sys, bus.storage.claim_store; print([name for name in ('aioboto3', 'botocore', 'aiohttp', 'torch', 'numpy') if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (404, "asset-missing"),
+        (410, "asset-missing"),
+        (403, "asset-refused"),
+        (204, "asset-refused"),
+        ((301, {"Location": "/"}), "asset-refused"),
+    ],
+)
+async def test_an_asset_on_the_web_that_is_not_given_is_permanent(root: Path, answer: int | tuple[int, dict[str, str]], code: str) -> None:
+    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
+        web.responses = [answer]
+        with pytest.raises(PermanentError) as error:
+            await claims.fetch(f"{web.url}/style.safetensors?token=abc", max_bytes=10**6)
+        assert error.value.code == code
+        assert "abc" not in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [500, 503, 429, None])
+async def test_asset_server_error_is_temporary(root: Path, answer: int | None) -> None:
+    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
+        web.responses = [answer]
+        with pytest.raises(TemporaryError) as error:
+            await claims.fetch(f"{web.url}/style.safetensors", max_bytes=10**6)
+        assert error.value.code == "asset-unreachable"
+
+
+async def test_an_asset_on_the_web_is_fetched_up_to_the_limit(root: Path) -> None:
+    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
+        assert await claims.fetch(f"{web.url}/a", max_bytes=16) == b'{"success":true}'
+        web.responses = [200, (200, {"Content-Length": OMIT_HEADER})]
+        for _ in web.responses.copy():
+            with pytest.raises(PermanentError) as error:
+                await claims.fetch(f"{web.url}/a", max_bytes=15)
+            assert error.value.code == "asset-too-large"
+
+
+async def test_only_listed_hosts_are_fetched_from_where_there_is_a_list(root: Path) -> None:
+    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root, asset_allowed_hosts=("cdn.example",))) as claims:
+        with pytest.raises(PermanentError, match="ASSET_ALLOWED_HOSTS"):
+            await claims.fetch(f"{web.url}/a", max_bytes=16)
+    assert web.requests == []
+
+
+def fetcher_for(root: Path, **more: object) -> StoreSettings:
+    """Settings that let the tests reach this machine."""
+    return StoreSettings.model_validate({"store_url": root.as_uri(), "allow_private_addresses": True, "allow_plain_http": True, **more})

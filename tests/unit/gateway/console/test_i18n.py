@@ -1,0 +1,56 @@
+"""Two languages: every text of the pages has its translation, with the same gaps to fill."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from gateway.console import workers
+from gateway.console.i18n import LANGUAGES, load_catalogue, negotiate_language, translator
+
+TEMPLATES = Path(workers.__file__).parent / "templates"
+CONSTANTS = {workers.NO_CONSUMER, workers.DEAD_LETTERS_NOT_INGESTED, workers.STEP_NOT_CONSUMING}
+
+
+def translated_texts() -> set[str]:
+    pages = "\n".join(page.read_text() for page in TEMPLATES.glob("*.html"))
+    return {first or second for first, second in re.findall(r"""\b_\((?:"([^"]*)"|'([^']*)')""", pages)} | CONSTANTS
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_every_text_is_translated(language: str) -> None:
+    words = load_catalogue(language)
+    assert len(translated_texts()) > 100
+    assert sorted(translated_texts() - words.keys()) == []
+    assert {text: said for text, said in words.items() if placeholders(text) != placeholders(said)} == {}
+
+
+def test_missing_translation_falls_back_to_english() -> None:
+    assert translator("ko")("a new step of tomorrow") == "a new step of tomorrow"
+
+
+def test_external_text_is_never_a_format_string() -> None:
+    """A text that a message brings may have braces; only our own texts are filled."""
+    assert translator("en")("{0.__class__}") == "{0.__class__}"
+    assert translator("en")("{step} is {state}.", step="{x}", state="y") == "{x} is y."
+
+
+@pytest.mark.parametrize(
+    ("cookie", "accepted", "language"),
+    [
+        (None, "", "en"),
+        (None, "ko-KR,ko;q=0.9,en;q=0.8", "ko"),
+        (None, "de, en;q=0.5, ko;q=0.7", "ko"),
+        (None, "fr", "en"),
+        ("en", "ko", "en"),
+        ("xx", "ko", "ko"),
+        (None, "ko;q=zero, en", "en"),
+    ],
+)
+def test_language_cookie_overrides_accept_language(cookie: str | None, accepted: str, language: str) -> None:
+    assert negotiate_language(cookie, accepted) == language

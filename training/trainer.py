@@ -1,0 +1,110 @@
+"""One training, from nothing to its end: resumable, with its seeds fixed, its progress shown, the weights' running mean as its result."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = structlog.get_logger()
+
+WARMUP_STEPS, CHECKPOINT_EVERY = 100, 100
+MIN_LEARNING_RATE_FACTOR = 0.01
+"""Of the full learning rate, at the end."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What is trained and how. `loss` draws its own examples with the dice and says how wrong the model is."""
+
+    name: str
+    parameters: Sequence[Any]
+    loss: Callable[[Random], Any]
+    steps: int
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.998
+    seed: int = 0
+
+
+def train(run: TrainingRun, folder: Path) -> None:
+    """Run the course to its end, from where an earlier run left it in `folder`. The parameters hold the running mean then."""
+    import torch
+
+    state = folder / f"{run.name}.pt"
+    optimizer = torch.optim.AdamW(run.parameters, lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    means = [parameter.detach().clone() for parameter in run.parameters]
+    dice, done = Random(run.seed), 0
+    torch.manual_seed(run.seed)
+    if state.exists():
+        done = _load_state(torch.load(state, weights_only=False), run, optimizer, means, dice)
+        log.info("training.resumed", model=run.name, step=done)
+    with _progress() as bar:
+        task = bar.add_task(run.name, total=run.steps, completed=done, loss=math.nan)
+        for step in range(done, run.steps):
+            loss = _train_step(run, optimizer, means, dice, step)
+            bar.update(task, completed=step + 1, loss=loss)
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                log.debug("training.step", model=run.name, step=step + 1, loss=round(loss, 4))
+                _save_state(state, run, optimizer, means, dice, step + 1)
+    with torch.no_grad():
+        for parameter, mean in zip(run.parameters, means, strict=True):
+            parameter.copy_(mean)
+
+
+def _train_step(run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng: Random, step: int) -> float:
+    import torch
+
+    optimizer.param_groups[0]["lr"] = run.learning_rate * learning_rate_factor(step, run.steps)
+    loss = run.loss(rng)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.parameters, 1.0)
+    optimizer.step()
+    weight = min(run.ema_decay, (step + 1) / (step + 20))
+    with torch.no_grad():
+        torch._foreach_mul_(ema_parameters, weight)
+        torch._foreach_add_(ema_parameters, list(run.parameters), alpha=1 - weight)
+    return float(loss.detach())
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Up in a line, down in a cosine."""
+    falling = MIN_LEARNING_RATE_FACTOR + (1 - MIN_LEARNING_RATE_FACTOR) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * falling
+
+
+def _save_state(state_file: Path, run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng: Random, step: int) -> None:
+    import torch
+
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = state_file.with_suffix(".new")
+    kept = {
+        "parameters": [parameter.detach() for parameter in run.parameters],
+        "means": ema_parameters,
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(kept | {"dice": rng.getstate(), "noise": torch.get_rng_state(), "step": step}, fresh)
+    fresh.replace(state_file)
+
+
+def _load_state(state: dict[str, Any], run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng: Random) -> int:
+    import torch
+
+    with torch.no_grad():
+        for ours, theirs in (*zip(run.parameters, state["parameters"], strict=True), *zip(ema_parameters, state["means"], strict=True)):
+            ours.copy_(theirs)
+    optimizer.load_state_dict(state["optimizer"])
+    rng.setstate(state["dice"])
+    torch.set_rng_state(state["noise"])
+    return int(state["step"])
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty())
