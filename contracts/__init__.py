@@ -1,1 +1,1 @@
-"""The language: what may be said on the bus. Pydantic data only; this room imports nothing of ours."""
+"""The contracts: Pydantic models of every message on the bus. Data only; this package imports no other package of ours."""

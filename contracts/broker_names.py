@@ -1,11 +1,11 @@
-"""Every name on the broker. Nobody else concatenates them."""
+"""The names of exchanges, queues and routing keys. Other modules call these functions instead of building names."""
 
 COMMANDS_EXCHANGE = "atelier.commands"
 EVENTS_EXCHANGE = "atelier.events"
 CONTROL_EXCHANGE = "atelier.control"
 
 IMAGE_GENERATION_QUEUE = "image_generation"
-"""The foreign queue. Declared durable with no arguments at all, or the real backend gets a 406."""
+"""The foreign queue. It is declared durable and with no arguments, or the backend's own declaration fails with a 406."""
 
 
 def work_queue(name: str) -> str:
@@ -17,10 +17,10 @@ def dead_letter_queue(name: str) -> str:
 
 
 def retry_exchange(delay_seconds: float) -> str:
-    """The exchange of one rung of the retry ladder; its single queue bears the same name."""
+    """The exchange of one retry delay; its only queue, the delay queue, has the same name."""
     return f"atelier.retry.{round(delay_seconds * 1000)}ms"
 
 
 def event_routing_key(step: str, kind: str, job_id: str) -> str:
-    """A key has at most 255 bytes, and a stranger's job id may have as many by itself: its beginning counts."""
+    """`<step>.<kind>.<job id>`. AMQP limits a key to 255 bytes, so the job id, which clients choose, is cut to 200."""
     return f"{step}.{kind}.{job_id.encode()[:200].decode(errors='ignore')}"

@@ -1,4 +1,4 @@
-"""A word to every process at once, on the fanout exchange `atelier.control`."""
+"""The control message: a broadcast to every process, on the fanout exchange `atelier.control`."""
 
 from pydantic import Field
 
@@ -6,6 +6,6 @@ from contracts.wire_model import WireModel
 
 
 class Control(WireModel):
-    """What every process is to do. One that it does not know is ignored."""
+    """An instruction to every process. A process ignores one that it does not know."""
 
-    cancel: str = Field(description="The id of a job that nobody wants any more.", examples=["generation-500"])
+    cancel: str = Field(description="The id of the job to cancel.", examples=["generation-500"])

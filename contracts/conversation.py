@@ -1,4 +1,4 @@
-"""A conversation as it is kept, and how to ask for it. A tenant sees its own conversations alone."""
+"""Stored conversations and the queries for them. A tenant sees only its own conversations."""
 
 from datetime import datetime
 from typing import Any
@@ -11,26 +11,26 @@ from contracts.wire_model import WireModel
 
 
 class ListConversations(Command):
-    """The one spoken in last comes first."""
+    """List conversations, the one with the latest message first."""
 
     limit: int = Field(100, ge=1, le=1000)
     offset: int = Field(0, ge=0, le=1_000_000)
 
 
 class GetConversation(Command):
-    """One that is unknown is answered with the fault `conversation-unknown`."""
+    """Get one conversation. The reply for an unknown id is the fault `conversation-unknown`."""
 
     conversation_id: str = Field(max_length=255)
 
 
 class DeleteConversation(Command):
-    """One that is unknown is answered with the fault `conversation-unknown`."""
+    """Delete one conversation. The reply for an unknown id is the fault `conversation-unknown`."""
 
     conversation_id: str = Field(max_length=255)
 
 
 class ConversationMessage(WireModel):
-    """One message of a conversation. Bytes are not kept: `image_info` and `file_info` say what was shown."""
+    """One message of a conversation. Attached bytes are not stored: `image_info` and `file_info` describe them."""
 
     role: Role
     content: str
@@ -40,10 +40,12 @@ class ConversationMessage(WireModel):
 
 
 class ConversationLine(WireModel):
+    """One entry of the list of conversations."""
+
     conversation_id: str
     message_count: int
     last_message_time: datetime
-    last_message_preview: str = Field(description="50 characters, then `...` when there are more.")
+    last_message_preview: str = Field(description="The first 50 characters, and `...` when there are more.")
 
 
 class Conversations(Result):

@@ -1,10 +1,10 @@
-"""A dead letter as it is kept for operators; how to find, group, replay, edit and file it. A letter is one message that failed for good.
+"""Stored dead letters, and the commands to find, group, replay, edit and archive them. A letter is one message that failed for good.
 
 unresolved ──► replay-requested ──► resolved
     ▲   ▲            │    ▲
     │   └ archived   ▼    │
     │            failed-again
-    └ every state may be archived but replay-requested; an archived letter is restored to unresolved
+    └ every state but replay-requested may be archived; an archived letter is restored to unresolved
 """
 
 from datetime import UTC, datetime
@@ -17,18 +17,18 @@ from contracts.wire_model import WireModel
 
 DeadLetterState = Literal["unresolved", "replay-requested", "resolved", "failed-again", "archived"]
 
-
 FilterText = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
-"""Text that Postgres can look for."""
+"""Text that Postgres accepts."""
+
 Timestamp = Annotated[datetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
-"""A moment that every clock on the way can say."""
+"""A time in the range of Python, JSON and Postgres, in every time zone."""
 
 
 class Selection(WireModel):
-    """Which letters are meant: those for which everything said here holds. `everything` must be set to mean all of them."""
+    """A filter for letters: a letter must match every field that is set. `everything` must be set to select all letters."""
 
     ids: list[FilterText] | None = Field(None, max_length=10_000)
-    group: FilterText | None = Field(None, description="The id of a group: one cause.")
+    group: FilterText | None = Field(None, description="The id of a group of letters with one cause.")
     step: FilterText | None = None
     code: FilterText | None = None
     exception_type: FilterText | None = None
@@ -36,18 +36,18 @@ class Selection(WireModel):
     state: DeadLetterState | None = None
     job_id: FilterText | None = None
     message_id: FilterText | None = None
-    since: Timestamp | None = Field(None, description="Failed last at this moment or later.")
-    before: Timestamp | None = Field(None, description="Failed last before this moment.")
+    since: Timestamp | None = Field(None, description="Last failed at this time or later.")
+    before: Timestamp | None = Field(None, description="Last failed before this time.")
     everything: bool = False
 
     @property
     def has_filters(self) -> bool:
-        """Whether it says more than `all of them`."""
+        """Whether any field besides `everything` is set."""
         return bool(self.model_dump(exclude={"everything"}, exclude_none=True))
 
 
 class ListDeadLetters(Command):
-    """The youngest failure first."""
+    """List letters, the latest failure first."""
 
     selection: Selection = Field(default_factory=Selection)
     limit: int = Field(50, ge=1, le=500)
@@ -55,7 +55,7 @@ class ListDeadLetters(Command):
 
 
 class GroupDeadLetters(Command):
-    """By cause: step, code, exception type and the shape of the stack; split further by tenant and by time if so asked."""
+    """Count letters by cause (step, code, exception type and stack fingerprint), and on request by tenant and by time."""
 
     selection: Selection = Field(default_factory=Selection)
     by_tenant: bool = False
@@ -63,21 +63,25 @@ class GroupDeadLetters(Command):
 
 
 class GetDeadLetter(Command):
+    """Get one letter with its body, headers, stack and history."""
+
     id: FilterText
 
 
 class ReplayDeadLetters(Command):
-    """Send letters again, each to the queue that failed and to it alone, under the id it had."""
+    """Send letters again under their message ids, each only to the queue in which it failed."""
 
     selection: Selection
-    again: bool = Field(False, description="Under a new id, so that the work is done even if it had been done.")
-    per_second: float | None = Field(None, gt=0, le=100_000, description="At most so many a second; None: as fast as they are confirmed.")
-    dry_run: bool = Field(True, description="Only say what would be done.")
-    by: FilterText = Field("", description="Who asks, for the history.")
+    again: bool = Field(False, description="Use a new message id, so that the work is repeated even if it had been done.")
+    per_second: float | None = Field(
+        None, gt=0, le=100_000, description="The maximum number of letters per second; None: as fast as the broker confirms them."
+    )
+    dry_run: bool = Field(True, description="Only report what would be done.")
+    by: FilterText = Field("", description="The name of the operator, for the history.")
 
 
 class EditDeadLetter(Command):
-    """Send another body in place of a letter's own, under a new id. The letter itself is resolved by it."""
+    """Send another body in place of a letter's own, under a new message id. The letter becomes resolved."""
 
     id: FilterText
     body: dict[str, Any]
@@ -86,7 +90,7 @@ class EditDeadLetter(Command):
 
 
 class MoveDeadLetters(Command):
-    """File letters: archive, restore (to unresolved), or declare resolved what nobody will announce."""
+    """Change the state of letters: archive, restore (to unresolved), or resolve those whose completion no event reports."""
 
     selection: Selection
     to: Literal["archived", "unresolved", "resolved"]
@@ -103,7 +107,7 @@ class HistoryEntry(WireModel):
 
 
 class DeadLetter(Result):
-    """One letter. `target` is the queue that failed, to which a replay goes; None when nothing tells it."""
+    """One letter. `target` is the queue in which it failed and to which a replay goes; None when it is unknown."""
 
     id: str
     state: DeadLetterState
@@ -111,7 +115,7 @@ class DeadLetter(Result):
     dead_queue: str
     target: str | None = None
     message_id: str
-    sent_as: str = Field(description="The id under which it was sent last: its own, unless work was forced under a new one.")
+    sent_as: str = Field(description="The message id under which it was last sent: `message_id`, unless a replay used a new one.")
     job_id: str
     tenant: str | None = None
     type: str | None = None
@@ -120,18 +124,18 @@ class DeadLetter(Result):
     message: str = ""
     exception_type: str | None = None
     attempts: int = Field(1, ge=0)
-    failures: int = Field(1, ge=1, description="How often it came to the dead letters.")
-    replays: int = Field(0, ge=0, description="How often a replay was asked for.")
-    size: int = Field(0, ge=0, description="Bytes of the body.")
+    failures: int = Field(1, ge=1, description="How often it became a dead letter.")
+    replays: int = Field(0, ge=0, description="How often a replay was requested.")
+    size: int = Field(0, ge=0, description="Size of the body in bytes.")
     first_failed_at: datetime
     last_failed_at: datetime
     changed_at: datetime
-    forwarded_at: datetime | None = Field(None, description="When the last replay was confirmed by the broker.")
-    edited_from: str | None = Field(None, description="The letter of which this one was the edited copy.")
+    forwarded_at: datetime | None = Field(None, description="When the broker confirmed the last replay.")
+    edited_from: str | None = Field(None, description="The id of the letter of which this one is the edited copy.")
 
 
 class WholeDeadLetter(DeadLetter):
-    """One letter with its body, headers, stack and history. A body that is no UTF-8 stands in base64 instead."""
+    """One letter with its body, headers, stack and history. A body that is not UTF-8 is in `body_base64` instead."""
 
     origin_exchange: str | None = None
     origin_key: str | None = None
@@ -141,17 +145,19 @@ class WholeDeadLetter(DeadLetter):
     stack: str = ""
     body: str | None = None
     body_base64: str | None = None
-    body_cut: bool = Field(False, description="The body is longer than what is shown here.")
+    body_cut: bool = Field(False, description="The body is longer than the part in this message.")
     history: list[HistoryEntry] = Field(default_factory=list)
 
 
 class DeadLetters(Result):
+    """One page of letters."""
+
     letters: list[DeadLetter]
-    total: int = Field(ge=0, description="How many match, beyond this page too.")
+    total: int = Field(ge=0, description="The number of matches on all pages.")
 
 
 class DeadLetterGroup(WireModel):
-    """Letters that died of one cause."""
+    """The letters of one cause."""
 
     group_id: str
     step: str
@@ -159,8 +165,8 @@ class DeadLetterGroup(WireModel):
     exception_type: str | None = None
     tenant: str | None = None
     at: datetime | None = Field(None, description="The hour or day, when grouped by time.")
-    message: str = Field("", description="What the youngest of them says.")
-    shape: list[str] = Field(default_factory=list, description="The innermost frames, without line numbers.")
+    message: str = Field("", description="The message of the latest failure.")
+    shape: list[str] = Field(default_factory=list, description="The innermost stack frames, without line numbers.")
     letters: int
     states: dict[str, int] = Field(default_factory=dict)
     first_failed_at: datetime
@@ -168,28 +174,36 @@ class DeadLetterGroup(WireModel):
 
 
 class DeadLetterGroups(Result):
+    """The largest group first."""
+
     groups: list[DeadLetterGroup]
 
 
 class Replayed(Result):
-    """What a replay sends, or (dry run) would send. Letters are sent in the background; `replay_id` names the request."""
+    """What a replay sends, or on a dry run would send. Letters are sent in the background; `replay_id` identifies the replay."""
 
     dry_run: bool
     letters: int
     replay_id: int | None = None
-    ids: list[str] = Field(default_factory=list, description="The first of them.")
-    without_target: int = Field(0, description="Letters left out, since nothing tells which queue failed.")
+    ids: list[str] = Field(default_factory=list, description="The first 20 letters.")
+    without_target: int = Field(0, description="Letters left out because the queue in which they failed is unknown.")
 
 
 class Edited(Result):
+    """The result of an edit, or on a dry run of its checks."""
+
     dry_run: bool
     id: str
-    message_id: str | None = Field(None, description="The new message's id.")
+    message_id: str | None = Field(None, description="The id of the new message.")
     replay_id: int | None = None
-    contract: str | None = Field(None, description="What the body was checked against; None: nobody knows the queue's contract.")
+    contract: str | None = Field(
+        None, description="The contract against which the body was checked; None: the queue has no known contract."
+    )
 
 
 class Moved(Result):
+    """How many letters changed their state, or on a dry run would."""
+
     dry_run: bool
     to: str
     letters: int

@@ -1,4 +1,4 @@
-"""Events: what happened. Published to `atelier.events` with the key `<step>.<kind>.<job id>`; anyone may bind a queue to them."""
+"""Events about jobs and their steps, published to `atelier.events` with the key `<step>.<kind>.<job id>`. Anyone may bind a queue."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -19,28 +19,28 @@ class EventKind(StrEnum):
 
 
 class Progress(WireModel):
-    """How far a step has come."""
+    """How much of a step is done."""
 
     current_step: int = Field(ge=0)
     total_steps: int = Field(ge=1)
     progress_percent: int = Field(ge=0, le=100)
-    estimated_seconds: int = Field(0, ge=0, description="Seconds still to go, from the steps measured so far.")
-    preview: str | None = Field(None, description="A tiny JPEG, base64, when the order asked for previews.")
+    estimated_seconds: int = Field(0, ge=0, description="Seconds remaining, estimated from the steps so far.")
+    preview: str | None = Field(None, description="A small JPEG in base64, when the command asked for previews.")
 
 
 class Event(WireModel):
-    """Something that happened to a job: at one of its steps, or (step `job`) to the whole of it."""
+    """A change of one step of a job, or of the whole job (step `job`)."""
 
     kind: EventKind
     step: str = Field(description="A step's name, or `job`.")
     job_id: str
     at: datetime
-    message_id: str = Field(description="The command that the event is about.")
+    message_id: str = Field(description="The message id of the command that the event is about.")
     tenant: str | None = None
     attempt: int = 1
     worker: str | None = None
-    seconds: float | None = Field(None, ge=0, description="Working time of the step.")
-    queued_seconds: float | None = Field(None, ge=0, description="From the command's publication to the start of work.")
+    seconds: float | None = Field(None, ge=0, description="The time that the step worked, without the wait in the queue.")
+    queued_seconds: float | None = Field(None, ge=0, description="From the publication of the command to the start of its work.")
     progress: Progress | None = None
     result: dict[str, Any] | None = None
     fault: Fault | None = None

@@ -1,4 +1,4 @@
-"""A fault: why something could not be done, in words a machine and a person can read."""
+"""A fault: why a command failed, as a code for programs and a message for people."""
 
 from pydantic import Field
 
@@ -6,10 +6,10 @@ from contracts.wire_model import WireModel
 
 
 class Fault(WireModel):
-    """The cause of a failure. It stands on the dead letter, in the `failed` event, in the reply and in the webhook."""
+    """The cause of a failure. It is in the dead letter, the `failed` event, the reply and the webhook."""
 
     code: str = Field(
-        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="Kebab-case, never reused for another meaning.", examples=["lora-missing"]
+        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="In kebab-case; its meaning never changes.", examples=["lora-missing"]
     )
     message: str
     step: str

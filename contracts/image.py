@@ -1,4 +1,4 @@
-"""The image step: one order of one to four pictures."""
+"""The image step: generate one to four images from a prompt."""
 
 from typing import Annotated, Literal
 
@@ -13,16 +13,16 @@ SchedulerName = Literal["dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "uni
 
 
 class Lora(WireModel):
-    """Style weights in safetensors form."""
+    """LoRA weights in the safetensors format."""
 
     uri: str = Field(description="`s3://`, `https://` or `file://`.")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     scale: float = Field(1.0, ge=-4, le=4)
-    required: bool = Field(True, description="False: when the weights are missing, go on with the base model alone.")
+    required: bool = Field(True, description="False: when the weights are missing, continue with the base model.")
 
 
 class Image(Command):
-    """Draw pictures. The same seed gives the same pictures, alone or beside other orders, within 1 of 255."""
+    """Generate images. The same seed gives the same image, alone or in a batch, within 1 of 255 per channel value."""
 
     prompt: str = Field(min_length=1, max_length=4000)
     negative_prompt: str = Field("", max_length=4000)
@@ -31,16 +31,16 @@ class Image(Command):
     steps: int = Field(50, ge=1, le=500)
     guidance_scale: float = Field(7.5, ge=0, le=50)
     scheduler: SchedulerName = "dpm++"
-    seed: int | None = Field(None, ge=0, lt=2**63, description="None: one is drawn and recorded.")
-    count: int = Field(1, ge=1, le=4, description="Picture i is drawn with seed + i.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="None: a random seed, which the result reports.")
+    count: int = Field(1, ge=1, le=4, description="The number of images; image i has the seed `seed + i`.")
     lora: Lora | None = None
-    model: str | None = Field(None, description="A name from the worker's IMAGE_MODELS; None: its IMAGE_MODEL.")
-    deterministic: bool = Field(False, description="Run alone, never in a batch.")
-    preview: bool = Field(False, description="Send a tiny JPEG along with progress.")
+    model: str | None = Field(None, description="One of the worker's IMAGE_MODELS; None: its IMAGE_MODEL.")
+    deterministic: bool = Field(False, description="Never share a batch with other commands.")
+    preview: bool = Field(False, description="Add a small JPEG to each progress event.")
 
 
 class ImageMetadata(WireModel):
-    """How the pictures were made; the backend's `complete` webhook carries it."""
+    """How the images were generated. The `complete` webhook contains it."""
 
     seed: int
     steps: int
@@ -50,13 +50,13 @@ class ImageMetadata(WireModel):
 class ImageDone(Result):
     images: list[Claim]
     metadata: ImageMetadata
-    seeds: list[int] = Field(default_factory=list, description="Of each picture.")
+    seeds: list[int] = Field(default_factory=list, description="The seed of each image.")
     made_with: dict[str, str] = Field(
-        default_factory=dict, description="As in each PNG: sha256 of prompt, model and LoRA, scheduler, versions of the libraries."
+        default_factory=dict, description="As in the metadata of each PNG: sha256 of prompt, model and LoRA, scheduler, library versions."
     )
-    flagged: list[bool] = Field(default_factory=list, description="What the safety checker says of each picture, when it is on.")
-    lora_missing: bool = Field(False, description="The weights were not there and not required: drawn with the base model alone.")
-    rungs: list[str] = Field(default_factory=list, description="What was done for want of memory.")
-    largest_batch: int = Field(1, ge=1, description="So many pictures shared a step with these, themselves among them.")
-    queued_seconds: float = Field(0.0, ge=0, description="Waited for the device, in the worker.")
-    compute_seconds: float = Field(0.0, ge=0, description="From the first step to the encoded pictures.")
+    flagged: list[bool] = Field(default_factory=list, description="The safety checker's finding for each image, when the checker is on.")
+    lora_missing: bool = Field(False, description="The LoRA was missing and not required: the base model was used.")
+    rungs: list[str] = Field(default_factory=list, description="The fallbacks that were used because device memory ran out.")
+    largest_batch: int = Field(1, ge=1, description="The largest number of images in a denoising step with these, themselves included.")
+    queued_seconds: float = Field(0.0, ge=0, description="The wait for the device, in the worker.")
+    compute_seconds: float = Field(0.0, ge=0, description="From the first denoising step to the encoded images.")

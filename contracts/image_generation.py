@@ -1,17 +1,17 @@
-"""The foreign message on the queue `image_generation`: three public forms of one order, as real backends publish them.
+"""The foreign message on the queue `image_generation`: three published forms of an image order.
 
-Form A nests `data.parameters`, form C nests `data` with a LoRA path and a signature, form B is flat. Fields that we do not read are let be.
+Form A nests `data.parameters`, form C nests `data` with a LoRA path and a signature, form B is flat. Other fields are ignored.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from contracts.wire_model import WireModel
 
-AspectRatio = Literal["1:1", "2:2", "1:2", "2:1"]
-ASPECT_RATIO_SIZES: dict[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
+ASPECT_RATIO_SIZES: Mapping[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
 """Aspect ratio to width and height in pixels."""
 
 GenerationId = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -20,7 +20,7 @@ Uri = Annotated[str, Field(max_length=2048)]
 
 
 class Parameters(WireModel):
-    """Form A: what to draw. `size` ("512x512") stands for width and height in one of its publishers."""
+    """The parameters of form A. One of its publishers sends `size` ("512x512") in place of width and height."""
 
     width: int | None = None
     height: int | None = None
@@ -37,7 +37,7 @@ class SignatureConfig(WireModel):
 
 
 class OrderData(WireModel):
-    """The `data` of forms A and C. `count` and `allow_base_model` are ours: an order without them is one picture, its LoRA needed."""
+    """The `data` of forms A and C. `count` and `allow_base_model` are our additions: by default one image, and the LoRA is required."""
 
     generation_id: GenerationId
     style_id: int | None = None
@@ -62,13 +62,13 @@ class NestedOrder(WireModel):
     type: Literal["image_generation"]
     data: OrderData
     task_id: str | None = None
-    callback_url: Uri | None = Field(None, description="Form A: where the backend listens.")
+    callback_url: Uri | None = Field(None, description="Form A: the address for webhooks.")
     webhook_url: Uri | None = Field(None, description="Form C: written by the backend, read by no consumer.")
     created_at: str | None = None
 
 
 class FlatOrder(WireModel):
-    """Form B. Its publisher draws with seed 42 where none is given."""
+    """Form B. Its publisher uses the seed 42 when none is given."""
 
     generation_id: GenerationId
     style_id: int | None = None
@@ -76,16 +76,16 @@ class FlatOrder(WireModel):
     prompt_tags: list[str] = Field(min_length=1, max_length=100)
     artist_name: str | None = Field(None, max_length=200)
     seed: int | None = 42
-    webhook_url: Uri | None = Field(None, description="The backend's base address.")
+    webhook_url: Uri | None = Field(None, description="The base URL of the backend.")
     count: int = 1
     allow_base_model: bool = False
 
 
 def read_generation_id(message: Any) -> int | None:
-    """The generation id, if any can be read in whatever came."""
+    """The generation id of a message that may be invalid; None when it has none."""
     nested = message.get("data") if isinstance(message, dict) else None
-    for place in (nested, message):
-        number = place.get("generation_id") if isinstance(place, dict) else None
+    for fields in (nested, message):
+        number = fields.get("generation_id") if isinstance(fields, dict) else None
         if isinstance(number, str) and re.fullmatch(r"[0-9]{1,18}", number):
             return int(number)
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:

@@ -1,4 +1,6 @@
-"""The standard itineraries: which stops a job of a kind makes, and what its result is. Whoever places an order fills in the arguments."""
+"""The standard itineraries: the steps of each kind of job, and the fields of its result. The publisher of a job adds the arguments."""
+
+from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -9,16 +11,16 @@ from contracts.wire_model import WireModel
 REFUSED_FAULT = {"code": "refused", "message": "No picture suited the advertisement.", "step": Step.VALIDATE}
 
 
-class Itinerary(WireModel):
-    """Stops in order. `answer`: the variables of the job's result."""
+class StandardItinerary(WireModel):
+    """Steps in order, and the steps on progress, failure and refusal. `answer`: the variables that the job's result contains."""
 
-    stops: list[SlipStep]
+    steps: list[SlipStep]
     answer: list[str]
     on_progress: SlipStep | None = None
     on_failure: SlipStep | None = None
     on_refusal: SlipStep | None = None
-    goes_back_to: Step | None = Field(None, description="Where a shut gate leads, as often as the order allows.")
-    fresh: list[str] = Field(default_factory=list, description="What is another value then.")
+    loop_back_to: Step | None = Field(None, description="The step from which to repeat when a condition is false.")
+    reseed: list[str] = Field(default_factory=list, description="The variables that get a new value in each repetition.")
 
 
 _COMPLETE_WEBHOOK = SlipStep(step=Step.WEBHOOK, arguments={"kind": "complete"})
@@ -26,15 +28,15 @@ _PROGRESS_WEBHOOK = SlipStep(step=Step.WEBHOOK, arguments={"kind": "progress"})
 _FAILED_WEBHOOK = SlipStep(step=Step.WEBHOOK, arguments={"kind": "failed"})
 _REFUSED_WEBHOOK = SlipStep(step=Step.WEBHOOK, arguments={"kind": "failed", "fault": REFUSED_FAULT})
 
-ITINERARIES: dict[str, Itinerary] = {
-    "image_order": Itinerary(
-        stops=[SlipStep(step=Step.IMAGE), SlipStep(step=Step.WATERMARK), SlipStep(step=Step.UPLOAD), _COMPLETE_WEBHOOK],
+ITINERARIES: Mapping[str, StandardItinerary] = {
+    "image_order": StandardItinerary(
+        steps=[SlipStep(step=Step.IMAGE), SlipStep(step=Step.WATERMARK), SlipStep(step=Step.UPLOAD), _COMPLETE_WEBHOOK],
         answer=["files", "result_url", "result_urls", "metadata"],
         on_progress=_PROGRESS_WEBHOOK,
         on_failure=_FAILED_WEBHOOK,
     ),
-    "ad": Itinerary(
-        stops=[
+    "ad": StandardItinerary(
+        steps=[
             SlipStep(step=Step.TEXT),
             SlipStep(step=Step.IMAGE),
             SlipStep(step=Step.VALIDATE, gate="is_valid"),
@@ -52,7 +54,7 @@ ITINERARIES: dict[str, Itinerary] = {
         on_progress=_PROGRESS_WEBHOOK,
         on_failure=_FAILED_WEBHOOK,
         on_refusal=_REFUSED_WEBHOOK,
-        goes_back_to=Step.IMAGE,
-        fresh=["seed"],
+        loop_back_to=Step.IMAGE,
+        reseed=["seed"],
     ),
 }

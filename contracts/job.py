@@ -1,4 +1,4 @@
-"""A job as the ledger keeps it, and how to ask for one."""
+"""Jobs as the ledger stores them, and the queries for them."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -14,41 +14,43 @@ JobState = Literal["accepted", "running", "completed", "failed", "cancelled"]
 
 
 def unknown_job_message(job_id: str) -> str:
-    """What is said of a job that is not there, and of one that is not the asker's: nobody can tell the two apart."""
+    """The message for an unknown job, and for one of another tenant: a caller must not be able to tell them apart."""
     return f"no job {job_id!r} is in the ledger; a job just sent appears within moments"
 
 
 class GetJob(Command):
+    """Get one job with its steps."""
+
     job_id: str = Field(max_length=255)
 
 
 class ListJobs(Command):
-    """The youngest first. `before`: only jobs created before that moment, to turn the page."""
+    """List jobs, the latest first. `before`: only jobs created before that time, for the next page."""
 
     state: JobState | None = None
     tenant: str | None = Field(None, max_length=255)
-    words: str | None = Field(None, min_length=1, max_length=200, description="Stand in the order's texts, in any case, or in its id.")
+    words: str | None = Field(None, min_length=1, max_length=200, description="Text to find in the job's texts, in any case, or in its id.")
     before: datetime | None = None
     limit: int = Field(50, ge=1, le=500)
 
 
 class GetJobEvents(Command):
-    """What happened to a job, in the order in which it was said."""
+    """Get the events of a job, in the order of their publication."""
 
     job_id: str = Field(max_length=255)
 
 
 class ClaimJob(Command):
-    """Take a job's id for a request: whoever comes first decides what the id means. The sha256 is that of the request's body."""
+    """Reserve a job id for a request: the first request owns the id. The sha256 is that of the request's body."""
 
     job_id: str = Field(max_length=255)
     kind: str = Field(max_length=64)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    tenant: str | None = Field(None, max_length=255, description="Whose job it will be.")
+    tenant: str | None = Field(None, max_length=255, description="The tenant of the job.")
 
 
 class JobClaimed(Result):
-    """What the id means. `first`: it meant nothing before; `accepted`: the job's first command is known to be sent."""
+    """The owner of the id. `first`: the id was not reserved before; `accepted`: the job's first command is known to be published."""
 
     job_id: str
     sha256: str
@@ -57,7 +59,7 @@ class JobClaimed(Result):
 
 
 class StepRecord(WireModel):
-    """What is known of one step of a job, from its events."""
+    """The state of one step of a job, from its events."""
 
     step: str
     state: JobState
@@ -72,6 +74,8 @@ class StepRecord(WireModel):
 
 
 class Job(Result):
+    """One job."""
+
     job_id: str
     kind: str | None = None
     state: JobState
@@ -81,12 +85,16 @@ class Job(Result):
     updated_at: datetime
     result: dict[str, Any] | None = None
     fault: Fault | None = None
-    steps: list[StepRecord] = Field(default_factory=list, description="In the order in which they began. Left out of lists.")
+    steps: list[StepRecord] = Field(default_factory=list, description="In the order in which they started. Empty in lists.")
 
 
 class Jobs(Result):
+    """One page of jobs, the latest first."""
+
     jobs: list[Job]
 
 
 class JobEvents(Result):
-    events: list[Event] = Field(description="None when nothing is known of the job.")
+    """The events of one job."""
+
+    events: list[Event] = Field(description="Empty when the job is unknown.")

@@ -1,30 +1,37 @@
-"""The judge step (stage 2): may the finished advertisement go out? By ids, or complete in itself; opinion and measurement together."""
+"""The judge step (stage 2): may the finished advertisement be published? It combines a model's verdict with measurements.
+
+The input is given by ids, which the worker looks up in the source system's tables, or in full.
+"""
 
 from pydantic import Field
 
 from contracts.claim import Claim
 from contracts.validate import RecordId
-from contracts.verdict import Evidence, Region
+from contracts.verdict import Evidence, HexColor, Region
 from contracts.wire import Command, Result
 
 
 class Judge(Command):
+    """Judge an advertisement."""
+
     job_variants_id: RecordId | None = None
     job_id: RecordId | None = None
     tenant_id: RecordId | None = None
     overlay_id: RecordId | None = None
     render_asset_url: str | None = Field(None, max_length=2048)
-    image: Claim | None = Field(None, description="The advertisement, where no ids are given.")
-    images: list[Claim] = Field(default_factory=list, max_length=16, description="The same along a slip: the first is looked at.")
-    bare_image: Claim | None = Field(None, description="The picture before the text was laid over it.")
-    text_region: Region | None = Field(None, description="Where the text stands; by ids it is in the layout.")
-    text_color: str | None = Field(None, pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$")
-    large_text: bool = Field(False, description="At least 24 pixels, or 18.7 bold: WCAG asks for 3 instead of 4.5.")
+    image: Claim | None = Field(None, description="The advertisement, when no ids are given.")
+    images: list[Claim] = Field(default_factory=list, max_length=16, description="The same on a routing slip: the first image is judged.")
+    bare_image: Claim | None = Field(None, description="The image without its text.")
+    text_region: Region | None = Field(None, description="The position of the text; with ids it is read from the layout.")
+    text_color: HexColor | None = None
+    large_text: bool = Field(False, description="At least 24 pixels, or 18.7 in bold: WCAG then requires a contrast of 3 instead of 4.5.")
     protected_region: Region | None = Field(None, description="What must not be covered, such as the product.")
-    once: bool = Field(False, description="A variant that has gone on already is answered with the verdict it has.")
+    once: bool = Field(False, description="If the variant has passed this stage already, return its stored verdict.")
 
 
 class JudgeDone(Result):
+    """The verdict on an advertisement."""
+
     job_id: str
     vlm_trace_id: str | None = None
     on_brief: bool
@@ -32,7 +39,7 @@ class JudgeDone(Result):
     contrast_ok: bool
     cta_present: bool
     analysis: str
-    issues: list[str] = Field(description="The model's, and each disagreement between it and the evidence.")
+    issues: list[str] = Field(description="The issues that the model reports, and each contradiction between its verdict and the evidence.")
     evidence: Evidence = Evidence()
     repaired: bool = False
     seen_by: str = ""

@@ -1,4 +1,4 @@
-"""The overlay step: an advertisement's copy laid over its picture, where there is room for it and where it can be read."""
+"""The overlay step: draw the text of an advertisement on its image, where there is free space and enough contrast."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from contracts.claim import Claim
 from contracts.validate import FontRecommendation, RecordId
-from contracts.verdict import Region
+from contracts.verdict import HexColor, Region
 from contracts.wire import Command, Result
 
 AlignX = Literal["left", "center", "right"]
@@ -14,30 +14,32 @@ AlignY = Literal["top", "middle", "bottom"]
 
 
 class Overlay(Command):
-    """Lay a text over the first picture. What is not said is chosen: the place by free space and contrast, the colour by contrast."""
+    """Draw a text on the first image. By default the position is chosen by free space and contrast, the colour by contrast."""
 
-    images: list[Claim] = Field(min_length=1, max_length=16, description="The text goes on the first; the others are left behind.")
+    images: list[Claim] = Field(
+        min_length=1, max_length=16, description="The text is drawn on the first; the result leaves out the others."
+    )
     text: str = Field(min_length=1, max_length=500)
-    font_recommendation: FontRecommendation | None = Field(None, description="As the validate step recommends.")
+    font_recommendation: FontRecommendation | None = Field(None, description="The recommendation of the validate step.")
     x_align: AlignX | None = None
     y_align: AlignY | None = None
-    text_color: str | None = Field(None, pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$", description="RRGGBB or RRGGBBAA.")
-    overlay_color: str | None = Field(None, pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$", description="A plate behind the text.")
+    text_color: HexColor | None = Field(None, description="RRGGBB or RRGGBBAA.")
+    overlay_color: HexColor | None = Field(None, description="The colour of a plate behind the text.")
     margin: int = Field(8, ge=0, le=200, description="Pixels.")
-    protected_region: Region | None = Field(None, description="Where no text should stand, such as the product.")
-    job_variants_id: RecordId | None = Field(None, description="With it the layout is kept in the source system's table.")
+    protected_region: Region | None = Field(None, description="Where no text should be, such as the product.")
+    job_variants_id: RecordId | None = Field(None, description="With it the layout is stored in the source system's table.")
     proposal_id: RecordId | None = None
 
 
 class OverlayDone(Result):
-    """`layout` and the ratios are what the source system's `overlay_layouts` holds."""
+    """`layout` and the ratios are the values in the source system's table `overlay_layouts`."""
 
-    images: list[Claim] = Field(description="The picture with its text.")
-    bare_image: Claim = Field(description="The picture without.")
+    images: list[Claim] = Field(description="The image with its text.")
+    bare_image: Claim = Field(description="The image without its text.")
     overlay_id: str
     text_region: Region
     text_color: str = Field(description="RRGGBB.")
     large_text: bool
-    contrast_ratio: float = Field(ge=1, le=21, description="WCAG 2, of the text against the worst tenth of what lies behind it.")
+    contrast_ratio: float = Field(ge=1, le=21, description="WCAG 2 contrast of the text against the worst tenth of its background.")
     contrast_required: float = Field(description="4.5, or 3 for large text.")
     layout: dict[str, Any]

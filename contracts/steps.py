@@ -1,4 +1,6 @@
-"""The steps and what each takes and gives: the table from which a slip builds the next command."""
+"""The command and the result of each step; the bus builds the next command of a slip from these tables."""
+
+from collections.abc import Mapping
 
 from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
@@ -11,7 +13,7 @@ from contracts.watermark import Watermark, WatermarkDone
 from contracts.webhook import Webhook, WebhookDone
 from contracts.wire import Command, Result, Step
 
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: Mapping[str, type[Command]] = {
     Step.IMAGE: Image,
     Step.WATERMARK: Watermark,
     Step.UPLOAD: Upload,
@@ -23,7 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
     Step.TEXT: Text,
 }
 
-RESULTS: dict[str, type[Result]] = {
+RESULTS: Mapping[str, type[Result]] = {
     Step.IMAGE: ImageDone,
     Step.WATERMARK: WatermarkDone,
     Step.UPLOAD: UploadDone,
@@ -36,4 +38,4 @@ RESULTS: dict[str, type[Result]] = {
 }
 
 DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
-"""Whoever has a queue of dead letters: the steps, the keepers of records, and the adapter of the foreign queue."""
+"""What has a dead-letter queue: the steps, the actors that store records, and the adapter of the foreign queue."""

@@ -1,4 +1,4 @@
-"""The upload step: pictures to the place where the outside world reads them."""
+"""The upload step: copy images to the public store."""
 
 from pydantic import Field
 
@@ -7,13 +7,17 @@ from contracts.wire import Command, Result
 
 
 class Upload(Command):
+    """Upload images."""
+
     images: list[Claim] = Field(min_length=1, max_length=16)
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Fills `{name}` in the key template.", examples=["gen-500"]
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="The value of `{name}` in the key template.", examples=["gen-500"]
     )
 
 
 class UploadDone(Result):
-    files: list[Claim] = Field(description="Where the pictures lie now.")
-    result_url: str = Field(description="The first picture, as the outside world reads it.")
+    """The uploaded images and their public addresses."""
+
+    files: list[Claim] = Field(description="Claims on the uploaded images.")
+    result_url: str = Field(description="The public URL of the first image.")
     result_urls: list[str]

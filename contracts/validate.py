@@ -1,6 +1,6 @@
-"""The validate step (stage 1): does a picture suit its advertisement?
+"""The validate step (stage 1): does an image suit its advertisement?
 
-Either by ids, which the worker looks up in the source system's tables, or complete in itself: a claim and a text.
+The input is given by ids, which the worker looks up in the source system's tables, or in full: a claim and a text.
 """
 
 from typing import Annotated
@@ -15,22 +15,28 @@ RecordId = Annotated[str, Field(max_length=255)]
 
 
 class Validate(Command):
+    """Validate an image."""
+
     job_variants_id: RecordId | None = Field(
-        None, description="With it, the picture and the text are looked up, and the variant's state is kept."
+        None, description="With it the image and the text are looked up, and the state of the variant is updated."
     )
     job_id: RecordId | None = None
     tenant_id: RecordId | None = None
     asset_url: str | None = Field(
-        None, max_length=2048, description="Read by nobody: the variant names its picture. Kept from the source system."
+        None, max_length=2048, description="Not read, because the variant names its image. A field of the source system."
     )
-    image: Claim | None = Field(None, description="The picture, where no ids are given.")
-    images: list[Claim] = Field(default_factory=list, max_length=16, description="The same along a slip: the first is looked at.")
+    image: Claim | None = Field(None, description="The image, when no ids are given.")
+    images: list[Claim] = Field(
+        default_factory=list, max_length=16, description="The same on a routing slip: the first image is validated."
+    )
     ad_copy_text: str | None = Field(None, max_length=4000)
-    prompt: str | None = Field(None, max_length=4000, description="Asked instead of the usual question.")
-    once: bool = Field(False, description="A variant that has gone on already is answered with the verdict it has.")
+    prompt: str | None = Field(None, max_length=4000, description="Replaces the standard prompt.")
+    once: bool = Field(False, description="If the variant has passed this stage already, return its stored verdict.")
 
 
 class FontRecommendation(WireModel):
+    """A font that would suit the image."""
+
     font_style: str
     font_name: str
     font_size_category: str
@@ -39,8 +45,10 @@ class FontRecommendation(WireModel):
 
 
 class ValidateDone(Result):
+    """The verdict on an image."""
+
     job_id: str
-    vlm_trace_id: str | None = Field(None, description="The row in `vlm_traces`; absent where no variant was looked up.")
+    vlm_trace_id: str | None = Field(None, description="The id of the row in `vlm_traces`; absent when no variant was looked up.")
     is_valid: bool
     image_quality_ok: bool
     relevance_score: float = Field(ge=0, le=1)
@@ -48,7 +56,10 @@ class ValidateDone(Result):
     issues: list[str]
     recommendations: list[str]
     font_recommendation: FontRecommendation | None = None
-    repaired: bool = Field(False, description="The model's server could not constrain the answer; it was mended into this form.")
+    repaired: bool = Field(
+        False, description="The model server could not constrain the output; the answer was repaired to fit this schema."
+    )
     seen_by: str = Field(
-        "", description="The model. Not called `model`: a result's fields become variables, and an image order has a `model` too."
+        "",
+        description="The name of the model. It is not called `model`, because it becomes a variable, and the image command has a `model`.",
     )

@@ -1,6 +1,6 @@
-"""Verdicts on a picture: what a model may say, bounded so that its saying always ends, and what can be measured beside it.
+"""Verdicts on an image: the schemas that constrain a model's output, and the measurements beside it.
 
-The opinions are the schemas that constrain decoding. Their texts have a pattern and no `maxLength`, their lists a limit.
+Each schema bounds its output, so that generation always ends: texts by a pattern (not `maxLength`), lists by a maximum length.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from contracts.wire_model import WireModel
 
 
 def bounded_text(max_length: int) -> Any:
-    """One to `longest` characters, no control character, no quote and no backslash: nothing in it needs an escape in JSON."""
+    """One to `max_length` characters without control characters, quotes and backslashes: none needs an escape in JSON."""
     return Field(pattern=rf"^[^\x00-\x1f\x22\x5c\x7f]{{1,{max_length}}}$")
 
 
@@ -19,16 +19,18 @@ Analysis = Annotated[str, bounded_text(240)]
 Remark = Annotated[str, bounded_text(100)]
 Remarks = Annotated[list[Remark], Field(max_length=4)]
 Score = Annotated[float, Field(ge=0, le=1)]
+HexColor = Annotated[str, Field(pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$")]
+"""RRGGBB or RRGGBBAA, with or without `#`."""
 
 
 class VerdictSchema(BaseModel):
-    """What a model says, and nothing besides. Every field is said, in this order."""
+    """The output of a model: all fields, in this order, and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FontVerdictSchema(VerdictSchema):
-    """Lettering that would suit the picture."""
+    """A font that would suit the image."""
 
     font_style: Literal["serif", "sans-serif", "bold", "italic"]
     font_name: Annotated[str, bounded_text(40)]
@@ -38,7 +40,7 @@ class FontVerdictSchema(VerdictSchema):
 
 
 class ImageVerdictSchema(VerdictSchema):
-    """Whether a picture suits its advertisement."""
+    """Whether an image suits its advertisement."""
 
     is_valid: bool
     image_quality_ok: bool
@@ -50,7 +52,7 @@ class ImageVerdictSchema(VerdictSchema):
 
 
 class AdVerdictSchema(VerdictSchema):
-    """Whether a finished advertisement may go out. `occlusion`: something that matters is covered."""
+    """Whether a finished advertisement may be published. `occlusion`: something important is covered."""
 
     on_brief: bool
     occlusion: bool
@@ -61,7 +63,7 @@ class AdVerdictSchema(VerdictSchema):
 
 
 class Region(WireModel):
-    """A rectangle as shares of the picture's width and height, from its upper left corner."""
+    """A rectangle in fractions of the image's width and height, from its upper left corner."""
 
     x: float = Field(ge=0, le=1)
     y: float = Field(ge=0, le=1)
@@ -70,13 +72,13 @@ class Region(WireModel):
 
 
 class Evidence(WireModel):
-    """What was measured on the picture itself. A value that could not be measured is absent."""
+    """Measurements on the image. A value that could not be measured is absent."""
 
-    contrast_ratio: float | None = Field(None, ge=1, le=21, description="WCAG 2 contrast of the text against what lies behind it.")
+    contrast_ratio: float | None = Field(None, ge=1, le=21, description="WCAG 2 contrast of the text against its background.")
     contrast_required: float | None = Field(None, description="4.5, or 3 for large text.")
-    text_color: str | None = Field(None, description="Given or found; 6 hex digits.")
+    text_color: str | None = Field(None, description="Given or measured; 6 hex digits.")
     background_color: str | None = None
-    covered_share: float | None = Field(None, ge=0, le=1, description="Share of the protected region that the overlay covers.")
+    covered_share: float | None = Field(None, ge=0, le=1, description="The fraction of the protected region that the overlay covers.")
     covered_by: Literal["pixels", "geometry"] | None = Field(
-        None, description="Pixels that differ from the bare picture, or the boxes alone."
+        None, description="The method: pixels that differ from the image without text, or the boxes alone."
     )

@@ -1,6 +1,6 @@
-"""What every message has in common: the command and its result, the steps by name, and the headers that are ours.
+"""What all messages share: the base classes of commands and results, the names of the steps, and our headers.
 
-The body of a message is the step's command as JSON. All that concerns the message itself stands in its AMQP properties
+The body of a message is the step's command as JSON. Everything about the message itself is in its AMQP properties
 (`message_id`, `correlation_id` = job id, `reply_to`, `type` = `<step>.v1`) and in the headers below.
 """
 
@@ -11,7 +11,7 @@ from contracts.wire_model import WireModel
 
 
 class Step(StrEnum):
-    """A step is one word everywhere: the queue, the dead letters, the log field, the file of its actor."""
+    """The steps. The name of a step is also that of its queues, its log field and the file of its actor."""
 
     IMAGE = "image"
     WATERMARK = "watermark"
@@ -25,27 +25,27 @@ class Step(StrEnum):
 
 
 class Header(StrEnum):
-    """Headers that we set. Headers that begin with `x-` are the broker's and are never copied."""
+    """Our headers. Headers that begin with `x-` are the broker's and are never copied."""
 
     ATTEMPT = "atelier-attempt"
-    """int: the run now due; 1 on the first delivery. Set by a retry."""
+    """int: the number of this attempt; 1 on the first delivery. Set by a retry."""
     DEADLINE = "atelier-deadline"
-    """ISO 8601: after this moment nobody wants the work any more. Travels along the slip."""
+    """ISO 8601: after this time the work is dropped. Copied to the following steps of the slip."""
     TENANT = "atelier-tenant"
-    """str: who pays for the work; queues on the device take turns by it."""
+    """str: the tenant of the job; the device serves tenants in turn."""
     CAUSATION = "atelier-causation"
-    """str: the message id that led to this one."""
+    """str: the id of the message that caused this one."""
     DETACHED = "atelier-aside"
-    """bool: the command runs beside its job's way (a progress webhook); neither its end nor its failure is the job's."""
+    """bool: the command runs beside its job's itinerary, such as a progress webhook; its end or failure does not end the job."""
     TRACEPARENT = "traceparent"
     TRACESTATE = "tracestate"
     """str: W3C trace context."""
     REQUEST_ID = "atelier-request-id"
-    """str: the HTTP request that began the job, as its client or the gateway named it."""
+    """str: the id of the HTTP request that started the job, set by its client or the gateway."""
     ORIGIN_QUEUE = "atelier-origin-queue"
     ORIGIN_EXCHANGE = "atelier-origin-exchange"
     ORIGIN_ROUTING_KEY = "atelier-origin-routing-key"
-    """str: where a failing message first came in. Kept from the first failure on, because a retry loses it."""
+    """str: where a failed message was first delivered. Set at the first failure and then kept, because a retry is published elsewhere."""
     FIRST_FAILED_AT = "atelier-first-failed-at"
     LAST_FAILED_AT = "atelier-last-failed-at"
     """ISO 8601."""
@@ -53,19 +53,19 @@ class Header(StrEnum):
     FAULT_MESSAGE = "atelier-fault-message"
     EXCEPTION_TYPE = "atelier-exception-type"
     EXCEPTION_STACK = "atelier-exception-stack"
-    """str: why a dead letter died. Message and stack are shortened."""
+    """str: the cause of a dead letter. Message and stack are shortened."""
     REPLAY = "atelier-replay"
-    """int: how often an operator has sent this message again out of the dead letters. Travels no further."""
+    """int: how often this message was replayed from the dead letters. Not copied to the following steps."""
 
 
 class Command(WireModel):
-    """The body of a command. With a slip the job goes on after this step; without one it ends here."""
+    """The body of a command. With a slip the job continues after this step; without one it ends here."""
 
     slip: Slip | None = None
 
 
 class Result(WireModel):
-    """What a step made. Its fields become the slip's variables, from which the next command is built by field name."""
+    """The result of a step. Its fields become variables of the slip, from which the next command is built by field name."""
 
 
 def message_type(step: str) -> str:

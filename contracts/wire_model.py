@@ -1,9 +1,9 @@
-"""The root of all data that travels."""
+"""The base class of all contracts."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class WireModel(BaseModel):
-    """Data that travels. Fields that we do not know are kept, so that an older reader never loses what a newer writer said."""
+    """Immutable message data. Unknown fields are kept, so that an older reader does not lose the fields of a newer writer."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
