@@ -1,1 +1,1 @@
-"""The post office: what happens to a delivery is decided here. The only room that speaks AMQP, S3 and to the database pool."""
+"""Messaging, persistence and storage. The only package that uses AMQP, S3 and the database; it decides the outcome of each delivery."""

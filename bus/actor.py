@@ -1,9 +1,10 @@
-"""What an actor is: one step's command, result and limits, and how its handler is opened. No base class, no registry."""
+"""Actors and adapters as data: the command, result and limits of one step, and how its handler is opened. No base class, no registry."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from asyncpg import Connection, Pool
@@ -16,19 +17,15 @@ from contracts.wire import Result
 from contracts.wire_model import WireModel
 
 ReportProgress = Callable[[Progress], Awaitable[None]]
-
-
 SendDelta = Callable[[WireModel], Awaitable[None]]
-
-
 DatabaseWrite = Callable[[Connection], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a handler may know of its delivery. `report` tells the world how far the work has come.
+    """What a handler knows of its delivery. `report_progress` publishes a progress event.
 
-    `say` gives whoever awaits the reply a part of it beforehand, numbered from 0 in its field `sequence`; None when nobody does.
+    `send_delta` sends a part of the reply ahead of it, numbered from 0 in its field `sequence`; None when nobody awaits a reply.
     """
 
     job_id: str
@@ -42,9 +39,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Transactional:
-    """A result together with a write, which the bus carries out in the very transaction that remembers the outcome.
+    """A result together with a database write, which runs in the transaction that marks the message done.
 
-    `settled` is called when that transaction is over, however it ended.
+    `after_transaction` is called when that transaction has ended, committed or not.
     """
 
     result: Result
@@ -53,34 +50,43 @@ class Transactional:
 
 
 class Handler(Protocol):
-    """Takes a command, returns a result. It never acks, publishes, retries or names the next stop."""
+    """Takes a command, returns a result. It never acknowledges, publishes, retries or names the next step."""
 
     async def __call__(self, command: Any, context: Context, /) -> Result | Transactional: ...
 
 
 class Engine(Protocol):
-    """What an actor shows of the engine that works for it."""
+    """What an actor exposes of its engine to health checks and metrics."""
 
     async def unavailable_reason(self) -> str | None:
-        """Why it would not answer now; None when it would."""
+        """Why it cannot process requests now; None when it can."""
         ...
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What it counts, by the names of metrics; see `bus/observability/metrics.py`."""
+        """Its counters and gauges by metric name; see `bus/observability/metrics.py`."""
         ...
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the bus lends to an actor: the claim store, and the database pool when there is one.
+    """What the worker provides to an actor: the claim store, and the database pool when there is one.
 
-    `unready` takes a word from the actor: why it can do no work for now, and None when it can again. `show` takes its engine.
+    `set_unready` takes the reason why the actor can process nothing for now, None when it can again; its consumer is paused meanwhile.
+    `register_engine` adds its engine to health checks and metrics.
     """
 
     claims: ClaimStore
     database: Pool | None = None
     set_unready: Callable[[str | None], None] = lambda _: None
     register_engine: Callable[[Engine], None] = lambda _: None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    """What the actors of one worker share, such as an engine: one dictionary for all of them; see `actors/engines/shared_resource.py`."""
+
+    def require_database(self, missing: str) -> Pool:
+        """The pool. Raises PermanentError("database-missing", missing) without one."""
+        if self.database is None:
+            raise PermanentError("database-missing", missing)
+        return self.database
 
 
 OpenHandler = Callable[[Resources], AbstractAsyncContextManager[Handler]]
@@ -88,13 +94,13 @@ OpenHandler = Callable[[Resources], AbstractAsyncContextManager[Handler]]
 
 @dataclass(frozen=True)
 class Actor:
-    """One step of the workshop.
+    """One step.
 
-    `timeout_seconds` bounds one run of the handler. `prefetch` is how many deliveries are in hand at once.
-    `remembers` keeps outcomes in the inbox, so that the effect happens once; without it the work must be idempotent by its keys.
-    `announces` publishes events about the work. A `question` is answered once, with a result or a fault: it is nobody's work, so it
-    is never tried again nor buried. Without `expires` a deadline does not end it: it tells what was done, or that time was up.
-    `schema` is idempotent DDL for the tables that the actor owns.
+    `timeout_seconds` bounds one run of the handler. `prefetch`: how many deliveries are in flight at once.
+    `deduplicate` keeps results in the inbox, so that the effect happens once; without it the handler must be idempotent.
+    `emit_events` publishes events about each run. An `is_query` command gets one reply, a result or a fault: it is neither retried nor
+    dead-lettered. Without `enforce_deadline` the step runs past the deadline of its job, as one that reports the end of a job must.
+    `schema`: idempotent DDL of the tables that the actor owns.
     """
 
     step: str
@@ -121,9 +127,46 @@ class Actor:
         return self.routing_keys or (self.step,)
 
 
+def with_database(handler: Callable[..., Coroutine[Any, Any, Result | Transactional]], missing: str) -> OpenHandler:
+    """Opens `handler` with the pool as its keyword argument `database`; `missing`: the error message without a pool."""
+
+    @asynccontextmanager
+    async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
+        yield partial(handler, database=resources.require_database(missing))
+
+    return open_handler
+
+
+def query_actor(
+    step: str,
+    command: type[WireModel],
+    result: type[Result],
+    open_handler: OpenHandler,
+    description: str,
+    *,
+    timeout_seconds: float,
+    prefetch: int,
+    schema: str = "",
+) -> Actor:
+    """An actor that only answers questions: no inbox, no events, no retries, no dead letters."""
+    return Actor(
+        step=step,
+        command=command,
+        result=result,
+        open=open_handler,
+        timeout_seconds=timeout_seconds,
+        prefetch=prefetch,
+        deduplicate=False,
+        emit_events=False,
+        is_query=True,
+        schema=schema,
+        description=description,
+    )
+
+
 @dataclass(frozen=True)
 class TranslatedCommand:
-    """A command of ours. `message_id` must follow from the foreign message, so that the same order twice is done once."""
+    """A command made from a foreign message. `message_id` is derived from that message, so that a duplicate of it is processed once."""
 
     step: str
     body: dict[str, Any]
@@ -133,7 +176,7 @@ class TranslatedCommand:
 
 
 class InvalidMessage(PermanentError):
-    """The foreign message is no order. `told`: how to tell its sender, when that much could be read."""
+    """The foreign message cannot be translated. `notification`: a command that informs its sender, when the sender is known."""
 
     def __init__(self, code: str, message: str, *, notification: TranslatedCommand | None = None) -> None:
         super().__init__(code, message)
@@ -142,7 +185,7 @@ class InvalidMessage(PermanentError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """`translate` is pure: bytes in, command out, or Unreadable."""
+    """Reads a foreign queue. `translate` is pure: the message body in, a command out. It raises InvalidMessage."""
 
     name: str
     queue: str

@@ -1,4 +1,4 @@
-"""A delivery: one message as it came out of a queue, its properties and headers read once."""
+"""A delivery: one message from a queue, its properties and headers parsed once."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from contracts.wire import Header
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a message first came in. After a retry the broker no longer knows, so it travels in our headers."""
+    """Where a message first arrived. A retry is a new message to the broker, so our headers carry the origin."""
 
     queue: str
     exchange: str
@@ -22,7 +22,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Everything about a message but what its body means. `returns` counts how often the broker had to take it back."""
+    """A message and its metadata; the body is not parsed. `redelivery_count`: how often it was returned to the queue."""
 
     body: bytes
     queue: str
@@ -74,7 +74,7 @@ class Delivery:
 
     @property
     def propagated_headers(self) -> dict[str, Any]:
-        """What goes along with whatever follows from this message."""
+        """The headers that every message caused by this one carries."""
         headers = {
             Header.DEADLINE: self.deadline.isoformat() if self.deadline else None,
             Header.TENANT: self.tenant,
@@ -86,19 +86,19 @@ class Delivery:
 
     @property
     def trace_context(self) -> dict[str, str]:
-        """W3C trace context, as far as there is any."""
+        """The W3C trace context headers that are set."""
         headers = {Header.TRACEPARENT.value: self.traceparent, Header.TRACESTATE.value: self.tracestate}
         return {name: value for name, value in headers.items() if value}
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What every log line about this delivery says, so that one request is found in the logs of all processes."""
-        names = {"request_id": self.request_id, "trace_id": self.traceparent.split("-")[1:2] if self.traceparent else None}
-        return {name: value if isinstance(value, str) else value[0] for name, value in names.items() if value}
+        """Fields of every log entry about this delivery; they identify one request in the logs of all processes."""
+        fields = {"request_id": self.request_id, "trace_id": self.traceparent.split("-")[1:2] if self.traceparent else None}
+        return {name: value if isinstance(value, str) else value[0] for name, value in fields.items() if value}
 
 
 def _to_int(value: Any, default: int) -> int:
-    """A header may hold anything: a stranger's nonsense counts as absent."""
+    """A header may hold a value of any type: one that is no number counts as absent."""
     with contextlib.suppress(TypeError, ValueError):
         return int(value)
     return default

@@ -1,17 +1,22 @@
-"""All that an actor can say about a failure, and what the post itself may meet.
+"""The errors that decide the outcome of a delivery, and those of publishing.
 
 Exception
-├── TemporaryError      may work later: tried again on the ladder
-├── PermanentError      will never work: buried with its code
-├── EngineDead          the model process died: the work goes back, untried
-├── Abandoned           whoever awaited the reply is gone: the work ends
-└── PublishError        the broker did not confirm in time
-    └── NoQueue         there is no queue for it
+├── TemporaryError           may succeed later: retried after a retry delay
+├── PermanentError           never succeeds: dead-lettered under its code
+├── EngineCrashed            the model process died: the delivery is requeued, the attempt does not count
+├── CallerGone               the receiver of a streamed reply is gone: the delivery is dropped
+└── PublishError             the broker did not confirm in time
+    └── UnroutableMessage    no queue takes the message
 """
+
+from pydantic import ValidationError
 
 
 class TemporaryError(Exception):
-    """It may work later. `delay`: seconds to wait at least; None takes the ladder's next rung. `code` names the cause if it never does."""
+    """The step may succeed later.
+
+    `delay`: seconds to wait at least; None takes the next retry delay. `code`: the fault code if no attempt succeeds.
+    """
 
     def __init__(self, message: str, *, delay: float | None = None, code: str = "attempts-exhausted") -> None:
         super().__init__(message)
@@ -19,7 +24,7 @@ class TemporaryError(Exception):
 
 
 class PermanentError(Exception):
-    """It will never work, however often it is tried. `code` is kebab-case, for machines; `message` names the cause and the cure."""
+    """The step never succeeds, however often it is retried. `code` is kebab-case, for machines; `message` names cause and remedy."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -27,16 +32,22 @@ class PermanentError(Exception):
 
 
 class EngineCrashed(Exception):
-    """The model process died while it held the work. Nothing is wrong with the work itself as far as is known."""
+    """The model process died during the step. The message is not known to be at fault."""
 
 
 class CallerGone(Exception):
-    """Whoever awaited a streamed reply is gone, and its queue with it."""
+    """The receiver of a streamed reply is gone, and its reply queue with it."""
 
 
 class PublishError(Exception):
-    """The broker did not take a message: no confirm within the time limit, or no queue for a command."""
+    """The broker did not accept a message: no confirm within the time limit, or no queue for a command."""
 
 
 class UnroutableMessage(PublishError):
-    """No queue takes what must arrive: its step's actor has never run here, or the queue is gone."""
+    """No queue takes a mandatory message: the actor of its step has never run here, or the queue was deleted."""
+
+
+def validation_problems(error: ValidationError, *, limit: int = 10, root: str = "body") -> str:
+    """The first problems as `field.path: reason; …`, without the values. `root` names the whole message."""
+    problems = error.errors(include_url=False, include_input=False)[:limit]
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or root}: {problem['msg']}" for problem in problems)

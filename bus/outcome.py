@@ -1,8 +1,8 @@
-"""What becomes of a delivery. Everything that decides it stands in this file; nothing here touches the network or the clock.
+"""The outcome of a delivery. Every rule is in this module; nothing here touches the network or the clock.
 
-Rule 1: an attempt is counted in our header. The broker's count tells only how often a delivery came back.
-Rule 2: whatever is neither temporary nor permanent by its own word is temporary, but bounded.
-Rule 3: putting a message back (requeue) is never a retry; it is for work that was not tried to its end.
+Rule 1: attempts are counted in our header. The broker's count only says how often a delivery was returned to the queue.
+Rule 2: an error that is neither a TemporaryError nor a PermanentError counts as temporary; the number of attempts is bounded.
+Rule 3: a requeue is never a retry; it is for an attempt that did not run to its end.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class DeadLettered:
-    """Buried, with its cause. `stack` is for the operator."""
+    """Published to the dead-letter queue with its cause. `stack`: the traceback, for the operator."""
 
     fault: Fault
     stack: str = ""
@@ -36,14 +36,14 @@ class DeadLettered:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Ended without an effect and without a dead letter: its deadline has passed, or it was cancelled."""
+    """Ended without a result and without a dead letter: its deadline has passed, or its job was cancelled."""
 
     fault: Fault
 
 
 @dataclass(frozen=True)
 class Requeue:
-    """Left to the broker, which delivers it again."""
+    """Returned to the queue; the broker delivers it again."""
 
     reason: str
 
@@ -57,14 +57,14 @@ CANCELLED = "cancelled"
 def precheck(
     *, step: str, attempt: int, crash_count: int, delivery_limit: int, deadline: datetime | None, now: datetime, cancelled: bool
 ) -> Outcome | None:
-    """What is already decided before the handler runs; None when the work is to be done."""
+    """The outcome that is certain before the handler runs; None when the handler is to run."""
     if cancelled:
         return Dropped(Fault(code=CANCELLED, message="The job was cancelled.", step=step, attempts=attempt))
     if deadline is not None and now >= deadline:
-        message = f"The deadline {deadline.isoformat()} had passed before the work began."
+        message = f"The deadline {deadline.isoformat()} had passed before the step started."
         return Dropped(Fault(code=EXPIRED, message=message, step=step, attempts=attempt))
     if crash_count >= delivery_limit:
-        message = f"The delivery came back {crash_count} times: whoever takes it dies or loses its connection."
+        message = f"The delivery was returned {crash_count} times: each process that took it died or lost its connection."
         return DeadLettered(Fault(code="crash-loop", message=message, step=step, attempts=attempt))
     return None
 
@@ -72,7 +72,10 @@ def precheck(
 def after_error(
     error: BaseException, *, step: str, attempt: int, delays: Sequence[float], delay_queue_seconds: Sequence[float], stack: str = ""
 ) -> Outcome:
-    """`delays`: the wait before run 2, 3, …; `rungs`: every wait there is a queue for, the shortest first."""
+    """The outcome of an attempt that raised `error`.
+
+    `delays`: the wait before attempt 2, 3, …; `delay_queue_seconds`: every wait that has a delay queue, the shortest first.
+    """
     match error:
         case EngineCrashed() | asyncio.CancelledError():
             return Requeue(str(error) or type(error).__name__)
@@ -91,7 +94,7 @@ def after_error(
 
 
 def drop_if_past_deadline(outcome: Outcome, error: BaseException, deadline: datetime | None, now: datetime) -> Outcome:
-    """A retry that would come after the deadline is not made: the cause is told at once, where it has a name, to whoever still waits."""
+    """A retry that would start after the deadline is dropped at once, if the error has a code that names its cause."""
     late = isinstance(outcome, Retry) and deadline is not None and now + timedelta(seconds=outcome.delay) >= deadline
     if not (late and isinstance(outcome, Retry) and isinstance(error, TemporaryError) and error.code != "attempts-exhausted"):
         return outcome
@@ -99,7 +102,7 @@ def drop_if_past_deadline(outcome: Outcome, error: BaseException, deadline: date
 
 
 def round_up_delay(delay: float, delay_queue_seconds: Sequence[float]) -> float:
-    """The shortest rung that waits at least `delay` seconds, else the longest there is."""
+    """The shortest retry delay of at least `delay` seconds, else the longest."""
     return next((wait for wait in delay_queue_seconds if wait >= delay), delay_queue_seconds[-1])
 
 

@@ -1,4 +1,4 @@
-"""Wait for a part that is away (broker, database) instead of failing the work: the delivery stays unacked, and nothing is lost."""
+"""Waits for a dependency (broker, database) that is unavailable instead of failing: the delivery stays unacknowledged meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     TimeoutError,
     PublishError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # an answer cut in half by the server's end
+    asyncpg.InternalClientError,  # a response that the server cut off
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -27,12 +27,12 @@ log = structlog.get_logger()
 
 
 async def retry_while_unavailable(call: Callable[[], Awaitable[T]], dependency: str) -> T:
-    """Call until it works. Only the absence of a part is waited for; every other error is raised at once."""
+    """Call until it succeeds, with a doubling wait. Errors that do not mean an unavailable dependency are raised at once."""
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
             return await call()
         except UNAVAILABLE as error:
-            log.warning("part.away", part=dependency, error=repr(error), wait_seconds=wait)
+            log.warning("dependency.unavailable", dependency=dependency, error=repr(error), wait_seconds=wait)
         await asyncio.sleep(wait)
         wait = min(wait * 2, LONGEST_WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""The settings of the post office."""
+"""The settings of broker and database, and the process-wide settings of a worker."""
 
 import os
 import socket
@@ -14,13 +14,18 @@ from bus.net.tls import with_broker_ca, with_database_ca
 Seconds = Annotated[float, Field(gt=0)]
 
 
+def process_wide(name: str) -> AliasChoices:
+    """The variable `ATELIER_<name>`; `<name>` alone, as earlier releases called it, is read where that one is not set."""
+    return AliasChoices(f"ATELIER_{name}", name)
+
+
 class RabbitMqSettings(BaseSettings):
-    """The broker by its parts, as the image worker that this replaces names it. Counts where AMQP_URL is not set."""
+    """The broker by host, port, user and password, as the image worker that this replaces names them. Used where AMQP_URL is not set."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RABBITMQ_", populate_by_name=True)
 
-    host: str | None = Field(None, description="The broker's name or address; with it AMQP_URL need not be set.")
-    port: int = Field(5672, description="Where the broker listens.")
+    host: str | None = Field(None, description="The broker's host name or address; with it AMQP_URL need not be set.")
+    port: int = Field(5672, description="The broker's port.")
     user: str = Field("guest", description="The broker's user.")
     password: SecretStr = Field(
         SecretStr("guest"), validation_alias=AliasChoices("RABBITMQ_PASSWORD", "RABBITMQ_PASS"), description="The user's password."
@@ -33,29 +38,60 @@ class RabbitMqSettings(BaseSettings):
 
 
 class BusSettings(BaseSettings):
-    """Read from the environment once, at the edge of the process. Durations are seconds."""
+    """Read from the environment once, when a process starts. Durations are seconds."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     amqp_url: SecretStr = Field(
         description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS)."
     )
-    database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it nothing is remembered: at-least-once.")
-    tls_ca_file: Path | None = Field(None, description="The authority behind `amqps://…` and `postgresql://…?sslmode=verify-full`, in PEM.")
+    database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it no message is deduplicated: at-least-once.")
+    tls_ca_file: Path | None = Field(
+        None,
+        validation_alias=process_wide("TLS_CA_FILE"),
+        description="A certificate authority for `amqps://…` and `postgresql://…?sslmode=verify-full`, in PEM.",
+    )
     retry_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
-        (2.0, 30.0, 120.0), description="Wait before run 2, 3, 4; then the work is buried."
+        (2.0, 30.0, 120.0),
+        validation_alias=process_wide("RETRY_DELAYS_SECONDS"),
+        description="Wait before attempt 2, 3, 4; then the message is dead-lettered.",
     )
     long_delays_seconds: Annotated[tuple[Seconds, ...], NoDecode] = Field(
-        (600.0, 3600.0), description="Further rungs, for whoever asks for a longer wait."
+        (600.0, 3600.0),
+        validation_alias=process_wide("LONG_DELAYS_SECONDS"),
+        description="Further delay queues, for errors that ask for a longer wait.",
     )
-    publish_timeout_seconds: Seconds = Field(10.0, description="A publish that the broker has not confirmed by then is an error.")
-    grace_seconds: Seconds = Field(30.0, description="After SIGTERM, how long running work may go on.")
-    delivery_limit: int = Field(10, ge=1, le=19, description="A delivery that came back this often is buried. RabbitMQ 4 drops it at 20.")
-    max_body_bytes: int = Field(1 << 20, ge=1, description="A larger message body is refused unread.")
-    heartbeat_seconds: int = Field(20, ge=1, description="How often broker and process say that they live.")
-    database_pool_size: int = Field(8, ge=1, description="Connections to the database, at most.")
-    inbox_retention_days: float = Field(14.0, gt=0, description="How long an outcome is remembered.")
-    worker: str = Field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}", description="This process, in logs and events.")
+    publish_timeout_seconds: Seconds = Field(
+        10.0,
+        validation_alias=process_wide("PUBLISH_TIMEOUT_SECONDS"),
+        description="A publish that the broker has not confirmed by then fails.",
+    )
+    grace_seconds: Seconds = Field(
+        30.0, validation_alias=process_wide("GRACE_SECONDS"), description="After SIGTERM, how long running deliveries may continue."
+    )
+    delivery_limit: int = Field(
+        10,
+        ge=1,
+        le=19,
+        validation_alias=process_wide("DELIVERY_LIMIT"),
+        description="A delivery returned this often is dead-lettered. RabbitMQ 4 drops it at 20.",
+    )
+    max_body_bytes: int = Field(
+        1 << 20,
+        ge=1,
+        validation_alias=process_wide("MAX_BODY_BYTES"),
+        description="A larger message body is dead-lettered without being parsed.",
+    )
+    heartbeat_seconds: int = Field(20, ge=1, validation_alias=process_wide("HEARTBEAT_SECONDS"), description="The AMQP heartbeat interval.")
+    database_pool_size: int = Field(8, ge=1, description="The most connections to the database.")
+    inbox_retention_days: float = Field(
+        14.0, gt=0, validation_alias=process_wide("INBOX_RETENTION_DAYS"), description="How long the inbox keeps a result."
+    )
+    worker: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}",
+        validation_alias=process_wide("WORKER"),
+        description="The name of this process in logs and events.",
+    )
 
     @field_validator("retry_delays_seconds", "long_delays_seconds", mode="before")
     @classmethod
@@ -65,14 +101,14 @@ class BusSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def assemble_amqp_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The broker by its parts, where it is not named whole."""
-        if "amqp_url" not in values and (parts := RabbitMqSettings()).host:
-            values["amqp_url"] = parts.url
+        """AMQP_URL from the RABBITMQ_ variables, where it is not set itself."""
+        if "amqp_url" not in values and (broker := RabbitMqSettings()).host:
+            values["amqp_url"] = broker.url
         return values
 
     @property
     def delay_queue_seconds(self) -> tuple[float, ...]:
-        """Every delay for which there is a queue, the shortest first."""
+        """Every delay that has a delay queue, the shortest first."""
         return tuple(sorted({*self.retry_delays_seconds, *self.long_delays_seconds}))
 
     @property

@@ -1,1 +1,1 @@
-"""AMQP: the broker connection, publishing, topology, and what is built on them."""
+"""AMQP: connection, publishing, topology, and request/reply, subscriptions and jobs on top of them."""

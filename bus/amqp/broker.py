@@ -1,4 +1,4 @@
-"""Actors as FastStream subscribers. The typed handler is registered for AsyncAPI; deliveries go past FastStream's own call: decision 5."""
+"""Consumers as FastStream subscribers. FastStream documents their typed handlers; deliveries bypass its own call: decision 5."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,55 +17,34 @@ def create_broker(url: str, name: str) -> RabbitBroker:
     return RabbitBroker(url, logger=None, app_id=name)
 
 
-def subscribe_actor(broker: RabbitBroker, actor: Actor, on_message: OnMessage) -> RabbitSubscriber:
-    """Subscribe an actor. It has a channel of its own, so that what happens to its deliveries touches no other actor."""
-    kind = ExchangeType.TOPIC
+def subscribe(
+    broker: RabbitBroker, queue: RabbitQueue, on_message: OnMessage, *, prefetch: int, actor: Actor | None = None
+) -> RabbitSubscriber:
+    """Subscribe on a channel of its own, so that its deliveries affect no other consumer. `actor`: whose exchange the queue is bound to."""
     router = RabbitRouter()
     subscriber = router.subscriber(
-        RabbitQueue(actor.queue, queue_type=QueueType.QUORUM, durable=True, routing_key=actor.binding_keys[0]),
-        RabbitExchange(actor.exchange, type=kind, durable=True),
-        channel=Channel(prefetch_count=actor.prefetch),
-        ack_policy=AckPolicy.MANUAL,
-        no_reply=True,
-        title=actor.step,
-        description=actor.description,
-    )
-    subscriber(_typed_handler(actor))
-    broker.include_router(router)
-    subscriber.consume = on_message  # type: ignore[assignment,method-assign] # past FastStream's own call, see decision 5
-    return subscriber
-
-
-def subscribe_foreign(broker: RabbitBroker, queue: str, prefetch: int, on_message: OnMessage) -> RabbitSubscriber:
-    """Subscribe to a queue that belongs to someone else: classic, durable, no arguments, on the default exchange."""
-    router = RabbitRouter()
-    subscriber = router.subscriber(
-        RabbitQueue(queue, durable=True),
+        queue,
+        RabbitExchange(actor.exchange, type=ExchangeType.TOPIC, durable=True) if actor else None,
         channel=Channel(prefetch_count=prefetch),
         ack_policy=AckPolicy.MANUAL,
         no_reply=True,
-        title=queue,
+        title=actor.step if actor else queue.name,
+        description=actor.description if actor else None,
     )
-    subscriber(_raw_handler)
+    subscriber(_typed_handler(actor) if actor else _untyped_handler)
     broker.include_router(router)
-    subscriber.consume = on_message  # type: ignore[assignment,method-assign]
+    subscriber.consume = on_message  # type: ignore[assignment,method-assign] # bypasses FastStream's own call, see decision 5
     return subscriber
 
 
-def subscribe_dead_letters(broker: RabbitBroker, queue: str, prefetch: int, on_message: OnMessage, *, declare: bool) -> RabbitSubscriber:
-    """Subscribe to a queue of dead letters. One that is not ours is not declared either: nobody here knows its arguments."""
-    router = RabbitRouter()
-    subscriber = router.subscriber(
-        RabbitQueue(queue, queue_type=QueueType.QUORUM, durable=True) if declare else RabbitQueue(queue, declare=False),
-        channel=Channel(prefetch_count=prefetch),
-        ack_policy=AckPolicy.MANUAL,
-        no_reply=True,
-        title=queue,
-    )
-    subscriber(_raw_handler)
-    broker.include_router(router)
-    subscriber.consume = on_message  # type: ignore[assignment,method-assign]
-    return subscriber
+def quorum_queue(name: str, routing_key: str = "") -> RabbitQueue:
+    """A queue of this system."""
+    return RabbitQueue(name, queue_type=QueueType.QUORUM, durable=True, routing_key=routing_key)
+
+
+def foreign_queue(name: str, *, declare: bool = True) -> RabbitQueue:
+    """A queue of another system: classic, durable, no arguments; not declared where its arguments are unknown."""
+    return RabbitQueue(name, durable=True) if declare else RabbitQueue(name, declare=False)
 
 
 def _typed_handler(actor: Actor) -> Callable[..., Awaitable[Any]]:
@@ -76,18 +55,18 @@ def _typed_handler(actor: Actor) -> Callable[..., Awaitable[Any]]:
     return handle
 
 
-async def _raw_handler(body: dict[str, Any]) -> None: ...
+async def _untyped_handler(body: dict[str, Any]) -> None: ...
 
 
 async def stop_consuming(broker: RabbitBroker) -> None:
-    """Cancel every consumer, while deliveries at work go on. FastStream itself would drain first and cancel after."""
+    """Cancel every consumer; running deliveries continue. FastStream itself would wait for them first."""
     for subscriber in broker.subscribers:
         if isinstance(subscriber, RabbitSubscriber):
             await pause_consumer(subscriber)
 
 
 async def pause_consumer(subscriber: RabbitSubscriber) -> None:
-    """Take no more deliveries; those in hand go on."""
+    """Take no more deliveries; running ones continue."""
     queue, tag = subscriber._queue_obj, subscriber._consumer_tag
     if queue is not None and tag is not None and not queue.channel.is_closed:
         await queue.cancel(tag)
@@ -95,7 +74,7 @@ async def pause_consumer(subscriber: RabbitSubscriber) -> None:
 
 
 async def resume_consumer(subscriber: RabbitSubscriber) -> bool:
-    """Take deliveries again after a pause; False when there was none."""
+    """Take deliveries again after a pause; False when the consumer was not paused."""
     queue = subscriber._queue_obj
     if queue is None or subscriber._consumer_tag is not None:
         return False

@@ -1,4 +1,4 @@
-"""Place an order: the first command of a job, and word of it to everyone. Both bear ids that can be derived again."""
+"""Submit a job: publish its first command, then the event that it is accepted. Both have deterministic message ids."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -6,13 +6,12 @@ from typing import Any
 
 import structlog
 
-from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command
+from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command, build_event
 from bus.amqp.propagation import propagated_headers
 from bus.amqp.publisher import Publisher
 from bus.errors import PublishError
 from bus.ids import derived_id
 from bus.routing_slip import next_command
-from contracts import broker_names
 from contracts.event import Event, EventKind
 from contracts.slip import Slip
 from contracts.wire import Header
@@ -22,9 +21,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A job to be done. `slip.itinerary` holds every stop, the first among them. The same job id is the same order.
+    """A job to submit. `slip.itinerary` holds every step, the first one included. The same job id is the same job.
 
-    `said`: the order as it was given, told to everyone, so that it can be given again with changes.
+    `original_request`: the request as it was received, kept in the accepted event so that it can be submitted again with changes.
     """
 
     job_id: str
@@ -50,9 +49,9 @@ class JobRequest:
         return build_command(step, body, message_id=self.message_id, job_id=self.job_id, headers=self.headers, reply_to=self.reply_to)
 
     def accepted_event(self) -> OutboundMessage:
-        told: dict[str, Any] = {"kind": self.kind, "itinerary": [stop.step for stop in self.slip.itinerary]}
+        result: dict[str, Any] = {"kind": self.kind, "itinerary": [slip_step.step for slip_step in self.slip.itinerary]}
         if self.original_request is not None:
-            told["order"] = self.original_request
+            result["order"] = self.original_request
         event = Event(
             kind=EventKind.ACCEPTED,
             step=JOB_STEP,
@@ -60,18 +59,15 @@ class JobRequest:
             at=self.accepted_at,
             message_id=self.message_id,
             tenant=self.tenant,
-            result=told,
+            result=result,
         )
-        key = broker_names.event_routing_key(JOB_STEP, EventKind.ACCEPTED, self.job_id)
-        body = event.model_dump_json(exclude_none=True).encode()
-        message_id = derived_id(self.message_id, JOB_STEP, EventKind.ACCEPTED)
-        return OutboundMessage(broker_names.EVENTS_EXCHANGE, key, body, message_id, self.job_id, "event.v1", self.headers)
+        return build_event(event, self.headers)
 
 
 async def submit_job(request: JobRequest, publisher: Publisher) -> None:
-    """The command first: whoever hears that a job is accepted may rely on it. Raises PublishError when it is not."""
+    """Publish the command, then the accepted event: a job that is announced exists. Raises PublishError when it was not submitted."""
     await publisher.publish(request.command_message())
     try:
         await publisher.publish(request.accepted_event())
     except PublishError as error:
-        log.warning("job.untold", job_id=request.job_id, error=str(error))
+        log.warning("job.accepted_event_lost", job_id=request.job_id, error=str(error))

@@ -1,4 +1,4 @@
-"""What is published for an outcome: event, reply, next stop, retry, burial. Pure: letters are written here, posted by the outbox."""
+"""Outbound messages: what `Publisher` publishes, and the builders of commands, events and cancellations. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,14 +6,19 @@ from uuid import uuid4
 
 from pydantic_core import to_json
 
+from bus.ids import derived_id
 from contracts import broker_names
 from contracts.control import Control
+from contracts.event import Event
 from contracts.wire import message_type
+
+JOB_STEP = "job"
+"""The step of events about a whole job."""
 
 
 @dataclass(frozen=True)
 class OutboundMessage:
-    """A message to publish. `must_route`: no queue for it is an error."""
+    """A message to publish. `mandatory`: an error when no queue takes it."""
 
     exchange: str
     routing_key: str
@@ -28,24 +33,32 @@ class OutboundMessage:
     content_encoding: str | None = None
 
 
-def build_cancel(job_id: str) -> OutboundMessage:
-    return OutboundMessage(
-        broker_names.CONTROL_EXCHANGE, "", Control(cancel=job_id).model_dump_json().encode(), str(uuid4()), job_id, "control.v1"
-    )
-
-
-JOB_STEP = "job"
-
-
 def build_command(
     step: str, body: dict[str, Any], *, message_id: str, job_id: str, headers: dict[str, Any], reply_to: str | None = None
 ) -> OutboundMessage:
-    """A command to a step. Its step names the routing key and the type."""
+    """A command to a step, which is its routing key."""
     return OutboundMessage(
         broker_names.COMMANDS_EXCHANGE, step, encode_json(body), message_id, job_id, message_type(step), headers, reply_to, mandatory=True
     )
 
 
+def build_event(event: Event, headers: dict[str, Any]) -> OutboundMessage:
+    key = broker_names.event_routing_key(event.step, event.kind, event.job_id)
+    body = event.model_dump_json(exclude_none=True).encode()
+    return OutboundMessage(broker_names.EVENTS_EXCHANGE, key, body, event_message_id(event), event.job_id, "event.v1", headers)
+
+
+def event_message_id(event: Event) -> str:
+    """The id of the message that carries an event, derived from the event alone."""
+    percent = [event.progress.progress_percent] if event.progress else []
+    return derived_id(event.message_id, event.step, event.kind, *percent)
+
+
+def build_cancel(job_id: str) -> OutboundMessage:
+    body = Control(cancel=job_id).model_dump_json().encode()
+    return OutboundMessage(broker_names.CONTROL_EXCHANGE, "", body, str(uuid4()), job_id, "control.v1")
+
+
 def encode_json(body: dict[str, Any]) -> bytes:
-    """By pydantic's own core: of 64 kB it takes a tenth of the time."""
+    """JSON by pydantic's encoder, ten times as fast as `json` for 64 kB."""
     return to_json(body, inf_nan_mode="constants")

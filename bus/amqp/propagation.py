@@ -1,17 +1,17 @@
-"""What travels along with every message that one HTTP request sends: its id and its trace.
+"""Headers of one HTTP request, its id and trace context, that every message published during the request carries.
 
-Set at the door, read where letters are written.
+The gateway sets them; the message builders read them.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_PROPAGATED_HEADERS: ContextVar[Mapping[str, str]] = ContextVar("travelling", default={})  # noqa: B039 - it is never changed in place
+_PROPAGATED_HEADERS: ContextVar[Mapping[str, str]] = ContextVar("propagated_headers", default={})  # noqa: B039 - never changed in place
 
 
 def propagated_headers() -> dict[str, str]:
-    """Headers for a letter, by their names on the wire."""
+    """The headers by their names on the wire; empty outside a request."""
     return dict(_PROPAGATED_HEADERS.get())
 
 

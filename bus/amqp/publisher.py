@@ -1,4 +1,4 @@
-"""The outbox: posts letters on a connection of its own and waits for the broker's confirm, each within a time limit."""
+"""The confirming publisher: publishes on a connection of its own and waits for the broker's confirm, within a time limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, DeliveryMode
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 from aio_pika.exceptions import PublishError as Unroutable
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from bus.amqp.messages import OutboundMessage
+from bus.amqp.topology import read_queue_depth
 from bus.errors import PublishError, UnroutableMessage
 from bus.retry import retry_while_unavailable
 from bus.settings import BusSettings
@@ -22,10 +23,10 @@ log = structlog.get_logger()
 
 
 class Publisher:
-    """Publishes with confirms. Many publishes are in flight at once; each caller waits for its own.
+    """Publishes with confirms. Many publishes are in flight at once; each caller awaits its own confirm.
 
-    As long as confirms come in time, none waits for the socket as well: decision 8. Once one is late, all do, so that what a blocked
-    broker does not take stays with its callers instead of in memory.
+    While confirms are in time, callers do not wait for the socket to drain (decision 8). After a late one they do, so that messages to a
+    blocked broker wait in their callers and do not accumulate in the write buffer.
     """
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
@@ -38,35 +39,33 @@ class Publisher:
         return not self._channel.is_closed and self._connection.connected.is_set()
 
     async def publish(self, *messages: OutboundMessage) -> None:
-        """Publish, all at once, and return when the broker has confirmed every one.
+        """Publish concurrently; return when the broker has confirmed every message.
 
-        Raises PublishError when a confirm does not come in time, or a command has no queue.
+        Raises PublishError when a confirm is not in time, UnroutableMessage when no queue takes a mandatory message.
         """
         if len(messages) == 1:
             await self._publish_one(messages[0])
             return
-        for result in await asyncio.gather(*(self._publish_one(letter) for letter in messages), return_exceptions=True):
+        for result in await asyncio.gather(*(self._publish_one(message) for message in messages), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
     async def publish_until_confirmed(self, *messages: OutboundMessage) -> None:
-        """Post, and again, until the broker has confirmed: for what must not be lost while the broker is away."""
+        """Publish, and repeat until the broker has confirmed: for messages that must not be lost while it is unavailable."""
         await retry_while_unavailable(lambda: self.publish(*messages), "broker")
 
     async def consumer_count(self, queue: str) -> int:
-        """How many consume a queue; 0 when there is no such queue. Raises PublishError when the broker is away."""
+        """The consumers of a queue; 0 when it does not exist. Raises PublishError when the broker is unavailable."""
         try:
             async with asyncio.timeout(self._timeout), self.channel() as channel:
-                declared = await channel.declare_queue(queue, passive=True)
-                return declared.declaration_result.consumer_count or 0
-        except ChannelNotFoundEntity:
-            return 0
+                depth = await read_queue_depth(channel, queue)
+                return depth.consumers if depth else 0
         except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
-            raise PublishError(f"the broker did not tell who consumes {queue!r}: {error!r}") from error
+            raise PublishError(f"the broker did not report the consumers of {queue!r}: {error!r}") from error
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
-        """A channel of one's own on this connection: to declare with, or to listen on."""
+        """Another channel on this connection, to declare or to consume with."""
         channel = await self._connection.channel()
         try:
             yield channel
@@ -96,7 +95,7 @@ class Publisher:
                 routing_key=message.routing_key,
                 properties=self._properties(message),
                 mandatory=message.exchange == "" or message.mandatory,
-                wait=self._confirms_late,  # type: ignore[call-arg] # it is not in their types
+                wait=self._confirms_late,  # type: ignore[call-arg] # missing in its type stubs
             )
         self._confirms_late = False
 
@@ -117,9 +116,9 @@ class Publisher:
 
 @asynccontextmanager
 async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
-    """A connection used for publishing alone, so that a blocked publisher never holds up a consumer."""
-    name: FieldTable = {"connection_name": f"{settings.worker} outbox"}
-    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=name)
+    """A connection for publishing alone, so that a blocked publisher never blocks a consumer."""
+    properties: FieldTable = {"connection_name": f"{settings.worker} outbox"}
+    connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=properties)
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         yield Publisher(connection, channel, settings.publish_timeout_seconds, settings.worker)

@@ -1,4 +1,7 @@
-"""Request and reply: one reply queue for this process, a map from correlation id to whoever waits, many requests in flight."""
+"""Request and reply: one reply queue per process, a map from correlation id to pending reply, many requests in flight.
+
+A streamed reply is a sequence of numbered deltas, then the result.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -19,14 +22,16 @@ from contracts.broker_names import work_queue
 from contracts.fault import Fault
 from contracts.wire import Header
 
+log = structlog.get_logger()
+
 
 class StreamGap(Exception):
-    """A delta is missing, or the work began anew after a part of it was given out."""
+    """A delta is missing, or the step was started again after some deltas had been yielded."""
 
 
 @dataclass(frozen=True)
 class ReplyChunk:
-    """A part of a streamed reply: a delta's fields, or at last the result's."""
+    """A part of a streamed reply: the fields of a delta, or (`final`) of the result."""
 
     body: dict[str, Any]
     final: bool = False
@@ -34,7 +39,7 @@ class ReplyChunk:
 
 @dataclass
 class ReplyStream:
-    """The deltas of one reply. `count`: how many were given out."""
+    """The deltas of one reply. `count`: how many were yielded."""
 
     queue: "asyncio.Queue[dict[str, Any] | None]" = field(default_factory=asyncio.Queue)
     count: int = 0
@@ -46,21 +51,20 @@ class ReplyStream:
         self.queue.put_nowait(None)
 
     async def chunks(self, seconds: float) -> AsyncIterator[ReplyChunk]:
-        """Until the reply is there. Raises Gap, and TimeoutError when it is not there in time."""
+        """The deltas until the reply has arrived. Raises StreamGap, and TimeoutError when it has not after `seconds`."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while (body := await asyncio.wait_for(self.queue.get(), until - loop.time())) is not None:
+        deadline = loop.time() + seconds
+        while (body := await asyncio.wait_for(self.queue.get(), deadline - loop.time())) is not None:
             self.check_sequence(body.get("sequence"))
             self.count += 1
             yield ReplyChunk(body)
 
     def check_sequence(self, sequence: Any) -> None:
-        """Raises Gap unless `number` comes next."""
+        """Raises StreamGap unless `sequence` is the next number."""
         if sequence != self.count:
-            raise StreamGap(f"delta {self.count} was to come, {sequence} came: a part is lost, or the work began anew; ask again")
-
-
-log = structlog.get_logger()
+            raise StreamGap(
+                f"delta {self.count} was expected, {sequence} was received: a part is lost, or the step was restarted; try again"
+            )
 
 
 class ReplyFault(Exception):
@@ -72,7 +76,7 @@ class ReplyFault(Exception):
 
 
 class ReplyTimeout(Exception):
-    """No reply came in time. The job goes on, unless its deadline stops it; ask for it again by its id. None: it was a mere question."""
+    """No reply in time. The job continues until its deadline; its result can be read by `job_id`, which is None for a query."""
 
     def __init__(self, job_id: str | None, seconds: float) -> None:
         super().__init__(f"no reply within {seconds:g} s" + (f"; the job is {job_id}" if job_id else ""))
@@ -84,7 +88,7 @@ ReplyFuture = asyncio.Future[dict[str, Any]]
 
 @dataclass
 class PendingReply:
-    """A reply to come, and how many await it."""
+    """A reply that is awaited by `waiter_count` callers."""
 
     future: ReplyFuture
     waiter_count: int = 0
@@ -92,7 +96,7 @@ class PendingReply:
 
 
 class RequestClient:
-    """Sends commands and hands each reply to whoever waits for it."""
+    """Publishes commands and completes the pending reply of each when its message arrives."""
 
     def __init__(self, publisher: Publisher, reply_queue: str) -> None:
         self._publisher, self.reply_queue = publisher, reply_queue
@@ -101,21 +105,20 @@ class RequestClient:
 
     @property
     def pending_count(self) -> int:
-        """How many replies are awaited."""
         return len(self._pending)
 
     async def request(
         self, step: str, body: dict[str, Any], *, seconds: float, tenant: str | None = None, job_id: str | None = None
     ) -> dict[str, Any]:
-        """Send a command and await the result's fields. The deadline travels along; whoever stops waiting cancels the work.
+        """Publish a command with a deadline and await the fields of its result. A cancelled caller cancels the job.
 
-        `job_id`: a new one, for whoever wants to know it. Raises ReplyFault, ReplyTimeout, PublishError.
+        `job_id`: a new id, for a caller that must know it beforehand. Raises ReplyFault, ReplyTimeout, PublishError.
         """
         job_id = job_id or str(uuid4())
-        letter = self._build_command(job_id, step, body, seconds, tenant)
+        command = self._build_command(job_id, step, body, seconds, tenant)
         with self.expect_reply(job_id) as reply:
             try:
-                await self._publisher.publish(letter)
+                await self._publisher.publish(command)
                 return await self.wait_for(seconds, job_id, reply)
             except asyncio.CancelledError:
                 await asyncio.shield(self.cancel(job_id))
@@ -124,20 +127,20 @@ class RequestClient:
     async def stream(
         self, step: str, body: dict[str, Any], *, seconds: float, tenant: str | None = None, job_id: str | None = None
     ) -> AsyncGenerator[ReplyChunk]:
-        """Send a command and yield each delta, then the result. Whoever leaves before the end (`aclosing`) cancels the work.
+        """Publish a command and yield each delta, then the result. A caller that closes the generator early (`aclosing`) cancels the job.
 
         Raises ReplyFault (`stream-broken` when a delta is missing), ReplyTimeout, PublishError.
         """
         job_id = job_id or str(uuid4())
-        letter = self._build_command(job_id, step, body, seconds, tenant)
+        command = self._build_command(job_id, step, body, seconds, tenant)
         with self.expect_reply(job_id) as reply:
-            deltas = self._pending[job_id].stream = ReplyStream()
+            stream = self._pending[job_id].stream = ReplyStream()
             try:
-                await self._publisher.publish(letter)
-                async for piece in deltas.chunks(seconds):
-                    yield piece
+                await self._publisher.publish(command)
+                async for chunk in stream.chunks(seconds):
+                    yield chunk
                 result = reply.result()
-                deltas.check_sequence(result.get("deltas", deltas.count))
+                stream.check_sequence(result.get("deltas", stream.count))
                 yield ReplyChunk(result, final=True)
             except StreamGap as gap:
                 raise ReplyFault(Fault(code="stream-broken", message=str(gap), step=step), job_id) from gap
@@ -148,7 +151,7 @@ class RequestClient:
                     await asyncio.shield(self.cancel(job_id))
 
     async def has_consumer(self, step: str) -> bool:
-        """Whether anyone takes this step's commands now. Raises PublishError when the broker is away."""
+        """Whether a worker serves the step now. Raises PublishError when the broker is unavailable."""
         return await self._publisher.consumer_count(work_queue(step)) > 0
 
     def _build_command(self, job_id: str, step: str, body: dict[str, Any], seconds: float, tenant: str | None) -> OutboundMessage:
@@ -158,20 +161,20 @@ class RequestClient:
 
     @contextmanager
     def expect_reply(self, job_id: str) -> Iterator[ReplyFuture]:
-        """The reply to a job, from now on. Several may await the same one."""
-        waiter = self._pending.setdefault(job_id, PendingReply(asyncio.get_running_loop().create_future()))
-        waiter.waiter_count += 1
+        """Await the reply to a job inside the block. Several callers may await the same one."""
+        pending = self._pending.setdefault(job_id, PendingReply(asyncio.get_running_loop().create_future()))
+        pending.waiter_count += 1
         try:
-            yield waiter.future
+            yield pending.future
         finally:
-            waiter.waiter_count -= 1
-            if not waiter.waiter_count:
+            pending.waiter_count -= 1
+            if not pending.waiter_count:
                 del self._pending[job_id]
-                if waiter.future.done():
-                    waiter.future.exception()  # A fault that nobody awaits any more is no surprise.
+                if pending.future.done():
+                    pending.future.exception()  # marks a fault that nobody awaits as retrieved
 
     async def wait_for(self, seconds: float, job_id: str, reply: ReplyFuture) -> dict[str, Any]:
-        """The result's fields. Raises ReplyFault and ReplyTimeout; the reply itself may still be awaited after that."""
+        """The fields of the result. Raises ReplyFault and ReplyTimeout; after a timeout the reply may be awaited again."""
         done, _ = await asyncio.wait({reply}, timeout=seconds)
         if not done:
             raise ReplyTimeout(job_id, seconds)
@@ -181,10 +184,10 @@ class RequestClient:
         await self._publisher.publish(build_cancel(job_id))
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        """A reply has come, or a delta of one. What nobody awaits any more is counted."""
+        """Complete a pending reply, or add a delta to it. A message that nobody awaits is counted."""
         job_id, kind = message.correlation_id or "", message.type or ""
-        waiter = self._pending.get(job_id)
-        if waiter is None or waiter.future.done():
+        pending = self._pending.get(job_id)
+        if pending is None or pending.future.done():
             self.late_replies += 1
             log.info("reply.late", job_id=job_id)
             return
@@ -193,23 +196,22 @@ class RequestClient:
         except ValueError as error:
             body, kind = Fault(code="reply-unreadable", message=str(error), step="gateway").model_dump(), "fault.v1"
         if kind.endswith(".delta.v1"):
-            if waiter.stream:
-                waiter.stream.put(body)
+            if pending.stream:
+                pending.stream.put(body)
             return
         if kind == "fault.v1":
-            waiter.future.set_exception(ReplyFault(Fault.model_validate(body), job_id))
+            pending.future.set_exception(ReplyFault(Fault.model_validate(body), job_id))
         else:
-            waiter.future.set_result(body)
-        if waiter.stream:
-            waiter.stream.end()
+            pending.future.set_result(body)
+        if pending.stream:
+            pending.stream.end()
 
 
 @asynccontextmanager
 async def open_request_client(publisher: Publisher) -> AsyncIterator[RequestClient]:
-    """A reply queue with a name of its own: classic, exclusive, gone with this process."""
-    requests = RequestClient(publisher, f"atelier.reply.{uuid4()}")
-
+    """A client with a reply queue of its own: classic, exclusive, deleted with this process."""
+    client = RequestClient(publisher, f"atelier.reply.{uuid4()}")
     async with publisher.channel() as channel:
-        queue = await channel.declare_queue(requests.reply_queue, exclusive=True, auto_delete=True)
-        await queue.consume(requests.on_message, no_ack=True)
-        yield requests
+        queue = await channel.declare_queue(client.reply_queue, exclusive=True, auto_delete=True)
+        await queue.consume(client.on_message, no_ack=True)
+        yield client

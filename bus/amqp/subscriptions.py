@@ -1,6 +1,6 @@
-"""Listen to events: a queue of one's own, bound by a key, gone with the listener.
+"""Subscriptions to events, each through an exclusive queue that is deleted with its subscriber.
 
-Whoever follows many jobs at once has one queue for all of them, and a binding for each.
+`subscribe_events` binds one queue by keys; `JobSubscription` follows any number of jobs through one queue, with a binding per job.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pydantic import ValidationError
 
 from bus.amqp.publisher import Publisher
-from bus.ids import derived_id
 from contracts import broker_names
 from contracts.event import Event
 
@@ -21,40 +20,41 @@ log = structlog.get_logger()
 
 
 def job_binding_key(job_id: str) -> str:
-    """The binding key of everything that happens to one job."""
+    """The binding key of every event of one job."""
     return broker_names.event_routing_key("*", "*", job_id)
 
 
-def event_message_id(event: Event) -> str:
-    """The id of the message that carried an event, found again from the event itself."""
-    percent = [event.progress.progress_percent] if event.progress else []
-    return derived_id(event.message_id, event.step, event.kind, *percent)
+def decode_event(message: AbstractIncomingMessage) -> Event | None:
+    """The event of a message; an invalid one is logged and skipped."""
+    try:
+        return Event.model_validate_json(message.body)
+    except ValidationError as error:
+        log.warning("event.invalid", key=message.routing_key, error=str(error))
+        return None
 
 
 @asynccontextmanager
 async def subscribe_events(publisher: Publisher, *keys: str) -> AsyncIterator["asyncio.Queue[Event]"]:
-    """Every event from now on whose key matches, in the order in which the broker had them."""
-    heard: asyncio.Queue[Event] = asyncio.Queue()
+    """Every event from now on whose routing key matches, in the broker's order."""
+    events: asyncio.Queue[Event] = asyncio.Queue()
 
     async def on_message(message: AbstractIncomingMessage) -> None:
-        try:
-            heard.put_nowait(Event.model_validate_json(message.body))
-        except ValidationError as error:
-            log.warning("event.unreadable", key=message.routing_key, error=str(error))
+        if event := decode_event(message):
+            events.put_nowait(event)
 
     async with publisher.channel() as channel:
         queue = await channel.declare_queue(f"atelier.listener.{uuid4()}", exclusive=True, auto_delete=True)
         for key in keys:
             await queue.bind(broker_names.EVENTS_EXCHANGE, key)
         await queue.consume(on_message, no_ack=True)
-        yield heard
+        yield events
 
 
 EventQueues = set["asyncio.Queue[Event]"]
 
 
 class JobSubscription:
-    """Hears the events of the jobs that it is asked to follow, and of no other."""
+    """Receives the events of those jobs that have a subscriber in this process."""
 
     def __init__(self, queue: AbstractQueue) -> None:
         self._queue = queue
@@ -62,34 +62,30 @@ class JobSubscription:
 
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator["asyncio.Queue[Event]"]:
-        """Every event of one job from now on. The binding lasts as long as anybody here follows the job."""
-        heard: asyncio.Queue[Event] = asyncio.Queue()
-        ears = self._subscribers.setdefault(job_id, set())
-        ears.add(heard)
+        """Every event of one job from now on. The binding exists as long as the job has a subscriber."""
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        subscribers = self._subscribers.setdefault(job_id, set())
+        subscribers.add(events)
         try:
             await self._queue.bind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id))
-            yield heard
+            yield events
         finally:
-            ears.discard(heard)
-            if not ears and self._subscribers.get(job_id) is ears:
+            subscribers.discard(events)
+            if not subscribers and self._subscribers.get(job_id) is subscribers:
                 del self._subscribers[job_id]
-                with suppress(Exception):  # A binding that is gone with its broker need not be taken away.
+                with suppress(Exception):  # A binding that was lost with its broker needs no removal.
                     await self._queue.unbind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id))
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        try:
-            event = Event.model_validate_json(message.body)
-        except ValidationError as error:
-            log.warning("event.unreadable", key=message.routing_key, error=str(error))
-            return
-        for heard in self._subscribers.get(event.job_id, ()):
-            heard.put_nowait(event)
+        if event := decode_event(message):
+            for events in self._subscribers.get(event.job_id, ()):
+                events.put_nowait(event)
 
 
 @asynccontextmanager
 async def open_job_subscription(publisher: Publisher) -> AsyncIterator[JobSubscription]:
     async with publisher.channel() as channel:
         queue = await channel.declare_queue(f"atelier.listener.{uuid4()}", exclusive=True, auto_delete=True)
-        follower = JobSubscription(queue)
-        await queue.consume(follower.on_message, no_ack=True)
-        yield follower
+        subscription = JobSubscription(queue)
+        await queue.consume(subscription.on_message, no_ack=True)
+        yield subscription

@@ -1,15 +1,17 @@
-"""Exchanges and queues. Arguments of a queue cannot change later, so each has as few as can be; limits come as policies.
+"""Exchanges and queues. The arguments of a queue cannot change later, so each has as few as possible; limits are set by policies.
 
 Rule 1: a work queue and a dead-letter queue have `x-queue-type: quorum` and no other argument.
-Rule 2: a rung of the retry ladder is a fanout exchange with one queue of the same name, whose messages go back, when their time
-is up, through the default exchange under their own key: the name of the queue that failed.
-Rule 3: a foreign queue is declared just as its owner declares it.
+Rule 2: a delay queue has a fanout exchange of the same name. When the delay is over, its messages are dead-lettered to the default
+exchange under their own routing key: the name of the queue that they failed in.
+Rule 3: a foreign queue is declared exactly as its owner declares it.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import ChannelNotFoundEntity
 from pamqp.common import FieldTable
 
 from bus.actor import Actor, Adapter
@@ -17,7 +19,24 @@ from contracts import broker_names
 
 QUORUM_ARGUMENTS: FieldTable = {"x-queue-type": "quorum"}
 AT_LEAST_ONCE_ARGUMENTS: FieldTable = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-"""Of a rung: the usual dead-lettering forgets a message whose time was up when the broker died. It asks for reject-publish."""
+"""Of a delay queue: default dead-lettering loses the messages that expire while the broker dies. Requires reject-publish."""
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """How many messages of a queue wait for a consumer, and how many consumers it has."""
+
+    ready: int
+    consumers: int
+
+
+async def read_queue_depth(channel: AbstractChannel, queue: str) -> QueueDepth | None:
+    """By passive declaration. None for a queue that does not exist; the broker has closed the channel then."""
+    try:
+        declared = (await channel.declare_queue(queue, passive=True)).declaration_result
+    except ChannelNotFoundEntity:
+        return None
+    return QueueDepth(declared.message_count or 0, declared.consumer_count or 0)
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:
@@ -29,7 +48,7 @@ async def declare_exchanges(channel: AbstractChannel) -> None:
 async def declare_step_queues(
     channel: AbstractChannel, step: str, *, exchange: str = broker_names.COMMANDS_EXCHANGE, routing_keys: Iterable[str] = ()
 ) -> None:
-    """The work queue of a step, bound by its keys, and the queue of its dead letters."""
+    """The work queue of a step, bound by `routing_keys` (default: the step), and its dead-letter queue."""
     queue = await channel.declare_queue(broker_names.work_queue(step), durable=True, arguments=QUORUM_ARGUMENTS)
     for key in routing_keys or (step,):
         await queue.bind(exchange, key)
@@ -42,7 +61,6 @@ async def declare_dead_letter_queues(channel: AbstractChannel, *queues: str) -> 
 
 
 async def declare_delay_queue(channel: AbstractChannel, delay_seconds: float) -> None:
-    """One rung of the retry ladder."""
     name = broker_names.retry_exchange(delay_seconds)
     exchange = await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
     expiry: FieldTable = {"x-message-ttl": round(delay_seconds * 1000), "x-dead-letter-exchange": ""}
@@ -51,7 +69,7 @@ async def declare_delay_queue(channel: AbstractChannel, delay_seconds: float) ->
 
 
 async def declare_command_queues(channel: AbstractChannel, steps: Iterable[str]) -> None:
-    """What a process needs that only sends: a command finds its queue before its actor has ever run."""
+    """What a process that only publishes needs: a command has its queue before the actor of its step has ever run."""
     await declare_exchanges(channel)
     for step in steps:
         await declare_step_queues(channel, step)
@@ -64,7 +82,7 @@ async def declare_topology(
     steps: Iterable[str],
     delay_queue_seconds: Iterable[float],
 ) -> None:
-    """Everything that a process publishes to or reads from. `steps`: command queues that must be there, whoever serves them."""
+    """Everything that a worker publishes to or consumes. `steps`: the steps whose queues must exist, whichever worker serves them."""
     await declare_command_queues(channel, steps)
     for actor in actors:
         await declare_step_queues(channel, actor.step, exchange=actor.exchange, routing_keys=actor.binding_keys)

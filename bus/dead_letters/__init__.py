@@ -1,1 +1,1 @@
-"""Dead letters: taken out of their queues into Postgres, so that looking disturbs nothing; grouped by cause; sent again once and safely."""
+"""Dead letters: moved from their queues into Postgres, so that reading them disturbs no queue; grouped by cause; replayed exactly once."""

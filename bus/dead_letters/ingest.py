@@ -1,4 +1,4 @@
-"""The intake: takes dead letters out of their queues into the cabinet. A letter is acked when it is written, and never before."""
+"""Ingest: moves dead letters from their queues into Postgres. A letter is acked after its transaction is committed, never before."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -23,14 +23,14 @@ MessageCallback = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 
 MAX_BATCH_SIZE = 100
 WRITE_RETRY_SECONDS = 5.0
-"""Between two tries to write a letter that the database refuses."""
+"""Between two attempts to write a letter that the database refuses."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class DeadLetterIngest:
-    """Which queues are read. `foreign` queues belong to someone else: they are not declared, they must be there."""
+    """The dead-letter queues that a worker consumes. `foreign_queues` belong to other systems: they must exist, and are not declared."""
 
     name: str
     queues: tuple[str, ...]
@@ -44,78 +44,86 @@ class DeadLetterIngest:
 
 @dataclass(eq=False)
 class PendingWrite:
+    """A record that waits for its transaction. Compared by identity."""
+
     record: DeadLetterRecord
     written: bool = False
 
 
 @dataclass
 class BatchWriter:
-    """Letters that wait for the next write. Whoever comes first writes for all who wait, in one transaction."""
+    """Group commit: of the concurrent callers of `write`, one holds the lock and writes a batch for all in one transaction."""
 
     repository: DeadLetterRepository
     pending: list[PendingWrite] = field(default_factory=list)
     write_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def write(self, record: DeadLetterRecord) -> None:
-        """Return when the letter is written. Raises when the database refuses this very letter; waits while it is away."""
-        ticket = PendingWrite(record)
-        self.pending.append(ticket)
+        """Return when the record is committed. Waits while the database is unavailable; raises when it refuses this very record."""
+        write = PendingWrite(record)
+        self.pending.append(write)
         try:
             async with self.write_lock:
-                while not ticket.written:
-                    await self._write_batch(ticket)
+                while not write.written:
+                    await self._write_batch(write)
         finally:
-            if ticket in self.pending:
-                self.pending.remove(ticket)
+            if write in self.pending:
+                self.pending.remove(write)
 
     async def _write_batch(self, own_write: PendingWrite) -> None:
-        """One handful of all who wait; if that is refused, the own letter alone, so that one bad letter holds up no other."""
-        handful = self.pending[:MAX_BATCH_SIZE]
+        """Write a batch; if it is refused, the caller's own record alone, so that one invalid record does not block the others."""
+        batch = self.pending[:MAX_BATCH_SIZE]
         try:
-            await retry_while_unavailable(lambda: self.repository.insert([ticket.record for ticket in handful]), "database")
+            await retry_while_unavailable(lambda: self.repository.insert([write.record for write in batch]), "database")
         except (asyncpg.PostgresError, ValueError, OverflowError) as error:
-            log.warning("dead_letters.one_by_one", error=repr(error))
-            handful = [own_write]
+            log.warning("dead_letters.batch_refused", error=repr(error))
+            batch = [own_write]
             await retry_while_unavailable(lambda: self.repository.insert([own_write.record]), "database")
-        for ticket in handful:
-            ticket.written = True
-        self.pending = [ticket for ticket in self.pending if not ticket.written]
+        for write in batch:
+            write.written = True
+        self.pending = [write for write in self.pending if not write.written]
 
 
 @dataclass(frozen=True)
 class DeadLetterConsumer:
+    """Consumes dead-letter queues; all of them share one writer."""
+
     writer: BatchWriter
 
-    async def receive(self, raw: AbstractIncomingMessage, *, queue: str) -> None:
-        """Write one letter down, then ack. What the database refuses stays unacked in the broker, and is tried again."""
-        letter = DeadLetterRecord.from_message(raw, queue, datetime.now(UTC))
+    async def receive(self, message: AbstractIncomingMessage, *, queue: str) -> None:
+        """Store one letter, then ack it. While the database refuses a letter it stays unacked, and its write is repeated."""
+        letter = DeadLetterRecord.from_message(message, queue, datetime.now(UTC))
+        await self._write(letter)
+        try:
+            await message.ack()
+        except Exception as error:
+            log.info("delivery.ack_failed", message_id=letter.message_id, error=repr(error))
+        log.info("dead_letter.stored", step=letter.step, code=letter.code, job_id=letter.job_id, message_id=letter.message_id, id=letter.id)
+
+    async def _write(self, letter: DeadLetterRecord) -> None:
         while True:
             try:
-                await self.writer.write(letter)
-                break
+                return await self.writer.write(letter)
             except Exception as error:
-                log.error(
-                    "dead_letter.not_kept", queue=queue, message_id=letter.message_id, error=repr(error), wait_seconds=WRITE_RETRY_SECONDS
-                )
+                fields = {"queue": letter.dead_queue, "message_id": letter.message_id, "error": repr(error)}
+                log.error("dead_letter.store_failed", **fields, wait_seconds=WRITE_RETRY_SECONDS)
                 await asyncio.sleep(WRITE_RETRY_SECONDS)
-        try:
-            await raw.ack()
-        except Exception as error:
-            log.info("delivery.unsettled", message_id=letter.message_id, error=repr(error))
-        log.info("dead_letter.kept", step=letter.step, code=letter.code, job_id=letter.job_id, message_id=letter.message_id, id=letter.id)
 
 
 @asynccontextmanager
 async def open_ingest(
     ingest: DeadLetterIngest, pool: asyncpg.Pool | None, publisher: Publisher
 ) -> AsyncIterator[dict[str, MessageCallback]]:
-    """Who receives from each queue; and beside it a sender beside it for what operators ask to be sent again."""
+    """Yield the callback of each queue. A relay task publishes staged replays as long as the context is open.
+
+    Raises PermanentError("database-missing").
+    """
     if pool is None:
         raise PermanentError("database-missing", "dead letters are kept in Postgres: set DATABASE_URL")
-    sending = asyncio.create_task(ReplayRelay(pool, publisher).run())
+    relay_task = asyncio.create_task(ReplayRelay(pool, publisher).run())
     try:
-        counter = DeadLetterConsumer(BatchWriter(DeadLetterRepository(pool)))
-        yield {queue: partial(counter.receive, queue=queue) for queue in (*ingest.queues, *ingest.foreign_queues)}
+        consumer = DeadLetterConsumer(BatchWriter(DeadLetterRepository(pool)))
+        yield {queue: partial(consumer.receive, queue=queue) for queue in (*ingest.queues, *ingest.foreign_queues)}
     finally:
-        sending.cancel()
-        await asyncio.wait({sending})
+        relay_task.cancel()
+        await asyncio.wait({relay_task})

@@ -1,4 +1,4 @@
-"""Dead letters as JSON lines: one letter a line, whole, with its history; the body in base64. Out of one cabinet, into another."""
+"""Export and import of dead letters as JSON lines: each line is one whole letter with its history; the body is in base64."""
 
 import base64
 import json
@@ -10,14 +10,14 @@ import asyncpg
 from pydantic import BaseModel, Field, ValidationError
 
 from bus.dead_letters.repository import SQL, selection_json
-from bus.errors import PermanentError
+from bus.errors import PermanentError, validation_problems
 from contracts.dead_letter import DeadLetterState, Selection
 
 EXPORT_BATCH_SIZE = 20
 
 
 class ExportedDeadLetter(BaseModel):
-    """One exported letter."""
+    """One line. The order of the fields is that of the query `import`."""
 
     id: str
     dead_queue: str
@@ -51,17 +51,17 @@ class ExportedDeadLetter(BaseModel):
 
 
 async def export_lines(pool: asyncpg.Pool, selection: Selection) -> AsyncIterator[str]:
-    """The lines of a selection, the oldest failure first. Only a few bodies are in memory at once."""
+    """The selected letters as lines, the oldest failure first. At most EXPORT_BATCH_SIZE bodies are in memory at once."""
     ids = [row["id"] for row in await pool.fetch(SQL["export_ids"], selection_json(selection))]
-    for first in range(0, len(ids), EXPORT_BATCH_SIZE):
-        for row in await pool.fetch(SQL["export"], ids[first : first + EXPORT_BATCH_SIZE]):
+    for start in range(0, len(ids), EXPORT_BATCH_SIZE):
+        for row in await pool.fetch(SQL["export"], ids[start : start + EXPORT_BATCH_SIZE]):
             yield ExportedDeadLetter.model_validate(dict(row) | {"body": base64.b64encode(row["body"]).decode()}).model_dump_json()
 
 
 async def import_lines(pool: asyncpg.Pool, lines: Iterable[str], *, dry_run: bool) -> int:
-    """Write lines into the cabinet, all or none; returns how many letters were not there before.
+    """Insert the letters of all lines, or none; returns how many did not exist before.
 
-    Raises PermanentError("import-unreadable") with the number of the first bad line.
+    Raises PermanentError("import-unreadable") with the number of the first invalid line.
     """
     async with pool.acquire() as connection:
         transaction = connection.transaction()
@@ -83,16 +83,15 @@ def _parse_line(line: str, number: int) -> ExportedDeadLetter:
         letter = ExportedDeadLetter.model_validate_json(line)
         base64.b64decode(letter.body, validate=True)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "the line"
-        raise PermanentError("import-unreadable", f"line {number}: {where}: {problem['msg']}; nothing was imported") from None
+        problem = validation_problems(error, limit=1, root="the line")
+        raise PermanentError("import-unreadable", f"line {number}: {problem}; nothing was imported") from None
     except ValueError as error:
         raise PermanentError("import-unreadable", f"line {number}: body: {error}; nothing was imported") from None
     return letter
 
 
 def _import_arguments(exported: ExportedDeadLetter) -> tuple[Any, ...]:
-    """In the order of the query `import`: the fields as they are declared."""
+    """The fields in the order in which they are declared, which is that of the query `import`."""
     fields = exported.model_dump(exclude={"history"})
     fields["body"] = base64.b64decode(exported.body)
     return (*fields.values(), json.loads(exported.model_dump_json(include={"history"}))["history"])

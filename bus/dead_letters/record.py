@@ -1,4 +1,4 @@
-"""A dead letter as it came out of its queue: ours, with its cause in our headers, or a stranger's, with the broker's `x-death` alone."""
+"""A dead letter as read from its queue: the cause from our headers, or from the broker's `x-death` when the publisher is foreign."""
 
 import contextlib
 import hashlib
@@ -17,11 +17,17 @@ from contracts import broker_names
 from contracts.wire import Header
 
 DEAD_LETTER_QUEUE_PREFIX = broker_names.dead_letter_queue("")
+FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+?) *$', re.MULTILINE)
+FINGERPRINT_FRAMES = 8
+"""Innermost frames that count. The outer ones are the same for every failure, and may be cut off."""
+MAX_HEADER_DEPTH = 16
+MAX_HEADER_TEXT = 100_000
+"""Characters."""
 
 
 @dataclass(frozen=True)
 class DeadLetterRecord:
-    """`failure_id` is the same for one failure however often its letter is read; `id` for one message in one queue of dead letters."""
+    """One dead letter. `id` identifies a message in a dead-letter queue, `failure_id` one failure of it; both survive a redelivery."""
 
     id: str
     failure_id: str
@@ -55,35 +61,27 @@ class DeadLetterRecord:
         return compute_group_id(self.step, self.code, self.exception_type, self.fingerprint)
 
     @classmethod
-    def from_message(cls, raw: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
-        headers = {sanitize_text(name): to_json_value(value) for name, value in (raw.headers or {}).items()}
+    def from_message(cls, message: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
+        """Read a message of the queue `dead_queue`. Never raises: a field that is missing or malformed has a fallback."""
+        headers = {sanitize_text(name): to_json_value(value) for name, value in (message.headers or {}).items()}
         death = first_death_entry(headers)
-        message_id = sanitize_text(raw.message_id or body_id(dead_queue, raw.body))
+        message_id = sanitize_text(message.message_id or body_id(dead_queue, message.body))
         target = _text_field(headers, Header.ORIGIN_QUEUE) or _first_death_queue(headers, death) or source_queue(dead_queue)
-        first, last = (
-            _timestamp_header(headers, Header.FIRST_FAILED_AT),
-            _timestamp_header(headers, Header.LAST_FAILED_AT) or _death_time(death),
-        )
-        stamps = [
-            first,
-            last,
-            headers.get(Header.REPLAY.value),
-            death.get("count"),
-            death.get("time"),
-            hashlib.sha256(raw.body).hexdigest(),
-        ]
+        first = _timestamp_header(headers, Header.FIRST_FAILED_AT)
+        last = _timestamp_header(headers, Header.LAST_FAILED_AT) or _death_time(death)
+        stamps = (first, last, headers.get(Header.REPLAY.value), death.get("count"), death.get("time"))
         return cls(
             id=_digest(dead_queue, message_id),
-            failure_id=_digest(dead_queue, message_id, *map(str, stamps)),
+            failure_id=_digest(dead_queue, message_id, *map(str, stamps), hashlib.sha256(message.body).hexdigest()),
             dead_queue=dead_queue,
             target=target,
             step=step_of(dead_queue, target),
             message_id=message_id,
-            job_id=sanitize_text(raw.correlation_id or message_id),
+            job_id=sanitize_text(message.correlation_id or message_id),
             tenant=_text_field(headers, Header.TENANT),
-            type=raw.type and sanitize_text(raw.type),
-            content_type=raw.content_type and sanitize_text(raw.content_type),
-            content_encoding=raw.content_encoding and sanitize_text(raw.content_encoding),
+            type=message.type and sanitize_text(message.type),
+            content_type=message.content_type and sanitize_text(message.content_type),
+            content_encoding=message.content_encoding and sanitize_text(message.content_encoding),
             code=_text_field(headers, Header.FAULT_CODE) or _death_code(death),
             message=_text_field(headers, Header.FAULT_MESSAGE) or _death_message(death),
             exception_type=_text_field(headers, Header.EXCEPTION_TYPE),
@@ -94,12 +92,12 @@ class DeadLetterRecord:
             first_failed_at=first or last or now,
             last_failed_at=last or first or now,
             headers=headers,
-            body=raw.body,
+            body=message.body,
         )
 
 
 def source_queue(dead_queue: str) -> str | None:
-    """The queue whose dead letters lie in `dead_queue`, when the name tells it."""
+    """The queue whose dead letters are in `dead_queue`; None when the name is not one of ours."""
     name = dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
     if name == dead_queue:
         return None
@@ -107,13 +105,14 @@ def source_queue(dead_queue: str) -> str | None:
 
 
 def step_of(dead_queue: str, target: str | None) -> str:
+    """The step of one of our queues, or the name of a foreign one."""
     if dead_queue.startswith(DEAD_LETTER_QUEUE_PREFIX):
         return dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
     return (target or dead_queue).removeprefix(broker_names.work_queue(""))
 
 
 def first_death_entry(headers: dict[str, Any]) -> dict[str, Any]:
-    """The broker's own record of the death in the queue that failed; empty when there is none."""
+    """The `x-death` entry of the queue in which the message failed; empty when there is none."""
     deaths = headers.get("x-death")
     entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
     first = headers.get("x-first-death-queue")
@@ -125,7 +124,7 @@ def _first_death_queue(headers: dict[str, Any], death_entry: dict[str, Any]) -> 
 
 
 def _death_code(death_entry: dict[str, Any]) -> str:
-    """The broker knows four words: rejected, expired, maxlen, delivery_limit."""
+    """RabbitMQ gives four reasons: rejected, expired, maxlen, delivery_limit."""
     reason = _text_field(death_entry, "reason")
     return f"broker-{reason.replace('_', '-')}" if reason else "unknown"
 
@@ -158,8 +157,8 @@ def _timestamp_header(headers: dict[str, Any], name: str) -> datetime | None:
 def _death_time(death_entry: dict[str, Any]) -> datetime | None:
     with contextlib.suppress(ValueError, OverflowError, OSError):
         match death_entry.get("time"):
-            case str() as written:
-                return as_utc(datetime.fromisoformat(written))
+            case str() as text:
+                return as_utc(datetime.fromisoformat(text))
             case int() | float() as seconds:
                 return datetime.fromtimestamp(seconds, UTC)
     return None
@@ -169,32 +168,19 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+?) *$', re.MULTILINE)
-
-
-FINGERPRINT_FRAMES = 8
-"""Frames that count. The outer ones are the same for all, and may be cut off."""
-
-
 def stack_fingerprint(stack: str) -> tuple[str, ...]:
-    """`room/file.py:function` of the innermost frames, the outer first."""
+    """`package/file.py:function` of the innermost frames, the outermost of them first."""
     frames = [f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function']}" for frame in FRAME_PATTERN.finditer(stack)]
     return tuple(frames[-FINGERPRINT_FRAMES:])
 
 
 def compute_group_id(step: str, code: str, exception_type: str | None, fingerprint: tuple[str, ...]) -> str:
-    """The id of a cause: the same step, code, exception and way there."""
+    """The id of a cause: failures with the same step, code, exception type and stack fingerprint share it."""
     return hashlib.sha256("\0".join([step, code, exception_type or "", *fingerprint]).encode()).hexdigest()[:12]
 
 
-MAX_HEADER_DEPTH = 16
-
-
-MAX_HEADER_TEXT = 100_000
-
-
 def to_json_value(value: Any, depth: int = 0) -> Any:
-    """A header's value as JSON that Postgres takes. Never raises: a letter is kept, whatever a stranger put on it."""
+    """A header's value as JSON that Postgres accepts. Never raises: a letter is stored whatever its publisher put into the headers."""
     match value:
         case None | bool() | int():
             return value
@@ -203,15 +189,15 @@ def to_json_value(value: Any, depth: int = 0) -> Any:
         case datetime():
             return as_utc(value).isoformat()
         case dict() if depth < MAX_HEADER_DEPTH:
-            return {sanitize_text(str(name)): to_json_value(part, depth + 1) for name, part in value.items()}
+            return {sanitize_text(str(name)): to_json_value(item, depth + 1) for name, item in value.items()}
         case list() | tuple() if depth < MAX_HEADER_DEPTH:
-            return [to_json_value(part, depth + 1) for part in value]
+            return [to_json_value(item, depth + 1) for item in value]
         case _:
             return sanitize_text(value)
 
 
 def sanitize_text(value: Any) -> str:
-    """Text that Postgres takes: no NUL, no half of a surrogate pair, not without end."""
+    """Text that Postgres accepts: no NUL, no lone surrogate, at most MAX_HEADER_TEXT characters."""
     text = value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
     return text[:MAX_HEADER_TEXT].replace("\0", "\ufffd").encode(errors="replace").decode()
 

@@ -58,7 +58,7 @@ create table if not exists atelier.dead_letter_history (
     said jsonb not null default '{}'
 );
 create index if not exists dead_letter_history_letter on atelier.dead_letter_history (letter_id, number);
--- Whether a letter is selected: everything that the selection says must hold.
+-- Whether a letter matches a selection: every filter that is set must hold.
 create or replace function atelier.dead_letter_selected(letter atelier.dead_letters, selection jsonb) returns boolean
 language sql stable as $$
     select (selection->'ids' is null or (selection->'ids') ? letter.id)
@@ -73,7 +73,7 @@ language sql stable as $$
         and (selection->>'since' is null or letter.last_failed_at >= (selection->>'since')::timestamptz)
         and (selection->>'before' is null or letter.last_failed_at < (selection->>'before')::timestamptz)
 $$;
--- Whether a letter may be sent again. One on its way may be only when it is asked for by that very state: its message was lost, or is old.
+-- Whether a letter may be sent again. One that was sent and not resolved may only when its state is selected explicitly: its message was lost.
 create or replace function atelier.dead_letter_replayable(letter atelier.dead_letters, selection jsonb) returns boolean
 language sql immutable as $$
     select letter.state in ('unresolved', 'failed-again')
@@ -83,8 +83,8 @@ $$;
 -- name: exists
 select to_regclass('atelier.dead_letter_history') is not null
 
--- name: keep
--- One failure is noted once, however often its letter is read. A message that had been sent again and died again is the same letter.
+-- name: insert
+-- One failure is stored once, however often its message is delivered. A replayed message that failed again is the same letter.
 with known as (
     select id, edited_body is not null as edited from atelier.dead_letters where sent_as = $3 and dead_queue = $4
 ), letter as (
@@ -137,27 +137,27 @@ with split as (
 ), counted as (
     select group_id, of_tenant, at, state, count(*) as letters, min(first_failed_at) as first, max(last_failed_at) as last
     from split group by group_id, of_tenant, at, state
-), youngest as (
+), latest as (
     select distinct on (group_id, of_tenant, at) group_id, of_tenant, at, step, code, exception_type, message, shape
     from split order by group_id, of_tenant, at, last_failed_at desc
 )
 select
-    youngest.group_id, step, code, exception_type, youngest.of_tenant as tenant, youngest.at, message, shape,
+    latest.group_id, step, code, exception_type, latest.of_tenant as tenant, latest.at, message, shape,
     sum(letters)::integer as letters, jsonb_object_agg(state, letters) as states, min(first) as first_failed_at, max(last) as last_failed_at
-from youngest join counted
-    on counted.group_id = youngest.group_id
-    and counted.of_tenant is not distinct from youngest.of_tenant
-    and counted.at is not distinct from youngest.at
-group by youngest.group_id, step, code, exception_type, youngest.of_tenant, youngest.at, message, shape
+from latest join counted
+    on counted.group_id = latest.group_id
+    and counted.of_tenant is not distinct from latest.of_tenant
+    and counted.at is not distinct from latest.at
+group by latest.group_id, step, code, exception_type, latest.of_tenant, latest.at, message, shape
 order by letters desc, last_failed_at desc
 
--- name: letter
+-- name: get
 select * from atelier.dead_letters where id = $1
 
 -- name: history
 select at, kind, said from atelier.dead_letter_history where letter_id = $1 order by number
 
--- name: lock
+-- name: get_for_update
 select * from atelier.dead_letters where id = $1 for update
 
 -- name: replayable
@@ -166,11 +166,11 @@ from atelier.dead_letters as letter
 where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1)
 order by last_failed_at, id
 
--- name: ask
+-- name: create_replay
 insert into atelier.dead_letter_replays (asked_by, per_second) values ($1, $2) returning id
 
 -- name: stage
--- The row locks and the state let each letter enter one replay, however many operators ask at once.
+-- The row locks and the state let each letter enter one replay only, also with concurrent requests.
 with chosen as (
     select id from atelier.dead_letters as letter
     where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1) and target is not null
@@ -183,7 +183,7 @@ with chosen as (
         edited_body = null, edited_type = null
     from chosen where letter.id = chosen.id
     returning letter.id, letter.sent_as
-), noted as (
+), recorded as (
     insert into atelier.dead_letter_history (letter_id, kind, said)
     select id, 'replay-requested', jsonb_build_object('replay', $2::bigint, 'by', $4::text, 'as', sent_as) from staged
 )
@@ -201,7 +201,7 @@ insert into atelier.dead_letter_history (letter_id, kind, said)
 select id, 'edited', jsonb_build_object('replay', $2::bigint, 'by', $6::text, 'as', $3::text) from staged
 
 -- name: next_replay
--- Whoever holds the row sends for this replay; another sender passes it by.
+-- The relay that holds the row lock publishes for this replay; other relays skip it.
 select id, per_second from atelier.dead_letter_replays
 where done_at is null and next_at <= clock_timestamp() and ($1::bigint is null or id = $1)
 order by next_at
@@ -217,8 +217,8 @@ order by last_failed_at, id
 limit $2
 for update
 
--- name: sent
--- An edited letter is settled by its copy; every other one waits for word of the work.
+-- name: mark_sent
+-- An edited letter is resolved by its copy; any other stays replay-requested until an event of its message arrives.
 with sent as (
     update atelier.dead_letters set
         forwarded_at = clock_timestamp(), changed_at = now(),
@@ -229,8 +229,8 @@ with sent as (
 insert into atelier.dead_letter_history (letter_id, kind, said)
 select id, 'sent', jsonb_build_object('to', target, 'as', sent_as) from sent
 
--- name: not_sent
--- There is no such queue: the letter goes back to where it was.
+-- name: return_unsent
+-- The message cannot be published, for example because its queue does not exist: the letter returns to its former state.
 with returned as (
     update atelier.dead_letters set
         state = case when failures > 1 then 'failed-again' else 'unresolved' end, changed_at = now(),
@@ -240,53 +240,52 @@ with returned as (
 )
 insert into atelier.dead_letter_history (letter_id, kind, said) select id, 'not-sent', jsonb_build_object('why', $2::text) from returned
 
--- name: pace
+-- name: schedule_next_batch
 update atelier.dead_letter_replays set next_at = clock_timestamp() + $2 * interval '1 second' where id = $1
 
--- name: done
+-- name: mark_replay_done
 update atelier.dead_letter_replays set done_at = now() where id = $1
 
 -- name: progress
 select done_at is not null as done,
-    (select count(*) from atelier.dead_letters where replay_id = $1 and state = 'replay-requested' and forwarded_at is null) as waiting,
     (select count(*) from atelier.dead_letters where replay_id = $1 and forwarded_at is not null) as sent
 from atelier.dead_letter_replays where id = $1
 
--- name: hear
--- A completed event settles the letter whose message it is about, unless the letter died after it.
-with settled as (
+-- name: apply_event
+-- An event changes the letter of its message, unless the message failed after the event.
+with changed as (
     update atelier.dead_letters set state = $3, changed_at = now()
     where sent_as = $1 and step = $2 and (state = 'replay-requested' or (state in ('unresolved', 'failed-again') and last_failed_at < $4))
     returning id
 )
-insert into atelier.dead_letter_history (letter_id, at, kind, said) select id, $4, $3, $5 from settled
+insert into atelier.dead_letter_history (letter_id, at, kind, said) select id, $4, $3, $5 from changed
 
--- name: move
+-- name: change_state
 with chosen as (
     select id from atelier.dead_letters as letter
     where atelier.dead_letter_selected(letter, $1) and state = any($2::text[])
     order by last_failed_at, id
     for update
-), moved as (
+), changed as (
     update atelier.dead_letters as letter set state = $3, changed_at = now() from chosen where letter.id = chosen.id returning letter.id
-), noted as (
+), recorded as (
     insert into atelier.dead_letter_history (letter_id, kind, said)
-    select id, $4, jsonb_build_object('by', $5::text) from moved
+    select id, $4, jsonb_build_object('by', $5::text) from changed
 )
-select count(*) from moved
+select count(*) from changed
 
--- name: movable
+-- name: count_changeable
 select count(*) from atelier.dead_letters as letter where atelier.dead_letter_selected(letter, $1) and state = any($2::text[])
 
 -- name: purge
-with gone as (
+with deleted as (
     delete from atelier.dead_letters as letter
     where atelier.dead_letter_selected(letter, $1) and state = any($2::text[]) and changed_at < $3
     returning 1
 )
-select count(*) from gone
+select count(*) from deleted
 
--- name: purgeable
+-- name: count_purgeable
 select count(*) from atelier.dead_letters as letter
 where atelier.dead_letter_selected(letter, $1) and state = any($2::text[]) and changed_at < $3
 
@@ -295,13 +294,13 @@ select id from atelier.dead_letters as letter where atelier.dead_letter_selected
 
 -- name: export
 select letter.*, (
-    select coalesce(jsonb_agg(jsonb_build_object('at', at, 'kind', kind, 'said', said, 'failure_id', failure_id) order by number), '[]')
-    from atelier.dead_letter_history where letter_id = letter.id
+    select coalesce(jsonb_agg(jsonb_build_object('at', at, 'kind', kind, 'said', entry.said, 'failure_id', failure_id) order by number), '[]')
+    from atelier.dead_letter_history as entry where letter_id = letter.id
 ) as history
 from atelier.dead_letters as letter where id = any($1::text[]) order by last_failed_at, id
 
 -- name: import
--- What was on its way elsewhere is unresolved here. A letter that is here already stays as it is.
+-- A letter that was replay-requested in the source database is unresolved here. A letter that exists already is not changed.
 with letter as (
     insert into atelier.dead_letters (
         id, dead_queue, target, step, message_id, sent_as, job_id, tenant, type, content_type, content_encoding, group_id, code, message,
@@ -314,11 +313,11 @@ with letter as (
     )
     on conflict (id) do nothing
     returning id
-), told as (
+), imported as (
     insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
-    select letter.id, said.failure_id, said.at, said.kind, said.said
+    select letter.id, entry.failure_id, entry.at, entry.kind, entry.said
     from letter, jsonb_to_recordset($29::jsonb || jsonb_build_array(jsonb_build_object('at', now(), 'kind', 'imported', 'said', '{}'::jsonb)))
-        as said (failure_id text, at timestamptz, kind text, said jsonb)
+        as entry (failure_id text, at timestamptz, kind text, said jsonb)
     on conflict (failure_id) do nothing
 )
 select count(*) from letter

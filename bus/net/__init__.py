@@ -1,1 +1,1 @@
-"""Network safety: which addresses may be reached, and TLS."""
+"""Outbound connections: protection against SSRF, and TLS."""

@@ -1,7 +1,7 @@
-"""The outbound address guard: a call to an address that came in a message reaches the public internet only.
+"""Protection against server-side request forgery: a URL from a message reaches the public internet only.
 
-The name is resolved once, every address it has is judged, and the connection goes to the address that was judged, so that a name which
-answers differently the second time gains nothing. The certificate is still checked against the name.
+The host is resolved once, all its addresses are checked, and the connection goes to a checked address, so that a name that resolves
+differently the second time gains nothing. The certificate is still verified against the host name.
 """
 
 import asyncio
@@ -17,14 +17,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.tls import create_ssl_context
+from bus.settings import process_wide
 
 NAT64_PREFIX = ipaddress.ip_network("64:ff9b::/96")
 CLOUD_SERVICE_ADDRESSES = frozenset({"168.63.129.16"})
-"""Addresses of a cloud's own services that look public."""
+"""Addresses of a cloud's internal services that look public."""
 
 
 def split_commas(value: Any) -> Any:
-    """`a,b` as an environment variable says it."""
+    """The items of `a,b`, as environment variables write lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -33,52 +34,62 @@ PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class AddressSettings(BaseSettings):
-    """What an address from a message may be."""
+    """Which URLs from messages may be reached."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
 
-    allow_private_addresses: bool = Field(False, description="Let addresses from messages lead into private networks and to this machine.")
-    allow_plain_http: bool = Field(False, description="Let addresses from messages begin with http://.")
-    tls_ca_file: Path | None = Field(None, description="A house's own authority in PEM, believed beside the public ones.")
-    allowed_ports: PortList = Field((), description="Ports that addresses from messages may name. Empty: any.")
+    allow_private_addresses: bool = Field(
+        False,
+        validation_alias=process_wide("ALLOW_PRIVATE_ADDRESSES"),
+        description="Let URLs from messages reach private networks and this machine.",
+    )
+    allow_plain_http: bool = Field(
+        False, validation_alias=process_wide("ALLOW_PLAIN_HTTP"), description="Let URLs from messages begin with http://."
+    )
+    tls_ca_file: Path | None = Field(
+        None, validation_alias=process_wide("TLS_CA_FILE"), description="A private authority in PEM, trusted beside the public ones."
+    )
+    allowed_ports: PortList = Field(
+        (), validation_alias=process_wide("ALLOWED_PORTS"), description="Ports that URLs from messages may use. Empty: any."
+    )
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
-    """An httpx transport that judges every request, also each hop of a redirect. Raises PermanentError(code) for a refused address."""
+    """An httpx transport that checks every request, also each redirect. Raises PermanentError(code) for a refused URL."""
 
     def __init__(self, rules: AddressSettings, code: str, *, verify: ssl.SSLContext | None = None) -> None:
-        # No connection is kept: a pool knows a connection by its address, and two names may share one.
+        # No keep-alive: the pool identifies a connection by its address, which two host names may share.
         verify = verify or create_ssl_context(rules.tls_ca_file)
         self._inner = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(max_keepalive_connections=0))
         self._rules, self._code = rules, code
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        failure: httpx.TransportError | None = None
+        last_error: httpx.TransportError | None = None
         for address in await resolve_allowed(request.url, self._rules, self._code):
             try:
                 return await self._inner.handle_async_request(pin_to_address(request, address))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failure = error
-        raise failure or httpx.ConnectError(f"{request.url.host} has no address")
+                last_error = error
+        raise last_error or httpx.ConnectError(f"{request.url.host} has no address")
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
 async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> list[str]:
-    """The addresses behind a URL, every one of them allowed. Raises PermanentError(code), TemporaryError when the name does not resolve."""
+    """The addresses of a URL's host, if all are allowed. Raises PermanentError(code), TemporaryError when the name does not resolve."""
     if url.scheme != "https" and not (url.scheme == "http" and rules.allow_plain_http):
         raise PermanentError(code, f"{redact_url(url)} is not an https address.")
     port = url.port or (443 if url.scheme == "https" else 80)
     if rules.allowed_ports and port not in rules.allowed_ports:
-        raise PermanentError(code, f"{redact_url(url)} names port {port}, which ALLOWED_PORTS does not.")
+        raise PermanentError(code, f"{redact_url(url)} names port {port}, which ATELIER_ALLOWED_PORTS does not.")
     if not url.host or "%" in url.host or url.userinfo:
         raise PermanentError(code, f"{redact_url(url)} names no readable host, or a user.")
     addresses = await resolve(url.raw_host.decode("ascii").strip("[]"), port)
     private = [address for address in addresses if not is_public(address)]
     if private and not rules.allow_private_addresses:
         raise PermanentError(
-            code, f"{url.host} is {private[0]}, which is not on the public internet. ALLOW_PRIVATE_ADDRESSES lets it through."
+            code, f"{url.host} is {private[0]}, which is not on the public internet. ATELIER_ALLOW_PRIVATE_ADDRESSES lets it through."
         )
     return addresses
 
@@ -86,15 +97,15 @@ async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, IPv4 first."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise TemporaryError(f"the name {host!r} does not resolve: {error}", code="name-unknown") from error
-    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    ordered = sorted(entries, key=lambda entry: entry[0] != socket.AF_INET)
     return list(dict.fromkeys(str(entry[4][0]) for entry in ordered))
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet. One that carries an IPv4 address inside is judged by that too."""
+    """Whether an IP address belongs to the public internet. An IPv6 address that embeds an IPv4 address is judged by that."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -106,7 +117,7 @@ def is_public(address: str) -> bool:
 
 
 def has_private_ip_host(url: str) -> bool:
-    """Whether a URL's host is written as an IP address outside the public internet. Resolves nothing."""
+    """Whether a URL's host is an IP address outside the public internet. Resolves no names."""
     try:
         return not is_public(httpx.URL(url).host)
     except (ValueError, httpx.InvalidURL):
@@ -114,7 +125,7 @@ def has_private_ip_host(url: str) -> bool:
 
 
 def pin_to_address(request: httpx.Request, address: str) -> httpx.Request:
-    """The same request to an address instead of a name. `Host` is already in its headers."""
+    """The same request to an address instead of a host name, which stays in `Host` and SNI."""
     extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii").strip("[]")}
     return httpx.Request(
         request.method, request.url.copy_with(host=address), headers=request.headers, stream=request.stream, extensions=extensions
@@ -122,9 +133,9 @@ def pin_to_address(request: httpx.Request, address: str) -> httpx.Request:
 
 
 def redact_url(url: httpx.URL | str) -> str:
-    """A URL as it may stand in a log or a fault: without user, query and fragment, where secrets travel."""
+    """A URL without user, query and fragment, which may hold secrets; for logs and faults."""
     try:
         url = httpx.URL(url)
     except httpx.InvalidURL:
-        return "an unreadable address"
+        return "an invalid URL"
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))

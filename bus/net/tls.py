@@ -1,4 +1,4 @@
-"""TLS towards the other parts. TLS_CA_FILE names a house's own authority; whether a part is spoken to in TLS stands in its address."""
+"""TLS to broker, database and HTTP servers. TLS_CA_FILE names a private certificate authority; each URL says whether TLS is used."""
 
 import ssl
 from pathlib import Path
@@ -8,7 +8,7 @@ import httpx
 
 
 def create_ssl_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Whose certificates count: the public authorities (or SSL_CERT_FILE's), and the house's own."""
+    """A client context that trusts the public authorities (or those of SSL_CERT_FILE), and `ca_file`."""
     context = httpx.create_ssl_context()
     if ca_file:
         context.load_verify_locations(ca_file)
@@ -16,12 +16,12 @@ def create_ssl_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def with_broker_ca(url: str, ca_file: Path | None) -> str:
-    """An `amqps://` address that names the authority of the broker's certificate, unless it does so already."""
+    """An `amqps://` URL with `ca_file` as its authority, unless it names one already."""
     return _with_query_parameter(url, "cafile", ca_file) if url.startswith("amqps://") else url
 
 
 def with_database_ca(url: str, ca_file: Path | None) -> str:
-    """The same for a `postgresql://` address that asks for TLS by its `sslmode`."""
+    """A `postgresql://` URL with an `sslmode`, with `ca_file` as its authority, unless it names one already."""
     return _with_query_parameter(url, "sslrootcert", ca_file) if "sslmode=" in url else url
 
 

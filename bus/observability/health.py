@@ -1,4 +1,4 @@
-"""Whether this process can work, and if not, why, in words: every part is looked at when somebody asks, at most once a second."""
+"""The health of one process: checks by name, each with the reason of its failure; run on request, their results cached briefly."""
 
 import asyncio
 import time
@@ -9,12 +9,12 @@ from bus.observability import metrics
 from bus.observability.settings import HealthSettings
 
 HealthCheck = Callable[[], Awaitable[str | None]]
-"""Why a part cannot be used now; None when it can."""
+"""Why a dependency cannot be used now; None when it can."""
 
 
 @dataclass
 class Health:
-    """The parts of one process by name, such as `broker`, `queue:image`, `engine:image`, `store`, `database`."""
+    """The checks of one process by name, such as `broker`, `queue:image`, `engine:image`, `store`, `database`."""
 
     settings: HealthSettings = field(default_factory=HealthSettings)
     started: bool = False
@@ -24,10 +24,10 @@ class Health:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def check_all(self) -> dict[str, str | None]:
-        """Each part, and what is wrong with it."""
+        """The reason of each failing check, None for the others."""
         async with self._lock:
             if time.monotonic() - self._checked_at >= self.settings.keep_seconds or self._results.keys() != self.checks.keys():
-                reasons = await asyncio.gather(*(self._run_check(look) for look in self.checks.values()))
+                reasons = await asyncio.gather(*map(self._run_check, self.checks.values()))
                 self._results = dict(zip(self.checks, reasons, strict=True))
                 self._checked_at = time.monotonic()
                 metrics.record_health(self._results, started=self.started)
@@ -38,6 +38,6 @@ class Health:
             async with asyncio.timeout(self.settings.check_seconds):
                 return await check()
         except TimeoutError:
-            return f"no answer within {self.settings.check_seconds:g} s"
+            return f"no response within {self.settings.check_seconds:g} s"
         except Exception as error:
             return f"{type(error).__name__}: {error}"[:500]

@@ -1,24 +1,24 @@
-"""What is looked at: the broker, my consumer on its queue, the database, the store. Each check names what is wrong, or says None."""
+"""Health checks of the broker, of a consumer on its queue, of the database and of the claim store."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import asyncpg
-from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq import Channel
 
 from bus.amqp.publisher import Publisher
+from bus.amqp.topology import read_queue_depth
 from bus.errors import TemporaryError
 from bus.observability.health import HealthCheck
 from bus.storage.claim_store import ClaimStore
 
-if TYPE_CHECKING:  # the gateway checks its parts, too, and consumes nothing
+if TYPE_CHECKING:  # the gateway imports this module without FastStream
     from faststream.rabbit.subscriber import RabbitSubscriber
 
 
 def broker_check(publisher: Publisher) -> HealthCheck:
     async def check() -> str | None:
-        return None if publisher.connected else "not connected; it is tried again until the broker is back"
+        return None if publisher.connected else "not connected; the connection is retried until the broker is back"
 
     return check
 
@@ -26,27 +26,26 @@ def broker_check(publisher: Publisher) -> HealthCheck:
 def queue_check(
     publisher: Publisher, queue: str, subscriber: "RabbitSubscriber", pause_reason: Callable[[], str | None] = lambda: None
 ) -> HealthCheck:
-    """The queue is there, and this very process consumes from it: the count of consumers alone may be that of others."""
+    """The queue exists, and this process consumes it: its consumer count alone may be that of other processes."""
 
     async def check() -> str | None:
         if not publisher.connected:
-            return f"{queue} cannot be asked for: the broker is away"
-        try:
-            async with publisher.channel() as channel:
-                counted = (await channel.declare_queue(queue, passive=True)).declaration_result
-        except ChannelNotFoundEntity:
-            return f"{queue} is gone; the consumer comes back when the queue does"
+            return f"{queue} cannot be checked: the broker is unavailable"
+        async with publisher.channel() as channel:
+            depth = await read_queue_depth(channel, queue)
+        if depth is None:
+            return f"{queue} is gone; the consumer returns when the queue does"
         if reason := pause_reason():
-            return f"{queue} is not read: {reason}"
+            return f"{queue} is not consumed: {reason}"
         if not await is_consuming(subscriber):
-            return f"{queue} has no consumer of this process ({counted.consumer_count} of others); it comes back by itself"
+            return f"{queue} has no consumer of this process ({depth.consumers} of others); it returns by itself"
         return None
 
     return check
 
 
 async def is_consuming(subscriber: "RabbitSubscriber") -> bool:
-    """Whether the consumer stands on the channel as it is now. A server that takes a queue away cancels it there."""
+    """Whether the consumer is registered on the present channel. The broker cancels it there when it deletes the queue."""
     queue, tag = subscriber._queue_obj, subscriber._consumer_tag
     if queue is None or tag is None or queue.channel.is_closed:
         return False
@@ -59,7 +58,7 @@ def database_check(pool: asyncpg.Pool) -> HealthCheck:
         try:
             await pool.fetchval("select 1")
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            return f"does not answer: {error or type(error).__name__}"
+            return f"does not respond: {error or type(error).__name__}"
         return None
 
     return check

@@ -1,6 +1,6 @@
-"""A small HTTP server beside the work: /health/live, /health/ready, /health/startup and /metrics. It asks for no key.
+"""The HTTP server of a worker for /health/live, /health/ready, /health/startup and /metrics. It requires no key.
 
-live: the event loop turns. startup: everything was opened once. ready: every part answers, else 503 with the reasons in words.
+live: the event loop runs. startup: the worker has started. ready: every check passes; else 503 with the reasons.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class HealthApp:
-    """An ASGI application: four paths, no body, no state of its own."""
+    """An ASGI application with four paths."""
 
     def __init__(self, health: Health) -> None:
         self.health = health
         self._routes = {"/health/live": self.live, "/health/ready": self.ready, "/health/startup": self.startup, "/metrics": self.metrics}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: AsgiSend) -> None:
-        answer = self._routes.get(scope["path"], self.not_found)
-        status, kind, body = await (answer() if scope["method"] in ("GET", "HEAD") else self.method_not_allowed())
-        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+        endpoint = self._routes.get(scope["path"], self.not_found)
+        status, media_type, body = await (endpoint() if scope["method"] in ("GET", "HEAD") else self.method_not_allowed())
+        headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -42,12 +42,12 @@ class HealthApp:
         return json_response(200 if self.health.started else 503, {"started": self.health.started})
 
     async def ready(self) -> Response:
-        parts = await self.health.check_all()
-        reasons = [f"{part}: {reason}" for part, reason in parts.items() if reason]
+        results = await self.health.check_all()
+        reasons = [f"{name}: {reason}" for name, reason in results.items() if reason]
         if not self.health.started:
             reasons.insert(0, "starting: not everything is open yet")
-        said = {"ready": not reasons, "reasons": reasons, "parts": {part: reason or "ok" for part, reason in parts.items()}}
-        return json_response(503 if reasons else 200, said)
+        payload = {"ready": not reasons, "reasons": reasons, "parts": {name: reason or "ok" for name, reason in results.items()}}
+        return json_response(503 if reasons else 200, payload)
 
     async def metrics(self) -> Response:
         await self.health.check_all()
@@ -66,7 +66,7 @@ def json_response(status: int, payload: dict[str, Any]) -> Response:
 
 @asynccontextmanager
 async def serve_health(health: Health) -> AsyncIterator[str | None]:
-    """Serve where the settings say, and give the address; None where they say nowhere. Raises OSError when the port is taken."""
+    """Serve inside the block and yield the URL; None without HEALTH_PORT. Raises OSError when the port is in use."""
     if health.settings.port is None:
         yield None
         return
@@ -75,12 +75,12 @@ async def serve_health(health: Health) -> AsyncIterator[str | None]:
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            yield  # Signals belong to the work.
+            yield  # `bus.worker.worker.serve` handles signals
 
-    listening = bind_socket(health.settings.host, health.settings.port)
+    listener = bind_socket(health.settings.host, health.settings.port)
     server = Server(uvicorn.Config(HealthApp(health), log_config=None, access_log=False, lifespan="off", server_header=False))
-    task = asyncio.create_task(server.serve([listening]))
-    host, port = listening.getsockname()[:2]
+    task = asyncio.create_task(server.serve([listener]))
+    host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log.info("health.ready", url=url)
     try:
@@ -88,11 +88,11 @@ async def serve_health(health: Health) -> AsyncIterator[str | None]:
     finally:
         server.should_exit = server.force_exit = True
         await task
-        listening.close()
+        listener.close()
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise OSError(error.errno, f"HEALTH_PORT={port} on {host} cannot be had: {error.strerror}. One process has one port.") from error
+        raise OSError(error.errno, f"HEALTH_PORT={port} on {host} cannot be bound: {error.strerror}. Each process needs a port.") from error

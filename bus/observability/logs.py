@@ -1,6 +1,6 @@
-"""Structured logs: one JSON line an entry, or colours on a terminal. Secrets and prompts never appear: they are masked.
+"""Structured logs: one JSON object per line, or colours on a terminal. Secrets and prompts are masked.
 
-What libraries say through `logging` takes the same form.
+Records that libraries write through `logging` have the same form.
 """
 
 import logging
@@ -21,11 +21,11 @@ _BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 _NAMED_SECRET = re.compile(r"(?i)((?:token|secret|password|api_?key|signature)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&}]+")
 _MAYBE_SECRET = re.compile(r"[=:]|bearer|basic", re.IGNORECASE)
 _PYDANTIC_INPUT = re.compile(r"(input_value=)(?:'[^']*'|\"[^\"]*\"|[^,\]]*)")
-"""What pydantic quotes of a message that does not fit: somebody's prompt as likely as not."""
+"""The input that pydantic quotes in a validation error, which may be a prompt."""
 
 
 def mask_entry(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Mask values by their name, at any depth, and what looks like a secret inside other text."""
+    """Mask values by their name, at any depth, and secrets inside other text."""
     for name, value in entry.items():
         entry[name] = mask_value(name, value)
     return entry
@@ -33,17 +33,17 @@ def mask_entry(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMappi
 
 @lru_cache(4096)
 def classify_name(name: str) -> str:
-    """What a value is by its name."""
+    """`secret`, `prompt` or `plain`, by the name of a value."""
     if _SECRET_NAME.search(name) and not _COUNT_NAME.match(name):
         return "secret"
     return "prompt" if _PROMPT_NAME.search(name) else "plain"
 
 
 def mask_value(name: str, value: Any) -> Any:
-    kind = classify_name(name)
-    if kind == "secret":
+    classification = classify_name(name)
+    if classification == "secret":
         return "***"
-    if kind == "prompt" and not isinstance(value, int | float | bool | None):
+    if classification == "prompt" and not isinstance(value, int | float | bool | None):
         return f"*** ({len(str(value))} characters)"
     if isinstance(value, Mapping):
         return {key: mask_value(str(key), inner) for key, inner in value.items()}
@@ -53,7 +53,7 @@ def mask_value(name: str, value: Any) -> Any:
 
 
 def mask_text(text: str) -> str:
-    if not _MAYBE_SECRET.search(text):  # as are most: one search instead of four
+    if not _MAYBE_SECRET.search(text):  # most have none: one search instead of four
         return text
     text = _URL_PASSWORD.sub(r"\1***\2", text)
     text = _BEARER.sub(r"\1 ***", text)
@@ -61,9 +61,9 @@ def mask_text(text: str) -> str:
 
 
 def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:
-    """Log to standard error. `json`: None decides by whether a person is looking."""
+    """Log to standard error. `json`: None means JSON unless standard error is a terminal."""
     json = not sys.stderr.isatty() if json is None else json
-    # A plain stack: the pretty one shows local variables, and with them what shall not be shown.
+    # A plain traceback: the rich one shows local variables, which may hold secrets.
     colours = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     renderer: Any = structlog.processors.JSONRenderer() if json else colours
     first: list[Any] = [

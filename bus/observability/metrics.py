@@ -1,6 +1,6 @@
-"""What this process counts, for Prometheus. Labels are bounded: steps and outcomes are ours, codes are kept to a hundred.
+"""The Prometheus metrics of this process. Labels are bounded: steps and outcomes are fixed, the number of codes is limited.
 
-No tenant, job or message is a label. Names here are used by the rules and the dashboard in `ops/observability/`.
+No tenant, job or message is a label. The rules and the dashboard in `ops/observability/` use the names of these metrics.
 """
 
 import re
@@ -19,14 +19,14 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 REGISTRY = CollectorRegistry()
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0)
 
-DELIVERIES = Counter("atelier_orders", "Deliveries by what became of them.", ["step", "outcome", "code"], registry=REGISTRY)
+DELIVERIES = Counter("atelier_deliveries", "Deliveries by outcome.", ["step", "outcome", "code"], registry=REGISTRY)
 STEP_SECONDS = Histogram("atelier_step_seconds", "One delivery, from arrival to ack.", ["step"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
 WAIT_SECONDS = Histogram("atelier_queue_wait_seconds", "From publish to arrival.", ["step"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
-ATTEMPTS = Histogram("atelier_attempts", "Which attempt a delivery was.", ["step"], buckets=(1, 2, 3, 4, 6, 10), registry=REGISTRY)
-DEAD_LETTERS = Counter("atelier_dead_letters", "Buried messages.", ["step", "code"], registry=REGISTRY)
-IN_FLIGHT = Gauge("atelier_in_hand", "Deliveries at work.", ["step"], registry=REGISTRY)
-PART_READY = Gauge("atelier_part_ready", "1: this part of the process answers.", ["part"], registry=REGISTRY)
-READY = Gauge("atelier_ready", "1: the process can work.", registry=REGISTRY)
+ATTEMPTS = Histogram("atelier_attempts", "The attempt number of each delivery.", ["step"], buckets=(1, 2, 3, 4, 6, 10), registry=REGISTRY)
+DEAD_LETTERS = Counter("atelier_dead_letters", "Dead-lettered messages.", ["step", "code"], registry=REGISTRY)
+IN_FLIGHT = Gauge("atelier_in_hand", "Deliveries in flight.", ["step"], registry=REGISTRY)
+PART_READY = Gauge("atelier_part_ready", "1: this dependency responds.", ["part"], registry=REGISTRY)
+READY = Gauge("atelier_ready", "1: the process is ready.", registry=REGISTRY)
 HTTP_REQUESTS = Counter("atelier_gateway_requests", "HTTP requests.", ["method", "route", "status"], registry=REGISTRY)
 HTTP_REQUEST_SECONDS = Histogram("atelier_gateway_request_seconds", "One request.", ["route"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
 ProcessCollector(registry=REGISTRY)
@@ -36,17 +36,17 @@ OTHER_LABEL = "other"
 
 
 class LabelLimiter:
-    """The first hundred words of a kind; everything after them, or that is no word of a machine, is `other`."""
+    """Passes the first `max_values` different values; later ones, and those that are no machine-readable word, become `other`."""
 
     def __init__(self, max_values: int = 100) -> None:
-        self._max_values, self._seen = max_values, set[str]()
+        self._max_values, self._accepted = max_values, set[str]()
 
     def limit(self, value: str) -> str:
-        if value in self._seen:
+        if value in self._accepted:
             return value
-        if len(self._seen) >= self._max_values or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
+        if len(self._accepted) >= self._max_values or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
             return OTHER_LABEL
-        self._seen.add(value)
+        self._accepted.add(value)
         return value
 
 
@@ -54,20 +54,20 @@ CODE_LABELS = LabelLimiter()
 
 
 class MetricsSource(Protocol):
-    """An engine that counts. Names that end in `_total` only grow; a mapping is counted by cause."""
+    """An engine with metrics. Names that end in `_total` are counters, others gauges; a mapping has one value per cause."""
 
     def snapshot(self) -> Mapping[str, Any]: ...
 
 
 class EngineCollector(Collector):
-    """The engines of this process, read when somebody asks. One that several steps share is shown once, under the first of them."""
+    """The metrics of this process's engines, read on each scrape. An engine that several steps share appears once, under the first step."""
 
     def __init__(self) -> None:
         self.by_step: dict[str, MetricsSource] = {}
 
     @contextmanager
     def register(self, step: str, engine: MetricsSource) -> Iterator[None]:
-        if any(engine is known for known in self.by_step.values()):
+        if any(engine is registered for registered in self.by_step.values()):
             yield
             return
         self.by_step[step] = engine
@@ -95,23 +95,39 @@ def add_sample(families: dict[str, Metric], name: str, step: str, value: Any) ->
         family.add_metric([step], float(value))  # type: ignore[attr-defined]
 
 
+class RenamedCounter(Collector):
+    """Exports a counter a second time, under the name it had before, for one release."""
+
+    def __init__(self, counter: Counter, former_name: str) -> None:
+        self._counter, self._former_name = counter, former_name
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._counter.collect():
+            former = Metric(self._former_name, f"Former name of {family.name}. {family.documentation}", family.type)
+            for sample in family.samples:
+                suffix = sample.name.removeprefix(family.name)
+                former.add_sample(self._former_name + suffix, sample.labels, sample.value, sample.timestamp, sample.exemplar)
+            yield former
+
+
 ENGINES = EngineCollector()
 REGISTRY.register(ENGINES)
+REGISTRY.register(RenamedCounter(DELIVERIES, "atelier_orders"))
 
 
 def render() -> bytes:
-    """Everything, in the text format of Prometheus."""
+    """All metrics in the text format of Prometheus."""
     return generate_latest(REGISTRY)
 
 
 @cache
 def labelled_child(family: Any, *labels: str) -> Any:
-    """A family's child, looked up once: labels are bounded."""
+    """A family's child, cached: the number of label values is bounded."""
     return family.labels(*labels)
 
 
 def record_delivery(step: str, outcome: Outcome, *, attempt: int, seconds: float, queued_seconds: float | None) -> None:
-    """One delivery is over for this process."""
+    """Count a delivery that has been acknowledged."""
     name, code = outcome_labels(outcome)
     labelled_child(DELIVERIES, step, name, code).inc()
     labelled_child(STEP_SECONDS, step).observe(seconds)
@@ -123,7 +139,7 @@ def record_delivery(step: str, outcome: Outcome, *, attempt: int, seconds: float
 
 
 def record_translation(adapter: str, code: str, seconds: float) -> None:
-    """A foreign message became an order, or was buried under a code."""
+    """Count a foreign message: translated into a command, or dead-lettered under `code`."""
     DELIVERIES.labels(adapter, "dead" if code else "done", CODE_LABELS.limit(code) if code else "").inc()
     STEP_SECONDS.labels(adapter).observe(seconds)
     if code:
@@ -131,7 +147,7 @@ def record_translation(adapter: str, code: str, seconds: float) -> None:
 
 
 def outcome_labels(outcome: Outcome) -> tuple[str, str]:
-    """An outcome and its code as labels."""
+    """The labels `outcome` and `code`."""
     match outcome:
         case Done():
             return "done", ""
@@ -145,13 +161,14 @@ def outcome_labels(outcome: Outcome) -> tuple[str, str]:
             return "requeued", ""
 
 
-def record_health(parts: Mapping[str, str | None], *, started: bool) -> None:
-    for part, reason in parts.items():
-        PART_READY.labels(part).set(not reason)
-    READY.set(started and not any(parts.values()))
+def record_health(results: Mapping[str, str | None], *, started: bool) -> None:
+    """`results`: why each check fails, None for one that passes."""
+    for name, reason in results.items():
+        PART_READY.labels(name).set(not reason)
+    READY.set(started and not any(results.values()))
 
 
 def record_request(method: str, route: str, status: int, seconds: float) -> None:
-    """`route` is a pattern such as /v1/jobs/{job_id}, never a path that somebody typed."""
+    """`route` is a pattern such as /v1/jobs/{job_id}, never a requested path."""
     labelled_child(HTTP_REQUESTS, method if method in HTTP_METHODS else OTHER_LABEL, route, str(status)).inc()
     labelled_child(HTTP_REQUEST_SECONDS, route).observe(seconds)

@@ -1,28 +1,20 @@
-"""A look at the parts from outside, by whoever is no actor: each call says what is wrong, or None. Nothing is changed."""
+"""Probes of the dependencies for the command line: each returns what is wrong, or None. They change nothing."""
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import aio_pika
 import asyncpg
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aio_pika.exceptions import AMQPError
 
+from bus.amqp.topology import QueueDepth, read_queue_depth
 from bus.errors import TemporaryError
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 
 PROBE_TIMEOUT_SECONDS = 5.0
 BROKER_UNAVAILABLE: tuple[type[BaseException], ...] = (OSError, TimeoutError, AMQPError)
-"""How a broker that is not there, or does not let us in, shows."""
-
-
-@dataclass(frozen=True)
-class QueueDepth:
-    """A queue: how many messages wait in it, how many consumers it has."""
-
-    ready: int
-    consumers: int
+"""The errors of a broker that cannot be reached, or rejects the credentials."""
 
 
 async def probe_broker(url: str) -> str | None:
@@ -35,18 +27,14 @@ async def probe_broker(url: str) -> str | None:
 
 
 async def probe_queues(url: str, names: Iterable[str]) -> dict[str, QueueDepth | None]:
-    """Each queue as it is now; None for one that is not there. Raises one of AWAY when the broker is away."""
-    found: dict[str, QueueDepth | None] = {}
+    """The depth of each queue; None for one that does not exist. Raises one of BROKER_UNAVAILABLE."""
+    depths: dict[str, QueueDepth | None] = {}
     async with asyncio.timeout(PROBE_TIMEOUT_SECONDS), await aio_pika.connect(url) as connection:
         for name in names:
             channel = await connection.channel()
-            try:
-                counted = (await channel.declare_queue(name, passive=True)).declaration_result
-                found[name] = QueueDepth(counted.message_count or 0, counted.consumer_count or 0)
-                await channel.close()
-            except ChannelNotFoundEntity:
-                found[name] = None
-    return found
+            depths[name] = await read_queue_depth(channel, name)
+            await channel.close()
+    return depths
 
 
 async def probe_database(url: str) -> str | None:
@@ -72,7 +60,7 @@ async def probe_store(settings: StoreSettings) -> str | None:
 
 
 async def probe_port(host: str, port: int) -> str | None:
-    """Only a connection is tried."""
+    """Only connects."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
             _, writer = await asyncio.open_connection(host, port)
@@ -83,4 +71,4 @@ async def probe_port(host: str, port: int) -> str | None:
 
 
 def describe_error(error: BaseException) -> str:
-    return f"no answer within {PROBE_TIMEOUT_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return f"no response within {PROBE_TIMEOUT_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

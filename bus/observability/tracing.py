@@ -1,6 +1,6 @@
-"""OpenTelemetry traces, one a job: the request at the gateway, the wait in each queue, each stop and what it publishes.
+"""OpenTelemetry traces, one per job: the request at the gateway, the wait in each queue, each step and its publishing.
 
-Off unless OTEL_EXPORTER_OTLP_ENDPOINT is set; then nothing of OpenTelemetry is imported, and a span costs one comparison.
+Off without OTEL_EXPORTER_OTLP_ENDPOINT: nothing of OpenTelemetry is imported, and a span costs one comparison.
 """
 
 import time
@@ -22,7 +22,7 @@ _tracer: Any = None
 
 @contextmanager
 def open_tracing(service: str, settings: TracingSettings) -> Iterator[None]:
-    """Send what happens in between to the collector, in batches, on a thread."""
+    """Export the spans of the block to the collector, in batches, on a thread."""
     global _tracer
     if settings.exporter_otlp_endpoint is None or settings.sdk_disabled:
         yield
@@ -45,40 +45,40 @@ def open_tracing(service: str, settings: TracingSettings) -> Iterator[None]:
 
 @contextmanager
 def trace_delivery(step: str, delivery: Delivery) -> Iterator[tuple[Delivery, Any]]:
-    """A delivery's wait and its work. What follows from it goes on from here: the delivery that is given carries the span's name."""
+    """Spans of a delivery's wait and of its processing. The yielded delivery carries the span as the parent of what it causes."""
     if _tracer is None:
         yield delivery, None
         return
     parent = {TRACEPARENT: delivery.traceparent or "", TRACESTATE: delivery.tracestate or ""}
     if delivery.published_at:
-        began = int(delivery.published_at.timestamp() * 1e9)
-        _tracer.start_span(f"wait {delivery.queue}", _parent_context(parent), start_time=min(began, time.time_ns())).end()
-    with _span(f"process {step}", "CONSUMER", parent, _span_attributes(step, delivery)) as (span, names):
-        yield replace(delivery, traceparent=names[TRACEPARENT], tracestate=names.get(TRACESTATE)), span
+        published = int(delivery.published_at.timestamp() * 1e9)
+        _tracer.start_span(f"wait {delivery.queue}", _parent_context(parent), start_time=min(published, time.time_ns())).end()
+    with _span(f"process {step}", "CONSUMER", parent, _span_attributes(step, delivery)) as (span, headers):
+        yield replace(delivery, traceparent=headers[TRACEPARENT], tracestate=headers.get(TRACESTATE)), span
 
 
 @contextmanager
 def trace_publish(message_count: int) -> Iterator[None]:
-    """What a stop publishes, until the broker has confirmed all of it."""
+    """A span from the publishing of a delivery's messages to the last confirm."""
     if _tracer is None:
         yield
         return
     from opentelemetry.trace import SpanKind
 
-    facts = {"messaging.system": "rabbitmq", "messaging.operation.type": "send", "messaging.batch.message_count": message_count}
-    with _tracer.start_as_current_span("publish", kind=SpanKind.PRODUCER, attributes=facts):
+    attributes = {"messaging.system": "rabbitmq", "messaging.operation.type": "send", "messaging.batch.message_count": message_count}
+    with _tracer.start_as_current_span("publish", kind=SpanKind.PRODUCER, attributes=attributes):
         yield
 
 
 @contextmanager
 def trace_request(propagated: Mapping[str, str], incoming: Mapping[str, str]) -> Iterator[tuple[dict[str, str], Any]]:
-    """A request at the door. `given`: the caller's own trace context; `names`: what travels on, here with the span's own name."""
+    """A span of an HTTP request. `incoming`: its headers; `propagated`: headers for its messages, yielded with the span as their parent."""
     if _tracer is None:
         yield dict(propagated), None
         return
     parent = {name: incoming.get(name, "") for name in (TRACEPARENT, TRACESTATE)}
-    with _span("request", "SERVER", parent, {}) as (span, ours):
-        yield {**{name: value for name, value in propagated.items() if name != TRACESTATE}, **ours}, span
+    with _span("request", "SERVER", parent, {}) as (span, headers):
+        yield {**{name: value for name, value in propagated.items() if name != TRACESTATE}, **headers}, span
 
 
 def set_outcome(span: Any, outcome: Outcome) -> None:
@@ -91,7 +91,7 @@ def set_outcome(span: Any, outcome: Outcome) -> None:
 
 
 def set_dead_lettered(span: Any, code: str) -> None:
-    """An adapter could make nothing of a message."""
+    """Mark the span of a message that an adapter dead-lettered; `code` is empty for a translated one."""
     if span is not None and code:
         span.set_attributes({"atelier.outcome": "dead", "error.type": code})
         _set_error(span, code)
@@ -108,14 +108,14 @@ def set_response(span: Any, method: str, route: str, status: int) -> None:
 
 @contextmanager
 def _span(name: str, kind: str, parent: Mapping[str, str], attributes: dict[str, Any]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A span, and its name as W3C trace context."""
+    """A span, and its id as W3C trace context headers."""
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    names: dict[str, str] = {}
+    headers: dict[str, str] = {}
     with _tracer.start_as_current_span(name, _parent_context(parent), kind=SpanKind[kind], attributes=attributes) as span:
-        TraceContextTextMapPropagator().inject(names)
-        yield span, names
+        TraceContextTextMapPropagator().inject(headers)
+        yield span, headers
 
 
 def _parent_context(parent: Mapping[str, str]) -> Any:

@@ -1,1 +1,1 @@
-"""PostgreSQL: the connection pool and the inbox."""
+"""Postgres: the connection pool and the inbox."""

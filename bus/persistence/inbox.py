@@ -1,7 +1,7 @@
-"""The inbox: which messages were done, and with what result, so that a message that comes twice has its effect once.
+"""The inbox: which messages are done, and with what result, so that a message that is delivered twice has its effect once.
 
-A message is claimed before the work, so that two deliveries of it never run side by side. A claim belongs to a process; whether
-that process lives is told by one advisory lock that it holds for as long as it is connected. The claim of a dead process is free.
+A process acquires a message before it runs the handler, so that two deliveries of it never run concurrently. Each process holds one
+advisory lock while it is connected; a message whose owner's lock is gone is free to be acquired again.
 """
 
 import asyncio
@@ -24,14 +24,16 @@ from contracts.wire import Result
 SQL = load_queries(__file__, "inbox.sql")
 SCHEMA = SQL["schema"]
 LIVENESS_LOCK_CLASS = 4_273
+LIVENESS_CHECK_SECONDS = 5.0
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
+PURGE_INTERVAL_SECONDS = 3600.0
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class InboxEntry:
-    """What the inbox says of a message: its result when it was done, whether its job was cancelled, how many processes died at it."""
+    """What the inbox knows of a message: its result if it is done, whether its job is cancelled, how many processes crashed on it."""
 
     result: dict[str, Any] | None
     cancelled: bool
@@ -39,50 +41,59 @@ class InboxEntry:
 
 
 class Inbox(Protocol):
+    is_persistent: bool
+    """Whether results and crash counts outlive this process."""
+
     async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
-        """How many processes may have died of this message. `returns`: how often the broker took it back."""
+        """How many processes may have crashed on the message. `redelivery_count`: how often it was returned to its queue."""
         ...
 
     async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
-        """Take a message, waiting while another delivery of it is at work."""
+        """Acquire a message; waits while another delivery of it is running. Not acquired when the entry has a result."""
         ...
 
     async def mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        """Keep the result, in one transaction with the actor's own write. Raises ClaimLost when the message is no longer ours."""
+        """Store the result, in one transaction with the actor's own write, and release the message. Raises OwnershipLost."""
         ...
 
     async def release(self, step: str, message_id: str) -> None:
-        """Give up a message that was not done."""
+        """Release a message that is not done."""
         ...
 
     async def cancel(self, job_id: str) -> None:
-        """Note that a job is cancelled, for commands of it that are still to come."""
+        """Mark a job as cancelled, for its commands that are still to come."""
+        ...
+
+    async def purge(self, days: float) -> int:
+        """Delete what is older than `days`; returns how many entries."""
         ...
 
 
 class OwnershipLost(EngineCrashed):
-    """Another process holds the message by now: whatever was done here does not count."""
+    """Another process has acquired the message meanwhile: the result of this run does not count."""
 
 
 class InFlightKeys:
-    """What this process has in hand: two deliveries of one message never run side by side in it."""
+    """The messages in flight in this process: two deliveries of one message never run concurrently in it."""
 
     def __init__(self) -> None:
         self._events: dict[tuple[str, str], asyncio.Event] = {}
 
     async def acquire(self, step: str, message_id: str) -> None:
-        """Take a message, waiting while another delivery of it is in hand."""
-        while busy := self._events.get((step, message_id)):
-            await busy.wait()
+        """Wait while another delivery of the message is in flight."""
+        while released := self._events.get((step, message_id)):
+            await released.wait()
         self._events[step, message_id] = asyncio.Event()
 
     def release(self, step: str, message_id: str) -> None:
-        if done := self._events.pop((step, message_id), None):
-            done.set()
+        if released := self._events.pop((step, message_id), None):
+            released.set()
 
 
 class NullInbox:
-    """Remembers nothing: two deliveries of one message never run side by side in this process; nothing more is promised."""
+    """Keeps no results: it only prevents that two deliveries of one message run concurrently in this process."""
+
+    is_persistent = False
 
     def __init__(self, pool: asyncpg.Pool | None = None) -> None:
         self._pool = pool
@@ -90,7 +101,7 @@ class NullInbox:
         self._cancelled: set[str] = set()
 
     async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
-        """Nobody remembers who was at work: each return but the first, which a lost connection explains, counts as a death."""
+        """No record of running messages exists: every return but the first, which a lost connection explains, counts as a crash."""
         return max(0, redelivery_count - 1)
 
     async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
@@ -114,9 +125,14 @@ class NullInbox:
     async def cancel(self, job_id: str) -> None:
         self._cancelled.add(job_id)
 
+    async def purge(self, days: float) -> int:
+        return 0
+
 
 class PostgresInbox:
-    """Outcomes in the table `atelier.inbox`."""
+    """Results in the table `atelier.inbox`."""
+
+    is_persistent = True
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -125,7 +141,7 @@ class PostgresInbox:
         self.liveness_lock_held = asyncio.Event()
 
     async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
-        """A message that was taken back but never at work has killed nobody."""
+        """A message that was returned without ever running has crashed no process."""
         if not redelivery_count:
             return 0
         return (
@@ -138,13 +154,13 @@ class PostgresInbox:
     async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
         await self._in_flight.acquire(step, message_id)
         try:
-            known = await self._acquire(step, message_id, job_id)
+            entry = await self._acquire(step, message_id, job_id)
         except BaseException:
             self._in_flight.release(step, message_id)
             raise
-        if known.result is not None:
+        if entry.result is not None:
             self._in_flight.release(step, message_id)
-        return known
+        return entry
 
     async def _acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
         poll = FIRST_POLL_SECONDS
@@ -152,7 +168,7 @@ class PostgresInbox:
             row = await retry_while_unavailable(
                 lambda: self._fetchrow(SQL["acquire"], step, message_id, self.owner, LIVENESS_LOCK_CLASS, job_id), "database"
             )
-            if row["mine"] or row["result"] is not None:
+            if row["owned"] or row["result"] is not None:
                 return InboxEntry(row["result"], row["cancelled"], row["deaths"])
             await asyncio.sleep(poll)
             poll = min(poll * 2, LONGEST_POLL_SECONDS)
@@ -162,19 +178,19 @@ class PostgresInbox:
         self._in_flight.release(step, message_id)
 
     async def _mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        said = (SQL["mark_done"], step, message_id, self.owner, result.model_dump(mode="json", exclude_none=True))
+        statement = (SQL["mark_done"], step, message_id, self.owner, result.model_dump(mode="json", exclude_none=True))
         if write is None:  # one statement is its own transaction, and saves two round trips
-            ours = await self._fetchrow(*said)
+            owned = await self._fetchrow(*statement)
         else:
             async with self._pool.acquire() as connection, connection.transaction():
-                if ours := await connection.fetchval(*said):
+                if owned := await connection.fetchval(*statement):
                     await write(connection)
-        if not ours:
-            raise OwnershipLost(f"message {message_id} of {step} is held by another process by now")
+        if not owned:
+            raise OwnershipLost(f"message {message_id} of {step} has been acquired by another process")
 
     async def _fetchrow(self, *statement: Any) -> Any:
-        async with stateless_connection(self._pool) as line:
-            return await line.fetchrow(*statement)
+        async with stateless_connection(self._pool) as connection:
+            return await connection.fetchrow(*statement)
 
     async def release(self, step: str, message_id: str) -> None:
         try:
@@ -186,11 +202,10 @@ class PostgresInbox:
         await retry_while_unavailable(lambda: self._pool.execute(SQL["cancel"], job_id), "database")
 
     async def purge(self, days: float) -> int:
-        """Delete outcomes older than `days`; returns how many."""
         return int(await self._pool.fetchval(SQL["purge"], days))
 
     async def hold_liveness_lock(self) -> None:
-        """Hold the lock that says this process lives, for ever; take it again when the database comes back."""
+        """Hold the advisory lock that shows that this process is alive; take it again after a lost connection. Never returns."""
         while True:
             try:
                 async with self._pool.acquire() as connection:
@@ -198,23 +213,39 @@ class PostgresInbox:
                     self.liveness_lock_held.set()
                     while True:
                         await connection.execute("select 1")
-                        await asyncio.sleep(5)
+                        await asyncio.sleep(LIVENESS_CHECK_SECONDS)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.warning("inbox.life_lock_lost", error=repr(error))
+                log.warning("inbox.liveness_lock_lost", error=repr(error))
                 await asyncio.sleep(0.5)
 
 
 @asynccontextmanager
 async def open_inbox(pool: asyncpg.Pool | None) -> AsyncIterator[Inbox]:
-    """The inbox of this process. Says so at start when it will remember nothing."""
+    """The inbox of this process; without a database one that keeps nothing."""
     if pool is None:
-        log.warning("inbox.forgetful", meaning="no DATABASE_URL: work is done at least once, its effects must be idempotent")
+        log.warning("inbox.disabled", meaning="no DATABASE_URL: messages are processed at least once, their effects must be idempotent")
         yield NullInbox()
         return
     inbox = PostgresInbox(pool)
-    life = asyncio.create_task(inbox.hold_liveness_lock())
+    liveness_task = asyncio.create_task(inbox.hold_liveness_lock())
     try:
         await inbox.liveness_lock_held.wait()
         yield inbox
     finally:
-        life.cancel()
+        liveness_task.cancel()
+
+
+@asynccontextmanager
+async def purge_inbox_loop(inbox: Inbox, days: float) -> AsyncIterator[None]:
+    """Delete entries older than `days` at intervals, inside the block."""
+
+    async def purge_periodically() -> None:
+        while inbox.is_persistent:
+            await asyncio.sleep(PURGE_INTERVAL_SECONDS)
+            log.info("inbox.purged", entries=await inbox.purge(days))
+
+    task = asyncio.create_task(purge_periodically())
+    try:
+        yield
+    finally:
+        task.cancel()

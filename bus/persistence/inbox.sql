@@ -10,7 +10,7 @@ create table if not exists atelier.inbox (
     primary key (step, message_id)
 );
 do $$
-begin -- Asked first: `add column if not exists` would lock out everybody at each start.
+begin -- Checked first: `add column if not exists` takes an exclusive lock at each start.
     if not exists (
         select from information_schema.columns where table_schema = 'atelier' and table_name = 'inbox' and column_name = 'deaths'
     ) then
@@ -24,9 +24,9 @@ create table if not exists atelier.cancelled (
 );
 
 -- name: acquire
--- One round trip: take the message unless it is done or another living process has it; say what is known of it and of its job.
--- What this process has already is taken again: it asks twice only when the first answer was lost on its way.
-with claimed as (
+-- One round trip: acquire the message unless it is done or another live process owns it; return what is known of it and of its job.
+-- A message that this process owns is acquired again: it repeats the statement only when the first response was lost.
+with acquired as (
     insert into atelier.inbox as known (step, message_id, owner)
     values ($1, $2, $3)
     on conflict (step, message_id) do update set
@@ -41,8 +41,8 @@ with claimed as (
     returning deaths
 )
 select
-    exists (select from claimed) as mine,
-    coalesce((select deaths from claimed), 0) as deaths,
+    exists (select from acquired) as owned,
+    coalesce((select deaths from acquired), 0) as deaths,
     (select result from atelier.inbox where step = $1 and message_id = $2) as result,
     exists (select from atelier.cancelled where job_id = $5) as cancelled
 
@@ -52,7 +52,7 @@ where step = $1 and message_id = $2 and owner = $3
 returning true
 
 -- name: crash_count
--- How many processes died with the message at work, the last one included.
+-- How many processes crashed while they ran the message, its last owner included.
 select deaths + (owner is not null and not exists (
     select from pg_locks
     where locktype = 'advisory' and granted and objsubid = 2

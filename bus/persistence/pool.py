@@ -1,4 +1,4 @@
-"""The database pool, opened here and lent to actors; and the tables, made on start."""
+"""The database pool that the inbox and the actors share, its JSON codecs, and the schemas that are applied at start."""
 
 import asyncio
 import re
@@ -14,14 +14,14 @@ from bus.settings import BusSettings
 
 CLOSE_TIMEOUT_SECONDS = 3.0
 STATEMENT_TIMEOUT_SECONDS = 20.0
-"""A statement that takes longer has nobody at the other end: its line is given up, and it is tried again on another."""
+"""After this time the server counts as gone: the connection is closed, and the statement can be repeated on another."""
 SCHEMA_LOCK_ID = 4_273_001
-"""Advisory lock: processes that start together make the tables one after another."""
+"""Advisory lock: processes that start at the same time apply the schemas one after another."""
 
 
 @asynccontextmanager
 async def open_pool(settings: BusSettings) -> AsyncIterator[asyncpg.Pool | None]:
-    """A pool, or None when no DATABASE_URL is set. JSON columns take and give Python values."""
+    """A pool, or None without DATABASE_URL. JSON columns are read and written as Python values."""
     if (url := settings.postgres_url) is None:
         yield None
         return
@@ -41,7 +41,7 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 async def _create_pool(url: str, size: int) -> asyncpg.Pool:
     class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-        """When one line is silent for too long, the others of the pool may be, too: each is replaced before it is used again."""
+        """After a time-out on one connection every connection of the pool is replaced before it is used again."""
 
         __slots__ = ("is_clean",)
 
@@ -60,17 +60,17 @@ async def _create_pool(url: str, size: int) -> asyncpg.Pool:
         async def fetchval(self, *statement: Any, **options: Any) -> Any:
             return await expire_on_timeout(super().fetchval(*statement, **options))
 
-    async def expire_on_timeout(answer: Awaitable[Any]) -> Any:
+    async def expire_on_timeout(statement: Awaitable[Any]) -> Any:
         try:
-            return await answer
+            return await statement
         except TimeoutError:
             await pool.expire_connections()
             raise
 
-    async def reset_unless_clean(line: PooledConnection) -> None:
-        if not getattr(line, "is_clean", False):
-            await line.execute(line.get_reset_query())
-        line.is_clean = False
+    async def reset_unless_clean(connection: PooledConnection) -> None:
+        if not getattr(connection, "is_clean", False):
+            await connection.execute(connection.get_reset_query())
+        connection.is_clean = False
 
     pool: asyncpg.Pool = asyncpg.create_pool(
         url,
@@ -86,28 +86,28 @@ async def _create_pool(url: str, size: int) -> asyncpg.Pool:
 
 @asynccontextmanager
 async def stateless_connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A line for a statement that leaves nothing in its session, no lock and no setting: to give it back takes no round trip of its own."""
-    async with pool.acquire() as line:
-        line.mark_clean()
-        yield line
+    """A connection for statements that leave no session state, neither locks nor settings: its release needs no reset round trip."""
+    async with pool.acquire() as connection:
+        connection.mark_clean()
+        yield connection
 
 
 async def set_json_codecs(connection: asyncpg.Connection) -> None:
-    for kind in ("json", "jsonb"):
-        await connection.set_type_codec(kind, encoder=encode_postgres_json, decoder=from_json, schema="pg_catalog")
+    for type_name in ("json", "jsonb"):
+        await connection.set_type_codec(type_name, encoder=encode_postgres_json, decoder=from_json, schema="pg_catalog")
 
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def encode_postgres_json(value: Any) -> str:
-    """JSON as Postgres takes it: it refuses the character U+0000, which becomes U+FFFD, the sign for one that is lost."""
+    """JSON as Postgres accepts it: the character U+0000, which it rejects, becomes U+FFFD, the replacement character."""
     text = to_json(value, inf_nan_mode="constants").decode()
     return _NUL.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
 
 
 async def apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
-    """Run each schema text (idempotent DDL), one process at a time."""
+    """Execute each schema (idempotent DDL), one process at a time."""
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK_ID)
         await connection.execute("set local client_min_messages = warning")

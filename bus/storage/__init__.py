@@ -1,1 +1,1 @@
-"""Claim stores, assets and model files: filesystem, S3, HTTP."""
+"""Storage of claims, and download of assets and models: filesystem, S3, HTTP."""

@@ -1,4 +1,4 @@
-"""The claim check: write bytes once, carry a claim, read them back with their sha256 checked."""
+"""The claim check: bytes are written to a store, messages carry a claim on them, and every read checks the sha256."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +15,9 @@ from contracts.claim import Claim
 
 
 class ClaimStore(Protocol):
-    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: writing the same bytes twice is one object.
+    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: the same bytes written twice are one object.
 
-    Every call raises TemporaryError when the store is away or full.
+    Every method raises TemporaryError when the store is unavailable or full.
     """
 
     async def read(self, claim: Claim) -> bytes:
@@ -32,9 +32,9 @@ class ClaimStore(Protocol):
         ...
 
     async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
-        """Store bytes under a key of the caller's choice; the same key twice is one object. The sha256 is checked after writing.
+        """Store bytes under a key of the caller's choice; a second write replaces the first. The sha256 is checked after writing.
 
-        Raises PermanentError("key-refused") for a key that climbs out of the store or into the claims.
+        Raises PermanentError("key-refused") for a key outside the store, or among the claims.
         """
         ...
 
@@ -46,23 +46,23 @@ class ClaimStore(Protocol):
         ...
 
     async def check(self) -> None:
-        """Return when the store can be written to and read from."""
+        """Return if the store is usable."""
         ...
 
     async def url(self, claim: Claim) -> str:
-        """An address at which the outside world can read the claim."""
+        """A URL at which clients can read the claim."""
         ...
 
 
 @asynccontextmanager
 async def open_claim_store(settings: StoreSettings) -> AsyncIterator[ClaimStore]:
-    """The claim store that STORE_URL names. Nothing is connected before the first call; aioboto3 is imported only where S3 is used."""
+    """The claim store that STORE_URL names. It connects at the first call; aioboto3 is imported only for S3."""
     async with AsyncExitStack() as stack:
-        place = urlsplit(settings.store_url)
-        if place.scheme == "s3":
+        url = urlsplit(settings.store_url)
+        if url.scheme == "s3":
             client = await stack.enter_async_context(open_s3_client(settings))
-            assets = AssetFetcher(settings, stack, buckets=(place.netloc,), client=client)
-            yield S3ClaimStore(client, place.netloc, place.path.strip("/"), settings, assets)
+            fetcher = AssetFetcher(settings, stack, buckets=(url.netloc,), client=client)
+            yield S3ClaimStore(client, url.netloc, url.path.strip("/"), settings, fetcher)
         else:
-            root = Path(unquote(place.path))
+            root = Path(unquote(url.path))
             yield FilesystemClaimStore(root, AssetFetcher(settings, stack, roots=(root,)), settings.store_public_url)

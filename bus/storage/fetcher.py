@@ -1,6 +1,6 @@
-"""Foreign assets (a LoRA, a signature picture): the bytes at an address that came in a message, as far as the settings allow it.
+"""Fetches foreign assets (a LoRA, a signature picture) from addresses in messages, as far as the settings allow it.
 
-Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet (`gs://` is Google's public https).
+Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet; `gs://` is read over https.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
 
 class AssetFetcher:
-    """Fetches assets. `roots` and `buckets` are the store's own, always allowed; an S3 client is opened when first needed."""
+    """`roots` and `buckets`: those of the claim store, always allowed. Without `client` an S3 client is opened when one is first needed."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class AssetFetcher:
         with translate_s3_errors(
             f"fetching {uri}", on_missing=lambda: missing_error(uri), on_refused=lambda: refused_error(uri, "the bucket forbids it")
         ):
-            answer = await client.get_object(Bucket=bucket, Key=key)
-            async with answer["Body"] as body:
-                check_size(answer["ContentLength"], uri, max_bytes)
+            response = await client.get_object(Bucket=bucket, Key=key)
+            async with response["Body"] as body:
+                check_size(response["ContentLength"], uri, max_bytes)
                 return bytes(await body.read())
 
     async def _s3_client(self) -> Any:
@@ -76,47 +76,47 @@ class AssetFetcher:
         try:
             url = httpx.URL(uri)
         except httpx.InvalidURL as error:
-            raise refused_error(uri, "it is no address") from error
+            raise refused_error(uri, "it is not a URL") from error
         if hosts and url.host not in hosts:
             raise refused_error(uri, "ASSET_ALLOWED_HOSTS does not name its host")
         try:
             async with asyncio.timeout(self._settings.asset_timeout_seconds):
                 return await download(url, GuardedTransport(self._settings, REFUSED), max_bytes)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise TemporaryError(f"{redact_url(url)} did not answer: {error!r}", code="asset-unreachable") from error
+            raise TemporaryError(f"{redact_url(url)} did not respond: {error!r}", code="asset-unreachable") from error
 
 
 async def download(url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int) -> bytes:
-    """GET, counting while the bytes come, as they are sent. No redirect is followed."""
+    """GET without redirects and without decompression; the size is checked before and while the body is received."""
     async with (
         httpx.AsyncClient(transport=transport, timeout=10.0, trust_env=False, headers={"Accept-Encoding": "identity"}) as client,
-        client.stream("GET", url) as answer,
+        client.stream("GET", url) as response,
     ):
-        raise_for_status(answer)
-        check_size(int(answer.headers.get("Content-Length", 0)), redact_url(url), max_bytes)
+        raise_for_status(response)
+        check_size(int(response.headers.get("Content-Length", 0)), redact_url(url), max_bytes)
         data = bytearray()
-        async for piece in answer.aiter_raw(CHUNK_BYTES):
-            data += piece
+        async for chunk in response.aiter_raw(CHUNK_BYTES):
+            data += chunk
             check_size(len(data), redact_url(url), max_bytes)
         return bytes(data)
 
 
 def raise_for_status(response: httpx.Response) -> None:
-    """Raises for whatever is not a 200."""
+    """Raises PermanentError or TemporaryError for any status but 200."""
     uri, status = redact_url(response.url), response.status_code
     if status in (404, 410):
-        raise PermanentError(MISSING, f"{uri} answered {status}.")
+        raise PermanentError(MISSING, f"{uri} responded with {status}.")
     if status in RETRYABLE_STATUSES or status >= 500:
-        raise TemporaryError(f"{uri} answered {status}", code="asset-unreachable")
+        raise TemporaryError(f"{uri} responded with {status}", code="asset-unreachable")
     if status != 200:
-        raise refused_error(uri, f"it answered {status}; redirects are not followed")
+        raise refused_error(uri, f"it responded with {status}; redirects are not followed")
 
 
 def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
-    """A file below one of the roots, links followed before the judgement."""
-    place = urlsplit(uri)
-    path = Path(unquote(place.path).replace("\0", "")).resolve()
-    if place.netloc not in ("", "localhost") or not any(path.is_relative_to(root.resolve()) for root in roots):
+    """A file below one of the roots; symbolic links are resolved before the check."""
+    url = urlsplit(uri)
+    path = Path(unquote(url.path).replace("\0", "")).resolve()
+    if url.netloc not in ("", "localhost") or not any(path.is_relative_to(root.resolve()) for root in roots):
         raise refused_error(uri, "ASSET_ROOTS does not name its folder")
     try:
         check_size(path.stat().st_size, uri, max_bytes)
@@ -128,13 +128,13 @@ def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
 
 
 def check_size(size: int, uri: str, max_bytes: int) -> None:
-    """Before the first byte where the size is told, else while they come: an asset of gigabytes is refused, not fetched."""
+    """Raises PermanentError("asset-too-large")."""
     if size > max_bytes:
         raise PermanentError(TOO_LARGE, f"{uri} is larger than the {max_bytes} bytes allowed.")
 
 
 def missing_error(uri: str) -> PermanentError:
-    return PermanentError(MISSING, f"Nothing lies at {uri}.")
+    return PermanentError(MISSING, f"There is no asset at {uri}.")
 
 
 def refused_error(uri: str, reason: str) -> PermanentError:

@@ -1,4 +1,4 @@
-"""A folder as the claim store: `claims/ab/abcdef….png` for claims, any other key for what is put. A file appears whole or not at all."""
+"""A folder as the claim store: `claims/ab/abcdef….png` for claims, any other key for `put`. Files are written atomically."""
 
 import os
 import tempfile
@@ -10,23 +10,20 @@ from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
-from bus.storage.object_keys import claim_key, safe_key, sha256_hex
+from bus.storage.object_keys import claim_key, safe_key, sha256_hex, verify_claim
 from contracts.claim import Claim
 
 log = structlog.get_logger()
 
 
 class FilesystemClaimStore:
-    """Files below one root. File work runs in threads, so that a slow disk never holds up the loop."""
+    """Files below one root. File access runs in threads, so that a slow disk never blocks the event loop."""
 
     def __init__(self, root: Path, fetcher: AssetFetcher, public_url: str | None = None) -> None:
         self._root, self._fetcher, self._public_url = root, fetcher, public_url
 
     async def read(self, claim: Claim) -> bytes:
-        data = await to_thread.run_sync(read_file, self._root, claim_path(claim.uri, self._root), claim.size)
-        if len(data) != claim.size or sha256_hex(data) != claim.sha256:
-            raise PermanentError("claim-corrupt", f"The bytes at {claim.uri} are not those of the claim: their sha256 differs.")
-        return data
+        return verify_claim(claim, await to_thread.run_sync(read_file, self._root, claim_path(claim.uri, self._root), claim.size))
 
     async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
         sha256 = sha256_hex(data)
@@ -54,32 +51,30 @@ class FilesystemClaimStore:
 
 
 def claim_path(uri: str, root: Path) -> Path:
-    """The file behind a `file://` address. Raises PermanentError("claim-refused") when it lies outside the root, links followed."""
-    place = urlsplit(uri)
-    path = unquote(place.path)
-    if place.scheme == "file" and place.netloc in ("", "localhost") and "\0" not in path:
-        whole = Path(path).resolve()
-        if whole.is_relative_to(root.resolve()):
-            return whole
-    raise PermanentError(
-        "claim-refused", f"{uri[:200]!r} does not lie in this store, {root.as_uri()}. Do all actors use the same STORE_URL?"
-    )
+    """The file behind a `file://` address. Raises PermanentError("claim-refused") when it resolves outside the root."""
+    url = urlsplit(uri)
+    path = unquote(url.path)
+    if url.scheme == "file" and url.netloc in ("", "localhost") and "\0" not in path:
+        resolved = Path(path).resolve()
+        if resolved.is_relative_to(root.resolve()):
+            return resolved
+    raise PermanentError("claim-refused", f"{uri[:200]!r} is not in this store, {root.as_uri()}. Do all actors use the same STORE_URL?")
 
 
 def read_file(root: Path, path: Path, size: int) -> bytes:
-    """The bytes of a file of just this size; a file of another size is not worth reading and counts as empty."""
+    """The bytes of a file; b"" when it is not of this size, so that it is not read for nothing."""
     try:
         return path.read_bytes() if path.stat().st_size == size else b""
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         if not root.is_dir():
-            raise TemporaryError(f"the store's folder {root} is away: {error}") from error
+            raise TemporaryError(f"the store's folder {root} is unavailable: {error}") from error
         raise PermanentError("claim-missing", f"No file at {path}: it was removed, or never written to this store.") from error
     except OSError as error:
         raise TemporaryError(f"the store cannot be read: {error}") from error
 
 
 def check_writable(root: Path) -> None:
-    """A byte goes in and out."""
+    """Write one byte to a temporary file. Raises TemporaryError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=root, prefix=".checking-") as file:
@@ -90,7 +85,7 @@ def check_writable(root: Path) -> None:
 
 
 def write_file_atomically(root: Path, key: str, data: bytes) -> Path:
-    """Write beside the goal, flush to the disk, then rename: a reader sees the old file or the new one, never a half."""
+    """Write to a temporary file, sync, then rename: a reader sees the old file or the new one, never a partial one."""
     path = root.resolve() / key
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

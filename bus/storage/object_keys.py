@@ -1,10 +1,11 @@
-"""Keys: how an object is named in a store, the same in a folder and in a bucket."""
+"""Keys and checksums of objects in a claim store, the same in a folder and in a bucket."""
 
 import base64
 import hashlib
 import re
 
 from bus.errors import PermanentError
+from contracts.claim import Claim
 
 CLAIMS_PREFIX = "claims/"
 EXTENSIONS = {
@@ -25,12 +26,19 @@ def claim_key(sha256: str, media_type: str) -> str:
 
 
 def safe_key(key: str) -> str:
-    """A key of the caller's choice. Raises PermanentError("key-refused") for one that climbs, or that lies among the claims."""
+    """The key itself. Raises PermanentError("key-refused") for one that leaves the store, or lies among the claims."""
     if not SAFE_KEY.fullmatch(key) or len(key) > 512 or key.startswith(CLAIMS_PREFIX):
         raise PermanentError(
             "key-refused", f"The key {key[:200]!r} is not one or more plain names joined by '/', or begins with {CLAIMS_PREFIX!r}."
         )
     return key
+
+
+def verify_claim(claim: Claim, data: bytes) -> bytes:
+    """The data itself. Raises PermanentError("claim-corrupt") when its size or sha256 is not the claim's."""
+    if len(data) != claim.size or sha256_hex(data) != claim.sha256:
+        raise PermanentError("claim-corrupt", f"The bytes at {claim.uri} are not those of the claim: their sha256 differs.")
+    return data
 
 
 def sha256_hex(data: bytes) -> str:

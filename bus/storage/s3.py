@@ -1,4 +1,4 @@
-"""A bucket as the claim store: objects below one prefix, each with its sha256 kept and checked by the server."""
+"""A bucket as the claim store: objects below one prefix, each with a sha256 that the server stores and checks."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ import structlog
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
-from bus.storage.object_keys import claim_key, safe_key, sha256_base64, sha256_hex
+from bus.storage.object_keys import claim_key, safe_key, sha256_base64, sha256_hex, verify_claim
 from bus.storage.s3_client import translate_s3_errors
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
@@ -24,10 +24,7 @@ class S3ClaimStore:
         self._prefix = f"{prefix}/" if prefix else ""
 
     async def read(self, claim: Claim) -> bytes:
-        data = await self._get(self._key(claim.uri), claim)
-        if len(data) != claim.size or sha256_hex(data) != claim.sha256:
-            raise PermanentError("claim-corrupt", f"The bytes at {claim.uri} are not those of the claim: their sha256 differs.")
-        return data
+        return verify_claim(claim, await self._get(self._key(claim.uri), claim))
 
     async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
         sha256 = sha256_hex(data)
@@ -44,24 +41,22 @@ class S3ClaimStore:
         return await self._fetcher.fetch(uri, max_bytes=max_bytes)
 
     async def check(self) -> None:
-        with translate_s3_errors(f"asking for the bucket {self._bucket}"):
+        with translate_s3_errors(f"checking the bucket {self._bucket}"):
             await self._client.head_bucket(Bucket=self._bucket)
 
     async def url(self, claim: Claim) -> str:
         key = self._key(claim.uri)
         if public := self._settings.store_public_url:
             return f"{public.rstrip('/')}/{quote(key)}"
-        address = {"Bucket": self._bucket, "Key": key}
+        target, seconds = {"Bucket": self._bucket, "Key": key}, int(self._settings.s3_presign_seconds)
         with translate_s3_errors(f"presigning {claim.uri}"):
-            return str(
-                await self._client.generate_presigned_url("get_object", Params=address, ExpiresIn=int(self._settings.s3_presign_seconds))
-            )
+            return str(await self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
 
     def _key(self, uri: str) -> str:
         start = f"s3://{self._bucket}/"
         if not uri.startswith(start + self._prefix):
             raise PermanentError(
-                "claim-refused", f"{uri[:200]!r} does not lie in this store, {start}{self._prefix}. Do all actors use the same STORE_URL?"
+                "claim-refused", f"{uri[:200]!r} is not in this store, {start}{self._prefix}. Do all actors use the same STORE_URL?"
             )
         return uri.removeprefix(start)
 
@@ -69,23 +64,23 @@ class S3ClaimStore:
         missing = PermanentError("claim-missing", f"No object at {claim.uri}: it was removed, or never written to this store.")
         with translate_s3_errors(f"reading {claim.uri}", on_missing=lambda: missing):
             async with asyncio.timeout(self._settings.store_timeout_seconds):
-                answer = await self._client.get_object(Bucket=self._bucket, Key=key)
-                async with answer["Body"] as body:
-                    # An object of another size is wrong already, however large.
-                    return bytes(await body.read()) if answer["ContentLength"] == claim.size else b""
+                response = await self._client.get_object(Bucket=self._bucket, Key=key)
+                async with response["Body"] as body:
+                    # An object of another size is corrupt; it is not read, however large.
+                    return bytes(await body.read()) if response["ContentLength"] == claim.size else b""
 
     async def _put(self, key: str, data: bytes, media_type: str, sha256: str) -> str:
-        """The server checks the sum as it writes; then we ask what it has, or read it back where it keeps no sums."""
+        """The server checks the sha256 on writing; then it is read back, by HEAD where the server stores it, else with the object."""
         key, checksum = self._prefix + key, sha256_base64(sha256)
-        where = {"Bucket": self._bucket, "Key": key}
+        target = {"Bucket": self._bucket, "Key": key}
         with translate_s3_errors(f"writing s3://{self._bucket}/{key}"):
             cache = self._settings.s3_cache_control
-            # The SDK's own limits do not hold while it waits to be told to go on with a body (`100 Continue`).
+            # The SDK's own time-outs do not cover its wait for `100 Continue`.
             async with asyncio.timeout(self._settings.store_timeout_seconds):
-                await self._client.put_object(**where, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
-                head = await self._client.head_object(**where, ChecksumMode="ENABLED")
+                await self._client.put_object(**target, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
+                head = await self._client.head_object(**target, ChecksumMode="ENABLED")
         claim = Claim(uri=f"s3://{self._bucket}/{key}", sha256=sha256, media_type=media_type, size=len(data))
-        kept = head.get("ChecksumSHA256") or sha256_base64(sha256_hex(await self._get(key, claim)))
-        if head["ContentLength"] != len(data) or kept != checksum:
+        stored = head.get("ChecksumSHA256") or sha256_base64(sha256_hex(await self._get(key, claim)))
+        if head["ContentLength"] != len(data) or stored != checksum:
             raise TemporaryError(f"{claim.uri} does not hold what was written: its sha256 differs")
         return claim.uri

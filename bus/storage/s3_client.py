@@ -1,6 +1,6 @@
-"""S3 through aioboto3, which is imported when a client is opened and not before; and what its errors mean to us.
+"""S3 through aioboto3, which is imported only when a client is opened, and the translation of its errors.
 
-An object that is not there is permanent; a store that is away, full or forbids is temporary, since an operator can mend it.
+A missing object is a permanent error; a store that is unavailable, full or denies access is a temporary one, since an operator can fix it.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,7 +16,7 @@ FORBIDDEN_CODES = frozenset({"AccessDenied", "Forbidden", "403"})
 
 @asynccontextmanager
 async def open_s3_client(settings: StoreSettings) -> AsyncIterator[Any]:
-    """An S3 client. Without keys in the settings, the SDK's own chain finds them (profile, container, instance)."""
+    """An S3 client. Without keys in the settings, the SDK looks for credentials itself (profile, container, instance)."""
     import aioboto3
     from botocore.config import Config
 
@@ -27,7 +27,7 @@ async def open_s3_client(settings: StoreSettings) -> AsyncIterator[Any]:
         aws_session_token=token.get_secret_value() if token else None,
         region_name=settings.aws_s3_region_name,
     )
-    wait = settings.store_timeout_seconds / 2  # There is a second attempt.
+    wait = settings.store_timeout_seconds / 2  # each of two attempts
     config = Config(
         connect_timeout=min(5.0, wait), read_timeout=wait, retries={"mode": "standard", "max_attempts": 2}, signature_version="s3v4"
     )
@@ -37,11 +37,11 @@ async def open_s3_client(settings: StoreSettings) -> AsyncIterator[Any]:
 
 
 async def create_bucket(settings: StoreSettings, bucket: str) -> bool:
-    """True when it was not there before. Raises TemporaryError when the store is away or forbids it."""
+    """True when the bucket is new. Raises TemporaryError when the store is unavailable or denies it."""
     from botocore.exceptions import ClientError
 
     async with open_s3_client(settings) as client:
-        with translate_s3_errors(f"making the bucket {bucket}"):
+        with translate_s3_errors(f"creating the bucket {bucket}"):
             try:
                 await client.create_bucket(Bucket=bucket)
             except ClientError as error:
@@ -58,8 +58,8 @@ def translate_s3_errors(
     on_missing: Callable[[], PermanentError] | None = None,
     on_refused: Callable[[], PermanentError] | None = None,
 ) -> Iterator[None]:
-    """Turn the SDK's errors into ours. Without `on_missing` a bucket that is not there is an operator's fault, and temporary."""
-    from aiohttp import ClientError as BrokenBody
+    """Turn the SDK's errors into TemporaryError or PermanentError. `on_missing`, `on_refused`: the error for that case, else temporary."""
+    from aiohttp import ClientError as BodyError
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -70,6 +70,6 @@ def translate_s3_errors(
             raise on_missing() from error
         if on_refused and code in FORBIDDEN_CODES:
             raise on_refused() from error
-        raise TemporaryError(f"{action}: the store answered {code}", code="store-away") from error
-    except (BotoCoreError, BrokenBody, OSError, TimeoutError) as error:
-        raise TemporaryError(f"{action}: the store is away: {str(error) or 'no answer in time'}", code="store-away") from error
+        raise TemporaryError(f"{action}: the store responded with {code}", code="store-away") from error
+    except (BotoCoreError, BodyError, OSError, TimeoutError) as error:
+        raise TemporaryError(f"{action}: the store is unavailable: {str(error) or 'no response in time'}", code="store-away") from error

@@ -1,4 +1,4 @@
-"""The settings of the claim store."""
+"""The settings of the claim store and of foreign assets."""
 
 import os
 from pathlib import Path
@@ -14,16 +14,16 @@ PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class StoreSettings(AddressSettings):
-    """Where claims are kept, and which foreign addresses may be fetched. Durations are seconds."""
+    """Where claims are stored, and which foreign addresses may be fetched. Durations are seconds."""
 
     store_url: str = Field(description="`file:///folder` or `s3://bucket/prefix`; default: the bucket AWS_STORAGE_BUCKET_NAME.")
-    store_public_url: str | None = Field(None, description="How the outside world reads the store, e.g. a CDN; keys are appended to it.")
+    store_public_url: str | None = Field(None, description="The public base URL of the store, e.g. of a CDN; keys are appended to it.")
     store_timeout_seconds: float = Field(30.0, gt=0, description="One read from or write to S3.")
     asset_roots: PathList = Field((), description="Folders from which `file://` assets may be fetched, beside the store's own.")
     asset_buckets: StringList = Field((), description="Buckets from which `s3://` assets may be fetched, beside the store's own. `*`: any.")
     asset_allowed_hosts: StringList = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
-    asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name to last byte.")
-    aws_access_key_id: str | None = Field(None, description="None: as the machine's role says.")
+    asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name resolution to last byte.")
+    aws_access_key_id: str | None = Field(None, description="Empty: the credentials of the machine's role.")
     aws_secret_access_key: SecretStr | None = Field(None, description="Belongs to the access key.")
     aws_session_token: SecretStr | None = Field(None, description="Of a temporary access key.")
     aws_storage_bucket_name: str | None = Field(None, description="Stands for `STORE_URL=s3://<name>`.")
@@ -36,14 +36,14 @@ class StoreSettings(AddressSettings):
         description="An S3 server that is not Amazon's.",
     )
     s3_presign_seconds: float = Field(
-        WEEK_SECONDS, gt=0, le=WEEK_SECONDS, description="How long a presigned address lasts; S3 allows a week."
+        WEEK_SECONDS, gt=0, le=WEEK_SECONDS, description="How long a presigned URL is valid; S3 allows a week."
     )
-    s3_cache_control: str = Field("public, max-age=31536000, immutable", description="`Cache-Control` of what is stored.")
+    s3_cache_control: str = Field("public, max-age=31536000, immutable", description="`Cache-Control` of stored objects.")
 
     @model_validator(mode="before")
     @classmethod
     def store_url_from_bucket(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The image worker that this replaces names its store by the bucket alone."""
+        """STORE_URL from AWS_STORAGE_BUCKET_NAME, which the image worker that this replaces uses."""
         name = values.get("aws_storage_bucket_name") or os.environ.get("AWS_STORAGE_BUCKET_NAME")
         return {"store_url": f"s3://{name}", **values} if name else values
 

@@ -1,1 +1,1 @@
-"""The worker process: consume deliveries, decide their outcome, publish what follows."""
+"""The worker process: consumes deliveries, decides their outcome, publishes the messages of that outcome."""

@@ -1,4 +1,4 @@
-"""An adapter reads a foreign queue, turns each message into a command of ours, publishes it with a confirm, then acks."""
+"""Consumes a foreign queue: translates each message into a command, publishes it with a confirm, then acknowledges the message."""
 
 import time
 import traceback
@@ -9,7 +9,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from bus.actor import Adapter, InvalidMessage, TranslatedCommand
-from bus.amqp import messages
+from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command
 from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
 from bus.errors import PermanentError
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class AdapterConsumer:
-    """One adapter at its counter."""
+    """The consumer of one adapter."""
 
     adapter: Adapter
     publisher: Publisher
@@ -41,7 +41,7 @@ class AdapterConsumer:
         metrics.record_translation(self.adapter.name, code, time.perf_counter() - started)
 
     async def _process(self, message: AbstractIncomingMessage, delivery: Delivery) -> str:
-        """Returns the code of a burial, else nothing."""
+        """Returns the fault code of a dead-lettered message, else ""."""
         code = ""
         try:
             await self._publish_command(delivery, self.adapter.translate(message.body))
@@ -50,64 +50,58 @@ class AdapterConsumer:
         try:
             await message.ack()
         except Exception as error:
-            log.info("delivery.unsettled", message_id=delivery.message_id, error=repr(error))
+            log.info("delivery.ack_failed", message_id=delivery.message_id, error=repr(error))
         return code
 
     async def _publish_command(self, delivery: Delivery, translated: TranslatedCommand) -> None:
         slip = Slip.model_validate(translated.body.get("slip") or {})
-        itinerary = [translated.step, *(stop.step for stop in slip.itinerary)]
-        told = {"kind": self.adapter.name, "itinerary": itinerary}
-        accepted = outgoing.build_events(
-            self._step_run(delivery, translated, slip), EventKind.ACCEPTED, step=messages.JOB_STEP, result=told
-        )
+        itinerary = [translated.step, *(slip_step.step for slip_step in slip.itinerary)]
+        result = {"kind": self.adapter.name, "itinerary": itinerary}
+        accepted = outgoing.build_events(self._step_run(delivery, translated, slip), EventKind.ACCEPTED, step=JOB_STEP, result=result)
         await self.publisher.publish_until_confirmed(
             *accepted, _command_message(translated, delivery), *self._replay_events(delivery, translated)
         )
-        log.info("order.accepted", adapter=self.adapter.name, job_id=translated.job_id, message_id=translated.message_id)
+        log.info("job.accepted", adapter=self.adapter.name, job_id=translated.job_id, message_id=translated.message_id)
 
-    def _replay_events(self, delivery: Delivery, translated: TranslatedCommand) -> list[messages.OutboundMessage]:
-        """The word that lets the dead letters resolve a message which an operator has sent again."""
+    def _replay_events(self, delivery: Delivery, translated: TranslatedCommand) -> list[OutboundMessage]:
+        """The event that marks the dead letter of a replayed message as resolved."""
         if not delivery.replay:
             return []
-        work = StepRun(replace(delivery, job_id=translated.job_id), self.adapter.name, self.worker, None, datetime.now(UTC))
-        return outgoing.build_events(work, EventKind.COMPLETED)
+        run = StepRun(replace(delivery, job_id=translated.job_id), self.adapter.name, self.worker, None, datetime.now(UTC))
+        return outgoing.build_events(run, EventKind.COMPLETED)
 
     async def _dead_letter(self, delivery: Delivery, error: Exception) -> str:
-        """Returns the code under which it lies."""
+        """Publish the dead letter, and the notification of an InvalidMessage. Returns the fault code."""
         code = error.code if isinstance(error, PermanentError) else "adapter-failed"
         fault = fault_from_error(error, code, self.adapter.name, 1)
-        told = error.notification if isinstance(error, InvalidMessage) else None
-        work = self._step_run(delivery, told, None)
+        notification = error.notification if isinstance(error, InvalidMessage) else None
+        run = self._step_run(delivery, notification, None)
         outcome = DeadLettered(fault, "".join(traceback.format_exception(error)))
-        burial = outgoing.build_dead_letter(work, outcome, now=datetime.now(UTC))
-        if told:
-            body = told.body | {"fault": fault.model_dump(mode="json")}
-            headers = told.headers | {Header.DETACHED.value: True}
-            burial.append(_command_message(TranslatedCommand(told.step, body, told.message_id, told.job_id, headers), delivery))
-        await self.publisher.publish_until_confirmed(*burial)
-        log.error("order.dead", adapter=self.adapter.name, code=code, cause=fault.message, job_id=work.delivery.job_id)
+        messages = outgoing.build_dead_letter(run, outcome, now=datetime.now(UTC))
+        if notification:
+            body = notification.body | {"fault": fault.model_dump(mode="json")}
+            headers = notification.headers | {Header.DETACHED.value: True}
+            messages.append(_command_message(replace(notification, body=body, headers=headers), delivery))
+        await self.publisher.publish_until_confirmed(*messages)
+        log.error("message.dead_lettered", adapter=self.adapter.name, code=code, cause=fault.message, job_id=run.delivery.job_id)
         return code
 
     def _step_run(self, delivery: Delivery, translated: TranslatedCommand | None, slip: Slip | None) -> StepRun:
-        """Events about the order bear its job id, not the foreign message's own properties."""
-        job_id = translated.job_id if translated else delivery.job_id
-        message_id = derived_id(translated.message_id, "adapter") if translated else delivery.message_id
-        told = Delivery(
+        """The run that events describe: under the id of the translated job, without the foreign message's other properties."""
+        described = Delivery(
             body=delivery.body,
             queue=delivery.queue,
-            message_id=message_id,
-            job_id=job_id,
+            message_id=derived_id(translated.message_id, "adapter") if translated else delivery.message_id,
+            job_id=translated.job_id if translated else delivery.job_id,
             traceparent=delivery.traceparent,
             tracestate=delivery.tracestate,
             published_at=delivery.published_at,
             origin=delivery.origin,
         )
-        return StepRun(told, self.adapter.name, self.worker, slip, datetime.now(UTC))
+        return StepRun(described, self.adapter.name, self.worker, slip, datetime.now(UTC))
 
 
-def _command_message(translated: TranslatedCommand, cause: Delivery) -> messages.OutboundMessage:
-    """The order goes on in the trace of the foreign message."""
+def _command_message(translated: TranslatedCommand, cause: Delivery) -> OutboundMessage:
+    """The command continues the trace of the foreign message."""
     headers = cause.trace_context | translated.headers
-    return messages.build_command(
-        translated.step, translated.body, message_id=translated.message_id, job_id=translated.job_id, headers=headers
-    )
+    return build_command(translated.step, translated.body, message_id=translated.message_id, job_id=translated.job_id, headers=headers)

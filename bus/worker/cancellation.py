@@ -1,4 +1,4 @@
-"""Cancel by job id: the tasks at work in this process, so that a control message stops the right one and no other."""
+"""Cancellation by job id: which tasks of this process work for which job, so that a cancellation stops those and no others."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,36 +8,36 @@ from dataclasses import dataclass
 
 @dataclass(eq=False, slots=True)
 class CancellableRun:
-    """Work for a job, and whether the job was cancelled meanwhile."""
+    """A task that works for a job; `cancelled`: whether the job was cancelled meanwhile."""
 
     task: asyncio.Task[object] | None = None
     cancelled: bool = False
 
 
 class CancellationRegistry:
-    """Which tasks work for which job."""
+    """The running tasks by job."""
 
     def __init__(self) -> None:
         self._runs: dict[str, list[CancellableRun]] = {}
 
     def cancel(self, job_id: str) -> int:
-        """Stop what runs for the job; returns how many runs."""
-        at_work = self._runs.get(job_id, [])
-        for watched in at_work:
-            if watched.task and not watched.cancelled:
-                watched.cancelled = watched.task.cancel()
-        return len(at_work)
+        """Cancel the tasks of a job; returns how many it has."""
+        runs = self._runs.get(job_id, [])
+        for run in runs:
+            if run.task and not run.cancelled:
+                run.cancelled = run.task.cancel()
+        return len(runs)
 
     @contextmanager
     def track(self, job_id: str) -> Iterator[CancellableRun]:
-        """The current task works for the job, in between. A cancellation of the job is taken back from it at the end: it goes on."""
-        watched = CancellableRun(asyncio.current_task())
-        self._runs.setdefault(job_id, []).append(watched)
+        """The current task works for the job inside the block. A cancellation of the job is undone at its end; the task continues."""
+        run = CancellableRun(asyncio.current_task())
+        self._runs.setdefault(job_id, []).append(run)
         try:
-            yield watched
+            yield run
         finally:
-            if watched.cancelled and watched.task:
-                watched.task.uncancel()
-            self._runs[job_id].remove(watched)
+            if run.cancelled and run.task:
+                run.task.uncancel()
+            self._runs[job_id].remove(run)
             if not self._runs[job_id]:
                 del self._runs[job_id]

@@ -1,4 +1,4 @@
-"""A word to every process at once: cancel a job (noted in the inbox for commands of it that are still to come), or say who is there."""
+"""Control messages, which every worker receives: cancel a job (now, and for its commands still to come), or report the worker's status."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,23 +18,22 @@ from contracts.discovery import DiscoveryRequest, WorkerStatus
 
 StatusSource = Callable[[], Awaitable[WorkerStatus]]
 
-
 log = structlog.get_logger()
 
 
 async def reply_with_status(publisher: Publisher, report_status: StatusSource, reply_to: str) -> None:
-    """Whoever asked may be gone, and the question is of use only now: an answer that cannot be sent is let be."""
+    """Publish the status once: the caller may be gone, and a late status is of no use."""
     try:
         await publisher.publish(build_status_reply(await report_status(), reply_to))
     except PublishError as error:
-        log.info("presence.untold", error=str(error))
+        log.info("status.reply_lost", error=str(error))
 
 
 @asynccontextmanager
 async def open_control(
     publisher: Publisher, inbox: Inbox, cancellations: CancellationRegistry, report_status: StatusSource | None = None
 ) -> AsyncIterator[None]:
-    """Take control messages. One that is none of ours is ignored."""
+    """Consume control messages. Invalid ones are logged and ignored."""
 
     async def on_message(message: AbstractIncomingMessage) -> None:
         try:
@@ -44,11 +43,11 @@ async def open_control(
                 return
             job_id = Control.model_validate_json(message.body).cancel
         except ValueError:
-            log.warning("control.unreadable", size=len(message.body))
+            log.warning("control.invalid", size=len(message.body))
             return
         await inbox.cancel(job_id)
-        if stopped := cancellations.cancel(job_id):
-            log.info("job.cancelled", job_id=job_id, runs=stopped)
+        if runs := cancellations.cancel(job_id):
+            log.info("job.cancelled", job_id=job_id, runs=runs)
 
     async with publisher.channel() as channel:
         queue = await channel.declare_queue(f"atelier.control.{uuid4()}", exclusive=True, auto_delete=True)

@@ -1,11 +1,11 @@
-"""What is published for an outcome: event, reply, next stop, retry, burial. Pure: letters are written here, posted by the outbox."""
+"""The messages that an outcome publishes: event, reply, next command, retry, dead letter. Pure: `Publisher` publishes them."""
 
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command, encode_json
+from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command, build_event, encode_json
 from bus.delivery import Delivery
 from bus.ids import derived_id
 from bus.outcome import CANCELLED, EXPIRED, DeadLettered, Done, Dropped, Outcome, Requeue, Retry
@@ -17,15 +17,13 @@ from contracts.slip import CompletedStep, Slip, SlipStep
 from contracts.wire import Header
 
 STACK_LIMIT = 4000
-
-
 JOB_FAULT_CODES = frozenset({CANCELLED, EXPIRED})
-"""Faults of the job, not of the step that met them: that step may still be the one to tell."""
+"""Faults of the job, not of the step that met them: that step may still be the one that reports the failure."""
 
 
 @dataclass(frozen=True)
 class StepRun:
-    """One run of a step: what the letters about it say."""
+    """One run of a step, as its messages describe it."""
 
     delivery: Delivery
     step: str
@@ -37,7 +35,6 @@ class StepRun:
 
 
 def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> list[OutboundMessage]:
-    """Every letter that an outcome asks for."""
     match outcome:
         case Done(result):
             return build_completed(run, result.model_dump(mode="json", exclude_none=True))
@@ -52,24 +49,24 @@ def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> li
 
 
 def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessage]:
-    """The step's event; then the next stop, or the job's end."""
-    letters = build_events(run, EventKind.COMPLETED, result=result)
+    """The step's event; then the next command, or the end of the job."""
+    messages = build_events(run, EventKind.COMPLETED, result=result)
     last = is_finished(run.slip, result)
     if run.delivery.reply_to and (last or (run.slip and run.slip.reply_here)):
-        letters.append(build_reply(run, job_result(run.slip, result)))
+        messages.append(build_reply(run, job_result(run.slip, result)))
     if last and not run.delivery.detached:
-        letters += build_events(run, EventKind.COMPLETED, step=JOB_STEP, result=job_result(run.slip, result))
+        messages += build_events(run, EventKind.COMPLETED, step=JOB_STEP, result=job_result(run.slip, result))
     if last and run.slip and run.slip.on_refusal and is_refused(run.slip, result):
-        letters.append(_build_detached_command(run, run.slip.on_refusal, "refused"))
+        messages.append(_build_detached_command(run, run.slip, run.slip.on_refusal, "refused"))
     elif not last and run.slip:
-        visit = CompletedStep(step=run.step, worker=run.worker, started_at=run.started_at, seconds=run.seconds)
-        letters.append(build_next_command(run, advance(run.slip, result, visit)))
-    return letters
+        completed = CompletedStep(step=run.step, worker=run.worker, started_at=run.started_at, seconds=run.seconds)
+        messages.append(build_next_command(run, advance(run.slip, result, completed)))
+    return messages
 
 
 def build_next_command(run: StepRun, slip: Slip) -> OutboundMessage:
     step, body = next_command(slip)
-    answered = run.slip is not None and run.slip.reply_here
+    replied = run.slip is not None and run.slip.reply_here
     message_id = derived_id(run.delivery.message_id, "next", step)
     return build_command(
         step,
@@ -77,27 +74,41 @@ def build_next_command(run: StepRun, slip: Slip) -> OutboundMessage:
         message_id=message_id,
         job_id=run.delivery.job_id,
         headers=_causation_headers(run),
-        reply_to=None if answered else run.delivery.reply_to,
+        reply_to=None if replied else run.delivery.reply_to,
     )
 
 
 def build_progress(run: StepRun, progress: Progress) -> list[OutboundMessage]:
-    """May be lost; never decides anything."""
-    letters = build_events(run, EventKind.PROGRESS, progress=progress)
+    """The progress event, and the slip's `on_progress` command. They may be lost; nothing depends on them."""
+    messages = build_events(run, EventKind.PROGRESS, progress=progress)
     if run.slip and run.slip.on_progress:
-        told = progress.model_dump(mode="json", exclude_none=True)
-        letters.append(_build_detached_command(run, run.slip.on_progress, f"progress/{progress.progress_percent}", progress=told))
-    return letters
+        fields = progress.model_dump(mode="json", exclude_none=True)
+        mark = f"progress/{progress.progress_percent}"
+        messages.append(_build_detached_command(run, run.slip, run.slip.on_progress, mark, progress=fields))
+    return messages
 
 
 def build_retry(run: StepRun, outcome: Retry, *, now: datetime) -> OutboundMessage:
-    """A copy with attempt + 1 to a rung of the ladder, from where it goes back to the failing queue alone."""
-    delivery = run.delivery
-    headers = _failure_headers(run, outcome.fault, now) | {Header.ATTEMPT.value: delivery.attempt + 1}
-    exchange = broker_names.retry_exchange(outcome.delay)
+    """A copy with attempt + 1 to a delay queue, from which it returns to the failing queue alone."""
+    headers = _failure_headers(run, outcome.fault, now) | {Header.ATTEMPT.value: run.delivery.attempt + 1}
+    return _copy_message(run.delivery, broker_names.retry_exchange(outcome.delay), run.delivery.queue, headers)
+
+
+def build_dead_letter(run: StepRun, outcome: DeadLettered, *, now: datetime) -> list[OutboundMessage]:
+    """The original message to the dead-letter queue, its cause in the headers; then the messages about the failure."""
+    headers = _failure_headers(run, outcome.fault, now) | {
+        Header.ATTEMPT.value: run.delivery.attempt,
+        Header.FAULT_CODE.value: outcome.fault.code,
+        Header.EXCEPTION_STACK.value: outcome.stack[-STACK_LIMIT:],
+    }
+    dead_letter = _copy_message(run.delivery, "", broker_names.dead_letter_queue(run.step), headers)
+    return [dead_letter, *build_failed(run, outcome.fault)]
+
+
+def _copy_message(delivery: Delivery, exchange: str, routing_key: str, headers: dict[str, Any]) -> OutboundMessage:
     return OutboundMessage(
         exchange,
-        delivery.queue,
+        routing_key,
         delivery.body,
         delivery.message_id,
         delivery.job_id,
@@ -108,44 +119,27 @@ def build_retry(run: StepRun, outcome: Retry, *, now: datetime) -> OutboundMessa
     )
 
 
-def build_dead_letter(run: StepRun, outcome: DeadLettered, *, now: datetime) -> list[OutboundMessage]:
-    """The message as it came, to the dead letters, its cause in the headers; and the word to all who wait."""
-    delivery = run.delivery
-    headers = _failure_headers(run, outcome.fault, now) | {
-        Header.ATTEMPT.value: delivery.attempt,
-        Header.FAULT_CODE.value: outcome.fault.code,
-        Header.EXCEPTION_STACK.value: outcome.stack[-STACK_LIMIT:],
-    }
-    dead = broker_names.dead_letter_queue(run.step)
-    letter = OutboundMessage(
-        "", dead, delivery.body, delivery.message_id, delivery.job_id, delivery.type or "", headers, delivery.reply_to, mandatory=True
-    )
-    return [letter, *build_failed(run, outcome.fault)]
-
-
 def build_failed(run: StepRun, fault: Fault) -> list[OutboundMessage]:
-    """A job that will not be finished: the events, the fault to whoever awaits a reply, and the slip's own last word."""
+    """The messages about a job that fails: events, the fault as its reply, and the slip's `on_failure` command."""
     kind = EventKind.CANCELLED if fault.code == CANCELLED else EventKind.FAILED
-    letters = build_events(run, kind, fault=fault)
+    messages = build_events(run, kind, fault=fault)
     if not run.delivery.detached:
-        letters += build_events(run, kind, step=JOB_STEP, fault=fault)
+        messages += build_events(run, kind, step=JOB_STEP, fault=fault)
     if run.delivery.reply_to:
-        letters.append(build_reply(run, fault.model_dump(mode="json"), message_type="fault.v1"))
+        messages.append(build_reply(run, fault.model_dump(mode="json"), message_type="fault.v1"))
     if run.slip and run.slip.on_failure and (run.slip.on_failure.step != run.step or fault.code in JOB_FAULT_CODES):
-        letters.append(_build_detached_command(run, run.slip.on_failure, "failed", fault=fault.model_dump(mode="json")))
-    return letters
+        messages.append(_build_detached_command(run, run.slip, run.slip.on_failure, "failed", fault=fault.model_dump(mode="json")))
+    return messages
 
 
 def build_events(run: StepRun, kind: EventKind, *, step: str | None = None, **fields: Any) -> list[OutboundMessage]:
-    """One event, or none when the actor announces nothing."""
-    return [_build_event(run, kind, step or run.step, **fields)] if run.emit_events else []
-
-
-def _build_event(run: StepRun, kind: EventKind, step: str, **fields: Any) -> OutboundMessage:
+    """One event, or none when the actor emits no events. `fields`: further fields of `Event`."""
+    if not run.emit_events:
+        return []
     delivery = run.delivery
-    told = Event(
+    event = Event(
         kind=kind,
-        step=step,
+        step=step or run.step,
         job_id=delivery.job_id,
         at=datetime.now(UTC),
         message_id=delivery.message_id,
@@ -156,22 +150,17 @@ def _build_event(run: StepRun, kind: EventKind, step: str, **fields: Any) -> Out
         queued_seconds=queued_seconds(run),
         **fields,
     )
-    percent = [told.progress.progress_percent] if told.progress else []
-    message_id = derived_id(delivery.message_id, step, kind, *percent)
-    key = broker_names.event_routing_key(step, kind, delivery.job_id)
-    body = told.model_dump_json(exclude_none=True).encode()
-    return OutboundMessage(broker_names.EVENTS_EXCHANGE, key, body, message_id, delivery.job_id, "event.v1", _causation_headers(run))
+    return [build_event(event, _causation_headers(run))]
 
 
 def build_reply(run: StepRun, body: dict[str, Any], *, message_type: str | None = None) -> OutboundMessage:
-    """To the default exchange, by the queue's name. Whoever asked may be gone: that is counted, not raised."""
+    """To the reply queue through the default exchange. A reply that no queue takes is counted, not an error: the caller may be gone."""
     delivery = run.delivery
-    message_id = derived_id(delivery.message_id, "reply")
     return OutboundMessage(
         "",
         delivery.reply_to or "",
         encode_json(body),
-        message_id,
+        derived_id(delivery.message_id, "reply"),
         delivery.job_id,
         message_type or f"{run.step}.done.v1",
         _causation_headers(run),
@@ -179,18 +168,18 @@ def build_reply(run: StepRun, body: dict[str, Any], *, message_type: str | None 
 
 
 def build_delta(run: StepRun, body: dict[str, Any]) -> OutboundMessage:
-    """A part of a reply that is still being made. Where nobody awaits it any more there is no use in making the rest."""
+    """A part of a streamed reply. Mandatory: without a reply queue the rest of the reply is of no use."""
     delivery = run.delivery
     message_id = derived_id(delivery.message_id, "delta", delivery.attempt, str(body.get("sequence")))
-    kind = f"{run.step}.delta.v1"
+    message_type = f"{run.step}.delta.v1"
     return OutboundMessage(
-        "", delivery.reply_to or "", encode_json(body), message_id, delivery.job_id, kind, _causation_headers(run), mandatory=True
+        "", delivery.reply_to or "", encode_json(body), message_id, delivery.job_id, message_type, _causation_headers(run), mandatory=True
     )
 
 
 def read_slip(body: bytes) -> Slip | None:
-    """The slip of a command that is otherwise unreadable, so that its backend still hears of the failure."""
-    if b'"slip"' not in body:  # a search is a thousandth of the parsing
+    """The slip of a command, even of one that is otherwise invalid, so that `on_failure` can report it."""
+    if b'"slip"' not in body:  # a search takes a thousandth of the time of parsing
         return None
     try:
         return Slip.model_validate(json.loads(body)["slip"])
@@ -198,22 +187,21 @@ def read_slip(body: bytes) -> Slip | None:
         return None
 
 
-def _build_detached_command(run: StepRun, slip_step: SlipStep, mark: str, **extra: Any) -> OutboundMessage:
-    """A command beside the itinerary, of which nothing follows. The job's deadline is not its own: that it passed is to be told."""
-    assert run.slip is not None
+def _build_detached_command(run: StepRun, slip: Slip, slip_step: SlipStep, mark: str, **extra: Any) -> OutboundMessage:
+    """A command outside the itinerary, after which no step follows. It has no deadline, since it may report that one has passed."""
     message_id = derived_id(run.delivery.message_id, "aside", slip_step.step, mark)
-    body = build_command_body(slip_step, run.slip, **extra)
+    body = build_command_body(slip_step, slip, **extra)
     headers = {name: value for name, value in _causation_headers(run).items() if name != Header.DEADLINE} | {Header.DETACHED.value: True}
     return build_command(slip_step.step, body, message_id=message_id, job_id=run.delivery.job_id, headers=headers)
 
 
 def _failure_headers(run: StepRun, fault: Fault, now: datetime) -> dict[str, Any]:
-    """Headers that a message keeps from its first failure on."""
+    """Headers of a failed message; origin and first failure are kept from its first failure on."""
     delivery = run.delivery
-    aside = {Header.DETACHED.value: True} if delivery.detached else {}
+    detached = {Header.DETACHED.value: True} if delivery.detached else {}
     return (
         delivery.propagated_headers
-        | aside
+        | detached
         | {
             Header.ORIGIN_QUEUE.value: delivery.origin.queue,
             Header.ORIGIN_EXCHANGE.value: delivery.origin.exchange,
@@ -231,6 +219,6 @@ def _causation_headers(run: StepRun) -> dict[str, Any]:
 
 
 def queued_seconds(run: StepRun) -> float | None:
-    """From publish to arrival."""
+    """From publish to arrival; None when the publisher set no timestamp."""
     published = run.delivery.published_at
     return max(0.0, (run.started_at - published).total_seconds()) if published else None

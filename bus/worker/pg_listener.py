@@ -1,8 +1,8 @@
-"""A trigger reads a foreign database as an adapter reads a foreign queue: it is notified of what is due, and publishes commands for it.
+"""Listens to a foreign database: on a NOTIFY it reads the rows that are due, and publishes a command for each.
 
-Rule 1: a notification only says where to look; what is due is read anew, so that nothing is done for a state that has passed.
-Rule 2: after each (re)connection, and now and then, everything is looked at, so that what happened while nobody listened is not missed.
-Rule 3: a command's id follows from the state that it answers, so that seen twice it is done once.
+Rule 1: a notification only names rows; their state is read again, so that no command is published for an outdated state.
+Rule 2: after each (re)connection, and at intervals, all due rows are read, so that missed notifications do no harm.
+Rule 3: the id of a command is derived from the state that caused it, so that the inbox recognises a duplicate.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ import asyncpg
 import structlog
 
 from bus.actor import TranslatedCommand
-from bus.amqp import messages
+from bus.amqp.messages import build_command
 from bus.amqp.publisher import Publisher
 from bus.errors import PermanentError
 from bus.persistence.pool import set_json_codecs
 from bus.settings import BusSettings
 
 RECENT_COMMANDS_LIMIT = 10_000
-"""Commands published lately, so that a sweep does not publish what still waits in its queue. The inbox knows the rest."""
+"""Ids of the latest commands, so that a sweep does not publish those that still wait in their queue. The inbox knows the others."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class PgListener:
-    """`due`: a query of what is to be done; its one argument is a list of ids, or null for everything.
+    """`due_query` selects the rows that are due; its one argument is a list of ids, or null for all.
 
-    `key`: the field of a notification's JSON that holds such an id. `translate` is pure: a row in, a command out.
+    `id_field`: the field of a notification's JSON that holds such an id. `translate` is pure: a row in, a command out.
     """
 
     name: str
@@ -52,7 +52,7 @@ class PgListener:
 
 @dataclass
 class ListenLoop:
-    """One trigger at work."""
+    """The running loop of one listener. `listening` is set while it is connected."""
 
     listener: PgListener
     url: str
@@ -63,23 +63,24 @@ class ListenLoop:
     recently_published: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
     async def run(self) -> None:
-        """Listen, and again after the connection is lost."""
+        """Listen, and reconnect when the connection is lost. Never returns."""
         while True:
             try:
                 await self._listen()
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.warning("trigger.lost", trigger=self.listener.name, error=repr(error), again_in_seconds=self.listener.reconnect_seconds)
+                seconds = self.listener.reconnect_seconds
+                log.warning("pg_listener.disconnected", listener=self.listener.name, error=repr(error), reconnect_seconds=seconds)
             self.listening.clear()
             await asyncio.sleep(self.listener.reconnect_seconds)
 
     async def _listen(self) -> None:
-        """Until the connection is lost. Listening begins before the first look, so that nothing falls between the two."""
+        """Until the connection is lost. LISTEN comes before the first query, so that no notification falls between them."""
         connection = await asyncpg.connect(self.url, timeout=10, command_timeout=30)
         try:
             await set_json_codecs(connection)
             connection.add_termination_listener(lambda _: self.notified.set())
             await connection.add_listener(self.listener.channel, self._on_notification)
-            log.info("trigger.listening", trigger=self.listener.name, channel=self.listener.channel)
+            log.info("pg_listener.listening", listener=self.listener.name, channel=self.listener.channel)
             self.listening.set()
             await self._publish_due(connection, None)
             while not connection.is_closed():
@@ -88,45 +89,47 @@ class ListenLoop:
             connection.terminate()
 
     async def _publish_next(self, connection: asyncpg.Connection) -> None:
-        """Wait for a word, then look where it points; without a word in time, everywhere."""
+        """Wait for a notification, then publish for the rows it names; after `sweep_seconds` without one, for all due rows."""
         try:
             await asyncio.wait_for(self.notified.wait(), self.listener.sweep_seconds)
         except TimeoutError:
             await self._publish_due(connection, None)
             return
         self.notified.clear()
-        named, self.notified_ids = self.notified_ids, set()
-        if named and not connection.is_closed():
-            await self._publish_due(connection, sorted(named))
+        ids, self.notified_ids = self.notified_ids, set()
+        if ids and not connection.is_closed():
+            await self._publish_due(connection, sorted(ids))
 
     def _on_notification(self, connection: object, pid: int, channel: str, payload: object) -> None:
-        """A notification that cannot be read is left to the next sweep."""
+        """Note the id of a notification; an invalid one is left to the next sweep."""
         with suppress(ValueError, KeyError, TypeError):
             self.notified_ids.add(str(json.loads(str(payload))[self.listener.id_field]))
             self.notified.set()
 
     async def _publish_due(self, connection: asyncpg.Connection, ids: list[str] | None) -> None:
         for row in await connection.fetch(self.listener.due_query, ids):
-            order = self.listener.translate(dict(row))
-            if order.message_id in self.recently_published:
-                continue
-            letter = messages.build_command(order.step, order.body, message_id=order.message_id, job_id=order.job_id, headers=order.headers)
-            await self.publisher.publish_until_confirmed(letter)
-            self.recently_published[order.message_id] = None
-            while len(self.recently_published) > RECENT_COMMANDS_LIMIT:
-                self.recently_published.popitem(last=False)
-            log.info("trigger.fired", trigger=self.listener.name, step=order.step, job_id=order.job_id, message_id=order.message_id)
+            command = self.listener.translate(dict(row))
+            if command.message_id not in self.recently_published:
+                await self._publish(command)
+
+    async def _publish(self, command: TranslatedCommand) -> None:
+        ids = {"message_id": command.message_id, "job_id": command.job_id}
+        await self.publisher.publish_until_confirmed(build_command(command.step, command.body, **ids, headers=command.headers))
+        self.recently_published[command.message_id] = None
+        while len(self.recently_published) > RECENT_COMMANDS_LIMIT:
+            self.recently_published.popitem(last=False)
+        log.info("pg_listener.command_published", listener=self.listener.name, step=command.step, **ids)
 
 
 @asynccontextmanager
 async def open_pg_listener(listener: PgListener, settings: BusSettings, publisher: Publisher) -> AsyncIterator[ListenLoop]:
-    """Watch until closed. Raises PermanentError("database-missing")."""
+    """Listen inside the block. Raises PermanentError("database-missing") without DATABASE_URL."""
     if settings.postgres_url is None:
         raise PermanentError("database-missing", f"{listener.name} listens to Postgres: set DATABASE_URL")
-    watch = ListenLoop(listener, settings.postgres_url, publisher)
-    task = asyncio.create_task(watch.run())
+    loop = ListenLoop(listener, settings.postgres_url, publisher)
+    task = asyncio.create_task(loop.run())
     try:
-        yield watch
+        yield loop
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

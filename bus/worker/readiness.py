@@ -1,7 +1,7 @@
-"""Whether an actor can work: one that says it cannot stops taking deliveries, which wait in the broker, until it can again."""
+"""Readiness of an actor: one that reports a reason why it cannot work is paused, and its deliveries wait in the broker."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -14,13 +14,16 @@ log = structlog.get_logger()
 
 
 class Readiness:
-    """What an actor says of itself. `reason`: why it can do no work, None when it can; `since`: when it began to say so."""
+    """The state that an actor reports. `reason`: why it cannot work, None when it can; `since`: when that state began."""
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.reason: str | None = None
         self.since = datetime.now(UTC)
         self._changed = asyncio.Event()
+
+    def pause_reason(self) -> str | None:
+        return self.reason
 
     def set_unready(self, reason: str | None) -> None:
         if reason is None or self.reason is None:
@@ -29,7 +32,7 @@ class Readiness:
         self._changed.set()
 
     async def control_consumer(self, subscriber: RabbitSubscriber) -> None:
-        """Pause and resume the consumer as the actor says, for ever."""
+        """Pause and resume the consumer whenever the state changes. Never returns."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -41,8 +44,9 @@ class Readiness:
 
 
 @asynccontextmanager
-async def apply_readiness(pairs: "list[tuple[Readiness, RabbitSubscriber]]") -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(readiness.control_consumer(subscriber)) for readiness, subscriber in pairs]
+async def apply_readiness(consumers: Sequence[tuple[Readiness, RabbitSubscriber]]) -> AsyncIterator[None]:
+    """Each subscriber follows its actor's readiness inside the block."""
+    tasks = [asyncio.create_task(readiness.control_consumer(subscriber)) for readiness, subscriber in consumers]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A process of actors tells of itself: its steps, how much each has in hand and gets done, and what is wrong with its parts."""
+"""The status of a worker for discovery: its steps, their deliveries in flight and done, and the health of its dependencies."""
 
 import time
 from collections import deque
@@ -15,13 +15,15 @@ RATE_WINDOW_SECONDS = 60.0
 
 
 class StatusReporter:
+    """Builds the status of this worker. Rates are measured between reports."""
+
     def __init__(self, worker: str, actors: Sequence[Actor], readiness: Sequence[Readiness], health: Health) -> None:
         self._worker, self._health, self._started_at = worker, health, datetime.now(UTC)
         self._actors = list(zip(actors, readiness, strict=True))
         self._samples: deque[tuple[float, dict[str, int]]] = deque()
 
     async def report(self) -> WorkerStatus:
-        findings = await self._health.check_all()
+        dependencies = await self._health.check_all()
         done = {actor.step: _done_count(actor.step) for actor, _ in self._actors}
         rates = self._rates_per_minute(done)
         steps = [
@@ -32,17 +34,17 @@ class StatusReporter:
                 in_hand=round(metrics.REGISTRY.get_sample_value("atelier_in_hand", {"step": actor.step}) or 0),
                 done=done[actor.step],
                 per_minute=rates.get(actor.step),
-                reason=said.reason,
-                since=said.since if said.reason else None,
+                reason=readiness.reason,
+                since=readiness.since if readiness.reason else None,
             )
-            for actor, said in self._actors
+            for actor, readiness in self._actors
             if not actor.is_query
         ]
         engines = {step: dict(engine.snapshot()) for step, engine in metrics.ENGINES.by_step.items()}
-        return WorkerStatus(worker=self._worker, began=self._started_at, steps=steps, parts=dict(findings), engines=engines)
+        return WorkerStatus(worker=self._worker, began=self._started_at, steps=steps, parts=dict(dependencies), engines=engines)
 
     def _rates_per_minute(self, done_counts: dict[str, int]) -> dict[str, float]:
-        """Per minute, from what was done when somebody last asked; nothing at the first question."""
+        """Deliveries per minute since the oldest sample of the window; empty at the first report."""
         now = time.monotonic()
         self._samples.append((now, done_counts))
         while len(self._samples) > 2 and now - self._samples[0][0] > RATE_WINDOW_SECONDS:
@@ -54,6 +56,6 @@ class StatusReporter:
 
 
 def _done_count(step: str) -> int:
-    """Whatever became of them."""
+    """Deliveries of a step with any outcome, since the process started."""
     samples = (sample for family in metrics.DELIVERIES.collect() for sample in family.samples)
     return round(sum(sample.value for sample in samples if sample.name.endswith("_total") and sample.labels["step"] == step))

@@ -1,0 +1,72 @@
+"""The subscribers of a worker: one for each actor, adapter and dead-letter queue, each with a health check of its queue."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit.subscriber import RabbitSubscriber
+
+from bus.actor import Actor, Adapter, Handler
+from bus.amqp.broker import create_broker, foreign_queue, quorum_queue, stop_consuming, subscribe
+from bus.observability.health import Health
+from bus.observability.health_checks import queue_check
+from bus.persistence.inbox import NullInbox
+from bus.settings import BusSettings
+from bus.worker.adapter import AdapterConsumer
+from bus.worker.cancellation import CancellationRegistry
+from bus.worker.consumer import DeliveryConsumer
+from bus.worker.in_flight import InFlightTasks
+from bus.worker.readiness import Readiness, apply_readiness
+from bus.worker.resources import WorkerResources
+from contracts.broker_names import work_queue
+
+log = structlog.get_logger()
+
+
+class Subscribers:
+    """`name`: the name of their connection."""
+
+    def __init__(self, name: str, settings: BusSettings, resources: WorkerResources, health: Health) -> None:
+        self._settings, self._resources, self._health = settings, resources, health
+        self._broker = create_broker(settings.broker_url, name)
+        self._in_flight, self._crash_retry_lock = InFlightTasks(), asyncio.Lock()
+        self._pausable: list[tuple[Readiness, RabbitSubscriber]] = []
+        self.cancellations = CancellationRegistry()
+
+    def add_actor(self, actor: Actor, handler: Handler, readiness: Readiness) -> None:
+        resources = self._resources
+        inbox = resources.inbox if actor.deduplicate else NullInbox(resources.pool)
+        consumer = DeliveryConsumer(actor, handler, inbox, resources.publisher, self.cancellations, self._settings, self._crash_retry_lock)
+        queue, on_message = quorum_queue(actor.queue, actor.binding_keys[0]), self._in_flight.track(consumer.on_message)
+        subscriber = subscribe(self._broker, queue, on_message, prefetch=actor.prefetch, actor=actor)
+        self._pausable.append((readiness, subscriber))
+        self._health.checks[f"queue:{actor.step}"] = queue_check(resources.publisher, actor.queue, subscriber, readiness.pause_reason)
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        consumer = AdapterConsumer(adapter, self._resources.publisher, self._settings.worker)
+        on_message = self._in_flight.track(consumer.on_message)
+        subscriber = subscribe(self._broker, foreign_queue(adapter.queue), on_message, prefetch=adapter.prefetch)
+        self._health.checks[f"queue:{adapter.name}"] = queue_check(self._resources.publisher, adapter.queue, subscriber)
+
+    def add_dead_letter_queue(
+        self, name: str, on_message: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]], *, prefetch: int, foreign: bool
+    ) -> None:
+        queue = foreign_queue(name, declare=False) if foreign else quorum_queue(name)
+        subscriber = subscribe(self._broker, queue, self._in_flight.track(on_message), prefetch=prefetch)
+        self._health.checks[f"queue:{name.removeprefix(work_queue(''))}"] = queue_check(self._resources.publisher, name, subscriber)
+
+    @asynccontextmanager
+    async def consume(self) -> AsyncIterator[None]:
+        """Consume inside the block. Then cancel the consumers first and let running deliveries finish; unfinished ones are redelivered."""
+        await self._broker.start()
+        try:
+            async with apply_readiness(self._pausable):
+                yield
+        finally:
+            await stop_consuming(self._broker)
+            unfinished = await self._in_flight.drain(self._settings.grace_seconds)
+            await self._broker.stop()
+            log.info("actors.stopped", unfinished=unfinished)
