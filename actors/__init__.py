@@ -1,1 +1,1 @@
-"""The workshop: one file a step. An actor knows its craft, not its neighbours, and not the post."""
+"""The actors, one module for each step. An actor does not import another, and does not publish, acknowledge or retry."""

@@ -1,6 +1,6 @@
-"""Consult: a question about a picture, or without one, answered in a chain of thought and an answer.
+"""Consult: answers a question, with or without a picture, with a chain of thought and an answer.
 
-Reads `prompt` and `picture` or `image`; returns the answer's text. `consult.ready` tells whether a question would be answered now.
+Reads `prompt` and `picture` or `image`; returns the answer's text. `consult.ready` returns whether a question would be answered now.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from actors.vision.prompts import build_consult_prompt
 from actors.vision.settings import VisionSettings, VlmSettings
 from actors.vision.verdict_parser import trim_repetition
 from actors.vision.vlm_client import VlmClient, open_vlm_client
-from bus.actor import Actor, Context, Handler, Resources
+from bus.actor import Actor, Context, Handler, Resources, query_actor
 from bus.errors import TemporaryError
 from contracts.consult import Consult, ConsultDone, ConsultReady, IsConsultReady
 from contracts.wire import Step
@@ -23,34 +23,34 @@ from contracts.wire import Step
 @asynccontextmanager
 async def open_consult(resources: Resources) -> AsyncIterator[Handler]:
     settings = VisionSettings()
-    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT), resources.set_unready) as sight:
-        resources.register_engine(sight.engine)
-        yield partial(consult, client=sight, image_loader=ImageLoader(resources.claims, settings), settings=settings)
+    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT), resources.shared, resources.set_unready) as client:
+        resources.register_engine(client.engine)
+        yield partial(consult, client=client, image_loader=ImageLoader(resources.claims, settings), settings=settings)
 
 
 @asynccontextmanager
 async def open_consult_ready(resources: Resources) -> AsyncIterator[Handler]:
-    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT)) as sight:
-        yield partial(is_ready, client=sight, settings=VisionSettings())
+    async with open_vlm_client(VlmSettings.for_step(Step.CONSULT), resources.shared) as client:
+        yield partial(is_ready, client=client, settings=VisionSettings())
 
 
 async def consult(
     command: Consult, context: Context, *, client: VlmClient, image_loader: ImageLoader, settings: VisionSettings
 ) -> ConsultDone:
-    question = VlmRequest(
+    request = VlmRequest(
         text=build_consult_prompt(command.prompt),
         image=await load_image(command, image_loader),
         max_new_tokens=command.max_new_tokens or settings.consult_max_new_tokens,
         repetition_penalty=settings.consult_repetition_penalty,
     )
-    answer = await client.generate(question, tenant=context.tenant, deadline=context.deadline)
+    response = await client.generate(request, tenant=context.tenant, deadline=context.deadline)
     return ConsultDone(
-        prediction=trim_repetition(answer.text), finish=answer.finish_reason, tokens=answer.completion_tokens, seen_by=answer.model
+        prediction=trim_repetition(response.text), finish=response.finish_reason, tokens=response.completion_tokens, seen_by=response.model
     )
 
 
 async def load_image(command: Consult, image_loader: ImageLoader) -> bytes | None:
-    """The picture as the engine gets it; None when there is none."""
+    """The command's picture as PNG; None when there is none."""
     if command.picture:
         return await image_loader.encode_for_model(await image_loader.from_claim(command.picture))
     if command.image:
@@ -77,16 +77,13 @@ ACTORS = (
         prefetch=8,
         description="Answers a question about a picture.",
     ),
-    Actor(
-        step="consult.ready",
-        command=IsConsultReady,
-        result=ConsultReady,
-        open=open_consult_ready,
+    query_actor(
+        "consult.ready",
+        IsConsultReady,
+        ConsultReady,
+        open_consult_ready,
+        "Returns the model's name when a consultation would be answered now.",
         timeout_seconds=10,
         prefetch=8,
-        deduplicate=False,
-        emit_events=False,
-        is_query=True,
-        description="Tells whether a consultation would be answered now.",
     ),
 )

@@ -1,6 +1,6 @@
-"""Conversations: answers what was said, and forgets it when told to. They are kept by the step `text`, in the same tables.
+"""Conversations: lists, returns and deletes the conversations that the step `text` stores, in the same tables.
 
-A tenant sees its own alone.
+A tenant sees only its own.
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -10,10 +10,8 @@ from typing import Any
 
 from asyncpg import Record
 
-from actors.llm import conversation_repository
-from actors.llm.conversation_repository import SQL, ConversationRepository, open_conversations
-from bus.actor import Actor, Context, Handler, OpenHandler, Resources
-from bus.errors import PermanentError
+from actors.llm.conversation_repository import DATABASE_MISSING, SCHEMA, SQL, ConversationRepository, open_conversations
+from bus.actor import Context, Handler, OpenHandler, Resources, query_actor
 from contracts.conversation import (
     Conversation,
     ConversationDeleted,
@@ -22,18 +20,19 @@ from contracts.conversation import (
     GetConversation,
     ListConversations,
 )
-from contracts.conversation import Conversations as Listed
-from contracts.wire import Command, Result
+from contracts.conversation import Conversations as ConversationPage
+from contracts.wire import Result
 
 PREVIEW_CHARS = 50
-QueryHandler = Callable[..., Coroutine[Any, Any, Result]]
 
 
-async def list_conversations(command: ListConversations, context: Context, *, repository: ConversationRepository) -> Listed:
+async def list_conversations(command: ListConversations, context: Context, *, repository: ConversationRepository) -> ConversationPage:
     tenant = context.tenant or ""
-    rows = await repository.pool.fetch(SQL["lines"], tenant, command.limit, command.offset)
+    rows = await repository.pool.fetch(SQL["summaries"], tenant, command.limit, command.offset)
     totals = await repository.pool.fetchrow(SQL["totals"], tenant)
-    return Listed(conversations=list(map(to_summary, rows)), total_conversations=totals["conversations"], total_messages=totals["messages"])
+    return ConversationPage(
+        conversations=list(map(to_summary, rows)), total_conversations=totals["conversations"], total_messages=totals["messages"]
+    )
 
 
 def to_summary(row: Record) -> ConversationLine:
@@ -57,35 +56,31 @@ async def delete_conversation(command: DeleteConversation, context: Context, *, 
     return ConversationDeleted(conversation_id=command.conversation_id)
 
 
-def with_repository(handler: QueryHandler) -> OpenHandler:
+def with_repository(handler: Callable[..., Coroutine[Any, Any, Result]]) -> OpenHandler:
+    """Opens `handler` with the conversations as its keyword argument `repository`."""
+
     @asynccontextmanager
-    async def opened(tools: Resources) -> AsyncIterator[Handler]:
-        async with open_conversations(tools.database) as kept:
-            if kept is None:
-                raise PermanentError("database-missing", "conversations are kept in Postgres: set DATABASE_URL")
-            yield partial(handler, kept=kept)
+    async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
+        async with open_conversations(resources.require_database(DATABASE_MISSING)) as repository:
+            yield partial(handler, repository=repository)
 
-    return opened
+    return open_handler
 
 
-def query_actor(step: str, command: type[Command], result: type[Result], handler: QueryHandler, description: str) -> Actor:
-    return Actor(
-        step=step,
-        command=command,
-        result=result,
-        open=with_repository(handler),
-        timeout_seconds=30,
-        prefetch=16,
-        deduplicate=False,
-        emit_events=False,
-        is_query=True,
-        schema=conversation_repository.SCHEMA,
-        description=description,
-    )
-
+conversation_query = partial(query_actor, timeout_seconds=30, prefetch=16, schema=SCHEMA)
 
 ACTORS = (
-    query_actor("conversation.list", ListConversations, Listed, list_conversations, "Answers with a tenant's conversations."),
-    query_actor("conversation.get", GetConversation, Conversation, get_conversation, "Answers with all that was said in one."),
-    query_actor("conversation.delete", DeleteConversation, ConversationDeleted, delete_conversation, "Forgets one."),
+    conversation_query(
+        "conversation.list",
+        ListConversations,
+        ConversationPage,
+        with_repository(list_conversations),
+        "Returns a tenant's conversations, the latest first.",
+    ),
+    conversation_query(
+        "conversation.get", GetConversation, Conversation, with_repository(get_conversation), "Returns all messages of one conversation."
+    ),
+    conversation_query(
+        "conversation.delete", DeleteConversation, ConversationDeleted, with_repository(delete_conversation), "Deletes one conversation."
+    ),
 )

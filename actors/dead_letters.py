@@ -1,21 +1,17 @@
-"""Dead letters: takes them out of their queues, hears which were resolved, and answers operators over the bus.
+"""Dead letters: moves them from their queues into Postgres, resolves those whose replay completed, and answers operators' queries.
 
-Questions: `dead-letter.list`, `.groups`, `.get`, `.replay`, `.edit` and `.move`. Reads and writes the tables `atelier.dead_letter*`.
+Queries: `dead-letter.list`, `.groups`, `.get`, `.replay`, `.edit` and `.move`. Reads and writes the tables `atelier.dead_letter*`.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any
 
 from asyncpg import Connection, Pool
 
 from actors.settings import DeadLetterSettings
-from bus.actor import Actor, Context, Handler, Resources, Transactional
+from bus.actor import Actor, Context, Transactional, query_actor, with_database
 from bus.dead_letters import replay
 from bus.dead_letters.ingest import DeadLetterIngest
 from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
-from bus.errors import PermanentError
 from contracts import broker_names
 from contracts.dead_letter import (
     DeadLetterGroups,
@@ -33,11 +29,13 @@ from contracts.dead_letter import (
 )
 from contracts.event import Event
 from contracts.steps import DEAD_LETTERING_STEPS
-from contracts.wire import Command, Result
+from contracts.wire import Result
+
+DATABASE_MISSING = "dead letters are kept in Postgres: set DATABASE_URL"
 
 
 class CompletionRecorded(Result):
-    """The event is reckoned with."""
+    """The event was applied to the dead letters of its job."""
 
 
 async def record_completion(event: Event, context: Context, *, database: Pool) -> Transactional:
@@ -74,48 +72,23 @@ async def move_dead_letters(command: MoveDeadLetters, context: Context, *, datab
     return Moved(dry_run=command.dry_run, to=command.to, letters=letters)
 
 
-@asynccontextmanager
-async def open_with_database(resources: Resources, handler: Any) -> AsyncIterator[Handler]:
-    if resources.database is None:
-        raise PermanentError("database-missing", "dead letters are kept in Postgres: set DATABASE_URL")
-    yield partial(handler, database=resources.database)
-
-
-def query_actor(step: str, handler: Any, command: type[Command], result: type[Result], description: str) -> Actor:
-    def opened(tools: Resources) -> AbstractAsyncContextManager[Handler]:
-        return open_with_database(tools, handler)
-
-    return Actor(
-        step=step,
-        command=command,
-        result=result,
-        open=opened,
-        timeout_seconds=30,
-        prefetch=4,
-        deduplicate=False,
-        emit_events=False,
-        is_query=True,
-        schema=SCHEMA,
-        description=description,
+def build_ingest() -> DeadLetterIngest:
+    return DeadLetterIngest(
+        name="dead-letter-intake",
+        queues=tuple(broker_names.dead_letter_queue(step) for step in DEAD_LETTERING_STEPS),
+        foreign_queues=DeadLetterSettings().foreign_queues,
     )
 
 
-def open_completion_listener(resources: Resources) -> AbstractAsyncContextManager[Handler]:
-    return open_with_database(resources, record_completion)
-
-
-INGEST = DeadLetterIngest(
-    name="dead-letter-intake",
-    queues=tuple(broker_names.dead_letter_queue(step) for step in DEAD_LETTERING_STEPS),
-    foreign_queues=DeadLetterSettings().foreign_queues,
-)
+dead_letter_query = partial(query_actor, timeout_seconds=30, prefetch=4, schema=SCHEMA)
+open_with_database = partial(with_database, missing=DATABASE_MISSING)
 
 ACTORS = (
     Actor(
         step="dead-letters",
         command=Event,
         result=CompletionRecorded,
-        open=open_completion_listener,
+        open=open_with_database(record_completion),
         timeout_seconds=30,
         prefetch=32,
         deduplicate=False,
@@ -123,20 +96,48 @@ ACTORS = (
         exchange=broker_names.EVENTS_EXCHANGE,
         routing_keys=("*.completed.#", "*.cancelled.#"),
         schema=SCHEMA,
-        description="Hears of completed work, so that a dead letter which was sent again is resolved.",
+        description="Listens to completed and cancelled steps, and resolves the dead letters whose replay led to them.",
     ),
-    query_actor(
-        "dead-letter.list", list_dead_letters, ListDeadLetters, DeadLetters, "Answers with dead letters, the youngest failure first."
+    dead_letter_query(
+        "dead-letter.list",
+        ListDeadLetters,
+        DeadLetters,
+        open_with_database(list_dead_letters),
+        "Returns dead letters, the latest failure first.",
     ),
-    query_actor(
-        "dead-letter.groups", group_dead_letters, GroupDeadLetters, DeadLetterGroups, "Answers with dead letters grouped by cause."
+    dead_letter_query(
+        "dead-letter.groups",
+        GroupDeadLetters,
+        DeadLetterGroups,
+        open_with_database(group_dead_letters),
+        "Returns dead letters grouped by cause.",
     ),
-    query_actor(
-        "dead-letter.get", get_dead_letter, GetDeadLetter, WholeDeadLetter, "Answers with one dead letter, its cause and its history."
+    dead_letter_query(
+        "dead-letter.get",
+        GetDeadLetter,
+        WholeDeadLetter,
+        open_with_database(get_dead_letter),
+        "Returns one dead letter with its cause and its history.",
     ),
-    query_actor(
-        "dead-letter.replay", replay_dead_letters, ReplayDeadLetters, Replayed, "Sends dead letters again to the queue that failed."
+    dead_letter_query(
+        "dead-letter.replay",
+        ReplayDeadLetters,
+        Replayed,
+        open_with_database(replay_dead_letters),
+        "Publishes dead letters again to the queue whose actor failed.",
     ),
-    query_actor("dead-letter.edit", edit_dead_letter, EditDeadLetter, Edited, "Sends another body in place of a dead letter's own."),
-    query_actor("dead-letter.move", move_dead_letters, MoveDeadLetters, Moved, "Archives, restores or resolves dead letters."),
+    dead_letter_query(
+        "dead-letter.edit",
+        EditDeadLetter,
+        Edited,
+        open_with_database(edit_dead_letter),
+        "Publishes an edited body in place of a dead letter's own.",
+    ),
+    dead_letter_query(
+        "dead-letter.move",
+        MoveDeadLetters,
+        Moved,
+        open_with_database(move_dead_letters),
+        "Archives, restores or resolves dead letters.",
+    ),
 )

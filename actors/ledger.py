@@ -1,16 +1,16 @@
-"""The ledger: listens to all events, keeps jobs and their steps in Postgres, answers questions about them over the bus.
+"""The ledger: listens to all events, stores jobs and their steps in Postgres, and answers queries about them.
 
-It remembers nothing in the inbox: an event that comes twice replaces itself.
+It needs no inbox: an event that is delivered twice replaces itself.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from asyncpg import Connection, Pool, Record
 
-from bus.actor import Actor, Context, Handler, OpenHandler, Resources, Transactional
+from bus.actor import Actor, Context, Handler, Resources, Transactional, query_actor, with_database
 from bus.errors import PermanentError
 from bus.sql import load_queries
 from contracts import broker_names
@@ -28,9 +28,9 @@ from contracts.job import (
     StepRecord,
     unknown_job_message,
 )
-from contracts.wire import Command, Result
+from contracts.wire import Result
 
-QueryHandler = Callable[..., Coroutine[Any, Any, Result | Transactional]]
+DATABASE_MISSING = "the ledger is kept in Postgres: set DATABASE_URL"
 SQL = load_queries(__file__, "ledger.sql")
 STATE_BY_EVENT_KIND: dict[EventKind, JobState] = {
     EventKind.ACCEPTED: "accepted",
@@ -39,8 +39,6 @@ STATE_BY_EVENT_KIND: dict[EventKind, JobState] = {
     EventKind.FAILED: "failed",
     EventKind.CANCELLED: "cancelled",
 }
-
-
 MAX_SEARCH_TEXT_CHARS = 8192
 
 
@@ -52,37 +50,37 @@ async def record_event(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
         percent = event.progress.progress_percent if event.progress else 0
         body = event.model_dump(mode="json", exclude_none=True)
-        await connection.execute(SQL["keep_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
-        await connection.execute(SQL["keep_job"], *_job_row(event))
+        await connection.execute(SQL["upsert_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
+        await connection.execute(SQL["upsert_job"], *_job_row(event))
 
     return Transactional(EventRecorded(), write)
 
 
 def _job_row(event: Event) -> tuple[Any, ...]:
-    """An event of the whole job decides its state; an event of a step says that it runs."""
-    whole = event.step == "job"
-    said = event.result or {}
-    accepted = whole and event.kind is EventKind.ACCEPTED
+    """The parameters of `upsert_job`: an event of the whole job sets its state; an event of a step means that the job is running."""
+    is_job_event = event.step == "job"
+    result = event.result or {}
+    accepted = is_job_event and event.kind is EventKind.ACCEPTED
     return (
         event.job_id,
-        said.get("kind") if accepted else None,
-        STATE_BY_EVENT_KIND[event.kind] if whole else "running",
+        result.get("kind") if accepted else None,
+        STATE_BY_EVENT_KIND[event.kind] if is_job_event else "running",
         event.tenant,
-        said.get("itinerary") if accepted else None,
+        result.get("itinerary") if accepted else None,
         event.at,
-        said if whole and event.kind is EventKind.COMPLETED else None,
-        event.fault.model_dump(mode="json", exclude_none=True) if whole and event.fault else None,
-        search_text(said.get("order")) if accepted else None,
+        result if is_job_event and event.kind is EventKind.COMPLETED else None,
+        event.fault.model_dump(mode="json", exclude_none=True) if is_job_event and event.fault else None,
+        search_text(result.get("order")) if accepted else None,
     )
 
 
 def search_text(order: Any) -> str | None:
-    """What a person would look for it by. What Postgres keeps in no text is replaced."""
+    """All texts of an order, for searching. Characters that Postgres cannot store in a text are replaced."""
     return "\n".join(iter_texts(order)).replace("\0", " ").encode(errors="replace").decode()[:MAX_SEARCH_TEXT_CHARS] or None
 
 
 def iter_texts(value: Any) -> Iterable[str]:
-    """Every text of an order, wherever it stands."""
+    """Every string in a JSON value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -106,7 +104,7 @@ async def get_job_events(command: GetJobEvents, context: Context, *, database: P
 
 
 async def claim_job(command: ClaimJob, context: Context, *, database: Pool) -> JobClaimed:
-    """One statement decides, so that two who come at once are told the same."""
+    """One statement decides, so that two concurrent claims of one id get consistent answers."""
     row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256, command.tenant)
     return JobClaimed.model_validate(dict(row.items()))
 
@@ -121,51 +119,23 @@ def _to_job(row: Record) -> Job:
 
 
 def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
-    """The last word on each step, in the order in which the steps began."""
+    """The latest event of each step, in the order in which the steps began."""
     last: dict[tuple[str, str], Event] = {}
     for event in events:
         last[event.step, event.message_id] = event
     for event in last.values():
-        told = event.model_dump(exclude={"kind", "job_id", "message_id", "tenant"})
-        yield StepRecord.model_validate(told | {"state": STATE_BY_EVENT_KIND[event.kind]})
+        fields = event.model_dump(exclude={"kind", "job_id", "message_id", "tenant"})
+        yield StepRecord.model_validate(fields | {"state": STATE_BY_EVENT_KIND[event.kind]})
 
 
 @asynccontextmanager
 async def open_ledger(resources: Resources) -> AsyncIterator[Handler]:
-    _require_database(resources)
+    resources.require_database(DATABASE_MISSING)
     yield record_event
 
 
-def with_database(handler: QueryHandler) -> OpenHandler:
-    """How a question about the record is opened: with the database in its hand."""
-
-    @asynccontextmanager
-    async def opened(tools: Resources) -> AsyncIterator[Handler]:
-        yield partial(handler, database=_require_database(tools))
-
-    return opened
-
-
-def _require_database(resources: Resources) -> Pool:
-    if resources.database is None:
-        raise PermanentError("database-missing", "the ledger keeps its record in Postgres: set DATABASE_URL")
-    return resources.database
-
-
-def query_actor(step: str, command: type[Command], result: type[Result], handler: QueryHandler, description: str) -> Actor:
-    return Actor(
-        step=step,
-        command=command,
-        result=result,
-        open=with_database(handler),
-        timeout_seconds=10,
-        prefetch=16,
-        deduplicate=False,
-        emit_events=False,
-        is_query=True,
-        description=description,
-    )
-
+job_query = partial(query_actor, timeout_seconds=10, prefetch=16)
+open_with_database = partial(with_database, missing=DATABASE_MISSING)
 
 ACTORS = (
     Actor(
@@ -180,10 +150,12 @@ ACTORS = (
         exchange=broker_names.EVENTS_EXCHANGE,
         routing_keys=("#",),
         schema=SQL["schema"],
-        description="Keeps every event, and from them the state of each job.",
+        description="Stores every event, and derives the state of each job from them.",
     ),
-    query_actor("job.get", GetJob, Job, get_job, "Answers with one job and its steps."),
-    query_actor("job.list", ListJobs, Jobs, list_jobs, "Answers with jobs, the youngest first."),
-    query_actor("job.events", GetJobEvents, JobEvents, get_job_events, "Answers with all that happened to one job."),
-    query_actor("job.claim", ClaimJob, JobClaimed, claim_job, "Takes an id for a request, or tells what the id means already."),
+    job_query("job.get", GetJob, Job, open_with_database(get_job), "Returns one job and its steps."),
+    job_query("job.list", ListJobs, Jobs, open_with_database(list_jobs), "Returns jobs, the newest first."),
+    job_query("job.events", GetJobEvents, JobEvents, open_with_database(get_job_events), "Returns all events of one job."),
+    job_query(
+        "job.claim", ClaimJob, JobClaimed, open_with_database(claim_job), "Claims a job id for a request, or returns what has claimed it."
+    ),
 )

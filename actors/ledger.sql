@@ -33,14 +33,14 @@ create table if not exists atelier.job_claims (
 );
 alter table atelier.job_claims add column if not exists tenant text;
 
--- name: keep_event
--- An event that comes again (a redelivery) replaces itself.
+-- name: upsert_event
+-- An event that is delivered again replaces itself.
 insert into atelier.job_events (job_id, at, step, kind, message_id, percent, body)
 values ($1, $2, $3, $4, $5, $6, $7)
 on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = excluded.body
 
--- name: keep_job
--- Events may come in any order: an end is never undone by news from on the way, only by a younger end.
+-- name: upsert_job
+-- Events may arrive in any order: a final state is never replaced by a state before the end, only by a later final state.
 insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault, words)
 values ($1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6::timestamptz, $6, case when $3::text in ('completed', 'failed', 'cancelled') then $6 end, $7, $8, $9)
 on conflict (job_id) do update set
@@ -77,7 +77,7 @@ limit $4
 select body from atelier.job_events where job_id = $1 order by at, step <> 'job', percent
 
 -- name: claim_job
--- The update changes nothing; it makes the row that was there come back. `xmax` is 0 only in a row just inserted.
+-- The update changes nothing; it makes `returning` return the existing row. `xmax` is 0 only in a row just inserted.
 with claimed as (
     insert into atelier.job_claims as claim (job_id, kind, sha256, tenant) values ($1, $2, $3, $4)
     on conflict (job_id) do update set sha256 = claim.sha256
@@ -86,5 +86,5 @@ with claimed as (
 select claimed.*, exists (select from atelier.job_events e where e.job_id = $1) as accepted from claimed
 
 -- name: claimed_job
--- A job of which no event has come yet.
+-- A job of which no event has arrived yet.
 select job_id, kind, 'accepted' as state, tenant, claimed_at as created_at, claimed_at as updated_at from atelier.job_claims where job_id = $1

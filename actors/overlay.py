@@ -1,7 +1,7 @@
-"""Overlay: an advertisement's copy laid over its picture, where there is room for it and where it can be read.
+"""Overlay: draws an advertisement's text over its picture, at a position where it is readable.
 
-Reads the first of `images`, `text` and what the validate step recommends; returns the lettered picture as a claim, the bare one, and the
-layout as the source system's `overlay_layouts` holds it. With `job_variants_id` and a database the row is written too.
+Reads the first of `images`, `text` and the font that the validate step recommends; returns the picture with the text as a claim, the bare
+one, and the layout in the form of the source system's `overlay_layouts`. With `job_variants_id` and a database it also inserts the row.
 """
 
 import io
@@ -16,11 +16,12 @@ from uuid import UUID
 from anyio import CapacityLimiter, to_thread
 from asyncpg import Connection, Pool
 
-from actors.imaging.contrast import Color
+from actors.imaging.contrast import Color, format_color, parse_color
 from actors.imaging.fonts import load_fonts, normalize_text
 from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.imaging.text_layout import BLACK, WHITE, Placement, TextBlock, candidate_placements, draw_text, fit_text, with_backdrop
 from actors.settings import OverlaySettings
+from actors.vision.evidence import overlap_area
 from actors.vision.variant_repository import SCHEMA
 from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.errors import PermanentError
@@ -33,7 +34,7 @@ from contracts.wire import Step
 
 SQL = load_queries(__file__, "overlay.sql")
 X_ALIGN_PREFERENCE, Y_ALIGN_PREFERENCE = ("center", "left", "right"), ("top", "bottom", "middle")
-"""Places in the order in which they are liked, where nothing else decides."""
+"""Preferred positions first; the order decides between positions of equal cost."""
 
 
 @asynccontextmanager
@@ -53,7 +54,7 @@ ACTOR = Actor(
     timeout_seconds=120,
     prefetch=4,
     schema=SCHEMA,
-    description="Lays an advertisement's copy over its picture.",
+    description="Draws an advertisement's text over its picture.",
 )
 
 
@@ -63,42 +64,42 @@ async def overlay(
     """Raises PermanentError("invalid-uuid" · "text-empty" · "glyph-missing" · "image-unreadable" · "image-too-large")."""
     started, bare = time.perf_counter(), command.images[0]
     ids = [parse_uuid(command.proposal_id), parse_uuid(command.job_variants_id)]
-    work = partial(compose, await claims.read(bare), command, settings)
-    png, size, place, block = await to_thread.run_sync(work, limiter=threads)
+    render = partial(compose, await claims.read(bare), command, settings)
+    png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
     claim = await claims.write(png, media_type="image/png", width=size[0], height=size[1])
     overlay_id = derived_id(context.message_id, "overlay")
-    render = {"asset_id": derived_id(overlay_id, "render"), "url": await claims.url(claim), "width": size[0], "height": size[1]}
-    done = OverlayDone(
+    rendered = {"asset_id": derived_id(overlay_id, "render"), "url": await claims.url(claim), "width": size[0], "height": size[1]}
+    result = OverlayDone(
         images=[claim],
         bare_image=bare,
         overlay_id=overlay_id,
-        text_region=to_region(place, size),
-        text_color=format_color(place.color),
+        text_region=to_region(placement, size),
+        text_color=format_color(placement.color),
         large_text=block.is_large,
-        contrast_ratio=round(place.contrast, 2),
+        contrast_ratio=round(placement.contrast, 2),
         contrast_required=block.required_contrast,
-        layout=build_layout(command, place, block, settings) | {"render": render},
+        layout=build_layout(command, placement, block, settings) | {"render": rendered},
     )
     if not command.job_variants_id or database is None:
-        return done
+        return result
     latency_ms = (time.perf_counter() - started) * 1000
-    return Transactional(done, partial(insert_layout, done=done, ids=ids, margin=f"{command.margin}px", latency_ms=latency_ms))
+    return Transactional(result, partial(insert_layout, result=result, ids=ids, margin=f"{command.margin}px", latency_ms=latency_ms))
 
 
-async def insert_layout(connection: Connection, *, done: OverlayDone, ids: list[str | None], margin: str, latency_ms: float) -> None:
-    """The layout as a row of the source system's table."""
-    region = done.text_region
+async def insert_layout(connection: Connection, *, result: OverlayDone, ids: list[str | None], margin: str, latency_ms: float) -> None:
+    """Insert the layout into the source system's table. `ids`: of the proposal and the variant."""
+    region = result.text_region
     shares = [round(share, 4) for share in (region.x, region.y, region.width, region.height)]
-    await connection.execute(SQL["keep_layout"], done.overlay_id, *ids, done.layout, *shares, margin, latency_ms)
+    await connection.execute(SQL["insert_layout"], result.overlay_id, *ids, result.layout, *shares, margin, latency_ms)
 
 
 def compose(data: bytes, command: Overlay, settings: OverlaySettings) -> tuple[bytes, tuple[int, int], Placement, TextBlock]:
-    """The finished PNG, its size, and how the text stands on it."""
+    """The PNG with the text, its size, and the placement and the wrapped text."""
     picture = flatten_on_white(decode_image(data, settings.max_pixels).pixels).convert("RGB")
     faces = load_fonts(settings.fonts)
     text = "\n".join(line for line in (normalize_text(line) for line in command.text.splitlines()) if line)
     if not text:
-        raise PermanentError("text-empty", "The text has no letter that could be drawn.")
+        raise PermanentError("text-empty", "The text has no visible character.")
     font = command.font_recommendation
     block = fit_text(text, faces, picture.size, font.font_size_category if font else "medium")
     aligns = [
@@ -107,33 +108,31 @@ def compose(data: bytes, command: Overlay, settings: OverlaySettings) -> tuple[b
             [command.y_align] if command.y_align else Y_ALIGN_PREFERENCE, [command.x_align] if command.x_align else X_ALIGN_PREFERENCE
         )
     ]
-    found = candidate_placements(picture, block, aligns, command.margin, candidate_colors(command))
-    best = min(found, key=lambda place: place.cost + 4 * protected_share(place, picture.size, command.protected_region))
-    place = with_backdrop(picture, best, block, parse_color(command.overlay_color) if command.overlay_color else None)
+    candidates = candidate_placements(picture, block, aligns, command.margin, candidate_colors(command))
+    best = min(candidates, key=lambda candidate: candidate.cost + 4 * protected_share(candidate, picture.size, command.protected_region))
+    placement = with_backdrop(picture, best, block, parse_color(command.overlay_color) if command.overlay_color else None)
     with io.BytesIO() as file:
-        draw_text(picture, place, block, faces).save(file, "PNG")
-        return file.getvalue(), picture.size, place, block
+        draw_text(picture, placement, block, faces).save(file, "PNG")
+        return file.getvalue(), picture.size, placement, block
 
 
 def candidate_colors(command: Overlay) -> list[Color]:
-    """A colour that is told is the only one; a recommended one is the first of three."""
+    """The given text colour alone; else the recommended one, white and black."""
     if command.text_color:
         return [parse_color(command.text_color)]
     font = command.font_recommendation
     try:
         return [*([parse_color(font.font_color_hex)] if font else []), WHITE, BLACK]
-    except ValueError:  # A model's recommendation need not be a colour.
+    except ValueError:  # The model may recommend something that is not a colour.
         return [WHITE, BLACK]
 
 
 def protected_share(placement: Placement, size: tuple[int, int], protected: Region | None) -> float:
-    """The share of the place that lies on what must stay free."""
+    """The share of the placement that covers the protected region."""
     if protected is None:
         return 0.0
     region = to_region(placement, size)
-    across = min(region.x + region.width, protected.x + protected.width) - max(region.x, protected.x)
-    down = min(region.y + region.height, protected.y + protected.height) - max(region.y, protected.y)
-    return max(0.0, across) * max(0.0, down) / (region.width * region.height)
+    return overlap_area(region, protected) / (region.width * region.height)
 
 
 def to_region(placement: Placement, size: tuple[int, int]) -> Region:
@@ -142,10 +141,10 @@ def to_region(placement: Placement, size: tuple[int, int]) -> Region:
 
 
 def build_layout(command: Overlay, placement: Placement, block: TextBlock, settings: OverlaySettings) -> dict[str, Any]:
-    """The fields of the source system's layout, but for `render`."""
+    """The fields of the source system's layout, without `render`."""
     font = command.font_recommendation
     face = next((face for face in load_fonts(settings.fonts) if face.supports(command.text)), load_fonts(settings.fonts)[0])
-    plate = f"{format_color(placement.backdrop[0])}{round(placement.backdrop[1] * 255):02x}" if placement.backdrop else None
+    backdrop = f"{format_color(placement.backdrop[0])}{round(placement.backdrop[1] * 255):02x}" if placement.backdrop else None
     return {
         "text": command.text,
         "wrapped_text": "\n".join(block.lines),
@@ -155,19 +154,10 @@ def build_layout(command: Overlay, placement: Placement, block: TextBlock, setti
         "font_name": face.path.stem,
         "font_size": block.font_size,
         "font_path": face.path.name,
-        "overlay_color": plate,
+        "overlay_color": backdrop,
         "text_color": f"{format_color(placement.color)}ff",
         "margin": f"{command.margin}px",
     }
-
-
-def parse_color(text: str) -> Color:
-    """RRGGBB, with or without `#` and a share of opacity, which is let be: a text that shines through has no one contrast."""
-    return (int(text.lstrip("#")[0:2], 16), int(text.lstrip("#")[2:4], 16), int(text.lstrip("#")[4:6], 16))
-
-
-def format_color(color: Color) -> str:
-    return "".join(f"{channel:02x}" for channel in color)
 
 
 def parse_uuid(value: str | None) -> str | None:

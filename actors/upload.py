@@ -1,7 +1,7 @@
-"""Upload: pictures to the place where the outside world reads them.
+"""Upload: puts pictures into the public store.
 
-Reads `images` and `name`; puts each under a key made from the name, so that an upload done twice is one object; returns their addresses.
-With a certificate each gets its Content Credentials first: nothing changes a picture after that.
+Reads `images` and `name`; puts each under a key that is derived from the name, so that a repeated upload is one object; returns their
+addresses. With a configured certificate each picture gets its Content Credentials first, because they must be the last change.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -21,19 +21,20 @@ from contracts.upload import Upload, UploadDone
 from contracts.wire import Step
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-"""What may lie in public. Anything else could be a page that acts in the name of the place's owner."""
+"""Media types that may be public. Any other could be a web page that runs scripts on the store's domain."""
 
 
 @asynccontextmanager
 async def open_upload(resources: Resources) -> AsyncIterator[Handler]:
     settings = UploadSettings()
-    certify = await to_thread.run_sync(load_credential_signer, CredentialSettings())
+    sign_credentials = await to_thread.run_sync(load_credential_signer, CredentialSettings())
     if settings.url is None:
-        yield partial(upload, claims=resources.claims, destination=resources.claims, settings=settings, sign_credentials=certify)
+        yield partial(upload, claims=resources.claims, destination=resources.claims, settings=settings, sign_credentials=sign_credentials)
         return
-    place = StoreSettings(store_url=settings.url)
-    async with open_claim_store(place.model_copy(update={"store_public_url": settings.public_url or place.store_public_url})) as goal:
-        yield partial(upload, claims=resources.claims, destination=goal, settings=settings, sign_credentials=certify)
+    store = StoreSettings(store_url=settings.url)
+    store = store.model_copy(update={"store_public_url": settings.public_url or store.store_public_url})
+    async with open_claim_store(store) as destination:
+        yield partial(upload, claims=resources.claims, destination=destination, settings=settings, sign_credentials=sign_credentials)
 
 
 ACTOR = Actor(step=Step.UPLOAD, command=Upload, result=UploadDone, open=open_upload, timeout_seconds=120, prefetch=4)
@@ -54,19 +55,19 @@ async def upload(
         data = await claims.read(image)
         if sign_credentials:
             data = await to_thread.run_sync(sign_credentials, data, image.media_type, key.rpartition("/")[2])
-        put = await destination.put(key, data, media_type=image.media_type)
-        files.append(put.model_copy(update={"width": image.width, "height": image.height}))
+        file = await destination.put(key, data, media_type=image.media_type)
+        files.append(file.model_copy(update={"width": image.width, "height": image.height}))
     urls = [await destination.url(file) for file in files]
     return UploadDone(files=files, result_url=urls[0], result_urls=urls)
 
 
 def build_object_keys(images: Sequence[Claim], name: str, settings: UploadSettings) -> list[str]:
-    """One key a picture. Raises PermanentError("media-refused") for what is no picture."""
+    """One key for each picture. Raises PermanentError("media-refused") for another media type."""
     template = settings.key if len(images) == 1 else settings.key_of_several
     return [template.format(name=name, index=index, extension=file_extension(image)) for index, image in enumerate(images)]
 
 
 def file_extension(image: Claim) -> str:
     if image.media_type not in EXTENSIONS:
-        raise PermanentError("media-refused", f"{image.uri} is {image.media_type!r}; uploaded are {', '.join(EXTENSIONS)}.")
+        raise PermanentError("media-refused", f"{image.uri} is {image.media_type!r}; only {', '.join(EXTENSIONS)} are uploaded.")
     return EXTENSIONS[image.media_type]

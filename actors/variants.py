@@ -1,7 +1,7 @@
-"""Variants: a variant whose validate or judge failed for good is marked failed, whatever the cause: an error, a timeout, a crash, a cancel.
+"""Variants: marks a variant failed when its validate or judge step failed finally: by an error, a timeout, a crash or a cancellation.
 
-Reads the events of the two steps; which variant a message was at work on is in a table of its own. Whom no message was at work on is
-left as it was, so a request that could not be served changes nothing.
+Reads the events of the two steps; the table `atelier.variant_work` has the variant that each message works on. A variant that no message
+works on is not changed, so a request that was refused changes nothing.
 """
 
 from collections.abc import AsyncIterator
@@ -13,7 +13,6 @@ from asyncpg import Connection
 from actors.vision import variant_repository
 from actors.vision.variant_repository import SQL, STAGES
 from bus.actor import Actor, Context, Handler, Resources, Transactional
-from bus.errors import PermanentError
 from contracts import broker_names
 from contracts.event import Event
 from contracts.wire import Result
@@ -22,21 +21,20 @@ log = structlog.get_logger()
 
 
 class VariantMarked(Result):
-    """The failure is known to the source system, if it concerns it."""
+    """The variant of the failed message, if there is one, is marked failed."""
 
 
 @asynccontextmanager
 async def open_variants(resources: Resources) -> AsyncIterator[Handler]:
-    if resources.database is None:
-        raise PermanentError("database-missing", "variants are kept in Postgres: set DATABASE_URL")
+    resources.require_database("variants are kept in Postgres: set DATABASE_URL")
     yield mark_failed
 
 
 async def mark_failed(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
-        work = event.message_id, STAGES[event.step].name
-        await connection.execute(SQL["in_turn"], await connection.fetchval(SQL["work_of"], *work))
-        variant = await connection.fetchval(SQL["fail"], *work)
+        key = event.message_id, STAGES[event.step].name
+        await connection.execute(SQL["lock_job"], await connection.fetchval(SQL["owned_variant"], *key))
+        variant = await connection.fetchval(SQL["fail"], *key)
         if variant:
             log.warning("variant.failed", job_variants_id=str(variant), step=event.step, code=event.fault.code if event.fault else None)
 
@@ -54,5 +52,5 @@ ACTOR = Actor(
     exchange=broker_names.EVENTS_EXCHANGE,
     routing_keys=tuple(f"{step}.{kind}.#" for step in STAGES for kind in ("failed", "cancelled")),
     schema=variant_repository.SCHEMA,
-    description="Marks a variant failed when its validate or judge failed for good.",
+    description="Marks a variant failed when its validate or judge step failed finally.",
 )

@@ -1,7 +1,7 @@
-"""Watermark: the artist's signature on every picture of an order.
+"""Watermark: draws the artist's signature on every picture of an order.
 
-Reads `images`, `signature`, `artist` and `metadata`; returns the signed pictures as new claims, PNG, RGB, of the same size.
-Without a signature the pictures pass unsigned, their metadata written. A named signature picture that is not there is an error.
+Reads `images`, `signature`, `artist` and `metadata`; returns the signed pictures as new claims (PNG, RGB, of the same size).
+Without a signature only the metadata is written. A signature picture that is named but missing is an error.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -24,7 +24,7 @@ from contracts.watermark import Signature, Watermark, WatermarkDone
 from contracts.wire import Step
 
 MarkRenderer = Callable[[tuple[int, int]], Image.Image]
-"""A signature drawn for a picture of so many pixels across and down."""
+"""Renders the signature for a picture of the given width and height in pixels."""
 
 log = structlog.get_logger()
 
@@ -43,21 +43,21 @@ async def watermark(
     command: Watermark, context: Context, *, claims: ClaimStore, settings: WatermarkSettings, threads: CapacityLimiter
 ) -> WatermarkDone:
     mark = await load_mark(command.signature, claims, settings)
-    sure = {"artist": command.artist or normalize_text(command.signature.text or ""), "job": context.job_id}
+    authoritative = {"artist": command.artist or normalize_text(command.signature.text or ""), "job": context.job_id}
     signed = []
     for image in command.images:
         if image.size > settings.max_bytes:
             raise PermanentError(
                 IMAGE_TOO_LARGE, f"{image.uri} has {image.size} bytes, more than WATERMARK_MAX_BYTES, {settings.max_bytes}."
             )
-        work = partial(render_signed_png, await claims.read(image), mark, command, sure, settings.max_pixels)
-        png, (width, height) = await to_thread.run_sync(work, limiter=threads)
+        render = partial(render_signed_png, await claims.read(image), mark, command, authoritative, settings.max_pixels)
+        png, (width, height) = await to_thread.run_sync(render, limiter=threads)
         signed.append(await claims.write(png, media_type="image/png", width=width, height=height))
     return WatermarkDone(images=signed)
 
 
 async def load_mark(signature: Signature, claims: ClaimStore, settings: WatermarkSettings) -> MarkRenderer | None:
-    """The signature, ready to be drawn at any size; None when there is nothing to sign."""
+    """A renderer of the signature; None when there is no signature."""
     if signature.image_uri:
         data = await fetch_signature(signature.image_uri, claims, settings)
         if data is not None:
@@ -66,21 +66,19 @@ async def load_mark(signature: Signature, claims: ClaimStore, settings: Watermar
     text = normalize_text(signature.text or "")
     if not text:
         return None
-    drawn = split_into_runs(text, load_fonts(settings.fonts))
-    return lambda size: render_text_mark(drawn, size, signature.size)
+    runs = split_into_runs(text, load_fonts(settings.fonts))
+    return lambda size: render_text_mark(runs, size, signature.size)
 
 
 async def fetch_signature(uri: str, claims: ClaimStore, settings: WatermarkSettings) -> bytes | None:
-    """None when it is missing and need not be there. Raises PermanentError("signature-missing" · "asset-too-large" · "asset-refused")."""
+    """None when it is missing and not required. Raises PermanentError("signature-missing" · "asset-too-large" · "asset-refused")."""
     try:
         return await claims.fetch(uri, max_bytes=settings.signature_max_bytes)
     except PermanentError as error:
         if error.code != "asset-missing":
             raise
         if settings.signature_required:
-            raise PermanentError(
-                "signature-missing", f"{error} WATERMARK_SIGNATURE_REQUIRED=false lets such orders pass without."
-            ) from error
+            raise PermanentError("signature-missing", f"{error} WATERMARK_SIGNATURE_REQUIRED=false leaves it out.") from error
         log.warning("signature.skipped", reason=str(error))
         return None
 
@@ -88,7 +86,7 @@ async def fetch_signature(uri: str, claims: ClaimStore, settings: WatermarkSetti
 def render_signed_png(
     data: bytes, mark: MarkRenderer | None, command: Watermark, authoritative: Mapping[str, str | None], max_pixels: int
 ) -> tuple[bytes, tuple[int, int]]:
-    """The finished PNG and its width and height. Raises PermanentError("image-unreadable" · "image-too-large")."""
+    """The signed PNG and its width and height. Raises PermanentError("image-unreadable" · "image-too-large")."""
     source = decode_image(data, max_pixels)
     picture = flatten_on_white(source.pixels)
     if mark:

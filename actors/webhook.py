@@ -1,7 +1,7 @@
-"""Webhook: tell the backend how an image generation goes.
+"""Webhook: notifies the backend of the progress, completion or failure of an image generation.
 
-Reads a `progress`, a `complete` or a `failed`, calls the backend, returns whether it took it. The order of calls for one generation is kept
-in `atelier.webhook_calls`; without a database it is kept in this process only.
+Reads a `progress`, `complete` or `failed`; returns whether the backend accepted the call. `atelier.webhook_calls` keeps the state of each
+generation's calls, so that they arrive in order and no refund is sent twice; without a database only this process knows it.
 """
 
 from collections.abc import AsyncIterator
@@ -28,16 +28,16 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def open_webhook(resources: Resources) -> AsyncIterator[Handler]:
     settings = WebhookSettings()
-    turns: DeliveryLock = PostgresDeliveryLock(resources.database) if resources.database else MemoryDeliveryLock()
+    lock: DeliveryLock = PostgresDeliveryLock(resources.database) if resources.database else MemoryDeliveryLock()
     if resources.database:
-        await resources.database.execute(SQL["forget"], settings.webhook_memory_days)
+        await resources.database.execute(SQL["purge"], settings.webhook_memory_days)
     else:
-        log.warning("webhook.forgetful", reason="without DATABASE_URL the order of calls is kept in this process only")
-    async with open_webhook_client(settings) as sender:
-        yield partial(webhook, client=sender, lock=turns)
+        log.warning("webhook.no_database", reason="without DATABASE_URL the state of calls is kept in this process only")
+    async with open_webhook_client(settings) as client:
+        yield partial(webhook, client=client, lock=lock)
 
 
-# A call holds a connection of the pool while it lasts: the prefetch stays below the pool's size.
+# Each call holds a connection of the pool, so the prefetch must be below the pool's size.
 ACTOR = Actor(
     step=Step.WEBHOOK,
     command=Webhook,
@@ -51,28 +51,29 @@ ACTOR = Actor(
 
 
 async def webhook(command: Webhook, context: Context, *, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
-    done = await (deliver_progress if command.kind == "progress" else deliver)(command, context, client, lock)
-    return done.model_copy(update={"kind": command.kind})
+    deliver_kind = deliver_progress if command.kind == "progress" else deliver
+    result = await deliver_kind(command, context, client, lock)
+    return result.model_copy(update={"kind": command.kind})
 
 
 async def deliver_progress(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
     try:
         return await deliver(command, context, client, lock)
     except (TemporaryError, PermanentError, PostgresError, InterfaceError, OSError) as error:
-        # A progress is of use only now: neither tried again nor buried.
-        log.info("progress.dropped", reason=str(error))
+        # A late progress is useless: it is neither retried nor dead-lettered.
+        log.info("webhook.progress_dropped", reason=str(error))
         return WebhookDone(delivered=False, reason=str(error))
 
 
 async def deliver(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
-    call, target = build_request(command), resolve_target(command.base_url, client.settings)
-    async with lock.acquire(target.base, command.generation_id) as turn:
-        begun = begin_call(turn.state, command, context.message_id)
-        if isinstance(begun, Skip):
-            log.info("webhook.untold", kind=command.kind, reason=begun.reason)
-            return WebhookDone(delivered=begun.delivered, reason=begun.reason)
-        await turn.save(begun)
-        return await send_request(command, call, target, context, client, LockedDelivery(begun, turn.save))
+    request, target = build_request(command), resolve_target(command.base_url, client.settings)
+    async with lock.acquire(target.base, command.generation_id) as delivery:
+        state = begin_call(delivery.state, command, context.message_id)
+        if isinstance(state, Skip):
+            log.info("webhook.skipped", kind=command.kind, reason=state.reason)
+            return WebhookDone(delivered=state.delivered, reason=state.reason)
+        await delivery.save(state)
+        return await send_request(command, request, target, context, client, LockedDelivery(state, delivery.save))
 
 
 async def send_request(

@@ -1,1 +1,1 @@
-"""Foreign message forms in: each adapter turns what another system publishes into a command of ours."""
+"""Adapters: each translates what another system publishes into commands."""

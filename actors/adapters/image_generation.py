@@ -1,11 +1,11 @@
-"""The queue `image_generation`: an order in any of its three public forms becomes an `image` command with its way ahead.
+"""The queue `image_generation`: translates an order in any of its three public forms into an `image` command with a routing slip.
 
-Image, watermark, upload, webhook; progress and failure are told to the backend on the way.
+The steps are image, watermark, upload and webhook; webhooks also report progress and failure to the backend.
 """
 
 import json
 import re
-from functools import cache
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,18 +25,24 @@ from contracts.wire import Step
 GOOGLE_STORAGE = "https://storage.googleapis.com/"
 
 
-def translate(body: bytes) -> TranslatedCommand:
-    """One order. Raises Unreadable, with the word to the backend whenever a generation id can be read."""
+def build_adapter() -> Adapter:
+    return Adapter(
+        name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=partial(translate, settings=WebhookSettings())
+    )
+
+
+def translate(body: bytes, settings: WebhookSettings) -> TranslatedCommand:
+    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id."""
     message = _parse_json(body)
     generation_id = read_generation_id(message)
     try:
         order, base_url = _parse_order(message)
-        return _build_command(order, base_url)
+        return _build_command(order, base_url, settings)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        field = ".".join(str(part) for part in problem["loc"])
         raise InvalidMessage(
-            _error_code(where), f"{where or 'order'}: {problem['msg']}", notification=_failure_webhook(generation_id)
+            _error_code(field), f"{field or 'order'}: {problem['msg']}", notification=_failure_webhook(generation_id)
         ) from None
     except InvalidMessage as error:
         raise InvalidMessage(error.code, str(error), notification=_failure_webhook(generation_id)) from None
@@ -46,25 +52,25 @@ def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidMessage("invalid-json", f"the body is no JSON: {error}") from None
+        raise InvalidMessage("invalid-json", f"the body is not JSON: {error}") from None
 
 
 def _parse_order(message: Any) -> tuple[OrderData, str | None]:
-    """Forms A and C carry `data`; form B is flat and becomes the same."""
+    """Forms A and C have `data`; form B is flat and is converted."""
     if not isinstance(message, dict):
         raise InvalidMessage("invalid-message", f"an order is a JSON object, this is a {type(message).__name__}")
     if "data" not in message and "prompt_tags" in message:
         flat = FlatOrder.model_validate(message)
-        known = flat.model_dump(include=set(OrderData.model_fields))
-        return OrderData(**known, lora_path=flat.lora_model_url), _origin(flat.webhook_url)
+        fields = flat.model_dump(include=set(OrderData.model_fields))
+        return OrderData(**fields, lora_path=flat.lora_model_url), _origin(flat.webhook_url)
     if message.get("type", "image_generation") != "image_generation":
-        raise InvalidMessage("unknown-type", f"type is {message['type']!r}; this queue takes 'image_generation'")
+        raise InvalidMessage("unknown-type", f"type is {message['type']!r}; this queue accepts 'image_generation'")
     nested = NestedOrder.model_validate({"type": "image_generation", **message})
     return nested.data, _origin(nested.callback_url)
 
 
-def _build_command(order: OrderData, base_url: str | None) -> TranslatedCommand:
-    _check_backend_address(base_url)
+def _build_command(order: OrderData, base_url: str | None, settings: WebhookSettings) -> TranslatedCommand:
+    _check_backend_address(base_url, settings)
     image = Image.model_validate(_image_fields(order))
     name = f"gen-{order.generation_id}"
     variables = {
@@ -85,17 +91,11 @@ def _build_command(order: OrderData, base_url: str | None) -> TranslatedCommand:
     return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
 
 
-def _check_backend_address(base_url: str | None) -> None:
-    """A private address in a message is refused before any work, unless it is the configured backend's own."""
-    settings = _settings()
-    own = base_url == _origin(settings.backend_api_url) or settings.allow_private_addresses
-    if base_url and has_private_ip_host(base_url) and not own:
+def _check_backend_address(base_url: str | None, settings: WebhookSettings) -> None:
+    """A private address in a message is refused before any work, unless it is the configured backend's."""
+    allowed = base_url == _origin(settings.backend_api_url) or settings.allow_private_addresses
+    if base_url and has_private_ip_host(base_url) and not allowed:
         raise InvalidMessage("webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one")
-
-
-@cache
-def _settings() -> WebhookSettings:
-    return WebhookSettings()
 
 
 def _image_fields(order: OrderData) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _image_fields(order: OrderData) -> dict[str, Any]:
 
 
 def _size(order: OrderData, parameters: Parameters) -> tuple[int, int]:
-    """Width and height in pixels, from whichever of the three ways the order says them."""
+    """Width and height in pixels, from `aspect_ratio`, `parameters.size`, or `parameters.width` and `height`."""
     if order.aspect_ratio is not None:
         if order.aspect_ratio not in ASPECT_RATIO_SIZES:
             raise InvalidMessage("unknown-size", f"aspect_ratio is {order.aspect_ratio!r}; known are {', '.join(ASPECT_RATIO_SIZES)}")
@@ -142,12 +142,12 @@ def _signature(order: OrderData) -> Signature:
 
 
 def _to_https_url(uri: str) -> str:
-    """A Google bucket is read over https."""
+    """A Google bucket is read over HTTPS."""
     return GOOGLE_STORAGE + uri.removeprefix("gs://") if uri.startswith("gs://") else uri
 
 
 def _origin(url: str | None) -> str | None:
-    """Scheme and host of an address: the backend's paths are ours to know."""
+    """Scheme and host of an address, without its path."""
     parts = urlsplit(url or "")
     return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
 
@@ -170,6 +170,3 @@ def _message_id(generation_id: int) -> str:
 
 def _job_id(generation_id: int) -> str:
     return f"generation-{generation_id}"
-
-
-ADAPTER = Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=translate)

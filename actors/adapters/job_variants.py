@@ -1,4 +1,4 @@
-"""The source pipeline moves by Postgres NOTIFY: a variant at (img_gen, done) becomes a `validate` command, at (overlay, done) a `judge`.
+"""The source pipeline's Postgres notifications: a variant at (img_gen, done) becomes a `validate` command, at (overlay, done) a `judge`.
 
 Reads `job_variant_state_changed` and the table `jobs_variants`; writes nothing there.
 """
@@ -6,9 +6,7 @@ Reads `job_variant_state_changed` and the table `jobs_variants`; writes nothing 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
+from actors.settings import ListenerSettings
 from actors.vision.variant_repository import SCHEMA
 from bus.actor import TranslatedCommand
 from bus.ids import derived_id
@@ -19,17 +17,8 @@ from contracts.wire import Header, Step
 STEP_BY_SOURCE_STEP = {"img_gen": Step.VALIDATE, "overlay": Step.JUDGE}
 
 
-class ListenerSettings(BaseSettings):
-    """Names as in the source system. Durations are seconds."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="JOB_STATE_LISTENER_")
-
-    reconnect_delay: float = Field(5.0, gt=0, description="Before a lost connection is opened again.")
-    sweep_seconds: float = Field(60.0, gt=0, description="How often everything is looked at.")
-
-
 def translate(row: Mapping[str, Any]) -> TranslatedCommand:
-    """The command for a variant that waits. Its id follows from the state: a variant that is set back and comes again is new work."""
+    """The command for a waiting variant. Its message id is derived from the state, so a variant that is set back is processed again."""
     variant, step = str(row["job_variants_id"]), STEP_BY_SOURCE_STEP[row["current_step"]]
     body = {"job_variants_id": variant, "job_id": str(row["job_id"]), "tenant_id": row["tenant_id"], "once": True}
     if row["overlay_id"]:
@@ -52,4 +41,5 @@ def build_pg_listener(settings: ListenerSettings) -> PgListener:
     )
 
 
-ADAPTER = build_pg_listener(ListenerSettings())
+def build_adapter() -> PgListener:
+    return build_pg_listener(ListenerSettings())

@@ -1,5 +1,5 @@
 -- name: due
--- Variants that wait for a verdict. $1: only these, or all.
+-- Variants that wait for a verdict. $1: their ids, or null for all.
 select v.job_variants_id, v.job_id, v.current_step, v.updated_at, j.tenant_id, o.overlay_id
 from public.jobs_variants v
 join public.jobs j on j.job_id = v.job_id

@@ -1,1 +1,1 @@
-"""What a user hands in beside words: pictures and documents, judged by their content, never by their name."""
+"""Attachments of a text request: pictures and documents, recognised by their content, never by their name."""

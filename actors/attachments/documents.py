@@ -1,8 +1,9 @@
-"""A document's words: its kind by content, then its text, read by a process of its own that is ended when it takes too long."""
+"""The text of a document: its type from its content, then its text, read in a process that is killed when it takes too long."""
 
 import asyncio
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -13,26 +14,33 @@ from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
 
 IMPORT_ROOT = Path(__file__).parents[2]
-READER_SEMAPHORE = asyncio.Semaphore(2)
-"""Documents that are read at one time; each may take the memory of its limit."""
+MAX_CONCURRENT_READERS = 2
+"""Reader processes at one time; each may use the memory of its limit."""
 
 log = structlog.get_logger()
 
 
-async def extract_text(data: bytes, settings: AttachmentSettings) -> str:
-    """The text of a PDF, DOCX or TXT, as far as it has any.
+@dataclass(frozen=True)
+class DocumentReader:
+    """Reads documents, few at a time."""
 
-    Raises PermanentError("document-too-large" · "document-unsupported" · "document-broken" · "document-encrypted" · "document-empty" ·
-    "document-too-long" · "document-too-complex").
-    """
-    if len(data) > settings.max_upload_bytes:
-        message = f"The document has {len(data)} bytes; at most {settings.max_upload_bytes} are read (MAX_UPLOAD_BYTES)."
-        raise PermanentError("document-too-large", message)
-    kind = await to_thread.run_sync(detect_file_type, data)
-    if kind == "txt":
-        return await to_thread.run_sync(read_plain_text, data, settings.max_letters)
-    async with READER_SEMAPHORE:
-        return await run_reader_process(kind, data, settings)
+    settings: AttachmentSettings
+    semaphore: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_READERS))
+
+    async def extract_text(self, data: bytes) -> str:
+        """The text of a PDF, DOCX or plain text file.
+
+        Raises PermanentError("document-too-large" · "document-unsupported" · "document-broken" · "document-encrypted" ·
+        "document-empty" · "document-too-long" · "document-too-complex").
+        """
+        limit = self.settings.max_upload_bytes
+        if len(data) > limit:
+            raise PermanentError("document-too-large", f"The document has {len(data)} bytes; at most {limit} are read (MAX_UPLOAD_BYTES).")
+        file_type = await to_thread.run_sync(detect_file_type, data)
+        if file_type == "txt":
+            return await to_thread.run_sync(read_plain_text, data, self.settings.max_letters)
+        async with self.semaphore:
+            return await run_reader_process(file_type, data, self.settings)
 
 
 def read_plain_text(data: bytes, max_chars: int) -> str:
@@ -41,7 +49,7 @@ def read_plain_text(data: bytes, max_chars: int) -> str:
         raise PermanentError("document-empty", "There is no text in the document.")
     if len(text) > max_chars:
         raise PermanentError(
-            "document-too-long", f"The document has {len(text)} characters; at most {max_chars} are read. Send what matters."
+            "document-too-long", f"The document has {len(text)} characters; at most {max_chars} are read. Send the part that matters."
         )
     return text
 
@@ -62,7 +70,7 @@ async def run_reader_process(file_type: FileType, data: bytes, settings: Attachm
     )
     try:
         async with asyncio.timeout(settings.read_seconds):
-            said, wrong = await process.communicate(json.dumps(limits).encode() + b"\n" + data)
+            stdout, stderr = await process.communicate(json.dumps(limits).encode() + b"\n" + data)
     except TimeoutError:
         message = f"Reading the document takes more than {settings.read_seconds:g} s (DOCUMENT_SECONDS)."
         raise PermanentError("document-too-complex", message) from None
@@ -70,15 +78,15 @@ async def run_reader_process(file_type: FileType, data: bytes, settings: Attachm
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
-    return parse_reader_output(said, wrong, process.returncode)
+    return parse_reader_output(stdout, stderr, process.returncode)
 
 
 def parse_reader_output(stdout: bytes, stderr: bytes, exit_code: int | None) -> str:
     try:
-        answer = json.loads(stdout)
+        output = json.loads(stdout)
     except ValueError:
-        log.warning("document.reader_died", status=exit_code, said=stderr.decode(errors="replace")[-2000:])
-        raise PermanentError("document-broken", "The document ended the process that read it. It is damaged, or made to do harm.") from None
-    if "text" not in answer:
-        raise PermanentError(answer["code"], answer["message"])
-    return str(answer["text"])
+        log.warning("document.reader_died", status=exit_code, stderr=stderr.decode(errors="replace")[-2000:])
+        raise PermanentError("document-broken", "The process that read the document died. The document is damaged or malicious.") from None
+    if "text" not in output:
+        raise PermanentError(output["code"], output["message"])
+    return str(output["text"])

@@ -1,4 +1,4 @@
-"""What a file is, by its content: PDF, DOCX or plain text. Its name and its announced type are not looked at."""
+"""The type of a file by its content: PDF, DOCX or plain text. Its name and its announced media type are ignored."""
 
 import codecs
 import io
@@ -11,12 +11,12 @@ FileType = Literal["pdf", "docx", "txt"]
 
 UNSUPPORTED, BROKEN, ENCRYPTED = "document-unsupported", "document-broken", "document-encrypted"
 PDF_HEADER_WINDOW = 1024
-"""Bytes in which a PDF's mark may lie; readers allow for rubbish before it."""
+"""Bytes in which a PDF's header may start; PDF readers allow other bytes before it."""
 OLE_MAGIC = bytes.fromhex("d0cf11e0a1b11ae1")
-"""The container of old Office files, and of new ones under a password."""
+"""The container format of old Office files, and of new ones that are encrypted."""
 BOM_ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 FALLBACK_ENCODINGS = ("utf-8", "cp949")
-"""cp949 is what Korean Windows writes."""
+"""cp949: Korean text files of Windows."""
 CONTROL_CHARACTERS = frozenset(map(chr, range(32))) - frozenset("\t\n\v\f\r\x1b")
 
 
@@ -45,12 +45,12 @@ def detect_archive_type(data: bytes) -> FileType:
 def refuse_legacy_office(data: bytes) -> FileType:
     if "EncryptedPackage".encode("utf-16-le") in data:
         raise PermanentError(ENCRYPTED, "The document is protected by a password. Save it without one and send it again.")
-    raise PermanentError(UNSUPPORTED, "The file is an Office document of the old form (DOC). Save it as DOCX or PDF and send it again.")
+    raise PermanentError(UNSUPPORTED, "The file is an Office document of the old format (DOC). Save it as DOCX or PDF and send it again.")
 
 
 def decode_text(data: bytes) -> str:
-    """Plain text in UTF-8, UTF-16 with its mark, or cp949. Raises PermanentError("document-unsupported")."""
-    encodings = [name for mark, name in BOM_ENCODINGS if data.startswith(mark)] or FALLBACK_ENCODINGS
+    """Plain text in UTF-8, UTF-16 with a byte order mark, or cp949. Raises PermanentError("document-unsupported")."""
+    encodings = [name for bom, name in BOM_ENCODINGS if data.startswith(bom)] or FALLBACK_ENCODINGS
     for encoding in encodings:
         try:
             text = data.decode(encoding)

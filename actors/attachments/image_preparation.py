@@ -1,4 +1,4 @@
-"""A user's picture as a model gets it: RGB, no side longer than the limit, a tiny one in the middle of white, nothing else of the file."""
+"""Prepares a user's picture for a model: a PNG in RGB, scaled down to the limit or padded to the minimum, without the file's metadata."""
 
 import io
 
@@ -11,7 +11,7 @@ from bus.errors import PermanentError
 
 ACCEPTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 32
-"""Pixels. Vision models divide a picture into patches; what is smaller than one is no picture to them."""
+"""Pixels. A vision model divides a picture into patches and cannot read one that is smaller than a patch."""
 
 
 async def prepare_image(data: bytes, settings: AttachmentSettings) -> bytes:

@@ -1,6 +1,6 @@
-"""The words of a PDF or DOCX. It runs as a process of its own, under a limit of memory: a hostile file ends it, and nothing else.
+"""Reads the text of a PDF or DOCX in a process of its own with a memory limit, so that a malicious file can end only this process.
 
-`python -m actors.attachments.reader_process` reads the limits as one line of JSON and then the file from stdin; writes JSON to stdout.
+`python -m actors.attachments.reader_process` reads the limits as one line of JSON and then the file from stdin; it writes JSON to stdout.
 """
 
 import io
@@ -19,14 +19,14 @@ from pypdf.errors import DependencyError, LimitReachedError, PyPdfError
 
 WORD_NAMESPACE = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 MAX_DOCX_BYTES = 128 << 20
-"""Of the document inside the archive, unpacked."""
+"""Unpacked size of the XML document in the archive."""
 PARAGRAPH, RUN = f"{WORD_NAMESPACE}p", f"{WORD_NAMESPACE}r"
 WHITESPACE_TAGS = {f"{WORD_NAMESPACE}tab": "\t", f"{WORD_NAMESPACE}br": "\n", f"{WORD_NAMESPACE}cr": "\n"}
 TEXT_TAGS = {f"{WORD_NAMESPACE}t", *WHITESPACE_TAGS}
 
 
 class UnreadableDocument(Exception):
-    """The file cannot be read: `code`, and why."""
+    """The file cannot be read. `code` is that of the PermanentError that it becomes."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,22 +34,22 @@ class UnreadableDocument(Exception):
 
 
 def read_document(file_type: str, data: bytes, max_chars: int, max_pages: int) -> str:
-    """Raises Unfit("document-broken" · "document-encrypted" · "document-too-long" · "document-too-complex" · "document-empty")."""
-    pieces = docx_paragraphs(data) if file_type == "docx" else pdf_pages(data, max_pages)
-    text = join_limited(pieces, max_chars).strip()
+    """Raises UnreadableDocument (document-broken · document-encrypted · document-too-long · document-too-complex · document-empty)."""
+    parts = docx_paragraphs(data) if file_type == "docx" else pdf_pages(data, max_pages)
+    text = join_limited(parts, max_chars).strip()
     if not text:
         raise UnreadableDocument("document-empty", "There is no text in the document. If its pages are scans, send them as pictures.")
     return text
 
 
 def join_limited(parts: Iterator[str], max_chars: int) -> str:
-    found, letters = [], 0
-    for piece in parts:
-        found.append(piece)
-        letters += len(piece) + 1
-        if letters > max_chars:
+    texts, chars = [], 0
+    for text in parts:
+        texts.append(text)
+        chars += len(text) + 1
+        if chars > max_chars:
             raise UnreadableDocument("document-too-long", f"The document has more than {max_chars} characters. Send the part that matters.")
-    return "\n".join(found)
+    return "\n".join(texts)
 
 
 def pdf_pages(data: bytes, max_pages: int) -> Iterator[str]:
@@ -66,7 +66,7 @@ def pdf_pages(data: bytes, max_pages: int) -> Iterator[str]:
     except LimitReachedError as error:
         raise UnreadableDocument("document-too-complex", f"The document unpacks to more than is read: {error}.") from error
     except DependencyError as error:
-        raise UnreadableDocument("document-encrypted", f"The document is encrypted in a way that is not read: {error}.") from error
+        raise UnreadableDocument("document-encrypted", f"The document is encrypted in a way that is not supported: {error}.") from error
     except (PyPdfError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, OSError) as error:
         raise UnreadableDocument("document-broken", f"The PDF is damaged or cut short: {error}.") from error
 
@@ -94,14 +94,14 @@ def docx_paragraphs(data: bytes) -> Iterator[str]:
 
 
 def _paragraph_texts(file: Any) -> Iterator[str]:
-    """A paragraph's text when the paragraph ends; what is read is let go."""
-    held: list[str] = []
+    """The text of each paragraph when it ends. Elements that were read are freed."""
+    texts: list[str] = []
     for _, element in iterparse(file):
         if element.tag == RUN:
-            held.extend(WHITESPACE_TAGS.get(child.tag) or child.text or "" for child in element if child.tag in TEXT_TAGS)
+            texts.extend(WHITESPACE_TAGS.get(child.tag) or child.text or "" for child in element if child.tag in TEXT_TAGS)
         elif element.tag == PARAGRAPH:
-            yield "".join(held)
-            held.clear()
+            yield "".join(texts)
+            texts.clear()
             element.clear()
 
 
@@ -109,14 +109,17 @@ def main() -> None:
     limits = json.loads(sys.stdin.buffer.readline())
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    logging.disable()  # A damaged file may draw a warning for every byte.
+    logging.disable()  # pypdf may log a warning for every byte of a damaged file.
     try:
-        answer = {"text": read_document(limits["kind"], sys.stdin.buffer.read(), limits["max_letters"], limits["max_pages"])}
-    except UnreadableDocument as unfit:
-        answer = {"code": unfit.code, "message": str(unfit)}
+        output = {"text": read_document(limits["kind"], sys.stdin.buffer.read(), limits["max_letters"], limits["max_pages"])}
+    except UnreadableDocument as error:
+        output = {"code": error.code, "message": str(error)}
     except (MemoryError, RecursionError):
-        answer = {"code": "document-too-complex", "message": "Reading the document takes more memory than it may."}
-    sys.stdout.write(json.dumps(answer))
+        output = {
+            "code": "document-too-complex",
+            "message": "Reading the document takes more memory than is allowed (DOCUMENT_MEMORY_BYTES).",
+        }
+    sys.stdout.write(json.dumps(output))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Engines: the only place that imports torch, transformers, diffusers or vllm, and only inside functions that open an engine."""
+"""Model engines: the only package that imports torch, transformers, diffusers or vllm, and only inside functions."""

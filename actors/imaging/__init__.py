@@ -1,1 +1,1 @@
-"""Pictures: decoding, text layout, fonts, signatures, content credentials."""
+"""Picture processing for the actors: decoding, fonts, text layout, contrast, signatures, PNG metadata, content credentials."""

@@ -1,6 +1,6 @@
-"""Content Credentials (C2PA): a signed manifest in the file itself, which says that a model made the picture.
+"""Content Credentials (C2PA): a signed manifest in the image file which says that a model generated the picture.
 
-The last change before a picture leaves the house: whatever is written into the file afterwards, or encodes it anew, breaks or drops it.
+It must be the last change to the file: any later write or re-encoding invalidates or drops the manifest.
 """
 
 import io
@@ -20,11 +20,11 @@ from bus.errors import PermanentError
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 CredentialSigner = Callable[[bytes, str, str], bytes]
-"""File, media type and title in; the same picture with its manifest out."""
+"""Takes an image file, its media type and a title; returns the file with the manifest."""
 
 
 def load_credential_signer(settings: CredentialSettings) -> CredentialSigner | None:
-    """None where no certificate is configured. Raises ValueError that names what is missing or cannot be used."""
+    """None where no certificate is configured. Raises ValueError, which names what is missing or invalid."""
     if settings.chain is None and settings.key is None:
         return None
     if settings.chain is None or settings.key is None:
@@ -39,19 +39,19 @@ def load_credential_signer(settings: CredentialSettings) -> CredentialSigner | N
     except (c2pa.C2paError, PermanentError) as error:
         raise ValueError(
             f"CREDENTIALS_CHAIN and CREDENTIALS_KEY cannot sign with {settings.algorithm}: {error}. "
-            "Wanted are PEM files, the signer's own certificate first, and its key in PKCS#8."
+            "They must be PEM files: the signer's certificate first in the chain, and its key in PKCS#8."
         ) from error
     return partial(embed_credentials, c2pa.C2paSignerInfo(algorithm, chain, key, settings.timestamp_url or None))
 
 
 def verify_signing(signer_info: Any) -> None:
-    """Sign a picture of one pixel and read it back: a key of another certificate, or an expired one, is found before the first order."""
+    """Sign a picture of one pixel and read it back, so that a wrong key or an expired certificate is found at the start of the process."""
     import c2pa
 
-    dot = embed_credentials(signer_info, encode_png(Image.new("RGB", (1, 1)), {}), "image/png", "dot.png")
-    with c2pa.Reader("image/png", io.BytesIO(dot)) as reader:
+    sample = embed_credentials(signer_info, encode_png(Image.new("RGB", (1, 1)), {}), "image/png", "dot.png")
+    with c2pa.Reader("image/png", io.BytesIO(sample)) as reader:
         if reader.get_validation_state() == "Invalid":
-            raise PermanentError("credentials-refused", f"what it signs is not valid: {reader.get_validation_results()}")
+            raise PermanentError("credentials-refused", f"a picture signed with it is not valid: {reader.get_validation_results()}")
 
 
 def read_pem(file: Path) -> bytes:
@@ -62,7 +62,7 @@ def read_pem(file: Path) -> bytes:
 
 
 def embed_credentials(signer_info: Any, picture: bytes, media_type: str, title: str) -> bytes:
-    """Blocks for some 60 ms. Raises PermanentError("credentials-refused")."""
+    """Blocks for about 60 ms. Raises PermanentError("credentials-refused")."""
     import c2pa
 
     signed = io.BytesIO()
@@ -76,10 +76,10 @@ def embed_credentials(signer_info: Any, picture: bytes, media_type: str, title: 
 
 def build_manifest(media_type: str, title: str) -> dict[str, Any]:
     agent = {"name": "atelier", "version": version("atelier")}
-    created = {"action": "c2pa.created", "digitalSourceType": DIGITAL_SOURCE_TYPE, "softwareAgent": agent}
+    action = {"action": "c2pa.created", "digitalSourceType": DIGITAL_SOURCE_TYPE, "softwareAgent": agent}
     return {
         "title": title,
         "format": media_type,
         "claim_generator_info": [agent],
-        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [created]}}],
+        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
     }

@@ -1,6 +1,6 @@
-"""Letters: which font has which glyph, and a text split into runs of fonts that have them all. A box instead of a letter is never drawn.
+"""Fonts: which code points each font supports, and a text split into runs of one font each. A missing glyph is an error, never a box.
 
-Reads the fonts beside it (NanumGothic for Korean and much else, DejaVu Sans for the rest of Latin) and further ones from the settings.
+Reads the bundled fonts (NanumGothic for Korean and much else, DejaVu Sans for the rest of Latin) and further ones from the settings.
 """
 
 import struct
@@ -20,16 +20,18 @@ INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
 
 @dataclass(frozen=True)
 class FontFace:
+    """A font file and the code points for which it has a glyph."""
+
     path: Path
     code_points: frozenset[int]
 
     def supports(self, text: str) -> bool:
-        return all(ord(letter) in self.code_points for letter in text)
+        return all(ord(char) in self.code_points for char in text)
 
 
 @dataclass(frozen=True)
 class TextRun:
-    """A piece of text that one font can draw."""
+    """A part of a text that one font can draw."""
 
     face: FontFace
     text: str
@@ -37,56 +39,56 @@ class TextRun:
 
 @cache
 def load_fonts(extra: tuple[Path, ...] = ()) -> tuple[FontFace, ...]:
-    """The shipped fonts, then further ones. Raises OSError or ValueError when a file is no TrueType or OpenType font."""
+    """The bundled fonts, then further ones. Raises OSError or ValueError when a file is no TrueType or OpenType font."""
     return tuple(FontFace(path, read_code_points(path)) for path in (*BUNDLED_FONTS, *extra))
 
 
 def normalize_text(text: str) -> str:
-    """One line, composed (a Korean syllable may come as its parts), without what has no shape."""
+    """One line in NFC (a Korean syllable may arrive decomposed), without invisible characters."""
     composed = unicodedata.normalize("NFC", " ".join(text.split()))
-    return "".join(letter for letter in composed if letter == " " or unicodedata.category(letter) not in INVISIBLE_CATEGORIES)
+    return "".join(char for char in composed if char == " " or unicodedata.category(char) not in INVISIBLE_CATEGORIES)
 
 
 def split_into_runs(text: str, faces: Sequence[FontFace]) -> list[TextRun]:
-    """One run in the first font that has every letter, else the fewest that are easily found.
+    """One run in the first font that supports the whole text, else runs of the first font that supports each character.
 
-    Raises PermanentError("glyph-missing") that names the letter.
+    Raises PermanentError("glyph-missing"), which names the character.
     """
     for face in faces:
         if face.supports(text):
             return [TextRun(face, text)]
-    chosen = [(find_face(letter, faces), letter) for letter in text]
-    return [TextRun(face, "".join(letter for _, letter in group)) for face, group in groupby(chosen, key=lambda pair: pair[0])]
+    chosen = [(find_face(char, faces), char) for char in text]
+    return [TextRun(face, "".join(char for _, char in group)) for face, group in groupby(chosen, key=lambda pair: pair[0])]
 
 
 def find_face(character: str, faces: Iterable[FontFace]) -> FontFace:
     for face in faces:
         if face.supports(character):
             return face
-    name = unicodedata.name(character, "a letter without a name")
+    name = unicodedata.name(character, "unnamed")
     message = f"No font has {character!r} (U+{ord(character):04X}, {name}). Name one in WATERMARK_FONTS, or sign with a picture."
     raise PermanentError("glyph-missing", message)
 
 
 def read_code_points(path: Path) -> frozenset[int]:
-    """Every code point for which a font has a glyph of its own: the `cmap` table, formats 4 and 12, without glyph 0, the box."""
+    """All code points of the `cmap` table (formats 4 and 12) whose glyph is not 0, the missing-glyph box. Raises ValueError."""
     table = read_cmap_table(path.read_bytes())
     count = struct.unpack_from(">H", table, 2)[0]
     records = [struct.unpack_from(">HHI", table, 4 + 8 * index) for index in range(count)]
-    known = [
+    unicode_maps = [
         (CMAP_PRIORITIES[platform, encoding], offset) for platform, encoding, offset in records if (platform, encoding) in CMAP_PRIORITIES
     ]
-    if not known:
+    if not unicode_maps:
         raise ValueError(f"{path} has no Unicode character map")
-    part = table[max(known)[1] :]
-    form = struct.unpack_from(">H", part)[0]
-    if form not in (4, 12):
-        raise ValueError(f"{path} has a character map of format {form}, which is not read")
-    return frozenset(format4_code_points(part) if form == 4 else format12_code_points(part))
+    subtable = table[max(unicode_maps)[1] :]
+    table_format = struct.unpack_from(">H", subtable)[0]
+    if table_format not in (4, 12):
+        raise ValueError(f"{path} has a character map of format {table_format}, which is not supported")
+    return frozenset(format4_code_points(subtable) if table_format == 4 else format12_code_points(subtable))
 
 
 def read_cmap_table(font: bytes) -> bytes:
-    """A table's directory entry: tag, checksum, offset, length (OpenType specification, "Table directory")."""
+    """The `cmap` table, found by the table directory: tag, checksum, offset, length (OpenType specification). Raises ValueError."""
     for index in range(struct.unpack_from(">H", font, 4)[0]):
         tag, _, offset, length = struct.unpack_from(">4sIII", font, 12 + 16 * index)
         if tag == b"cmap":
@@ -95,7 +97,7 @@ def read_cmap_table(font: bytes) -> bytes:
 
 
 def format4_code_points(table: bytes) -> Iterable[int]:
-    """Format 4: segments of the basic plane."""
+    """Format 4: segments of the basic multilingual plane."""
     count = struct.unpack_from(">H", table, 6)[0] // 2
     column = f">{count}H"
     ends = struct.unpack_from(column, table, 14)
@@ -113,7 +115,7 @@ def format4_code_points(table: bytes) -> Iterable[int]:
 
 
 def format12_code_points(table: bytes) -> Iterable[int]:
-    """Format 12: groups over all planes."""
+    """Format 12: groups of all planes."""
     for index in range(struct.unpack_from(">I", table, 12)[0]):
         start, end, glyph = struct.unpack_from(">III", table, 16 + 12 * index)
         yield from range(start + (glyph == 0), end + 1)

@@ -1,4 +1,4 @@
-"""Bytes to pixels, safely: only three formats, a cap on pixels that is looked at before any is decoded, and no half pictures."""
+"""Decodes untrusted image files: only the allowed formats, a pixel limit that is checked before decoding, no truncated files."""
 
 import io
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ IMAGE_UNREADABLE, IMAGE_TOO_LARGE = "image-unreadable", "image-too-large"
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Decoded pixels, in the mode they came in, and the text chunks that a PNG brought along."""
+    """Decoded pixels in their original mode, and the text chunks of a PNG."""
 
     pixels: Image.Image
     text_chunks: dict[str, str]
 
 
 def decode_image(data: bytes, max_pixels: int, label: str = "The picture", formats: tuple[str, ...] = DECODED_FORMATS) -> DecodedImage:
-    """The first frame of a PNG, JPEG or WebP (or of what `formats` says), decoded to its end, the right way up.
+    """The first frame of a PNG, JPEG or WebP (or of `formats`), fully decoded and rotated as its EXIF orientation says.
 
     Raises PermanentError("image-unreadable" · "image-too-large").
     """
@@ -33,8 +33,8 @@ def decode_image(data: bytes, max_pixels: int, label: str = "The picture", forma
         raise PermanentError(IMAGE_TOO_LARGE, f"{label} has too many pixels to be decoded: {error}") from error
     except (PermanentError, MemoryError):
         raise
-    except Exception as error:  # The decoders raise whatever a hostile file makes them raise.
-        raise PermanentError(IMAGE_UNREADABLE, f"{label} is no whole {', '.join(formats)} ({len(data)} bytes): {error}") from error
+    except Exception as error:  # The decoders may raise anything for a malicious file.
+        raise PermanentError(IMAGE_UNREADABLE, f"{label} is not a complete {', '.join(formats)} ({len(data)} bytes): {error}") from error
 
 
 def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
@@ -45,13 +45,13 @@ def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
 
 
 def to_rgba(picture: Image.Image) -> Image.Image:
-    """RGBA, whatever the mode was. Sixteen bits a pixel become eight by scaling, where Pillow alone would clip them to white."""
+    """RGBA from any mode. Sixteen bits per pixel are scaled to eight; Pillow alone would clip them to white."""
     if picture.mode.startswith(("I", "F")):
         picture = picture.convert("I").point(lambda level: level / 256).convert("L")
     return picture.convert("RGBA")
 
 
 def flatten_on_white(picture: Image.Image) -> Image.Image:
-    """RGBA without holes: what is transparent shows white, not whatever colour lies hidden there."""
+    """Opaque RGBA: transparent pixels become white, not the hidden colour of the pixel."""
     layer = to_rgba(picture)
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

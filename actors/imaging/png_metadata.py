@@ -1,8 +1,8 @@
-"""What is written into a PNG, and how it travels from actor to actor.
+"""The text chunks of a PNG, and how they are passed from actor to actor.
 
-Rules: the picture's own text chunks are kept, for they alone know this picture (its own seed among four). What the signer knows for sure
-(artist, job) outranks them; what the order says about all its pictures only fills gaps. Letters beyond Latin-1 go into iTXt as UTF-8,
-the rest into tEXt, as the PNG specification wants it. EXIF, colour profiles and all else are left behind.
+Rules: a picture's own chunks are kept, because only they describe this one picture of the order (such as its seed). Authoritative values
+(artist, job) replace them; the order's metadata only adds missing keys. Characters beyond Latin-1 go into iTXt as UTF-8, the rest into
+tEXt, as the PNG specification requires. EXIF, colour profiles and all other data are dropped.
 """
 
 import io
@@ -23,22 +23,19 @@ log = structlog.get_logger()
 def merge_text_chunks(
     existing: Mapping[str, str], order_metadata: Mapping[str, object], authoritative: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """The chunks of the finished picture.
-
-    `own` are the picture's as it came; `order` the order's, which fill gaps; `sure` the signer's, which outrank both.
-    """
-    filling = {key: to_chunk_text(value) for key, value in order_metadata.items() if value is not None}
-    ranked = {**filling, **existing, **{key: value for key, value in authoritative.items() if value}}
+    """The chunks to write: `authoritative` before `existing` before `order_metadata`."""
+    defaults = {key: to_chunk_text(value) for key, value in order_metadata.items() if value is not None}
+    ranked = {**defaults, **existing, **{key: value for key, value in authoritative.items() if value}}
     return {key: value for key, value in ranked.items() if is_valid_chunk(key, value)}
 
 
 def to_chunk_text(value: object) -> str:
-    """Text as it is, anything else as JSON."""
+    """A string unchanged, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def is_valid_chunk(key: str, value: str) -> bool:
-    """Whether a chunk can be written at all. An odd one is left out and told of, since no order should fail for it."""
+    """Whether a PNG can hold the chunk. An invalid one is skipped with a warning, because no order should fail for it."""
     if KEYWORD_PATTERN.fullmatch(key) and "  " not in key and len(value) <= MAX_VALUE_CHARS and "\0" not in value:
         return True
     log.warning("chunk.skipped", key=key[:80], length=len(value))

@@ -1,6 +1,6 @@
-"""A signature on a picture: how large, where, how strong.
+"""Draws a signature on a picture: its size, position and opacity.
 
-The mark's width is a share of the picture's; it keeps its proportions, stays 10 pixels from the edges and never outgrows the picture.
+The mark's width is a share of the picture's width; it keeps its aspect ratio, a margin of 10 pixels, and never exceeds the picture.
 """
 
 import math
@@ -19,7 +19,7 @@ MIN_SIGNATURE_FONT_SIZE, MAX_SIGNATURE_FONT_SIZE = 8, 1000
 
 
 def sign(picture: Image.Image, mark: Image.Image, signature: Signature) -> Image.Image:
-    """An RGBA picture with an RGBA mark laid on it."""
+    """An RGBA picture with an RGBA mark drawn on it."""
     mark = apply_opacity(mark, signature.opacity)
     layer = Image.new("RGBA", picture.size)
     layer.paste(mark, mark_position(picture.size, mark.size, signature.position))
@@ -27,20 +27,20 @@ def sign(picture: Image.Image, mark: Image.Image, signature: Signature) -> Image
 
 
 def side_without_margins(side: int) -> int:
-    """What the margins leave of a side; a picture smaller than its margins still has one pixel."""
+    """A side without its margins; at least one pixel."""
     return max(1, side - 2 * MARGIN_PIXELS)
 
 
 def fit_mark(picture: tuple[int, int], mark: tuple[int, int], size: SignatureSize, max_height: int | None = None) -> tuple[int, int]:
-    """Width and height of the mark, in pixels: the share of the width, unless the room in the picture, or `tallest`, is less."""
+    """Width and height of the mark in pixels: its share of the width, limited by the margins and `max_height`."""
     width, height = mark
-    highest = min(side_without_margins(picture[1]), max_height or picture[1])
-    scale = min(SIGNATURE_SHARE[size] * picture[0] / width, side_without_margins(picture[0]) / width, highest / height)
+    height_limit = min(side_without_margins(picture[1]), max_height or picture[1])
+    scale = min(SIGNATURE_SHARE[size] * picture[0] / width, side_without_margins(picture[0]) / width, height_limit / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def mark_position(picture: tuple[int, int], mark: tuple[int, int], position: SignaturePosition) -> tuple[int, int]:
-    """Where the mark's top left corner lies."""
+    """Left and top of the mark."""
     vertical, _, horizontal = position.partition("-")
     left = {"left": MARGIN_PIXELS, "center": (picture[0] - mark[0]) // 2, "right": picture[0] - mark[0] - MARGIN_PIXELS}[horizontal]
     top = MARGIN_PIXELS if vertical == "top" else picture[1] - mark[1] - MARGIN_PIXELS
@@ -48,7 +48,7 @@ def mark_position(picture: tuple[int, int], mark: tuple[int, int], position: Sig
 
 
 def apply_opacity(mark: Image.Image, opacity: float) -> Image.Image:
-    """The mark with its own transparency multiplied."""
+    """The mark with its alpha channel multiplied by `opacity`."""
     mark = mark.copy()
     mark.putalpha(mark.getchannel("A").point([round(level * opacity) for level in range(256)]))
     return mark
@@ -59,18 +59,18 @@ def render_image_mark(mark: Image.Image, picture: tuple[int, int], size: Signatu
 
 
 def render_text_mark(text: Sequence[TextRun], picture: tuple[int, int], size: SignatureSize) -> Image.Image:
-    """The text in white with a dark rim, so that it is seen on any ground. A short text is no taller than the share of the height."""
-    tallest = max(1, round(SIGNATURE_SHARE[size] * picture[1]))
-    rough = render_text(text, REFERENCE_FONT_SIZE)
-    goal = fit_mark(picture, rough.size, size, tallest)
-    # Letters come in whole sizes only: drawn at twice the size, then brought to the very pixel.
-    points = math.ceil(2 * REFERENCE_FONT_SIZE * goal[0] / rough.width)
-    drawn = render_text(text, max(MIN_SIGNATURE_FONT_SIZE, min(MAX_SIGNATURE_FONT_SIZE, points)))
-    return drawn.resize(fit_mark(picture, drawn.size, size, tallest), Image.Resampling.LANCZOS)
+    """The text in white with a dark outline, readable on any background. The same share limits its height."""
+    max_height = max(1, round(SIGNATURE_SHARE[size] * picture[1]))
+    reference = render_text(text, REFERENCE_FONT_SIZE)
+    goal = fit_mark(picture, reference.size, size, max_height)
+    # Font sizes are whole numbers: drawn at about twice the size, then scaled to the exact pixel.
+    font_size = math.ceil(2 * REFERENCE_FONT_SIZE * goal[0] / reference.width)
+    drawn = render_text(text, max(MIN_SIGNATURE_FONT_SIZE, min(MAX_SIGNATURE_FONT_SIZE, font_size)))
+    return drawn.resize(fit_mark(picture, drawn.size, size, max_height), Image.Resampling.LANCZOS)
 
 
 def render_text(text: Sequence[TextRun], font_size: int) -> Image.Image:
-    """The text on nothing, cut to its ink."""
+    """The text on a transparent background, cropped to its drawn pixels."""
     left, top, right, bottom = measure_text(text, font_size)
     mark = Image.new("RGBA", (right - left, bottom - top))
     draw_runs(ImageDraw.Draw(mark), text, font_size, (-left, -top))
@@ -78,7 +78,7 @@ def render_text(text: Sequence[TextRun], font_size: int) -> Image.Image:
 
 
 def measure_text(text: Sequence[TextRun], font_size: int) -> tuple[int, int, int, int]:
-    """The box of ink and rim around a text whose baseline begins at 0, 0: left, top, right, bottom."""
+    """Left, top, right and bottom of the drawn text with its outline, when its baseline starts at (0, 0)."""
     pen, boxes = 0.0, []
     for run in text:
         font = load_font(run.face.path, font_size)

@@ -1,6 +1,6 @@
-"""A text laid over a picture: wrapped, placed where the picture is quiet, in a colour that can be read, on a plate where none could.
+"""Lays a text over a picture: wraps it, places it where the picture has few edges, chooses a readable colour, adds a backdrop if needed.
 
-Sizes are pixels, colours (red, green, blue). Contrast is that of WCAG 2 against the worst tenth of what lies behind the text.
+Sizes are pixels, colours (red, green, blue). Contrast is WCAG 2 contrast at the tenth percentile of the background's pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,26 +8,34 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
-from actors.imaging.contrast import MIN_CONTRAST, MIN_CONTRAST_LARGE_TEXT, Color, contrast_ratio
+from actors.imaging.contrast import (
+    LARGE_TEXT_PIXELS,
+    MIN_CONTRAST,
+    MIN_CONTRAST_LARGE_TEXT,
+    Color,
+    contrast_ratio,
+    count_pixels,
+    tenth_percentile,
+)
 from actors.imaging.fonts import FontFace, TextRun, split_into_runs
 from actors.imaging.signature import load_font
 
 MAX_WIDTH_SHARE, MAX_HEIGHT_SHARE = 0.84, 0.34
-"""Shares of the picture that a text may take."""
+"""Largest shares of the picture's width and height for the text."""
 TEXT_HEIGHT_SHARE = {"small": 0.05, "medium": 0.075, "large": 0.11}
-"""Height of the letters as a share of the picture's height."""
-MIN_FONT_SIZE, MAX_FONT_SIZE, LARGE_TEXT_SIZE = 10, 96, 24
+"""Font size as a share of the picture's height."""
+MIN_FONT_SIZE, MAX_FONT_SIZE = 10, 96
 LINE_HEIGHT = 1.3
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 BACKDROP_OPACITIES = (0.55, 0.7, 0.85, 1.0)
-"""How strong a plate may be; the weakest that is enough is taken."""
+"""Opacities of a backdrop; the lowest that gives enough contrast is used."""
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class TextBlock:
-    """A wrapped text of one size, and the room it takes."""
+    """A wrapped text of one font size, and its width and height."""
 
     lines: list[str]
     font_size: int
@@ -36,7 +44,7 @@ class TextBlock:
 
     @property
     def is_large(self) -> bool:
-        return self.font_size >= LARGE_TEXT_SIZE
+        return self.font_size >= LARGE_TEXT_PIXELS
 
     @property
     def required_contrast(self) -> float:
@@ -45,7 +53,7 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a text stands, and how it can be read there. `plate`: the colour behind it and its strength."""
+    """A position of the text, with its colour and contrast there. `backdrop`: its colour and opacity."""
 
     x_align: str
     y_align: str
@@ -57,21 +65,24 @@ class Placement:
 
 
 def fit_text(text: str, faces: Sequence[FontFace], picture: tuple[int, int], category: str) -> TextBlock:
-    """The text in the wanted size, or in the largest smaller one in which it fits. Raises PermanentError("glyph-missing")."""
-    widest, highest = int(MAX_WIDTH_SHARE * picture[0]), int(MAX_HEIGHT_SHARE * picture[1])
-    wanted = max(MIN_FONT_SIZE, min(MAX_FONT_SIZE, round(TEXT_HEIGHT_SHARE.get(category, TEXT_HEIGHT_SHARE["medium"]) * picture[1])))
-    for points in range(wanted, MIN_FONT_SIZE - 1, -1):
-        lines = wrap_text(text, faces, points, widest)
+    """The text in the font size of `category`, or in the largest smaller one that fits. Raises PermanentError("glyph-missing")."""
+    max_width, max_height = int(MAX_WIDTH_SHARE * picture[0]), int(MAX_HEIGHT_SHARE * picture[1])
+    preferred = max(MIN_FONT_SIZE, min(MAX_FONT_SIZE, round(TEXT_HEIGHT_SHARE.get(category, TEXT_HEIGHT_SHARE["medium"]) * picture[1])))
+    for font_size in range(preferred, MIN_FONT_SIZE - 1, -1):
+        lines = wrap_text(text, faces, font_size, max_width)
         block = TextBlock(
-            lines, points, round(max(measure_width(line, faces, points) for line in lines)), round(len(lines) * points * LINE_HEIGHT)
+            lines,
+            font_size,
+            width=round(max(measure_width(line, faces, font_size) for line in lines)),
+            height=round(len(lines) * font_size * LINE_HEIGHT),
         )
-        if block.width <= widest and block.height <= highest:
+        if block.width <= max_width and block.height <= max_height:
             break
     return block
 
 
 def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: int) -> list[str]:
-    """Lines no wider than that, broken between words; a word that is too wide alone is broken between letters."""
+    """Lines no wider than `max_width`, broken between words; a word that is too wide is broken between characters."""
     lines: list[str] = []
     for paragraph in text.splitlines() or [text]:
         line = ""
@@ -87,13 +98,13 @@ def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: i
 
 def split_words(words: Sequence[str], faces: Sequence[FontFace], font_size: int, max_width: int) -> Iterator[str]:
     for word in words:
-        piece = ""
-        for letter in word:
-            if piece and measure_width(piece + letter, faces, font_size) > max_width:
-                yield piece
-                piece = ""
-            piece += letter
-        yield piece
+        part = ""
+        for char in word:
+            if part and measure_width(part + char, faces, font_size) > max_width:
+                yield part
+                part = ""
+            part += char
+        yield part
 
 
 def measure_width(line: str, faces: Sequence[FontFace], font_size: int) -> float:
@@ -107,19 +118,19 @@ def _line_runs(line: str, faces: Sequence[FontFace]) -> list[TextRun]:
 def candidate_placements(
     picture: Image.Image, block: TextBlock, aligns: Sequence[tuple[str, str]], margin: int, colors: Sequence[Color]
 ) -> Iterator[Placement]:
-    """Each place with its best colour and its cost: busy ground and poor contrast cost, and the middle a little."""
+    """Each position with its best colour and its cost: edges behind the text, low contrast, and a late place in `aligns`."""
     edges = picture.convert("L").filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
     for number, (x_align, y_align) in enumerate(aligns):
         box = placement_box(picture.size, block, x_align, y_align, margin)
-        ground = picture.crop(box)
-        contrast, color = max(((contrast_against(ground, color), color) for color in colors), key=lambda pair: pair[0])
-        busy = ImageStat.Stat(edges.crop(box)).mean[0] / 255
-        cost = 4 * busy + max(0.0, 1 - contrast / block.required_contrast) - min(contrast, 12) / 24 + 0.01 * number
+        background = picture.crop(box)
+        contrast, color = max(((contrast_against(background, color), color) for color in colors), key=lambda pair: pair[0])
+        edge_density = ImageStat.Stat(edges.crop(box)).mean[0] / 255
+        cost = 4 * edge_density + max(0.0, 1 - contrast / block.required_contrast) - min(contrast, 12) / 24 + 0.01 * number
         yield Placement(x_align, y_align, box, color, contrast, cost)
 
 
 def placement_box(picture: tuple[int, int], block: TextBlock, x_align: str, y_align: str, margin: int) -> Box:
-    """Left, top, right, bottom of the plate: the block and its padding, inside the margin."""
+    """Left, top, right and bottom of the block with its padding, inside the margin."""
     pad = max(2, block.font_size // 3)
     width, height = min(picture[0], block.width + 2 * pad), min(picture[1], block.height + 2 * pad)
     free = {"x": picture[0] - width, "y": picture[1] - height}
@@ -129,37 +140,33 @@ def placement_box(picture: tuple[int, int], block: TextBlock, x_align: str, y_al
 
 
 def contrast_against(background: Image.Image, color: Color) -> float:
-    """The contrast that nine tenths of the ground reach or exceed."""
-    counts = background.convert("RGB").resize((24, 24), Image.Resampling.NEAREST).getcolors(576) or []
-    rated = sorted((contrast_ratio(behind, color), count) for count, behind in counts)  # type: ignore[arg-type]
-    left = sum(count for _, count in rated) / 10
-    for found, count in rated:
-        left -= count
-        if left <= 0:
-            return found
-    return rated[-1][0]
+    """The contrast that nine tenths of the background's pixels reach or exceed."""
+    sample = background.convert("RGB").resize((24, 24), Image.Resampling.NEAREST)
+    return tenth_percentile([(contrast_ratio(pixel, color), count, pixel) for count, pixel in count_pixels(sample)])[0]
 
 
 def with_backdrop(picture: Image.Image, placement: Placement, block: TextBlock, color_override: Color | None) -> Placement:
-    """The place with a plate, when one is wanted or the contrast asks for it."""
+    """The placement with a backdrop, when its colour is given or the contrast is too low."""
     if color_override is None and placement.contrast >= block.required_contrast:
         return placement
-    ground = picture.crop(placement.box)
-    color = color_override or max((BLACK, WHITE), key=lambda plate: contrast_ratio(plate, placement.color))
-    for strength in BACKDROP_OPACITIES:
-        contrast = contrast_against(Image.blend(ground, Image.new("RGB", ground.size, color), strength), placement.color)
+    background = picture.crop(placement.box)
+    color = color_override or max((BLACK, WHITE), key=lambda backdrop: contrast_ratio(backdrop, placement.color))
+    for opacity in BACKDROP_OPACITIES:
+        contrast = contrast_against(blend_color(background, color, opacity), placement.color)
         if contrast >= block.required_contrast:
             break
-    return replace(placement, backdrop=(color, strength), contrast=contrast)
+    return replace(placement, backdrop=(color, opacity), contrast=contrast)
+
+
+def blend_color(picture: Image.Image, color: Color, opacity: float) -> Image.Image:
+    return Image.blend(picture, Image.new("RGB", picture.size, color), opacity)
 
 
 def draw_text(picture: Image.Image, placement: Placement, block: TextBlock, faces: Sequence[FontFace]) -> Image.Image:
-    """A copy of an RGB picture with the plate and the text on it."""
+    """A copy of an RGB picture with the backdrop and the text on it."""
     done = picture.copy()
     if placement.backdrop:
-        color, strength = placement.backdrop
-        ground = done.crop(placement.box)
-        done.paste(Image.blend(ground, Image.new("RGB", ground.size, color), strength), placement.box[:2])
+        done.paste(blend_color(done.crop(placement.box), *placement.backdrop), placement.box[:2])
     draw, pad = ImageDraw.Draw(done), max(2, block.font_size // 3)
     left, top, right, _ = placement.box
     for number, line in enumerate(block.lines):

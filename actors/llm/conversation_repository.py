@@ -1,6 +1,6 @@
-"""Conversations in Postgres: what was said before, and a turn kept in the transaction that remembers the work.
+"""Conversations in Postgres: their messages, and the turn that is appended in the transaction that stores the step's outcome.
 
-One turn of a conversation at a time, in the order in which they came: in this process by a lock, among processes by an advisory lock.
+The turns of one conversation run one at a time, in order of arrival: a lock of this process first, then an advisory lock for all processes.
 """
 
 import asyncio
@@ -20,15 +20,16 @@ from contracts.conversation import ConversationMessage
 
 SQL = load_queries(__file__, "conversation_repository.sql")
 SCHEMA = SQL["schema"]
+DATABASE_MISSING = "conversations are kept in Postgres: set DATABASE_URL"
 ADVISORY_LOCK_CLASS = 4_275
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.5
 MAX_HISTORY_MESSAGES = 2000
-"""Messages that are read for a prompt; the context length cuts them further."""
+"""Messages that are read for a prompt; the model's context length limits them further."""
 
 
 @dataclass(frozen=True)
 class History:
-    """A conversation as it was when the turn began. `turns`: so many questions were answered before."""
+    """A conversation when a turn begins. `messages`: pairs of role and content. `turn_count`: questions answered before."""
 
     conversation_id: str
     tenant: str
@@ -38,7 +39,7 @@ class History:
 
 @dataclass
 class TurnQueue:
-    """The turns of one conversation in this process."""
+    """The turns of one conversation that run or wait in this process."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiter_count: int = 0
@@ -46,13 +47,15 @@ class TurnQueue:
 
 @dataclass
 class ConversationRepository:
+    """Reads and deletes conversations; raises PermanentError("conversation-unknown") for an id that the tenant does not have."""
+
     pool: Pool
     locks: "AdvisoryLocks"
     queues: dict[str, TurnQueue] = field(default_factory=dict)
 
     @asynccontextmanager
     async def lock_conversation(self, conversation_id: str) -> AsyncIterator[None]:
-        """Whoever is inside may read the past and add to it; others of the same conversation wait, first come first."""
+        """Held for one turn. Other turns of the same conversation wait; those of this process in order of arrival."""
         queue = self.queues.setdefault(conversation_id, TurnQueue())
         queue.waiter_count += 1
         try:
@@ -64,8 +67,8 @@ class ConversationRepository:
                 del self.queues[conversation_id]
 
     async def resolve_id(self, conversation_id: str | None, tenant: str, message_id: str) -> str:
-        """An id that is unknown, or another tenant's, gets a new one: always the same for one message, however often it comes."""
-        if conversation_id and await self.pool.fetchval(SQL["known"], conversation_id, tenant):
+        """An id that is unknown, or another tenant's, is replaced by a new one, which is the same at every delivery of one message."""
+        if conversation_id and await self.pool.fetchval(SQL["conversation_exists"], conversation_id, tenant):
             return conversation_id
         return str(uuid5(NAMESPACE_OID, f"atelier/conversation/{message_id}"))
 
@@ -91,23 +94,23 @@ def conversation_unknown() -> PermanentError:
 
 
 async def append_turn(connection: Connection, history: History, question: ConversationMessage, answer: str) -> None:
-    """Append a turn. Raises TemporaryError when another turn came in between: its answer was not known when this one was written."""
+    """Raises TemporaryError when another turn was appended meanwhile: this answer was generated without it."""
     await connection.execute(SQL["begin"], history.conversation_id, history.tenant)
     turns = await connection.fetchval(SQL["turn"], history.conversation_id, history.tenant, history.turn_count)
     if turns is None:
-        raise TemporaryError(f"another turn of conversation {history.conversation_id} came in between", code="conversation-busy")
-    answered = ConversationMessage(role="assistant", content=answer, timestamp=datetime.now(UTC))
-    for number, said in ((2 * turns - 1, question), (2 * turns, answered)):
-        await connection.execute(SQL["append"], history.conversation_id, number, *to_row(said))
+        raise TemporaryError(f"another turn was appended to conversation {history.conversation_id} meanwhile", code="conversation-busy")
+    reply = ConversationMessage(role="assistant", content=answer, timestamp=datetime.now(UTC))
+    for number, message in ((2 * turns - 1, question), (2 * turns, reply)):
+        await connection.execute(SQL["append"], history.conversation_id, number, *to_row(message))
 
 
 def to_row(message: ConversationMessage) -> tuple[Any, ...]:
-    content = message.content.replace("\0", "\ufffd")  # Postgres keeps no NUL.
+    content = message.content.replace("\0", "\ufffd")  # Postgres cannot store NUL.
     return message.role, content, message.timestamp, message.image_info, message.file_info
 
 
 class AdvisoryLocks:
-    """Advisory locks on one connection, which is taken from the pool when it is first needed and again when it is lost."""
+    """Advisory locks on one connection, taken from the pool at first use and again after a loss."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -123,7 +126,7 @@ class AdvisoryLocks:
         try:
             yield
         finally:
-            # A connection that is gone has given its locks back.
+            # The server frees the locks of a lost connection.
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await asyncio.shield(self._query("unlock", name))
 
@@ -139,10 +142,7 @@ class AdvisoryLocks:
 
 
 @asynccontextmanager
-async def open_conversations(pool: Pool | None) -> AsyncIterator[ConversationRepository | None]:
-    if pool is None:
-        yield None
-        return
+async def open_conversations(pool: Pool) -> AsyncIterator[ConversationRepository]:
     locks = AdvisoryLocks(pool)
     try:
         yield ConversationRepository(pool, locks)

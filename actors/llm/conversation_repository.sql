@@ -18,11 +18,11 @@ create table if not exists atelier.conversation_messages (
     primary key (conversation_id, number)
 );
 
--- name: known
+-- name: conversation_exists
 select true from atelier.conversations where conversation_id = $1 and tenant = $2
 
 -- name: history
--- A turn that is just being kept is waited for.
+-- Waits for a transaction that is appending a turn.
 select turns from atelier.conversations where conversation_id = $1 and tenant = $2 for update
 
 -- name: messages
@@ -52,7 +52,7 @@ returning turns
 insert into atelier.conversation_messages (conversation_id, number, role, content, at, image_info, file_info)
 values ($1, $2, $3, $4, $5, $6, $7)
 
--- name: lines
+-- name: summaries
 select c.conversation_id, count(m.*) as message_count, max(c.updated_at) as last_message_time,
     (array_agg(left(m.content, 51) order by m.number desc))[1] as preview
 from (

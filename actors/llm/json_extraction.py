@@ -1,4 +1,4 @@
-"""The JSON object in an answer, if there is one: as it stands, in a fence, or the first that opens and closes; lightly mended at last."""
+"""Finds the JSON object in an answer: the whole text, a code fence, or the first balanced object; then the same with small repairs."""
 
 import json
 import re
@@ -11,33 +11,33 @@ SMART_QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"})
 
 
 def extract_json_object(text: str) -> dict[str, Any] | None:
-    """A list or a bare number is not what was asked for."""
+    """None when there is no object; a list or a number is not accepted."""
     bare = text.strip()
     fenced = CODE_FENCE.match(bare)
     candidates = [bare, *([fenced[1]] if fenced else []), *find_balanced_object(bare)]
     for candidate in [*candidates, *map(repair_json, candidates)]:
         try:
-            found = json.loads(candidate)
+            value = json.loads(candidate)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(value, dict):
+            return value
     return None
 
 
 def find_balanced_object(text: str) -> list[str]:
-    """From the first brace to the one that closes it; braces inside strings do not count."""
+    """From the first brace to its closing one, as a list of one, or an empty list. Braces inside strings do not count."""
     start = text.find("{")
-    depth, inside, escaped = 0, False, False
-    for at, letter in enumerate(text[start:] if start >= 0 else ""):
-        if inside:
-            inside, escaped = escaped or letter != '"', letter == "\\" and not escaped
-        elif letter == '"':
-            inside = True
-        elif letter in "{}":
-            depth += 1 if letter == "{" else -1
+    depth, in_string, escaped = 0, False, False
+    for offset, char in enumerate(text[start:] if start >= 0 else ""):
+        if in_string:
+            in_string, escaped = escaped or char != '"', char == "\\" and not escaped
+        elif char == '"':
+            in_string = True
+        elif char in "{}":
+            depth += 1 if char == "{" else -1
             if not depth:
-                return [text[start : start + at + 1]]
+                return [text[start : start + offset + 1]]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The messages that a model gets: how it should behave, what was said before, and what is asked now, with pictures and documents."""
+"""Builds the messages for a model: the system prompt, the history, and the question with its pictures and documents."""
 
 import base64
 import binascii
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from actors.attachments.documents import extract_text
+from actors.attachments.documents import DocumentReader
 from actors.attachments.image_preparation import prepare_image
 from actors.engines.remote.openai_vlm import data_url
 from actors.settings import AttachmentSettings
@@ -21,7 +21,7 @@ DATA_URL = re.compile(r"^data:[\w.+/-]+;base64,", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a command asks, as the model gets it. `said`: as it is kept, without bytes."""
+    """A command's messages in OpenAI's form. `user_message`: the question as it is stored, without attachments."""
 
     messages: list[dict[str, Any]]
     user_message: ConversationMessage
@@ -30,41 +30,43 @@ class Prompt:
 
     @property
     def engine_label(self) -> str:
-        """As the source system calls it."""
+        """The source system's name for the engine."""
         return "vLLM+Multimodal" if self.has_documents else "vLLM+Vision" if self.has_images else "vLLM"
 
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Fetches what a message refers to."""
+    """Builds prompts, with the claims and documents that a command names."""
 
     claims: ClaimStore
+    documents: DocumentReader
     settings: AttachmentSettings
 
     async def build(self, command: Text) -> Prompt:
-        """Raises PermanentError: `invalid-message`, and what is wrong with a picture or a document."""
+        """Raises PermanentError("invalid-message"), or the error of a picture or a document that cannot be read."""
         if (command.message is None) == (command.messages is None):
             raise PermanentError("invalid-message", "send either message or messages")
-        behave = [{"role": "system", "content": command.system}] if command.system else []
+        system = [{"role": "system", "content": command.system}] if command.system else []
         if command.messages is not None:
-            shown = [await self._to_openai_message(message) for message in command.messages]
-            pictures = any(isinstance(message["content"], list) for message in shown)
-            return Prompt([*behave, *shown], ConversationMessage(role="user", content="", timestamp=datetime.now(UTC)), pictures, False)
-        return await self._build_turn(command, behave)
+            messages = [await self._to_openai_message(message) for message in command.messages]
+            has_images = any(isinstance(message["content"], list) for message in messages)
+            unused = ConversationMessage(role="user", content="", timestamp=datetime.now(UTC))
+            return Prompt([*system, *messages], unused, has_images, has_documents=False)
+        return await self._build_turn(command, system)
 
     async def _build_turn(self, command: Text, system_messages: list[dict[str, Any]]) -> Prompt:
-        words = [await self._document_text(document) for document in command.documents]
-        text = "\n\n".join([*words, command.message or ""])
+        document_texts = [await self._document_text(document) for document in command.documents]
+        text = "\n\n".join([*document_texts, command.message or ""])
         pictures = [await self._image_part(picture) for picture in command.pictures]
         content: Any = [*pictures, {"type": "text", "text": text}] if pictures else text
-        said = ConversationMessage(
+        user_message = ConversationMessage(
             role="user",
             content=command.message or "",
             timestamp=datetime.now(UTC),
             image_info={"count": len(pictures)} if pictures else None,
-            file_info={"names": [document.name for document in command.documents]} if words else None,
+            file_info={"names": [document.name for document in command.documents]} if document_texts else None,
         )
-        return Prompt([*system_messages, {"role": "user", "content": content}], said, bool(pictures), bool(words))
+        return Prompt([*system_messages, {"role": "user", "content": content}], user_message, bool(pictures), bool(document_texts))
 
     async def _to_openai_message(self, message: Message) -> dict[str, Any]:
         if isinstance(message.content, str):
@@ -81,7 +83,7 @@ class PromptBuilder:
         return {"type": "image_url", "image_url": {"url": url}}
 
     async def _document_text(self, document: Document) -> str:
-        text = await extract_text(await self._load_bytes(document), self.settings)
+        text = await self.documents.extract_text(await self._load_bytes(document))
         return f"[{document.name or 'document'}]\n{text}"
 
     async def _load_bytes(self, attachment: Picture | Document) -> bytes:
@@ -95,24 +97,24 @@ class PromptBuilder:
         try:
             return base64.b64decode("".join(DATA_URL.sub("", attachment.data.strip()).split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise PermanentError("invalid-message", f"what was attached is no base64: {error}") from error
+            raise PermanentError("invalid-message", f"the attachment is not valid base64: {error}") from error
 
 
 def with_history(prompt: Prompt, history: tuple[tuple[str, str], ...], turns: int) -> list[dict[str, Any]]:
-    """The messages with the last `turns` whole turns of the past before the question."""
-    behave = [message for message in prompt.messages if message["role"] == "system"]
+    """The prompt's messages with the last `turns` turns (question and answer) of the history before the question."""
+    system = [message for message in prompt.messages if message["role"] == "system"]
     rest = [message for message in prompt.messages if message["role"] != "system"]
-    kept = history[len(history) - 2 * turns :] if turns else ()
-    return [*behave, *({"role": role, "content": content} for role, content in kept), *rest] if history else prompt.messages
+    recent = history[len(history) - 2 * turns :] if turns else ()
+    return [*system, *({"role": role, "content": content} for role, content in recent), *rest] if history else prompt.messages
 
 
 def reduce_turns(history: tuple[tuple[str, str], ...], turns: int, tokens: int, limit: int) -> int:
-    """How many turns to try next: one less, or as few as the letters make likely to fit."""
-    kept = history[len(history) - 2 * turns :]
-    letters = sum(len(content) for _, content in kept)
-    surplus = letters * (1 - limit / tokens) if tokens > limit else 0
-    dropped, gone = 0, 0
-    while dropped < turns and (not dropped or gone < surplus * 0.8):
-        gone += sum(len(content) for _, content in kept[2 * dropped : 2 * dropped + 2])
-        dropped += 1
-    return turns - dropped
+    """How many turns to try next: one fewer, or as few as their length in characters makes likely to fit."""
+    recent = history[len(history) - 2 * turns :]
+    chars = sum(len(content) for _, content in recent)
+    surplus_chars = chars * (1 - limit / tokens) if tokens > limit else 0
+    dropped_turns, dropped_chars = 0, 0
+    while dropped_turns < turns and (not dropped_turns or dropped_chars < surplus_chars * 0.8):
+        dropped_chars += sum(len(content) for _, content in recent[2 * dropped_turns : 2 * dropped_turns + 2])
+        dropped_turns += 1
+    return turns - dropped_turns

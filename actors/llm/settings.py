@@ -1,4 +1,4 @@
-"""The settings of the writing actor. Names are those of the source systems where they have one. Durations are seconds."""
+"""The settings of the text actor. Names are those of the source systems where they have one. Durations are seconds."""
 
 from typing import Any, Literal
 
@@ -7,34 +7,40 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class TextSettings(BaseSettings):
-    """What writes, and how far it may go."""
+    """The text engine, and the defaults and limits of a request."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="TEXT_", populate_by_name=True, protected_namespaces=()
     )
 
-    engine: Literal["openai", "vllm"] = Field("openai", description="`openai`: a server; `vllm`: here, which needs vLLM installed.")
-    server_url: str | None = Field(None, validation_alias="VLLM_SERVER_URL", description="Of an OpenAI-compatible server, with `/v1`.")
+    engine: Literal["openai", "vllm"] = Field(
+        "openai", description="`openai`: a server; `vllm`: in the worker, which needs vLLM installed."
+    )
+    server_url: str | None = Field(
+        None, validation_alias="VLLM_SERVER_URL", description="Address of an OpenAI-compatible server, with `/v1`."
+    )
     model: str | None = Field(
         None,
         validation_alias=AliasChoices("VLLM_MODEL", "MODEL_NAME"),
-        description="A name that the server knows; default, and where it is not served, its first. For `vllm` a folder or a hub id.",
+        description="A model of the server; default, and where it is not served: its first. For `vllm` a folder or a hub id.",
     )
     api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("VLLM_API_KEY", "OPENAI_API_KEY"), description="Sent to the server."
     )
-    patience_seconds: float = Field(60.0, gt=0, description="How long a request to a server may take, with all its repetitions.")
-    max_tokens_cap: int = Field(512, ge=1, validation_alias="MAX_TOKENS_CAP", description="No answer has more tokens.")
-    temperature: float = Field(0.7, ge=0, le=2, description="Where the request says none.")
-    top_p: float = Field(0.9, gt=0, le=1, description="Where the request says none.")
-    repetition_penalty: float = Field(1.05, gt=0, le=2, description="Where the request says none; 1: off, for servers that do not know it.")
+    patience_seconds: float = Field(60.0, gt=0, description="How long a request to a server may take, with all its retries.")
+    max_tokens_cap: int = Field(512, ge=1, validation_alias="MAX_TOKENS_CAP", description="The most tokens of an answer.")
+    temperature: float = Field(0.7, ge=0, le=2, description="Where the request has none.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Where the request has none.")
+    repetition_penalty: float = Field(1.05, gt=0, le=2, description="Where the request has none; 1: off, for servers that do not know it.")
     default_lora_adapter: str | None = Field(None, validation_alias="DEFAULT_LORA_ADAPTER", description="Where the request names none.")
     loras: dict[str, str] = Field(default_factory=dict, description="Adapters for `vllm`, as JSON: name and folder.")
-    stall_seconds: float = Field(120.0, gt=0, description="With work in hand and no token for so long the engine counts as stalled.")
+    stall_seconds: float = Field(
+        120.0, gt=0, description="An engine with running requests that has produced no token for so long counts as stalled."
+    )
 
 
 class VllmSettings(BaseSettings):
-    """How vLLM in the worker is opened. What is not set is left to vLLM: what suits a GPU may be refused on a CPU."""
+    """Engine arguments of vLLM in the worker. Those not set are left to vLLM, because some that suit a GPU are refused on a CPU."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="VLLM_", populate_by_name=True, protected_namespaces=()
@@ -48,7 +54,7 @@ class VllmSettings(BaseSettings):
     dtype: str | None = Field(None, description="Such as `auto` or `bfloat16`.")
     quantization: str | None = Field(None, description="Such as `awq`.")
     kv_cache_dtype: str | None = Field(None, description="Such as `fp8`.")
-    enforce_eager: bool | None = Field(None, description="Without compiled graphs: slower, sooner ready.")
+    enforce_eager: bool | None = Field(None, description="Without compiled graphs: slower, but ready sooner.")
     trust_remote_code: bool | None = Field(None, description="Run code that comes with the model.")
 
     def engine_args(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures from wherever a command may name them, checked before they are decoded: claims, base64, `/assets/…`, `s3://`, `https://`."""
+"""Loads pictures from claims, base64, `/assets/…`, `s3://` and `https://` addresses; their size is checked before they are decoded."""
 
 import base64
 import binascii
@@ -20,11 +20,13 @@ from contracts.claim import Claim
 
 DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
 ASSETS_PREFIX = "/assets/"
+MIN_SIDE = 8
+"""Pixels. A smaller picture is padded with white."""
 
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Opens pictures.
+    """Loads pictures as RGB; transparent pixels become white.
 
     Raises PermanentError("image-unreadable" · "image-too-large" · "asset-refused" · "asset-missing" · "asset-too-large").
     """
@@ -37,17 +39,17 @@ class ImageLoader:
         return await self._decode(await self.claims.read(claim), claim.uri)
 
     async def from_base64(self, encoded: str) -> Image.Image:
-        """base64, with or without a `data:` prefix."""
-        body = DATA_URL.sub("", encoded.strip())
-        self._check_size(len(body) * 3 // 4, "the picture in the message")
+        """`encoded`: base64, with or without a `data:` prefix."""
+        payload = DATA_URL.sub("", encoded.strip())
+        self._check_size(len(payload) * 3 // 4, "the picture in the message")
         try:
-            data = base64.b64decode("".join(body.split()), validate=True)
+            data = base64.b64decode("".join(payload.split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise PermanentError("image-unreadable", f"the picture in the message is no base64: {error}") from error
+            raise PermanentError("image-unreadable", f"the picture in the message is not valid base64: {error}") from error
         return await self._decode(data, "the picture in the message")
 
     async def from_url(self, url: str) -> Image.Image:
-        """An asset address of the source system, or any address that the store may fetch."""
+        """`url`: an asset address of the source system, or any address that the store may fetch."""
         return await self._decode(await self._fetch(url), url)
 
     async def _fetch(self, url: str) -> bytes:
@@ -66,32 +68,30 @@ class ImageLoader:
     def _check_size(self, size: int, label: str) -> None:
         limit = self.settings.max_image_bytes
         if size > limit:
-            raise PermanentError(
-                "image-too-large", f"{label} has {size} bytes, more than the {limit} that are looked at (VLM_MAX_IMAGE_BYTES)."
-            )
+            raise PermanentError("image-too-large", f"{label} has {size} bytes, more than the {limit} that are read (VLM_MAX_IMAGE_BYTES).")
 
     async def encode_for_model(self, picture: Image.Image) -> bytes:
-        """As the engine gets it: PNG, no side longer than the limit, nothing of the original file but its pixels."""
+        """A PNG for the engine, scaled down to the longest allowed side, without the original file's metadata."""
         return await to_thread.run_sync(encode_model_png, picture, self.settings.max_image_side)
 
 
 def to_asset_uri(url: str, root: Path | None) -> str:
-    """The file behind `/assets/…`. Where links lead is judged when it is read. Raises PermanentError("asset-refused")."""
+    """The `file://` address of `/assets/…`. Links are checked when the file is read. Raises PermanentError("asset-refused")."""
     if root is None:
         raise PermanentError("asset-refused", f"{url} lies under {ASSETS_PREFIX}, but ASSETS_DIR is not set.")
-    inside = unquote(url.removeprefix(ASSETS_PREFIX)).replace("\0", "")
-    if not url.startswith(ASSETS_PREFIX) or ".." in PurePosixPath(inside).parts or inside.startswith("/"):
+    path = unquote(url.removeprefix(ASSETS_PREFIX)).replace("\0", "")
+    if not url.startswith(ASSETS_PREFIX) or ".." in PurePosixPath(path).parts or path.startswith("/"):
         raise PermanentError("asset-refused", f"{url} does not lie under {ASSETS_PREFIX}.")
-    return (root / inside).absolute().as_uri()
+    return (root / path).absolute().as_uri()
 
 
 def encode_model_png(picture: Image.Image, max_side: int) -> bytes:
-    small = picture.copy()
-    small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    if min(small.size) < 8:
-        room = Image.new("RGB", (max(8, small.width), max(8, small.height)), "white")
-        room.paste(small)
-        small = room
-    out = io.BytesIO()
-    small.save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    scaled = picture.copy()
+    scaled.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    if min(scaled.size) < MIN_SIDE:
+        padded = Image.new("RGB", (max(MIN_SIDE, scaled.width), max(MIN_SIDE, scaled.height)), "white")
+        padded.paste(scaled)
+        scaled = padded
+    with io.BytesIO() as file:
+        scaled.save(file, "PNG", compress_level=1)
+        return file.getvalue()

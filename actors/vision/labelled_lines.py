@@ -1,6 +1,6 @@
-"""An answer in lines such as `on_brief: yes`, read as the fields of a verdict. The source system's models answer so.
+"""Parses an answer in lines such as `on_brief: yes` into the fields of a verdict. The source system's models answer in this form.
 
-Only what was said counts: a field that is said twice, and differently, is no field at all.
+A field that has two different values is dropped.
 """
 
 import re
@@ -18,16 +18,18 @@ LABEL_SYNONYMS = {"match_score": "relevance_score", "relevance": "relevance_scor
 
 
 def parse_labelled_lines(text: str, model: type[BaseModel]) -> dict[str, Any]:
-    """What the lines say about the model's fields; empty when they say nothing clearly."""
+    """The values of the model's fields; empty when the text has none."""
     schema = model.model_json_schema()
-    kinds = {name: _resolve_ref(part, schema) for name, part in schema["properties"].items()}
-    inner = {name: (outer, part) for outer, kind in kinds.items() for name, part in kind.get("properties", {}).items()}
-    flat = {name: kind for name, kind in kinds.items() if "properties" not in kind} | {name: part for name, (_, part) in inner.items()}
+    fields = {name: _resolve_ref(part, schema) for name, part in schema["properties"].items()}
+    nested = {name: (outer, part) for outer, field in fields.items() for name, part in field.get("properties", {}).items()}
+    leaves = {name: field for name, field in fields.items() if "properties" not in field} | {
+        name: part for name, (_, part) in nested.items()
+    }
     verdict: dict[str, Any] = {}
-    for name, said in _collect_fields(text, set(flat) | set(kinds)).items():
-        if name in flat:
-            home = verdict.setdefault(inner[name][0], {}) if name in inner else verdict
-            home[name] = _parse_value(said, flat[name])
+    for name, value in _collect_fields(text, set(leaves) | set(fields)).items():
+        if name in leaves:
+            parent = verdict.setdefault(nested[name][0], {}) if name in nested else verdict
+            parent[name] = _parse_value(value, leaves[name])
     return verdict
 
 
@@ -37,26 +39,26 @@ def _resolve_ref(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 
 def _collect_fields(text: str, names: set[str]) -> dict[str, str]:
-    """Label → all its lines. A line without a known label goes on with the one before."""
-    said: dict[str, list[str]] = {}
-    twice: set[str] = set()
+    """Label → all its lines. A line without a known label continues the one before."""
+    values: dict[str, list[str]] = {}
+    ambiguous: set[str] = set()
     current: list[str] = []
     for line in text.splitlines():
-        found = LABELLED_LINE.match(line)
-        label = re.sub(r"[\s/-]+", "_", found[1].strip().lower()) if found else ""
+        match = LABELLED_LINE.match(line)
+        label = re.sub(r"[\s/-]+", "_", match[1].strip().lower()) if match else ""
         label = LABEL_SYNONYMS.get(label, label)
-        if not found or label not in names:
+        if not match or label not in names:
             current.append(line.strip())
             continue
-        current = [found[2].strip().strip("*").strip()]
-        if label in said and said[label] != current:
-            twice.add(label)
-        said[label] = current
-    return {label: "\n".join(lines).strip() for label, lines in said.items() if label not in twice}
+        current = [match[2].strip().strip("*").strip()]
+        if label in values and values[label] != current:
+            ambiguous.add(label)
+        values[label] = current
+    return {label: "\n".join(lines).strip() for label, lines in values.items() if label not in ambiguous}
 
 
 def _parse_value(text: str, schema: dict[str, Any]) -> Any:
-    """As the schema wants it, where the words say it plainly; else the words, which the schema then refuses."""
+    """The value in the schema's type; text that cannot be read as that type is returned unchanged, and the schema rejects it."""
     text = text.strip('",') if schema.get("type") != "array" else text
     match schema.get("type"):
         case "boolean":

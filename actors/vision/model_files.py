@@ -1,4 +1,4 @@
-"""Where a model's files are: already here, left to the hub's cache, or copied once from a bucket into `MODEL_DIR`."""
+"""Locates a model's files: a local folder, a hub id, or a bucket that is copied once into `MODEL_DIR`."""
 
 import hashlib
 import sys
@@ -17,27 +17,27 @@ log = structlog.get_logger()
 
 
 async def ensure_local_model(settings: VlmSettings) -> str:
-    """What the engine is to open: a folder, or a hub id for which it uses its own cache in `MODEL_DIR`.
+    """The folder for the engine to open, or a hub id, which it caches in `MODEL_DIR`.
 
-    Raises PermanentError("model-missing" · "model-corrupt"), TemporaryError when the bucket is away.
+    Raises PermanentError("model-missing" · "model-corrupt"), TemporaryError while the bucket is unavailable.
     """
     if not settings.model.startswith(("s3://", "gs://")):
         return settings.model
     folder = settings.model_dir.expanduser() / cache_folder_name(settings.model)
-    with show_copy_progress(settings.model) as told:
-        await sync_prefix(settings.model, folder, told)
+    with show_copy_progress(settings.model) as on_progress:
+        await sync_prefix(settings.model, folder, on_progress)
     return str(folder)
 
 
 def cache_folder_name(url: str) -> str:
-    """A name that a person recognises and that no other prefix shares."""
+    """The last part of the address, readable, with a hash that makes it unique."""
     last = url.rstrip("/").rpartition("/")[2] or "model"
     return f"{last}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def show_copy_progress(url: str) -> Iterator[OnProgress]:
-    """A progress bar where a person watches; else a line in the log at each tenth."""
+    """A progress bar on a terminal; else a log event at every tenth."""
     if not sys.stderr.isatty():
         yield CopyProgressLog(url)
         return
@@ -48,7 +48,7 @@ def show_copy_progress(url: str) -> Iterator[OnProgress]:
 
 
 class CopyProgressLog:
-    """Says how far a copy has come, ten times at most."""
+    """Logs the progress of a copy at every tenth."""
 
     def __init__(self, url: str) -> None:
         self._url, self._last_tenth = url, -1

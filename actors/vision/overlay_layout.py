@@ -1,18 +1,18 @@
-"""A row of `overlay_layouts`, read: where the text stands, in which colour and size, and where the rendered picture lies."""
+"""Parses a row of `overlay_layouts`: the text's region, colour and size, and the address of the rendered picture."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actors.imaging.contrast import LARGE_TEXT_PIXELS
 from contracts.verdict import Region
-
-LARGE_TEXT_PIXELS = 24
-"""From this font size on WCAG asks for less contrast."""
 
 
 @dataclass(frozen=True)
 class OverlayLayout:
+    """`region`: shares of the picture. `text_color`: `rrggbb` with an optional opacity. `large_text`: as WCAG defines it."""
+
     region: Region | None = None
     text_color: str | None = None
     large_text: bool = False
@@ -20,16 +20,16 @@ class OverlayLayout:
 
 
 def parse_layout(row: Mapping[str, Any] | None) -> OverlayLayout | None:
-    """None stays None. What the layout does not say is absent."""
+    """None for None. Fields that the layout lacks keep their defaults."""
     if row is None:
         return None
-    said = row["layout"]
-    said = json.loads(said) if isinstance(said, str) else said or {}
-    render = said.get("render") or {}
-    size = said.get("font_size")
+    layout = row["layout"]
+    layout = json.loads(layout) if isinstance(layout, str) else layout or {}
+    render = layout.get("render") or {}
+    size = layout.get("font_size")
     return OverlayLayout(
         region=parse_region(row),
-        text_color=said.get("text_color"),
+        text_color=layout.get("text_color"),
         large_text=isinstance(size, int | float) and size >= LARGE_TEXT_PIXELS,
         render_url=render.get("url"),
     )

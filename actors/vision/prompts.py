@@ -1,4 +1,4 @@
-"""What the models are asked. Text from outside goes in as a quotation: without control tokens, and without a turn of its own."""
+"""The prompts of the vision steps. Text from users is quoted: its control tokens and role markers are removed."""
 
 import re
 
@@ -14,7 +14,7 @@ CONSULT_RULE = f"""{RULE_MARK} Stay below 150 words in all. Be brief.
 
 
 def build_consult_prompt(prompt: str) -> str:
-    """The user's words and the rule for the answer. A prompt that its sender has framed already is not framed twice."""
+    """The user's prompt and the format of the answer. A chat template that the sender has already applied is removed."""
     question, _, _ = prompt.partition(RULE_MARK)
     if TEMPLATE_PREFIX.match(prompt) and TEMPLATE_SUFFIX.search(prompt):
         question = TEMPLATE_SUFFIX.sub("", TEMPLATE_PREFIX.sub("", question))
@@ -22,7 +22,7 @@ def build_consult_prompt(prompt: str) -> str:
 
 
 def build_validate_prompt(ad_copy: str | None, custom_prompt: str | None = None) -> str:
-    """Stage 1. `asked` is put instead of the usual question."""
+    """Stage 1. `custom_prompt` replaces the usual question."""
     if custom_prompt:
         return sanitize_prompt_text(custom_prompt)
     if not ad_copy:
@@ -49,10 +49,10 @@ JUDGE_PROMPT = (
 
 
 def sanitize_prompt_text(text: str) -> str:
-    """Text from outside, fit to stand inside a prompt. What removal leaves behind is looked at again."""
-    before = None
-    while before != text:
-        before = text
+    """Text from users, safe inside a prompt. Control tokens are removed until none is left, also those that a removal creates."""
+    previous = None
+    while previous != text:
+        previous = text
         text = CONTROL_TOKENS.sub("", text)
-    text = "".join(letter for letter in text if letter in "\n\t" or letter.isprintable() or letter == "\u200d")
+    text = "".join(char for char in text if char in "\n\t" or char.isprintable() or char == "\u200d")
     return ROLE_MARKER.sub(r"\1 -", text)

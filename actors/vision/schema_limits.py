@@ -1,4 +1,4 @@
-"""How long an answer can get, read from its schema. A schema without an end is refused: whoever asks must bound what is said."""
+"""The longest possible answer of a JSON schema. A schema with an unlimited string or list is rejected."""
 
 import re
 from typing import Any
@@ -11,9 +11,9 @@ LENGTH_SUFFIX = re.compile(r"\{(?:\d+,)?(\d+)\}\$?$")
 
 
 def max_json_bytes(model: type[BaseModel]) -> int:
-    """Bytes of the longest JSON document that satisfies the model, with a blank after each comma and colon.
+    """Bytes of the longest JSON document that satisfies the model, with a space after each comma and colon.
 
-    A tokenizer makes at most one token of a byte, so this bounds an answer's tokens too.
+    A tokenizer makes at most one token of a byte, so this limits its tokens, too. Raises ValueError for a schema without limits.
     """
     schema = model.model_json_schema()
     return _max_bytes(schema, schema.get("$defs", {}))
@@ -49,8 +49,8 @@ def _require_limit(schema: dict[str, Any], name: str) -> int:
 
 
 def _max_chars(schema: dict[str, Any]) -> int:
-    """From the pattern's count. `maxLength` would do for us, but decoding by it lets control characters through."""
-    counted = LENGTH_SUFFIX.search(schema.get("pattern", ""))
-    if not counted:
+    """From the repetition count in the pattern. Not from `maxLength`: constrained decoding with it permits control characters."""
+    count = LENGTH_SUFFIX.search(schema.get("pattern", ""))
+    if not count:
         raise ValueError(f"{schema.get('title', schema)} has no pattern that ends in a count: its answer might never end")
-    return int(counted[1])
+    return int(count[1])

@@ -1,4 +1,4 @@
-"""The settings of the seeing actors. Names are those of the source systems where they have one. Durations are seconds."""
+"""The settings of the vision actors. Names are those of the source systems where they have one. Durations are seconds."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -13,63 +13,66 @@ EngineName = Literal["transformers", "openai"]
 
 
 class StepOverrides(BaseSettings):
-    """What one step may choose for itself, such as JUDGE_ENGINE and JUDGE_MODEL. What it does not choose is as VLM_… says."""
+    """Settings of one step, such as JUDGE_ENGINE and JUDGE_MODEL, which override those of VLM_…."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     PREFIXES: ClassVar = ("CONSULT_", "VALIDATE_", "JUDGE_")
 
-    engine: EngineName | None = Field(None, description="This step's own VLM_ENGINE.")
-    model: str | None = Field(None, description="This step's own VLM_MODEL.")
-    base_url: str | None = Field(None, description="This step's own VLM_BASE_URL.")
+    engine: EngineName | None = Field(None, description="Overrides VLM_ENGINE for this step.")
+    model: str | None = Field(None, description="Overrides VLM_MODEL for this step.")
+    base_url: str | None = Field(None, description="Overrides VLM_BASE_URL for this step.")
 
 
 class VlmSettings(BaseSettings):
-    """Which engine sees, and with what model."""
+    """The engine and the model of the vision steps."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="VLM_", populate_by_name=True, protected_namespaces=()
     )
 
-    engine: EngineName = Field("transformers", description="transformers: the model runs here. openai: a server elsewhere is asked.")
+    engine: EngineName = Field("transformers", description="transformers: the model runs in the worker. openai: a server is called.")
     model: str = Field(
         "llava-hf/llava-1.5-7b-hf",
         validation_alias=AliasChoices("VLM_MODEL", "AIP_STORAGE_URI", "LLAVA_MODEL_NAME"),
-        description="A folder, a hub id, or an `s3://…` or `gs://…` prefix, copied once; for `openai` a name that the server knows.",
+        description="A folder, a hub id, or an `s3://…` or `gs://…` prefix, copied once; for `openai` a model that the server serves.",
     )
     model_dir: Path = Field(
-        Path("~/.cache/atelier/models"), validation_alias="MODEL_DIR", description="Where models are copied to, and the hub's cache."
+        Path("~/.cache/atelier/models"), validation_alias="MODEL_DIR", description="The folder for copied models, and the hub's cache."
     )
     device: str = Field("auto", validation_alias=AliasChoices("VLM_DEVICE", "DEVICE_TYPE"), description="`auto`, `cpu`, `cuda`, `cuda:1` …")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on CUDA, float32 on a CPU.")
     quantization: Quantization = Field("auto", description="auto: half precision where it fits on the device, else 8 bits; none on a CPU.")
     use_quantization: bool | None = Field(
-        None, validation_alias="USE_QUANTIZATION", description="true: 8 bits on CUDA. false: none. Counts where VLM_QUANTIZATION is auto."
+        None, validation_alias="USE_QUANTIZATION", description="true: 8 bits on CUDA. false: none. Used where VLM_QUANTIZATION is auto."
     )
-    max_rows: int = Field(8, ge=1, le=64, description="Questions answered together.")
-    window_seconds: float = Field(0.005, ge=0, description="How long the first of a batch waits for others.")
-    threads: int | None = Field(None, ge=1, description="Of the CPU. None: as torch chooses.")
-    frame: str = Field("USER: {image}{text}\nASSISTANT:", description="How the model marks user and answer.")
+    max_rows: int = Field(8, ge=1, le=64, description="Requests in one batch.")
+    window_seconds: float = Field(0.005, ge=0, description="How long the first request of a batch waits for others.")
+    threads: int | None = Field(None, ge=1, description="CPU threads. None: torch's default.")
+    frame: str = Field("USER: {image}{text}\nASSISTANT:", description="The model's prompt template.")
     base_url: str | None = Field(
-        None, validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"), description="Of an OpenAI-compatible server, with `/v1`."
+        None,
+        validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"),
+        description="The address of an OpenAI-compatible server, with `/v1`.",
     )
     api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Of an OpenAI-compatible server."
+        None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Sent to an OpenAI-compatible server."
     )
-    request_seconds: Seconds = Field(300.0, description="One call of such a server.")
+    request_seconds: Seconds = Field(300.0, description="Time limit of one call of such a server.")
 
     @classmethod
     def for_step(cls, step: str) -> Self:
-        """The settings of one step: its own choices before the common ones."""
-        choice = StepOverrides(_env_prefix=f"{step.upper()}_")
-        return cls().model_copy(update=choice.model_dump(exclude_none=True))
+        """The settings of one step: its overrides before the common ones."""
+        overrides = StepOverrides(_env_prefix=f"{step.upper()}_")
+        return cls().model_copy(update=overrides.model_dump(exclude_none=True))
 
     def build_options(self, model: str) -> VlmOptions:
-        """For the transformers engine, once the model's files are here."""
+        """For the transformers engine. `model`: the local folder, or a hub id."""
         device = "cuda:0" if self.device == "cuda" else self.device
         return VlmOptions(
-            model=model, cache_dir=self.model_dir.expanduser(), device=device, dtype=self.dtype, quantization=self._resolve_quantization(device),
-            max_rows=self.max_rows, window_seconds=self.window_seconds, threads=self.threads, prompt_template=self.frame,
+            model=model, cache_dir=self.model_dir.expanduser(), device=device, dtype=self.dtype,
+            quantization=self._resolve_quantization(device), max_rows=self.max_rows,
+            window_seconds=self.window_seconds, threads=self.threads, prompt_template=self.frame,
         )  # fmt: skip
 
     def _resolve_quantization(self, device: str) -> Quantization:
@@ -79,31 +82,31 @@ class VlmSettings(BaseSettings):
 
 
 class VisionSettings(BaseSettings):
-    """What is asked, and which pictures are looked at."""
+    """Limits of the pictures, the answers and the readiness query."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
 
-    assets_dir: Path | None = Field(None, description="The folder behind `/assets/…`.")
+    assets_dir: Path | None = Field(None, description="The folder of `/assets/…`.")
     max_image_bytes: int = Field(
         10 << 20,
         ge=1,
         validation_alias=AliasChoices("VLM_MAX_IMAGE_BYTES", "MAX_UPLOAD_BYTES"),
-        description="A larger picture is refused unread.",
+        description="A larger picture is rejected before it is read.",
     )
     max_image_pixels: int = Field(
-        25_000_000, ge=1, validation_alias="VLM_MAX_IMAGE_PIXELS", description="More are refused before any is decoded."
+        25_000_000, ge=1, validation_alias="VLM_MAX_IMAGE_PIXELS", description="A picture with more is rejected before it is decoded."
     )
     max_image_side: int = Field(
         1280,
         ge=32,
         validation_alias=AliasChoices("VLM_MAX_IMAGE_SIDE", "MAX_IMAGE_SIDE"),
-        description="The model is shown no more pixels a side.",
+        description="Pixels. A longer picture is scaled down.",
     )
-    consult_max_new_tokens: int = Field(1024, ge=1, le=4096, description="The longest answer of consult, where none is asked for.")
+    consult_max_new_tokens: int = Field(1024, ge=1, le=4096, description="The most tokens of a consult answer, where the request has none.")
     consult_repetition_penalty: float = Field(1.1, ge=1, le=2, description="Above 1, consult repeats itself less.")
     verdict_max_new_tokens: int = Field(
-        512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS", description="The longest verdict."
+        512, ge=1, le=8192, validation_alias="VLM_VERDICT_MAX_NEW_TOKENS", description="The most tokens of a verdict."
     )
     warm_seconds: Seconds = Field(
-        2.0, validation_alias="VLM_WARM_SECONDS", description="How long a question about readiness waits for the engine."
+        2.0, validation_alias="VLM_WARM_SECONDS", description="How long the readiness query waits for the engine."
     )

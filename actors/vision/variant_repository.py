@@ -1,6 +1,6 @@
-"""The source system's tables as the seeing actors use them: variants, their pictures and texts, their states, and what was said of them.
+"""The source system's tables for the vision actors: variants, their pictures, texts and layouts, their states, and traces of verdicts.
 
-Nothing of theirs is altered but a variant's state; whose message works on which variant is kept in a table of our own.
+Only a variant's state is changed, and traces are added; which message works on which variant is in our own table `atelier.variant_work`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SCHEMA = SQL["schema"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the source system's steps. `after`: the step whose `done` is its cue."""
+    """A step of the source system. `preceding_step`: the step that must be done before it."""
 
     name: str
     preceding_step: str
@@ -34,7 +34,7 @@ STAGES = {"validate": ANALYZE, "judge": JUDGE}
 
 @dataclass(frozen=True)
 class VariantRef:
-    """Who a command is about, checked to be what they look like."""
+    """The variant, job and tenant of a command, checked for their form."""
 
     variant_id: str
     job_id: str
@@ -45,17 +45,14 @@ class VariantRef:
         """Raises PermanentError("invalid-uuid" · "invalid-message")."""
         if not (variant_id and job_id and tenant_id):
             raise PermanentError("invalid-message", "a variant is named by job_variants_id, job_id and tenant_id together")
-        for value in (variant_id, job_id):
-            try:
-                UUID(value)
-            except ValueError as error:
-                raise PermanentError("invalid-uuid", f"Invalid UUID format: {error}") from error
+        check_uuid(variant_id)
+        check_uuid(job_id)
         return cls(variant_id, job_id, tenant_id)
 
 
 @dataclass(frozen=True)
 class VlmTrace:
-    """What goes into `vlm_traces`."""
+    """A row of `vlm_traces`."""
 
     request: dict[str, Any]
     response: dict[str, Any]
@@ -64,15 +61,17 @@ class VlmTrace:
 
 @dataclass(frozen=True)
 class VariantRepository:
+    """`traces_have_variant`: whether `vlm_traces` has the column `job_variants_id`."""
+
     pool: Pool
     traces_have_variant: bool
 
     @classmethod
     async def open(cls, resources: Resources) -> "VariantRepository | None":
-        """None without a database: then only commands that are complete in themselves can be served."""
+        """None without a database: then only commands without ids can be served."""
         if resources.database is None:
             return None
-        return cls(resources.database, await resources.database.fetchval(SQL["traces_name_variants"]))
+        return cls(resources.database, await resources.database.fetchval(SQL["traces_have_variant"]))
 
     async def get_variant(self, ref: VariantRef) -> Record:
         """Raises PermanentError("variant-unknown" · "job-mismatch" · "job-not-found" · "tenant-mismatch"), in the source system's words."""
@@ -102,53 +101,50 @@ class VariantRepository:
 
     async def get_layout(self, overlay_id: str) -> Record | None:
         """Raises PermanentError("invalid-uuid")."""
-        try:
-            UUID(overlay_id)
-        except ValueError as error:
-            raise PermanentError("invalid-uuid", f"Invalid UUID format: {error}") from error
+        check_uuid(overlay_id)
         return await self.pool.fetchrow(SQL["layout"], overlay_id)
 
     async def get_latest_layout(self, ref: VariantRef) -> Record | None:
         return await self.pool.fetchrow(SQL["layout_of_variant"], ref.variant_id)
 
     async def record_owner(self, stage: Stage, ref: VariantRef, context: Context) -> None:
-        """Note whose message works on the variant."""
-        await self.pool.execute(SQL["claim_work"], context.message_id, stage.name, ref.variant_id)
+        """Record that this message works on the variant."""
+        await self.pool.execute(SQL["record_owner"], context.message_id, stage.name, ref.variant_id)
 
     async def is_owner(self, stage: Stage, context: Context) -> bool:
-        """Whether this very message began on the variant before: it comes again after a failure or a crash."""
-        return bool(await self.pool.fetchval(SQL["working"], context.message_id, stage.name))
+        """Whether this message has worked on a variant before: it is delivered again after a failure or a crash."""
+        return bool(await self.pool.fetchval(SQL["is_owner"], context.message_id, stage.name))
 
     async def mark_running(self, stage: Stage, ref: VariantRef, context: Context, *, once: bool = False) -> None:
-        """The variant runs from now on, for this message. `once`: only from the state that is its cue; else TemporaryError."""
+        """Mark the variant running for this message. `once`: raises TemporaryError unless the preceding step is done."""
         async with self.pool.acquire() as connection, connection.transaction():
             if not once:
                 await connection.execute(SQL["start"], ref.variant_id, stage.name)
             elif not await connection.fetchval(SQL["start_once"], ref.variant_id, stage.name, stage.preceding_step):
-                raise TemporaryError(f"another message has taken variant {ref.variant_id} meanwhile", delay=30)
-            await connection.execute(SQL["claim_work"], context.message_id, stage.name, ref.variant_id)
+                raise TemporaryError(f"another message works on variant {ref.variant_id} meanwhile", delay=30)
+            await connection.execute(SQL["record_owner"], context.message_id, stage.name, ref.variant_id)
 
     async def mark_done(self, connection: Connection, stage: Stage, ref: VariantRef, context: Context, trace: VlmTrace) -> None:
-        """The trace and the variant's `done`, in the caller's transaction."""
-        who: tuple[Any, ...] = (derive_trace_id(context.message_id), ref.job_id)
+        """Store the trace and mark the variant done, in the caller's transaction."""
+        ids: tuple[Any, ...] = (derive_trace_id(context.message_id), ref.job_id)
         request = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in trace.request.items()}
-        what = (stage.operation, request, trace.response, trace.latency_ms)
+        values = (stage.operation, request, trace.response, trace.latency_ms)
         if self.traces_have_variant:
-            await connection.execute(SQL["trace"], *who, ref.variant_id, *what)
+            await connection.execute(SQL["trace"], *ids, ref.variant_id, *values)
         else:
-            await connection.execute(SQL["trace_without_variant"], *who, *what)
-        await connection.execute(SQL["in_turn"], ref.variant_id)
+            await connection.execute(SQL["trace_without_variant"], *ids, *values)
+        await connection.execute(SQL["lock_job"], ref.variant_id)
         await connection.execute(SQL["finish"], ref.variant_id, stage.name)
 
     async def find_earlier_verdict(self, stage: Stage, ref: VariantRef, variant: Record) -> dict[str, Any] | None:
-        """For a command that is to be done once: the verdict that there is already; None when the variant waits for one.
+        """For a command that runs once: the existing verdict; None when the variant still needs one.
 
-        Raises TemporaryError while another message works on it, PermanentError("variant-moved-on") when it is elsewhere, unjudged.
+        Raises TemporaryError while another message works on it, PermanentError("variant-moved-on") in another state without a verdict.
         """
         state = (variant["current_step"], variant["status"])
         if state == (stage.preceding_step, "done"):
             return None
-        row = await self.pool.fetchrow(SQL["earlier"], ref.variant_id, stage.name)
+        row = await self.pool.fetchrow(SQL["earlier_verdict"], ref.variant_id, stage.name)
         if row:
             return dict(row["response"]) | {"vlm_trace_id": str(row["vlm_trace_id"])}
         if state == (stage.name, "running"):
@@ -158,6 +154,13 @@ class VariantRepository:
         )
 
 
+def check_uuid(value: str) -> None:
+    try:
+        UUID(value)
+    except ValueError as error:
+        raise PermanentError("invalid-uuid", f"Invalid UUID format: {error}") from error
+
+
 def derive_trace_id(message_id: str) -> str:
-    """The id of the trace that a message leaves. The query `earlier` computes the same."""
+    """The id of the trace of a message. The query `earlier_verdict` computes the same."""
     return str(UUID(hashlib.md5(f"vlm_trace/{message_id}".encode(), usedforsecurity=False).hexdigest()))

@@ -1,6 +1,6 @@
 -- name: schema
--- The source system's tables, for a database that does not have them. Where they are, nothing of theirs is touched.
--- They are in `public`, always said: a user named as our own schema would find the ledger's `jobs` first.
+-- Creates the source system's tables in a database that lacks them; existing ones are not changed.
+-- The schema `public` is always named: for a user called `atelier`, `jobs` alone would mean the ledger's table.
 create schema if not exists atelier;
 do $$
 begin
@@ -84,10 +84,10 @@ select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_l
 select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_layouts
 where job_variants_id = $1::uuid order by created_at desc limit 1
 
--- name: claim_work
+-- name: record_owner
 insert into atelier.variant_work (message_id, step, job_variants_id) values ($1, $2, $3::uuid) on conflict do nothing
 
--- name: working
+-- name: is_owner
 select true from atelier.variant_work where message_id = $1 and step = $2
 
 -- name: start
@@ -98,40 +98,40 @@ update public.jobs_variants set status = 'running', current_step = $2, updated_a
 where job_variants_id = $1::uuid and current_step = $3 and status = 'done'
 returning true
 
--- name: in_turn
--- The source system's trigger counts a job's variants when one of them is done. Two that are done at once would not see each other, and
--- the job would never be done. So one waits here for the other's commit; the statements after this see it.
+-- name: lock_job
+-- The source system's trigger counts a job's finished variants when one is marked done. Two concurrent transactions would not see each
+-- other's variant, and the job would never be done. So one waits here for the other's commit, which its next statements see.
 select pg_advisory_xact_lock(hashtextextended('atelier/variants/' || job_id, 0)) from public.jobs_variants where job_variants_id = $1::uuid
 
--- name: work_of
+-- name: owned_variant
 select job_variants_id from atelier.variant_work where message_id = $1 and step = $2
 
 -- name: finish
 update public.jobs_variants set status = 'done', current_step = $2, updated_at = clock_timestamp() where job_variants_id = $1::uuid
 
 -- name: fail
--- Only the variant that this very message was at work on.
+-- Only the variant that this message worked on.
 update public.jobs_variants v set status = 'failed', current_step = $2, updated_at = clock_timestamp()
 from atelier.variant_work w
 where w.message_id = $1 and w.step = $2 and v.job_variants_id = w.job_variants_id and not (v.status = 'failed' and v.current_step = $2)
 returning v.job_variants_id
 
 -- name: trace
--- The id follows from the message: the same work twice is one row.
+-- The id is derived from the message, so a redelivery adds no second row.
 insert into public.vlm_traces (vlm_trace_id, job_id, job_variants_id, provider, operation_type, request, response, latency_ms, created_at, updated_at)
 select $1::uuid, $2::uuid, $3::uuid, 'llava', $4, $5::jsonb, $6::jsonb, $7, clock_timestamp(), clock_timestamp()
 where not exists (select from public.vlm_traces where vlm_trace_id = $1::uuid)
 
 -- name: trace_without_variant
--- For a source system from before vlm_traces had the variant.
+-- For an older source system whose vlm_traces lacks job_variants_id.
 insert into public.vlm_traces (vlm_trace_id, job_id, provider, operation_type, request, response, latency_ms, created_at, updated_at)
 select $1::uuid, $2::uuid, 'llava', $3, $4::jsonb, $5::jsonb, $6, clock_timestamp(), clock_timestamp()
 where not exists (select from public.vlm_traces where vlm_trace_id = $1::uuid)
 
--- name: traces_name_variants
+-- name: traces_have_variant
 select exists (select from pg_attribute where attrelid = to_regclass('public.vlm_traces') and attname = 'job_variants_id' and not attisdropped)
 
--- name: earlier
+-- name: earlier_verdict
 select t.vlm_trace_id, t.response
 from atelier.variant_work w join public.vlm_traces t on t.vlm_trace_id = md5('vlm_trace/' || w.message_id)::uuid
 where w.job_variants_id = $1::uuid and w.step = $2

@@ -1,4 +1,4 @@
-"""What a model has said, read. A verdict is read strictly; where a server could not be made to keep the form, it is mended and marked."""
+"""Parses a model's answers. A verdict must match its schema; an answer that was not constrained to it is repaired, and marked as such."""
 
 import json
 import re
@@ -14,67 +14,64 @@ from bus.errors import TemporaryError
 VerdictT = TypeVar("VerdictT", bound=BaseModel)
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-"""Control characters: no person reads them, and Postgres keeps no U+0000."""
+"""Removed from answers: they are not readable, and Postgres cannot store U+0000."""
 
 SENTENCE_ENDINGS = ("다.", "요.", "습니다.", "세요.", "니다.")
-"""A Korean sentence that has come to its end."""
+"""Endings of a complete Korean sentence."""
 
 
 def trim_repetition(text: str) -> str:
-    """The answer of a consultation, cut where it starts over.
+    """The answer of a consultation, cut off where the model starts to repeat itself.
 
-    Paragraphs that begin with a section's mark belong to it. Any other belongs to it only as the second, and only when the first
-    stops in the middle.
+    A paragraph that begins with a section mark belongs to the answer. Any other belongs to it only as the second one, and only when the
+    first paragraph is incomplete.
     """
-    parts = CONTROL_CHARACTERS.sub("", text).split("\n\n")
-    kept = parts[:1]
-    for number, part in enumerate(parts[1:], start=1):
-        if not part.startswith((ANSWER_MARK, THOUGHT_MARK)) and (number > 1 or kept[0].endswith(SENTENCE_ENDINGS)):
+    paragraphs = CONTROL_CHARACTERS.sub("", text).split("\n\n")
+    kept = paragraphs[:1]
+    for number, paragraph in enumerate(paragraphs[1:], start=1):
+        if not paragraph.startswith((ANSWER_MARK, THOUGHT_MARK)) and (number > 1 or kept[0].endswith(SENTENCE_ENDINGS)):
             break
-        kept.append(part)
+        kept.append(paragraph)
     return "\n\n".join(kept).strip()
 
 
-def parse_verdict(answer: VlmResponse, model: type[VerdictT]) -> tuple[VerdictT, bool]:
-    """The verdict, and whether it had to be mended.
-
-    Raises TemporaryError("verdict-unfinished" · "verdict-unreadable"): what cannot be read is never taken for a verdict.
-    """
+def parse_verdict(response: VlmResponse, model: type[VerdictT]) -> tuple[VerdictT, bool]:
+    """The verdict, and whether it was repaired. Raises TemporaryError("verdict-unfinished" · "verdict-unreadable")."""
     try:
-        return model.model_validate_json(answer.text), False
+        return model.model_validate_json(response.text), False
     except ValidationError:
-        if answer.finish_reason == "length":
-            message = f"the model stopped at its limit of {answer.completion_tokens} tokens in the middle of the verdict; allow more"
+        if response.finish_reason == "length":
+            message = f"the model stopped at its limit of {response.completion_tokens} tokens in the middle of the verdict; allow more"
             raise TemporaryError(message, code="verdict-unfinished") from None
-    for candidate in (*find_json_objects(answer.text), parse_labelled_lines(answer.text, model)):
+    for candidate in (*find_json_objects(response.text), parse_labelled_lines(response.text, model)):
         try:
             return model.model_validate(repair_fields(candidate, model)), True
         except ValidationError:
             continue
-    raise TemporaryError(f"the model's answer holds no verdict: {answer.text[:200]!r}", code="verdict-unreadable")
+    raise TemporaryError(f"the model's answer holds no verdict: {response.text[:200]!r}", code="verdict-unreadable")
 
 
 def find_json_objects(text: str) -> list[dict[str, Any]]:
-    """Every outermost JSON object in free text, the last first: models correct themselves. Bad escapes and trailing commas are mended."""
+    """The outermost JSON objects in a text, the last first, since models correct themselves. Repairs bad escapes and trailing commas."""
     text = re.sub(r'\\(?![\\"/bfnrtu])', "", text)
     text = re.sub(r",\s*([}\]])", r"\1", text)
-    found, decoder, start = [], json.JSONDecoder(strict=False), 0
+    objects, decoder, start = [], json.JSONDecoder(strict=False), 0
     while (start := text.find("{", start)) >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             start += 1
             continue
-        found.append(value)
+        objects.append(value)
         start = end
-    return found[::-1]
+    return objects[::-1]
 
 
 def repair_fields(value: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Only the form is mended: fields nobody asked for go, texts and lists are cut to their bounds. What was not said is not made up."""
+    """Repairs the form only: removes unknown fields, and shortens texts and lists to their limits. Missing values are not invented."""
     fields = model.model_fields
     schema = model.model_json_schema()
-    return {name: _coerce(said, schema["properties"][name], schema.get("$defs", {})) for name, said in value.items() if name in fields}
+    return {name: _coerce(part, schema["properties"][name], schema.get("$defs", {})) for name, part in value.items() if name in fields}
 
 
 def _coerce(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
@@ -86,8 +83,8 @@ def _coerce(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> 
             name: _coerce(part, schema["properties"][name], definitions) for name, part in value.items() if name in schema["properties"]
         }
     if kind == "array":
-        listed = value if isinstance(value, list) else [value] if isinstance(value, str) and value.strip() else []
-        return [_coerce(item, schema["items"], definitions) for item in listed[: schema["maxItems"]]]
+        items = value if isinstance(value, list) else [value] if isinstance(value, str) and value.strip() else []
+        return [_coerce(item, schema["items"], definitions) for item in items[: schema["maxItems"]]]
     if kind == "boolean" and isinstance(value, str):
         return {"true": True, "yes": True, "false": False, "no": False}.get(value.strip().lower(), value)
     if kind == "string" and "pattern" in schema and isinstance(value, str):
@@ -100,6 +97,6 @@ def _coerce_text(text: str, pattern: str) -> str:
         return text
     if pattern.startswith("^[0-9a-f]"):
         return text.strip().lstrip("#").lower()
-    longest = int(re.findall(r"(\d+)\}\$$", pattern)[0])
+    max_chars = int(re.findall(r"(\d+)\}\$$", pattern)[0])
     plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text).replace('"', "'").replace("\\", "/").strip()
-    return plain[:longest].strip()
+    return plain[:max_chars].strip()

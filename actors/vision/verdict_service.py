@@ -1,28 +1,33 @@
-"""Ask for a verdict and read it; and say the failures of pictures in the source system's words."""
+"""What `validate` and `judge` share: a verdict from the model, the claim or variant that a command names, and the trace of the verdict."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic
 
+from asyncpg import Connection
 from PIL import Image
-from pydantic import BaseModel
 
 from actors.engines.language.requests import VlmRequest
 from actors.vision.image_loader import ImageLoader
 from actors.vision.schema_limits import max_json_bytes
-from actors.vision.settings import VisionSettings
-from actors.vision.verdict_parser import parse_verdict
-from actors.vision.vlm_client import VlmClient
-from bus.actor import Context
+from actors.vision.settings import VisionSettings, VlmSettings
+from actors.vision.variant_repository import Stage, VariantRef, VariantRepository, VlmTrace, derive_trace_id
+from actors.vision.verdict_parser import VerdictT, parse_verdict
+from actors.vision.vlm_client import VlmClient, open_vlm_client
+from bus.actor import Context, Handler, OpenHandler, Resources, Transactional
 from bus.errors import PermanentError
-
-VerdictT = TypeVar("VerdictT", bound=BaseModel)
+from contracts.claim import Claim
+from contracts.wire import Result
 
 
 @dataclass(frozen=True)
 class Verdict(Generic[VerdictT]):
+    """`opinion`: the verdict's fields. `repaired`: the answer did not match the schema and was repaired."""
+
     opinion: VerdictT
     repaired: bool
     model_name: str
@@ -30,35 +35,85 @@ class Verdict(Generic[VerdictT]):
 
 @dataclass(frozen=True)
 class VerdictService:
-    """Everything that a verdict needs."""
+    """Asks the model for verdicts."""
 
     client: VlmClient
     image_loader: ImageLoader
     settings: VisionSettings
 
     async def evaluate(self, model: type[VerdictT], prompt: str, picture: Image.Image, context: Context) -> Verdict[VerdictT]:
-        """Ask, held to the model's schema. Raises TemporaryError when the answer is no verdict."""
-        longest = max_json_bytes(model)
-        question = VlmRequest(
+        """A verdict in the schema of `model`. Raises TemporaryError when the answer holds none."""
+        max_bytes = max_json_bytes(model)
+        request = VlmRequest(
             text=prompt,
             image=await self.image_loader.encode_for_model(picture),
-            max_new_tokens=min(self.settings.verdict_max_new_tokens, longest),
+            max_new_tokens=min(self.settings.verdict_max_new_tokens, max_bytes),
             schema=json.dumps(model.model_json_schema()),
-            max_answer_bytes=longest,
+            max_answer_bytes=max_bytes,
         )
-        answer = await self.client.generate(question, tenant=context.tenant, deadline=context.deadline)
-        opinion, repaired = parse_verdict(answer, model)
-        return Verdict(opinion, repaired, answer.model)
+        response = await self.client.generate(request, tenant=context.tenant, deadline=context.deadline)
+        opinion, repaired = parse_verdict(response, model)
+        return Verdict(opinion, repaired, response.model)
+
+
+def with_verdicts(step: str, handler: Callable[..., Coroutine[Any, Any, Result | Transactional]]) -> OpenHandler:
+    """Opens `handler` with the keyword arguments `verdicts` and `repository`, which is None without a database."""
+
+    @asynccontextmanager
+    async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
+        settings = VisionSettings()
+        async with open_vlm_client(VlmSettings.for_step(step), resources.shared, resources.set_unready) as client:
+            resources.register_engine(client.engine)
+            verdicts = VerdictService(client, ImageLoader(resources.claims, settings), settings)
+            yield partial(handler, verdicts=verdicts, repository=await VariantRepository.open(resources))
+
+    return open_handler
+
+
+def require_repository(repository: VariantRepository | None, alternative: str) -> VariantRepository:
+    if repository is None:
+        raise PermanentError("database-missing", f"a variant is looked up in Postgres: set DATABASE_URL, or send {alternative}")
+    return repository
+
+
+def select_claim(image: Claim | None, images: Sequence[Claim]) -> Claim:
+    """`image`, else the first of `images`. Raises PermanentError("invalid-message") when there is neither."""
+    claim = image or next(iter(images), None)
+    if claim is None:
+        raise PermanentError("invalid-message", "neither ids nor a picture: send job_variants_id, job_id and tenant_id, or image")
+    return claim
+
+
+async def evaluate_variant(
+    evaluation: Awaitable[dict[str, Any]],
+    request: dict[str, Any],
+    result: type[Result],
+    *,
+    repository: VariantRepository,
+    stage: Stage,
+    ref: VariantRef,
+    context: Context,
+) -> Transactional:
+    """Await the verdict's fields; return them as `result`, with a write that stores the trace and marks the variant done."""
+    started = time.perf_counter()
+    fields = await evaluation
+    trace = VlmTrace(request, fields, round((time.perf_counter() - started) * 1000, 1))
+
+    async def write(connection: Connection) -> None:
+        await repository.mark_done(connection, stage, ref, context, trace)
+
+    ids = {"job_id": ref.job_id, "vlm_trace_id": derive_trace_id(context.message_id)}
+    return Transactional(result.model_validate(ids | fields), write)
 
 
 def verdict_fields(verdict: Verdict[VerdictT]) -> dict[str, Any]:
-    """The opinion's fields, and how they came about."""
+    """The fields that a verdict contributes to the step's result."""
     return verdict.opinion.model_dump(mode="json") | {"repaired": verdict.repaired, "seen_by": verdict.model_name}
 
 
 @contextmanager
 def translate_image_errors(url: str) -> Iterator[None]:
-    """A picture that is not there, and one that cannot be read, are told apart as the source system does."""
+    """Replaces the errors of a missing picture and of an unreadable one by the source system's."""
     try:
         yield
     except PermanentError as error:

@@ -1,4 +1,4 @@
-"""Turns: one call at a time for each generation, and a memory of what was told. In Postgres for all processes, else in this one alone."""
+"""One call at a time for each generation, and the stored state of its calls: in Postgres for all processes, or in this process only."""
 
 import asyncio
 from collections import OrderedDict
@@ -19,7 +19,7 @@ MAX_CACHED_STATES = 20_000
 
 @dataclass(frozen=True)
 class LockedDelivery:
-    """What was told when the turn came, and how to keep what is told now."""
+    """The state of a generation's calls when the lock was acquired, and how to save a new one."""
 
     state: DeliveryState
     save: Callable[[DeliveryState], Awaitable[None]]
@@ -27,12 +27,12 @@ class LockedDelivery:
 
 class DeliveryLock(Protocol):
     def acquire(self, target: str, generation_id: int) -> AbstractAsyncContextManager[LockedDelivery]:
-        """Waits until no other call for the generation is under way."""
+        """Waits until no other call for the generation is running."""
         ...
 
 
 class MemoryDeliveryLock:
-    """The latest generations of this process. What another process told, or this one before a restart, is not known."""
+    """The latest generations of this process. Calls of other processes, and those before a restart, are not known."""
 
     def __init__(self) -> None:
         self._states: OrderedDict[tuple[str, int], DeliveryState] = OrderedDict()
@@ -44,17 +44,17 @@ class MemoryDeliveryLock:
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
 
-            async def keep(told: DeliveryState) -> None:
-                self._states[key] = told
+            async def save(state: DeliveryState) -> None:
+                self._states[key] = state
                 self._states.move_to_end(key)
                 while len(self._states) > MAX_CACHED_STATES:
                     self._states.popitem(last=False)
 
-            yield LockedDelivery(self._states.get(key, DeliveryState()), keep)
+            yield LockedDelivery(self._states.get(key, DeliveryState()), save)
 
 
 class PostgresDeliveryLock:
-    """One row a generation; an advisory lock makes the processes take turns. Needs a connection of its own for the length of a call."""
+    """One row for each generation, and an advisory lock between processes. Holds a connection during a call."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -62,13 +62,14 @@ class PostgresDeliveryLock:
 
     @asynccontextmanager
     async def acquire(self, target: str, generation_id: int) -> AsyncIterator[LockedDelivery]:
-        # First among ourselves: whoever waits for the database's lock would hold a connection while it waits.
-        ours = self._locks.setdefault((target, generation_id), asyncio.Lock())
-        async with ours, self._pool.acquire() as connection:
+        # The local lock first: waiting for the advisory lock would hold a connection.
+        local_lock = self._locks.setdefault((target, generation_id), asyncio.Lock())
+        async with local_lock, self._pool.acquire() as connection:
             await connection.execute(SQL["lock"], f"atelier webhook {target} {generation_id}")
-            row = await connection.fetchrow(SQL["told"], target, generation_id)
+            row = await connection.fetchrow(SQL["load_state"], target, generation_id)
 
-            async def keep(told: DeliveryState) -> None:
-                await connection.execute(SQL["tell"], target, generation_id, told.percent, told.complete, told.complete_id, told.failed)
+            async def save(state: DeliveryState) -> None:
+                values = (state.percent, state.complete, state.complete_id, state.failed)
+                await connection.execute(SQL["save_state"], target, generation_id, *values)
 
-            yield LockedDelivery(DeliveryState(*row) if row else DeliveryState(), keep)
+            yield LockedDelivery(DeliveryState(*row) if row else DeliveryState(), save)

@@ -13,15 +13,15 @@ create table if not exists atelier.webhook_calls (
 create index if not exists webhook_calls_changed_at on atelier.webhook_calls (changed_at);
 
 -- name: lock
--- Held by the connection for the length of one call; the pool frees it when the connection comes back, the server when it breaks.
+-- Held by the connection during one call. The pool releases it when the connection is returned, the server when it is lost.
 select pg_advisory_lock(hashtextextended($1, 0))
 
--- name: told
+-- name: load_state
 select percent, complete_state, complete_message_id, failed_state
 from atelier.webhook_calls
 where target = $1 and generation_id = $2
 
--- name: tell
+-- name: save_state
 insert into atelier.webhook_calls (target, generation_id, percent, complete_state, complete_message_id, failed_state)
 values ($1, $2, $3, $4, $5, $6)
 on conflict (target, generation_id) do update set
@@ -31,5 +31,5 @@ on conflict (target, generation_id) do update set
     failed_state = excluded.failed_state,
     changed_at = now()
 
--- name: forget
+-- name: purge
 delete from atelier.webhook_calls where changed_at < now() - make_interval(days => $1)

@@ -1,9 +1,10 @@
-"""What may be told after what was told: the order of calls for one generation. Pure; kept by `turns.py`.
+"""Rules for the order of a generation's webhook calls. Pure; `delivery_lock.py` stores the state.
 
-Rule 1: a progress is told once, upwards only, and never after a complete or a failed has begun.
-Rule 2: a failed is told once, and never after a complete has begun: the backend refunds at every call. One that had begun and whose answer
-        nobody knows counts as told.
-Rule 3: a complete is told until it is answered, also after a failed: then an operator has replayed the order, and the picture is there.
+Rule 1: each progress is sent once, in ascending order, and never after a complete or a failed call has begun.
+Rule 2: a failed is sent once, and never after a complete has begun, because the backend refunds at every call. One that has begun and whose
+        response is unknown counts as sent.
+Rule 3: a complete is sent until the backend has accepted it, also after a failed: then an operator has replayed the order, and the picture
+        exists.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ CallStatus = Literal["begun", "answered"]
 
 @dataclass(frozen=True)
 class DeliveryState:
-    """What the backend was told of a generation. `begun`: sent perhaps, the answer not known."""
+    """The calls of one generation so far. `begun`: possibly sent, the response is unknown; `answered`: accepted by the backend."""
 
     percent: int | None = None
     complete: CallStatus | None = None
@@ -26,36 +27,36 @@ class DeliveryState:
 
 @dataclass(frozen=True)
 class Skip:
-    """The call is not made. `delivered`: because the backend has heard it already."""
+    """The call is not made. `delivered`: because the backend has already accepted it."""
 
     reason: str
     delivered: bool = False
 
 
 def begin_call(state: DeliveryState, command: Webhook, message_id: str) -> DeliveryState | Skip:
-    """What stands after the call has begun, or why it is not made."""
+    """The state once the call has begun, or why it is not made."""
     match command.kind:
         case "progress":
             return begin_progress(state, command.progress.progress_percent if command.progress else 0)
         case "complete" if state.complete == "answered" and state.complete_id == message_id:
-            return Skip("the backend has answered this complete already", delivered=True)
+            return Skip("the backend has already accepted this complete", delivered=True)
         case "complete":
             return replace(state, complete="begun", complete_id=message_id)
         case "failed" if state.complete:
-            return Skip("the generation was told to be complete")
+            return Skip("a complete was already sent for the generation")
         case "failed" if state.failed == "answered":
-            return Skip("the backend has answered a failed already", delivered=True)
+            return Skip("the backend has already accepted a failed", delivered=True)
         case "failed" if state.failed == "begun":
-            return Skip("a failed was begun before and its answer is not known; a second one might refund twice")
+            return Skip("a failed was begun before and its response is unknown; a second one might refund twice")
         case "failed":
             return replace(state, failed="begun")
 
 
 def begin_progress(state: DeliveryState, percent: int) -> DeliveryState | Skip:
     if state.complete or state.failed:
-        return Skip("the generation's end was told already")
+        return Skip("the generation's end was already sent")
     if state.percent is not None and percent <= state.percent:
-        return Skip(f"{state.percent} percent was told already")
+        return Skip(f"{state.percent} percent was already sent")
     return replace(state, percent=percent)
 
 
@@ -70,5 +71,5 @@ def mark_answered(state: DeliveryState, command: Webhook) -> DeliveryState:
 
 
 def revert_begin(state: DeliveryState, command: Webhook) -> DeliveryState:
-    """The backend has certainly not taken the call: a failed may be told again."""
+    """The backend has certainly not accepted the call: a failed may be sent again."""
     return replace(state, failed=None) if command.kind == "failed" else state

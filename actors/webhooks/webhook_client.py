@@ -1,6 +1,6 @@
-"""Where a call goes and what its answer means.
+"""The HTTP client of webhooks: the target of a call, and the meaning of its response.
 
-An address that came in a message counts only if its host is on WEBHOOK_ALLOWED_HOSTS, and then it must be on the public internet.
+An address in a message is used only if its host is on WEBHOOK_ALLOWED_HOSTS, and then it must be a public one.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ MAX_EXCERPT_BYTES = 300
 
 @dataclass(frozen=True)
 class Target:
-    """A backend. `trusted`: its address stands in the settings, and may lie in a private network."""
+    """A backend. `trusted`: its address is from the settings, and may be in a private network."""
 
     base: str
     trusted: bool
 
 
 class UnconfirmedDelivery(TemporaryError):
-    """The call was sent, at least in part, and whether the backend took it is not known."""
+    """The call was sent, at least partly, and it is unknown whether the backend accepted it."""
 
 
 @dataclass(frozen=True)
 class WebhookClient:
-    """The two ways out, and what is written on every call."""
+    """One HTTP client for trusted targets, and one that refuses private addresses; both set the same headers."""
 
     settings: WebhookSettings
     trusted_client: httpx.AsyncClient
     guarded_client: httpx.AsyncClient
 
     async def send(self, target: Target, outgoing: WebhookRequest, message_id: str) -> int:
-        """Make the call; return the status of an answer that accepts it.
+        """Make the call; return the status of a response that accepts it.
 
-        Raises PermanentError("webhook-rejected" · "webhook-address-refused"), AnswerUnknown, and any other TemporaryError when the
-        backend has certainly not taken it.
+        Raises PermanentError("webhook-rejected" · "webhook-address-refused"), UnconfirmedDelivery, and any other TemporaryError when the
+        backend has certainly not accepted the call.
         """
         client, sent = (self.trusted_client if target.trusted else self.guarded_client), asyncio.Event()
         try:
@@ -63,14 +63,14 @@ class WebhookClient:
                     headers=headers,
                     extensions=track_request_sent(sent),
                 )
-                answer = await client.send(request, stream=True)
+                response = await client.send(request, stream=True)
                 try:
-                    return check_response(answer.status_code, answer.headers, await read_excerpt(answer), target)
+                    return check_response(response.status_code, response.headers, await read_excerpt(response), target)
                 finally:
-                    await answer.aclose()
+                    await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            kind = UnconfirmedDelivery if sent.is_set() else TemporaryError
-            raise kind(f"{redact_url(target.base)} gave no answer: {error!r}", code=UNANSWERED) from error
+            error_type = UnconfirmedDelivery if sent.is_set() else TemporaryError
+            raise error_type(f"{redact_url(target.base)} did not respond: {error!r}", code=UNANSWERED) from error
 
     def build_headers(self, outgoing: WebhookRequest, message_id: str) -> dict[str, str]:
         token, secret = self.settings.internal_api_token, self.settings.webhook_secret
@@ -82,35 +82,35 @@ class WebhookClient:
 
 @asynccontextmanager
 async def open_webhook_client(settings: WebhookSettings) -> AsyncIterator[WebhookClient]:
-    """No connection is kept between calls: one that the backend has meanwhile closed would leave a call's fate unknown."""
+    """No connection is kept between calls: on one that the backend has closed meanwhile, a call's outcome would be unknown."""
     verify = create_ssl_context(settings.tls_ca_file)
     plain = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits(max_keepalive_connections=0))
     guard = GuardedTransport(settings, ADDRESS_REFUSED, verify=verify)
-    limit = settings.webhook_timeout_seconds
+    timeout = settings.webhook_timeout_seconds
     async with (
-        httpx.AsyncClient(transport=plain, timeout=limit, trust_env=False) as trusted,
-        httpx.AsyncClient(transport=guard, timeout=limit, trust_env=False) as guarded,
+        httpx.AsyncClient(transport=plain, timeout=timeout, trust_env=False) as trusted,
+        httpx.AsyncClient(transport=guard, timeout=timeout, trust_env=False) as guarded,
     ):
         yield WebhookClient(settings, trusted, guarded)
 
 
 def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
-    """Whom to call. Raises PermanentError("webhook-address-refused") when there is nobody, or the message names a private address."""
-    own = settings.backend_api_url
+    """The backend to call. Raises PermanentError("webhook-address-refused") without one, and for a private address in a message."""
+    configured = settings.backend_api_url
     if base_url and is_allowed_host(base_url, settings.webhook_allowed_hosts):
         return Target(strip_webhook_path(base_url), trusted=False)
     if (
         base_url
         and has_private_ip_host(base_url)
         and not settings.allow_private_addresses
-        and parse_host(base_url) != parse_host(own or "")
+        and parse_host(base_url) != parse_host(configured or "")
     ):
-        message = f"The message names {redact_url(base_url)}, a private address. WEBHOOK_ALLOWED_HOSTS and ALLOW_PRIVATE_ADDRESSES would allow it."
-        raise PermanentError(ADDRESS_REFUSED, message)
-    if own:
-        return Target(strip_webhook_path(own), trusted=True)
-    named = f"{redact_url(base_url)} is not on WEBHOOK_ALLOWED_HOSTS" if base_url else "The message names no backend"
-    raise PermanentError(ADDRESS_REFUSED, f"{named}, and BACKEND_API_URL is not set.")
+        message = f"The message names {redact_url(base_url)}, a private address."
+        raise PermanentError(ADDRESS_REFUSED, f"{message} WEBHOOK_ALLOWED_HOSTS and ALLOW_PRIVATE_ADDRESSES would allow it.")
+    if configured:
+        return Target(strip_webhook_path(configured), trusted=True)
+    reason = f"{redact_url(base_url)} is not on WEBHOOK_ALLOWED_HOSTS" if base_url else "The message names no backend"
+    raise PermanentError(ADDRESS_REFUSED, f"{reason}, and BACKEND_API_URL is not set.")
 
 
 def is_allowed_host(base_url: str, allowed: tuple[str, ...]) -> bool:
@@ -129,29 +129,29 @@ def parse_host(url: str) -> str:
 
 
 def strip_webhook_path(url: str) -> str:
-    """The base of an address that may name one of the backend's webhooks in full."""
+    """The base of an address that may include the path of one of the backend's webhooks."""
     return url.partition("/api/webhooks")[0].rstrip("/")
 
 
 def check_response(status: int, headers: Mapping[str, str], excerpt: str, target: Target) -> int:
-    """The status, if it is a 2xx. Raises what any other means; a redirect is a refusal, since it is not followed."""
+    """Returns a 2xx status. Raises the error that any other means; a redirect is a rejection, because it is not followed."""
     if 200 <= status < 300:
         return status
-    answer = f"{redact_url(target.base)} answered {status}: {excerpt}" if excerpt else f"{redact_url(target.base)} answered {status}"
+    message = f"{redact_url(target.base)} answered {status}" + (f": {excerpt}" if excerpt else "")
     if status == GATEWAY_TIMEOUT:
-        raise UnconfirmedDelivery(answer, delay=parse_retry_after(headers), code=UNANSWERED)
+        raise UnconfirmedDelivery(message, delay=parse_retry_after(headers), code=UNANSWERED)
     if status in RETRYABLE_STATUSES or status >= 500:
-        raise TemporaryError(answer, delay=parse_retry_after(headers), code=UNANSWERED)
-    raise PermanentError(REJECTED, answer)
+        raise TemporaryError(message, delay=parse_retry_after(headers), code=UNANSWERED)
+    raise PermanentError(REJECTED, message)
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from a number or an HTTP date (RFC 9110, 10.2.3); None when there is none that can be read."""
-    said = headers.get("Retry-After", "").strip()
-    if said.isdecimal():
-        return float(said[:9])
+    """Seconds to wait, from a number or an HTTP date (RFC 9110, 10.2.3); None when the header is missing or invalid."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value[:9])
     try:
-        at = parsedate_to_datetime(said)
+        at = parsedate_to_datetime(value)
     except ValueError:
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
@@ -159,19 +159,19 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 async def read_excerpt(response: httpx.Response) -> str:
-    """The beginning of what a refusing backend said, on one line."""
+    """The beginning of an error response's body, in one line."""
     if response.is_success:
         return ""
-    said = b""
-    async for piece in response.aiter_bytes(MAX_EXCERPT_BYTES):
-        said += piece
-        if len(said) >= MAX_EXCERPT_BYTES:
+    body = b""
+    async for chunk in response.aiter_bytes(MAX_EXCERPT_BYTES):
+        body += chunk
+        if len(body) >= MAX_EXCERPT_BYTES:
             break
-    return " ".join(said[:MAX_EXCERPT_BYTES].decode("utf-8", "replace").split())
+    return " ".join(body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace").split())
 
 
 def track_request_sent(sent: asyncio.Event) -> dict[str, Any]:
-    """Sets `sent` when the first byte of the request leaves: from then on an error leaves the call's fate unknown."""
+    """Sets `sent` when the request starts to leave: after an error from then on, the call's outcome is unknown."""
 
     async def trace(event: str, _: dict[str, Any]) -> None:
         if event.endswith("send_request_headers.started"):

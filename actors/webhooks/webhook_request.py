@@ -1,4 +1,4 @@
-"""What is said to the backend: method, path and body of each call, as the source system's backend reads them."""
+"""The requests to the backend: method, path and body as the source system's backend reads them, and the Standard Webhooks signature."""
 
 import base64
 import binascii
@@ -14,17 +14,12 @@ from contracts.fault import Fault
 from contracts.webhook import Webhook
 
 WEBHOOK_PATH = "/api/webhooks/inference/"
-
-
+SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
 ERROR_CODES = {"out-of-memory": "GPU_OOM", "attempts-exhausted": "GENERATION_FAILED", "cancelled": "CANCELLED"}
-"""Fault code to the backend's word; any other is the code itself in upper snake case."""
-
-
+"""Fault code to the backend's error code; any other code is written in upper snake case."""
 MAX_ERROR_MESSAGE_CHARS = 1000
-
-
 FINAL_RETRY_COUNT = 3
-"""A smaller one would make the backend order again what we have given up."""
+"""With a smaller count the backend would submit the failed order again."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,17 @@ class WebhookRequest:
 
 
 def build_request(command: Webhook) -> WebhookRequest:
-    """Raises PermanentError("webhook-incomplete") when the command lacks what its kind needs."""
+    """Raises PermanentError("webhook-incomplete") when the command lacks a field that its kind needs."""
     match command:
         case Webhook(kind="progress", progress=Progress() as progress):
             steps = {"current_step": progress.current_step, "total_steps": progress.total_steps}
-            rest = {"progress_percent": progress.progress_percent, "estimated_seconds": progress.estimated_seconds}
-            return json_request("PATCH", command, progress=steps | rest)
+            estimate = {"progress_percent": progress.progress_percent, "estimated_seconds": progress.estimated_seconds}
+            return json_request("PATCH", command, progress=steps | estimate)
         case Webhook(kind="complete", result_url=str() as url):
             metadata = command.metadata | ({"prompt_tags": command.prompt_tags} if command.prompt_tags else {})
-            more = {"metadata": metadata} if metadata else {}
-            several = {"result_urls": command.result_urls} if len(command.result_urls) > 1 else {}
-            return json_request("POST", command, result_url=url, **several, **more)
+            metadata_field = {"metadata": metadata} if metadata else {}
+            urls_field = {"result_urls": command.result_urls} if len(command.result_urls) > 1 else {}
+            return json_request("POST", command, result_url=url, **urls_field, **metadata_field)
         case Webhook(kind="failed", fault=fault):
             return json_request("POST", command, **failure_fields(fault), retry_count=FINAL_RETRY_COUNT)
     raise PermanentError(
@@ -65,15 +60,12 @@ def json_request(method: str, command: Webhook, **fields: Any) -> WebhookRequest
     return WebhookRequest(method, WEBHOOK_PATH + command.kind, json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
-
-
 def build_signature_headers(message_id: str, sent_at: int, body: bytes, secrets: str | None) -> dict[str, str]:
-    """`message_id` stays the same over retries and has no dot; `sent_at` is Unix time; `secrets` is one or several, by spaces."""
+    """`message_id` is the same at every retry and contains no dot; `sent_at` is Unix time; `secrets`: one or more, separated by spaces."""
     headers = {"webhook-id": message_id, "webhook-timestamp": str(sent_at)}
     if secrets:
-        signed = f"{message_id}.{sent_at}.".encode() + body
-        headers["webhook-signature"] = " ".join(sign_content(decode_secret(secret), signed) for secret in secrets.split())
+        content = f"{message_id}.{sent_at}.".encode() + body
+        headers["webhook-signature"] = " ".join(sign_content(decode_secret(secret), content) for secret in secrets.split())
     return headers
 
 
@@ -82,7 +74,7 @@ def sign_content(key: bytes, content: bytes) -> str:
 
 
 def decode_secret(secret: str) -> bytes:
-    """The bytes of a `whsec_<base64>` secret. Raises ValueError for any other, without telling it."""
+    """The bytes of a `whsec_<base64>` secret. Raises ValueError for any other; the message does not contain the secret."""
     try:
         return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except binascii.Error:

@@ -1,1 +1,1 @@
-"""The image engine: continuous batching of denoising steps."""
+"""The diffusion engine: continuous batching of denoising steps."""

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: where they lie, how large they are, which bytes they are, and a local copy of what lies on a network disk."""
+"""Checkpoints on disk: their location, size and sha256, and a local copy of those on a network disk."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs",
 
 
 def find_checkpoint(name: str) -> Path | None:
-    """The folder of a checkpoint: a folder as it is, a hub id by its snapshot in the hub's cache. None: it is not on this disk."""
+    """The folder of a checkpoint: `name` itself, or the snapshot of a hub id in the hub's cache. None: it is not on this disk."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
@@ -31,20 +31,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_size_bytes(folder: Path) -> int:
-    """What the weights will take in memory, about: their size on the disk."""
+    """The memory that the weights take, estimated by their size on disk."""
     return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def weights_sha256(folder: Path) -> str:
     """One sha256 for a checkpoint: over the names and the sha256s of its weight files."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in weight_files(folder):
-        whole.update(f"{file.relative_to(folder)}\0{file_sha256(file)}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{file.relative_to(folder)}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def file_sha256(file: Path) -> str:
-    """The hub's cache names its blobs by their sha256, so that they need not be read again."""
+    """The sha256 of a file. The hub's cache names its blobs by it, so that these are not read."""
     name = file.resolve().name
     if len(name) == 64 and set(name) <= set("0123456789abcdef"):
         return name
@@ -53,28 +53,28 @@ def file_sha256(file: Path) -> str:
 
 
 def on_network_filesystem(path: Path, mounts: str | None = None) -> bool:
-    """Whether reading a mapped file would go over the network, which is many times slower than copying it once."""
+    """Whether `path` is on a network filesystem, where reading a mapped file is many times slower than copying it once."""
     if mounts is None:
         table = Path("/proc/mounts")
         mounts = table.read_text() if table.exists() else ""
-    best, kind = "", ""
+    innermost, filesystem = "", ""
     for line in mounts.splitlines():
-        _, where, what, *_ = line.split()
-        if path.resolve().is_relative_to(where) and len(where) >= len(best):
-            best, kind = where, what
-    return kind in NETWORK_FILESYSTEMS
+        _, mount_point, kind, *_ = line.split()
+        if path.resolve().is_relative_to(mount_point) and len(mount_point) >= len(innermost):
+            innermost, filesystem = mount_point, kind
+    return filesystem in NETWORK_FILESYSTEMS
 
 
 def copy_to_local_cache(folder: Path, cache_dir: Path) -> Path:
-    """A copy under a name made of its content. It is never written over: another content has another name."""
+    """A copy that is named by the sha256 of the weights, so that it is never overwritten."""
     name = weights_sha256(folder)
     target = cache_dir.expanduser() / "models" / name
     if not target.exists():
-        fresh = target.with_name(f".{name}.{os.getpid()}")
-        shutil.copytree(folder, fresh, dirs_exist_ok=True)
+        temporary = target.with_name(f".{name}.{os.getpid()}")
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
         try:
-            fresh.rename(target)
+            temporary.rename(target)
         except OSError:  # another process was faster
-            shutil.rmtree(fresh)
+            shutil.rmtree(temporary)
         log.info("weights.copied", origin=str(folder), path=str(target))
     return target

@@ -1,4 +1,4 @@
-"""From latents to a PNG, in a thread of its own: the others' steps do not wait for a decode."""
+"""Decodes latents into PNG files in a thread, so that denoising steps do not wait for it."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ DecodeResult = Finished | Failed
 
 @dataclass(eq=False)
 class PendingDecode:
-    """One order whose steps are done. `latents` in the order of the seeds; `texts` of all its pictures."""
+    """One order whose steps are done. `latents`: one tensor per image, in the order of the seeds; `png_metadata` is for all images."""
 
     request_id: int
     request: DiffusionRequest
@@ -33,7 +33,7 @@ class PendingDecode:
 
 
 class DecodeThread:
-    """Takes orders with `put`; what became of them is in `done`, and `wake` is called. Nobody but the thread touches the VAE."""
+    """Takes orders with `put`; appends to `results` and calls `request_tick`. No other thread uses the VAE."""
 
     def __init__(self, shm_dir: Path, oom: OomFallbacks, *, request_tick: Callable[[], None], timeout_seconds: float) -> None:
         self.shm_dir, self.oom, self.request_tick, self.timeout_seconds = shm_dir, oom, request_tick, timeout_seconds
@@ -42,7 +42,7 @@ class DecodeThread:
         self.out_of_memory: str | None = None
         self._started_at: float | None = None
         self._queue: SimpleQueue[PendingDecode | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="darkroom", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
     def put(self, order: PendingDecode) -> None:
@@ -53,19 +53,20 @@ class DecodeThread:
         self._thread.join(timeout=5)
 
     def raise_if_stuck(self) -> None:
-        """Raise when the thread can go no further, or has been at one order for too long: only a fresh process helps."""
+        """Raises MemoryExhausted, or RuntimeError when one order takes too long: only a new process helps."""
         if self.out_of_memory:
             raise MemoryExhausted(self.out_of_memory)
         if self._started_at is not None and time.monotonic() - self._started_at > self.timeout_seconds:
             raise RuntimeError(f"decoding one order took longer than {self.timeout_seconds:g} s")
 
     def take_results(self) -> list[DecodeResult]:
+        """The results since the last call, without those of cancelled orders, whose files are deleted."""
         events: list[DecodeResult] = []
         while self.results:
             event = self.results.popleft()
             if event.request_id in self.cancelled_ids:
                 self.cancelled_ids.discard(event.request_id)
-                for file in getattr(event, "output_files", ()):
+                for file in event.output_files if isinstance(event, Finished) else ():
                     file.unlink(missing_ok=True)
             else:
                 events.append(event)
@@ -79,7 +80,7 @@ class DecodeThread:
             except MemoryExhausted as error:
                 self.out_of_memory = str(error)
             except Exception as error:
-                self.results.append(Failed(order.request_id, "temporary", "decode-failed", f"the pictures could not be decoded: {error!r}"))
+                self.results.append(Failed(order.request_id, "temporary", "decode-failed", f"the images could not be decoded: {error!r}"))
             self._started_at = None
             self.request_tick()
 
@@ -91,31 +92,31 @@ class DecodeThread:
             if order.request_id in self.cancelled_ids:
                 break
             if not bool(torch.isfinite(latents).all()):
-                text = "the model's numbers ran out of their range: try another dtype (IMAGE_DTYPE)"
-                return Failed(order.request_id, "temporary", "picture-not-finite", text)
-            whole = self.oom.run_with_fallbacks(
+                message = "the latents are not finite: try another dtype (IMAGE_DTYPE)"
+                return Failed(order.request_id, "temporary", "picture-not-finite", message)
+            decoded = self.oom.run_with_fallbacks(
                 partial(decode_latents, order.pipeline, latents), partial(enable_vae_slicing, order.pipeline, order.applied_fallbacks)
             )
-            pixels = whole[: order.request.height, : order.request.width]
+            pixels = decoded[: order.request.height, : order.request.width]
             flags += safety_flags(order.pipeline, pixels)
             seed = order.request.seed + index
             files.append(self.shm_dir / f"{order.request_id}-{index}.png")
             write_png(files[-1], pixels, {**order.png_metadata, "seed": str(seed)})
         seeds = tuple(order.request.seed + index for index in range(order.request.count))
-        made = DiffusionResult(
-            seeds, order.png_metadata, (*order.oom_fallbacks, *sorted(order.applied_fallbacks)), order.largest_batch, tuple(flags)
+        fallbacks = (*order.oom_fallbacks, *sorted(order.applied_fallbacks))
+        return Finished(
+            order.request_id, DiffusionResult(seeds, order.png_metadata, fallbacks, order.largest_batch, tuple(flags)), tuple(files)
         )
-        return Finished(order.request_id, made, tuple(files))
 
 
 def latent_size(pipeline: Any, height: int, width: int) -> tuple[int, int]:
-    """Enough latents for the picture. Where the VAE's step does not divide a side, what is too much is cut off after decoding."""
-    step = pipeline.vae_scale_factor
-    return -(-height // step), -(-width // step)
+    """Height and width of the latents, rounded up where the VAE's scale does not divide a side; the image is cropped after decoding."""
+    scale = pipeline.vae_scale_factor
+    return -(-height // scale), -(-width // scale)
 
 
 def decode_latents(pipeline: Any, latents: Any) -> Any:
-    """Height × width × 3 bytes, rounded as the stock pipeline does."""
+    """The image as height × width × 3 bytes, rounded as in the stock pipeline. `latents`: 1 × 4 × h × w."""
     import torch
 
     with torch.inference_mode():
@@ -125,12 +126,12 @@ def decode_latents(pipeline: Any, latents: Any) -> Any:
 
 
 def safety_flags(pipeline: Any, pixels: Any) -> list[bool]:
-    """What the checkpoint's safety checker says. The picture stays as it is: the checker itself would paint it black."""
+    """The safety checker's flag, if there is a checker. It gets a copy of the image, since it paints flagged images black."""
     if pipeline.safety_checker is None:
         return []
     import torch
 
-    seen = pipeline.feature_extractor(pixels, return_tensors="pt").to(pipeline.device)
+    features = pipeline.feature_extractor(pixels, return_tensors="pt").to(pipeline.device)
     with torch.inference_mode():
-        _, flags = pipeline.safety_checker(images=pixels[None].copy(), clip_input=seen.pixel_values.to(pipeline.unet.dtype))
+        _, flags = pipeline.safety_checker(images=pixels[None].copy(), clip_input=features.pixel_values.to(pipeline.unet.dtype))
     return [bool(flags[0])]

@@ -1,6 +1,6 @@
 """Stable Diffusion with diffusers: all active orders advance together, one step a tick, each with its own schedule, seed and LoRA.
 
-An order waits in `_pending`, is encoded and becomes rows, its rows are stepped until done, then the darkroom decodes them.
+An order is queued in `_pending`; its prompt is encoded and its images become rows; the rows are stepped until done and then decoded.
 """
 
 import hashlib
@@ -14,28 +14,29 @@ from typing import Any
 from actors.engines.diffusion.batching import DiffusionRow, StepGroups, advance_rows, predict_noise
 from actors.engines.diffusion.decode import DecodeThread, PendingDecode, latent_size
 from actors.engines.diffusion.lora.validation import validate_lora
-from actors.engines.diffusion.model import DiffusionModel, choose_device, load_model, model_size_bytes, unload_model
+from actors.engines.diffusion.model import DiffusionModel, load_model, model_size_bytes, unload_model
 from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing, enable_vae_slicing
 from actors.engines.diffusion.png import preview_jpeg
 from actors.engines.diffusion.requests import DiffusionRequest
 from actors.engines.diffusion.schedulers import SCHEDULERS, build_scheduler
-from actors.engines.process.gpu import EngineMonitor
+from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype
 from actors.engines.process.model_cache import InsufficientMemory, ModelCache
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Progressed, Started
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
 
 START_BUDGET_SECONDS = 0.05
+"""The longest time of one tick for starting orders; active rows wait meanwhile."""
 
 
 def open_engine(settings: ImageSettings, host: EngineHost) -> "DiffusionEngine":
-    """Import torch, choose the device, load the model if it is to be warm."""
+    """Import torch, choose the device, and load the model if `settings.warm`."""
     host.report_load_progress("importing torch and diffusers", 300.0, None)
     import diffusers
     import torch
     import transformers
 
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what we want
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are intended
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -51,7 +52,7 @@ def open_engine(settings: ImageSettings, host: EngineHost) -> "DiffusionEngine":
 
 @dataclass(eq=False)
 class ActiveOrder:
-    """One order at work."""
+    """One order whose rows are denoised."""
 
     request_id: int
     request: DiffusionRequest
@@ -64,11 +65,12 @@ class ActiveOrder:
 
 
 class DiffusionEngine:
-    """One device's engine. Everything but the darkroom runs in the thread that calls it."""
+    """The engine of one device. All but the decoding runs in the caller's thread."""
 
     def __init__(self, settings: ImageSettings, host: EngineHost) -> None:
         self.settings, self.host = settings, host
-        self.device, self.dtype = choose_device(settings)
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)
         self.models: ModelCache[DiffusionModel] = ModelCache(
             settings.memory_budget_bytes,
             measure=lambda name: model_size_bytes(name, settings),
@@ -84,7 +86,6 @@ class DiffusionEngine:
         self._pending: deque[tuple[int, DiffusionRequest]] = deque()
         self._active: dict[int, ActiveOrder] = {}
         self._decoding: set[int] = set()
-        self._inference: Any = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -92,10 +93,10 @@ class DiffusionEngine:
         return {"device": self.device, "dtype": self.dtype, "models": self.models.names, "step_seconds": seconds}
 
     def _in_use(self, name: str) -> bool:
-        return any(painting.model.name == name for painting in self._active.values())
+        return any(order.model.name == name for order in self._active.values())
 
     def self_test(self) -> None:
-        """A small product on the device, compared with what it must be."""
+        """Multiply two matrices and check the result. Raises RuntimeError."""
         import torch
 
         ones = torch.ones((64, 64), device=self.device)
@@ -118,14 +119,14 @@ class DiffusionEngine:
             self._decoding.discard(request_id)
             self.decoder.cancelled_ids.add(request_id)
             return True
-        waiting = [order for order in self._pending if order[0] == request_id]
-        for order in waiting:
-            self._pending.remove(order)
+        pending = [entry for entry in self._pending if entry[0] == request_id]
+        for entry in pending:
+            self._pending.remove(entry)
         self.groups.remove(lambda row: row.request_id == request_id)
-        painting = self._active.pop(request_id, None)
-        if painting:
-            painting.model.loras.release(painting.request.lora)
-        return bool(waiting or painting)
+        order = self._active.pop(request_id, None)
+        if order:
+            order.model.loras.release(order.request.lora)
+        return bool(pending or order)
 
     def idle_seconds(self) -> float | None:
         if self._pending or self._active or self.decoder.results or self.decoder.out_of_memory:
@@ -133,7 +134,7 @@ class DiffusionEngine:
         return self.monitor.next_report_seconds()
 
     def tick(self) -> Sequence[EngineEvent]:
-        """Take in orders that wait, make one step of the group whose turn it is, and hand over what the darkroom has."""
+        """Start pending orders, make one step of the next group, and collect decoded orders."""
         import torch
 
         self.decoder.raise_if_stuck()
@@ -149,38 +150,38 @@ class DiffusionEngine:
     def close(self) -> None:
         self.decoder.close()
 
-    # -- from waiting to rows
+    # -- pending orders to rows
 
     def _start_pending(self) -> list[EngineEvent]:
-        """Orders that came together begin together, but the rows at work are not kept waiting for long."""
+        """Start pending orders, so that those that arrive together begin together, within START_BUDGET_SECONDS."""
         events: list[EngineEvent] = []
         until = time.monotonic() + START_BUDGET_SECONDS
-        while begun := self._start_next():
-            events += begun
+        while started := self._start_next():
+            events += started
             if time.monotonic() > until:
                 break
         return events
 
     def _start_next(self) -> list[EngineEvent]:
-        for order in list(self._pending):
-            ticket, work = order
+        for entry in list(self._pending):
+            request_id, request = entry
             try:
-                painting = self._prepare(ticket, work)
+                order = self._prepare(request_id, request)
             except InsufficientMemory:
-                painting = None
+                order = None
             except (PermanentError, TemporaryError) as error:
-                self._pending.remove(order)
-                return [Failed(ticket, "permanent" if isinstance(error, PermanentError) else "temporary", error.code, str(error))]
-            if painting:
-                self._pending.remove(order)
-                self._active[ticket] = painting
-                for row in painting.rows:
+                self._pending.remove(entry)
+                return [Failed(request_id, "permanent" if isinstance(error, PermanentError) else "temporary", error.code, str(error))]
+            if order:
+                self._pending.remove(entry)
+                self._active[request_id] = order
+                for row in order.rows:
                     self.groups.add(row)
-                return [Started(ticket)]
+                return [Started(request_id)]
         return []
 
     def _prepare(self, request_id: int, request: DiffusionRequest) -> ActiveOrder | None:
-        """None: it has to wait until a LoRA slot is free."""
+        """The order with its rows; None: it has to wait until a LoRA slot is free."""
         name = self.settings.models[request.model] if request.model else self.settings.model
         model = self.models.get(name)
         if not model.loras.has_slot_for(request.lora):
@@ -200,7 +201,7 @@ class DiffusionEngine:
         return ActiveOrder(request_id, request, model, rows)
 
     def _build_row(self, request_id: int, request: DiffusionRequest, model: DiffusionModel, adapter: str, index: int) -> DiffusionRow:
-        """A picture at its beginning: its noise comes from its own generator, on the CPU, so that every device draws the same."""
+        """The row of one image. Its noise comes from its own generator on the CPU, so that it is the same on every device."""
         import torch
 
         scheduler = build_scheduler(request.scheduler, model.pipeline.scheduler.config)
@@ -214,21 +215,21 @@ class DiffusionEngine:
             request_id, index, group, scheduler, scheduler.timesteps, generator, noise, positive, negative, request.guidance_scale, adapter
         )
 
-    # -- from rows to latents
+    # -- rows to latents
 
     def _step(self) -> list[EngineEvent]:
         rows = self.groups.next_group()
         model = self._active[rows[0].request_id].model
         self.oom.run_with_fallbacks(lambda: self._advance(model, rows), lambda: self._next_fallback(model, len(rows)))
         self.monitor.record_step(len(rows))
-        paintings = {row.request_id: self._active[row.request_id] for row in rows}
+        orders = {row.request_id: self._active[row.request_id] for row in rows}
         events: list[EngineEvent] = []
-        for painting in paintings.values():
-            painting.oom_fallbacks = self.oom.active or painting.oom_fallbacks
-            painting.largest_batch = max(painting.largest_batch, min(len(rows), self.oom.row_limit))
-            events += self._report_progress(painting)
-            if all(row.done for row in painting.rows):
-                self._queue_decode(painting)
+        for order in orders.values():
+            order.oom_fallbacks = self.oom.active or order.oom_fallbacks
+            order.largest_batch = max(order.largest_batch, min(len(rows), self.oom.row_limit))
+            events += self._report_progress(order)
+            if all(row.done for row in order.rows):
+                self._queue_decode(order)
         return events
 
     def _advance(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
@@ -244,13 +245,13 @@ class DiffusionEngine:
         )
 
     def _report_progress(self, order: ActiveOrder) -> list[EngineEvent]:
-        """Steps as the order counts them: some schedulers take more."""
+        """Progress in the steps of the order, scaled where its scheduler takes more."""
         total = order.request.steps
-        made = sum(row.step_index * total // len(row.timesteps) for row in order.rows) // len(order.rows)
-        if made == order.reported_step:
+        done = sum(row.step_index * total // len(row.timesteps) for row in order.rows) // len(order.rows)
+        if done == order.reported_step:
             return []
-        order.reported_step = made
-        return [Progressed(order.request_id, made, total, self._preview(order))]
+        order.reported_step = done
+        return [Progressed(order.request_id, done, total, self._preview(order))]
 
     def _preview(self, order: ActiveOrder) -> bytes | None:
         if not order.request.preview or time.monotonic() - order.last_preview_at < self.settings.preview_seconds:
@@ -258,36 +259,38 @@ class DiffusionEngine:
         order.last_preview_at = time.monotonic()
         return preview_jpeg(order.rows[0].latents)
 
-    # -- from latents to pictures
+    # -- latents to images
 
     def _queue_decode(self, order: ActiveOrder) -> None:
-        ticket, work, model = order.request_id, order.request, order.model
-        del self._active[ticket]
-        self.groups.remove(lambda row: row.request_id == ticket)
-        model.loras.release(work.lora)
-        self._decoding.add(ticket)
-        texts = work.png_metadata | model.png_metadata | request_metadata(work)
+        request_id, request, model = order.request_id, order.request, order.model
+        del self._active[request_id]
+        self.groups.remove(lambda row: row.request_id == request_id)
+        model.loras.release(request.lora)
+        self._decoding.add(request_id)
+        metadata = request.png_metadata | model.png_metadata | request_metadata(request)
         latents = [row.latents for row in order.rows]
         self.decoder.put(
-            PendingDecode(ticket, work, model.pipeline, latents, texts, order.largest_batch, order.oom_fallbacks, model.applied_fallbacks)
+            PendingDecode(
+                request_id, request, model.pipeline, latents, metadata, order.largest_batch, order.oom_fallbacks, model.applied_fallbacks
+            )
         )
 
     def _collect_decoded(self) -> list[EngineEvent]:
-        developed = self.decoder.take_results()
-        for event in developed:
+        results = self.decoder.take_results()
+        for event in results:
             self._decoding.discard(event.request_id)
             self.monitor.record_images(len(event.output_files) if isinstance(event, Finished) else 0)
-        return [*developed]
+        return [*results]
 
 
 def request_metadata(request: DiffusionRequest) -> dict[str, str]:
-    """What goes into each PNG; the prompt itself stays private, its sha256 tells whether it was this one."""
-    texts = {
+    """The PNG metadata of a request. The prompt stays private; its sha256 lets its owner verify it."""
+    metadata = {
         "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
         "steps": str(request.steps),
         "guidance_scale": f"{request.guidance_scale:g}",
         "scheduler": request.scheduler,
     }
     if request.lora:
-        texts |= {"lora_sha256": request.lora.sha256, "lora_scale": f"{request.lora.scale:g}"}
-    return texts
+        metadata |= {"lora_sha256": request.lora.sha256, "lora_scale": f"{request.lora.scale:g}"}
+    return metadata

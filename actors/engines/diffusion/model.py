@@ -1,4 +1,4 @@
-"""One Stable Diffusion in memory: its pipeline, its LoRA slots, and what can be said about its weights."""
+"""A Stable Diffusion model in memory: its pipeline, its LoRA slots and its metadata."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,18 +14,19 @@ from actors.engines.diffusion.checkpoint import (
     weights_size_bytes,
 )
 from actors.engines.diffusion.lora.slots import LoraSlots
+from actors.engines.process.gpu import free_memory
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError
 
 LOAD_TIMEOUT_SECONDS = 900.0
 DEFAULT_MODEL_BYTES = 6 << 30
-"""Taken for a checkpoint that has still to be downloaded."""
+"""The assumed size of a checkpoint that has not been downloaded yet."""
 
 
 @dataclass(eq=False)
 class DiffusionModel:
-    """`sliced`: the rungs that this pipeline stands on for want of memory."""
+    """`applied_fallbacks`: out-of-memory fallbacks that are in effect in this pipeline."""
 
     name: str
     pipeline: Any
@@ -38,26 +39,13 @@ class DiffusionModel:
         return self.pipeline.unet.dtype
 
     def encode_prompts(self, prompt: str, negative_prompt: str, adapter: str) -> tuple[Any, Any]:
-        """Both prompts as the cross attention reads them, 1 × 77 × width. The order's LoRA, and no other, is on meanwhile."""
+        """The embeddings of both prompts, 1 × 77 × width each, with only this adapter active."""
         self.loras.set_row_adapters(None if adapter == BASE_MODEL else [adapter])
         try:
-            positive, unwanted = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, True, negative_prompt=negative_prompt)
+            positive, negative = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, True, negative_prompt=negative_prompt)
         finally:
             self.loras.set_row_adapters(None)
-        return positive, unwanted
-
-
-def choose_device(settings: ImageSettings) -> tuple[str, str]:
-    """Device and dtype by name."""
-    import torch
-
-    device = settings.device
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    return device, dtype
+        return positive, negative
 
 
 def model_size_bytes(name: str, settings: ImageSettings) -> int:
@@ -66,7 +54,7 @@ def model_size_bytes(name: str, settings: ImageSettings) -> int:
 
 
 def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host: EngineHost) -> DiffusionModel:
-    """Read a checkpoint, from a local copy when it lies on a network disk. A hub id that is not in the cache is downloaded."""
+    """Load a checkpoint, from a local copy when it is on a network disk. A hub id that is not in the cache is downloaded."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -77,7 +65,7 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host
     options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
     if settings.safety_checker and (pipeline.safety_checker is None or pipeline.feature_extractor is None):
-        raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} brings no safety checker")
+        raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} has no safety checker")
     host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -88,14 +76,13 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host
 
 
 def model_metadata(name: str, sha256: str | None) -> dict[str, str]:
+    """Name, sha256 and library versions, for the PNG files and the result."""
     libraries = {f"{library}_version": version(library) for library in ("diffusers", "torch", "transformers", "peft")}
     return {"model": Path(name).name if Path(name).is_dir() else name, **({"model_sha256": sha256} if sha256 else {}), **libraries}
 
 
 def unload_model(model: DiffusionModel) -> None:
-    """Let go of the weights. Whoever still held a tensor of it would keep it all."""
-    from actors.engines.diffusion.oom import free_memory
-
+    """Drop every reference to the weights, and free their memory."""
     model.loras.clear()
     model.pipeline = None
     free_memory()

@@ -1,13 +1,15 @@
-"""Out of memory: what is tried, in order, before the process gives up. The error is long gone when a rung is climbed: its traceback
-would keep the very tensors alive that must go."""
+"""Fallbacks when memory runs out, tried in order before the process gives up.
 
-import gc
+The error is dropped before a fallback is applied: its traceback would keep the tensors alive that are to be freed.
+"""
+
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
 
+from actors.engines.process.gpu import free_memory
 from actors.engines.process.protocol import MemoryExhausted
 
 T = TypeVar("T")
@@ -16,31 +18,31 @@ log = structlog.get_logger()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, Python's, and what torch says when a CPU allocation fails."""
+    """Python's error, CUDA's, and that of torch when a CPU allocation fails."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
 
 
 class OomFallbacks:
-    """`limit`: rows in one UNet call. It recovers when the device falls idle; slicing stays."""
+    """`row_limit`: rows in one UNet call; `reset` when the device is idle. Slicing stays. `applied_counts`: by name of the fallback."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = self.row_limit = max_rows
         self.applied_counts: Counter[str] = Counter()
 
-    def run_with_fallbacks(self, work: Callable[[], T], next_fallback: Callable[[], str | None]) -> T:
-        """Do the work, climbing rung after rung. Raises MemoryExhausted when `climb` knows no other."""
+    def run_with_fallbacks(self, operation: Callable[[], T], next_fallback: Callable[[], str | None]) -> T:
+        """Run `operation`, applying one fallback after another. Raises MemoryExhausted when `next_fallback` has no other."""
         while True:
-            result, short = run_catching_oom(work)
-            if not short:
+            result, out_of_memory = run_catching_oom(operation)
+            if not out_of_memory:
                 return result[0]
             free_memory()
-            rung = next_fallback()
-            if rung is None:
-                raise MemoryExhausted("every rung was tried: smaller batch, slicing")
-            self.applied_counts[rung] += 1
-            log.warning("memory.short", rung=rung, limit=self.row_limit)
+            fallback = next_fallback()
+            if fallback is None:
+                raise MemoryExhausted("out of memory with every fallback applied: smaller batch, slicing")
+            self.applied_counts[fallback] += 1
+            log.warning("memory.fallback_applied", fallback=fallback, row_limit=self.row_limit)
 
     def halve_batch(self, rows: int) -> str | None:
         if min(self.row_limit, rows) <= 1:
@@ -50,28 +52,21 @@ class OomFallbacks:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The rung that calls to the UNet stand on now."""
+        """The fallback that applies to UNet calls now."""
         return (f"batch-{self.row_limit}",) if self.row_limit < self.max_rows else ()
 
     def reset(self) -> None:
         self.row_limit = self.max_rows
 
 
-def run_catching_oom(work: Callable[[], T]) -> tuple[list[T], bool]:
+def run_catching_oom(operation: Callable[[], T]) -> tuple[list[T], bool]:
+    """The result in a list, and False; or an empty list, and True when memory ran out."""
     try:
-        return [work()], False
+        return [operation()], False
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     return [], True
-
-
-def free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def enable_attention_slicing(pipeline: Any, applied: set[str]) -> str | None:
@@ -84,9 +79,9 @@ def enable_vae_slicing(pipeline: Any, applied: set[str]) -> str | None:
 
 
 def supports_vae_tiling(pipeline: Any) -> bool:
-    """A tiny VAE puts its tiles together as if it scaled by eight, whatever its own scale."""
-    step: int = pipeline.vae_scale_factor
-    return step == getattr(pipeline.vae, "spatial_scale_factor", step)
+    """Not with a tiny VAE: it joins its tiles as for a scale of 8, whatever its own scale."""
+    scale: int = pipeline.vae_scale_factor
+    return scale == getattr(pipeline.vae, "spatial_scale_factor", scale)
 
 
 def _apply_once(name: str, applied: set[str], apply: Callable[[], None]) -> str | None:

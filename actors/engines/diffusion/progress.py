@@ -1,4 +1,4 @@
-"""Progress worth telling: the first step at or past 0, 25, 50, 75 and 90 percent, with the real percent and the time still to go."""
+"""Throttled progress: the first step at or past 0, 25, 50, 75 and 90 percent, with the exact percent and the remaining time."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ PROGRESS_PERCENTS = (0, 25, 50, 75, 90)
 
 
 class ProgressThrottle:
-    """Steps in, reports out. `total` is the order's own count of steps. The clock starts with step 0."""
+    """Turns step events into reports. `total_steps` is that of the order. The clock starts with step 0."""
 
     def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total_steps, self.clock = total_steps, clock
@@ -23,14 +23,14 @@ class ProgressThrottle:
         self._last_step = -1
 
     def report_for(self, event: Progressed) -> Progress | None:
-        """What is to be told about this step; None: nothing. An order that begins anew is not told backwards."""
+        """The report for this step, if one is due. The reported step never decreases, also when an order starts again."""
         if event.step == 0:
             self._started_at = self.clock()
         percent = event.step * 100 // self.total_steps
         due = bool(self._remaining_percents) and percent >= self._remaining_percents[0]
         if event.step <= self._last_step or not (due or event.preview):
             return None
-        self._remaining_percents = [milestone for milestone in self._remaining_percents if milestone > percent]
+        self._remaining_percents = [value for value in self._remaining_percents if value > percent]
         self._last_step = event.step
         return Progress(
             current_step=event.step,
@@ -48,22 +48,22 @@ class ProgressThrottle:
 async def open_progress_reporter(
     total_steps: int, report: Callable[[Progress], Awaitable[None]]
 ) -> AsyncIterator[Callable[[Progressed], None]]:
-    """A listener for steps that reports in order, beside the work. All has been reported when the block is left in peace."""
-    milestones, due = ProgressThrottle(total_steps), asyncio.Queue[Progress | None]()
+    """A callback for step events that reports in the background, in order. All is reported when the block ends without an error."""
+    throttle, queue = ProgressThrottle(total_steps), asyncio.Queue[Progress | None]()
 
     def on_step(event: Progressed) -> None:
-        if progress := milestones.report_for(event):
-            due.put_nowait(progress)
+        if progress := throttle.report_for(event):
+            queue.put_nowait(progress)
 
-    async def tell() -> None:
-        while progress := await due.get():
+    async def report_queued() -> None:
+        while progress := await queue.get():
             await report(progress)
 
-    teller = asyncio.create_task(tell())
+    task = asyncio.create_task(report_queued())
     try:
         yield on_step
-        due.put_nowait(None)
-        await teller
+        queue.put_nowait(None)
+        await task
     finally:
-        teller.cancel()
-        await asyncio.gather(teller, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What the image engine is asked and what it answers. Plain data: importable without torch."""
+"""Requests and results of the diffusion engine. Plain data: importable without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LoraFile:
-    """LoRA weights on the local disk. `origin` names them to people."""
+    """LoRA weights on the local disk. `origin` is their address, for messages."""
 
     path: Path
     sha256: str
@@ -20,7 +20,10 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class DiffusionRequest:
-    """One order. Picture i is drawn with `seed` + i. `texts` go into each PNG beside what the engine writes itself."""
+    """One order. Image i has the seed `seed` + i. `png_metadata` goes into each PNG beside the engine's own.
+
+    `deterministic`: each image in UNet calls of its own, so that it is bit-identical in any batch.
+    """
 
     prompt: str
     seed: int
@@ -40,9 +43,9 @@ class DiffusionRequest:
 
 @dataclass(frozen=True)
 class DiffusionResult:
-    """How the pictures were made; the pictures are the parcels, PNG, in the order of their seeds.
+    """How the images were made; the images are the output files, PNG, in the order of their seeds.
 
-    `rungs`: what was done for want of memory. `largest_batch`: how many pictures shared a step with this order's, its own among them.
+    `oom_fallbacks`: those that were applied. `largest_batch`: the most images in one step with this order's, including its own.
     """
 
     seeds: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Schedulers by name. Each picture has one of its own, since a scheduler keeps the state of one picture's way."""
+"""Schedulers by name. Each image has its own, since a scheduler keeps the state of one image."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Name → class in diffusers, and what is set beside the checkpoint's own configuration."""
+"""Name → class in diffusers, and options that override the checkpoint's configuration."""
 
 
 def build_scheduler(name: str, config: Any) -> Any:
-    """A fresh scheduler with the checkpoint's noise schedule."""
+    """A new scheduler with the checkpoint's noise schedule."""
     import diffusers
 
     kind, options = SCHEDULERS[name]

@@ -10,15 +10,13 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 HIDDEN_SIZE = 32
-"""Of the text encoder's hidden state; the UNet's cross attention reads it."""
-
-
+"""Width of the text encoder's output, which the UNet's cross attention reads."""
 LORA_STRENGTH = 0.3
-"""Of a LoRA: plain to see, yet not so wild that the rounding of FP32 grows to a visible difference over the steps."""
+"""Scale of LoRA weights: visible in the image, yet so small that FP32 rounding does not grow to a visible difference over the steps."""
 
 
 def write_tiny_diffusion(folder: Path, *, seed: int = 0) -> None:
-    """Save a whole pipeline under `folder`."""
+    """Save a whole pipeline in `folder`."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -30,9 +28,9 @@ def write_tiny_diffusion(folder: Path, *, seed: int = 0) -> None:
 def write_tiny_lora(
     file: Path, model: Path, *, seed: int, rank: int = 4, text_encoder: bool = False, key_format: str = "diffusers"
 ) -> None:
-    """Save LoRA weights that fit the pipeline in `model`, strong enough to be seen in the picture.
+    """Save LoRA weights that fit the pipeline in `model` and change its images visibly.
 
-    `form`: `diffusers` (keys begin with `unet.`) or `peft` (`base_model.model.`, as an adapter folder has them).
+    `key_format`: `diffusers` (keys begin with `unet.`) or `peft` (`base_model.model.`, as in an adapter folder).
     """
     import torch
     from safetensors.torch import save_file
@@ -56,7 +54,7 @@ def build_pipeline() -> "StableDiffusionPipeline":
 
 
 def _unet() -> Any:
-    """Attention stands only where the latents are a quarter of their side: at full side it would eat all the time on a CPU."""
+    """Attention only at a quarter of the latents' side: at full size it would take most of the time on a CPU."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -68,7 +66,7 @@ def _unet() -> Any:
 
 
 def _vae() -> Any:
-    """Four blocks halve the side three times: latents are an eighth, as in Stable Diffusion."""
+    """Four blocks halve the side three times: latents are an eighth of the image, as in Stable Diffusion."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -88,16 +86,16 @@ def _text_encoder() -> Any:
 
 
 def byte_tokenizer() -> Any:
-    """Bytes and nothing more, each inside a word and at a word's end: any text can be said with it, Korean too."""
+    """A CLIP tokenizer whose tokens are single bytes, inside a word and at its end, so that it encodes any text."""
     from transformers import CLIPTokenizer
 
-    letters = byte_alphabet()
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+    characters = byte_alphabet()
+    tokens = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def byte_alphabet() -> list[str]:
-    """The printable letter that stands for each byte in GPT-2's and CLIP's alphabets: itself where printable, else from U+0100 on."""
+    """The printable character of each byte in GPT-2's and CLIP's alphabets: itself where printable, else from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
@@ -112,7 +110,7 @@ def default_scheduler() -> Any:
 
 
 def _attention_shapes(model: Path, part: str) -> dict[str, tuple[int, int]]:
-    """Name → (out, in) of each attention projection of `unet` or `text_encoder`, read from the weights' header."""
+    """Name → shape (out, in) of each attention projection of `unet` or `text_encoder`, read from the weights' header."""
     from safetensors import safe_open
 
     file = next((model / part).glob("*.safetensors"))

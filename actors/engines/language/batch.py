@@ -1,7 +1,7 @@
-"""Questions that are answered together, one token a step. A row joins at any step and leaves at any step.
+"""Continuous batching: requests that are decoded together, one token a step. A row joins and leaves at any step.
 
-The rows' caches are padded on the left to one length, masked there, and each row counts its own positions; so a row's answer is the
-same alone and beside others.
+The rows' key-value caches are padded on the left to one length and masked there, and each row has its own positions, so that its answer
+does not depend on the other rows.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TokenRow:
-    """One question under way. `ids`: the prompt's tokens, `pixels`: the picture as the model sees it."""
+    """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it."""
 
     request_id: int
     request: VlmRequest
@@ -33,7 +33,7 @@ class TokenRow:
 
 
 class ContinuousBatch:
-    """The rows at work and what the model remembers of them."""
+    """The active rows with their key-value cache, attention mask, and the tokens each has seen (rows × vocabulary)."""
 
     def __init__(self, model: Any, grammars: GrammarCache, stop_token_ids: list[int], vocab_size: int) -> None:
         self._model, self._grammars, self._stop_token_ids, self._vocab_size = model, grammars, frozenset(stop_token_ids), vocab_size
@@ -43,14 +43,14 @@ class ContinuousBatch:
         self._seen_tokens: Any = None
 
     def add(self, rows: list[TokenRow]) -> None:
-        """Read the prompts of new rows, say their first token, and put them beside the others."""
+        """Prefill new rows, sample their first token, and merge them into the batch."""
         import torch
 
         ids, mask = self._left_padded(rows)
         pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
-        more = {"pixel_values": torch.cat(pixels).to(self._model.device, self._model.dtype)} if pixels else {}
+        images = {"pixel_values": torch.cat(pixels).to(self._model.device, self._model.dtype)} if pixels else {}
         output = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1, **more
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1, **images
         )
         seen = torch.zeros(len(rows), self._vocab_size, dtype=torch.bool)
         for number, row in enumerate(rows):
@@ -61,7 +61,7 @@ class ContinuousBatch:
         self._merge(rows, output.past_key_values, mask, seen)
 
     def decode_step(self) -> None:
-        """One more token for every row."""
+        """Sample one more token for every row."""
         import torch
 
         last = torch.tensor([[row.output_ids[-1]] for row in self.rows], device=self._attention_mask.device)
@@ -79,7 +79,7 @@ class ContinuousBatch:
         self._sample(self.rows, output.logits[:, -1], self._seen_tokens)
 
     def remove(self, rows: list[TokenRow]) -> None:
-        """Let rows go, and the columns that were only theirs."""
+        """Remove rows, and the cache columns that no other row uses."""
         import torch
 
         keep = [number for number, row in enumerate(self.rows) if row not in rows]
@@ -87,12 +87,12 @@ class ContinuousBatch:
         if not keep:
             self._cache = self._attention_mask = self._seen_tokens = None
             return
-        chosen = torch.tensor(keep, device=self._attention_mask.device)
-        self._attention_mask, self._seen_tokens = self._attention_mask[chosen], self._seen_tokens[chosen]
+        kept = torch.tensor(keep, device=self._attention_mask.device)
+        self._attention_mask, self._seen_tokens = self._attention_mask[kept], self._seen_tokens[kept]
         empty = int(self._attention_mask.argmax(-1).min())
         self._attention_mask = self._attention_mask[:, empty:]
         for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[chosen, :, empty:], layer.values[chosen, :, empty:]
+            layer.keys, layer.values = layer.keys[kept, :, empty:], layer.values[kept, :, empty:]
 
     def _left_padded(self, rows: list[TokenRow]) -> tuple["torch.Tensor", "torch.Tensor"]:
         import torch
@@ -111,25 +111,25 @@ class ContinuousBatch:
 
         if self.rows:
             width = max(mask.shape[1], self._attention_mask.shape[1])
-            mine, theirs = width - self._attention_mask.shape[1], width - mask.shape[1]
-            for ours, new in zip(self._cache.layers, cache.layers, strict=True):
-                new.keys = torch.cat([pad(ours.keys, (0, 0, mine, 0)), pad(new.keys, (0, 0, theirs, 0))])
-                new.values = torch.cat([pad(ours.values, (0, 0, mine, 0)), pad(new.values, (0, 0, theirs, 0))])
-            mask = torch.cat([pad(self._attention_mask, (mine, 0)), pad(mask, (theirs, 0))])
+            old_padding, new_padding = width - self._attention_mask.shape[1], width - mask.shape[1]
+            for old, new in zip(self._cache.layers, cache.layers, strict=True):
+                new.keys = torch.cat([pad(old.keys, (0, 0, old_padding, 0)), pad(new.keys, (0, 0, new_padding, 0))])
+                new.values = torch.cat([pad(old.values, (0, 0, old_padding, 0)), pad(new.values, (0, 0, new_padding, 0))])
+            mask = torch.cat([pad(self._attention_mask, (old_padding, 0)), pad(mask, (new_padding, 0))])
             seen = torch.cat([self._seen_tokens, seen])
         self.rows, self._cache, self._attention_mask, self._seen_tokens = [*self.rows, *rows], cache, mask, seen
 
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
-        """Choose each row's next token, the likeliest that it may say."""
+        """Append the likeliest admissible token to each row. `logits`: rows × vocabulary."""
         import torch
 
         logits = logits.float()
         penalty = torch.tensor([[row.request.repetition_penalty] for row in rows], device=logits.device)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
-        chosen = logits.argmax(-1)
-        seen.scatter_(1, chosen[:, None], value=True)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        tokens = logits.argmax(-1)
+        seen.scatter_(1, tokens[:, None], value=True)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
             self._append_token(row, token)
 
     def _append_token(self, row: TokenRow, token: int) -> None:

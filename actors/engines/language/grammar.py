@@ -1,7 +1,7 @@
-"""Answers that satisfy a JSON schema by construction, and that end in time.
+"""Grammar-constrained decoding: answers satisfy a JSON schema by construction and end within their token limit.
 
-Rule 1: no free whitespace, or a model may say blanks for ever. Rule 2: when the tokens left are only just enough to close what is open,
-the shortest way to the end is taken: strings are closed, lists are ended, and of what must be said anyway the longest token.
+Rule 1: no free whitespace, or a model may generate blanks for ever. Rule 2: when the remaining tokens are only just enough to complete
+the answer, it is closed as fast as possible: strings and lists are ended, and of required text the longest token is taken.
 """
 
 import json
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 CLOSING_TOKENS = ('"', "]", "}", ",")
-"""Looked for in this order. Inside a string the quote is the only one that closes."""
+"""Tried in this order. Inside a string only the quote closes."""
 RESERVE_MARGIN_TOKENS = 24
-"""Tokens for what may be half said when closing begins: a letter's bytes, a word of a choice."""
+"""Tokens for what may be incomplete when closing begins: the bytes of a character, a value of an enum."""
 
 
 @dataclass
 class GrammarState:
-    """The grammar of one answer under way. `reserve`: tokens with which it can be brought to its end from anywhere."""
+    """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state."""
 
     matcher: Any
     reserve_tokens: int
@@ -32,29 +32,29 @@ class GrammarState:
 
     def accept_token(self, token: int) -> None:
         if not self.matcher.accept_token(token):
-            raise RuntimeError(f"the grammar does not admit token {token}, which it offered")
+            raise RuntimeError(f"the grammar rejects token {token}, which its mask allowed")
 
 
 class GrammarCache:
-    """Compiles schemas and keeps them; masks logits. One per model, since a grammar is bound to a vocabulary."""
+    """Compiles and caches schemas; masks logits. One per model, since a grammar is bound to a vocabulary."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, stop_token_ids: list[int]) -> None:
-        """`vocabulary`: the model's own size, which may be larger than the tokenizer's."""
+        """`vocab_size`: that of the model, which may be larger than the tokenizer's."""
         import torch
         import xgrammar
 
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=stop_token_ids)
-        # Its own cache fails an inner check on texts bounded by a pattern (0.2.8), so what is compiled is kept here.
+        # xgrammar's own cache fails an internal check on strings with a pattern (0.2.8), so compiled grammars are cached here.
         self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
         self._vocab_size = vocab_size
-        spelled = info.decoded_vocab
-        self._token_lengths = torch.tensor([len(word) for word in spelled])
-        ids = {word: number for number, word in reversed(list(enumerate(spelled)))}
-        self._closing_token_ids = [ids[closer.encode()] for closer in CLOSING_TOKENS if closer.encode() in ids]
+        tokens = info.decoded_vocab
+        self._token_lengths = torch.tensor([len(token) for token in tokens])
+        ids = {token: number for number, token in reversed(list(enumerate(tokens)))}
+        self._closing_token_ids = [ids[token.encode()] for token in CLOSING_TOKENS if token.encode() in ids]
         self._compiled: dict[str, tuple[Any, int]] = {}
 
     def start(self, schema: str, max_tokens: int) -> GrammarState:
-        """A fresh grammar for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
+        """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
         import xgrammar
 
         if schema not in self._compiled:
@@ -69,29 +69,29 @@ class GrammarCache:
         return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), reserve)
 
     def _shortest_answer_tokens(self, compiled: Any) -> int:
-        """Tokens of the answer that closing leads to from the start. Found by saying it."""
+        """The length of the answer that closing from the start gives, found by generating it."""
         import xgrammar
 
-        speech = GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), 0)
+        state = GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), 0)
         mask, count = xgrammar.allocate_token_bitmask(1, self._vocab_size), 0
-        while not speech.terminated and count < 100_000:
-            speech.matcher.fill_next_token_bitmask(mask, 0)
-            speech.accept_token(self._closing_token(self._unpack_bitmask(mask[0])))
+        while not state.terminated and count < 100_000:
+            state.matcher.fill_next_token_bitmask(mask, 0)
+            state.accept_token(self._closing_token(self._unpack_bitmask(mask[0])))
             count += 1
         return count
 
     def constrain_logits(self, logits: "torch.Tensor", states: list[GrammarState | None], remaining_tokens: list[int]) -> None:
-        """Mask, in place, the logits (rows × vocabulary) of rows that have a grammar. `left`: tokens that each may still say."""
+        """Mask in place the logits (rows × vocabulary) of rows with a grammar. `remaining_tokens`: what each row may still generate."""
         import xgrammar
 
         if not any(states):
             return
         mask = xgrammar.allocate_token_bitmask(len(states), self._vocab_size)
         xgrammar.reset_token_bitmask(mask)
-        for row, speech in enumerate(states):
-            if speech:
-                speech.matcher.fill_next_token_bitmask(mask, row)
-                if remaining_tokens[row] <= speech.reserve_tokens:
+        for row, state in enumerate(states):
+            if state:
+                state.matcher.fill_next_token_bitmask(mask, row)
+                if remaining_tokens[row] <= state.reserve_tokens:
                     only = self._closing_token(self._unpack_bitmask(mask[row]))
                     mask[row] = 0
                     bit = 1 << (only % 32)
@@ -99,14 +99,15 @@ class GrammarCache:
         logits.masked_fill_(~self._unpack_bitmask(mask.to(logits.device)), float("-inf"))
 
     def _unpack_bitmask(self, mask: "torch.Tensor") -> "torch.Tensor":
-        """The mask's bits, one boolean per token, for one row or several."""
+        """The bits of the mask as booleans, one per token, for one row or several."""
         import torch
 
         bits = (mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
         return bits.flatten(-2)[..., : self._vocab_size].bool()
 
     def _closing_token(self, allowed: "torch.Tensor") -> int:
-        for closer in self._closing_token_ids:
-            if allowed[closer]:
-                return int(closer)
+        """The token that leads to the end of the answer the fastest. `allowed`: one boolean per token."""
+        for token in self._closing_token_ids:
+            if allowed[token]:
+                return int(token)
         return int((self._token_lengths * allowed).argmax())

@@ -1,22 +1,22 @@
-"""Load a LLaVA-architecture model: device, precision, quantization with its fall-back, and what it took of the memory."""
+"""Loads a LLaVA-architecture model: device, precision, quantization with a fallback, and the memory it takes."""
 
-import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.engines.language.requests import VlmOptions
+from actors.engines.process.gpu import choose_device, choose_dtype, free_memory
 from actors.engines.process.protocol import EngineHost
 
 STEP_SECONDS_BY_DEVICE = {"cuda": 60.0, "cpu": 900.0}
-"""How long the engine may be silent at work: it speaks after each token, and the first one of a long prompt takes a CPU minutes."""
+"""The longest time without a heartbeat: there is one after each token, and the first of a long prompt takes minutes on a CPU."""
 MEMORY_HEADROOM = 1.25
-"""Free memory, in weights, that half precision needs beside a batch's cache."""
+"""The free memory that half precision needs, as a multiple of the weights: they and the cache of a batch."""
 
 
 @dataclass
 class LoadedModel:
-    """A model ready to compute. `info` says what was loaded, for the log and the metrics."""
+    """A loaded model. `info`: its properties for the log and the metrics."""
 
     model: Any
     processor: Any
@@ -25,21 +25,21 @@ class LoadedModel:
 
 
 def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
-    """Raises what transformers raises, when the model cannot be loaded even without quantization."""
+    """Load processor and model. Raises what transformers raises when it cannot be loaded even without quantization."""
     import torch
     from transformers import AutoProcessor
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = ("cuda:0" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = choose_device(options.device)
     host.report_load_progress(f"loading {options.model}", options.load_seconds, None)
     processor = AutoProcessor.from_pretrained(options.model, cache_dir=options.cache_dir)
     processor.tokenizer.padding_side = "left"
     before = used_memory_bytes(device)
-    model, how = _load_weights(options, device)
+    model, quantization = _load_weights(options, device)
     model.eval()
     info = {
-        "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **how,
+        "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **quantization,
         "step_seconds": STEP_SECONDS_BY_DEVICE["cuda" if device.startswith("cuda") else "cpu"],
         "memory_before_bytes": before, "memory_after_bytes": used_memory_bytes(device), "model_bytes": model.get_memory_footprint(),
     }  # fmt: skip
@@ -47,7 +47,7 @@ def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
 
 
 def _load_weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]]:
-    """The model and how it was quantized. When quantizing fails the weights are loaded plain, and `fallback` says why."""
+    """The model and its `quantization`. When quantizing fails it is loaded without, and `fallback` says why."""
     wanted = _choose_quantization(options, device)
     if wanted == "none":
         return _load_unquantized(options, device), {"quantization": "none"}
@@ -58,10 +58,10 @@ def _load_weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     # Outside the except block: the traceback would keep half a model in memory.
-    free_memory(device)
+    free_memory()
     return _load_unquantized(options, device), {
         "quantization": "none",
-        "fallback": f"{wanted} failed, so the weights are loaded plain: {reason}",
+        "fallback": f"{wanted} failed, so the weights are not quantized: {reason}",
     }
 
 
@@ -69,7 +69,7 @@ def _load_unquantized(options: VlmOptions, device: str) -> Any:
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    dtype = ("float16" if device.startswith("cuda") else "float32") if options.dtype == "auto" else options.dtype
+    dtype = choose_dtype(options.dtype, device)
     return LlavaForConditionalGeneration.from_pretrained(
         options.model, cache_dir=options.cache_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", device_map={"": device}
     )
@@ -94,7 +94,7 @@ def _load_quantized(options: VlmOptions, device: str, bits: str) -> Any:
 
 
 def _smoke_test(model: Any, device: str) -> None:
-    """One word and one picture, unused: some kernels refuse a layer's size only when they first meet it."""
+    """Run one token and one image: some kernels reject the size of a layer only at their first call."""
     import torch
 
     side, dtype = model.config.vision_config.image_size, model.dtype
@@ -104,7 +104,7 @@ def _smoke_test(model: Any, device: str) -> None:
 
 
 def _choose_quantization(options: VlmOptions, device: str) -> str:
-    """`auto` keeps half precision where it fits, since 8 bits save memory, not time; on a CPU nothing is quantized unasked."""
+    """`auto` keeps half precision where it fits, since 8 bits save memory, not time, and never quantizes on a CPU."""
     if options.quantization != "auto":
         return options.quantization
     if not device.startswith("cuda"):
@@ -116,25 +116,16 @@ def _choose_quantization(options: VlmOptions, device: str) -> str:
 
 
 def half_precision_bytes(options: VlmOptions) -> int:
-    """What the weights take in half precision: read from the files where they are here, else that of a model of 7 billion."""
+    """The bytes of the weights in half precision: the size of the files in a folder, else that of 7 billion parameters."""
     files = list(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
     return sum(file.stat().st_size for file in files) or 15 << 30
 
 
 def used_memory_bytes(device: str) -> int:
-    """Taken on the device; on a CPU, by this process."""
+    """Memory used on the device; for a CPU, by this process."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.memory_allocated(device))
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
-
-
-def free_memory(device: str) -> None:
-    """Give back what is no longer used."""
-    gc.collect()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a vision-language engine is asked and what it answers, whichever engine it is. Plain data; it crosses the executor's pipes."""
+"""Requests and responses of the vision-language and text engines, and the TextEngine protocol. Plain data; the VLM's cross the pipes."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -9,14 +9,15 @@ from typing import Any, Literal, Protocol
 from bus.errors import PermanentError
 
 Quantization = Literal["auto", "none", "8bit", "4bit"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class VlmRequest:
-    """One question. `text` is what the user says, without any model's frame around it; `image` is a whole PNG or JPEG.
+    """One request. `text`: the user's message, without a prompt template; `image`: the bytes of a PNG or JPEG.
 
-    `schema`: JSON schema that the answer must satisfy. `max_new_tokens` is never exceeded: an answer with a schema is brought to
-    its end in time. `longest_bytes` is the longest answer that the schema admits.
+    `schema`: JSON schema that the answer must satisfy. `max_new_tokens` is never exceeded: an answer with a schema is completed within
+    it. `max_answer_bytes`: the longest answer that the schema allows.
     """
 
     text: str
@@ -29,10 +30,10 @@ class VlmRequest:
 
 @dataclass(frozen=True)
 class VlmResponse:
-    """`constrained`: the schema was enforced while decoding. `rows`: how many questions were taken in together with this one."""
+    """`constrained`: the schema was enforced while decoding. `batch_size`: requests that were prefilled together with this one."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     model: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -42,7 +43,7 @@ class VlmResponse:
 
 @dataclass(frozen=True)
 class VlmOptions:
-    """How the transformers engine is opened. `model`: a folder or a hub id; `frame`: the model's own way to mark user and answer."""
+    """Options of the transformers engine. `model`: a folder or a hub id; `window_seconds`: how long the first request waits for others."""
 
     model: str
     cache_dir: Path | None = None
@@ -58,7 +59,7 @@ class VlmOptions:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One thing to write. `messages` in OpenAI's form. `schema`: the answer satisfies it; the decoder can say nothing else."""
+    """One text generation. `messages` in OpenAI's form. `schema`: JSON schema that constrains the decoding."""
 
     messages: list[dict[str, Any]]
     max_tokens: int
@@ -76,17 +77,17 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """What was written since the last one, and `tokens` in all. `finish` stands in the last, with the count of the prompt's tokens."""
+    """The text since the last chunk. `completion_tokens`: in all so far. The last chunk has `finish_reason` and `prompt_tokens`."""
 
     text: str
     completion_tokens: int
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """How a writer is; None where it is not known."""
+    """The state of a text engine; None where it is not known."""
 
     running: int = 0
     waiting: int = 0
@@ -100,7 +101,7 @@ class EngineState:
 
 
 class PromptTooLong(PermanentError):
-    """The prompt alone, or with the tokens asked for, has more tokens than the model's context. 0: not known."""
+    """The prompt, alone or with `max_tokens`, exceeds the model's context. 0: not known."""
 
     def __init__(self, tokens: int, limit: int) -> None:
         super().__init__("prompt-too-long", f"The prompt has {tokens} tokens; the model's context holds {limit}. Send less.")
@@ -108,20 +109,20 @@ class PromptTooLong(PermanentError):
 
 
 class TextEngine(Protocol):
-    """`name`: how the engine is called in a status."""
+    """A text engine, local or remote. `name`: its name in the status."""
 
     name: str
 
     def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncIterator[GenerationChunk]:
-        """Whoever leaves early stops the model. Raises PromptTooLong, PermanentError, TemporaryError, EngineDead."""
+        """Generate chunks; closing the iterator stops the model. Raises PromptTooLong, PermanentError, TemporaryError, EngineCrashed."""
         ...
 
     async def ready(self) -> str:
-        """Wait until the model can write; its name."""
+        """Wait until the model is loaded; its name."""
         ...
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
-        """The tokens of a prompt, and the context length; None when nobody can tell."""
+        """The number of tokens of a prompt, and the context length; None when the engine cannot count them."""
         ...
 
     async def state(self) -> EngineState: ...

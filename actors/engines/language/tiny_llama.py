@@ -1,13 +1,12 @@
-"""A tiny Llama with random weights, in the real classes and file formats, with a chat template. Writes a model folder of about 0.3 MB.
+"""A tiny Llama with random weights in the real classes and file formats, with a chat template: a model folder of about 0.3 MB.
 
-Its vocabulary is bytes, so it reads and writes any language; what it says means nothing.
+Its vocabulary is bytes, so that it encodes any language; its text is random.
 """
 
 from pathlib import Path
+from typing import Any
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, TURN_TOKEN = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<|turn|>")
-
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
@@ -15,19 +14,11 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny_llama(folder: Path, *, seed: int = 0, hidden_size: int = 64, num_layers: int = 2) -> None:
-    """Save model and tokenizer under `folder`. Heads are 32 wide: vLLM's attention on a CPU takes no less."""
+    """Save model and tokenizer in `folder`. Heads are 32 wide: vLLM's attention on a CPU needs at least that."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bytewise = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token=UNK_TOKEN))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, bos_token=BOS_TOKEN, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, unk_token=UNK_TOKEN,
-        additional_special_tokens=[TURN_TOKEN], chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+    tokenizer = byte_tokenizer(TURN_TOKEN, chat_template=CHAT_TEMPLATE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -38,3 +29,18 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, hidden_size: int = 64, num_
         model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def byte_tokenizer(additional_token: str, **options: Any) -> Any:
+    """A tokenizer of the usual special tokens, `additional_token` and single bytes. `options` are those of PreTrainedTokenizerFast."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, additional_token, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[], unk_token=UNK_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS_TOKEN, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, unk_token=UNK_TOKEN,
+        additional_special_tokens=[additional_token], **options,
+    )  # fmt: skip

@@ -1,31 +1,34 @@
-"""A tiny LLaVA with random weights, in the real classes and the real file formats. Writes a model folder of about 0.4 MB.
+"""A tiny LLaVA with random weights in the real classes and file formats: a model folder of about 0.4 MB.
 
-Its vocabulary is bytes, so it reads and writes any language; what it says means nothing.
+Its vocabulary is bytes, so that it encodes any language; its text is random.
 """
 
 from pathlib import Path
 from typing import Any
 
-PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, IMAGE_TOKEN = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+from actors.engines.language.tiny_llama import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, UNK_TOKEN, byte_tokenizer
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 - not a password
+SPECIAL_TOKENS = (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, IMAGE_TOKEN)
 INITIALIZER_RANGE = 0.2
-"""Spread of the text model's weights. Ten times the usual, or attention is so even that a wrong position or mask changes no word."""
+"""Standard deviation of the text model's weights. With a tenth, the usual, a wrong position or mask would change no token."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}</s>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-"""For servers that take messages; our own engine frames its prompts itself."""
+"""For servers that take messages; the engine here has its own prompt template."""
 IMAGE_SIZE, PATCH_SIZE = 30, 10
-"""Pixels: nine patches a picture, plus the class token that is left out."""
+"""Pixels: nine patches an image, besides the class token, which is left out."""
 
 
 def write_tiny_llava(folder: Path, *, seed: int = 0, hidden_size: int = 32, num_layers: int = 2) -> None:
-    """Save model and processor under `folder`."""
+    """Save model and processor in `folder`."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    tokenizer = byte_tokenizer()
+    tokenizer = llava_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(_config(tokenizer, hidden_size, num_layers)).eval()
@@ -34,18 +37,8 @@ def write_tiny_llava(folder: Path, *, seed: int = 0, hidden_size: int = 32, num_
     _processor(tokenizer).save_pretrained(folder)
 
 
-def byte_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bytewise = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token=UNK_TOKEN))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, bos_token=BOS_TOKEN, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, unk_token=UNK_TOKEN,
-        additional_special_tokens=[IMAGE_TOKEN], padding_side="left",
-    )  # fmt: skip
+def llava_tokenizer() -> Any:
+    return byte_tokenizer(IMAGE_TOKEN, padding_side="left")
 
 
 def _config(tokenizer: Any, hidden: int, layers: int) -> Any:

@@ -1,6 +1,6 @@
-"""The process that owns a device: opens the engine, takes work from the data pipe, obeys the control pipe, ticks, and tells.
+"""The model process, which owns a device: opens the engine, reads requests and cancels from two pipes, ticks and reports the events.
 
-It ignores SIGINT and SIGTERM, so that its parent drains it, and it dies when its parent dies.
+It ignores SIGINT and SIGTERM, so that its parent can drain it, and exits when its parent exits.
 """
 
 import ctypes
@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any
 
 from actors.engines.process.framing import BlockingChannel
 from actors.engines.process.protocol import (
@@ -31,6 +30,7 @@ from actors.engines.process.protocol import (
     MemoryExhausted,
     OpenEngine,
     StopProcess,
+    Submit,
     TickReport,
 )
 from bus.errors import PermanentError, TemporaryError
@@ -38,23 +38,23 @@ from bus.observability.logs import configure_logging
 
 PR_SET_PDEATHSIG = 1
 NICENESS = 5
-"""The model may use every core, but the loop that keeps the connections alive comes first."""
+"""The model may use every core, but the event loop that keeps the connections alive has priority."""
 
 
 def main(data_descriptor: int, control_descriptor: int) -> None:
     configure_process()
     configure_logging()
     data = BlockingChannel(data_descriptor)
-    orders = ControlReader(BlockingChannel(control_descriptor))
-    opening: OpenEngine = data.receive()
-    if opening.memory_limit_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (opening.memory_limit_bytes, opening.memory_limit_bytes))
+    control = ControlReader(BlockingChannel(control_descriptor))
+    command: OpenEngine = data.receive()
+    if command.memory_limit_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (command.memory_limit_bytes, command.memory_limit_bytes))
     try:
-        engine = open_engine(opening, data, orders)
+        engine = open_engine(command, data, control)
     except Exception as error:
         exit_with_error(data, FatalError("open", format_traceback(error)))
     try:
-        EngineLoop(engine, data, orders).run()
+        EngineLoop(engine, data, control).run()
     except (MemoryError, MemoryExhausted) as error:
         exit_with_error(data, FatalError("memory", format_traceback(error)))
     except Exception as error:
@@ -63,7 +63,7 @@ def main(data_descriptor: int, control_descriptor: int) -> None:
 
 
 def configure_process() -> None:
-    """A crash leaves its stack on standard error; a signal meant for the parent does not end us; the parent's end does."""
+    """Print the stack on a crash, ignore signals that are meant for the parent, and exit with the parent."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -73,12 +73,12 @@ def configure_process() -> None:
 
 
 def open_engine(command: OpenEngine, data: BlockingChannel, control: "ControlReader") -> Engine:
-    def beat(note: str, limit_seconds: float, share: float | None = None) -> None:
-        data.send(LoadProgress(note, limit_seconds, share))
+    def report_load_progress(activity: str, timeout_seconds: float, fraction: float | None = None) -> None:
+        data.send(LoadProgress(activity, timeout_seconds, fraction))
 
-    lifeline = EngineHost(beat, control.wake, command.shm_dir)
+    host = EngineHost(report_load_progress, control.wake, command.shm_dir)
     module, _, name = command.spec.factory_path.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(command.spec.options, lifeline)
+    engine: Engine = getattr(importlib.import_module(module), name)(command.spec.options, host)
     engine.self_test()
     data.send(EngineReady(engine.info))
     return engine
@@ -89,7 +89,7 @@ def format_traceback(error: BaseException) -> str:
 
 
 def exit_with_error(data: BlockingChannel, error: FatalError) -> None:
-    """Say why and go, without Python's own farewell, which may hang on a lost device."""
+    """Send the error and exit without Python's own shutdown, which may hang on a lost device."""
     try:
         data.send(error)
     finally:
@@ -97,7 +97,7 @@ def exit_with_error(data: BlockingChannel, error: FatalError) -> None:
 
 
 class ControlReader:
-    """The control pipe, read by a thread of its own, so that a cancel is known while a step runs."""
+    """Reads the control pipe in a thread, so that a cancel arrives while a step runs. `wake_reader`: readable after `wake`."""
 
     def __init__(self, control: BlockingChannel) -> None:
         self.cancelled_ids: deque[int] = deque()
@@ -134,7 +134,7 @@ class ControlReader:
 
 
 class EngineLoop:
-    """Wait, take in, drop, tick, tell."""
+    """Receives requests, applies cancels, ticks the engine and reports its events."""
 
     def __init__(self, engine: Engine, data: BlockingChannel, control: ControlReader) -> None:
         self.engine, self.data, self.control = engine, data, control
@@ -159,31 +159,31 @@ class EngineLoop:
             self._submit(self.data.receive())
             ready, _, _ = select.select([data], [], [], 0)
 
-    def _submit(self, message: Any) -> None:
-        self.last_request_id = message.ticket
-        if message.ticket in self.early_cancels:
-            self.early_cancels.discard(message.ticket)
-            self.pending_events.append(Cancelled(message.ticket))
+    def _submit(self, message: Submit) -> None:
+        request_id = self.last_request_id = message.request_id
+        if request_id in self.early_cancels:
+            self.early_cancels.discard(request_id)
+            self.pending_events.append(Cancelled(request_id))
             return
         try:
-            self.engine.submit(message.ticket, message.work)
+            self.engine.submit(request_id, message.request)
         except PermanentError as error:
-            self.pending_events.append(Failed(message.ticket, "permanent", error.code, str(error)))
+            self.pending_events.append(Failed(request_id, "permanent", error.code, str(error)))
         except TemporaryError as error:
-            self.pending_events.append(Failed(message.ticket, "temporary", error.code, str(error)))
+            self.pending_events.append(Failed(request_id, "temporary", error.code, str(error)))
         except (MemoryError, MemoryExhausted):
             raise
         except Exception as error:
-            self.pending_events.append(Failed(message.ticket, "temporary", "engine-refused", format_traceback(error)))
+            self.pending_events.append(Failed(request_id, "temporary", "engine-refused", format_traceback(error)))
 
     def _apply_cancels(self) -> None:
-        """A cancel may come before its order, since it has a pipe of its own; tickets only grow, so the rest came too late."""
+        """A cancel may arrive before its request, which comes on the other pipe. Ids only grow: one that is not later came too late."""
         while self.control.cancelled_ids:
-            ticket = self.control.cancelled_ids.popleft()
-            if self.engine.cancel(ticket):
-                self.pending_events.append(Cancelled(ticket))
-            elif ticket > self.last_request_id:
-                self.early_cancels.add(ticket)
+            request_id = self.control.cancelled_ids.popleft()
+            if self.engine.cancel(request_id):
+                self.pending_events.append(Cancelled(request_id))
+            elif request_id > self.last_request_id:
+                self.early_cancels.add(request_id)
 
     def _tick(self) -> None:
         started = time.perf_counter()

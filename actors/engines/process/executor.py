@@ -1,7 +1,8 @@
-"""The bounded executor: work in, results out, and a process that may hang, crash or be killed without losing any of it.
+"""The bounded executor: runs requests in a model process, which may hang, crash or be killed without a request being lost.
 
-Rule 1: so many orders are in hand, the rest waits in the broker. Rule 2: the loop only awaits. Rule 3: work that was in a process that
-died runs again, alone; what dies alone again is the culprit. Rule 4: only what nobody can run is given back, as EngineDead.
+Rule 1: the number of admitted requests is bounded; the rest waits in the broker. Rule 2: the event loop only awaits. Rule 3: requests of a
+process that exited run again, each alone; one whose process exits again while it is alone fails. Rule 4: EngineCrashed is raised only when
+no process can serve the request.
 """
 
 import asyncio
@@ -38,19 +39,19 @@ from actors.engines.process.restart import CircuitBreaker, CrashAttribution
 from actors.engines.process.shm_dir import create_shm_dir
 from actors.engines.process.stats import ExecutorStats
 from actors.engines.settings import ExecutorSettings
+from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed, PermanentError, TemporaryError
 
 log = structlog.get_logger()
 
 StepCallback = Callable[[Progressed], None]
-SetUnready = Callable[[str | None], None]
 
 DEFAULT_STEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class ExecutionResult:
-    """What came of one order: the engine's own result, the bytes of its parcels, and the seconds it waited and was at work."""
+    """The engine's result of one request, the contents of its output files, and the seconds it was queued and running."""
 
     result: Any
     outputs: list[bytes]
@@ -60,7 +61,7 @@ class ExecutionResult:
 
 @dataclass(eq=False)
 class RequestState:
-    """One order in hand."""
+    """One admitted request. Moments are of `time.monotonic`; `caller_gone`: nobody awaits `future` any more."""
 
     request: Any
     tenant: str
@@ -81,7 +82,7 @@ class RequestState:
 
 
 class Executor:
-    """Give it work with `run`. `unready` is told why no work can be done, and None when it can be again."""
+    """Runs requests with `run`. `set_unready` is called with the reason when none can be served, and with None when they can again."""
 
     def __init__(
         self, spec: EngineSpec, settings: ExecutorSettings, *, max_in_flight: int, capacity: int, shm_dir: Path, set_unready: SetUnready
@@ -101,17 +102,17 @@ class Executor:
 
     @property
     def healthy(self) -> bool:
-        """False while starting and while the engine cannot come up; `reason` says which."""
+        """False while the engine starts and while it cannot be started; `unready_reason` says which."""
         return self.unready_reason is None
 
     @property
     def in_flight(self) -> int:
-        """What somebody waits for. A cancelled order may still hold its place in the engine, until its next step."""
-        return len(self._queue) + sum(not job.caller_gone for job in self._running.values())
+        """Requests that are awaited. A cancelled one is not, though it may hold its place in the engine until the next step."""
+        return len(self._queue) + sum(not state.caller_gone for state in self._running.values())
 
     @property
     def step_seconds(self) -> float:
-        """As set, else as the engine thinks right for its device."""
+        """The longest time without a heartbeat while a request runs: as set, else the engine's value for its device."""
         return self.settings.step_seconds or float(self.info.get("step_seconds", DEFAULT_STEP_SECONDS))
 
     @property
@@ -123,8 +124,8 @@ class Executor:
         await self._engine_open.wait()
 
     async def unavailable_reason(self) -> str | None:
-        """Why no work would be begun now."""
-        return self.unready_reason or (None if self._engine_open.is_set() else "the model process died and is started again")
+        """Why no request would be started now; None when one would."""
+        return self.unready_reason or (None if self._engine_open.is_set() else "the model process exited and is being restarted")
 
     def snapshot(self) -> dict[str, Any]:
         return self.stats.snapshot()
@@ -132,31 +133,31 @@ class Executor:
     async def run(
         self, request: Any, *, tenant: str = "", weight: int = 1, deadline: datetime | None = None, on_progress: StepCallback | None = None
     ) -> ExecutionResult:
-        """Carry one order out. `on_step` also hears of step 0, when the work begins. Cancelling the caller cancels this order, and no
+        """Run one request. `on_progress` is also called with step 0, when it starts. Cancelling the caller cancels this request, and no
         other, at its next step.
 
-        Raises what the engine said (PermanentError, TemporaryError), PermanentError("engine-crash") when the order kills its process
-        again and again, TemporaryError when too much is in hand, EngineDead when no process can be had.
+        Raises the engine's PermanentError or TemporaryError, PermanentError("engine-crash") when the request repeatedly ends its process,
+        PermanentError("deadline-exceeded"), TemporaryError("engine-full"), EngineCrashed when no process can be started.
         """
         if self._closing.is_set():
             raise EngineCrashed("the executor is closing")
         if self.in_flight >= self.max_in_flight:
-            raise TemporaryError(f"{self.max_in_flight} orders are in hand already: prefetch no more than that", code="engine-full")
-        job = RequestState(request, tenant, weight, deadline, on_progress, asyncio.get_running_loop().create_future())
-        self._queue.push(tenant, job)
+            raise TemporaryError(f"{self.max_in_flight} requests are already in flight: set the prefetch no higher", code="engine-full")
+        state = RequestState(request, tenant, weight, deadline, on_progress, asyncio.get_running_loop().create_future())
+        self._queue.push(tenant, state)
         self._dispatch()
         try:
-            finished = await job.future
+            finished = await state.future
         except asyncio.CancelledError:
-            self._cancel(job)
+            self._cancel(state)
             raise
         now = time.monotonic()
-        started = job.started_at or now
-        parcels = await asyncio.to_thread(read_outputs, finished.output_files)
-        return ExecutionResult(finished.result, parcels, started - job.queued_at, now - started)
+        started = state.started_at or now
+        outputs = await asyncio.to_thread(read_outputs, finished.output_files)
+        return ExecutionResult(finished.result, outputs, started - state.queued_at, now - started)
 
     def _cancel(self, state: RequestState) -> None:
-        """Nobody waits any more. The place is free once the engine says so; a waiting job leaves at once."""
+        """The caller is gone. A queued request leaves at once; a running one when the engine confirms."""
         state.caller_gone = True
         if self._queue.remove(state.tenant, state):
             return
@@ -165,16 +166,16 @@ class Executor:
         if self._process and state.request_id in self._running:
             self._process.send_control(CancelRequest(state.request_id))
 
-    # -- to the process
+    # -- requests to the process
 
     def _dispatch(self) -> None:
-        """Hand over whoever is next, as long as there is room."""
-        while self._engine_open.is_set() and (job := self._queue.peek()) and self._fits(job):
+        """Submit queued requests as long as the engine has capacity."""
+        while self._engine_open.is_set() and (state := self._queue.peek()) and self._fits(state):
             self._queue.pop()
-            if job.expired:
-                resolve(job, PermanentError("deadline-exceeded", "the deadline passed while the order waited for the device"))
-            elif not job.caller_gone:
-                self._submit(job)
+            if state.expired:
+                resolve(state, PermanentError("deadline-exceeded", "the deadline passed while the request waited for the device"))
+            elif not state.caller_gone:
+                self._submit(state)
 
     def _fits(self, state: RequestState) -> bool:
         if not self._running:
@@ -192,7 +193,7 @@ class Executor:
         self._running[state.request_id] = state
         self._process.send(Submit(state.request_id, state.request))
 
-    # -- from the process
+    # -- events from the process
 
     def _on_tick_report(self, message: Any) -> None:
         assert isinstance(message, TickReport)
@@ -207,28 +208,28 @@ class Executor:
         if isinstance(event, EngineMetrics):
             self.stats.set_engine_metrics(event)
             return
-        job = self._running.get(event.request_id)
-        if job is None:
+        state = self._running.get(event.request_id)
+        if state is None:
             return
         match event:
             case Started():
-                self._mark_started(job)
-            case Progressed() if job.on_progress and not job.caller_gone:
-                job.on_progress(event)
+                self._mark_started(state)
+            case Progressed() if state.on_progress and not state.caller_gone:
+                state.on_progress(event)
             case Finished():
-                self._remove(job)
+                self._remove(state)
                 self._breaker.record_success()
                 self.stats.finished += 1
-                if not resolve(job, event):
+                if not resolve(state, event):
                     delete_outputs(event.output_files)
             case Failed(kind="permanent", code=code, message=text):
-                self._remove(job)
-                resolve(job, PermanentError(code, text))
+                self._remove(state)
+                resolve(state, PermanentError(code, text))
             case Failed(code=code, message=text):
-                self._remove(job)
-                resolve(job, TemporaryError(text, code=code))
+                self._remove(state)
+                resolve(state, TemporaryError(text, code=code))
             case Cancelled():
-                self._remove(job)
+                self._remove(state)
                 self.stats.cancelled += 1
 
     def _mark_started(self, state: RequestState) -> None:
@@ -241,53 +242,53 @@ class Executor:
     def _remove(self, state: RequestState) -> None:
         del self._running[state.request_id]
 
-    # -- the life of the process
+    # -- lifecycle of the process
 
     async def supervise(self) -> None:
-        """Keep a process alive until closed. One life after the other, with a wait between them."""
+        """Run one process after another until closed, with the breaker's delay between them."""
         while not self._closing.is_set():
             await self._wait_before_restart(self._breaker.restart_delay_seconds())
-            death = await self._run_process()
+            process_exit = await self._run_process()
             if self._closing.is_set():
                 return
-            log.error("engine.died", cause=death.cause, reason=death.message, orders=len(self._running))
-            self._handle_exit(death)
+            log.error("engine.died", cause=process_exit.cause, reason=process_exit.message, requests=len(self._running))
+            self._handle_exit(process_exit)
 
     async def _wait_before_restart(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _run_process(self) -> ProcessExit:
-        """One life of the process, from its start to its death."""
-        opening = OpenEngine(self.spec, self.shm_dir, self.settings.memory_limit_bytes)
+        """One process from its start to its exit."""
+        command = OpenEngine(self.spec, self.shm_dir, self.settings.memory_limit_bytes)
         try:
-            self._process = lane = await ProcessHandle.spawn(opening, self._on_tick_report, load_seconds=self.settings.load_seconds)
+            self._process = process = await ProcessHandle.spawn(command, self._on_tick_report, load_seconds=self.settings.load_seconds)
         except OSError as error:
             return ProcessExit("open", f"no process could be started: {error}")
         if self._closing.is_set():
-            lane.kill(ProcessExit("left", "the executor was closed meanwhile"))
-        either: set[asyncio.Future[Any]] = {lane.ready, lane.exited}
+            process.kill(ProcessExit("left", "the executor was closed meanwhile"))
+        either: set[asyncio.Future[Any]] = {process.ready, process.exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if lane.ready.done() and not lane.ready.cancelled():
-            self.info = lane.ready.result().info
+        if process.ready.done() and not process.ready.cancelled():
+            self.info = process.ready.result().info
             self._report_readiness(None)
             self._engine_open.set()
             log.info("engine.opened", **self.info)
             self._dispatch()
-        death = await lane.exited
+        process_exit = await process.exited
         self._engine_open.clear()
         self._process = None
-        return death
+        return process_exit
 
     def _handle_exit(self, process_exit: ProcessExit) -> None:
-        """Share out the blame, and have the suspects run again, each alone."""
+        """Record the exit with every request that was running, and queue those again that have not failed, each to run alone."""
         self.stats.record_exit(process_exit)
         self._breaker.record_failure()
-        suspects = list(self._running.values())
+        interrupted = list(self._running.values())
         self._running.clear()
-        for job in reversed(suspects):
-            job.crashes.record_exit(process_exit, alone=len(suspects) == 1)
-            self._retry_or_fail(job, process_exit)
+        for state in reversed(interrupted):
+            state.crashes.record_exit(process_exit, alone=len(interrupted) == 1)
+            self._retry_or_fail(state, process_exit)
         if self._breaker.open:
             self._fail_queued(process_exit)
 
@@ -302,10 +303,10 @@ class Executor:
             self._queue.push(state.tenant, state, front=True)
 
     def _fail_queued(self, process_exit: ProcessExit) -> None:
-        """The breaker is open: what is in hand goes back, for a worker whose engine lives."""
-        self._report_readiness(f"the engine does not come up: {process_exit.message.strip().splitlines()[-1]}")
-        for job in self._queue.clear():
-            resolve(job, EngineCrashed(f"the model process died {self._breaker.failures} times in a row: {process_exit.message}"))
+        """The breaker is open: queued requests go back to the broker, for a worker whose engine runs."""
+        self._report_readiness(f"the engine does not start: {process_exit.message.strip().splitlines()[-1]}")
+        for state in self._queue.clear():
+            resolve(state, EngineCrashed(f"the model process exited {self._breaker.failures} times in a row: {process_exit.message}"))
 
     def _report_readiness(self, reason: str | None) -> None:
         if reason != self.unready_reason:
@@ -313,20 +314,20 @@ class Executor:
             self._set_unready(reason)
 
     async def close(self) -> None:
-        """Give back what is in hand and let the process go; it is killed when it does not leave in time."""
+        """Fail every request with EngineCrashed and stop the process; it is killed when it does not exit in time."""
         self._closing.set()
-        for job in [*self._queue.clear(), *self._running.values()]:
-            resolve(job, EngineCrashed("the executor is closing"))
-        lane = self._process
-        if lane and not lane.exited.done():
-            lane.send_control(StopProcess())
-            await asyncio.wait({lane.exited}, timeout=self.settings.stop_seconds if lane.ready.done() else 0.1)
-            lane.kill(ProcessExit("left", "it did not leave when asked"))
-            await lane.exited
+        for state in [*self._queue.clear(), *self._running.values()]:
+            resolve(state, EngineCrashed("the executor is closing"))
+        process = self._process
+        if process and not process.exited.done():
+            process.send_control(StopProcess())
+            await asyncio.wait({process.exited}, timeout=self.settings.stop_seconds if process.ready.done() else 0.1)
+            process.kill(ProcessExit("left", "it did not exit when requested to stop"))
+            await process.exited
 
 
 def resolve(state: RequestState, outcome: Finished | Exception) -> bool:
-    """Answer whoever waits. False: nobody does."""
+    """Set the result or the error that the caller awaits. False: it has one already, or the caller is gone."""
     if state.future.done():
         return False
     if isinstance(outcome, Finished):
@@ -337,10 +338,10 @@ def resolve(state: RequestState, outcome: Finished | Exception) -> bool:
 
 
 def read_outputs(files: tuple[Path, ...]) -> list[bytes]:
-    """Read the parcels and remove them."""
-    parcels = [file.read_bytes() for file in files]
+    """Read the output files and delete them."""
+    outputs = [file.read_bytes() for file in files]
     delete_outputs(files)
-    return parcels
+    return outputs
 
 
 def delete_outputs(files: tuple[Path, ...]) -> None:
@@ -352,13 +353,13 @@ def delete_outputs(files: tuple[Path, ...]) -> None:
 async def open_executor(
     spec: EngineSpec, settings: ExecutorSettings, *, max_in_flight: int, capacity: int, set_unready: SetUnready = lambda _: None
 ) -> AsyncIterator[Executor]:
-    """An executor with its process, which starts at once; work may be given before it is ready."""
-    spool = create_shm_dir()
-    executor = Executor(spec, settings, max_in_flight=max_in_flight, capacity=capacity, shm_dir=spool, set_unready=set_unready)
-    keeper = asyncio.create_task(executor.supervise())
+    """An executor with its process, which starts at once; requests may be run before it is ready."""
+    shm_dir = create_shm_dir()
+    executor = Executor(spec, settings, max_in_flight=max_in_flight, capacity=capacity, shm_dir=shm_dir, set_unready=set_unready)
+    supervisor = asyncio.create_task(executor.supervise())
     try:
         yield executor
     finally:
         await executor.close()
-        await keeper
-        shutil.rmtree(spool, ignore_errors=True)
+        await supervisor
+        shutil.rmtree(shm_dir, ignore_errors=True)

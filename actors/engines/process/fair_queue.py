@@ -1,4 +1,4 @@
-"""Who is next: tenants take turns, and within a tenant the first come is the first served."""
+"""A fair queue: round robin over the tenants, first in, first out within a tenant."""
 
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A queue for each tenant. The tenant that was served goes to the end of the round."""
+    """One queue for each tenant. A tenant moves to the end of the round when an item of its is taken."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[str, deque[T]] = OrderedDict()
@@ -16,37 +16,37 @@ class FairQueue(Generic[T]):
         return sum(map(len, self._queues.values()))
 
     def push(self, tenant: str, item: T, *, front: bool = False) -> None:
-        """`first`: ahead of the tenant's others, and the tenant ahead of the round: work that comes back keeps its turn."""
-        waiting = self._queues.setdefault(tenant, deque())
+        """`front`: before the tenant's other items, and the tenant before all others; for items that are queued again."""
+        queue = self._queues.setdefault(tenant, deque())
         if front:
-            waiting.appendleft(item)
+            queue.appendleft(item)
             self._queues.move_to_end(tenant, last=False)
         else:
-            waiting.append(item)
+            queue.append(item)
 
     def peek(self) -> T | None:
         return next(iter(self._queues.values()))[0] if self._queues else None
 
     def pop(self) -> T:
-        tenant, waiting = next(iter(self._queues.items()))
-        item = waiting.popleft()
-        if waiting:
+        tenant, queue = next(iter(self._queues.items()))
+        item = queue.popleft()
+        if queue:
             self._queues.move_to_end(tenant)
         else:
             del self._queues[tenant]
         return item
 
     def remove(self, tenant: str, item: T) -> bool:
-        """Take one out of the middle. False: it was not waiting."""
-        waiting = self._queues.get(tenant)
-        if not waiting or item not in waiting:
+        """Remove an item from anywhere in the queue. False: it was not queued."""
+        queue = self._queues.get(tenant)
+        if not queue or item not in queue:
             return False
-        waiting.remove(item)
-        if not waiting:
+        queue.remove(item)
+        if not queue:
             del self._queues[tenant]
         return True
 
     def clear(self) -> list[T]:
-        items = [item for waiting in self._queues.values() for item in waiting]
+        items = [item for queue in self._queues.values() for item in queue]
         self._queues.clear()
         return items

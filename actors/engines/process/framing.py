@@ -1,4 +1,4 @@
-"""Frames on a socket: four bytes of length, then a pickle. Blocking in the child, a Protocol of asyncio in the parent."""
+"""Frames on a socket: four bytes of length, then a pickle. Blocking in the child, an asyncio Protocol in the parent."""
 
 import asyncio
 import pickle
@@ -29,7 +29,7 @@ class BlockingChannel:
         self.socket.sendall(encode_frame(message))
 
     def receive(self) -> Any:
-        """The next message. Raises EOFError when the other side is gone."""
+        """The next message. Raises EOFError when the other side has closed the connection."""
         (length,) = HEADER.unpack(self._receive_exactly(HEADER.size))
         return pickle.loads(self._receive_exactly(length))  # noqa: S301 - our own parent wrote it
 
@@ -44,7 +44,7 @@ class BlockingChannel:
 
 
 class FrameProtocol(asyncio.Protocol):
-    """The parent's end: never blocks, so a child that stops half-way through a frame stops nobody."""
+    """The parent's end. Never blocks, also when the child stops in the middle of a frame."""
 
     def __init__(self, on_message: Callable[[Any], None]) -> None:
         self.on_message = on_message

@@ -1,5 +1,6 @@
-"""What the device does: memory, utilisation, steps and pictures per second. NVML where there is a GPU, nothing where there is none."""
+"""The device of an engine: choice, freeing of memory, and metrics. NVML gives memory and utilization where there is a GPU."""
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,8 +13,33 @@ REPORT_INTERVAL_SECONDS = 1.0
 RATE_WINDOW_SECONDS = 10.0
 
 
+def choose_device(device: str) -> str:
+    """The device, where `auto` is the first CUDA device, else the CPU."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """The dtype by name, where `auto` is float16 on CUDA and float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def free_memory() -> None:
+    """Collect unreachable objects and return cached device memory."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class EngineMonitor:
-    """Rates are over the last ten seconds."""
+    """Counts the steps and images of the diffusion engine. Rates are over the last ten seconds."""
 
     def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.steps = self.images = self.calls = 0
@@ -31,36 +57,36 @@ class EngineMonitor:
         self._idle = False
 
     def next_report_seconds(self) -> float | None:
-        """When to tell again though nothing is done: until it has been told that nothing is done. None: it has."""
+        """Seconds until an idle engine reports again; None: its idle state has been reported."""
         if self._idle:
             return None
         return max(0.0, self._history[-1][0] + REPORT_INTERVAL_SECONDS - self._clock()) if self._history else 0.0
 
     def metrics(self, engine: Any) -> list[EngineMetrics]:
-        """At most one a second."""
+        """The metrics, at most once a second. `engine`: a DiffusionEngine, whose `groups`, `models` and `oom` are read."""
         now = self._clock()
         if self._history and now - self._history[-1][0] < REPORT_INTERVAL_SECONDS:
             return []
         self._history.append((now, self.steps, self.images))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW_SECONDS:
             self._history.popleft()
-        then, steps, pictures = self._history[0]
-        passed = max(now - then, 1e-9)
+        since, steps, images = self._history[0]
+        elapsed = max(now - since, 1e-9)
         rows = len(engine.groups.rows)
-        self._idle = not rows and (steps, pictures) == (self.steps, self.images)
+        self._idle = not rows and (steps, images) == (self.steps, self.images)
         counters = {"steps": self.steps, "calls": self.calls, "pictures": self.images, "model_loads": engine.models.loads}
-        counters |= {f"memory_rung_{name.replace('-', '_')}": count for name, count in engine.rungs.climbed.items()}
-        levels = {
+        counters |= {f"memory_rung_{name.replace('-', '_')}": count for name, count in engine.oom.applied_counts.items()}
+        gauges = {
             "batch_rows": rows,
             "resident_bytes": engine.models.used_bytes,
-            "steps_per_second": (self.steps - steps) / passed,
-            "pictures_per_second": (self.images - pictures) / passed,
+            "steps_per_second": (self.steps - steps) / elapsed,
+            "pictures_per_second": (self.images - images) / elapsed,
         }
-        return [EngineMetrics({name: float(value) for name, value in counters.items()}, levels | self._meter.gauges())]
+        return [EngineMetrics({name: float(value) for name, value in counters.items()}, gauges | self._meter.gauges())]
 
 
 class DeviceMeter:
-    """A GPU's memory and utilisation, as NVML tells them. What a card cannot tell is left out."""
+    """A GPU's memory and utilization from NVML. What a card does not support is left out."""
 
     def __init__(self, device: str) -> None:
         self._nvml = open_nvml(int(device.partition(":")[2] or 0)) if device.startswith("cuda") else None
@@ -69,17 +95,17 @@ class DeviceMeter:
         if self._nvml is None:
             return {}
         nvml, handle = self._nvml
-        told: dict[str, float] = {}
+        gauges: dict[str, float] = {}
         with suppress(nvml.NVMLError):
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            told |= {"device_memory_used_bytes": float(memory.used), "device_memory_bytes": float(memory.total)}
+            gauges |= {"device_memory_used_bytes": float(memory.used), "device_memory_bytes": float(memory.total)}
         with suppress(nvml.NVMLError):
-            told["device_busy_share"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-        return told
+            gauges["device_busy_share"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        return gauges
 
 
 def open_nvml(index: int) -> tuple[Any, Any] | None:
-    """NVML and the device's handle. None without the library (`nvidia-ml-py`) or without a driver."""
+    """NVML and the device's handle; None without the library (`nvidia-ml-py`) or a driver."""
     try:
         import pynvml
 
@@ -90,7 +116,7 @@ def open_nvml(index: int) -> tuple[Any, Any] | None:
 
 
 def device_handle(nvml: Any, index: int) -> Any:
-    """By the card's own name: NVML counts all cards, torch only those that CUDA_VISIBLE_DEVICES shows."""
+    """The handle by UUID: NVML numbers all cards, torch only those that CUDA_VISIBLE_DEVICES shows."""
     with suppress(Exception):
         import torch
 

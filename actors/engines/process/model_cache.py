@@ -1,4 +1,4 @@
-"""Models in memory: each loaded once, within a budget, the least recently used leaving first."""
+"""Models in memory: each is loaded once, within a budget; the least recently used is evicted first."""
 
 import threading
 from collections import OrderedDict
@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 class InsufficientMemory(Exception):
-    """The model does not fit beside those that are at work or pinned."""
+    """The model does not fit beside those that are in use or pinned."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class CachedModel(Generic[T]):
 
 
 class ModelCache(Generic[T]):
-    """`measure` tells a model's bytes before it is loaded; `busy` names those that rows are using; `unload` lets one go."""
+    """`measure` gives the bytes of a model before it is loaded; `in_use` says whether it must stay; `unload` frees it."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ModelCache(Generic[T]):
 
     @property
     def used_bytes(self) -> int:
-        return sum(resident.size_bytes for resident in self._models.values())
+        return sum(cached.size_bytes for cached in self._models.values())
 
     @property
     def names(self) -> list[str]:
@@ -51,9 +51,9 @@ class ModelCache(Generic[T]):
         return list(self._models)
 
     def get(self, name: str) -> T:
-        """The model, loaded if it is not here. Whoever asks meanwhile waits for the same load; a load that fails leaves nothing behind.
+        """The model, loaded if it is not in memory. Concurrent callers wait for the same load; a load that fails caches nothing.
 
-        Raises NoRoom, and whatever the load raised.
+        Raises InsufficientMemory, and what `load` raises.
         """
         with self._lock:
             if name not in self._models:
@@ -66,16 +66,16 @@ class ModelCache(Generic[T]):
             return self._models[name].model
 
     def _evict_until_fits(self, name: str, size_bytes: int) -> None:
-        """A model larger than the whole budget may still come, when it is then alone."""
-        leavers = [held for held in self._models if held not in self.pinned and not self._in_use(held)]
+        """A model larger than the whole budget is loaded when it is then alone."""
+        evictable = [held for held in self._models if held not in self.pinned and not self._in_use(held)]
         while self._models and self.used_bytes + size_bytes > self.budget_bytes:
-            if not leavers:
+            if not evictable:
                 raise InsufficientMemory(
-                    f"{name} needs {size_bytes} bytes beside {', '.join(self._models)}, which stay; the budget is {self.budget_bytes}"
+                    f"{name} needs {size_bytes} bytes beside {', '.join(self._models)}, which must stay; the budget is {self.budget_bytes}"
                 )
-            self.evict(leavers.pop(0))
+            self.evict(evictable.pop(0))
 
     def evict(self, name: str) -> None:
-        resident = self._models.pop(name)
-        self._unload(resident.model)
-        log.info("model.left", model=name, bytes=resident.size_bytes)
+        cached = self._models.pop(name)
+        self._unload(cached.model)
+        log.info("model.evicted", model=name, bytes=cached.size_bytes)

@@ -1,4 +1,4 @@
-"""What crosses the pipes between the executor and its process, and what an engine is. Both sides trust each other, so it is pickled."""
+"""The messages between the executor and its model process, pickled since both sides trust each other, and the Engine protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ FailureKind = Literal["permanent", "temporary"]
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """An engine that the child can open: `factory` is `package.module:function`, called with `options` and a Lifeline."""
+    """An engine that the child can open: `factory_path` is `package.module:function`, called with `options` and an EngineHost."""
 
     factory_path: str
     options: Any = None
@@ -18,7 +18,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class OpenEngine:
-    """The first frame: what to open, where parcels go, and how much address space may be taken (bytes)."""
+    """The first frame: which engine to open, the folder for output files, and the limit of the address space (bytes)."""
 
     spec: EngineSpec
     shm_dir: Path
@@ -43,14 +43,14 @@ class StopProcess:
 
 @dataclass(frozen=True)
 class EngineReady:
-    """The engine is open and the device has passed its self-test. `info` says what was loaded."""
+    """The engine is open and its self-test has passed. `info`: model, device and other facts for the log."""
 
     info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """Alive, and at something that may be silent for `limit_seconds`: loading, say."""
+    """The process is at `activity`, such as loading, and may send nothing for `timeout_seconds`. `fraction` of it is done."""
 
     activity: str
     timeout_seconds: float
@@ -64,7 +64,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progressed:
-    """One step of `total` is done. `preview`: a tiny JPEG, when asked for."""
+    """Step `step` of `total` is done. `preview`: a small JPEG, when the request wants one."""
 
     request_id: int
     step: int
@@ -74,7 +74,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class Finished:
-    """`parcels`: files in the spool that the parent reads and removes."""
+    """`output_files`: files in the `shm_dir` that the parent reads and deletes."""
 
     request_id: int
     result: Any
@@ -91,14 +91,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Cancelled: the row is free."""
+    """The request is cancelled and its place in the engine free."""
 
     request_id: int
 
 
 @dataclass(frozen=True)
 class EngineMetrics:
-    """What the engine measures of itself. `counters` only grow."""
+    """Metrics of the engine by name. `counters` only grow."""
 
     counters: dict[str, float]
     gauges: dict[str, float]
@@ -109,7 +109,7 @@ EngineEvent = Started | Progressed | Finished | Failed | Cancelled | EngineMetri
 
 @dataclass(frozen=True)
 class TickReport:
-    """One tick is done; this is the heartbeat. `seconds`: how long the tick took."""
+    """The events of one tick; this is the heartbeat. `seconds`: how long the tick took."""
 
     events: tuple[EngineEvent, ...]
     seconds: float = 0.0
@@ -117,7 +117,7 @@ class TickReport:
 
 @dataclass(frozen=True)
 class FatalError:
-    """The last word of a process that leaves by itself."""
+    """The last message of a process that ends itself because of an error."""
 
     cause: Literal["memory", "error", "open"]
     message: str
@@ -125,19 +125,20 @@ class FatalError:
 
 @dataclass(frozen=True)
 class ProcessExit:
-    """Why a process is no more. `killed`: by the kernel or someone outside; all others it did itself or had coming."""
+    """Why a process exited. `killed`: with SIGKILL from outside; `hang`: by the executor; `left`: with status 0 or by request."""
 
     cause: Literal["crash", "hang", "memory", "killed", "error", "open", "left"]
     message: str
 
 
 class MemoryExhausted(Exception):
-    """Every rung inside the process has been tried: only a fresh process may help."""
+    """Every out-of-memory fallback inside the process was applied: only a new process may help."""
 
 
 @dataclass(frozen=True)
 class EngineHost:
-    """What an engine may do towards the outside: `beat` buys silence while loading, `wake()` asks for a tick from any thread."""
+    """What the process offers its engine: `report_load_progress(activity, timeout_seconds, fraction)` announces a time without heartbeat;
+    `request_tick()` may be called from any thread."""
 
     report_load_progress: Callable[[str, float, float | None], None]
     request_tick: Callable[[], None]
@@ -145,27 +146,24 @@ class EngineHost:
 
 
 class Engine(Protocol):
-    """Owns one device. Called from one thread; whatever it raises from `tick` ends the process."""
+    """Owns one device. Called from one thread; an exception from `tick` ends the process."""
 
     info: dict[str, Any]
 
     def self_test(self) -> None:
-        """Raise when the device does not compute."""
+        """Raises when the device does not compute."""
 
     def submit(self, request_id: int, request: Any) -> None:
-        """Check the work and take it in. Raises PermanentError or TemporaryError; then nothing was taken."""
+        """Validate and queue a request. Raises PermanentError or TemporaryError; then it is not queued."""
 
     def cancel(self, request_id: int) -> bool:
-        """Drop the work before the next step. False: it is not here any more."""
+        """Drop the request before the next step. False: it is not in the engine any more."""
 
     def idle_seconds(self) -> float | None:
-        """0: tick at once; a number: tick after so long; None: nothing to do until something comes."""
+        """Seconds until the next tick is due; 0: now; None: not before the next request."""
 
     def tick(self) -> Sequence[EngineEvent]:
-        """One bounded piece of work."""
+        """Do one bounded piece of work, such as one step."""
 
     def close(self) -> None:
-        """Let go of the device."""
-
-
-EngineFactory = Callable[[Any, EngineHost], Engine]
+        """Release the device."""

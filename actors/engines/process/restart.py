@@ -1,4 +1,8 @@
-"""Whose fault is the death of a process? Suspects run again alone; who dies alone, and not for the first time, is the culprit. Pure."""
+"""What follows from the exit of a process: which request is at fault, and how long to wait before a restart. Pure rules.
+
+Requests that were running when a process exited run again, each alone. One whose process exits while it is alone, and not for the first
+time, is at fault.
+"""
 
 from dataclasses import dataclass
 
@@ -6,16 +10,14 @@ from actors.engines.process.protocol import ProcessExit
 from bus.errors import PermanentError, TemporaryError
 
 MAX_EXITS = 2
-"""Deaths, the last one alone, that convict an order whose process crashed or hung."""
-
-
+"""A request is at fault after so many crashes or hangs of its process, at least one of them alone."""
 MAX_KILLS = 3
-"""The same when the process was killed with SIGKILL: that may be the work of a person, or of another process that took the memory."""
+"""The same for exits by SIGKILL while alone: these may be caused by a person, or by another process that took the memory."""
 
 
 @dataclass
 class CrashAttribution:
-    """One order's record."""
+    """The process exits that one request has seen."""
 
     exits: int = 0
     exits_alone: int = 0
@@ -27,24 +29,24 @@ class CrashAttribution:
         self.kills_alone += alone and process_exit.cause == "killed"
 
     def error_for(self, process_exit: ProcessExit) -> PermanentError | TemporaryError | None:
-        """None: run it again, alone."""
+        """The error of a request that is at fault; None: run it again, alone."""
         if process_exit.cause == "memory":
             return self._error_for_memory(process_exit)
-        convicted = self.kills_alone >= MAX_KILLS if process_exit.cause == "killed" else self.exits_alone and self.exits >= MAX_EXITS
-        if not convicted:
+        at_fault = self.kills_alone >= MAX_KILLS if process_exit.cause == "killed" else self.exits_alone and self.exits >= MAX_EXITS
+        if not at_fault:
             return None
-        return PermanentError("engine-crash", f"this order ends its model process each time it runs alone: {process_exit.message}")
+        return PermanentError("engine-crash", f"the model process exits each time this request runs alone: {process_exit.message}")
 
     def _error_for_memory(self, process_exit: ProcessExit) -> TemporaryError | None:
-        """A fresh process was the last rung."""
+        """A new process was the last out-of-memory fallback."""
         if self.exits_alone and self.exits >= MAX_EXITS:
-            return TemporaryError(f"not enough memory, even alone in a fresh process: {process_exit.message}", code="out-of-memory")
+            return TemporaryError(f"not enough memory, even alone in a new process: {process_exit.message}", code="out-of-memory")
         return None
 
 
 @dataclass
 class CircuitBreaker:
-    """Failures in a row decide. The first restart is immediate, then the wait doubles; from `threshold` on the breaker is open."""
+    """Counts failures in a row. The first restart is immediate, then the delay doubles; from `threshold` on the breaker is open."""
 
     threshold: int
     initial_delay_seconds: float
@@ -59,7 +61,7 @@ class CircuitBreaker:
         self.failures += 1
 
     def record_success(self) -> None:
-        """Something was finished: whatever fails from now on is a new story."""
+        """A request was finished: failures are counted anew."""
         self.failures = 0
 
     def restart_delay_seconds(self) -> float:

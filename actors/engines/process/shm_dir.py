@@ -1,4 +1,4 @@
-"""The folder for parcels: in memory where the system has such a one. What a killed process left behind is swept away by the next."""
+"""The folder for output files, in shared memory where the system has it. Folders of processes that were killed are removed by the next."""
 
 import os
 import shutil
@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def create_shm_dir(root: Path | None = None) -> Path:
-    """A fresh folder. Its name says whose it is, since only a process that is gone on this very host may be swept up after."""
+    """A new folder, named after the host and the process: only folders of dead processes on this host are removed."""
     root = root or shm_root()
-    ours = f"atelier-{socket.gethostname()}-"
-    for left in root.glob(f"{ours}*"):
-        owner = left.name.removeprefix(ours).partition("-")[0]
+    prefix = f"atelier-{socket.gethostname()}-"
+    for folder in root.glob(f"{prefix}*"):
+        owner = folder.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not process_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=root))
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
 
 
 def shm_root() -> Path:
-    shared = Path("/dev/shm")  # noqa: S108 - the folder made in it is ours alone
-    return shared if shared.is_dir() else Path(tempfile.gettempdir())
+    shared_memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it
+    return shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())
 
 
 def process_exists(process_id: int) -> bool:

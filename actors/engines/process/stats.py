@@ -1,4 +1,4 @@
-"""What the executor counts: deaths, waits, busy seconds, and what the engine measures of itself."""
+"""Metrics of the executor: process exits, queue seconds, busy seconds, and the engine's own metrics."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -9,6 +9,8 @@ from actors.engines.process.protocol import EngineMetrics, ProcessExit
 
 @dataclass
 class ExecutorStats:
+    """`exits`: by cause. `queue_seconds`: of the last requests. `engine_metrics`: the last that the running process reported."""
+
     finished: int = 0
     cancelled: int = 0
     busy_seconds: float = 0.0
@@ -30,14 +32,14 @@ class ExecutorStats:
         self.engine_metrics = metrics
 
     def snapshot(self) -> dict[str, Any]:
-        """Names as metrics have them; counters end in `_total`."""
-        waits = sorted(self.queue_seconds)
+        """Values by metric name; counters end in `_total`."""
+        queue_seconds = sorted(self.queue_seconds)
         return {
             "engine_finished_total": self.finished,
             "engine_cancelled_total": self.cancelled,
             "engine_busy_seconds_total": round(self.busy_seconds, 3),
             "engine_deaths_total": dict(self.exits),
-            "engine_queue_seconds_median": round(waits[len(waits) // 2], 4) if waits else 0.0,
+            "engine_queue_seconds_median": round(queue_seconds[len(queue_seconds) // 2], 4) if queue_seconds else 0.0,
             **{f"engine_{name}_total": value for name, value in self.engine_metrics.counters.items()},
             **{f"engine_{name}": value for name, value in self.engine_metrics.gauges.items()},
         }

@@ -1,6 +1,6 @@
-"""Any OpenAI-compatible server as a writer, piece by piece or at once. A server that is away is called again while there is time.
+"""An OpenAI-compatible server as text engine, streaming or not. Requests are retried while the server is unavailable and time is left.
 
-Leaving a reply half read closes its connection; the server stops writing then.
+Closing the chunks early closes the connection, at which the server stops generating.
 """
 
 import asyncio
@@ -18,33 +18,26 @@ import structlog
 from pydantic import SecretStr
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.remote.openai_vlm import RETRYABLE_STATUSES, response_format
+from actors.engines.remote.openai_client import choose_model, connection_error, finish_reason, open_client, response_format, status_error
 from bus.errors import PermanentError, TemporaryError
 
 INITIAL_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 5.0
-
-
 DEADLINE_MARGIN_SECONDS = 0.5
-"""Before its deadline a request that had no luck is given up, so that its fault still comes in time."""
-
-
+"""A request is given up so long before its deadline, so that its error is still in time."""
+CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 NUMBER_PATTERN = r"(\d[\d,]*)"
-
-
 CONTEXT_LENGTH_PATTERN = re.compile(rf"maximum (?:context|model) length (?:is|of) {NUMBER_PATTERN}", re.IGNORECASE)
-
-
 PROMPT_LENGTH_PATTERN = re.compile(
     rf"(?:contains?|has|resulted in)[^0-9]{{0,20}}{NUMBER_PATTERN} (?:input )?(?:tokens|characters)", re.IGNORECASE
 )
-
+METRIC_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class ServedModels:
-    """What the server serves: the model that is asked, all names, and its context length when it says so."""
+    """The model that is used, the names of all, and the context length if the server reports it."""
 
     model: str
     names: tuple[str, ...]
@@ -52,17 +45,16 @@ class ServedModels:
 
 
 class OpenAiTextEngine:
-    """One server. `wanted`: the model to ask; None takes the first that is served."""
+    """One server. `model`: the requested one; None: the first that is served."""
 
     name = "openai"
+    generated_tokens: int
+    last_token_at: float | None
 
     def __init__(self, http: httpx.AsyncClient, model: str | None, retry_seconds: float) -> None:
         self._http, self._requested_model, self._retry_seconds = http, model, retry_seconds
         self._served_models: ServedModels | None = None
         self.generated_tokens, self.last_token_at = 0, None
-
-    generated_tokens: int
-    last_token_at: float | None
 
     async def ready(self) -> str:
         return (await self.served_models()).model
@@ -70,53 +62,48 @@ class OpenAiTextEngine:
     async def served_models(self) -> ServedModels:
         """Raises TemporaryError when the server does not answer or serves nothing yet."""
         if self._served_models is None:
-            cards = (await self._call("GET", "models", None)).json().get("data", [])
-            names = tuple(str(card["id"]) for card in cards)
-            if not names:
-                raise TemporaryError("the server serves no model yet", code="server-not-ready")
-            if self._requested_model and self._requested_model not in names:
-                log.warning("server.other_model", wanted=self._requested_model, taken=names[0])
-            chosen = self._requested_model if self._requested_model in names else names[0]
-            self._served_models = ServedModels(chosen or names[0], names, next((card.get("max_model_len") for card in cards), None))
+            models = (await self._call("GET", "models", None)).json().get("data", [])
+            names = [str(model["id"]) for model in models]
+            chosen = choose_model(self._requested_model, names)
+            self._served_models = ServedModels(chosen, tuple(names), next((model.get("max_model_len") for model in models), None))
         return self._served_models
 
     async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncGenerator[GenerationChunk]:
-        """The request is made again until the first piece is here; from then on a failure is the caller's to know of."""
+        """Retries temporary errors before the first chunk; later ones are raised."""
         until = time.monotonic() + self._time_budget(deadline)
-        pause = INITIAL_RETRY_SECONDS
+        backoff = INITIAL_RETRY_SECONDS
         while True:
-            begun = False
+            started = False
             try:
-                async with aclosing(self._attempt(request, max(0.1, until - time.monotonic()))) as pieces:
-                    async for piece in pieces:
-                        begun = True
-                        yield piece
+                async with aclosing(self._attempt(request, max(0.1, until - time.monotonic()))) as chunks:
+                    async for chunk in chunks:
+                        started = True
+                        yield chunk
                 return
             except TemporaryError as error:
                 self._served_models = None
-                wait = max(pause, error.delay or 0)
-                if begun or time.monotonic() + wait > until:
+                delay = max(backoff, error.delay or 0)
+                if started or time.monotonic() + delay > until:
                     raise
-                log.warning("server.again", wait_seconds=wait, cause=str(error)[:200])
-            await asyncio.sleep(wait)
-            pause = min(2 * pause, MAX_RETRY_SECONDS)
+                log.warning("server.retry", delay_seconds=delay, cause=str(error)[:200])
+            await asyncio.sleep(delay)
+            backoff = min(2 * backoff, MAX_RETRY_SECONDS)
 
     def _time_budget(self, deadline: datetime | None) -> float:
-        left = (deadline - datetime.now(UTC)).total_seconds() - DEADLINE_MARGIN_SECONDS if deadline else self._retry_seconds
-        return max(0.0, min(left, self._retry_seconds))
+        seconds = (deadline - datetime.now(UTC)).total_seconds() - DEADLINE_MARGIN_SECONDS if deadline else self._retry_seconds
+        return max(0.0, min(seconds, self._retry_seconds))
 
     async def _attempt(self, request: GenerationRequest, seconds: float) -> AsyncGenerator[GenerationChunk]:
         served = await self.served_models()
         if request.lora and request.lora not in served.names:
-            raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; there are: {', '.join(served.names)}")
+            raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model)
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
-                pieces = self._stream(body) if request.stream else self._complete(body)
-                async with aclosing(pieces):
-                    async for piece in pieces:
-                        self._record_tokens(piece)
-                        yield piece
+                async with aclosing(self._stream(body) if request.stream else self._complete(body)) as chunks:
+                    async for chunk in chunks:
+                        self._record_tokens(chunk)
+                        yield chunk
         except PromptTooLong as error:
             raise await self._with_exact_length(error, body) from None
         except TimeoutError:
@@ -127,74 +114,75 @@ class OpenAiTextEngine:
         self.last_token_at = time.time()
 
     async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
-        said = (await self._call("POST", "chat/completions", body)).json()
-        choice, used = said["choices"][0], said.get("usage") or {}
+        completion = (await self._call("POST", "chat/completions", body)).json()
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = str(choice["message"].get("content") or "")
-        self.generated_tokens += int(used.get("completion_tokens", 0))
-        yield GenerationChunk(text, int(used.get("completion_tokens", 0)), finish_reason(choice), int(used.get("prompt_tokens", 0)))
+        self.generated_tokens += int(usage.get("completion_tokens", 0))
+        yield GenerationChunk(text, int(usage.get("completion_tokens", 0)), finish_reason(choice), int(usage.get("prompt_tokens", 0)))
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         tokens = 0
-        ended: dict[str, Any] | None = None
-        used: dict[str, Any] = {}
+        last_choice: dict[str, Any] | None = None
+        usage: dict[str, Any] = {}
         try:
-            async with self._http.stream("POST", "chat/completions", json=body) as answer:
-                await raise_for_status(answer)
-                async for said in sse_events(answer):
-                    used = said.get("usage") or used
-                    for choice in said.get("choices", []):
-                        ended = choice if choice.get("finish_reason") else ended
+            async with self._http.stream("POST", "chat/completions", json=body) as response:
+                await raise_for_status(response)
+                async for event in sse_events(response):
+                    usage = event.get("usage") or usage
+                    for choice in event.get("choices", []):
+                        last_choice = choice if choice.get("finish_reason") else last_choice
                         if text := (choice.get("delta") or {}).get("content"):
                             tokens += 1
                             yield GenerationChunk(text, tokens)
         except httpx.HTTPError as error:
-            raise connection_failed(self._http, error) from error
-        if ended is None:
-            raise TemporaryError("the model server broke off in the middle of its answer", code="server-failed")
-        yield GenerationChunk("", int(used.get("completion_tokens", tokens)), finish_reason(ended), int(used.get("prompt_tokens", 0)))
+            raise connection_error(self._http, error) from error
+        if last_choice is None:
+            raise TemporaryError("the model server's stream ended before the answer was complete", code="server-failed")
+        completion_tokens = int(usage.get("completion_tokens", tokens))
+        yield GenerationChunk("", completion_tokens, finish_reason(last_choice), int(usage.get("prompt_tokens", 0)))
 
     async def _call(self, method: str, path: str, body: Any) -> httpx.Response:
         try:
-            answer = await self._http.request(method, path, json=body)
+            response = await self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise connection_failed(self._http, error) from error
-        await raise_for_status(answer)
-        return answer
+            raise connection_error(self._http, error) from error
+        await raise_for_status(response)
+        return response
 
     async def _with_exact_length(self, error: PromptTooLong, body: dict[str, Any]) -> PromptTooLong:
-        """With the prompt's true length, where the server tells it; its refusal knows only a lower bound."""
-        counted = await self.count_tokens(body["messages"])
-        return PromptTooLong(*counted) if counted else error
+        """The error with the prompt's exact length, if the server counts it; its own message has only a lower bound."""
+        counts = await self.count_tokens(body["messages"])
+        return PromptTooLong(*counts) if counts else error
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
-        """vLLM counts for us; other servers do not."""
+        """Counted by vLLM; None with other servers."""
         served = await self.served_models()
         if served.max_model_len is None:
             return None
-        question = {"model": served.model, "messages": messages, "add_generation_prompt": True}
+        body = {"model": served.model, "messages": messages, "add_generation_prompt": True}
         try:
-            counted = (await self._http.post(self._server_url("tokenize"), json=question)).json()
-            return int(counted["count"]), int(counted.get("max_model_len") or served.max_model_len)
+            reply = (await self._http.post(self._server_url("tokenize"), json=body)).json()
+            return int(reply["count"]), int(reply.get("max_model_len") or served.max_model_len)
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
 
     def _server_url(self, path: str) -> str:
-        """vLLM's own routes stand beside `/v1`."""
+        """A route of vLLM's own, which is outside `/v1`."""
         return f"{str(self._http.base_url).rstrip('/').removesuffix('/v1')}/{path}"
 
     async def state(self) -> EngineState:
-        """What the server says of itself, where it is a vLLM; else what was counted here."""
+        """The metrics of the server if it is a vLLM, else what was counted here."""
         served = await self.served_models()
         try:
-            metrics = await self._http.get(self._server_url("metrics"))
-            said = parse_metrics(metrics.text) if metrics.status_code == 200 else {}
+            page = await self._http.get(self._server_url("metrics"))
+            metrics = parse_metrics(page.text) if page.status_code == 200 else {}
         except httpx.HTTPError:
-            said = {}
+            metrics = {}
         return EngineState(
-            running=int(said.get("vllm:num_requests_running", 0)),
-            waiting=int(said.get("vllm:num_requests_waiting", 0)),
-            generated_tokens=int(said.get("vllm:generation_tokens_total", self.generated_tokens)),
+            running=int(metrics.get("vllm:num_requests_running", 0)),
+            waiting=int(metrics.get("vllm:num_requests_waiting", 0)),
+            generated_tokens=int(metrics.get("vllm:generation_tokens_total", self.generated_tokens)),
             last_token_at=self.last_token_at,
             max_model_len=served.max_model_len,
             loras=tuple(name for name in served.names if name != served.model),
@@ -203,7 +191,7 @@ class OpenAiTextEngine:
 
 
 def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    """The request. What is not one of OpenAI's own parameters is sent only where it says something."""
+    """The request body. Optional parameters are sent only when they are set."""
     body: dict[str, Any] = {
         "model": model,
         "messages": request.messages,
@@ -213,77 +201,59 @@ def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]
     }
     if request.schema is not None:
         body |= {"response_format": response_format(json.dumps(request.schema))}
-    chosen = {
+    optional = {
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "stop": list(request.stop),
         "seed": request.seed,
         "repetition_penalty": request.repetition_penalty if request.repetition_penalty != 1 else None,
     }
-    return body | {name: value for name, value in chosen.items() if value or (value == 0 and name == "seed")}
+    return body | {name: value for name, value in optional.items() if value or (value == 0 and name == "seed")}
 
 
 async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """Server-sent events. Raises TemporaryError when the server says in one that it failed."""
+    """The JSON of each server-sent event. Raises TemporaryError when one has an error."""
     async for line in response.aiter_lines():
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             continue
-        said: dict[str, Any] = json.loads(data)
-        if "error" in said:
-            raise TemporaryError(f"the model server failed: {str(said['error'])[:500]}", code="server-failed")
-        yield said
-
-
-def finish_reason(choice: dict[str, Any]) -> Any:
-    return "length" if choice.get("finish_reason") == "length" else "stop"
+        event: dict[str, Any] = json.loads(data)
+        if "error" in event:
+            raise TemporaryError(f"the model server failed: {str(event['error'])[:500]}", code="server-failed")
+        yield event
 
 
 async def raise_for_status(response: httpx.Response) -> None:
     """Raises PromptTooLong, PermanentError("server-refused"), TemporaryError."""
     if response.status_code == 200:
         return
-    said = (await response.aread()).decode(errors="replace")[:2000]
-    if response.status_code >= 500 or response.status_code in RETRYABLE_STATUSES:
-        after = response.headers.get("Retry-After", "")
-        delay = float(after) if after.isdigit() else None
-        raise TemporaryError(f"the model server answered {response.status_code}: {said[:500]}", code="server-failed", delay=delay)
-    if limit := CONTEXT_LENGTH_PATTERN.search(said):
-        prompt = PROMPT_LENGTH_PATTERN.search(said, limit.end())
-        raise PromptTooLong(parse_number(prompt), parse_number(limit))
-    raise PermanentError("server-refused", f"the model server answered {response.status_code}: {said[:500]}")
+    text = (await response.aread()).decode(errors="replace")[:2000]
+    error = status_error(response)
+    if isinstance(error, PermanentError) and (limit := CONTEXT_LENGTH_PATTERN.search(text)):
+        raise PromptTooLong(parse_number(PROMPT_LENGTH_PATTERN.search(text, limit.end())), parse_number(limit))
+    if error:
+        raise error
 
 
 def parse_number(match: "re.Match[str] | None") -> int:
     return int(match[1].replace(",", "")) if match else 0
 
 
-def connection_failed(http: httpx.AsyncClient, error: Exception) -> TemporaryError:
-    return TemporaryError(f"the model server at {http.base_url} did not answer: {error!r}", code="server-away", delay=None)
+def parse_metrics(page: str) -> dict[str, float]:
+    """The value of each metric in Prometheus' text format, summed over its labels."""
+    values: dict[str, float] = {}
+    for name, value in METRIC_LINE.findall(page):
+        try:
+            values[name] = values.get(name, 0.0) + float(value)
+        except ValueError:
+            continue
+    return values
 
 
 @asynccontextmanager
 async def open_openai_text_engine(
     server_url: str | None, api_key: SecretStr | None, model: str | None, retry_seconds: float
 ) -> AsyncIterator[OpenAiTextEngine]:
-    """Nothing is called before the first request."""
-    if not server_url:
-        raise PermanentError("server-unnamed", "the engine `openai` needs VLLM_SERVER_URL, such as http://localhost:8000/v1")
-    headers = {"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    waits = httpx.Timeout(retry_seconds, connect=10)
-    async with httpx.AsyncClient(base_url=f"{server_url.rstrip('/')}/", headers=headers, timeout=waits, limits=limits) as http:
+    """Raises PermanentError("server-unnamed") without an address. Nothing is sent before the first request."""
+    async with open_client(server_url, api_key, retry_seconds, CONNECTION_LIMITS, setting="VLLM_SERVER_URL") as http:
         yield OpenAiTextEngine(http, model, retry_seconds)
-
-
-METRIC_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
-
-
-def parse_metrics(page: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in METRIC_LINE.findall(page):
-        try:
-            found[name] = found.get(name, 0.0) + float(value)
-        except ValueError:
-            continue
-    return found

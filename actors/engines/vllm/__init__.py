@@ -1,1 +1,1 @@
-"""vLLM in process."""
+"""vLLM in the worker process."""

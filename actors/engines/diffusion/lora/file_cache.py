@@ -1,4 +1,4 @@
-"""LoRA weights on the local disk, named by their sha256: fetched when the order comes in, not at its turn on the device."""
+"""LoRA weights on the local disk, named by their sha256; fetched when the order arrives, not when the device starts it."""
 
 import asyncio
 import hashlib
@@ -19,11 +19,11 @@ from contracts.image import Lora
 log = structlog.get_logger()
 
 SHA256_CACHE_SECONDS = 300.0
-"""An address without a sha256 is believed to hold the same bytes for so long."""
+"""How long an address without a sha256 is taken to hold the same bytes."""
 
 
 class LoraFileCache:
-    """Orders that ask for the same address at once share one fetch."""
+    """Fetches and caches LoRA files. Concurrent orders with the same address share one fetch."""
 
     def __init__(self, claims: ClaimStore, settings: ImageSettings) -> None:
         self.claims, self.settings = claims, settings
@@ -33,7 +33,7 @@ class LoraFileCache:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def fetch(self, lora: Lora) -> LoraFile:
-        """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when its store is away."""
+        """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when the store is unavailable."""
         lock = self._locks.setdefault(lora.uri, asyncio.Lock())
         async with lock:
             file = await asyncio.to_thread(self._cached, lora) or await self._fetch(lora)
@@ -42,10 +42,10 @@ class LoraFileCache:
         return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri))
 
     def _cached(self, lora: Lora) -> Path | None:
-        since, known = self._sha256_by_uri.get(lora.uri, (0.0, ""))
-        name = lora.sha256 or (known if time.monotonic() - since < SHA256_CACHE_SECONDS else None)
-        file = self.folder / f"{name}.safetensors"
-        if not name or not file.exists():
+        fetched_at, cached_sha256 = self._sha256_by_uri.get(lora.uri, (0.0, ""))
+        sha256 = lora.sha256 or (cached_sha256 if time.monotonic() - fetched_at < SHA256_CACHE_SECONDS else None)
+        file = self.folder / f"{sha256}.safetensors"
+        if not sha256 or not file.exists():
             return None
         os.utime(file)
         return file
@@ -65,19 +65,19 @@ class LoraFileCache:
         return file
 
     def _store(self, lora: Lora, data: bytes) -> Path:
-        """Check the bytes, then give them their name. What is refused is not kept."""
+        """Validate the bytes and store them under their sha256. Invalid ones are not stored."""
         sha256 = hashlib.sha256(data).hexdigest()
         if lora.sha256 and lora.sha256 != sha256:
             raise invalid_lora(redact_uri(lora.uri), f"its sha256 is {sha256}, the order says {lora.sha256}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / f".{sha256}.{os.getpid()}"
-        fresh.write_bytes(data)
+        temporary = self.folder / f".{sha256}.{os.getpid()}"
+        temporary.write_bytes(data)
         try:
-            validate_lora(fresh, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
-            file = fresh.rename(self.folder / f"{sha256}.safetensors")
+            validate_lora(temporary, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+            file = temporary.rename(self.folder / f"{sha256}.safetensors")
         finally:
-            fresh.unlink(missing_ok=True)
-        log.info("lora.kept", sha256=sha256, bytes=len(data))
+            temporary.unlink(missing_ok=True)
+        log.info("lora.cached", sha256=sha256, bytes=len(data))
         self._evict_until_fits(file)
         return file
 
@@ -92,6 +92,6 @@ class LoraFileCache:
 
 
 def redact_uri(uri: str) -> str:
-    """An address as it may stand in a message or a log: a signature in its query is a secret."""
+    """An address for messages and logs, without query and credentials, which may be secret."""
     parts = urlsplit(uri)
     return parts._replace(query="", netloc=parts.netloc.rpartition("@")[2]).geturl()

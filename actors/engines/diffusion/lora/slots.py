@@ -1,7 +1,7 @@
 """LoRAs in a model's memory: a fixed number of slots, chosen row by row.
 
-The model's layers stay as they are; a layer that any LoRA changes is taught once to add what the rows of the present call want.
-A slot that no row uses may be given to another LoRA; the least recently used goes first.
+The model's weights do not change: a layer that a LoRA changes is patched once, to add the LoRA output of each row of the current call.
+A slot that no row uses can be given to another LoRA; the least recently used is evicted first.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ LayerKey = tuple[str, str]
 
 @dataclass
 class LoraSlot:
-    """`pairs`: (part, layer) → weights. `scale`: the order's own."""
+    """`pairs`: (component, layer) → weights. `scale`: that of the order. `users`: orders that use the slot."""
 
     adapter: str
     scale: float
@@ -29,7 +29,9 @@ class LoraSlot:
 
 @dataclass(frozen=True)
 class BatchedLora:
-    """One layer's part in calls whose rows are named so. Linear: `down` is rows × in × rank, `up` rows × rank × out, scaled."""
+    """The weights of one layer for calls with these `row_adapters`. Linear: `down` is rows × in × rank, `up` rows × rank × out, scaled;
+    `rows` are the indices of rows with an adapter. `convolutions`: (row indices, pair, scale) by adapter.
+    """
 
     row_adapters: tuple[str, ...]
     rows: Any = None
@@ -53,17 +55,17 @@ class LoraSlots:
         return len(self._slots)
 
     def set_row_adapters(self, adapters: list[str] | None) -> None:
-        """Which adapter each row of the coming call uses. None: no row uses any."""
+        """Set the adapter of each row of the next call. None: no row has one."""
         self._row_adapters = tuple(adapters) if adapters and set(adapters) != {BASE_MODEL} else None
 
     def has_slot_for(self, lora: LoraFile | None) -> bool:
-        """Whether `acquire` would find a place now."""
+        """Whether `acquire` would find a slot now."""
         if lora is None or lora.slot_key in self._slots or len(self._slots) < self.max_slots:
             return True
         return any(not slot.users for slot in self._slots.values())
 
     def acquire(self, lora: LoraFile | None) -> str:
-        """The adapter's name. Raises PermanentError("lora-invalid"); then nothing of it stays."""
+        """The adapter's name. Raises PermanentError("lora-invalid"); then no slot is taken."""
         if lora is None:
             return BASE_MODEL
         slot = self._slots.get(lora.slot_key) or self._load(lora)
@@ -76,11 +78,11 @@ class LoraSlots:
             self._slots[lora.slot_key].users -= 1
 
     def clear(self) -> None:
-        """Let go of the model."""
+        """Undo the patches and drop all references to the model."""
         for layer in self._patched_layers.values():
             del layer.forward
-        for memory in (self._patched_layers, self._slots, self._slots_by_adapter, self._batched):
-            memory.clear()
+        for table in (self._patched_layers, self._slots, self._slots_by_adapter, self._batched):
+            table.clear()
         self.pipeline = None
 
     def _load(self, lora: LoraFile) -> LoraSlot:
@@ -100,8 +102,8 @@ class LoraSlots:
         self._batched.clear()
 
     def _patch_layer(self, key: LayerKey) -> None:
-        part, name = key
-        layer = getattr(self.pipeline, part).get_submodule(name)
+        component, name = key
+        layer = getattr(self.pipeline, component).get_submodule(name)
         layer.forward = partial(self._forward, key, layer, layer.forward)
         self._patched_layers[key] = layer
 
@@ -109,31 +111,31 @@ class LoraSlots:
         result = original_forward(x, *arguments, **options)
         if self._row_adapters is None:
             return result
-        gathered = self._batched.get(key)
-        if gathered is None or gathered.row_adapters != self._row_adapters:
-            gathered = self._batched[key] = self._batch(key)
-        return add_lora_delta(gathered, layer, x, result)
+        batched = self._batched.get(key)
+        if batched is None or batched.row_adapters != self._row_adapters:
+            batched = self._batched[key] = self._batch(key)
+        return add_lora_delta(batched, layer, x, result)
 
     def _batch(self, key: LayerKey) -> BatchedLora:
-        """It is kept for as long as the same rows come."""
+        """The layer's weights for the current rows; kept as long as the adapters of the rows stay the same."""
         assert self._row_adapters is not None
         rows = [
             number for number, name in enumerate(self._row_adapters) if name != BASE_MODEL and key in self._slots_by_adapter[name].pairs
         ]
         if not rows:
             return BatchedLora(self._row_adapters)
-        users = {
+        rows_by_adapter = {
             name: [row for row in rows if self._row_adapters[row] == name]
             for name in dict.fromkeys(self._row_adapters[row] for row in rows)
         }
-        slots = {name: self._slots_by_adapter[name] for name in users}
-        return batch_pairs(self._row_adapters, users, {name: (slot.pairs[key], slot.scale) for name, slot in slots.items()})
+        slots = {name: self._slots_by_adapter[name] for name in rows_by_adapter}
+        return batch_pairs(self._row_adapters, rows_by_adapter, {name: (slot.pairs[key], slot.scale) for name, slot in slots.items()})
 
 
 def batch_pairs(
     row_adapters: tuple[str, ...], rows_by_adapter: dict[str, list[int]], pairs: dict[str, tuple[LoraPair, float]]
 ) -> BatchedLora:
-    """One pair of stacks for all rows; smaller ranks are filled up with noughts. Convolutions go adapter by adapter."""
+    """Stack the weights of all rows; smaller ranks are padded with zeros. Convolutions are applied adapter by adapter."""
     import torch
 
     device = next(iter(pairs.values()))[0].down.device
@@ -145,8 +147,8 @@ def batch_pairs(
     rank = max(pair.rank for pair, _ in pairs.values())
     downs = {name: pad_rank(pair.down.T, 1, rank) for name, (pair, _) in pairs.items()}
     ups = {name: pad_rank(pair.up.T * (pair.scaling * scale), 0, rank) for name, (pair, scale) in pairs.items()}
-    rows = sorted(row for of_one in rows_by_adapter.values() for row in of_one)
-    down, up = (torch.stack([stack[row_adapters[row]] for row in rows]) for stack in (downs, ups))
+    rows = sorted(row for adapter_rows in rows_by_adapter.values() for row in adapter_rows)
+    down, up = (torch.stack([weights[row_adapters[row]] for row in rows]) for weights in (downs, ups))
     return BatchedLora(row_adapters, torch.tensor(rows, device=device), down, up)
 
 
@@ -159,14 +161,14 @@ def pad_rank(weight: Any, axis: int, rank: int) -> Any:
 
 
 def add_lora_delta(batched: BatchedLora, layer: Any, x: Any, result: Any) -> Any:
-    """`result` and what the rows' LoRAs add to it. The first axis is the rows'."""
+    """`result` plus the LoRA output of each row. The first axis of `x` and `result` is the row."""
     for rows, pair, factor in batched.convolutions:
         result = result.index_add(0, rows, lora_conv2d(layer, pair, x[rows]) * factor)
     if batched.rows is None:
         return result
     rows_of_x = x if len(batched.rows) == len(x) else x[batched.rows]
-    change = (rows_of_x.unsqueeze(1) @ batched.down @ batched.up).squeeze(1) if x.dim() == 2 else rows_of_x @ batched.down @ batched.up
-    return result + change if rows_of_x is x else result.index_add(0, batched.rows, change)
+    delta = (rows_of_x.unsqueeze(1) @ batched.down @ batched.up).squeeze(1) if x.dim() == 2 else rows_of_x @ batched.down @ batched.up
+    return result + delta if rows_of_x is x else result.index_add(0, batched.rows, delta)
 
 
 def lora_conv2d(layer: Any, pair: LoraPair, x: Any) -> Any:

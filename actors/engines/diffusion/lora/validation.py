@@ -1,4 +1,4 @@
-"""LoRA files: what may come near the model. Reads the header of a safetensors file; the weights themselves stay unread."""
+"""Validates LoRA files by the header of the safetensors file; the weights themselves are not read."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from bus.errors import PermanentError
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 KEY_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te_", "lora_te1_", "base_model.model.")
-"""Of diffusers, kohya, and of PEFT's adapter folders."""
+"""Of diffusers, kohya, and PEFT's adapter folders."""
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 DOWN_KEY = re.compile(r"\.(lora_A|lora_down|lora\.down|down)\.(?:default\.)?weight$")
 UP_KEY = re.compile(r"\.(lora_B|lora_up|lora\.up|up)\.(?:default\.)?weight$")
@@ -21,10 +21,9 @@ SCALAR_KEY = re.compile(r"\.(alpha|rank)$")
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """`rank`: the greatest of the file. `encodes`: it also changes the text encoder."""
+    """`rank`: the highest in the file. `has_text_encoder`: it also changes the text encoder."""
 
     rank: int
-    tensor_count: int
     has_text_encoder: bool
 
 
@@ -33,45 +32,45 @@ def invalid_lora(origin: str, reason: str) -> PermanentError:
 
 
 def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> LoraInfo:
-    """Look at a file's header. Raises PermanentError("lora-invalid") that names the file and what is wrong with it."""
+    """Validate the header of a file. Raises PermanentError("lora-invalid") with the file's `origin` and the reason."""
     size = file.stat().st_size
     if size > max_bytes:
         raise invalid_lora(origin, f"it has {size} bytes, the limit is {max_bytes}")
     tensors = read_header(file, origin, size)
     if not tensors or len(tensors) > MAX_TENSORS:
-        raise invalid_lora(origin, f"it holds {len(tensors)} tensors; expected are 1 to {MAX_TENSORS}")
+        raise invalid_lora(origin, f"it has {len(tensors)} tensors; expected are 1 to {MAX_TENSORS}")
     ranks = [_check_tensor(name, tensor, origin) for name, tensor in tensors.items()]
     if not any(ranks):
-        raise invalid_lora(origin, "it holds no LoRA pair")
+        raise invalid_lora(origin, "it has no LoRA pair")
     if max(ranks) > max_rank:
         raise invalid_lora(origin, f"its rank is {max(ranks)}, the limit is {max_rank}")
-    return LoraInfo(max(ranks), len(tensors), any(name.startswith(("text_encoder.", "lora_te")) for name in tensors))
+    return LoraInfo(max(ranks), any(name.startswith(("text_encoder.", "lora_te")) for name in tensors))
 
 
 def read_header(file: Path, origin: str, size: int) -> dict[str, Any]:
-    """Name → dtype, shape, offsets. The first eight bytes are the length of the JSON that follows."""
+    """Name → dtype, shape, offsets. The first eight bytes of the file are the length of the JSON header."""
     with file.open("rb") as weights:
-        head = weights.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        prefix = weights.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise invalid_lora(origin, "it is not in the safetensors format; pickled weights are refused, convert them")
+            raise invalid_lora(origin, "it is not in the safetensors format; pickled weights are rejected, convert them")
         try:
             header = json.loads(weights.read(length))
             tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
             ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise invalid_lora(origin, "its header is broken") from None
+            raise invalid_lora(origin, "its header is invalid") from None
     if max(ends, default=0) != size - 8 - length:
-        raise invalid_lora(origin, "it is cut short or has something behind its weights")
+        raise invalid_lora(origin, "it is cut short or has bytes after its weights")
     return tensors
 
 
 def _check_tensor(name: str, tensor: dict[str, Any], origin: str) -> int:
-    """The rank that a tensor speaks of, 0 for none."""
+    """The rank that a tensor shows by its shape; 0: none. Raises PermanentError("lora-invalid")."""
     if not name.startswith(KEY_PREFIXES):
         raise invalid_lora(origin, f"the key {name[:120]!r} is not one of a LoRA for this model; keys begin with {', '.join(KEY_PREFIXES)}")
     if tensor.get("dtype") not in FLOAT_DTYPES and not SCALAR_KEY.search(name):
-        raise invalid_lora(origin, f"{name[:120]!r} is of type {tensor.get('dtype')}; taken are {', '.join(FLOAT_DTYPES)}")
+        raise invalid_lora(origin, f"{name[:120]!r} has the dtype {tensor.get('dtype')}; accepted are {', '.join(FLOAT_DTYPES)}")
     shape = tensor.get("shape") or [0]
     if DOWN_KEY.search(name):
         return int(shape[0])

@@ -1,0 +1,102 @@
+"""One answer of a text engine: the request, as much history as fits the model's context, and the stream of chunks."""
+
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actors.engines.language.requests import GenerationChunk, GenerationRequest, PromptTooLong, TextEngine
+from actors.llm.conversation_repository import History
+from actors.llm.prompt_builder import Prompt, reduce_turns, with_history
+from actors.llm.settings import TextSettings
+from bus.actor import Context
+from contracts.text import Text, TextDelta
+
+ANY_JSON_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+@dataclass
+class GenerationRun:
+    """The state of one answer while it is generated. Times are those of `time.perf_counter`."""
+
+    started_at: float = field(default_factory=time.perf_counter)
+    submitted_at: float = 0.0
+    first_token_at: float | None = None
+    finished_at: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    delta_count: int = 0
+    last_chunk: GenerationChunk = field(default_factory=lambda: GenerationChunk("", 0))
+
+
+def build_request(command: Text, prompt: Prompt, context: Context, settings: TextSettings) -> GenerationRequest:
+    def or_default(value: Any, default: Any) -> Any:
+        return default if value is None else value
+
+    return GenerationRequest(
+        messages=prompt.messages,
+        max_tokens=max(1, min(command.max_tokens or settings.max_tokens_cap, settings.max_tokens_cap)),
+        temperature=or_default(command.temperature, settings.temperature),
+        top_p=or_default(command.top_p, settings.top_p),
+        repetition_penalty=or_default(command.repetition_penalty, settings.repetition_penalty),
+        presence_penalty=command.presence_penalty or 0,
+        frequency_penalty=command.frequency_penalty or 0,
+        stop=tuple(command.stop),
+        seed=command.seed,
+        lora=command.lora_adapter or settings.default_lora_adapter,
+        schema=command.json_schema or (ANY_JSON_OBJECT if command.json_only else None),
+        stream=command.stream and context.send_delta is not None,
+    )
+
+
+async def generate_within_context(
+    request: GenerationRequest, prompt: Prompt, history: History | None, context: Context, run: GenerationRun, engine: TextEngine
+) -> GenerationRequest:
+    """Generate with the whole history, else with as many of its last turns as fit, at last with fewer tokens to generate.
+
+    Returns the request that was served. Raises PromptTooLong when the prompt alone does not fit.
+    """
+    messages = history.messages if history else ()
+    turns = await count_turns_that_fit(prompt, messages, request.max_tokens, engine)
+    while True:
+        request = replace(request, messages=with_history(prompt, messages, turns))
+        run.submitted_at = time.perf_counter()
+        try:
+            await consume_stream(request, context, run, engine)
+            return request
+        except PromptTooLong as error:
+            if not turns:
+                request = limit_max_tokens(request, error)
+            turns = reduce_turns(messages, turns, error.tokens + request.max_tokens, error.limit) if turns else 0
+
+
+async def count_turns_that_fit(prompt: Prompt, history: tuple[tuple[str, str], ...], max_tokens: int, engine: TextEngine) -> int:
+    """How many of the last turns leave room for `max_tokens` of answer; all of them when the engine cannot count tokens."""
+    turns = len(history) // 2
+    while turns:
+        counted = await engine.count_tokens(with_history(prompt, history, turns))
+        if counted is None or counted[0] + max_tokens <= counted[1]:
+            break
+        turns = reduce_turns(history, turns, counted[0] + max_tokens, counted[1])
+    return turns
+
+
+def limit_max_tokens(request: GenerationRequest, error: PromptTooLong) -> GenerationRequest:
+    """The request with no more tokens than the context has left. Raises `error` when it has none left."""
+    remaining = error.limit - error.tokens
+    if not 0 < remaining < request.max_tokens:
+        raise error
+    return replace(request, max_tokens=remaining)
+
+
+async def consume_stream(request: GenerationRequest, context: Context, run: GenerationRun, engine: TextEngine) -> None:
+    """Collect the chunks in `run`; send each as a delta when the caller streams."""
+    async with aclosing(engine.generate(request, context.deadline)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            if run.first_token_at is None and request.stream:
+                run.first_token_at = time.perf_counter()
+            run.texts.append(chunk.text)
+            run.last_chunk = chunk
+            if request.stream and chunk.text and context.send_delta:
+                await context.send_delta(TextDelta(sequence=run.delta_count, delta=chunk.text, tokens=chunk.completion_tokens))
+                run.delta_count += 1
+    run.finished_at = time.perf_counter()
