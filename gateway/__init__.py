@@ -1,1 +1,4 @@
-"""The front door: HTTP in, message out, reply in, HTTP out. Knows neither actors nor models nor the database: it asks over the bus."""
+"""The HTTP gateway: it publishes commands and returns their replies. It knows neither actors nor models nor the database.
+
+The core (admission, services, commands, problems, sse) serves the APIs that `apis` lists.
+"""

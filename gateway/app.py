@@ -1,103 +1,74 @@
-"""The gateway's application. It declares the queues it asks, so that a question is answered late rather than refused."""
+"""The application: the services, the routes of the served APIs, and the middleware around them."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.cors import CORSMiddleware
 
-from bus.amqp.publisher import open_publisher
-from bus.amqp.request_reply import open_request_client
-from bus.amqp.subscriptions import open_job_subscription
-from bus.amqp.topology import declare_command_queues
 from bus.observability.health import Health
-from bus.observability.health_checks import broker_check, store_check
 from bus.observability.health_server import serve_health
 from bus.observability.settings import HealthSettings
 from bus.settings import BusSettings
-from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 from contracts.steps import COMMANDS
-from gateway.admin import dead_letters
-from gateway.compat import ad_validation, chat, conversations, text_status, vertex
-from gateway.console.router import ROUTERS
-from gateway.docs import asyncapi
+from gateway.apis import Api, query_steps, served_apis
+from gateway.compat.vertex import VertexSettings
 from gateway.docs.openapi import DocumentedApp
-from gateway.jobs import routes
-from gateway.jobs.submission import JobService
 from gateway.middleware.admission import AdmissionMiddleware
 from gateway.middleware.api_keys import ApiKeys
 from gateway.middleware.sessions import Sessions
 from gateway.middleware.tracing import TracingMiddleware
-from gateway.openai import chat as openai_chat
-from gateway.openai import images, models
-from gateway.problems import install_error_handlers
+from gateway.problems import error_formats, install_error_handlers
+from gateway.services import open_services, services_of
 from gateway.settings import GatewaySettings
-from gateway.text.status import TextStatusCache, TextStatusSnapshot, health_fields
+from gateway.text.status import TextStatusSnapshot, health_fields
 
-QUERY_STEPS = (
-    "job.get",
-    "job.list",
-    "job.events",
-    "job.claim",
-    *dead_letters.QUERY_STEPS,
-    *vertex.QUERY_STEPS,
-    *conversations.QUERY_STEPS,
-    *text_status.QUERY_STEPS,
-)
 EXPOSED_HEADERS = ["X-Request-Id", "traceparent", "RateLimit", "RateLimit-Policy", "Retry-After", "Location", "Preference-Applied"]
+NO_DOCS = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 def create_app(
-    bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None = None, health_settings: HealthSettings | None = None
+    bus: BusSettings,
+    settings: GatewaySettings,
+    store: StoreSettings | None = None,
+    health_settings: HealthSettings | None = None,
+    vertex: VertexSettings | None = None,
 ) -> FastAPI:
-    """Raises OpenDoor when it would listen to the world without a key.
+    """Raises InsecureBindError on a public address without an API key.
 
-    Metrics are not behind this door but on the health server's own port: what one tenant does is not shown to another.
+    Metrics are on the health server's own port, since they concern all tenants.
     """
-    vertex_settings = vertex.VertexSettings()
-    keyless = vertex_settings.keyless
+    vertex = vertex or VertexSettings()
+    apis = served_apis(settings, vertex)
+    keyless = vertex.keyless if "vertex" in settings.apis else frozenset()
     keys = ApiKeys(settings, keyless)
     sessions = Sessions(keys, settings.console_session_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            health = Health(health_settings or HealthSettings(port=None))
-            state = app.state
-            state.health_url = await stack.enter_async_context(serve_health(health))
-            outbox = await stack.enter_async_context(open_publisher(bus))
-            health.checks["broker"] = broker_check(outbox)
-            async with outbox.channel() as channel:
-                await declare_command_queues(channel, (*COMMANDS, *QUERY_STEPS))
-            requests = await stack.enter_async_context(open_request_client(outbox))
-            follower = await stack.enter_async_context(open_job_subscription(outbox))
-            state.requests, state.publisher, state.subscription = requests, outbox, follower
-            state.store = await stack.enter_async_context(open_claim_store(store)) if store else None
-            state.text_status = TextStatusCache(requests)
-            state.jobs = JobService(requests, outbox, follower, settings.question_seconds)
-            if state.store:
-                health.checks["store"] = store_check(state.store)
+        health = Health(health_settings or HealthSettings(port=None))
+        steps = (*COMMANDS, *query_steps(apis))
+        async with serve_health(health) as url, open_services(bus, settings, store, sessions, health, steps) as services:
+            app.state.services, app.state.health_url = services, url
             health.started = True
             yield
 
-    app = DocumentedApp(title="Atelier", lifespan=lifespan, description="Generative media over RabbitMQ: publish, await, ask.")
-    app.state.streams = 0
-    app.state.settings, app.state.sessions = settings, sessions
-    app.include_router(routes.router)
-    app.include_router(dead_letters.router)
-    app.include_router(vertex.create_router(vertex_settings))
-    app.include_router(ad_validation.router)
-    for room in (chat, conversations, text_status, openai_chat, images, models):
-        app.include_router(room.router)
-    for router in ROUTERS:
-        app.include_router(router)
-    app.add_api_route("/health", tell_health, tags=["health"], response_model=HealthReport, responses={503: {"model": HealthReport}})
-    app.include_router(asyncapi.router)
+    docs: dict[str, Any] = {} if "docs" in settings.apis else NO_DOCS
+    app = DocumentedApp(title="Atelier", lifespan=lifespan, description="Generative media over RabbitMQ.", **docs)
+    _include_routes(app, apis)
     install_error_handlers(app)
-    app.add_middleware(AdmissionMiddleware, settings=settings, keys=keys, keyless=keyless, sessions=sessions)
+    app.add_middleware(
+        AdmissionMiddleware,
+        settings=settings,
+        keys=keys,
+        keyless=keyless,
+        sessions=sessions if "console" in settings.apis else None,
+        upload_paths=frozenset[str]().union(*(api.upload_paths for api in apis)),
+    )
     if settings.cors_origins:
         origins = list(settings.cors_origins)
         app.add_middleware(
@@ -107,8 +78,25 @@ def create_app(
     return app
 
 
+def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> None:
+    """`/health` comes last: Vertex AI's own health route may have the same path."""
+    routers = [router for api in apis for router in api.routers]
+    app.state.error_formats = error_formats(routers)
+    for router in routers:
+        app.include_router(router)
+    app.add_api_route(
+        "/health",
+        report_health,
+        operation_id="tell_health_health_get",
+        summary="Tell Health",
+        tags=["health"],
+        response_model=HealthReport,
+        responses={503: {"model": HealthReport}},
+    )
+
+
 class HealthReport(BaseModel):
-    """Whether there is a broker; how many replies are awaited, streams open, replies come too late; and how the writing actor is."""
+    """Whether the broker is connected; how many replies are awaited, streams open and replies late; the text worker's status."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -119,12 +107,12 @@ class HealthReport(BaseModel):
     late_replies: int
 
 
-async def tell_health(request: Request) -> JSONResponse:
-    """Whether the gateway has its broker, how much is in its hands, and how the writing actor is (`loading` until its model is there)."""
-    state = request.app.state
-    connected = state.publisher.connected
-    known = await state.text_status.latest() if connected else TextStatusSnapshot()
-    hands = {"waiting": state.requests.pending_count, "streams": state.streams, "late_replies": state.requests.late_replies}
-    status = "unavailable" if not connected else "loading" if known.loading else "healthy"
-    told = {"status": status, "broker": connected} | hands | health_fields(known, state.text_status.uptime)
-    return JSONResponse(told, 200 if connected else 503)
+async def report_health(request: Request) -> JSONResponse:
+    """The gateway's state, and that of the text worker (`loading` until its model is loaded). 503 without the broker."""
+    services = services_of(request)
+    requests, connected = services.commands.requests, services.publisher.connected
+    snapshot = await services.text_status.latest() if connected else TextStatusSnapshot()
+    status = "unavailable" if not connected else "loading" if snapshot.loading else "healthy"
+    counts = {"waiting": requests.pending_count, "streams": services.open_streams, "late_replies": requests.late_replies}
+    report = {"status": status, "broker": connected} | counts | health_fields(snapshot, services.text_status.uptime)
+    return JSONResponse(report, 200 if connected else 503)

@@ -1,4 +1,4 @@
-"""Who calls, and whose jobs that key may see. Without keys (on this machine alone) everybody sees everything."""
+"""The caller of a request, and the tenant whose jobs it may see. Without API keys (on this machine only) a caller sees all jobs."""
 
 from typing import Any
 
@@ -9,32 +9,32 @@ from gateway.problems import HttpProblem
 
 
 def set_caller(scope: Scope, name: str | None, operator: bool) -> None:
-    """Note who calls, where the routes find it."""
+    """Store the caller in the request's state, where the functions below read it."""
     state: dict[str, Any] = scope.setdefault("state", {})
     state["caller"], state["tenant"] = name, None if operator else name
 
 
 def caller_of(request: Request) -> str | None:
-    """The key's name; None where no keys are needed."""
+    """The name of the API key; None where no key is needed."""
     name: str | None = request.scope["state"]["caller"]
     return name
 
 
 def tenant_of(request: Request) -> str | None:
-    """The one tenant whose jobs the caller may see; None for an operator, who sees all."""
+    """The only tenant whose jobs the caller may see; None for an operator, who sees all."""
     tenant: str | None = request.scope["state"]["tenant"]
     return tenant
 
 
 def resolve_tenant(request: Request, tenant: str | None) -> str | None:
-    """The tenant to act for: the one named, when the caller may name it. Raises Refused(403)."""
-    bound = tenant_of(request)
-    if bound is None or tenant in (None, bound):
-        return bound or tenant
-    raise HttpProblem(403, "tenant-foreign", f"This key belongs to the tenant {bound!r}; it cannot speak for another.")
+    """The tenant to act for: the caller's own, or the named one for an operator. Raises HttpProblem(403) for another tenant's name."""
+    own = tenant_of(request)
+    if own is None or tenant in (None, own):
+        return own or tenant
+    raise HttpProblem(403, "tenant-foreign", f"This key belongs to the tenant {own!r}; it cannot act for another one.")
 
 
 def require_operator(request: Request) -> None:
-    """Raises Refused(403) for a key that is bound to a tenant."""
-    if bound := tenant_of(request):
-        raise HttpProblem(403, "operators-only", f"The key {bound!r} is a tenant's. GATEWAY_OPERATORS names the keys that may do this.")
+    """Raises HttpProblem(403) for a key that is bound to a tenant."""
+    if tenant := tenant_of(request):
+        raise HttpProblem(403, "operators-only", f"The key {tenant!r} is a tenant's. GATEWAY_OPERATORS names the keys that may do this.")

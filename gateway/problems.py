@@ -1,15 +1,16 @@
-"""Errors as problem documents (RFC 9457); on the paths of a source system, in the form that its clients know."""
+"""Errors as problem documents (RFC 9457), and as the bodies that the clients of other APIs parse."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError
@@ -26,22 +27,23 @@ STATUS_BY_FAULT_CODE = {
     "selection-empty": 422,
     "message-too-large": 413,
 }
-"""HTTP status of a fault's code; every other fault is a 502: the gateway is well, what stands behind it is not."""
+"""HTTP status by fault code. Every other fault is a 502: an upstream worker failed, not the gateway."""
+
+RequestError = ReplyFault | ReplyTimeout | PublishError
+REQUEST_ERRORS = (ReplyFault, ReplyTimeout, PublishError)
+"""What publishing a command and awaiting its reply may raise."""
 
 
-ErrorFormat = Callable[["HttpProblem"], dict[str, Any]]
-"""The body that says a refusal."""
+class HttpProblem(Exception):
+    """An error response: `title` is its machine-readable code, `extensions` are further members of the problem document."""
 
-
-ERROR_FORMATS: dict[str, ErrorFormat] = {}
-"""The error form of each path prefix that is not ours to decide."""
-
-
-log = structlog.get_logger()
+    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.headers, self.extensions = status, title, detail, dict(headers or {}), extensions
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it. `title` is for machines too: the fault's code, where a step answered with one."""
+    """A problem document (RFC 9457). `title` is machine-readable: the fault's code, if a step replied with a fault."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -49,41 +51,52 @@ class Problem(BaseModel):
     title: str = Field(examples=["job-unknown"])
     status: int = Field(examples=[404])
     detail: str = Field("", examples=["no job 'x' is in the ledger"])
-    job_id: str | None = Field(None, description="The job to ask for again, where there is one.")
+    job_id: str | None = Field(None, description="The job that the problem is about, if there is one.")
 
 
-class HttpProblem(Exception):
-    """The gateway's own no: a status, the reason, and what the client may do about it."""
-
-    def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
-        super().__init__(detail)
-        self.status, self.title, self.detail, self.headers, self.extensions = status, title, detail, dict(headers or {}), extensions
+ErrorFormat = Callable[[HttpProblem], dict[str, Any]]
+"""The JSON body of an error response."""
 
 
-def problem_response(status: int, title: str, detail: str, **extensions: Any) -> JSONResponse:
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail} | extensions
-    return JSONResponse(body, status, media_type="application/problem+json")
+class FormattedRoute(APIRoute):
+    """A route with an error format of its own. It also applies to errors raised before routing, and to unknown paths below the prefix."""
+
+    @staticmethod
+    def error_format(problem: HttpProblem) -> dict[str, Any]:
+        raise NotImplementedError
 
 
-def error_response(path: str, refused: HttpProblem) -> JSONResponse:
-    """The answer to a request on a path, in the path's own form."""
-    form = next((form for prefix, form in ERROR_FORMATS.items() if path.startswith(prefix)), None)
-    if form:
-        response = JSONResponse(form(refused), refused.status)
+def error_formats(routers: Iterable[APIRouter]) -> tuple[tuple[str, ErrorFormat], ...]:
+    """The error format by path prefix (of the router, else of the route); the most specific prefix first."""
+    routes = [(router.prefix, route) for router in routers for route in router.routes]
+    formats = {prefix or route.path: route.error_format for prefix, route in routes if isinstance(route, FormattedRoute)}
+    return tuple(sorted(formats.items(), key=lambda item: len(item[0]), reverse=True))
+
+
+def error_response(scope: Scope, problem: HttpProblem) -> JSONResponse:
+    """The response in the format of the request's path."""
+    formats: tuple[tuple[str, ErrorFormat], ...] = getattr(scope["app"].state, "error_formats", ())
+    format_error = next((form for prefix, form in formats if f"{scope['path']}/".startswith(f"{prefix}/")), None)
+    if format_error:
+        response = JSONResponse(format_error(problem), problem.status)
     else:
-        response = problem_response(refused.status, refused.title, refused.detail, **refused.extensions)
-    response.headers.update(refused.headers)
+        response = JSONResponse(problem_document(problem), problem.status, media_type="application/problem+json")
+    response.headers.update(problem.headers)
     return response
 
 
+def problem_document(problem: HttpProblem) -> dict[str, Any]:
+    return {"type": "about:blank", "title": problem.title, "status": problem.status, "detail": problem.detail} | problem.extensions
+
+
 def to_problem(error: Exception) -> HttpProblem:
-    """Any error that a request may meet, as a refusal."""
+    """The error response for any exception that a request may raise."""
     match error:
         case HttpProblem():
             return error
         case ReplyFault(fault=fault, job_id=job_id):
-            more: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
-            return HttpProblem(STATUS_BY_FAULT_CODE.get(fault.code, 502), fault.code, fault.message, **more)
+            extensions: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
+            return HttpProblem(STATUS_BY_FAULT_CODE.get(fault.code, 502), fault.code, fault.message, **extensions)
         case ReplyTimeout(job_id=job_id):
             return HttpProblem(504, "no reply in time", str(error), None, **({"job_id": job_id} if job_id else {}))
         case PublishError():
@@ -93,27 +106,28 @@ def to_problem(error: Exception) -> HttpProblem:
         case HTTPException(status_code=status, detail=detail, headers=headers):
             return HttpProblem(status, HTTPStatus(status).phrase, str(detail), headers)
         case _:
-            return HttpProblem(500, "internal error", "The gateway failed at this request. Its log tells why, under this request's id.")
+            return HttpProblem(500, "internal error", "The request failed in the gateway. Its log has the reason under the request's id.")
 
 
 def describe_validation_error(error: RequestValidationError) -> str:
-    return "; ".join(f"{part['where']}: {part['problem']}" for part in _validation_errors(error)[:10])
+    return "; ".join(f"{entry['where']}: {entry['problem']}" for entry in _validation_errors(error)[:10])
 
 
 def _validation_errors(error: RequestValidationError) -> list[dict[str, str]]:
-    return [{"where": ".".join(map(str, part["loc"])), "problem": part["msg"]} for part in error.errors()[:50]]
+    return [{"where": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in error.errors()[:50]]
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Whatever goes wrong at or behind the gateway becomes a document."""
+    """Answer every expected exception with an error response."""
 
-    async def refuse(request: Request, error: Exception) -> JSONResponse:
-        return error_response(request.url.path, to_problem(error))
+    async def respond(request: Request, error: Exception) -> JSONResponse:
+        return error_response(request.scope, to_problem(error))
 
-    for kind in (HttpProblem, ReplyFault, ReplyTimeout, PublishError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, refuse)
+    for kind in (HttpProblem, *REQUEST_ERRORS, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, respond)
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    said = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
-    return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), said)
+    """FastAPI's `responses` for the statuses that every route may return, and for `statuses`."""
+    response = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
+    return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), response)

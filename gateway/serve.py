@@ -1,4 +1,4 @@
-"""Serve the gateway until SIGTERM or SIGINT."""
+"""The gateway's HTTP server, which runs until SIGTERM or SIGINT."""
 
 import asyncio
 import gc
@@ -15,13 +15,14 @@ from bus.observability.tracing import open_tracing
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from gateway.app import create_app
+from gateway.compat.vertex import VertexSettings
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
-    """Says when it takes requests, and at which address. A signal is a wish to leave in order, and leaving so is a success."""
+    """Logs its address when it accepts requests. A signal ends it in order, as a success."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,15 +34,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             gc.collect()
-            gc.freeze()  # What lives as long as the process need not be looked through again and again.
+            gc.freeze()  # The garbage collector need not scan again what lives as long as the process.
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("gateway.ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None) -> bool:
-    """Returns False when it could not begin: the broker is away, or the port is taken."""
+def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None, vertex: VertexSettings) -> bool:
+    """Returns False when it could not start: the broker is unavailable, or the port is in use."""
     config = uvicorn.Config(
-        create_app(bus, settings, store, HealthSettings()),
+        create_app(bus, settings, store, HealthSettings(), vertex),
         host=settings.host,
         port=settings.port,
         log_config=None,

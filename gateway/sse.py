@@ -1,4 +1,4 @@
-"""A stream of server-sent events whose first piece decides the status: what fails before it is an error like any other."""
+"""Server-sent events: a response whose first chunk is awaited before its status is sent, and the text of single events."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -9,37 +9,45 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from gateway.problems import HttpProblem
-
-
-async def sse_response(request: Request, chunks: AsyncGenerator[str]) -> StreamingResponse:
-    """Whoever leaves closes the pieces. Raises Refused(503) when too many streams are open, and whatever the first piece raises."""
-    state = request.app.state
-    if state.streams >= state.settings.max_streams:
-        raise HttpProblem(503, "busy", f"{state.streams} streams are open already.", {"Retry-After": "5"})
-    first = await anext(chunks)
-
-    async def all_of_them() -> AsyncGenerator[str]:
-        state.streams += 1
-        try:
-            async with aclosing(chunks):
-                yield first
-                async for piece in chunks:
-                    yield piece
-        finally:
-            state.streams -= 1
-
-    return StreamingResponse(all_of_them(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
+from gateway.services import services_of
 
 RECONNECT_DELAY = "retry: 2000\n\n"
-
-
 KEEPALIVE_COMMENT = ": keepalive\n\n"
 
 
+async def sse_response(request: Request, chunks: AsyncGenerator[str]) -> StreamingResponse:
+    """Send the chunks, and close the generator when the client disconnects.
+
+    Raises HttpProblem(503) over GATEWAY_MAX_STREAMS, and what the generator raises before its first chunk.
+    """
+    services = services_of(request)
+    if services.open_streams >= services.settings.max_streams:
+        raise HttpProblem(503, "busy", f"{services.open_streams} streams are open already.", {"Retry-After": "5"})
+    first = await anext(chunks)
+
+    async def counted_chunks() -> AsyncGenerator[str]:
+        services.open_streams += 1
+        try:
+            async with aclosing(chunks):
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            services.open_streams -= 1
+
+    return StreamingResponse(counted_chunks(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def event(name: str, data: str) -> str:
+    """One event; each line of `data` is a line of its own, blank ones are dropped."""
+    lines = "".join(f"data: {line}\n" for line in data.splitlines() if line.strip())
+    return f"event: {name}\n{lines}\n"
+
+
 def json_event(name: str, body: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"event: {name}\n{json_data(body)}"
 
 
 def json_data(body: dict[str, Any]) -> str:
+    """An event without a name, as OpenAI's clients expect it."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

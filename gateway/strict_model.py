@@ -1,4 +1,4 @@
-"""Contracts at the front door: the same fields, but what we do not know is refused, since a misspelt field is better told than ignored."""
+"""Contracts as request bodies: the same fields, but unknown ones are rejected, so that a misspelt field is reported instead of ignored."""
 
 from copy import copy
 from functools import cache
@@ -12,10 +12,10 @@ from contracts.wire_model import WireModel
 
 @cache
 def strict_model(model: type[BaseModel], *, without: tuple[str, ...] = (), optional: bool = False) -> type[BaseModel]:
-    """A contract whose models, at every depth, forbid unknown fields. `optional`: no field of the outermost need be given."""
+    """A copy of the contract whose models, at every depth, forbid unknown fields. `optional`: no field of the outermost one is required."""
     decorators = model.__pydantic_decorators__
-    lost = {*decorators.field_validators, *decorators.model_validators}
-    assert not lost, f"{model.__name__} checks {lost} in validators, which would be lost here"
+    validators = {*decorators.field_validators, *decorators.model_validators}
+    assert not validators, f"{model.__name__} has the validators {validators}, which a copy would lack"
     fields: dict[str, Any] = {
         name: (_strict_annotation(field.annotation), _optional_field(field) if optional else field)
         for name, field in model.model_fields.items()
@@ -34,10 +34,10 @@ def _strict_annotation(annotation: Any) -> Any:
     if origin in (list, tuple, dict):
         return origin[tuple(_strict_annotation(part) for part in parts)]
     if any(_contains_model(part) for part in parts):
-        united = _strict_annotation(parts[0])
+        union = _strict_annotation(parts[0])
         for part in parts[1:]:
-            united |= _strict_annotation(part)
-        return united
+            union |= _strict_annotation(part)
+        return union
     return annotation
 
 
@@ -46,7 +46,7 @@ def _contains_model(part: Any) -> bool:
 
 
 def _optional_field(field: FieldInfo) -> FieldInfo:
-    """The field with its limits, but not required."""
-    loose = copy(field)
-    loose.default, loose.default_factory = None, None
-    return loose
+    """The field with its constraints, but not required."""
+    optional = copy(field)
+    optional.default, optional.default_factory = None, None
+    return optional

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, for the console and for scripts: look, group, replay, edit, file. The dead-letters actor answers by the bus."""
+"""Dead letters over HTTP: list, group, replay, edit, archive. The dead-letters worker replies over the bus."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -20,24 +20,24 @@ from contracts.dead_letter import (
 from gateway.callers import caller_of, require_operator
 from gateway.jobs.routes import TimestampQuery
 from gateway.problems import problem_responses
+from gateway.services import services_of
 
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"], dependencies=[Depends(require_operator)])
 
-QUERY_STEPS = tuple(f"dead-letter.{word}" for word in ("list", "groups", "get", "replay", "edit", "move"))
-"""The steps asked here."""
+QUERY_STEPS = tuple(f"dead-letter.{operation}" for operation in ("list", "groups", "get", "replay", "edit", "move"))
 
 DeadLetterId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,255}$", examples=["5d1c0c9c0f3b8a21"])]
 TextQuery = Annotated[FilterText | None, Query()]
 
 
 class StrictSelection(Selection):
-    """Which letters: those for which everything said here holds. `everything` must be set to mean all of them."""
+    """Which letters: those that match all given fields. Without a field, `everything` must be set."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class DryRunRequest(BaseModel):
-    """`dry_run` is on unless it is switched off."""
+    """By default, nothing is changed."""
 
     model_config = ConfigDict(extra="forbid")
     dry_run: bool = True
@@ -45,8 +45,8 @@ class DryRunRequest(BaseModel):
 
 class Replay(DryRunRequest):
     selection: StrictSelection
-    again: bool = Field(False, description="Under a new id, so that the work is done even if it had been done.")
-    per_second: float | None = Field(None, gt=0, le=100_000, description="At most so many a second.")
+    again: bool = Field(False, description="Under a new message id, so that the inbox does not recognise a message that was processed.")
+    per_second: float | None = Field(None, gt=0, le=100_000, description="At most so many messages per second.")
 
 
 class Edit(DryRunRequest):
@@ -55,11 +55,11 @@ class Edit(DryRunRequest):
     @field_validator("body")
     @classmethod
     def check_plain_json(cls, body: dict[str, Any]) -> dict[str, Any]:
-        """What Python reads as JSON and nobody else does is refused here: NaN, and halves of surrogate pairs."""
+        """Reject what only Python accepts as JSON: NaN and lone surrogates."""
         try:
             json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the body is no plain JSON: {error}") from None
+            raise ValueError(f"the body is not standard JSON: {error}") from None
         return body
 
 
@@ -68,15 +68,14 @@ class Move(DryRunRequest):
     to: Literal["archived", "unresolved", "resolved"]
 
 
-async def _query(request: Request, step: str, **arguments: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = await request.app.state.jobs.query(step, **arguments)
-    return answer
+async def _query(request: Request, step: str, **fields: Any) -> dict[str, Any]:
+    return await services_of(request).commands.query(step, fields)
 
 
-async def _command(request: Request, step: str, dry_run_request: DryRunRequest, **extra_fields: Any) -> dict[str, Any]:
-    """Ask for something to be done, in the name of whoever's key it is."""
+async def _command(request: Request, step: str, body: DryRunRequest, **extra_fields: Any) -> dict[str, Any]:
+    """Request a change in the caller's name."""
     caller = caller_of(request) or "http"
-    return await _query(request, step, **dry_run_request.model_dump(mode="json", exclude_none=True), **extra_fields, by=caller[:255])
+    return await _query(request, step, **body.model_dump(mode="json", exclude_none=True), **extra_fields, by=caller[:255])
 
 
 def selection_query(
@@ -91,7 +90,7 @@ def selection_query(
     since: TimestampQuery = None,
     before: TimestampQuery = None,
 ) -> dict[str, Any]:
-    chosen = Selection(
+    selection = Selection(
         group=group,
         step=step,
         code=code,
@@ -103,7 +102,7 @@ def selection_query(
         since=since,
         before=before,
     )
-    return chosen.model_dump(mode="json", exclude_none=True)
+    return selection.model_dump(mode="json", exclude_none=True)
 
 
 SelectionQuery = Annotated[dict[str, Any], Depends(selection_query)]
@@ -116,7 +115,7 @@ async def list_letters(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> DeadLetters:
-    """Dead letters, the youngest failure first."""
+    """Dead letters, the most recent failure first."""
     return DeadLetters.model_validate(await _query(request, "dead-letter.list", selection=selection, limit=limit, offset=offset))
 
 
@@ -130,13 +129,13 @@ async def group_letters(
 
 @router.post("/replay", responses=problem_responses())
 async def replay_letters(request: Request, order: Replay) -> Replayed:
-    """Send letters again, each to the queue that failed and to it alone. With `dry_run` (the default) only say what would be sent."""
+    """Publish letters again, each to its own step's queue only. With `dry_run` (the default), only report what would be published."""
     return Replayed.model_validate(await _command(request, "dead-letter.replay", order))
 
 
 @router.post("/move", responses=problem_responses())
 async def move_letters(request: Request, order: Move) -> Moved:
-    """Archive letters, restore them (to `unresolved`), or declare them resolved."""
+    """Archive letters, restore them (to `unresolved`), or mark them as resolved."""
     return Moved.model_validate(await _command(request, "dead-letter.move", order))
 
 
@@ -148,5 +147,5 @@ async def get_letter(request: Request, letter_id: DeadLetterId) -> WholeDeadLett
 
 @router.post("/{letter_id}/edit", responses=problem_responses(404, 409))
 async def edit_letter(request: Request, letter_id: DeadLetterId, order: Edit) -> Edited:
-    """Send another body under a new id; the letter is resolved by it. The body must keep the step's contract."""
+    """Publish an edited body under a new message id, and resolve the letter. The body must match the step's contract."""
     return Edited.model_validate(await _command(request, "dead-letter.edit", order, id=letter_id))

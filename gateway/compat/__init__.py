@@ -1,1 +1,1 @@
-"""The HTTP APIs of the source systems."""
+"""The HTTP APIs of the source systems (skin-consult, ad validation, CloudLLM), with their paths, fields, statuses and texts."""

@@ -1,4 +1,4 @@
-"""Document 001's API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with the source system's fields, statuses and words."""
+"""The ad-validation API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with its fields, statuses and texts."""
 
 from typing import Any
 from uuid import UUID
@@ -15,11 +15,11 @@ from contracts.wire import Step
 from gateway.callers import resolve_tenant
 from gateway.compat.legacy_route import LegacyRoute
 from gateway.deadlines import request_timeout
-from gateway.problems import ERROR_FORMATS
+from gateway.services import services_of
 
 PREFIX = "/api/yh/llava"
 DEFAULT_TIMEOUT_SECONDS = 1800.0
-"""As long as the source pipeline waits for a step."""
+"""As long as the source system's pipeline waits for a step."""
 
 STATUS_BY_FAULT_CODE = {
     "invalid-uuid": 400,
@@ -37,15 +37,13 @@ STATUS_BY_FAULT_CODE = {
     "overlay-unknown": 404,
     "render-absent": 404,
 }
-"""Status of each fault that the source system knows; all others are a 500."""
-
+"""The faults that the source system reports; all others are a 500."""
 
 router = APIRouter(prefix=PREFIX, tags=["feedly"], route_class=LegacyRoute)
-ERROR_FORMATS[PREFIX] = lambda refused: {"detail": refused.detail}
 
 
 class ValidateIn(BaseModel):
-    """Stage 1, asked."""
+    """A request for stage 1."""
 
     job_variants_id: str
     job_id: str
@@ -56,7 +54,7 @@ class ValidateIn(BaseModel):
 
 
 class ValidateOut(BaseModel):
-    """Stage 1, answered."""
+    """The verdict of stage 1."""
 
     job_id: str
     vlm_trace_id: str
@@ -71,7 +69,7 @@ class ValidateOut(BaseModel):
 
 
 class JudgeIn(BaseModel):
-    """Stage 2, asked."""
+    """A request for stage 2."""
 
     job_variants_id: str
     job_id: str
@@ -81,7 +79,7 @@ class JudgeIn(BaseModel):
 
 
 class JudgeOut(BaseModel):
-    """Stage 2, answered. `evidence` is ours: what was measured beside the model's opinion."""
+    """The verdict of stage 2. `evidence` is an extension: measurements besides the model's opinion."""
 
     job_id: str
     vlm_trace_id: str
@@ -96,7 +94,7 @@ class JudgeOut(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, as the source system says it."""
+    """An error, as the source system reports it."""
 
     detail: str = Field(examples=["Job tenant_id mismatch"])
 
@@ -106,7 +104,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorDetai
 
 @router.post("/stage1/validate", response_model=ValidateOut, responses=ERROR_RESPONSES)
 async def validate(request: Request, body: ValidateIn) -> Any:
-    """Judge whether a variant's picture suits its advertisement."""
+    """Judge whether a variant's image suits its advertisement."""
     return await request_verdict(request, Step.VALIDATE, body, ValidateOut, "LLaVa validation failed")
 
 
@@ -119,18 +117,16 @@ async def judge(request: Request, body: JudgeIn) -> Any:
 async def request_verdict(
     request: Request, step: Step, body: ValidateIn | JudgeIn, response_model: type[BaseModel], failure_text: str
 ) -> Any:
-    """The step's answer, or its fault in the source system's form. What is no UUID never becomes a message."""
+    """The step's verdict, or its fault in the source system's format. Invalid UUIDs are rejected before publishing."""
     for value in (body.job_variants_id, body.job_id, getattr(body, "overlay_id", None)):
         try:
             UUID(value or body.job_id)
         except ValueError as error:
             return detail_response(400, f"Invalid UUID format: {error}")
-    tenant = resolve_tenant(request, body.tenant_id)
+    services, tenant = services_of(request), resolve_tenant(request, body.tenant_id)
+    seconds = request_timeout(request.headers, services.settings, DEFAULT_TIMEOUT_SECONDS)
     try:
-        fields = body.model_dump(exclude_none=True)
-        reply = await request.app.state.requests.request(
-            step.value, fields, seconds=request_timeout(request, DEFAULT_TIMEOUT_SECONDS), tenant=tenant
-        )
+        reply = await services.commands.call(request, step.value, body.model_dump(exclude_none=True), seconds=seconds, tenant=tenant)
     except ReplyFault as fault:
         status = STATUS_BY_FAULT_CODE.get(fault.fault.code, 500)
         return detail_response(status, fault.fault.message if status != 500 else f"{failure_text}: {fault.fault.message}")

@@ -1,4 +1,4 @@
-"""Document 003's `/generate`, `/vision` and `/multimodal`: a turn in a conversation, with a picture, with a document, or both."""
+"""The CloudLLM API's `/generate`, `/vision` and `/multimodal`: a turn of a conversation, with an image, a document, or both."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,26 +11,21 @@ from pydantic import BaseModel, ConfigDict
 from contracts.text import ModelInfo, TextDone
 from gateway.compat.chat_requests import GenerateTurn, MultimodalTurn, Turn, VisionTurn, missing_field, parse_turn, turn_request_body
 from gateway.compat.legacy_route import LegacyRoute
-from gateway.problems import ERROR_FORMATS, HttpProblem
+from gateway.problems import REQUEST_ERRORS, HttpProblem
+from gateway.services import services_of
 from gateway.sse import json_event, sse_response
-from gateway.text.client import REQUEST_ERRORS, VISION_UNAVAILABLE, generate_text, stream_text, to_legacy_problem
+from gateway.text.client import VISION_UNAVAILABLE, generate_text, stream_text, to_legacy_problem
 from gateway.text.uploads import DOCUMENT_MEDIA_TYPES, UNSUPPORTED_FILE_TYPE, decode_base64, document_type, image_media_type, store_upload
 
 router = APIRouter(tags=["writing"], route_class=LegacyRoute)
 
-
+UPLOAD_PATHS = frozenset({"/vision", "/multimodal"})
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 413: {}, 422: {}, 500: {}, 503: {}}
-
-
 GENERATE_FAILED, VISION_FAILED, MULTIMODAL_FAILED = "생성 오류", "이미지 분석 오류", "멀티모달 분석 오류"
 
 
-for path in ("/generate", "/vision", "/multimodal"):
-    ERROR_FORMATS[path] = lambda refused: {"detail": refused.detail}
-
-
 class Generation(BaseModel):
-    """The answer to a turn."""
+    """The response to a turn."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"response": "라멘을 추천합니다.", "conversation_id": "7e0c7a5c"}]})
 
@@ -44,34 +39,35 @@ class Generation(BaseModel):
 
 @router.post("/generate", response_model=Generation, responses=ERROR_RESPONSES)
 async def generate(request: Request, turn: GenerateTurn) -> Response:
-    """Write. With `stream` as server-sent events."""
+    """Generate text; with `stream`, as server-sent events."""
     return await answer_turn(request, turn, {}, GENERATE_FAILED)
 
 
 @router.post("/vision", response_model=Generation, responses=ERROR_RESPONSES, openapi_extra=turn_request_body(VisionTurn, "image"))
 async def vision(request: Request) -> Response:
-    """Write about a picture: JSON with `image_data`, or a form with a file `image`."""
+    """Generate text about an image: JSON with `image_data`, or a form with a file `image`."""
     turn, files = await parse_turn(request, VisionTurn)
-    picture = await store_image(request, turn, files)
-    if picture is None:
+    image = await store_image(request, turn, files)
+    if image is None:
         raise missing_field("image_data")
-    more = {"multimodal": True, "engine": "vLLM+Vision"}
-    return await answer_turn(request, turn, {"pictures": [picture]}, VISION_FAILED, more)
+    info = {"multimodal": True, "engine": "vLLM+Vision"}
+    return await answer_turn(request, turn, {"pictures": [image]}, VISION_FAILED, info)
 
 
 @router.post(
     "/multimodal", response_model=Generation, responses=ERROR_RESPONSES, openapi_extra=turn_request_body(MultimodalTurn, "image", "file")
 )
 async def multimodal(request: Request) -> Response:
-    """Write about a picture, a document (PDF, DOCX, TXT), or both: JSON with base64, or a form with files."""
+    """Generate text about an image, a document (PDF, DOCX, TXT), or both: JSON with base64, or a form with files."""
     turn, files = await parse_turn(request, MultimodalTurn)
-    picture, (document, kind) = await store_image(request, turn, files), await store_document(request, turn, files)
-    shown: dict[str, Any] = ({"pictures": [picture]} if picture else {}) | ({"documents": [document]} if document else {})
-    more = {"has_image": bool(picture), "has_file": bool(document), "file_type": kind, "multimodal": True, "engine": "vLLM+Multimodal"}
-    return await answer_turn(request, turn, shown, MULTIMODAL_FAILED, more)
+    image, (document, file_type) = await store_image(request, turn, files), await store_document(request, turn, files)
+    attachments: dict[str, Any] = ({"pictures": [image]} if image else {}) | ({"documents": [document]} if document else {})
+    info = {"has_image": bool(image), "has_file": bool(document), "file_type": file_type, "multimodal": True, "engine": "vLLM+Multimodal"}
+    return await answer_turn(request, turn, attachments, MULTIMODAL_FAILED, info)
 
 
 async def store_image(request: Request, turn: VisionTurn, files: dict[str, bytes]) -> dict[str, Any] | None:
+    """The claim on the turn's image; None without one. Raises HttpProblem(400, 413, 503)."""
     data = files.get("image") or files.get("image_data") or (await decode_base64(request, turn.image_data) if turn.image_data else None)
     if data is None:
         return None
@@ -82,14 +78,14 @@ async def store_image(request: Request, turn: VisionTurn, files: dict[str, bytes
 
 
 async def store_document(request: Request, turn: MultimodalTurn, files: dict[str, bytes]) -> tuple[dict[str, Any] | None, str | None]:
-    """The claim, and what the file is."""
+    """The claim on the turn's document, and the document's type; None, None without one. Raises HttpProblem(400, 413, 503)."""
     data = files.get("file") or files.get("file_data") or (await decode_base64(request, turn.file_data) if turn.file_data else None)
     if data is None:
         return None, None
-    kind = document_type(data)
-    if kind is None:
+    file_type = document_type(data)
+    if file_type is None:
         raise HttpProblem(400, "document-unsupported", UNSUPPORTED_FILE_TYPE)
-    return await store_upload(request, data, DOCUMENT_MEDIA_TYPES[kind]), kind
+    return await store_upload(request, data, DOCUMENT_MEDIA_TYPES[file_type]), file_type
 
 
 async def answer_turn(
@@ -107,33 +103,33 @@ async def answer_turn(
 
 
 async def require_vision_model(request: Request) -> None:
-    """Raises Refused(503) when the model is known to see nothing."""
-    status = (await request.app.state.text_status.latest()).status
+    """Raises HttpProblem(503) when the model is known to lack vision."""
+    status = (await services_of(request).text_status.latest()).status
     if status and status.vision is False:
         raise HttpProblem(503, "model-blind", VISION_UNAVAILABLE)
 
 
 async def turn_events(request: Request, command: dict[str, Any], action: str, extra_info: dict[str, Any]) -> AsyncGenerator[str]:
-    """What fails before the first word is raised; after it, it is an event."""
-    begun = False
-    async with aclosing(stream_text(request, command)) as pieces:
+    """The events `delta` and `done`. A failure before the first one is raised as HttpProblem, a later one is the event `error`."""
+    started = False
+    async with aclosing(stream_text(request, command)) as chunks:
         try:
-            async for piece in pieces:
-                yield (
-                    json_event("done", generation_body(piece, extra_info))
-                    if isinstance(piece, TextDone)
-                    else json_event("delta", {"delta": piece})
-                )
-                begun = True
+            async for chunk in chunks:
+                yield turn_event(chunk, extra_info)
+                started = True
         except REQUEST_ERRORS as error:
-            refused = to_legacy_problem(error, action)
-            if not begun:
-                raise refused from error
-            yield json_event("error", {"detail": refused.detail, "status": refused.status})
+            problem = to_legacy_problem(error, action)
+            if not started:
+                raise problem from error
+            yield json_event("error", {"detail": problem.detail, "status": problem.status})
+
+
+def turn_event(chunk: str | TextDone, extra_info: dict[str, Any]) -> str:
+    return json_event("delta", {"delta": chunk}) if isinstance(chunk, str) else json_event("done", generation_body(chunk, extra_info))
 
 
 def generation_body(done: TextDone, extra_info: dict[str, Any]) -> dict[str, Any]:
-    """The source system's six fields; the conversation that nobody keeps has no name."""
+    """The six fields of the source system. A conversation that is not stored has an empty id."""
     info = done.model_info.model_dump(mode="json", exclude_none=True) | extra_info
     return {
         "response": done.response,

@@ -1,4 +1,4 @@
-"""What a client may say to document 003's routes: JSON as in the source system, or a form with files."""
+"""The request bodies of the CloudLLM API: JSON as in the source system, or a form with files."""
 
 from typing import Any, TypeVar
 
@@ -19,15 +19,16 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     message: str = Field(min_length=1, max_length=400_000)
-    conversation_id: str | None = Field(None, max_length=255, description="None, or one that is unknown: a new conversation.")
-    max_tokens: int | None = Field(512, description="1 to MAX_TOKENS_CAP; what is beyond is cut to it.")
+    conversation_id: str | None = Field(None, max_length=255, description="None or an unknown id: a new conversation.")
+    max_tokens: int | None = Field(512, description="1 to MAX_TOKENS_CAP; other values are clamped.")
     lora_adapter: str | None = Field(None, max_length=255)
-    json_only: bool = Field(False, description="The answer is a JSON object.")
-    stream: bool = Field(False, description="Server-sent events: `delta` as it is written, then `done` with the answer.")
+    json_only: bool = Field(False, description="The response is a JSON object.")
+    stream: bool = Field(False, description="Server-sent events: `delta` for each piece of text, then `done` with the whole response.")
 
     def command(self) -> dict[str, Any]:
-        told = self.model_dump(include={"message", "conversation_id", "lora_adapter", "json_only", "temperature"}, exclude_none=True)
-        return told | ({} if self.max_tokens is None else {"max_tokens": max(1, self.max_tokens)})
+        """The fields of the text step's command."""
+        fields = self.model_dump(include={"message", "conversation_id", "lora_adapter", "json_only", "temperature"}, exclude_none=True)
+        return fields | ({} if self.max_tokens is None else {"max_tokens": max(1, self.max_tokens)})
 
 
 class GenerateTurn(Turn):
@@ -41,7 +42,7 @@ class GenerateTurn(Turn):
 class VisionTurn(Turn):
     model_config = ConfigDict(json_schema_extra={"examples": [{"message": "무엇이 보이나요?", "image_data": "data:image/png;base64,…"}]})
 
-    image_data: str | None = Field(None, description="base64 or a data URL; in a form a file `image`.")
+    image_data: str | None = Field(None, description="base64 or a data URL; in a form, a file `image`.")
 
 
 class MultimodalTurn(VisionTurn):
@@ -49,35 +50,35 @@ class MultimodalTurn(VisionTurn):
         json_schema_extra={"examples": [{"message": "요약해 주세요", "file_data": "5rCU6rWtIOq4gA==", "file_type": "txt"}]}
     )
 
-    file_data: str | None = Field(None, description="base64; in a form a file `file`. PDF, DOCX or TXT, by its content.")
-    file_type: str | None = Field(None, max_length=32, description="Not looked at: the content decides.")
+    file_data: str | None = Field(None, description="base64; in a form, a file `file`. PDF, DOCX or TXT, identified by its content.")
+    file_type: str | None = Field(None, max_length=32, description="Ignored: the content decides.")
 
 
 T = TypeVar("T", bound=Turn)
 
 
 def turn_request_body(model: type[Turn], *files: str) -> dict[str, Any]:
-    """The OpenAPI words for a body that is JSON or a form."""
+    """OpenAPI's `requestBody` for a body that is JSON or a form."""
     schema = model.model_json_schema()
-    named = {name: {"type": "string", "format": "binary"} for name in files}
-    form = {"type": "object", "properties": schema["properties"] | named, "required": ["message"]}
+    file_fields = {name: {"type": "string", "format": "binary"} for name in files}
+    form = {"type": "object", "properties": schema["properties"] | file_fields, "required": ["message"]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}}}
 
 
 async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, bytes]]:
-    """The fields and the files. Raises RequestValidationError, Refused(413)."""
+    """The turn and the files by field. Raises RequestValidationError, HttpProblem(413)."""
     try:
         if request.headers.get("content-type", "").startswith(FORM_MEDIA_TYPES):
             fields, files = await read_form(request)
             return model.model_validate(fields), files
         return await to_thread.run_sync(model.model_validate_json, await request.body()), {}
     except ValidationError as error:
-        told = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError([part | {"loc": ("body", *part["loc"])} for part in told]) from error
+        entries = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([entry | {"loc": ("body", *entry["loc"])} for entry in entries]) from error
 
 
 async def read_form(request: Request) -> tuple[dict[str, str], dict[str, bytes]]:
-    """An empty field is one that was not filled in."""
+    """The fields and files of a form, without empty ones. Raises HttpProblem(413)."""
     fields, files = {}, {}
     async with request.form(max_files=2, max_fields=32) as form:
         for name, value in form.items():

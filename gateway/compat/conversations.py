@@ -1,4 +1,4 @@
-"""Document 003's `/conversations`: what was said is kept by the writing actor, which answers over the bus. A key sees its own alone."""
+"""The CloudLLM API's `/conversations`: the text worker stores them, and replies over the bus. A key sees its own only."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,15 +11,14 @@ from contracts.conversation import Conversation, ConversationLine, Conversations
 from contracts.text import Role
 from gateway.callers import caller_of
 from gateway.compat.legacy_route import LegacyRoute
-from gateway.problems import ERROR_FORMATS, HttpProblem
-from gateway.text.client import ENGINE_NOT_READY, REQUEST_ERRORS, RETRY_AFTER, RequestError
+from gateway.problems import REQUEST_ERRORS, HttpProblem, RequestError
+from gateway.services import services_of
+from gateway.text.client import ENGINE_NOT_READY, RETRY_AFTER
 
-QUERY_STEPS = tuple(f"conversation.{word}" for word in ("list", "get", "delete"))
-"""The steps asked here."""
+QUERY_STEPS = tuple(f"conversation.{operation}" for operation in ("list", "get", "delete"))
 CONVERSATION_NOT_FOUND = "대화를 찾을 수 없습니다"
 
 router = APIRouter(prefix="/conversations", tags=["writing"], route_class=LegacyRoute)
-ERROR_FORMATS["/conversations"] = lambda refused: {"detail": refused.detail}
 
 ConversationId = Annotated[str, Path(max_length=255, examples=["7e0c7a5c-94c1-4f0a-a55f-a5be0a1d0a51"])]
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {404: {}, 503: {}}
@@ -52,33 +51,29 @@ class ConversationDeleted(BaseModel):
 async def list_conversations(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0
 ) -> ConversationList:
-    """The one spoken in last comes first."""
-    found = Conversations.model_validate(await query(request, "conversation.list", limit=limit, offset=offset))
-    return ConversationList(conversations=found.conversations, total_conversations=found.total_conversations)
+    """Conversations, the most recently used first."""
+    listing = Conversations.model_validate(await query(request, "conversation.list", limit=limit, offset=offset))
+    return ConversationList(conversations=listing.conversations, total_conversations=listing.total_conversations)
 
 
 @router.get("/{conversation_id}", responses=ERROR_RESPONSES, response_model_exclude_none=True)
 async def get_conversation(request: Request, conversation_id: ConversationId) -> ConversationDetail:
-    """All that was said in one."""
-    found = Conversation.model_validate(await query(request, "conversation.get", conversation_id=conversation_id))
-    return ConversationDetail.model_validate(found.model_dump())
+    """All messages of one conversation."""
+    conversation = Conversation.model_validate(await query(request, "conversation.get", conversation_id=conversation_id))
+    return ConversationDetail.model_validate(conversation.model_dump())
 
 
 @router.delete("/{conversation_id}", responses=ERROR_RESPONSES)
 async def delete_conversation(request: Request, conversation_id: ConversationId) -> ConversationDeleted:
-    """Forget one for good."""
+    """Delete one permanently."""
     await query(request, "conversation.delete", conversation_id=conversation_id)
     return ConversationDeleted(message=f"대화 {conversation_id}가 삭제되었습니다")
 
 
-async def query(request: Request, step: str, **arguments: Any) -> dict[str, Any]:
-    """Raises Refused(404 · 503)."""
-    state = request.app.state
+async def query(request: Request, step: str, **fields: Any) -> dict[str, Any]:
+    """Raises HttpProblem(404, 500, 503)."""
     try:
-        answer: dict[str, Any] = await state.requests.request(
-            step, arguments, seconds=state.settings.question_seconds, tenant=caller_of(request)
-        )  # fmt: skip
-        return answer
+        return await services_of(request).commands.query(step, fields, tenant=caller_of(request))
     except REQUEST_ERRORS as error:
         raise to_conversation_problem(error) from error
 

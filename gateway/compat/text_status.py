@@ -1,4 +1,4 @@
-"""How the writing actor is: asked over the bus when there is one, and known for a second. Part of `/health`; all of `/status/detailed`."""
+"""The CloudLLM API's `/status/detailed`: the status of the text worker and its engine."""
 
 import platform
 from importlib.metadata import version
@@ -7,37 +7,30 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from contracts.text import TextStatus
-from gateway.problems import ERROR_FORMATS
-from gateway.text.status import TextStatusCache, TextStatusSnapshot, engine_stats
-
-QUERY_STEPS = ("text.status",)
-
+from gateway.compat.legacy_route import LegacyRoute
+from gateway.services import services_of
+from gateway.text.status import TextStatusSnapshot, engine_stats
 
 FILE_TYPES = ["pdf", "docx", "txt", "png", "jpg", "jpeg", "gif", "bmp", "webp"]
 
-
-router = APIRouter(prefix="/status", tags=["writing"])
-
-
-ERROR_FORMATS["/status/"] = lambda refused: {"detail": refused.detail}
+router = APIRouter(prefix="/status", tags=["writing"], route_class=LegacyRoute)
 
 
-@router.get("/detailed")
-async def detailed(request: Request) -> dict[str, Any]:
-    """All that is known of the writing actor and its engine."""
-    statuses: TextStatusCache = request.app.state.text_status
-    known = await statuses.latest()
-    return status_sections(known, statuses.uptime)
+@router.get("/detailed", operation_id="detailed_status_detailed_get", summary="Detailed")
+async def detailed_status(request: Request) -> dict[str, Any]:
+    """The status of the text worker, its model and its engine."""
+    text_status = services_of(request).text_status
+    return status_sections(await text_status.latest(), text_status.uptime)
 
 
 def status_sections(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, Any]:
     status, config = snapshot.status, snapshot.status.engine_config if snapshot.status else {}
-    versions, sees = (status.versions, bool(status.vision)) if status else ({}, False)
+    versions, vision = (status.versions, bool(status.vision)) if status else ({}, False)
     return {
         "server_info": {
             "version": version("atelier"),
             "engine": "vLLM",
-            "multimodal_support": "enabled" if sees else "disabled",
+            "multimodal_support": "enabled" if vision else "disabled",
             "uptime_seconds": uptime,
             "python_version": versions.get("python", platform.python_version()),
             "pytorch_version": versions.get("torch"),
@@ -56,7 +49,7 @@ def status_sections(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, An
         "conversation_info": {"active_conversations": snapshot.conversations, "total_messages": snapshot.messages},
         "features": {
             "text_generation": status is not None,
-            "vision_analysis": sees,
+            "vision_analysis": vision,
             "multimodal_analysis": status is not None,
             "file_upload": status is not None,
             "supported_file_types": FILE_TYPES,

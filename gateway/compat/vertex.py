@@ -1,6 +1,6 @@
-"""Document 000's API, as Vertex AI calls it: `POST /predict` answers questions about pictures, `GET /health` tells whether it would.
+"""The skin-consult API for Vertex AI: `POST /predict` answers questions about images, `GET /health` reports whether it is ready.
 
-Each instance is a message of its own; the predictions come in the instances' order, or the whole request fails together.
+Each instance is one command. The predictions have the order of the instances; if one fails, the whole request fails.
 """
 
 import asyncio
@@ -14,42 +14,41 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from bus.errors import PermanentError, PublishError, TemporaryError
+from bus.errors import PermanentError, TemporaryError
 from contracts.wire import Step
-from gateway.callers import caller_of
 from gateway.deadlines import request_timeout
-from gateway.problems import ERROR_FORMATS, HttpProblem
+from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
+from gateway.services import services_of
 from gateway.settings import GatewaySettings
 
 QUERY_STEPS = ("consult.ready",)
 MAX_INLINE_CHARS = 256 << 10
-"""A longer picture goes to the store, and a claim on it into the message."""
+"""A longer image is stored, and the command carries a claim on it."""
 
 
 class VertexSettings(BaseSettings):
-    """Vertex AI's own variables. Durations are seconds."""
+    """Variables that Vertex AI sets, and settings of its API. Durations are seconds."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
 
     http_port: int | None = Field(
-        None, ge=1, le=65535, validation_alias="AIP_HTTP_PORT", description="Where Vertex AI calls; GATEWAY_PORT elsewhere."
+        None, ge=1, le=65535, validation_alias="AIP_HTTP_PORT", description="The port that Vertex AI calls. None: GATEWAY_PORT."
     )
-    predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE", description="Where questions come in.")
-    health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE", description="Where health is asked for.")
-    mode: str | None = Field(None, validation_alias="AIP_MODE", description="Set by Vertex AI alone.")
+    predict_route: str = Field("/predict", validation_alias="AIP_PREDICT_ROUTE", description="The path of predictions.")
+    health_route: str = Field("/health", validation_alias="AIP_HEALTH_ROUTE", description="The path of the health check.")
+    mode: str | None = Field(None, validation_alias="AIP_MODE", description="Set by Vertex AI only.")
     health_needs_consult: bool | None = Field(
         None,
         validation_alias="GATEWAY_HEALTH_NEEDS_CONSULT",
-        description="/health is 503 until a consult actor answers. None: only on Vertex AI, since a gateway may serve without one.",
+        description="/health is 503 until a consult actor is ready. None: on Vertex AI only.",
     )
     predict_seconds: float = Field(
-        300.0, gt=0, validation_alias="GATEWAY_PREDICT_SECONDS", description="As long as the source system's caller waits."
+        300.0, gt=0, validation_alias="GATEWAY_PREDICT_SECONDS", description="The deadline of a prediction without X-Request-Timeout."
     )
     ready_seconds: float = Field(
-        4.0, gt=0, validation_alias="GATEWAY_READY_SECONDS", description="How long an actor may take to say that it is ready."
+        4.0, gt=0, validation_alias="GATEWAY_READY_SECONDS", description="How long a consult actor may take to report that it is ready."
     )
-    max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES", description="Questions in one request, at most.")
+    max_instances: int = Field(64, ge=1, validation_alias="GATEWAY_MAX_INSTANCES", description="The most instances in one request.")
 
     @property
     def on_vertex(self) -> bool:
@@ -57,7 +56,7 @@ class VertexSettings(BaseSettings):
 
     @property
     def keyless(self) -> frozenset[str]:
-        """What Vertex AI calls: it knows no key, and nobody reaches the container but through it. All other paths still ask for one."""
+        """The paths that Vertex AI calls without an API key; only Vertex AI can reach its container. All other paths need a key."""
         return frozenset({self.predict_route, self.health_route}) if self.on_vertex else frozenset()
 
     @property
@@ -66,7 +65,7 @@ class VertexSettings(BaseSettings):
 
 
 def apply_vertex_settings(gateway: GatewaySettings, vertex: VertexSettings) -> GatewaySettings:
-    """Where Vertex AI calls, when it is Vertex AI that runs us: every address of the container, its port, bodies of 10 MB."""
+    """On Vertex AI: listen on all addresses of the container, on its port, and accept bodies of 10 MB."""
     if not vertex.on_vertex:
         return gateway
     return gateway.model_copy(
@@ -79,7 +78,7 @@ def apply_vertex_settings(gateway: GatewaySettings, vertex: VertexSettings) -> G
 
 
 class Instance(BaseModel):
-    """One question."""
+    """One question about an image."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -88,7 +87,7 @@ class Instance(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """What Vertex AI sends."""
+    """A request as Vertex AI sends it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -97,7 +96,7 @@ class PredictRequest(BaseModel):
 
 
 class VertexError(BaseModel):
-    """What went wrong, as the source system says it."""
+    """An error, as the source system reports it."""
 
     error: str = Field(examples=["Model not ready"])
 
@@ -106,28 +105,41 @@ class Predictions(BaseModel):
     predictions: list[str]
 
 
-def vertex_error(status: int, message: str) -> JSONResponse:
-    """An error as the source system says it."""
+class VertexRoute(FormattedRoute):
+    @staticmethod
+    def error_format(problem: HttpProblem) -> dict[str, Any]:
+        return {"error": problem.detail}
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {500: {"model": VertexError}, 503: {"model": VertexError}}
+
+
+def error_response(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
 def create_router(settings: VertexSettings) -> APIRouter:
-    """The routes where Vertex AI expects them."""
+    """The routes at the paths that Vertex AI's variables name."""
     router = APIRouter(tags=["vertex"])
 
-    @router.post(settings.predict_route, response_model=Predictions, responses={500: {"model": VertexError}, 503: {"model": VertexError}})
     async def predict(request: Request) -> Any:
-        """Ask about pictures. `instances`: `prompt` and, if there is one, `image` as base64."""
+        """Answer questions about images. `instances`: `prompt` and, optionally, `image` as base64."""
         return await predict_all(request, settings)
 
+    async def health(request: Request) -> JSONResponse:
+        """Whether a consult actor is ready."""
+        return await health_response(request, settings)
+
+    router.add_api_route(
+        settings.predict_route,
+        predict,
+        methods=["POST"],
+        response_model=Predictions,
+        responses=ERROR_RESPONSES,
+        route_class_override=VertexRoute,
+    )
     if settings.needs_consult or settings.health_route != "/health":
-
-        @router.get(settings.health_route)
-        async def health(request: Request) -> JSONResponse:
-            """Whether a question would be answered."""
-            return await health_response(request, settings)
-
-    ERROR_FORMATS[settings.predict_route] = lambda refused: {"error": refused.detail}
+        router.add_api_route(settings.health_route, health, methods=["GET"])
     return router
 
 
@@ -137,56 +149,56 @@ async def health_response(request: Request, settings: VertexSettings) -> JSONRes
 
 
 async def is_ready(request: Request, settings: VertexSettings) -> bool:
-    """Whether a consult actor says so in time."""
+    """Whether a consult actor replies in time."""
     try:
-        await request.app.state.requests.request("consult.ready", {}, seconds=settings.ready_seconds)
-    except (ReplyFault, ReplyTimeout, PublishError):
+        await services_of(request).commands.query("consult.ready", seconds=settings.ready_seconds)
+    except REQUEST_ERRORS:
         return False
     return True
 
 
 async def predict_all(request: Request, settings: VertexSettings) -> Any:
-    """Every instance at once. The first failure ends the others."""
+    """All instances concurrently. The first failure cancels the others."""
     if not await is_ready(request, settings):
-        return vertex_error(503, "Model not ready")
+        return error_response(503, "Model not ready")
     failure: BaseException | None = None
-    said: list[asyncio.Task[str]] = []
+    predictions: list[asyncio.Task[str]] = []
     try:
-        asked = PredictRequest.model_validate_json(await request.body())
-        if len(asked.instances) > settings.max_instances:
-            return vertex_error(500, f"{len(asked.instances)} instances, at most {settings.max_instances} are answered at once")
-        seconds = request_timeout(request, settings.predict_seconds)
+        body = PredictRequest.model_validate_json(await request.body())
+        if len(body.instances) > settings.max_instances:
+            return error_response(500, f"{len(body.instances)} instances, at most {settings.max_instances} are allowed in one request")
+        seconds = request_timeout(request.headers, services_of(request).settings, settings.predict_seconds)
         async with asyncio.TaskGroup() as group:
-            said = [group.create_task(predict_one(request, instance, asked.parameters or {}, seconds)) for instance in asked.instances]
-    except* (ReplyFault, ReplyTimeout, PublishError, PermanentError, TemporaryError, HttpProblem, ValueError) as failures:
+            predictions = [group.create_task(predict_one(request, instance, body.parameters or {}, seconds)) for instance in body.instances]
+    except* (*REQUEST_ERRORS, PermanentError, TemporaryError, HttpProblem, ValueError) as failures:
         failure = first_failure(failures)
-    return vertex_error(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in said])
+    return error_response(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
 
 
 def first_failure(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The first failure of a group, however deep."""
+    """The first exception of a group, at any depth."""
     cause: BaseException = group.exceptions[0]
     return first_failure(cause) if isinstance(cause, BaseExceptionGroup) else cause
 
 
 async def predict_one(request: Request, instance: Instance, parameters: dict[str, Any], seconds: float) -> str:
-    body: dict[str, Any] = {"prompt": instance.prompt} | await image_fields(request, instance.image)
-    if isinstance(limit := parameters.get("max_new_tokens"), int):
-        body["max_new_tokens"] = limit
-    reply = await request.app.state.requests.request(Step.CONSULT.value, body, seconds=seconds, tenant=caller_of(request))
+    command: dict[str, Any] = {"prompt": instance.prompt} | await image_fields(request, instance.image)
+    if isinstance(max_new_tokens := parameters.get("max_new_tokens"), int):
+        command["max_new_tokens"] = max_new_tokens
+    reply = await services_of(request).commands.call(request, Step.CONSULT.value, command, seconds=seconds)
     return str(reply["prediction"])
 
 
 async def image_fields(request: Request, image: str | None) -> dict[str, Any]:
-    """The picture as the command carries it: small ones inside, larger ones as a claim. Raises PermanentError("image-unreadable")."""
-    store = getattr(request.app.state, "store", None)
+    """The image in the command: inline if small, else as a claim. Raises PermanentError("image-unreadable")."""
+    store = services_of(request).store
     if not image:
         return {}
     if len(image) <= MAX_INLINE_CHARS or store is None:
         return {"image": image}
     try:
         data = await to_thread.run_sync(lambda: base64.b64decode(image.partition("base64,")[2] or image, validate=True))
-    except (binascii.Error, ValueError) as problem:
-        raise PermanentError("image-unreadable", f"the image is no base64: {problem}") from problem
+    except (binascii.Error, ValueError) as error:
+        raise PermanentError("image-unreadable", f"the image is not base64: {error}") from error
     claim = await store.write(data, media_type="application/octet-stream")
     return {"picture": claim.model_dump(mode="json", exclude_none=True)}

@@ -1,1 +1,1 @@
-"""The console: pages for people, made here from what the bus answers. No build step, and nothing is fetched from another host."""
+"""The web console: server-rendered pages built on bus queries. No build step; no asset is loaded from another host."""

@@ -1,4 +1,4 @@
-"""In and out of the console, the visitor's choices, and the files that every page loads."""
+"""Login, logout, the visitor's preferences, and the static files."""
 
 from typing import Annotated
 
@@ -8,14 +8,15 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from gateway.console.guard import ConsoleRoute, SubmittedForm, safe_redirect_path, set_cookie
 from gateway.console.i18n import LANGUAGES
 from gateway.console.rendering import STATIC_FOLDER, THEMES, render_page
-from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Sessions
+from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE
 from gateway.problems import HttpProblem
+from gateway.services import services_of
 
 YEAR_SECONDS = 365 * 24 * 3600
 
 router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 static_router = APIRouter(prefix=CONSOLE_PATH, include_in_schema=False)
-"""Without a session: they are the same for everybody."""
+"""Needs no session: the files are the same for every visitor."""
 
 
 @router.get("")
@@ -25,26 +26,27 @@ async def index(request: Request) -> Response:
 
 @router.get("/login")
 async def login_page(request: Request, next_url: Annotated[str, Query(alias="next", max_length=2000)] = CONSOLE_PATH) -> Response:
-    if request.state.session.key_name or not request.app.state.sessions.login_required:
+    if request.state.session.key_name or not services_of(request).sessions.login_required:
         return RedirectResponse(safe_redirect_path(next_url), 303)
-    return render_page(request, "login.html", back=safe_redirect_path(next_url), wrong=False)
+    return render_page(request, "login.html", next_url=safe_redirect_path(next_url), key_rejected=False)
 
 
 @router.post("/login")
 async def log_in(request: Request) -> Response:
-    """A key's owner gets a new session; whoever guesses is slowed down."""
-    sessions: Sessions = request.app.state.sessions
+    """Open a session for a valid key. Attempts are rate-limited by address."""
+    sessions = services_of(request).sessions
     form: SubmittedForm = request.state.form
     rate = sessions.login_limiter.take(request.client.host if request.client else "")
     if rate.retry_after_seconds is not None:
         raise HttpProblem(
             429, "too many logins", f"Try again in {rate.retry_after_seconds} s.", {"Retry-After": str(rate.retry_after_seconds)}
         )
+    next_url = safe_redirect_path(form.get("next", ""))
     session = sessions.login(form.get("key", "").strip())
     if session is None:
-        return render_page(request, "login.html", 401, back=safe_redirect_path(form.get("next", "")), wrong=True)
+        return render_page(request, "login.html", 401, next_url=next_url, key_rejected=True)
     request.state.session = session
-    return RedirectResponse(safe_redirect_path(form.get("next", "")), 303)
+    return RedirectResponse(next_url, 303)
 
 
 @router.post("/logout")
@@ -56,7 +58,7 @@ async def log_out(request: Request) -> Response:
 
 @router.post("/choices")
 async def set_preferences(request: Request) -> Response:
-    """Language and theme, for a year."""
+    """Store language and theme in cookies for a year."""
     form: SubmittedForm = request.state.form
     response = RedirectResponse(safe_redirect_path(form.get("next", "")), 303)
     if form.get("language") in LANGUAGES:

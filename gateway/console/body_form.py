@@ -1,4 +1,4 @@
-"""A message's body as a form: its contract's JSON schema gives the fields, the body their values; and back."""
+"""Convert a message body to form fields and back. The JSON schema of its contract gives the types, the body the values."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,12 +7,13 @@ from typing import Any
 
 SCALAR_TYPES = ("string", "integer", "number", "boolean")
 CONSTRAINT_ATTRIBUTES = {"minimum": "min", "maximum": "max", "multipleOf": "step", "maxLength": "maxlength"}
+"""HTML attribute by JSON schema keyword."""
 MULTILINE_LENGTH = 60
 
 
 @dataclass(frozen=True)
 class BodyField:
-    """One field. `kind`: string, integer, number, boolean, choice, or json for what has parts."""
+    """One form field. `kind`: string, integer, number, boolean, choice, or json for objects, arrays and unknown types."""
 
     name: str
     kind: str
@@ -30,59 +31,77 @@ class BodyField:
 
 
 class InvalidForm(Exception):
-    """What was typed into a field is not of its kind."""
+    """At least one submitted value does not parse as its field's kind. `errors`: messages by field name."""
 
     def __init__(self, errors: dict[str, str]) -> None:
-        super().__init__("; ".join(f"{name}: {why}" for name, why in errors.items()))
+        super().__init__("; ".join(f"{name}: {message}" for name, message in errors.items()))
         self.errors = errors
 
 
 def fields_from_body(schema: Mapping[str, Any] | None, body: Mapping[str, Any]) -> list[BodyField]:
-    """What the body has first, then what it might have; without a contract only what it has."""
-    known: Mapping[str, Any] = (schema or {}).get("properties", {})
-    required = (schema or {}).get("required", [])
-    names = [*body, *(name for name in known if name not in body)]
-    return [_body_field(name, _resolve_schema(known.get(name), schema or {}), body, name in required) for name in names]
+    """The fields of the body, then those of the schema that the body lacks. Without a schema only the former."""
+    schema = schema or {}
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    required = schema.get("required", [])
+    names = [*body, *(name for name in properties if name not in body)]
+    return [_body_field(name, _resolve_schema(properties.get(name), schema), body, name in required) for name in names]
 
 
 def body_from_form(fields: list[BodyField], form: Mapping[str, str]) -> dict[str, Any]:
-    """A blank field that the body did not have stays away. Raises Unreadable."""
+    """Parse the submitted values. A blank field is left out, unless the body had an empty string there. Raises InvalidForm."""
     body: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
-    for entry in fields:
-        typed = form.get(f"body.{entry.name}", "")
-        if not typed.strip() and not (entry.present and entry.kind == "string" and entry.value == ""):
+    errors: dict[str, str] = {}
+    for body_field in fields:
+        text = form.get(f"body.{body_field.name}", "")
+        if not text.strip() and not (body_field.present and body_field.kind == "string" and body_field.value == ""):
             continue
         try:
-            body[entry.name] = _parse_value(entry, typed)
+            body[body_field.name] = _parse_value(body_field, text)
         except ValueError as error:
-            wrong[entry.name] = str(error)
-    if wrong:
-        raise InvalidForm(wrong)
+            errors[body_field.name] = str(error)
+    if errors:
+        raise InvalidForm(errors)
     return body
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Field, what it was, what it will be."""
+    """Name, old value and new value of each field that differs."""
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name) or (name in old) != (name in new):
             yield name, _display_value(old[name]) if name in old else "", _display_value(new[name]) if name in new else ""
 
 
 def _body_field(name: str, field_schema: Mapping[str, Any], body: Mapping[str, Any], required: bool) -> BodyField:
-    value, present = body.get(name), name in body
-    kind, choices = str(field_schema.get("type", "json")), tuple(str(choice) for choice in field_schema.get("enum", ()))
-    fits = value is None or (kind in SCALAR_TYPES and _matches_type(kind, value))
-    if choices and (value is None or str(value) in choices):
-        kind = "choice"
-    elif not fits or kind not in SCALAR_TYPES:
-        kind = "string" if isinstance(value, str) and not field_schema else "json"
-    text = (
-        "" if value is None else (value if isinstance(value, str) and kind != "json" else json.dumps(value, ensure_ascii=False, indent=2))
+    value, choices = body.get(name), tuple(str(choice) for choice in field_schema.get("enum", ()))
+    kind = _field_kind(field_schema, value, choices)
+    default = field_schema.get("default")
+    return BodyField(
+        name=name,
+        kind=kind,
+        value=_field_text(kind, value),
+        present=name in body,
+        required=required,
+        choices=choices,
+        constraints={attribute: field_schema[word] for word, attribute in CONSTRAINT_ATTRIBUTES.items() if word in field_schema},
+        description=str(field_schema.get("description", "")),
+        default="" if default is None else _display_value(default),
     )
-    limits = {CONSTRAINT_ATTRIBUTES[word]: field_schema[word] for word in CONSTRAINT_ATTRIBUTES if word in field_schema}
-    usual = "" if field_schema.get("default") is None else _display_value(field_schema["default"])
-    return BodyField(name, kind, text, present, required, choices, limits, str(field_schema.get("description", "")), usual)
+
+
+def _field_kind(field_schema: Mapping[str, Any], value: Any, choices: tuple[str, ...]) -> str:
+    """The schema's type, unless the present value does not match it: then json, so that the value stays editable."""
+    if choices and (value is None or str(value) in choices):
+        return "choice"
+    kind = str(field_schema.get("type", "json"))
+    if kind in SCALAR_TYPES and (value is None or _matches_type(kind, value)):
+        return kind
+    return "string" if isinstance(value, str) and not field_schema else "json"
+
+
+def _field_text(kind: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and kind != "json" else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def _matches_type(kind: str, value: Any) -> bool:
@@ -92,24 +111,25 @@ def _matches_type(kind: str, value: Any) -> bool:
 
 
 def _resolve_schema(field_schema: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a field itself: through references, and without the null that stands for `not given`."""
+    """The schema of a field with references followed and a `null` alternative removed."""
     if not isinstance(field_schema, Mapping):
         return {}
     if "$ref" in field_schema:
-        there = schema.get("$defs", {}).get(str(field_schema["$ref"]).rpartition("/")[2], {})
-        return {**there, **{name: value for name, value in field_schema.items() if name != "$ref"}}
-    ways = [way for way in field_schema.get("anyOf", ()) if way.get("type") != "null"]
-    if len(ways) == 1:
-        return {**_resolve_schema(ways[0], schema), **{name: value for name, value in field_schema.items() if name != "anyOf"}}
+        definition = schema.get("$defs", {}).get(str(field_schema["$ref"]).rpartition("/")[2], {})
+        return {**definition, **{name: value for name, value in field_schema.items() if name != "$ref"}}
+    alternatives = [alternative for alternative in field_schema.get("anyOf", ()) if alternative.get("type") != "null"]
+    if len(alternatives) == 1:
+        return {**_resolve_schema(alternatives[0], schema), **{name: value for name, value in field_schema.items() if name != "anyOf"}}
     return field_schema
 
 
 def _parse_value(body_field: BodyField, text: str) -> Any:
+    """Raises ValueError."""
     match body_field.kind:
         case "integer":
             return int(text)
         case "number":
-            return float(text) if any(letter in text for letter in ".eE") else int(text)
+            return float(text) if any(character in text for character in ".eE") else int(text)
         case "boolean":
             return text.strip().lower() == "true"
         case "json":

@@ -1,4 +1,4 @@
-"""Chat: conversations with the writing actor, word by word, with a picture when there is one. In the place of document 004's page."""
+"""The page Chat: conversations with the text actor. Replies are streamed; a message may carry a picture."""
 
 from typing import Annotated, Any
 
@@ -11,47 +11,49 @@ from gateway.compat.conversations import delete_conversation, get_conversation, 
 from gateway.console.guard import ConsoleRoute, SubmittedForm
 from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
-from gateway.problems import HttpProblem
+from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.sse import sse_response
-from gateway.text.client import REQUEST_ERRORS, generate_text, to_legacy_problem
+from gateway.text.client import generate_text, to_legacy_problem
 
 CHAT_PATH = f"{CONSOLE_PATH}/chat"
-ANSWER_FAILED = "The answer could not be written"
+GENERATION_FAILED = "The reply could not be generated"
 
 router = APIRouter(prefix=CHAT_PATH, route_class=ConsoleRoute, include_in_schema=False)
 
 
 @router.get("")
 async def show_chat(request: Request, conversation: Annotated[str, Query(max_length=255)] = "") -> Response:
-    """The conversations, and one of them. Without a writing actor the page says so and stays."""
+    """The list of conversations, and the messages of one. While the text actor is unavailable the page shows that instead of failing."""
     try:
-        listed = (await list_conversations(request, limit=50, offset=0)).conversations
-        trouble = None
+        conversations = (await list_conversations(request, limit=50, offset=0)).conversations
+        unavailable = None
     except HttpProblem as error:
-        listed, trouble = [], error.title
-    said = (await get_conversation(request, conversation)).messages if conversation and not trouble else []
-    return render_page(request, "chat.html", listed=listed, said=said, conversation=conversation, trouble=trouble)
+        conversations, unavailable = [], error.title
+    messages = (await get_conversation(request, conversation)).messages if conversation and not unavailable else []
+    return render_page(
+        request, "chat.html", conversations=conversations, messages=messages, conversation=conversation, unavailable=unavailable
+    )
 
 
 @router.post("")
 async def send_message(request: Request) -> Response:
-    """As server-sent events for the page's script; whole, and back to the page, for a browser without one."""
+    """Server-sent events for the page's script; for a browser without scripts, a redirect to the conversation with the complete reply."""
     form: SubmittedForm = request.state.form
     command = await build_command(request, form)
     if "text/event-stream" in request.headers.get("accept", ""):
-        return await sse_response(request, turn_events(request, command, ANSWER_FAILED, {}))
+        return await sse_response(request, turn_events(request, command, GENERATION_FAILED, {}))
     try:
-        done = await generate_text(request, command)
+        reply = await generate_text(request, command)
     except REQUEST_ERRORS as error:
-        raise to_legacy_problem(error, ANSWER_FAILED) from error
-    return RedirectResponse(f"{CHAT_PATH}?conversation={done.conversation_id or ''}", 303)
+        raise to_legacy_problem(error, GENERATION_FAILED) from error
+    return RedirectResponse(f"{CHAT_PATH}?conversation={reply.conversation_id or ''}", 303)
 
 
 async def build_command(request: Request, form: SubmittedForm) -> dict[str, Any]:
-    """Raises Refused for a message without words, or a picture that is none."""
+    """The text command. Raises HttpProblem(422) for an empty message, HttpProblem(400) for a file that is not an image."""
     fields = form.non_blank("message", "conversation_id", "image_data")
     if "message" not in fields:
-        raise HttpProblem(422, "message-missing", "Write something first.")
+        raise HttpProblem(422, "message-missing", "The message is empty.")
     turn = VisionTurn.model_validate(fields)
     picture = await store_image(request, turn, {})
     return turn.command() | ({"pictures": [picture]} if picture else {})

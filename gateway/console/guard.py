@@ -1,4 +1,4 @@
-"""What every request to the console meets first: the session, the token of a change; and a page for what goes wrong."""
+"""The route class of every page: session, login redirect, CSRF check of POST requests, and error pages."""
 
 import hmac
 from collections.abc import Callable, Coroutine
@@ -11,50 +11,52 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from bus.errors import PublishError
-from gateway.console.rendering import render_page
-from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session, Sessions
-from gateway.problems import HttpProblem, to_problem
+from gateway.console.rendering import path_and_query, render_page
+from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
+from gateway.problems import REQUEST_ERRORS, HttpProblem, to_problem
+from gateway.services import services_of
 
 FORGED_FORM_DETAIL = (
-    "This form did not come from a page of this session. Nothing was done; go back, load the page again, and send it once more."
-)
+    "The form was not submitted from a page of this session (CSRF check failed). "
+    "Nothing was changed; reload the page and submit it again."
+)  # fmt: skip
 PUBLIC_PATHS = frozenset({f"{CONSOLE_PATH}/login", f"{CONSOLE_PATH}/choices"})
-"""What a visitor may see who is not logged in."""
+"""Paths that need no login."""
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class SubmittedForm(dict[str, str]):
-    """The fields of a form; of a field that came twice, the last."""
+    """Form fields by name. When a field occurs more than once, the last value counts."""
 
     def non_blank(self, *names: str) -> dict[str, str]:
-        """The fields among these that are not blank."""
+        """The named fields that are not blank, stripped."""
         return {name: self[name].strip() for name in names if self.get(name, "").strip()}
 
 
 class ConsoleRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """Sets `request.state.session` and, for a POST, `request.state.form`; renews the session cookie; renders errors as pages."""
+
+    def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
-        async def met(request: Request) -> Response:
-            sessions: Sessions = request.app.state.sessions
-            found = sessions.read_cookie(request.headers.get("cookie", ""))
-            session = sessions.renew(found) if found else sessions.create()
-            request.state.session = session
+        async def handle_with_session(request: Request) -> Response:
+            sessions = services_of(request).sessions
+            cookie_session = sessions.read_cookie(request.headers.get("cookie", ""))
+            request.state.session = sessions.renew(cookie_session) if cookie_session else sessions.create()
             try:
-                response = await _authorize_and_handle(request, handle, sessions, found)
-            except (HttpProblem, ReplyFault, ReplyTimeout, PublishError, RequestValidationError, HTTPException) as error:
+                response = await _authorize_and_handle(request, handle, cookie_session)
+            except (HttpProblem, *REQUEST_ERRORS, RequestValidationError, HTTPException) as error:
                 response = error_page(request, error)
             set_session_cookie(request, response, request.state.session)
             return response
 
-        return met
+        return handle_with_session
 
 
-async def _authorize_and_handle(
-    request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]], sessions: Sessions, cookie_session: Session | None
-) -> Response:
-    if sessions.login_required and not request.state.session.key_name and request.url.path not in PUBLIC_PATHS:
+async def _authorize_and_handle(request: Request, handle: Handler, cookie_session: Session | None) -> Response:
+    login_required = services_of(request).sessions.login_required
+    if login_required and not request.state.session.key_name and request.url.path not in PUBLIC_PATHS:
         return redirect_to_login(request)
     if request.method == "POST":
         request.state.form = await read_form(request)
@@ -64,13 +66,13 @@ async def _authorize_and_handle(
 
 
 def is_csrf_valid(request: Request, session: Session) -> bool:
-    """Whether the form came from a page of ours that this very session was shown."""
-    near = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
-    return near and hmac.compare_digest(request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode())
+    """Whether the form has the session's CSRF token and, as far as the browser says, comes from the same origin."""
+    same_origin = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    return same_origin and hmac.compare_digest(request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode())
 
 
 async def read_form(request: Request) -> SubmittedForm:
-    """Raises Refused for what is no form of ours."""
+    """Parse a urlencoded body; newlines become `\\n`. Raises HttpProblem(400)."""
     try:
         fields = parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=500)
     except ValueError as error:
@@ -79,33 +81,34 @@ async def read_form(request: Request) -> SubmittedForm:
 
 
 def redirect_to_login(request: Request) -> Response:
-    """To the login, and from there back. A part of a page takes the whole page along."""
+    """Redirect to the login, which leads back to a GET's address. For an htmx request the whole page is redirected."""
     if request.headers.get("hx-request"):
         return Response(status_code=401, headers={"HX-Redirect": f"{CONSOLE_PATH}/login"})
-    back = quote(request.url.path + (f"?{request.url.query}" if request.url.query else "")) if request.method == "GET" else ""
-    return RedirectResponse(f"{CONSOLE_PATH}/login" + (f"?next={back}" if back else ""), 303)
+    next_url = quote(path_and_query(request)) if request.method == "GET" else ""
+    return RedirectResponse(f"{CONSOLE_PATH}/login" + (f"?next={next_url}" if next_url else ""), 303)
 
 
 def safe_redirect_path(url: str) -> str:
-    """An address within the console, whatever a form says."""
+    """`url` when it is a path within the console, else the console's start page. Prevents open redirects."""
     inside = url == CONSOLE_PATH or url.startswith((f"{CONSOLE_PATH}/", f"{CONSOLE_PATH}?"))
-    return url if inside and "\\" not in url and not any(ord(letter) < 33 for letter in url) else CONSOLE_PATH
+    return url if inside and "\\" not in url and not any(ord(character) < 33 for character in url) else CONSOLE_PATH
 
 
 def set_session_cookie(request: Request, response: Response, session: Session) -> None:
-    """Give the browser a session that it does not have yet."""
+    """Set the cookie of a session that the browser does not have yet."""
     if session.is_new:
         set_cookie(request, response, SESSION_COOKIE, session.cookie_value)
 
 
 def set_cookie(request: Request, response: Response, name: str, value: str, seconds: float | None = None) -> None:
-    age = None if seconds is None else round(seconds)
-    secure = request.url.scheme == "https" or request.app.state.settings.console_secure
-    response.set_cookie(name, value, max_age=age, path=CONSOLE_PATH, httponly=True, samesite="lax", secure=secure)
+    """Set an HttpOnly cookie for the console's paths; without `seconds` it ends with the browser session."""
+    max_age = None if seconds is None else round(seconds)
+    secure = request.url.scheme == "https" or services_of(request).settings.console_secure
+    response.set_cookie(name, value, max_age=max_age, path=CONSOLE_PATH, httponly=True, samesite="lax", secure=secure)
 
 
 def error_page(request: Request, error: Exception) -> Response:
-    refused = to_problem(error)
-    response = render_page(request, "trouble.html", refused.status, title=refused.title, detail=refused.detail)
-    response.headers.update(refused.headers)
+    problem = to_problem(error)
+    response = render_page(request, "error.html", problem.status, title=problem.title, detail=problem.detail)
+    response.headers.update(problem.headers)
     return response

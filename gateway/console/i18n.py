@@ -1,4 +1,4 @@
-"""The console's words: English in the pages, and a catalogue from English for each other language."""
+"""Translation of the pages: templates are in English; each other language has a catalogue keyed by the English text."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,36 +9,36 @@ CATALOGUE_FOLDER = Path(__file__).parent / "catalogues"
 LANGUAGES = {"en": "English", "ko": "한국어"}
 
 Translate = Callable[..., str]
-"""Takes an English text with `{names}`, and what fills them."""
+"""(English text, **values of its `{placeholders}`) -> translated text."""
 
 
 @cache
 def load_catalogue(language: str) -> Mapping[str, str]:
-    """English is its own catalogue. Raises FileNotFoundError for a language that there is none of."""
+    """Translations by English text; none for English. Raises FileNotFoundError for an unknown language."""
     if language == "en":
         return {}
-    words: dict[str, str] = json.loads((CATALOGUE_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
-    return words
+    catalogue: dict[str, str] = json.loads((CATALOGUE_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+    return catalogue
 
 
 def translator(language: str) -> Translate:
-    """A text without a translation is said in English."""
-    words = load_catalogue(language)
+    """The translation function of a language. A text without a translation stays English."""
+    catalogue = load_catalogue(language)
 
-    def say(text: str, **filling: object) -> str:
-        said = words.get(text, text)
-        return said.format(**filling) if filling else said
+    def translate(text: str, **values: object) -> str:
+        translated = catalogue.get(text, text)
+        return translated.format(**values) if values else translated
 
-    return say
+    return translate
 
 
 def negotiate_language(cookie: str | None, accept_language: str) -> str:
-    """What the visitor chose, else the first known language that the browser asks for, else English."""
+    """The language of the cookie, else the first supported one of Accept-Language, else English."""
     if cookie in LANGUAGES:
         return cookie
     ranked = sorted((part.strip() for part in accept_language.split(",")), key=_quality, reverse=True)
-    wanted = (part.partition(";")[0].strip().partition("-")[0].lower() for part in ranked)
-    return next((language for language in wanted if language in LANGUAGES), "en")
+    accepted = (part.partition(";")[0].strip().partition("-")[0].lower() for part in ranked)
+    return next((language for language in accepted if language in LANGUAGES), "en")
 
 
 def _quality(part: str) -> float:

@@ -1,4 +1,4 @@
-"""The course of a job, read from its events: which step waited, which worked, where, and how far it has come."""
+"""The state of a job and of each of its steps, built from the job's events."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ FINAL_STATES = {EventKind.COMPLETED: "completed", EventKind.FAILED: "failed", Ev
 
 @dataclass
 class StepProgress:
-    """One message's work at one step. `asked`: when it was sent; `began`: when the work began; None where no event tells."""
+    """One message at one step. `sent_at`: when it was published; times are None until an event has them. `step_counts`: (done, total)."""
 
     step: str
     message_id: str
@@ -35,12 +35,12 @@ class StepProgress:
 
     @property
     def queued_seconds(self) -> float | None:
-        """Seconds in the queue."""
+        """Time in the queue."""
         return (self.started_at - self.sent_at).total_seconds() if self.started_at and self.sent_at else None
 
     @property
     def detached(self) -> bool:
-        """Whether it ran beside the job's way: a word of progress to the backend."""
+        """Whether the step is not part of the itinerary: a progress webhook."""
         return self.step == Step.WEBHOOK and self.result.get("kind") == "progress"
 
     def apply(self, event: Event) -> None:
@@ -56,25 +56,25 @@ class StepProgress:
         self.step_counts = (event.progress.current_step, event.progress.total_steps)
         self.preview = event.progress.preview or self.preview
         if self.started_at is None:
-            self.started_at = event.at - timedelta(seconds=event.seconds or 0)
-            self.sent_at = self.started_at - timedelta(seconds=event.queued_seconds or 0)
+            self._set_start(event)
 
     def _apply_end(self, event: Event) -> None:
         self.state, self.ended_at, self.duration_seconds = FINAL_STATES[event.kind], event.at, event.seconds
-        self.started_at = event.at - timedelta(seconds=event.seconds or 0)
-        self.sent_at = self.started_at - timedelta(seconds=event.queued_seconds or 0)
+        self._set_start(event)
         self.percent = 100 if event.kind is EventKind.COMPLETED else self.percent
         self.result, self.fault, self.preview = event.result or {}, event.fault, None
+
+    def _set_start(self, event: Event) -> None:
+        self.started_at = event.at - timedelta(seconds=event.seconds or 0)
+        self.sent_at = self.started_at - timedelta(seconds=event.queued_seconds or 0)
 
 
 @dataclass
 class JobProgress:
-    """Made event by event."""
+    """A job and its steps by (step, message id), in the order of their first events."""
 
     itinerary: list[str] = field(default_factory=list)
     order: dict[str, Any] | None = None
-    kind: str | None = None
-    tenant: str | None = None
     accepted_at: datetime | None = None
     ended_at: datetime | None = None
     state: str = "accepted"
@@ -84,25 +84,27 @@ class JobProgress:
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> "JobProgress":
-        course = cls()
+        progress = cls()
         for event in events:
-            course.apply(event)
-        return course
+            progress.apply(event)
+        return progress
 
     def apply(self, event: Event) -> None:
-        self.tenant = event.tenant or self.tenant
         if event.step != JOB_STEP:
-            leg = self.steps.setdefault((event.step, event.message_id), StepProgress(event.step, event.message_id))
-            leg.apply(event)
-            leg.sent_at = self._estimate_sent_at(leg)
-            self.state = "running" if self.state == "accepted" else self.state
+            self._apply_step_event(event)
         elif event.kind is EventKind.ACCEPTED:
-            said = event.result or {}
-            self.accepted_at, self.kind, self.order = event.at, said.get("kind"), said.get("order")
-            self.itinerary = [str(step) for step in said.get("itinerary") or ()]
+            accepted = event.result or {}
+            self.accepted_at, self.order = event.at, accepted.get("order")
+            self.itinerary = [str(step) for step in accepted.get("itinerary") or ()]
         else:
             self.state, self.ended_at = FINAL_STATES.get(event.kind, self.state), event.at
             self.result, self.fault = event.result or {}, event.fault
+
+    def _apply_step_event(self, event: Event) -> None:
+        step = self.steps.setdefault((event.step, event.message_id), StepProgress(event.step, event.message_id))
+        step.apply(event)
+        step.sent_at = self._estimate_sent_at(step)
+        self.state = "running" if self.state == "accepted" else self.state
 
     @property
     def finished(self) -> bool:
@@ -110,42 +112,42 @@ class JobProgress:
 
     @property
     def main_steps(self) -> list[StepProgress]:
-        """The legs of the way itself, and what is still to come."""
-        here = [leg for leg in self.steps.values() if not leg.detached]
-        return [*here, *self._pending_steps(here)]
+        """The steps of the itinerary: those with events, then the pending ones."""
+        started = [step for step in self.steps.values() if not step.detached]
+        return [*started, *self._pending_steps(started)]
 
     @property
     def percent(self) -> int:
-        """How much of the way is behind; a step counts as much as another."""
+        """Percentage of the itinerary that is done. All steps have equal weight."""
         if self.state == "completed":
             return 100
-        legs = self.main_steps
-        return round(sum(leg.percent or 0 for leg in legs) / len(legs)) if legs else 0
+        steps = self.main_steps
+        return round(sum(step.percent or 0 for step in steps) / len(steps)) if steps else 0
 
     @property
     def webhook_steps(self) -> list[StepProgress]:
-        return [leg for leg in self.steps.values() if leg.step == Step.WEBHOOK]
+        return [step for step in self.steps.values() if step.step == Step.WEBHOOK]
 
     @property
     def duration_seconds(self) -> float | None:
         return (self.ended_at - self.accepted_at).total_seconds() if self.ended_at and self.accepted_at else None
 
     def _estimate_sent_at(self, step: StepProgress) -> datetime | None:
-        """When its message was sent: AMQP's own time is in whole seconds, but nothing is sent before what led to it had ended."""
+        """When the message was published. AMQP timestamps have whole seconds; no message is published before the previous step ended."""
         if step.sent_at is None or step.started_at is None:
             return step.sent_at
-        before = [
+        earlier_ends = [
             other.ended_at for other in self.steps.values() if other is not step and other.ended_at and other.ended_at <= step.started_at
         ]
-        return min(step.started_at, max([step.sent_at, *before, *([self.accepted_at] if self.accepted_at else [])]))
+        return min(step.started_at, max([step.sent_at, *earlier_ends, *([self.accepted_at] if self.accepted_at else [])]))
 
     def _pending_steps(self, started: list[StepProgress]) -> Iterator[StepProgress]:
-        """A step that runs again shows twice; what is not begun shows once, unless the job is over."""
+        """Steps of the itinerary without events; none once the job has ended."""
         if self.finished:
             return
-        left = list(self.itinerary)
-        for leg in started:
-            if leg.step in left:
-                left.remove(leg.step)
-        for step in left:
-            yield StepProgress(step, "")
+        pending = list(self.itinerary)
+        for step in started:
+            if step.step in pending:
+                pending.remove(step.step)
+        for name in pending:
+            yield StepProgress(name, "")

@@ -1,4 +1,4 @@
-"""What a page shows of one job: its course, and its pictures with how they were made."""
+"""What a page shows of one job: its progress, its pictures with their generation details, verdicts and measurements."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,15 @@ from gateway.callers import tenant_of
 from gateway.console.job_progress import JobProgress
 from gateway.jobs.files import INLINE_MEDIA_TYPES, find_claims, job_files
 from gateway.middleware.sessions import CONSOLE_PATH
+from gateway.services import services_of
 
+ORDER_DETAILS = ("negative_prompt", "scheduler", "artist", "text", "model")
 VERDICT_FIELDS = ("is_valid", "relevance_score", "on_brief", "occlusion", "contrast_ok", "cta_present", "analysis", "issues")
+CONTRAST_FIELDS = ("contrast_ratio", "contrast_required")
 
 
 @dataclass(frozen=True)
 class Picture:
-    name: str
     href: str
     claim: Claim
     seed: int | None = None
@@ -31,21 +33,19 @@ class JobView:
 
     @property
     def pictures(self) -> list[Picture]:
-        """The pictures of the result, or the last that a step has made on the way."""
-        results = [self.progress.result, *(leg.result for leg in reversed(self.progress.steps.values()))]
+        """The pictures of the job's result, else those of the latest step that has any."""
+        results = [self.progress.result, *(step.result for step in reversed(self.progress.steps.values()))]
         for result in results:
-            found = {
-                file_name(claim): claim
-                for claim in find_claims(result.get("files") or result.get("images"))
-                if claim.media_type in INLINE_MEDIA_TYPES
-            }
-            if found:
-                seeds = self.seeds
-                return [
-                    Picture(name, f"{CONSOLE_PATH}/jobs/{self.job.job_id}/files/{quote(name)}", claim, seeds[i] if i < len(seeds) else None)
-                    for i, (name, claim) in enumerate(found.items())
-                ]
+            claims = find_claims(result.get("files") or result.get("images"))
+            images = {file_name(claim): claim for claim in claims if claim.media_type in INLINE_MEDIA_TYPES}
+            if images:
+                return [self._picture(index, name, claim) for index, (name, claim) in enumerate(images.items())]
         return []
+
+    def _picture(self, index: int, name: str, claim: Claim) -> Picture:
+        seeds = self.seeds
+        href = f"{CONSOLE_PATH}/jobs/{self.job.job_id}/files/{quote(name)}"
+        return Picture(href, claim, seeds[index] if index < len(seeds) else None)
 
     @property
     def prompt(self) -> str:
@@ -54,43 +54,43 @@ class JobView:
 
     @property
     def image_result(self) -> dict[str, Any]:
-        """What the last image step says of itself."""
-        return next((leg.result for leg in reversed(self.progress.steps.values()) if leg.step == "image" and leg.result), {})
+        """The result of the latest image step."""
+        return next((step.result for step in reversed(self.progress.steps.values()) if step.step == "image" and step.result), {})
 
     @property
     def seeds(self) -> list[int]:
+        """One for each picture. Results without `seeds` have at most the first in their metadata."""
         first = (self.image_result.get("metadata") or {}).get("seed")
         return self.image_result.get("seeds") or ([first] if first is not None else [])
 
     @property
     def generation_details(self) -> dict[str, Any]:
-        """How the pictures were made, by name."""
-        order, drawn = self.progress.order or {}, self.image_result
-        metadata = drawn.get("metadata") or {}
-        wanted = ("negative_prompt", "scheduler", "artist", "text", "model")
-        facts = {name: order[name] for name in wanted if order.get(name)} | metadata | (drawn.get("made_with") or {})
-        if drawn.get("largest_batch", 1) > 1:
-            facts["largest_batch"] = drawn["largest_batch"]
-        return {name: value for name, value in facts.items() if value not in (None, "", [], {})}
+        """How the pictures were generated, by name: from the order and from the image step's result."""
+        order, result = self.progress.order or {}, self.image_result
+        details = {name: order[name] for name in ORDER_DETAILS if order.get(name)}
+        details |= (result.get("metadata") or {}) | (result.get("made_with") or {})
+        if result.get("largest_batch", 1) > 1:
+            details["largest_batch"] = result["largest_batch"]
+        return {name: value for name, value in details.items() if value not in (None, "", [], {})}
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """What a model says of the picture, the last word on each matter."""
-        said: dict[str, Any] = {}
-        for leg in self.progress.steps.values():
-            if leg.step in ("validate", "judge"):
-                said |= {name: leg.result[name] for name in VERDICT_FIELDS if leg.result.get(name) is not None}
-        return said
+        """The verdict of the vision model by field; a later step overrides an earlier one."""
+        verdict: dict[str, Any] = {}
+        for step in self.progress.steps.values():
+            if step.step in ("validate", "judge"):
+                verdict |= {name: step.result[name] for name in VERDICT_FIELDS if step.result.get(name) is not None}
+        return verdict
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What was measured."""
+        """The measured values by name."""
         measured: dict[str, Any] = {}
-        for leg in self.progress.steps.values():
-            if leg.step == "overlay":
-                measured |= {name: leg.result[name] for name in ("contrast_ratio", "contrast_required") if name in leg.result}
-            if leg.step == "judge":
-                measured |= leg.result.get("evidence") or {}
+        for step in self.progress.steps.values():
+            if step.step == "overlay":
+                measured |= {name: step.result[name] for name in CONTRAST_FIELDS if name in step.result}
+            if step.step == "judge":
+                measured |= step.result.get("evidence") or {}
         return {name: value for name, value in measured.items() if value is not None}
 
     @property
@@ -104,7 +104,7 @@ def file_name(claim: Claim) -> str:
 
 async def load_job_view(request: Request, job_id: str) -> JobView:
     """Raises ReplyFault("job-unknown"), ReplyTimeout."""
-    jobs = request.app.state.jobs
-    job = await jobs.get_job(job_id, tenant_of(request))
-    events = JobEvents.model_validate(await jobs.query("job.events", job_id=job_id)).events
+    services = services_of(request)
+    job = await services.jobs.get_job(job_id, tenant_of(request))
+    events = JobEvents.model_validate(await services.commands.query("job.events", {"job_id": job_id})).events
     return JobView(job, JobProgress.from_events(events))

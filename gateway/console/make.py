@@ -1,4 +1,4 @@
-"""Make: order a picture or an ad, and watch it come."""
+"""The page Make: the order form of a picture or an ad, with the live progress of the job it started."""
 
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from gateway.console.job_view import JobView, load_job_view
 from gateway.console.order_form import SCHEDULERS, field_errors, form_from_order, order_from_form
 from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
+from gateway.services import services_of
 
 router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 
@@ -20,7 +21,7 @@ JobIdQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$"
 
 @router.get("/make")
 async def make_page(request: Request, job: JobIdQuery = None, kind: str | None = None) -> Response:
-    """The form; with a job, filled in as that one was ordered, and the job beside it."""
+    """The order form. With `job`, filled in from that job's order, beside the job's progress."""
     view = await load_job_view(request, job) if job else None
     fields = form_from_order(view.progress.order if view else None) | ({"kind": kind} if kind in ("image_order", "ad") else {})
     return render_make_page(request, fields, view)
@@ -33,12 +34,14 @@ async def submit_order(request: Request) -> Response:
         order = order_from_form(form)
     except ValidationError as error:
         return render_make_page(request, dict(form), None, field_errors(error), 422)
-    seconds, caller = request.app.state.settings.job_seconds, caller_of(request)
-    placed = await request.app.state.jobs.submit(order, seconds=seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None)
-    return RedirectResponse(f"{CONSOLE_PATH}/make?job={placed.job_id}", 303)
+    services, caller = services_of(request), caller_of(request)
+    submission = await services.jobs.submit(
+        order, seconds=services.settings.job_seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None
+    )
+    return RedirectResponse(f"{CONSOLE_PATH}/make?job={submission.job_id}", 303)
 
 
 def render_make_page(
     request: Request, fields: dict[str, Any], view: JobView | None, errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
-    return render_page(request, "make.html", status, fields=fields, wrong=errors or {}, view=view, schedulers=SCHEDULERS)
+    return render_page(request, "make.html", status, fields=fields, errors=errors or {}, view=view, schedulers=SCHEDULERS)

@@ -1,4 +1,4 @@
-"""The Make form: from its fields to an order, from an order that was given back to its fields, and what is wrong with which field."""
+"""Convert the fields of the page Make to an order and back, and assign validation errors to fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,41 +11,42 @@ from gateway.jobs.orders import JobOrder
 ORDER_ADAPTER: TypeAdapter[Any] = TypeAdapter(JobOrder)
 IMAGE_FIELDS = ("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "scheduler", "seed", "count", "model", "artist")
 AD_FIELDS = ("text", "tries")
+FORM_FIELDS = (*IMAGE_FIELDS, *AD_FIELDS, "lora_uri", "lora_scale")
 ORDER_KINDS = ("image_order", "ad")
 DEFAULTS = {"kind": "image_order", "width": "512", "height": "512", "steps": "30", "guidance_scale": "7.5", "count": "1", "tries": "2"}
 SCHEDULERS = ("dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc")
 
 
 def order_from_form(form: SubmittedForm) -> Any:
-    """Raises ValidationError."""
+    """An ImageOrder or an Ad. Blank fields are left out. Raises ValidationError."""
     kind = form.get("kind", "image_order")
-    body: dict[str, Any] = {"kind": kind} | form.non_blank(*IMAGE_FIELDS, *(AD_FIELDS if kind == "ad" else ()))
+    order: dict[str, Any] = {"kind": kind} | form.non_blank(*IMAGE_FIELDS, *(AD_FIELDS if kind == "ad" else ()))
     if kind == "ad":
-        body.pop("count", None)
+        order.pop("count", None)
     if lora := form.non_blank("lora_uri", "lora_scale"):
-        body["lora"] = {name.removeprefix("lora_"): value for name, value in lora.items() if "lora_uri" in lora}
+        order["lora"] = {name.removeprefix("lora_"): value for name, value in lora.items() if "lora_uri" in lora}
     if form.get("preview"):
-        body["preview"] = True
-    return ORDER_ADAPTER.validate_python(body)
+        order["preview"] = True
+    return ORDER_ADAPTER.validate_python(order)
 
 
 def form_from_order(order: Mapping[str, Any] | None) -> dict[str, str]:
-    """What the form shows of an order; the usual where there is none."""
+    """The form values of an order, completed with defaults; only defaults for no order or one of another kind."""
     if order is None or order.get("kind") not in ORDER_KINDS:
         return dict(DEFAULTS)
-    shown = {name: str(order[name]) for name in ("kind", *IMAGE_FIELDS, *AD_FIELDS) if order.get(name) is not None}
+    values = {name: str(order[name]) for name in ("kind", *IMAGE_FIELDS, *AD_FIELDS) if order.get(name) is not None}
     lora = order.get("lora") or {}
-    shown |= {f"lora_{name}": str(lora[name]) for name in ("uri", "scale") if lora.get(name) is not None}
+    values |= {f"lora_{name}": str(lora[name]) for name in ("uri", "scale") if lora.get(name) is not None}
     if order.get("preview"):
-        shown["preview"] = "on"
-    return DEFAULTS | shown
+        values["preview"] = "on"
+    return DEFAULTS | values
 
 
 def field_errors(error: ValidationError) -> dict[str, str]:
-    """Field to what is wrong with it; what concerns no field that is shown stands under the empty name."""
-    found: dict[str, str] = {}
-    for part in error.errors(include_url=False):
-        place = [str(word) for word in part["loc"][1:]]
-        name = "_".join(place[:2]) if place[:1] == ["lora"] and len(place) > 1 else (place[0] if place else "")
-        found.setdefault(name if name in (*IMAGE_FIELDS, *AD_FIELDS, "lora_uri", "lora_scale") else "", f"{part['msg']}")
-    return found
+    """The first message by form field; errors that belong to no field of the form are under the empty name."""
+    messages: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        location = [str(part) for part in detail["loc"][1:]]
+        name = "_".join(location[:2]) if location[:1] == ["lora"] and len(location) > 1 else (location[0] if location else "")
+        messages.setdefault(name if name in FORM_FIELDS else "", detail["msg"])
+    return messages

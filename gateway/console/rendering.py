@@ -1,8 +1,7 @@
-"""From facts to HTML: Jinja2 with everything escaped, and the headers that keep a page from running what is not ours."""
+"""Render Jinja2 templates to HTML: everything is escaped, and the headers stop a page from running foreign code."""
 
 import hashlib
 import json
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gateway.console.i18n import LANGUAGES, negotiate_language, translator
 from gateway.middleware.sessions import CONSOLE_PATH
+from gateway.services import services_of
 
 PACKAGE_FOLDER = Path(__file__).parent
 STATIC_FOLDER = PACKAGE_FOLDER / "static"
@@ -22,83 +22,86 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 PAGE_HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "same-origin", "Vary": "Cookie, Accept-Language"}
-"""`same-origin`: with no referrer at all, a browser hides the origin of a form from us, too."""
+"""Referrer-Policy is not `no-referrer`: with that, a browser sends `Origin: null` with a form."""
 
-SECTIONS = ("make", "jobs", "dead-letters", "workshop", "chat")
+SECTIONS = ("make", "jobs", "dead-letters", "workers", "chat")
 THEMES = ("auto", "light", "dark")
 
 
 @cache
 def template_environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(PACKAGE_FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES, "sections": SECTIONS}
-    made.filters |= {
+    environment.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES, "sections": SECTIONS}
+    environment.filters |= {
         "seconds": format_duration,
         "size": format_size,
         "json_text": format_json,
         "segment": lambda text: quote(str(text), safe=""),
     }
-    return made
+    return environment
 
 
 @cache
 def asset_url(name: str) -> str:
-    """The address of a file of ours. It changes with the file, so that a browser may keep it for ever."""
-    mark = hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
-    return f"{CONSOLE_PATH}/static/{name}?v={mark}"
+    """The address of a static file. It contains a hash of the content, so that browsers may cache the file forever."""
+    digest = hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
+    return f"{CONSOLE_PATH}/static/{name}?v={digest}"
+
+
+def path_and_query(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def render_page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
-    """A whole page, or a part of one."""
     return HTMLResponse(render_template(request, template, **context), status, headers=PAGE_HEADERS)
 
 
 def render_template(request: Request, template: str, **context: Any) -> str:
+    """A page, or a fragment of one, in the visitor's language and theme."""
     session = request.state.session
     language = negotiate_language(request.cookies.get("atelier_language"), request.headers.get("accept-language", ""))
     theme = request.cookies.get("atelier_theme", "auto")
-    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return template_environment().get_template(template).render(
         _=translator(language),
         language=language,
         theme=theme if theme in THEMES else "auto",
         csrf=session.csrf_token,
-        visitor=session.key_name,
-        keys_needed=request.app.state.sessions.login_required,
-        here=here,
+        key_name=session.key_name,
+        login_required=services_of(request).sessions.login_required,
+        current_url=path_and_query(request),
         section=request.url.path.removeprefix(CONSOLE_PATH).strip("/").partition("/")[0],
-        now=datetime.now(UTC),
         **context,
     )  # fmt: skip
 
 
-def format_duration(number: float | None) -> str:
-    """A duration as people say it."""
-    match number:
+def format_duration(seconds: float | None) -> str:
+    """Such as "20 ms", "1.5 s", "2 min 5 s" or "1 h 3 min"; empty for None."""
+    match seconds:
         case None:
             return ""
-        case short if short < 1:
-            return f"{short * 1000:.0f} ms"
-        case some if some < 60:
-            return f"{some:.1f} s"
-        case long if long < 3600:
-            return f"{long // 60:.0f} min {long % 60:.0f} s"
+        case _ if seconds < 1:
+            return f"{seconds * 1000:.0f} ms"
+        case _ if seconds < 60:
+            return f"{seconds:.1f} s"
+        case _ if seconds < 3600:
+            return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
         case _:
-            return f"{number // 3600:.0f} h {number % 3600 // 60:.0f} min"
+            return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def format_size(number: float) -> str:
+def format_size(size: float) -> str:
+    """Such as "12 B", "1.5 KB" or "230 MB"; 1 KB is 1000 bytes."""
     for unit in ("B", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def format_json(value: Any) -> str:

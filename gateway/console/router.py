@@ -1,14 +1,21 @@
-"""All pages of the console."""
+"""All routes of the console, in the order in which they must be matched."""
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 
 from gateway.console import auth, chat_page, dead_letter_pages, job_pages, make, workers
 from gateway.console.guard import ConsoleRoute
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
 
+moved_router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 not_found_router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
+
+
+@moved_router.get("/workshop")
+async def redirect_to_workers() -> Response:
+    """The former address of the page Workers, kept for one release."""
+    return RedirectResponse(workers.PAGE_PATH, 308)
 
 
 @not_found_router.get("/{rest:path}")
@@ -24,6 +31,7 @@ ROUTERS = (
     dead_letter_pages.router,
     workers.router,
     chat_page.router,
+    moved_router,
     not_found_router,
 )
-"""The last takes what no other has taken."""
+"""`not_found_router` matches every path and is last."""

@@ -1,19 +1,23 @@
-"""A job's course as a picture: a row for each step, the wait in a light bar, the work in a dark one. Facts for an SVG, in its units."""
+"""The timeline of a job as coordinates for an SVG: one row for each step, with a bar for its time in the queue and one for processing."""
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from gateway.console.job_progress import JobProgress, StepProgress
 
 WIDTH, LABEL_WIDTH, RIGHT_MARGIN = 960, 150, 70
-TOP_MARGIN, ROW_HEIGHT, BAR_HEIGHT = 34, 38, 16
+TOP_MARGIN, ROW_HEIGHT, BOTTOM_MARGIN = 34, 38, 10
+MIN_BAR_WIDTH, MAX_TICKS = 2, 8
 TICK_INTERVALS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+"""Seconds."""
 
 
 @dataclass(frozen=True)
 class TimelineBar:
+    """`kind`: queued, or the state of the step."""
+
     x: float
     width: float
     kind: str
@@ -41,54 +45,61 @@ class Timeline:
     height: int
     rows: list[TimelineRow]
     ticks: list[Tick]
-    seconds: float
     width: int = WIDTH
 
 
 def build_timeline(progress: JobProgress, now: datetime | None = None) -> Timeline | None:
-    """None while nothing has begun."""
+    """None before the first step event. Steps that have not ended extend to `now`."""
     now = now or datetime.now(UTC)
-    legs = sorted((leg for leg in progress.steps.values() if leg.sent_at), key=lambda leg: leg.started_at or now)
-    if not legs:
+    steps = sorted((step for step in progress.steps.values() if step.sent_at), key=lambda step: step.started_at or now)
+    if not steps:
         return None
-    start = min([leg.sent_at for leg in legs if leg.sent_at] + ([progress.accepted_at] if progress.accepted_at else []))
-    end = max(leg.ended_at or now for leg in legs)
+    start = min([step.sent_at for step in steps if step.sent_at] + ([progress.accepted_at] if progress.accepted_at else []))
+    end = max(step.ended_at or now for step in steps)
     span = max((end - start).total_seconds(), 0.001)
     scale = (WIDTH - LABEL_WIDTH - RIGHT_MARGIN) / span
 
     def x(moment: datetime) -> float:
         return round(LABEL_WIDTH + (moment - start).total_seconds() * scale, 1)
 
-    rows = [_build_row(index, name, together, x, now) for index, (name, together) in enumerate(_group_by_row(legs).items())]
-    step = next((step for step in TICK_INTERVALS if span / step <= 8), TICK_INTERVALS[-1])
-    ticks = [Tick(round(LABEL_WIDTH + number * step * scale, 1), number * step) for number in range(int(span / step) + 1)]
-    return Timeline(TOP_MARGIN + ROW_HEIGHT * len(rows) + 10, rows, ticks, span)
+    rows = [_build_row(index, label, row_steps, x, now) for index, (label, row_steps) in enumerate(_group_by_row(steps).items())]
+    return Timeline(TOP_MARGIN + ROW_HEIGHT * len(rows) + BOTTOM_MARGIN, rows, _build_ticks(span, scale))
+
+
+def _build_ticks(span: float, scale: float) -> list[Tick]:
+    interval = next((interval for interval in TICK_INTERVALS if span / interval <= MAX_TICKS), TICK_INTERVALS[-1])
+    return [Tick(round(LABEL_WIDTH + number * interval * scale, 1), number * interval) for number in range(int(span / interval) + 1)]
 
 
 def _group_by_row(steps: list[StepProgress]) -> dict[str, list[StepProgress]]:
-    """Words of progress share a row; a step that ran again has another."""
+    """Steps by row label. All progress webhooks share a row; a repeated step gets a row for each run."""
     rows: dict[str, list[StepProgress]] = defaultdict(list)
     runs: dict[str, int] = defaultdict(int)
-    for leg in steps:
-        if leg.detached:
-            rows["webhook · progress"].append(leg)
+    for step in steps:
+        if step.detached:
+            rows["webhook · progress"].append(step)
             continue
-        runs[leg.step] += 1
-        rows[leg.step if runs[leg.step] == 1 else f"{leg.step} · {runs[leg.step]}"].append(leg)
+        runs[step.step] += 1
+        rows[step.step if runs[step.step] == 1 else f"{step.step} · {runs[step.step]}"].append(step)
     return rows
 
 
-def _build_row(index: int, name: str, steps: list[StepProgress], x: Callable[[datetime], float], now: datetime) -> TimelineRow:
-    bars: list[TimelineBar] = []
-    for leg in steps:
-        assert leg.sent_at
-        began, ended = leg.started_at or now, leg.ended_at or now
-        bars.append(
-            TimelineBar(
-                x(leg.sent_at), round(max(x(began) - x(leg.sent_at), 0), 1), "waited", f"{(began - leg.sent_at).total_seconds():.3f} s"
-            )
-        )
-        bars.append(TimelineBar(x(began), round(max(x(ended) - x(began), 2), 1), leg.state, f"{(ended - began).total_seconds():.3f} s"))
-    worked = sum(((leg.ended_at or now) - (leg.started_at or now)).total_seconds() for leg in steps)
+def _build_row(index: int, label: str, steps: list[StepProgress], x: Callable[[datetime], float], now: datetime) -> TimelineRow:
+    bars = [bar for step in steps for bar in _build_bars(step, x, now)]
+    duration = sum(((step.ended_at or now) - (step.started_at or now)).total_seconds() for step in steps)
     right = max(bar.x + bar.width for bar in bars)
-    return TimelineRow(TOP_MARGIN + ROW_HEIGHT * index, name, steps[-1].worker or "", bars, f"{worked:.2f} s", right + 8)
+    return TimelineRow(TOP_MARGIN + ROW_HEIGHT * index, label, steps[-1].worker or "", bars, f"{duration:.2f} s", right + 8)
+
+
+def _build_bars(step: StepProgress, x: Callable[[datetime], float], now: datetime) -> tuple[TimelineBar, TimelineBar]:
+    """The time in the queue, and the processing time."""
+    assert step.sent_at
+    sent, started, ended = step.sent_at, step.started_at or now, step.ended_at or now
+    return (
+        TimelineBar(x(sent), round(max(x(started) - x(sent), 0), 1), "queued", _format_seconds(started - sent)),
+        TimelineBar(x(started), round(max(x(ended) - x(started), MIN_BAR_WIDTH), 1), step.state, _format_seconds(ended - started)),
+    )
+
+
+def _format_seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():.3f} s"

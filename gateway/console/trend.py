@@ -1,4 +1,4 @@
-"""How many letters of each group came when: a row of small bars, in the units of its SVG."""
+"""The histogram of dead letters over time for each group, as coordinates for an SVG."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from contracts.dead_letter import DeadLetterGroup
 
-WIDTH, HEIGHT = 168, 32
+WIDTH, HEIGHT, MIN_HEIGHT, GAP = 168, 32, 2.0, 1.5
+PERIODS = {"hour": (timedelta(hours=1), 24), "day": (timedelta(days=1), 30)}
+"""Duration of one column, and number of columns."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,21 @@ class TrendColumn:
 
 
 def build_trends(groups: list[DeadLetterGroup], per: str, now: datetime | None = None) -> dict[str, list[TrendColumn]]:
-    """Group id to its columns; an hour or a day without letters has none."""
-    unit, count = (timedelta(hours=1), 24) if per == "hour" else (timedelta(days=1), 30)
+    """Columns by group id, the newest on the right. `groups` has one entry for each group and period (`at`) with dead letters.
+
+    `per`: hour or day. Heights are relative to the largest column of all groups.
+    """
+    period, count = PERIODS[per]
     now = now or datetime.now(UTC)
-    last = now.replace(minute=0, second=0, microsecond=0, hour=now.hour if per == "hour" else 0)
-    most = max((group.letters for group in groups), default=1)
-    step = WIDTH / count
+    current = now.replace(minute=0, second=0, microsecond=0, hour=now.hour if per == "hour" else 0)
+    maximum = max((group.letters for group in groups), default=1)
     columns: dict[str, list[TrendColumn]] = defaultdict(list)
     for group in groups:
-        if group.at is None or (age := round((last - group.at) / unit)) >= count or age < 0:
-            continue
-        height = max(2.0, round(group.letters / most * HEIGHT, 1))
-        x = round((count - 1 - age) * step, 1)
-        columns[group.group_id].append(TrendColumn(x, round(HEIGHT - height, 1), round(step - 1.5, 1), height, group.letters, group.at))
+        if group.at is not None and 0 <= (age := round((current - group.at) / period)) < count:
+            columns[group.group_id].append(_build_column(group.at, group.letters, maximum, count - 1 - age, WIDTH / count))
     return columns
+
+
+def _build_column(at: datetime, letters: int, maximum: int, position: int, pitch: float) -> TrendColumn:
+    height = max(MIN_HEIGHT, round(letters / maximum * HEIGHT, 1))
+    return TrendColumn(round(position * pitch, 1), round(HEIGHT - height, 1), round(pitch - GAP, 1), height, letters, at)

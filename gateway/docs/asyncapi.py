@@ -1,4 +1,4 @@
-"""`/asyncapi`: what may be said on the bus, as a page, and `/asyncapi.yaml`, the document itself. Nothing can be tried out here."""
+"""`/asyncapi.yaml`: the AsyncAPI document of the bus; `/asyncapi`: the same as a static page."""
 
 import json
 from functools import cache
@@ -12,29 +12,26 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 
 ASYNCAPI_PATH = Path(__file__).parent / "asyncapi.yaml"
-
-
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
-
 router = APIRouter(tags=["documents"])
+
+
+@router.get("/asyncapi", response_class=HTMLResponse, operation_id="to_read_asyncapi_get", summary="To Read")
+async def asyncapi_page() -> HTMLResponse:
+    """The messages of the bus, as a page."""
+    return HTMLResponse(await to_thread.run_sync(asyncapi_html), headers=PAGE_HEADERS)
+
+
+@router.get("/asyncapi.yaml", response_class=FileResponse, operation_id="for_generators_asyncapi_yaml_get", summary="For Generators")
+async def asyncapi_document() -> FileResponse:
+    """The messages of the bus, as an AsyncAPI document."""
+    return FileResponse(ASYNCAPI_PATH, media_type="application/yaml")
 
 
 @cache
 def asyncapi_html() -> str:
     return render_page(yaml.load(ASYNCAPI_PATH.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506
-
-
-@router.get("/asyncapi", response_class=HTMLResponse)
-async def to_read() -> HTMLResponse:
-    """The messages of the bus, to be read."""
-    return HTMLResponse(await to_thread.run_sync(asyncapi_html), headers=PAGE_HEADERS)
-
-
-@router.get("/asyncapi.yaml", response_class=FileResponse)
-async def for_generators() -> FileResponse:
-    """The messages of the bus, for a generator."""
-    return FileResponse(ASYNCAPI_PATH, media_type="application/yaml")
 
 
 STYLE = """\
@@ -50,11 +47,11 @@ def render_page(document: dict[str, Any]) -> str:
         f"<h1>{escape(info['title'])} {escape(info['version'])} on the bus</h1><pre>{escape(info['description'])}</pre>",
         '<p><a href="asyncapi.yaml">The AsyncAPI document</a></p>',
         "<h2>Channels</h2>",
-        *(render_channel(name, told) for name, told in document["channels"].items()),
+        *(render_channel(name, channel) for name, channel in document["channels"].items()),
         "<h2>Messages</h2>",
-        *(render_message(name, told) for name, told in document["components"]["messages"].items()),
+        *(render_message(name, message) for name, message in document["components"]["messages"].items()),
         "<h2>Schemas</h2>",
-        *(render_schema(name, told) for name, told in document["components"]["schemas"].items()),
+        *(render_schema(name, schema) for name, schema in document["components"]["schemas"].items()),
     ]
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Atelier on the bus</title><style>{STYLE}</style>'
@@ -64,32 +61,33 @@ def render_page(document: dict[str, Any]) -> str:
 
 def render_channel(name: str, definition: dict[str, Any]) -> str:
     binding = definition.get("bindings", {}).get("amqp", {})
-    place = binding.get("exchange", {}).get("name") or binding.get("queue", {}).get("name") or "the queue named in reply_to"
-    key = f" under <code>{escape(str(definition['address']))}</code>" if binding.get("is") == "routingKey" and definition["address"] else ""
+    target = binding.get("exchange", {}).get("name") or binding.get("queue", {}).get("name") or "the queue that reply_to names"
+    address = definition["address"] if binding.get("is") == "routingKey" else None
+    routing_key = f" with the routing key <code>{escape(str(address))}</code>" if address else ""
     links = ", ".join(anchor_link("message", message) for message in definition["messages"])
-    said = escape(definition["description"])
-    return f'<section id="channel-{escape(name)}"><h3>{escape(name)}</h3><p>{said} <code>{escape(place)}</code>{key}: {links}</p></section>'
+    text = f"{escape(definition['description'])} <code>{escape(target)}</code>{routing_key}: {links}"
+    return f'<section id="channel-{escape(name)}"><h3>{escape(name)}</h3><p>{text}</p></section>'
 
 
 def render_message(name: str, definition: dict[str, Any]) -> str:
-    shown = "".join(details_block(f"Example: {example.get('name', '')}", example) for example in definition.get("examples", []))
+    examples = "".join(details_block(f"Example: {example.get('name', '')}", example) for example in definition.get("examples", []))
     refs = "".join(f"<p>{anchor_link('schema', ref)}</p>" for ref in schema_references(definition["payload"]))
     title, summary = escape(definition.get("title", name)), escape(definition.get("summary", ""))
-    return f'<section id="message-{escape(name)}"><h3>{title}</h3><p>{summary}</p>{refs}{shown}</section>'
+    return f'<section id="message-{escape(name)}"><h3>{title}</h3><p>{summary}</p>{refs}{examples}</section>'
 
 
 def render_schema(name: str, definition: dict[str, Any]) -> str:
-    needed = set(definition.get("required", []))
-    rows = "".join(render_field(field, said, needed) for field, said in definition.get("properties", {}).items())
-    table = f"<table><tr><th>field<th>type<th>meaning</tr>{rows}</table>" if rows else ""
-    said = escape(definition.get("description", ""))
-    return f'<section id="schema-{escape(name)}"><h3>{escape(name)}</h3><p>{said}</p>{table}{details_block("JSON Schema", definition)}</section>'
+    required = set(definition.get("required", []))
+    rows = "".join(render_field(field, schema, field in required) for field, schema in definition.get("properties", {}).items())
+    table = f"<table><tr><th>field<th>type<th>description</tr>{rows}</table>" if rows else ""
+    text = f"<p>{escape(definition.get('description', ''))}</p>{table}{details_block('JSON Schema', definition)}"
+    return f'<section id="schema-{escape(name)}"><h3>{escape(name)}</h3>{text}</section>'
 
 
-def render_field(field: str, definition: dict[str, Any], needed: set[str]) -> str:
-    kinds = " or ".join(anchor_link("schema", ref) for ref in schema_references(definition)) or escape(type_names(definition))
-    star = " (required)" if field in needed else ""
-    return f"<tr><td><code>{escape(field)}</code>{star}<td>{kinds}<td>{escape(definition.get('description', ''))}</tr>"
+def render_field(field: str, definition: dict[str, Any], required: bool) -> str:
+    types = " or ".join(anchor_link("schema", ref) for ref in schema_references(definition)) or escape(type_names(definition))
+    mark = " (required)" if required else ""
+    return f"<tr><td><code>{escape(field)}</code>{mark}<td>{types}<td>{escape(definition.get('description', ''))}</tr>"
 
 
 def type_names(definition: dict[str, Any]) -> str:
@@ -98,7 +96,7 @@ def type_names(definition: dict[str, Any]) -> str:
 
 
 def schema_references(node: Any) -> list[str]:
-    """The names of the schemas that it points to."""
+    """The names of the schemas that `node` references, at any depth."""
     if isinstance(node, list):
         return [name for part in node for name in schema_references(part)]
     if not isinstance(node, dict):

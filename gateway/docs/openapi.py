@@ -1,4 +1,4 @@
-"""The OpenAPI document, with an example of every body that comes in and every answer that goes out."""
+"""The OpenAPI document, with an example of every request and response body."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +13,13 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 class DocumentedApp(FastAPI):
     def openapi(self) -> Json:
-        known = self.openapi_schema is not None
+        cached = self.openapi_schema is not None
         document = super().openapi()
-        return document if known else add_examples(document)
+        return document if cached else add_examples(document)
 
 
 def add_examples(document: Json) -> Json:
-    """The same document; every content that has no example of its own has one now."""
+    """The same document, with an example in every content that had none."""
     schemas = document.get("components", {}).get("schemas", {})
     for status, media_type, content in iter_contents(document):
         if not content.keys() & {"example", "examples"}:
@@ -28,7 +28,7 @@ def add_examples(document: Json) -> Json:
 
 
 def iter_contents(document: Json) -> Iterator[tuple[str, str, Json]]:
-    """Each body and answer: its status (`request` for a body), its media type, what is said of it."""
+    """The content of each request and response: its status (`request` for a request), its media type, its definition."""
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
             yield "request", media_type, content
@@ -50,18 +50,18 @@ def ref_name(schema: Json) -> str:
 
 
 def build_example(schema: Json, schemas: Json) -> Any:
-    """The example that was written for a schema; else one of its first words: its own example, default, first choice, required fields."""
+    """The example from EXAMPLES; else the schema's own example, first enum value, default, first alternative, or required fields."""
     if name := ref_name(schema):
         return EXAMPLES[name] if name in EXAMPLES else build_example(schemas[name], schemas)
-    for word in ("examples", "enum"):
-        if schema.get(word):
-            return schema[word][0]
-    for word in ("const", "default"):
-        if word in schema:
-            return schema[word]
-    for word in ("anyOf", "oneOf", "allOf"):
-        if schema.get(word):
-            return build_example(schema[word][0], schemas)
+    for keyword in ("examples", "enum"):
+        if schema.get(keyword):
+            return schema[keyword][0]
+    for keyword in ("const", "default"):
+        if keyword in schema:
+            return schema[keyword]
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if schema.get(keyword):
+            return build_example(schema[keyword][0], schemas)
     return example_of_type(schema, schemas)
 
 

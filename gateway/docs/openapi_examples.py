@@ -1,4 +1,4 @@
-"""Examples of what the gateway takes and says, by the name of the schema. What none stands here for is built from its schema's fields."""
+"""Examples of request and response bodies by the name of their schema. Other examples are built from the fields of the schema."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ MODEL_INFO = {"engine": "vLLM", "model_name": "writer", "max_tokens": 64, "tempe
 SELECTION = {"selection": {"code": "lora-missing"}, "dry_run": False}
 
 EXAMPLES: dict[str, Any] = {
-    "Answer": {"job_id": JOB_ID, "state": "completed", "result": RESULT, "links": LINKS},
+    "SubmitJobResponse": {"job_id": JOB_ID, "state": "completed", "result": RESULT, "links": LINKS},
     "Cancelling": {"job_id": JOB_ID, "state": "cancelling"},
     "Jobs": {"jobs": [JOB]},
     "JobView": JOB | {"steps": [STEP], "files": [FILE], "links": LINKS},
@@ -93,13 +93,13 @@ BY_MEDIA_TYPE: dict[str, Any] = {
 PROBLEMS: dict[int, tuple[str, str]] = {
     400: ("Bad Request", "X-Request-Timeout is a number of seconds above 0."),
     401: ("Unauthorized", "Send a known key as `Authorization: Bearer …` or `X-API-Key: …`."),
-    403: ("tenant-foreign", "This key belongs to the tenant 'shop'; it cannot speak for another."),
+    403: ("tenant-foreign", "This key belongs to the tenant 'shop'; it cannot act for another one."),
     404: ("job-unknown", f"no job '{JOB_ID}' is in the ledger; a job just sent appears within moments"),
     409: ("job-ended", "the job is completed"),
     413: ("Content Too Large", "The body has 2000000 bytes, 1048576 are allowed."),
     422: ("invalid-request", "body.prompt: Field required"),
-    429: ("too many requests", "Your rate is used up."),
-    500: ("internal error", "The gateway failed at this request. Its log tells why, under this request's id."),
+    429: ("too many requests", "The rate limit is exceeded."),
+    500: ("internal error", "The request failed in the gateway. Its log has the reason under the request's id."),
     502: ("lora-missing", "no LoRA at s3://loras/style.safetensors"),
     503: ("the bus is away", "the broker did not confirm image.v1 to 'image'"),
     504: ("no reply in time", f"no reply within 30 s; the job is {JOB_ID}"),

@@ -1,1 +1,1 @@
-"""The jobs API: submit, read, list, cancel, stream events, read files."""
+"""The jobs API: submit a job, read, list and cancel jobs, stream events, download files."""

@@ -1,6 +1,5 @@
-"""The files of a job: every claim in its results, by the last word of its address. Read from the store, checked, then sent in pieces."""
+"""The files of a job: the claims in its results, named by the last segment of their URI, read from the store and verified."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,29 +9,27 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
 from bus.errors import PermanentError, TemporaryError
-from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.job import Job
 from gateway.problems import HttpProblem
-
-FILE_READ_SLOTS = asyncio.Semaphore(8)
-"""Files in memory at one time."""
+from gateway.services import Services, services_of
 
 CHUNK_BYTES = 1 << 18
 INLINE_MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
-"""What a browser may show in place; anything else is saved."""
+"""What a browser may display; it saves every other file."""
 
 
 def job_files(job: Job) -> dict[str, Claim]:
-    """Every file of a job by its name. The same name twice means the later one."""
-    found: dict[str, Claim] = {}
-    for result in [*(step.result for step in job.steps), job.result]:
-        for claim in find_claims(result):
-            found[unquote(urlsplit(claim.uri).path).rpartition("/")[2]] = claim
-    return found
+    """The files of a job by name; of two with the same name, the later one."""
+    return {
+        unquote(urlsplit(claim.uri).path).rpartition("/")[2]: claim
+        for result in [*(step.result for step in job.steps), job.result]
+        for claim in find_claims(result)
+    }
 
 
 def find_claims(value: Any) -> Iterator[Claim]:
+    """Every claim in a JSON value, at any depth."""
     if isinstance(value, dict) and {"uri", "sha256", "size"} <= value.keys():
         try:
             yield Claim.model_validate(value)
@@ -44,14 +41,14 @@ def find_claims(value: Any) -> Iterator[Claim]:
 
 
 async def file_response(request: Request, job: Job, name: str) -> Response:
-    """Raises Refused for a file that is not there, or too large."""
+    """Raises HttpProblem(404, 413, 502, 503)."""
     claim = job_files(job).get(name)
     if claim is None:
         raise HttpProblem(404, "file-unknown", f"the job has no file {name!r}; GET /jobs/{job.job_id} lists them", job_id=job.job_id)
     headers = {"ETag": f'"{claim.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    data = await _read_claim(request.app.state, claim, name)
+    data = await _read_claim(services_of(request), claim, name)
     if isinstance(data, Response):
         return data
     disposition = "inline" if claim.media_type in INLINE_MEDIA_TYPES else f'attachment; filename="{name}"'
@@ -59,17 +56,14 @@ async def file_response(request: Request, job: Job, name: str) -> Response:
     return StreamingResponse(_chunks(data), headers=headers, media_type=claim.media_type)
 
 
-async def _read_claim(state: Any, claim: Claim, name: str) -> bytes | Response:
-    """The bytes; or the way to them, where they lie in another place that the outside world reads."""
-    store: ClaimStore | None = state.store
-    if claim.size > state.settings.max_file_bytes:
-        raise HttpProblem(
-            413, "file-too-large", f"{name} has {claim.size} bytes; GATEWAY_MAX_FILE_BYTES is {state.settings.max_file_bytes}"
-        )
-    if store is None:
-        raise HttpProblem(503, "store-missing", "this gateway has no store: set STORE_URL as the actors have it")
+async def _read_claim(services: Services, claim: Claim, name: str) -> bytes | Response:
+    """The bytes; or a redirect to a public https URL that this gateway's store cannot read."""
+    limit = services.settings.max_file_bytes
+    if claim.size > limit:
+        raise HttpProblem(413, "file-too-large", f"{name} has {claim.size} bytes; GATEWAY_MAX_FILE_BYTES is {limit}")
+    store = services.require_store()
     try:
-        async with FILE_READ_SLOTS:
+        async with services.file_read_slots:
             return await store.read(claim)
     except TemporaryError as error:
         raise HttpProblem(503, "the store is away", str(error), {"Retry-After": "5"}) from error

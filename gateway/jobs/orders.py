@@ -1,4 +1,4 @@
-"""What a client may order, and the slip that comes of it. Unknown fields are refused."""
+"""The orders that a client may submit, and the routing slips built from them. Unknown fields are rejected."""
 
 import json
 from collections.abc import Collection
@@ -42,41 +42,41 @@ TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
 
 
 class JsonSafe(BaseModel):
-    """An order whose every word can be said on the bus and kept in the ledger: no half surrogate, no NUL, no NaN."""
+    """An order that JSON and PostgreSQL can hold: no lone surrogate, no NUL, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="after")
     def check_json_safe(self) -> Self:
         try:
-            said = json.dumps(self.model_dump(mode="python", exclude_unset=True), ensure_ascii=False, allow_nan=False, default=str)
-            said.encode()
+            text = json.dumps(self.model_dump(mode="python", exclude_unset=True), ensure_ascii=False, allow_nan=False, default=str)
+            text.encode()
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"not sayable as JSON: {str(error)[:200]}") from None
-        if "\\u0000" in said:
+            raise ValueError(f"not valid as JSON: {str(error)[:200]}") from None
+        if "\\u0000" in text:
             raise ValueError("a text must not contain NUL")
         return self
 
 
 class PictureOrder(JsonSafe):
-    """What orders of pictures share: the signature, and the backend that is told."""
+    """What the orders for images share: the signature, and the backend whose webhooks are called."""
 
     artist: str | None = Field(None, max_length=200)
     signature: _SignatureFields | None = None
-    generation_id: int | None = Field(None, ge=0, lt=2**63, description="With it the backend's webhooks are called.")
-    base_url: str | None = Field(None, max_length=2048, description="The backend, when WEBHOOK_ALLOWED_HOSTS names it.")
+    generation_id: int | None = Field(None, ge=0, lt=2**63, description="If set, the backend's webhooks are called.")
+    base_url: str | None = Field(None, max_length=2048, description="The backend; WEBHOOK_ALLOWED_HOSTS must name it.")
     prompt_tags: list[str] = Field(default_factory=list, max_length=100)
-    tenant: TenantName | None = Field(None, description="Who pays. Default: the name of the API key.")
+    tenant: TenantName | None = Field(None, description="The tenant of the job. Default: the name of the API key.")
 
     def variables(self, job_id: str) -> dict[str, Any]:
-        """What the stops after the first take by name. The picture's name is the job's own, so that no order writes over another's."""
-        told = self.model_dump(mode="json", exclude_none=True, include=set(PictureOrder.model_fields) - {"tenant"})
+        """The slip's variables. The image is named after the job, so that no order overwrites the image of another."""
+        variables = self.model_dump(mode="json", exclude_none=True, include=set(PictureOrder.model_fields) - {"tenant"})
         name = f"gen-{self.generation_id}" if self.generation_id is not None else f"job-{job_id}"
-        return told | {"name": name}
+        return variables | {"name": name}
 
 
 class ImageOrder(PictureOrder, _ImageFields):  # type: ignore[misc]
-    """Draw, sign, upload, and tell the backend."""
+    """Generate an image, sign it, upload it, and call the backend's webhook."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [IMAGE_ORDER_EXAMPLE]})
 
@@ -87,26 +87,26 @@ class ImageOrder(PictureOrder, _ImageFields):  # type: ignore[misc]
 
 
 class Ad(PictureOrder, _SingleImageFields):  # type: ignore[misc]
-    """Write the copy unless it is given, draw, look whether both suit (and draw again if not), letter, judge, sign, upload, tell."""
+    """Write the ad copy unless given, generate an image, validate it (and retry if rejected), overlay the copy, judge, sign, upload."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [AD_EXAMPLE]})
 
     kind: Literal["ad"]
-    text: str | None = Field(None, min_length=1, max_length=500, description="The copy that is laid over the picture. None: it is written.")
-    brief: str | None = Field(None, min_length=1, max_length=4000, description="What the writer is to advertise. None: the prompt.")
-    tries: int = Field(2, ge=0, le=10, description="How often a refused picture is drawn again, each time with another seed.")
+    text: str | None = Field(None, min_length=1, max_length=500, description="The ad copy laid over the image. None: it is generated.")
+    brief: str | None = Field(None, min_length=1, max_length=4000, description="What the generated ad copy advertises. None: the prompt.")
+    tries: int = Field(2, ge=0, le=10, description="How often a rejected image is generated again, each time with another seed.")
     overlay: _OverlayFields | None = None
 
     def slip(self, job_id: str) -> Slip:
-        lettering = self.overlay.model_dump(mode="json", exclude_unset=True) if self.overlay else {}
+        overlay = self.overlay.model_dump(mode="json", exclude_unset=True) if self.overlay else {}
         copy = {"text": self.text, "ad_copy_text": self.text} if self.text else {}
-        arguments = {Step.TEXT: ad_copy_command(self.brief or self.prompt), Step.IMAGE: _image_arguments(self), Step.OVERLAY: lettering}
+        arguments = {Step.TEXT: ad_copy_command(self.brief or self.prompt), Step.IMAGE: _image_arguments(self), Step.OVERLAY: overlay}
         without = {Step.TEXT} if self.text else set()
         return _standard_slip(self.kind, arguments, self.variables(job_id) | _seed_variable(self) | copy, self.tries, without)
 
 
 class StepOrder(BaseModel):
-    """One stop. An argument is a field of the step's command; what is not said is taken from the variables."""
+    """One step. An argument is a field of the step's command; other fields are taken from the variables."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -117,7 +117,7 @@ class StepOrder(BaseModel):
     @model_validator(mode="after")
     def check_step(self) -> Self:
         if self.step not in COMMANDS:
-            raise ValueError(f"no job may stop at {self.step}; the steps are {', '.join(sorted(COMMANDS))}")
+            raise ValueError(f"no job may contain {self.step}; the steps are {', '.join(sorted(COMMANDS))}")
         strict_model(COMMANDS[self.step], without=("slip",), optional=True).model_validate(self.arguments)
         result = RESULTS[self.step].model_fields
         if self.gate is not None and (self.gate not in result or result[self.gate].annotation is not bool):
@@ -127,43 +127,43 @@ class StepOrder(BaseModel):
 
 
 class Itinerary(JsonSafe):
-    """A way of one's own: steps with arguments. Each result's fields become variables, from which the next command is built by name."""
+    """A custom itinerary: steps with arguments. The fields of each result become variables, from which the next command is built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [ITINERARY_EXAMPLE]})
 
     kind: Literal["itinerary"]
     stops: list[StepOrder] = Field(min_length=1, max_length=32)
     variables: dict[str, Any] = Field(default_factory=dict, max_length=64)
-    answer: list[str] = Field(default_factory=list, max_length=64, description="Variables that stand in the result beside the last stop's.")
+    answer: list[str] = Field(default_factory=list, max_length=64, description="Variables to add to the last step's result.")
     tenant: TenantName | None = None
 
     @model_validator(mode="after")
     def check_first_command(self) -> Self:
-        """The first command must be whole already."""
+        """The first command must be complete already."""
         first = self.stops[0]
         fields = COMMANDS[first.step].model_fields
-        known = {name: value for name, value in self.variables.items() if name in fields and name != "slip"}
-        COMMANDS[first.step].model_validate(known | first.arguments)
+        variables = {name: value for name, value in self.variables.items() if name in fields and name != "slip"}
+        COMMANDS[first.step].model_validate(variables | first.arguments)
         return self
 
     def slip(self, job_id: str) -> Slip:
-        stops = [SlipStep(step=stop.step, arguments=stop.arguments, gate=stop.gate) for stop in self.stops]
-        return Slip(itinerary=stops, variables=self.variables, answer=self.answer)
+        steps = [SlipStep(step=step.step, arguments=step.arguments, gate=step.gate) for step in self.stops]
+        return Slip(itinerary=steps, variables=self.variables, answer=self.answer)
 
 
 JobOrder = Annotated[ImageOrder | Ad | Itinerary, Field(discriminator="kind")]
 
 
 def _image_arguments(order: Any) -> dict[str, Any]:
-    """The picture's fields, as arguments: `prompt` would mean something else to another stop. The seed may change on the way."""
+    """As arguments of its own step: `prompt` is another field in other steps. The seed is a variable, since a loop-back changes it."""
     fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed"})
     return fields
 
 
 def ad_copy_command(brief: str) -> dict[str, Any]:
-    """What the writer is asked for: one short line, in the language of the brief."""
-    behave = "You write the copy of advertisements. Answer with one short line, in the language of the brief, without quotation marks."
-    return {"messages": [{"role": "system", "content": behave}, {"role": "user", "content": brief}], "max_tokens": 64}
+    """A command to the text worker for one short line in the language of the brief."""
+    instruction = "You write the copy of advertisements. Answer with one short line, in the language of the brief, without quotation marks."
+    return {"messages": [{"role": "system", "content": instruction}, {"role": "user", "content": brief}], "max_tokens": 64}
 
 
 def _seed_variable(order: Any) -> dict[str, Any]:
@@ -173,23 +173,23 @@ def _seed_variable(order: Any) -> dict[str, Any]:
 def _standard_slip(
     kind: str, arguments: dict[Step, dict[str, Any]], variables: dict[str, Any], tries: int = 0, without: Collection[Step] = ()
 ) -> Slip:
-    """A standard itinerary, filled in. Without a generation id there is no backend to tell."""
-    table, told = ITINERARIES[kind], "generation_id" in variables
-    stops = [
-        stop.model_copy(update={"arguments": stop.arguments | arguments.get(Step(stop.step), {})})
-        for stop in table.stops
-        if (told or stop.step != Step.WEBHOOK) and stop.step not in without
+    """A standard itinerary with its arguments. Webhooks are called only with a generation id."""
+    itinerary, webhooks = ITINERARIES[kind], "generation_id" in variables
+    steps = [
+        step.model_copy(update={"arguments": step.arguments | arguments.get(Step(step.step), {})})
+        for step in itinerary.steps
+        if (webhooks or step.step != Step.WEBHOOK) and step.step not in without
     ]
-    if table.goes_back_to:
-        stops = _with_loop_back(stops, table.goes_back_to, tries, table.fresh)
-    words = {"on_progress": table.on_progress, "on_failure": table.on_failure, "on_refusal": table.on_refusal}
-    slip = Slip(itinerary=stops, variables=variables, answer=table.answer)
-    return slip.model_copy(update=words) if told else slip
+    if itinerary.loop_back_to:
+        steps = _with_loop_back(steps, itinerary.loop_back_to, tries, itinerary.reseed)
+    slip = Slip(itinerary=steps, variables=variables, answer=itinerary.answer)
+    hooks = {"on_progress": itinerary.on_progress, "on_failure": itinerary.on_failure, "on_refusal": itinerary.on_refusal}
+    return slip.model_copy(update=hooks) if webhooks else slip
 
 
-def _with_loop_back(stops: list[SlipStep], to: Step, tries: int, fresh: list[str]) -> list[SlipStep]:
-    """From the gate back to a stop before it, so often."""
-    steps = [stop.step for stop in stops]
-    start, gate = steps.index(to), next(index for index, stop in enumerate(stops) if stop.gate)
-    again = LoopBack(stops=stops[start : gate + 1], times=tries, fresh=fresh)
-    return [*stops[:gate], stops[gate].model_copy(update={"again": again}), *stops[gate + 1 :]]
+def _with_loop_back(steps: list[SlipStep], to: Step, tries: int, fresh: list[str]) -> list[SlipStep]:
+    """Loop back from the step with the gate to an earlier one, up to `tries` times."""
+    names = [step.step for step in steps]
+    start, gate = names.index(to), next(index for index, step in enumerate(steps) if step.gate)
+    loop_back = LoopBack(stops=steps[start : gate + 1], times=tries, fresh=fresh)
+    return [*steps[:gate], steps[gate].model_copy(update={"again": loop_back}), *steps[gate + 1 :]]

@@ -1,1 +1,1 @@
-"""ASGI middleware: admission, API keys, rate limits, sessions, tracing."""
+"""What every request passes before its route: tracing, authentication, rate and size limits."""

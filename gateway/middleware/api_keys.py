@@ -1,4 +1,4 @@
-"""API keys: who calls. Read from a setting or a file, and from the file again when it changes. Only digests are kept in memory."""
+"""API keys, from a setting and from a file that is read again when it changes. Only their digests are kept in memory."""
 
 import hashlib
 import hmac
@@ -18,20 +18,21 @@ MIN_KEY_LENGTH = 16
 log = structlog.get_logger()
 
 FileSignature = tuple[int, ...]
-"""By which a changed file is known."""
+"""Modification time, inode and size."""
 
 
 class InsecureBindError(Exception):
-    """The gateway would listen beyond this machine without a single key."""
+    """The gateway would listen on a public address without an API key."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(f"GATEWAY_HOST={host} is open to others: set GATEWAY_API_KEYS or GATEWAY_API_KEYS_FILE, or listen on 127.0.0.1")
+        super().__init__(f"GATEWAY_HOST={host} is not loopback: set GATEWAY_API_KEYS or GATEWAY_API_KEYS_FILE, or listen on 127.0.0.1")
 
 
 class ApiKeys:
-    """Names by the sha256 of their key. `needed` is false only where nobody set any and the gateway listens on this machine alone.
+    """Names by the SHA-256 of their key. `needed` is false only on a loopback address without any key.
 
-    `keyless`: paths that need none; where there are some, all others stay closed until there is a key.
+    `keyless`: paths that need no key; with them, the gateway may start without a key, and refuses all other paths.
+    Raises InsecureBindError, ValueError.
     """
 
     def __init__(self, settings: GatewaySettings, keyless: Collection[str] = ()) -> None:
@@ -46,21 +47,21 @@ class ApiKeys:
             raise InsecureBindError(settings.host)
 
     def name_of(self, key: str) -> str | None:
-        """Whose key this is. Every known key is compared, so that the time taken tells nothing."""
+        """The name of a key; None for an unknown one. All keys are compared, so that the duration reveals nothing."""
         self._reload_if_changed()
-        found, given = None, key_digest(key)
+        match, digest = None, key_digest(key)
         for known, name in self._names_by_digest.items():
-            if hmac.compare_digest(known, given):
-                found = name
-        return found
+            if hmac.compare_digest(known, digest):
+                match = name
+        return match
 
     def digests(self, name: str | None = None) -> list[bytes]:
-        """The digests of all keys, or of those that bear a name."""
+        """The digests of all keys, or of those with a name."""
         self._reload_if_changed()
         return [known for known, owner in self._names_by_digest.items() if name is None or owner == name]
 
     def _reload_if_changed(self) -> None:
-        """A file that cannot be read leaves things as they are: a slip of an editor must not lock everyone out."""
+        """An unreadable or invalid file changes nothing: an editing mistake must not lock all callers out."""
         if self._file is None or time.monotonic() - self._checked_at < RELOAD_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -72,19 +73,19 @@ class ApiKeys:
             log.warning("keys.unreadable", file=str(self._file), error=str(error))
 
     def _load_file(self, signature: FileSignature, file: Path) -> None:
-        """The sign was taken before: what is written during the reading is read next time."""
+        """The signature was taken before reading, so that a concurrent change is noticed next time."""
         self._names_by_digest, self._loaded_signature = self._from_setting | parse_keys(_key_lines(file)), signature
 
 
 def parse_keys(lines: Iterable[str]) -> dict[bytes, str]:
-    """`name:key` a line. Raises ValueError for what is none, without repeating it: it may be a key."""
-    found = {}
+    """Names by digest, from lines of `name:key`. Raises ValueError without quoting the line, which may contain a key."""
+    names = {}
     for number, line in enumerate(lines, 1):
         name, _, key = (part.strip() for part in line.partition(":"))
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or len(key) < MIN_KEY_LENGTH:
-            raise ValueError(f"API key {number} is no `name:key` with a key of at least {MIN_KEY_LENGTH} characters")
-        found[key_digest(key)] = name
-    return found
+            raise ValueError(f"API key {number} is not `name:key` with a key of at least {MIN_KEY_LENGTH} characters")
+        names[key_digest(key)] = name
+    return names
 
 
 def key_digest(key: str) -> bytes:
@@ -103,6 +104,6 @@ def _key_lines(file: Path) -> list[str]:
 
 
 def _file_signature(file: Path) -> FileSignature:
-    """Another file put in its place may bear an old time."""
-    seen = file.stat()
-    return seen.st_mtime_ns, seen.st_ino, seen.st_size
+    """Not the time only: a file moved into its place may be older."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,6 +1,6 @@
-"""How often one caller may ask: a bucket of tokens each, in this process. Two gateways give a caller twice as much.
+"""Rate limits: a token bucket per caller, in this process. With two gateways, a caller has twice the rate.
 
-Headers as in draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` says the rule, `RateLimit` what is left of it.
+Headers as in draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` is the limit, `RateLimit` what remains of it.
 """
 
 import math
@@ -20,27 +20,27 @@ class TokenBucket:
 
 @dataclass(frozen=True)
 class RateDecision:
-    """What a caller is told. `retry_seconds`: None when the request may pass."""
+    """`headers`: for the response. `retry_after_seconds`: None when the request is allowed."""
 
     headers: dict[str, str]
     retry_after_seconds: int | None
 
 
 class RateLimiter:
-    """Full at first; refilled evenly; the caller unseen for longest is forgotten first."""
+    """Buckets start full and are refilled evenly. Above MAX_CALLERS, the bucket that was used least recently is dropped."""
 
     def __init__(self, requests: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._seconds, self._clock = requests, seconds, clock
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def take(self, caller: str) -> RateDecision:
-        """Take one token, if there is one."""
+        """Take one token from the caller's bucket, if it has one."""
         if not self._limit:
             return RateDecision({}, None)
         bucket = self._refilled_bucket(caller)
-        passes = bucket.tokens >= 1
-        bucket.tokens -= passes
-        wait = None if passes else max(1, math.ceil((1 - bucket.tokens) * self._seconds / self._limit))
+        allowed = bucket.tokens >= 1
+        bucket.tokens -= allowed
+        wait = None if allowed else max(1, math.ceil((1 - bucket.tokens) * self._seconds / self._limit))
         return RateDecision(self._headers(bucket), wait)
 
     def _refilled_bucket(self, caller: str) -> TokenBucket:

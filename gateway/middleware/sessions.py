@@ -1,7 +1,7 @@
-"""Who looks at the console: a signed cookie, and a token bound to it that every change must bring.
+"""Console sessions: a signed cookie, and a CSRF token bound to it that every form must carry.
 
-Nothing is kept here: a cookie is signed with the digest of the API key that opened it, so every gateway knows it, and it ends with
-its key. Where no keys are needed, and before login, a visitor is nobody: that cookie only carries the token.
+Sessions are not stored. A cookie is signed with the digest of the API key that opened it, so every gateway with that key accepts it, and
+removing the key ends it. Without a login a session is anonymous and only carries the CSRF token.
 """
 
 import base64
@@ -20,12 +20,12 @@ from gateway.middleware.rate_limit import RateLimiter
 SESSION_COOKIE = "atelier_session"
 CONSOLE_PATH = "/console"
 LOGIN_ATTEMPTS, LOGIN_WINDOW_SECONDS = 30, 60.0
-"""From one address: whoever guesses is slowed down."""
+"""Login rate limit of one client address."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """`name`: whose key opened it; None is nobody. `value`: the cookie's. `token`: what a form must bring."""
+    """`key_name`: the name of the key that opened it; None when anonymous. `expires`: Unix time. `is_new`: the browser lacks the cookie."""
 
     key_name: str | None
     cookie_value: str
@@ -41,39 +41,38 @@ class Sessions:
 
     @property
     def login_required(self) -> bool:
-        """Whether a visitor must log in."""
         return self._keys.needed
 
     def login(self, key: str) -> Session | None:
-        """None when nobody has this key."""
+        """A session for an API key; None for an unknown key."""
         name = self._keys.name_of(key) if key else None
         return self.create(name) if name else None
 
     def create(self, key_name: str | None = None) -> Session:
         expires = time.time() + self._lifetime_seconds
         body = json.dumps([key_name, round(expires), secrets.token_hex(8)], separators=(",", ":")).encode()
-        said = base64.urlsafe_b64encode(body).decode().rstrip("=")
+        payload = base64.urlsafe_b64encode(body).decode().rstrip("=")
         secret = self._signing_secrets(key_name)[0]
-        return Session(key_name, f"{said}.{_sign(secret, 'session', said)}", _sign(secret, "form", said), expires, is_new=True)
+        return Session(key_name, f"{payload}.{_sign(secret, 'session', payload)}", _sign(secret, "form", payload), expires, is_new=True)
 
     def read_cookie(self, cookie_header: str) -> Session | None:
-        """The session that a request's cookies tell of; None when there is none, it is too old, or its key is gone."""
-        said, _, signature = _cookie_value(cookie_header).partition(".")
+        """The session of a Cookie header; None when it is missing, malformed, wrongly signed or expired, or its key was removed."""
+        payload, _, signature = _cookie_value(cookie_header).partition(".")
         try:
-            name, expires, _ = json.loads(base64.urlsafe_b64decode(said + "=" * (-len(said) % 4)))
+            name, expires, _ = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         except (ValueError, TypeError, binascii.Error):
             return None
         for secret in self._signing_secrets(name) if isinstance(expires, int) and expires > time.time() else ():
-            if hmac.compare_digest(_sign(secret, "session", said).encode(), signature.encode()):
-                return Session(name, f"{said}.{signature}", _sign(secret, "form", said), expires)
+            if hmac.compare_digest(_sign(secret, "session", payload).encode(), signature.encode()):
+                return Session(name, f"{payload}.{signature}", _sign(secret, "form", payload), expires)
         return None
 
     def renew(self, session: Session) -> Session:
-        """The same, or one that lasts longer when half of its time is gone."""
+        """The session itself, or a new one for the same key when more than half of its lifetime has passed."""
         return self.create(session.key_name) if session.expires - time.time() < self._lifetime_seconds / 2 else session
 
     def _signing_secrets(self, key_name: str | None) -> list[bytes]:
-        """Nobody's cookie is known to every gateway that has the same keys; where there are none, to this process alone."""
+        """The digests of the named key. Anonymous: a digest of all keys, which every gateway has; without keys, this process's secret."""
         if key_name is not None:
             return self._keys.digests(key_name)
         return [hashlib.sha256(b"".join(sorted(self._keys.digests()))).digest() if self._keys.needed else self._process_secret]
@@ -81,10 +80,10 @@ class Sessions:
 
 def _cookie_value(header: str) -> str:
     try:
-        found = SimpleCookie(header).get(SESSION_COOKIE)
+        morsel = SimpleCookie(header).get(SESSION_COOKIE)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return morsel.value if morsel else ""
 
 
 def _sign(secret: bytes, purpose: str, payload: str) -> str:

@@ -1,6 +1,6 @@
-"""Names for a request: its id and its trace come in or are made here, go out, and travel with every message and log line.
+"""The outermost middleware: the request id and trace context, security headers, one log line per request, unexpected errors.
 
-The outermost layer: it also says one log line a request, sets the security headers, and turns a failure of ours into a document.
+Ids that the client does not send are created here. They are in the response, in every message and in every log line of the request.
 """
 
 import re
@@ -29,12 +29,12 @@ SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
-"""Set where the answer says nothing else."""
+"""Added to a response that does not set them itself."""
 DOCS_CONTENT_SECURITY_POLICY = (
     b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
     b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
 )
-"""What the pages of /docs load."""
+"""What FastAPI's pages /docs and /redoc load."""
 
 log = structlog.get_logger()
 
@@ -47,9 +47,9 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope)
-        with trace_request(request_trace_headers(given), given) as (names, span):
-            await self._with_context(scope, receive, send, names, span)
+        headers = Headers(scope=scope)
+        with trace_request(request_trace_headers(headers), headers) as (trace_headers, span):
+            await self._with_context(scope, receive, send, trace_headers, span)
 
     async def _with_context(self, scope: Scope, receive: Receive, send: Send, trace_headers: dict[str, str], span: Any) -> None:
         with (
@@ -73,7 +73,7 @@ class TracingMiddleware:
         except Exception as error:
             log.exception("request.failed", method=scope["method"], path=scope["path"])
             if not status:
-                await error_response(scope["path"], to_problem(error))(scope, receive, sending)
+                await error_response(scope, to_problem(error))(scope, receive, sending)
         finally:
             seconds = round(time.perf_counter() - started, 4)
             metrics.record_request(scope["method"], route_template(scope), status, seconds)
@@ -82,30 +82,30 @@ class TracingMiddleware:
 
 
 def route_template(scope: Scope) -> str:
-    """The pattern that the path fits, such as /v1/jobs/{job_id}; one word for all paths that fit none."""
+    """The path template, such as /jobs/{job_id}; OTHER_LABEL for all unknown paths."""
     return str(getattr(scope.get("route"), "path", metrics.OTHER_LABEL))
 
 
 def request_trace_headers(headers: Headers) -> dict[str, str]:
-    """The request's names as they stand on the wire. What is no proper name is replaced by one of ours."""
-    given = headers.get("x-request-id", "")
-    names = {Header.REQUEST_ID.value: given if REQUEST_ID_PATTERN.fullmatch(given) else str(uuid4())}
+    """The headers for the response and for messages. A missing or malformed id is replaced by a new one."""
+    request_id = headers.get("x-request-id", "")
+    trace_headers = {Header.REQUEST_ID.value: request_id if REQUEST_ID_PATTERN.fullmatch(request_id) else str(uuid4())}
     trace = TRACEPARENT_PATTERN.fullmatch(headers.get("traceparent", ""))
     trace_id, flags = (trace[1], trace[2]) if trace else (secrets.token_hex(16), "00")
-    names[Header.TRACEPARENT.value] = f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
+    trace_headers[Header.TRACEPARENT.value] = f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
     if trace and (state := headers.get("tracestate")):
-        names[Header.TRACESTATE.value] = state[:512]
-    return names
+        trace_headers[Header.TRACESTATE.value] = state[:512]
+    return trace_headers
 
 
 def add_response_headers(headers: list[tuple[bytes, bytes]], scope: Any, trace_headers: dict[str, str]) -> None:
-    """Raw, as they go out: every answer passes here."""
-    said = {name for name, _ in headers}
+    """Add the trace headers, and the security headers that are not set, to the raw headers of a response."""
+    present = {name for name, _ in headers}
     headers.append((b"x-request-id", trace_headers[Header.REQUEST_ID.value].encode()))
     headers.append((b"traceparent", trace_headers[Header.TRACEPARENT.value].encode()))
-    if scope["path"] in ("/docs", "/redoc") and b"content-security-policy" not in said:
+    if scope["path"] in ("/docs", "/redoc") and b"content-security-policy" not in present:
         headers.append((b"content-security-policy", DOCS_CONTENT_SECURITY_POLICY))
-        said.add(b"content-security-policy")
-    headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in said)
+        present.add(b"content-security-policy")
+    headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in present)
     if scope.get("scheme") == "https":
         headers.append((b"strict-transport-security", b"max-age=31536000"))

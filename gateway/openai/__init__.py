@@ -1,1 +1,1 @@
-"""The OpenAI-compatible API."""
+"""The OpenAI-compatible API: chat completions, images, models."""

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` as OpenAI has it: a command to the writing actor, whose answer comes whole or as it is written."""
+"""OpenAI's `POST /v1/chat/completions`: a command to the text worker, whose result is returned whole or streamed."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -16,13 +16,13 @@ from contracts.text import TextDone, Usage
 from gateway.openai.chat_requests import ChatRequest
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error, to_openai_problem
 from gateway.openai.models import lora_adapter_of
-from gateway.problems import HttpProblem
+from gateway.problems import REQUEST_ERRORS, HttpProblem, RequestError
 from gateway.sse import json_data, sse_response
-from gateway.text.client import REQUEST_ERRORS, RETRY_AFTER, RequestError, generate_text, stream_text
+from gateway.text.client import RETRY_AFTER, generate_text, stream_text
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
-
+UPLOAD_PATHS = frozenset({"/v1/chat/completions"})
 DONE_EVENT = "data: [DONE]\n\n"
 
 
@@ -50,7 +50,7 @@ class ChatCompletion(BaseModel):
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
 async def chat(request: Request, body: ChatRequest) -> Response:
-    """Write. With `stream` as server-sent events. Who leaves before the end stops the writing."""
+    """Generate text; with `stream`, as server-sent events. A disconnect cancels the generation."""
     lora = await lora_adapter_of(request, body.model)
     command = await body.command(request, lora)
     if body.stream:
@@ -60,10 +60,10 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     except REQUEST_ERRORS as error:
         raise to_chat_problem(error) from error
     choice = Choice(message=AssistantMessage(content=done.response), finish_reason=done.finish_reason)
-    whole = ChatCompletion(
+    completion = ChatCompletion(
         id=completion_id(), created=int(time.time()), model=lora or done.model_info.model_name, choices=[choice], usage=done.usage
     )
-    return JSONResponse(whole.model_dump(mode="json"))
+    return JSONResponse(completion.model_dump(mode="json"))
 
 
 def completion_id() -> str:
@@ -71,7 +71,7 @@ def completion_id() -> str:
 
 
 def to_chat_problem(error: RequestError) -> HttpProblem:
-    """A model that is silent past the deadline is away: come back later."""
+    """A timeout is a 503, so that clients retry."""
     match error:
         case ReplyFault():
             return to_openai_problem(error)
@@ -80,21 +80,21 @@ def to_chat_problem(error: RequestError) -> HttpProblem:
 
 
 async def stream_chunks(request: Request, command: dict[str, Any], body: ChatRequest) -> AsyncGenerator[str]:
-    """What fails before the first word is raised; after it, it is said in the stream, which then ends without its mark."""
-    begun = False
+    """A failure before the first delta is raised as HttpProblem; a later one is sent as an event, and the stream ends without [DONE]."""
+    started = False
     frame = {"id": completion_id(), "object": "chat.completion.chunk", "created": int(time.time()), "model": body.model}
-    async with aclosing(stream_text(request, command)) as pieces:
+    async with aclosing(stream_text(request, command)) as chunks:
         try:
-            async for piece in pieces:
-                if not begun:
+            async for chunk in chunks:
+                if not started:
                     yield chunk_event(frame, {"role": "assistant", "content": ""})
-                    begun = True
-                if isinstance(piece, TextDone):
-                    yield final_events(frame, piece, body.include_usage)
+                    started = True
+                if isinstance(chunk, TextDone):
+                    yield final_events(frame, chunk, body.include_usage)
                 else:
-                    yield chunk_event(frame, {"content": piece})
+                    yield chunk_event(frame, {"content": chunk})
         except REQUEST_ERRORS as error:
-            if not begun:
+            if not started:
                 raise to_chat_problem(error) from error
             yield json_data(openai_error(to_chat_problem(error)))
 

@@ -1,4 +1,4 @@
-"""A chat as a client of OpenAI asks for it, and the command that comes of it. What is not built is refused, not let be."""
+"""OpenAI's chat request, and the command built from it. Features that are not supported are rejected, not ignored."""
 
 from typing import Annotated, Any, Literal
 
@@ -52,11 +52,11 @@ class StreamOptions(LenientModel):
 
 
 class ChatRequest(LenientModel):
-    """Fields that are not named here are let be."""
+    """A chat request. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
 
-    model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text`: whatever is served.")
+    model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text` for whatever is served.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -64,7 +64,7 @@ class ChatRequest(LenientModel):
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=2, description="vLLM's.")
+    repetition_penalty: float | None = Field(None, gt=0, le=2, description="An extension of vLLM.")
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     response_format: ResponseFormat | None = None
@@ -80,9 +80,9 @@ class ChatRequest(LenientModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     async def command(self, request: Request, lora: str | None) -> dict[str, Any]:
-        """Pictures go to the store. OpenAI's defaults: what is not said is 1, and nothing is penalized. Raises Refused."""
+        """The text step's command, with OpenAI's defaults. Images are stored. Raises HttpProblem(400, 413, 503)."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        told = {
+        fields = {
             "messages": [await to_message_fields(request, index, message) for index, message in enumerate(self.messages)],
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
@@ -90,15 +90,15 @@ class ChatRequest(LenientModel):
             "repetition_penalty": self.repetition_penalty or 1.0,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "stop": [word for word in stop if word],
+            "stop": [text for text in stop if text],
             "seed": self.seed,
             "lora_adapter": lora,
         }
-        return {name: value for name, value in told.items() if value is not None} | response_format_fields(self.response_format)
+        return {name: value for name, value in fields.items() if value is not None} | response_format_fields(self.response_format)
 
 
 def response_format_fields(response_format: ResponseFormat | None) -> dict[str, Any]:
-    """Raises Refused(400)."""
+    """Raises HttpProblem(400)."""
     if response_format is None or response_format.type == "text":
         return {}
     if response_format.type == "json_object":
@@ -112,21 +112,21 @@ async def to_message_fields(request: Request, index: int, message: ChatMessage) 
     role = ROLES.get(message.role, message.role)
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
-    parts = [await to_part_fields(request, f"messages.{index}.content.{place}", part) for place, part in enumerate(message.content)]
+    parts = [await to_part_fields(request, f"messages.{index}.content.{position}", part) for position, part in enumerate(message.content)]
     return {"role": role, "content": parts}
 
 
 async def to_part_fields(request: Request, location: str, part: TextPart | ImagePart) -> dict[str, Any]:
-    """Raises Refused(400 · 413 · 503)."""
+    """`location`: of the part in the request, for errors. Raises HttpProblem(400, 413, 503)."""
     if isinstance(part, TextPart):
         return {"text": part.text}
     url = part.image_url.url
     if url[:8].lower() == "https://":
         return {"picture": {"url": url}}
     if url[:5].lower() != "data:":
-        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// address or a data: URL", param=f"{location}.image_url.url")
+        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// URL or a data: URL", param=f"{location}.image_url.url")
     data = await decode_base64(request, url)
     media_type = image_media_type(data)
     if media_type is None:
-        raise HttpProblem(400, "image-unreadable", "the picture is no PNG, JPEG, WebP, GIF or BMP", param=f"{location}.image_url.url")
+        raise HttpProblem(400, "image-unreadable", "the image is not PNG, JPEG, WebP, GIF or BMP", param=f"{location}.image_url.url")
     return {"picture": await store_upload(request, data, media_type)}

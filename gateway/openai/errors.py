@@ -1,24 +1,22 @@
-"""OpenAI's form of an error, on every path under `/v1`, with the statuses by which its clients decide whether to try again."""
+"""OpenAI's error format, for every path under `/v1`, with the statuses by which its clients decide whether to retry."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from gateway.problems import ERROR_FORMATS, HttpProblem, describe_validation_error
+from gateway.problems import FormattedRoute, HttpProblem, describe_validation_error
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES
 
-PREFIX = "/v1/"
 STATUS_BY_FAULT_CODE = {"model-unknown": 404, "cancelled": 409, "document-too-large": 413} | dict.fromkeys(UNAVAILABLE_CODES, 503)
-"""Status of each fault that is not the request's own."""
+"""Faults of the server, and faults with a status of their own."""
 INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | {"lora-invalid", "scheduler-unknown", "size-unknown"}
-"""Faults that another request would not have: a 400, which no client tries again."""
+"""Faults of the request: a 400, which no client retries."""
 OPENAI_CODES = {"prompt-too-long": "context_length_exceeded", "model-unknown": "model_not_found"}
-"""Codes that clients of OpenAI know by another name."""
+"""Fault codes that OpenAI's clients know by another name."""
 
 
 class ErrorBody(BaseModel):
@@ -29,27 +27,12 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What went wrong, as OpenAI says it."""
+    """An error in OpenAI's format."""
 
     error: ErrorBody
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 429, 500, 503, 504)}
-
-
-class OpenAIRoute(APIRoute):
-    """What is wrong with a request is a 400 that names the field."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handled(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except (RequestValidationError, ReplyFault, ReplyTimeout) as error:
-                raise to_openai_problem(error) from error
-
-        return handled
 
 
 def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout) -> HttpProblem:
@@ -82,10 +65,26 @@ def error_type(status: int) -> str:
 
 
 def error_code(problem: HttpProblem) -> str:
-    """In snake case, as OpenAI writes it."""
+    """The problem's title in snake case, or OpenAI's own name for it."""
     if problem.status == 401:
         return "invalid_api_key"
     return OPENAI_CODES.get(problem.title, problem.title.lower().replace("-", "_").replace(" ", "_"))
 
 
-ERROR_FORMATS[PREFIX] = openai_error
+class OpenAIRoute(FormattedRoute):
+    """An invalid request is a 400 that names the field."""
+
+    @staticmethod
+    def error_format(problem: HttpProblem) -> dict[str, Any]:
+        return openai_error(problem)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_or_raise(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (RequestValidationError, ReplyFault, ReplyTimeout) as error:
+                raise to_openai_problem(error) from error
+
+        return handle_or_raise

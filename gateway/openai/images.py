@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations` as OpenAI has it. Each four pictures are one command to the image actor; they come back in order."""
+"""OpenAI's `POST /v1/images/generations`: one command to the image actor for every four images, returned in order."""
 
 import asyncio
 import base64
@@ -14,24 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PermanentError, PublishError, TemporaryError
-from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.image import ImageDone, SchedulerName
 from contracts.wire import Step
-from gateway.callers import caller_of
-from gateway.deadlines import request_timeout
 from gateway.jobs.files import job_files
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.problems import HttpProblem
+from gateway.services import Services, services_of
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
 DEFAULT_IMAGE_MODEL = "image"
-"""The name under which a client may mean whatever model the image actor has."""
+"""The name by which a client may request whatever model the image actor has."""
 MAX_IMAGES_PER_COMMAND = 4
-"""Pictures in one command."""
+LEDGER_POLL_SECONDS = 0.05
 STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
-"""Of a quality; every other one is as many as the actor takes by itself."""
+"""Diffusion steps by quality; other qualities leave the number to the actor."""
 IMAGE_REQUEST_EXAMPLE: dict[str, JsonValue] = {
     "prompt": "a red fox in fresh snow, watercolour",
     "n": 1,
@@ -41,19 +39,21 @@ IMAGE_REQUEST_EXAMPLE: dict[str, JsonValue] = {
 
 
 class ImageRequest(BaseModel):
-    """Draw. `seed` and what follows it are ours; a client says them in `extra_body`."""
+    """An image request. `seed` and the fields after it are extensions; OpenAI's clients send them in `extra_body`."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [IMAGE_REQUEST_EXAMPLE]})
 
     prompt: str = Field(min_length=1, max_length=4000)
-    model: str | None = Field(None, description="A name from IMAGE_MODELS; `image` or none: the actor's own.")
+    model: str | None = Field(None, description="A name from IMAGE_MODELS; `image` or none: the actor's default.")
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
     size: str | None = Field(
-        "auto", pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$", description="`auto` is 512x512. Sides: 64 to 2048, by 8."
+        "auto",
+        pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$",
+        description="`auto` is 512x512. Sides: 64 to 2048, multiples of 8.",
     )
-    response_format: Literal["b64_json", "url"] | None = Field("b64_json", description="`url`: an address of the store.")
+    response_format: Literal["b64_json", "url"] | None = Field("b64_json", description="`url`: where the image can be downloaded.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
-        "auto", description="How many steps."
+        "auto", description="Decides the number of diffusion steps."
     )
     output_format: Literal["png"] | None = "png"
     background: Literal["auto", "opaque"] | None = "auto"
@@ -66,18 +66,18 @@ class ImageRequest(BaseModel):
     scheduler: SchedulerName | None = None
 
     def commands(self) -> Iterator[dict[str, Any]]:
-        """Picture i has the seed + i, in whichever command it is."""
-        told = self.model_dump(include={"prompt", "negative_prompt", "guidance_scale", "scheduler"}, exclude_none=True)
+        """One command per four images. Image number i has the seed `seed` + i."""
+        fields = self.model_dump(include={"prompt", "negative_prompt", "guidance_scale", "scheduler"}, exclude_none=True)
         if self.model and self.model != DEFAULT_IMAGE_MODEL:
-            told["model"] = self.model
+            fields["model"] = self.model
         if steps := self.steps or STEPS_BY_QUALITY.get(self.quality or ""):
-            told["steps"] = steps
+            fields["steps"] = steps
         if self.size and self.size != "auto":
-            told["width"], told["height"] = map(int, self.size.split("x"))
-        pictures = self.n or 1
-        for first in range(0, pictures, MAX_IMAGES_PER_COMMAND):
+            fields["width"], fields["height"] = map(int, self.size.split("x"))
+        count = self.n or 1
+        for first in range(0, count, MAX_IMAGES_PER_COMMAND):
             seed = {} if self.seed is None else {"seed": self.seed + first}
-            yield told | seed | {"count": min(MAX_IMAGES_PER_COMMAND, pictures - first)}
+            yield fields | seed | {"count": min(MAX_IMAGES_PER_COMMAND, count - first)}
 
 
 class Picture(BaseModel):
@@ -86,16 +86,16 @@ class Picture(BaseModel):
 
 
 class Pictures(BaseModel):
-    created: int = Field(description="Seconds since 1970.")
+    created: int = Field(description="Seconds since 1970-01-01.")
     data: list[Picture]
     output_format: str = "png"
     size: str
-    seeds: list[int] = Field(description="Ours: of each picture.")
+    seeds: list[int] = Field(description="An extension: the seed of each image.")
 
 
 @router.post("/images/generations", response_model=Pictures, response_model_exclude_none=True, responses=ERROR_RESPONSES)
 async def generate(request: Request, body: ImageRequest) -> Pictures:
-    """Draw pictures with the image actor. Who leaves before they are done stops the work."""
+    """Generate images. A disconnect cancels the generation."""
     try:
         async with asyncio.TaskGroup() as group:
             batches = [
@@ -119,20 +119,17 @@ def merge_batches(batches: list[tuple[ImageDone, list[Picture]]]) -> Pictures:
 
 
 async def generate_batch(request: Request, command: dict[str, Any], response_format: str) -> tuple[ImageDone, list[Picture]]:
-    job_id, caller = str(uuid4()), caller_of(request)
-    seconds = request_timeout(request)
-    reply = await request.app.state.requests.request(Step.IMAGE.value, command, seconds=seconds, tenant=caller, job_id=job_id)
-    done = ImageDone.model_validate(reply)
+    job_id = str(uuid4())
+    done = ImageDone.model_validate(await services_of(request).commands.call(request, Step.IMAGE.value, command, job_id=job_id))
     return done, [await to_picture(request, claim, job_id, response_format) for claim in done.images]
 
 
 async def to_picture(request: Request, claim: Claim, job_id: str, response_format: str) -> Picture:
-    store: ClaimStore | None = request.app.state.store
-    if store is None:
-        raise HttpProblem(503, "store-missing", "this gateway has no store: set STORE_URL as the actors have it")
+    """Raises HttpProblem(500, 503)."""
+    store = services_of(request).require_store()
     try:
         if response_format == "url":
-            return Picture(url=await public_url(request, store, claim, job_id))
+            return Picture(url=await public_url(request, claim, job_id))
         return Picture(b64_json=base64.b64encode(await store.read(claim)).decode())
     except TemporaryError as error:
         raise HttpProblem(503, "store-away", str(error), {"Retry-After": "5"}) from error
@@ -140,21 +137,22 @@ async def to_picture(request: Request, claim: Claim, job_id: str, response_forma
         raise HttpProblem(500, error.code, str(error)) from error
 
 
-async def public_url(request: Request, store: ClaimStore, claim: Claim, job_id: str) -> str:
-    """Where the outside world reads the picture: the store's own address; the gateway's, when the store is a folder that nobody serves."""
-    url, name = await store.url(claim), claim.uri.rpartition("/")[2]
+async def public_url(request: Request, claim: Claim, job_id: str) -> str:
+    """The image's URL: the store's own, or that of the jobs API when the store is a folder."""
+    services = services_of(request)
+    url, name = await services.require_store().url(claim), claim.uri.rpartition("/")[2]
     if url.startswith("http"):
         return url
-    await wait_until_in_ledger(request.app.state, job_id, name)
+    await wait_until_in_ledger(services, job_id, name)
     return f"{request.base_url}jobs/{job_id}/files/{quote(name)}"
 
 
-async def wait_until_in_ledger(state: Any, job_id: str, name: str) -> None:
-    """The ledger hears of a picture when we do: its address is given out when it leads somewhere."""
+async def wait_until_in_ledger(services: Services, job_id: str, name: str) -> None:
+    """The jobs API reads from the ledger, which may record the result after the reply has arrived."""
     with suppress(TimeoutError, ReplyTimeout, PublishError):
-        async with asyncio.timeout(state.settings.question_seconds):
+        async with asyncio.timeout(services.settings.question_seconds):
             while True:
                 with suppress(ReplyFault):
-                    if name in job_files(await state.jobs.get_job(job_id)):
+                    if name in job_files(await services.jobs.get_job(job_id)):
                         return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(LEDGER_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""`/v1/models`: the language model that is served, its LoRA adapters, and `image` where pictures are drawn."""
+"""`/v1/models`: the served language model, its LoRA adapters, and `image` where an image actor consumes."""
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -6,16 +6,16 @@ from pydantic import BaseModel
 from contracts.text import TextStatus
 from contracts.wire import Step
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
-from gateway.openai.images import DEFAULT_IMAGE_MODEL as PICTURES
+from gateway.openai.images import DEFAULT_IMAGE_MODEL
 from gateway.problems import HttpProblem
-from gateway.text.status import TextStatusCache
+from gateway.services import services_of
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
 DEFAULT_TEXT_MODEL = "text"
-"""The name under which a client may mean whatever language model is served."""
+"""The name by which a client may request whatever language model is served."""
 CREATED = 1_760_000_000
-"""When a model was made is not known; clients want a number."""
+"""Clients need a number; the real time is unknown."""
 
 
 class Model(BaseModel):
@@ -34,29 +34,30 @@ class Models(BaseModel):
 
 @router.get("/models", responses=ERROR_RESPONSES, response_model_exclude_none=True)
 async def list_models(request: Request) -> Models:
-    """What may be named as `model` now."""
+    """The names that `model` may have at present."""
     return Models(data=await served_models(request))
 
 
 @router.get("/models/{model:path}", responses=ERROR_RESPONSES, response_model_exclude_none=True)
 async def get_model(request: Request, model: str) -> Model:
-    found = next((known for known in await served_models(request) if known.id == model), None)
-    if found is None:
-        raise model_not_found(model, [known.id for known in await served_models(request)])
-    return found
+    models = {served.id: served for served in await served_models(request)}
+    if model not in models:
+        raise model_not_found(model, list(models))
+    return models[model]
 
 
 async def served_models(request: Request) -> list[Model]:
     status = await current_text_status(request)
-    pictures = [Model(id=PICTURES)] if await request.app.state.requests.has_consumer(Step.IMAGE.value) else []
+    has_image_actor = await services_of(request).commands.requests.has_consumer(Step.IMAGE.value)
+    image_models = [Model(id=DEFAULT_IMAGE_MODEL)] if has_image_actor else []
     if status is None:
-        return pictures
+        return image_models
     adapters = [Model(id=name, parent=status.model_name) for name in status.lora_adapters]
-    return [Model(id=status.model_name, max_model_len=status.max_model_len), *adapters, *pictures]
+    return [Model(id=status.model_name, max_model_len=status.max_model_len), *adapters, *image_models]
 
 
 async def lora_adapter_of(request: Request, model: str) -> str | None:
-    """The LoRA adapter that a model's name means; None for the model itself. Raises Refused(404); not while nobody knows."""
+    """The LoRA adapter with the name; None for the model itself, and while the status is unknown. Raises HttpProblem(404)."""
     status = await current_text_status(request)
     if status is None or model in (DEFAULT_TEXT_MODEL, status.model_name):
         return None
@@ -66,11 +67,9 @@ async def lora_adapter_of(request: Request, model: str) -> str | None:
 
 
 async def current_text_status(request: Request) -> TextStatus | None:
-    statuses: TextStatusCache = request.app.state.text_status
-    return (await statuses.latest()).status
+    return (await services_of(request).text_status.latest()).status
 
 
-def model_not_found(model: str, known: list[str]) -> HttpProblem:
-    return HttpProblem(
-        404, "model-unknown", f"The model {model!r} is not served; there are: {', '.join(known) or 'none now'}.", param="model"
-    )
+def model_not_found(model: str, served: list[str]) -> HttpProblem:
+    detail = f"The model {model!r} is not served; served are: {', '.join(served) or 'none at present'}."
+    return HttpProblem(404, "model-unknown", detail, param="model")

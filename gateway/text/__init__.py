@@ -1,1 +1,1 @@
-"""The text step's client: generation, uploads, status."""
+"""What the APIs for text generation share: calls to the text worker, its status, uploads."""

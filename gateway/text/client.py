@@ -1,4 +1,4 @@
-"""Asking the writing actor: the whole answer, or a stream of it. What goes wrong is said with the source system's words and statuses."""
+"""Text generation: the whole result or a stream of it, and its failures with the statuses and texts of the CloudLLM API."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -7,13 +7,11 @@ from typing import Any
 
 from fastapi import Request
 
-from bus.amqp.request_reply import ReplyChunk, ReplyFault, ReplyTimeout
-from bus.errors import PublishError
+from bus.amqp.request_reply import ReplyFault
 from contracts.text import TextDone
 from contracts.wire import Step
-from gateway.callers import caller_of
-from gateway.deadlines import request_timeout
-from gateway.problems import HttpProblem
+from gateway.problems import HttpProblem, RequestError
+from gateway.services import services_of
 from gateway.text.uploads import UNSUPPORTED_FILE_TYPE
 
 ENGINE_NOT_READY = "vLLM 엔진이 초기화되지 않았습니다"
@@ -22,49 +20,41 @@ UNAVAILABLE_CODES = frozenset({
     *("loading", "server-away", "server-failed", "server-slow", "server-not-ready", "attempts-exhausted", "deadline-exceeded"),
     *("engine-full", "engine-crash", "out-of-memory", "timeout", "conversation-busy"),
 })  # fmt: skip
-"""Faults of the model's server or engine: another time it may work."""
+"""Faults of the model server or engine: a retry may succeed."""
 INVALID_TEXT_REQUEST_CODES = frozenset({
     *("invalid-message", "message-too-large", "prompt-too-long", "schema-refused", "token-limit-too-small", "lora-missing", "lora-unknown"),
     *("image-unreadable", "image-too-large", "asset-refused", "asset-missing", "asset-too-large", "server-refused"),
     *("document-broken", "document-encrypted", "document-empty", "document-too-long", "document-too-complex"),
 })  # fmt: skip
-"""Faults that another request would not have."""
+"""Faults of the request itself: a retry fails again."""
 TOO_LARGE_CODES = frozenset({"document-too-large"})
 RETRY_AFTER = {"Retry-After": "5"}
 
-RequestError = ReplyFault | ReplyTimeout | PublishError
-REQUEST_ERRORS = (ReplyFault, ReplyTimeout, PublishError)
-
 
 async def generate_text(request: Request, command: dict[str, Any]) -> TextDone:
-    """The answer, with the time that passed here in its timings. Raises one of FAILURES."""
-    begun = time.perf_counter()
-    requests = request.app.state.requests
-    reply = await requests.request(Step.TEXT.value, command, seconds=request_timeout(request), tenant=caller_of(request))
-    return with_endpoint_timing(reply, begun)
+    """The result, with the time spent in the gateway among its timings. Raises REQUEST_ERRORS."""
+    started = time.perf_counter()
+    reply = await services_of(request).commands.call(request, Step.TEXT.value, command)
+    return with_endpoint_timing(reply, started)
 
 
 async def stream_text(request: Request, command: dict[str, Any]) -> AsyncGenerator[str | TextDone]:
-    """What is written as it comes, then the whole. Who leaves before the end stops the work. Raises one of FAILURES."""
-    begun = time.perf_counter()
-    requests, order = request.app.state.requests, command | {"stream": True}
-    pieces: AsyncGenerator[ReplyChunk] = requests.stream(
-        Step.TEXT.value, order, seconds=request_timeout(request), tenant=caller_of(request)
-    )
-    async with aclosing(pieces):
-        async for piece in pieces:
-            yield with_endpoint_timing(piece.body, begun) if piece.final else str(piece.body["delta"])
+    """Each delta, then the result. Closing the generator before its end cancels the work. Raises REQUEST_ERRORS."""
+    started = time.perf_counter()
+    async with aclosing(services_of(request).commands.stream(request, Step.TEXT.value, command | {"stream": True})) as chunks:
+        async for chunk in chunks:
+            yield with_endpoint_timing(chunk.body, started) if chunk.final else str(chunk.body["delta"])
 
 
 def with_endpoint_timing(reply: dict[str, Any], started: float) -> TextDone:
     done = TextDone.model_validate(reply)
-    passed = {"endpoint_total_ms": round((time.perf_counter() - started) * 1000, 1)}
+    timing = {"endpoint_total_ms": round((time.perf_counter() - started) * 1000, 1)}
     info = done.model_info
-    return done.model_copy(update={"model_info": info.model_copy(update={"timings": info.timings.model_copy(update=passed)})})
+    return done.model_copy(update={"model_info": info.model_copy(update={"timings": info.timings.model_copy(update=timing)})})
 
 
 def to_legacy_problem(error: RequestError, action: str) -> HttpProblem:
-    """A failure as the source system says it. `doing`: its word for what failed."""
+    """A failure as the CloudLLM API reports it. `action` names the failed operation in the detail of an unknown fault."""
     if not isinstance(error, ReplyFault):
         return HttpProblem(503, "no reply in time", ENGINE_NOT_READY, RETRY_AFTER)
     code, message = error.fault.code, error.fault.message

@@ -1,4 +1,4 @@
-"""How the writing actor is: asked over the bus when there is one, and known for a second. Part of `/health`; all of `/status/detailed`."""
+"""The text worker's status, queried over the bus and cached for a second. `/health` and `/status/detailed` report it."""
 
 import asyncio
 import time
@@ -6,14 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bus.amqp.request_reply import ReplyFault, RequestClient
+from bus.amqp.request_reply import ReplyFault
 from contracts.conversation import Conversations
 from contracts.text import TextStatus
-from gateway.text.client import REQUEST_ERRORS
+from gateway.commands import CommandClient
+from gateway.problems import REQUEST_ERRORS
+
+STATUS_STEPS = ("text.status", "conversation.list")
+"""The steps that are queried here."""
 
 
 class TextStatusSnapshot(BaseModel):
-    """`there`: an actor serves; without `status` its model is loading."""
+    """`served`: a text worker consumes its queue. While it loads its model, it has no `status`."""
 
     served: bool = False
     status: TextStatus | None = None
@@ -26,15 +30,16 @@ class TextStatusSnapshot(BaseModel):
 
 
 class TextStatusCache:
-    """The latest word of the writing actor. A question is sent only when someone is there to take it."""
+    """The latest snapshot. A query is published only when its queue has a consumer."""
 
-    def __init__(self, requests: RequestClient, max_age_seconds: float = 1.0, timeout_seconds: float = 2.0) -> None:
-        self._requests, self._max_age_seconds, self._timeout_seconds = requests, max_age_seconds, timeout_seconds
+    def __init__(self, commands: CommandClient, max_age_seconds: float = 1.0, timeout_seconds: float = 2.0) -> None:
+        self._commands, self._max_age_seconds, self._timeout_seconds = commands, max_age_seconds, timeout_seconds
         self._snapshot, self._fetched_at, self._lock = TextStatusSnapshot(), -max_age_seconds, asyncio.Lock()
         self.started_at = time.monotonic()
 
     @property
     def uptime(self) -> float:
+        """Seconds since the gateway's start."""
         return round(time.monotonic() - self.started_at, 1)
 
     async def latest(self) -> TextStatusSnapshot:
@@ -45,25 +50,25 @@ class TextStatusCache:
 
     async def _fetch(self) -> TextStatusSnapshot:
         try:
-            if not await self._requests.has_consumer("text.status"):
+            if not await self._commands.requests.has_consumer("text.status"):
                 return TextStatusSnapshot()
-            status, talks = await asyncio.gather(self._query("text.status"), self._query("conversation.list", limit=1))
+            status, listing = await asyncio.gather(self._query("text.status"), self._query("conversation.list", limit=1))
         except REQUEST_ERRORS:
             return TextStatusSnapshot()
-        counted = Conversations.model_validate(talks) if talks else None
+        conversations = Conversations.model_validate(listing) if listing else None
         return TextStatusSnapshot(
             served=True,
             status=TextStatus.model_validate(status) if status else None,
-            conversations=counted.total_conversations if counted else 0,
-            messages=counted.total_messages if counted else 0,
+            conversations=conversations.total_conversations if conversations else 0,
+            messages=conversations.total_messages if conversations else 0,
         )
 
-    async def _query(self, step: str, **arguments: Any) -> dict[str, Any] | None:
-        """None: not now."""
-        if not await self._requests.has_consumer(step):
+    async def _query(self, step: str, **fields: Any) -> dict[str, Any] | None:
+        """The reply; None without a consumer, on a timeout and while the worker loads its model."""
+        if not await self._commands.requests.has_consumer(step):
             return None
         try:
-            return await self._requests.request(step, arguments, seconds=self._timeout_seconds)
+            return await self._commands.query(step, fields, seconds=self._timeout_seconds)
         except REQUEST_ERRORS as error:
             if isinstance(error, ReplyFault) and error.fault.code != "loading":
                 raise
@@ -71,7 +76,7 @@ class TextStatusCache:
 
 
 def health_fields(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, Any]:
-    """Document 003's fields."""
+    """The fields of the CloudLLM API in `/health`."""
     status = snapshot.status
     return {
         "model_loaded": status is not None,

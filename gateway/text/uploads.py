@@ -1,4 +1,4 @@
-"""What a client sends beside words: taken in by its content and size, put into the store as a claim. It is never decoded here."""
+"""Images and documents that a client uploads: identified by their content and stored as claims. They are never decoded here."""
 
 import base64
 import binascii
@@ -10,8 +10,8 @@ from anyio import to_thread
 from fastapi import Request
 
 from bus.errors import TemporaryError
-from bus.storage.claim_store import ClaimStore
 from gateway.problems import HttpProblem
+from gateway.services import services_of
 
 IMAGE_SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -29,11 +29,9 @@ UNSUPPORTED_FILE_TYPE = "지원하지 않는 파일 형식입니다. 지원 형�
 
 
 async def store_upload(request: Request, data: bytes, media_type: str) -> dict[str, Any]:
-    """The claim on a file, as a command carries it. Raises Refused(413 · 503)."""
+    """Store a file: its claim, as a field of a command. Raises HttpProblem(413, 503)."""
     check_upload_size(request, len(data))
-    store: ClaimStore | None = request.app.state.store
-    if store is None:
-        raise HttpProblem(503, "store-missing", "this gateway has no store: set STORE_URL as the actors have it")
+    store = services_of(request).require_store()
     try:
         claim = await store.write(data, media_type=media_type)
     except TemporaryError as error:
@@ -42,19 +40,19 @@ async def store_upload(request: Request, data: bytes, media_type: str) -> dict[s
 
 
 def check_upload_size(request: Request, size: int) -> None:
-    """Raises Refused(413)."""
-    most = request.app.state.settings.max_upload_bytes
-    if size > most:
-        raise HttpProblem(413, "file-too-large", f"파일 크기가 제한({most} bytes)를 초과했습니다")
+    """Raises HttpProblem(413) above MAX_UPLOAD_BYTES."""
+    limit = services_of(request).settings.max_upload_bytes
+    if size > limit:
+        raise HttpProblem(413, "file-too-large", f"파일 크기가 제한({limit} bytes)를 초과했습니다")
 
 
 async def decode_base64(request: Request, text: str) -> bytes:
-    """base64, with or without a `data:` prefix. Raises Refused(400 · 413)."""
+    """Decode base64, with or without a `data:` prefix. Raises HttpProblem(400, 413)."""
     check_upload_size(request, len(text) // 4 * 3 - 2)
     try:
         return await to_thread.run_sync(parse_base64, text)
     except (binascii.Error, ValueError) as error:
-        raise HttpProblem(400, "not-base64", f"the file is no base64: {error}") from error
+        raise HttpProblem(400, "not-base64", f"the file is not base64: {error}") from error
 
 
 def parse_base64(text: str) -> bytes:
@@ -63,20 +61,20 @@ def parse_base64(text: str) -> bytes:
 
 
 def image_media_type(data: bytes) -> str | None:
-    """The media type of a picture; None when the bytes are none."""
+    """The media type of an image; None for anything else."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    return next((kind for mark, kind in IMAGE_SIGNATURES.items() if data.startswith(mark)), None)
+    return next((media_type for signature, media_type in IMAGE_SIGNATURES.items() if data.startswith(signature)), None)
 
 
 def document_type(data: bytes) -> str | None:
-    """`pdf`, `docx` or `txt`; None when the bytes are none. The actor that reads it looks again, and closer."""
+    """`pdf`, `docx` or `txt`; None for anything else. The worker that reads the document checks it more closely."""
     if b"%PDF-" in data[:1024]:
         return "pdf"
     if data.startswith(b"PK\x03\x04"):
         return "docx" if b"word/" in data or has_word_part(data) else None
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return "txt" if data and (wide or b"\0" not in data) and not image_media_type(data) else None
+    is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return "txt" if data and (is_utf16 or b"\0" not in data) and not image_media_type(data) else None
 
 
 def has_word_part(data: bytes) -> bool:

@@ -1,21 +1,21 @@
-// Says a message and shows the answer while it is written. Whatever comes is put in as text, never as HTML.
+// Send a chat message and show the reply while it is streamed. Text from the server is inserted as text, never as HTML.
 (function () {
   "use strict";
-  var form = document.getElementById("say"), said = document.getElementById("said");
-  var field = form.elements.message, image = document.getElementById("f-image"), picked = document.getElementById("picked");
+  var form = document.getElementById("chat-form"), messages = document.getElementById("messages");
+  var field = form.elements.message, image = document.getElementById("f-image"), selectedFile = document.getElementById("selected-file");
 
-  function line(role, text) {
-    var item = document.createElement("li"), words = document.createElement("p");
-    item.className = "line line-" + role;
-    words.textContent = text;
-    item.append(words);
-    said.append(item);
+  function appendMessage(role, text) {
+    var item = document.createElement("li"), textElement = document.createElement("p");
+    item.className = "message message-" + role;
+    textElement.textContent = text;
+    item.append(textElement);
+    messages.append(item);
     item.scrollIntoView({ block: "end" });
-    return words;
+    return textElement;
   }
 
-  // A message has room for a megabyte; a model looks at a thousand pixels at most.
-  async function picture() {
+  // Scale the picture down to 1024 pixels, which is enough for the model, so that the request stays below the body limit.
+  async function readPicture() {
     if (!image.files.length) return null;
     var bitmap = await createImageBitmap(image.files[0]);
     var scale = Math.min(1, 1024 / Math.max(bitmap.width, bitmap.height));
@@ -26,45 +26,46 @@
     return canvas.toDataURL("image/jpeg", 0.85);
   }
 
-  function heard(words, event) {
+  function handleEvent(textElement, event) {
     var name = (/^event: (.*)$/m.exec(event) || [])[1], data = (/^data: (.*)$/m.exec(event) || [])[1];
     if (!data) return;
-    var told = JSON.parse(data);
-    if (name === "delta") words.textContent += told.delta;
-    if (name === "error") words.parentElement.append(" ⚠ " + told.detail);
+    var payload = JSON.parse(data);
+    if (name === "delta") textElement.textContent += payload.delta;
+    if (name === "error") textElement.parentElement.append(" ⚠ " + payload.detail);
     if (name === "done") {
-      words.textContent = told.response;
-      form.elements.conversation_id.value = told.conversation_id;
-      history.replaceState(null, "", "?conversation=" + encodeURIComponent(told.conversation_id));
+      textElement.textContent = payload.response;
+      form.elements.conversation_id.value = payload.conversation_id;
+      history.replaceState(null, "", "?conversation=" + encodeURIComponent(payload.conversation_id));
+    }
+  }
+
+  async function readEvents(response, textElement) {
+    var reader = response.body.pipeThrough(new TextDecoderStream()).getReader(), rest = "";
+    for (;;) {
+      var chunk = await reader.read();
+      if (chunk.done) break;
+      var events = (rest + chunk.value).split("\n\n");
+      rest = events.pop();
+      events.forEach(function (event) { handleEvent(textElement, event); });
     }
   }
 
   async function send() {
-    var body = new URLSearchParams(new FormData(form)), shown = await picture();
-    if (shown) body.set("image_data", shown);
-    line("user", field.value);
-    var words = line("assistant", "");
-    field.value = ""; image.value = ""; picked.textContent = "";
-    said.setAttribute("aria-busy", "true");
+    var body = new URLSearchParams(new FormData(form)), dataUrl = await readPicture();
+    if (dataUrl) body.set("image_data", dataUrl);
+    appendMessage("user", field.value);
+    var textElement = appendMessage("assistant", "");
+    field.value = ""; image.value = ""; selectedFile.textContent = "";
+    messages.setAttribute("aria-busy", "true");
     try {
-      var answer = await fetch(form.action, { method: "POST", body: body, headers: { Accept: "text/event-stream" } });
-      if (!answer.ok) {
-        var page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        words.textContent = "⚠ " + (page.querySelector("main .card p:nth-of-type(2)") || {}).textContent;
-        return;
-      }
-      var reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(), rest = "";
-      for (;;) {
-        var piece = await reader.read();
-        if (piece.done) break;
-        var events = (rest + piece.value).split("\n\n");
-        rest = events.pop();
-        events.forEach(function (event) { heard(words, event); });
-      }
+      var response = await fetch(form.action, { method: "POST", body: body, headers: { Accept: "text/event-stream" } });
+      if (response.ok) return await readEvents(response, textElement);
+      var page = new DOMParser().parseFromString(await response.text(), "text/html");
+      textElement.textContent = "⚠ " + (page.querySelector("main .card p:nth-of-type(2)") || {}).textContent;
     } catch (error) {
-      words.textContent += " ⚠ " + error.message;
+      textElement.textContent += " ⚠ " + error.message;
     } finally {
-      said.setAttribute("aria-busy", "false");
+      messages.setAttribute("aria-busy", "false");
       field.focus();
     }
   }
@@ -72,10 +73,10 @@
   form.addEventListener("submit", function (event) {
     event.preventDefault();
     event.stopPropagation();
-    if (said.getAttribute("aria-busy") === "false" && field.value.trim()) send();
+    if (messages.getAttribute("aria-busy") === "false" && field.value.trim()) send();
   });
   field.addEventListener("keydown", function (event) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
   });
-  image.addEventListener("change", function () { picked.textContent = image.files.length ? image.files[0].name : ""; });
+  image.addEventListener("change", function () { selectedFile.textContent = image.files.length ? image.files[0].name : ""; });
 })();

@@ -1,0 +1,49 @@
+"""The HTTP APIs on top of the core, by the names that GATEWAY_APIS may contain."""
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from gateway.admin import dead_letters
+from gateway.compat import ad_validation, chat, conversations, text_status, vertex
+from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
+from gateway.docs import asyncapi
+from gateway.jobs import routes as jobs
+from gateway.openai import chat as openai_chat
+from gateway.openai import images, models
+from gateway.settings import GatewaySettings
+from gateway.text.status import STATUS_STEPS
+
+JOB_STEPS = ("job.get", "job.list", "job.events", "job.claim")
+
+
+@dataclass(frozen=True)
+class Api:
+    """`query_steps`: the steps that it queries, whose queues the gateway declares. `upload_paths`: whose bodies may contain files."""
+
+    routers: tuple[APIRouter, ...]
+    query_steps: tuple[str, ...] = ()
+    upload_paths: frozenset[str] = frozenset()
+
+
+def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
+    """In the order of their routes: of two with the same path, the first one is served."""
+    return {
+        "jobs": Api((jobs.router,), JOB_STEPS),
+        "dead-letters": Api((dead_letters.router,), dead_letters.QUERY_STEPS),
+        "vertex": Api((vertex.create_router(vertex_settings),), vertex.QUERY_STEPS),
+        "ad-validation": Api((ad_validation.router,)),
+        "text": Api((chat.router, conversations.router, text_status.router), conversations.QUERY_STEPS, chat.UPLOAD_PATHS),
+        "openai": Api((openai_chat.router, images.router, models.router), ("job.get",), openai_chat.UPLOAD_PATHS),
+        "console": Api(CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS)),
+        "docs": Api((asyncapi.router,)),
+    }
+
+
+def served_apis(settings: GatewaySettings, vertex_settings: vertex.VertexSettings) -> tuple[Api, ...]:
+    return tuple(api for name, api in all_apis(vertex_settings).items() if name in settings.apis)
+
+
+def query_steps(apis: tuple[Api, ...]) -> tuple[str, ...]:
+    """The steps that these APIs and `/health` query."""
+    return tuple(dict.fromkeys([*STATUS_STEPS, *(step for api in apis for step in api.query_steps)]))

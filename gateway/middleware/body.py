@@ -1,0 +1,49 @@
+"""A request body with a size limit, which also reports that its client has disconnected."""
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+
+class LimitedBody:
+    """Counts the bytes that the application receives. Once the body is complete, it waits for the disconnect of the client."""
+
+    def __init__(self, receive: Receive, headers: Headers, limit: int) -> None:
+        self._receive, self._limit, self._bytes = receive, limit, 0
+        self.content_length = content_length(headers)
+        self._complete = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        if self._empty:
+            self._complete.set()
+
+    async def receive(self) -> Message:
+        """The ASGI `receive` of the application. Raises HTTPException(413) above the limit."""
+        if self._empty:
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
+        if self._complete.is_set():
+            await self._disconnected.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._limit:
+            raise HTTPException(413, f"The body has more than the {self._limit} bytes allowed.")
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            self._complete.set()
+        return message
+
+    async def wait_for_disconnect(self) -> None:
+        """Return when the client has disconnected."""
+        await self._complete.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._disconnected.set()
+
+
+def content_length(headers: Headers) -> int:
+    """0 when the client sends none."""
+    length = headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else 0
