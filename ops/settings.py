@@ -1,4 +1,4 @@
-"""What the person or the environment decides about the parts of this machine."""
+"""Settings of the local services, and the environment of child processes."""
 
 import os
 from pathlib import Path
@@ -20,21 +20,23 @@ RABBITMQ_SEARCH_PATH = ":".join([
 
 
 class LocalSettings(BaseSettings):
-    """A URL that is set is used as it is; a URL that is not set is answered by a part started here."""
+    """A service whose URL is set is used as it is; for one without a URL, a local service is started."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     amqp_url: SecretStr | None = None
     database_url: SecretStr | None = None
     store_url: str | None = None
-    rabbitmq_host: str | None = Field(None, description="The other way to name a broker; see `BusSettings`.")
-    aws_storage_bucket_name: str | None = Field(None, description="The other way to name a store; see `StoreSettings`.")
-    local_folder: Path = Field(Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the parts keep their data.")
+    rabbitmq_host: str | None = Field(None, description="Names a broker where AMQP_URL is not set; see `RabbitMqSettings`.")
+    aws_storage_bucket_name: str | None = Field(None, description="Names a store where STORE_URL is not set; see `StoreSettings`.")
+    local_folder: Path = Field(
+        Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the local services keep their data."
+    )
     may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
     server_path: str = Field(
         RABBITMQ_SEARCH_PATH,
         validation_alias="ATELIER_RABBITMQ_PATH",
-        description="Folders, colon between, searched before PATH.",
+        description="Folders, separated by colons, that are searched before PATH.",
     )
 
     @property
@@ -55,3 +57,9 @@ class LocalSettings(BaseSettings):
 def inherited_environment() -> dict[str, str]:
     """The environment that a child process starts from."""
     return dict(os.environ)
+
+
+def extend_python_path(folder: Path) -> None:
+    """Put `folder` first in the PYTHONPATH that child processes inherit."""
+    others = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([others] if others else [])])

@@ -1,4 +1,4 @@
-"""Actors as child processes: started, watched, started again when they die, and told to leave in order."""
+"""Actors as child processes: started, supervised, restarted when they exit, and stopped in order."""
 
 import asyncio
 import os
@@ -14,43 +14,26 @@ from anyio import CancelScope
 
 from ops.errors import SetupError
 
-
-def exit_with_parent() -> None:
-    """The starter holds the other end of standard input. When it dies, however it dies, this process leaves in order."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 LineWriter = Callable[[str, str], None]
-"""Takes a step and a line that its process wrote."""
-
+"""Receives a step and a line of output of its process."""
 
 STOP_SECONDS = 35.0
-"""A little more than the grace that an actor gives its running work."""
-
-
+"""Slightly longer than the default grace period of an actor."""
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
-
-
 STABLE_SECONDS = 60.0
-"""An actor that lived this long starts again without a wait."""
-
-
+"""A process that ran this long resets the backoff."""
+READY_SECONDS = 90.0
+"""The processes of `up` and `demo` have to be ready by then."""
 GATEWAY = "gateway"
-
-
 MAX_LINE_BYTES = 1 << 22
-"""Bytes of one line of output: a JSON log entry with a stack is long."""
-
-
+"""Longest line of output, in bytes: a JSON log entry with a traceback is long."""
 READY_EVENTS = ("actors.ready", "gateway.ready")
-"""The log events by which a process says that it takes deliveries, or requests."""
+"""The log events of a process that takes deliveries, or requests."""
 
 
 @dataclass
 class ChildProcess:
-    """One step's process and its successors."""
+    """The process of one step. It is restarted when it exits."""
 
     step: str
     command: Sequence[str]
@@ -61,22 +44,22 @@ class ChildProcess:
     process: Process | None = None
 
     async def supervise(self) -> None:
-        """Run until `leave`. A death is named, and followed by a new start after a growing wait."""
+        """Run until `stop`. An exit is reported, and followed by a restart after an exponential backoff."""
         backoff = FIRST_BACKOFF_SECONDS
         while not self.stopping.is_set():
-            born = time.monotonic()
+            started = time.monotonic()
             status = await self.run_once()
             if self.stopping.is_set():
                 return
-            if time.monotonic() - born > STABLE_SECONDS:
+            if time.monotonic() - started > STABLE_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
-            self.write_line(self.step, f"died with status {status}; starts again in {backoff:.1f} s")
+            self.write_line(self.step, f"exited with status {status}; restarts in {backoff:.1f} s")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
     async def run_once(self) -> int:
-        """Standard input is a leash: the child leaves when its other end is gone, so it never outlives a killed parent."""
+        """Start the process, forward its output and return its exit status. See `exit_with_parent` for its standard input."""
         self.process = await asyncio.create_subprocess_exec(
             *self.command, env=dict(self.environment), stdin=PIPE, stdout=PIPE, stderr=STDOUT, limit=MAX_LINE_BYTES, start_new_session=True
         )
@@ -90,7 +73,7 @@ class ChildProcess:
         return await self.process.wait()
 
     async def stop(self) -> None:
-        """Ask the process to leave, and make it leave when it takes too long."""
+        """Send SIGTERM, and SIGKILL when the process is still there after STOP_SECONDS."""
         self.stopping.set()
         if self.process is None or self.process.returncode is not None:
             return
@@ -107,40 +90,47 @@ class Supervisor:
     children: Sequence[ChildProcess]
 
     async def wait_until_ready(self, *, timeout_seconds: float) -> None:
-        """Wait until every actor takes deliveries. Raises SetupError with the names of those that do not."""
+        """Wait until every process is ready. Raises SetupError with the names of those that are not in time."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                await asyncio.gather(*(member.ready.wait() for member in self.children))
+                await asyncio.gather(*(child.ready.wait() for child in self.children))
         except TimeoutError:
-            late = ", ".join(member.step for member in self.children if not member.ready.is_set())
-            raise SetupError(f"Not ready after {timeout_seconds:.0f} seconds: {late}. Their own words stand above.") from None
+            late = ", ".join(child.step for child in self.children if not child.ready.is_set())
+            raise SetupError(f"Not ready after {timeout_seconds:.0f} seconds: {late}. Their output is above.") from None
 
 
 def child_arguments(steps: str) -> list[str]:
-    """The command line of one process. The front door is no actor."""
-    return ["gateway", "--leash"] if steps == GATEWAY else ["run", "--leash", *steps.split()]
+    """The arguments of `atelier` for one process: the gateway, or the actors of one or several steps."""
+    return ["gateway", "--exit-with-parent"] if steps == GATEWAY else ["run", "--exit-with-parent", *steps.split()]
 
 
 def with_health_port(environment: Mapping[str, str], index: int) -> dict[str, str]:
-    """The processes of one machine cannot share HEALTH_PORT: the first has it, the others the ports after it."""
+    """The processes of one machine cannot share HEALTH_PORT: the first one takes it, the others take the ports after it."""
     port = environment.get("HEALTH_PORT", "")
     return {**environment, "HEALTH_PORT": str(int(port) + index)} if port.isdecimal() and int(port) else dict(environment)
 
 
 @asynccontextmanager
 async def open_supervisor(steps: Sequence[str], environment: Mapping[str, str], write_line: LineWriter) -> AsyncIterator[Supervisor]:
-    """One process per entry, each `atelier run <step>`; an entry may name several steps, with blanks between.
+    """One process per entry, each `atelier run <step>`; an entry may name several steps, separated by blanks.
 
-    At the end all are told to leave at once, and waited for.
+    On exit all processes are stopped at the same time.
     """
-    members = [
+    children = [
         ChildProcess(step, [sys.executable, "-m", "ops.cli", *child_arguments(step)], with_health_port(environment, number), write_line)
         for number, step in enumerate(steps)
     ]
-    watches = [asyncio.create_task(member.supervise()) for member in members]
+    tasks = [asyncio.create_task(child.supervise()) for child in children]
     try:
-        yield Supervisor(members)
+        yield Supervisor(children)
     finally:
         with CancelScope(shield=True):
-            await asyncio.gather(*(member.stop() for member in members))
-            await asyncio.gather(*watches)
+            await asyncio.gather(*(child.stop() for child in children))
+            await asyncio.gather(*tasks)
+
+
+def exit_with_parent() -> None:
+    """Block until standard input closes, then send SIGTERM to this process. The other end closes with the parent, however that ends."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

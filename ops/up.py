@@ -1,4 +1,4 @@
-"""`atelier up`: the parts and one process per actor in the foreground, until Ctrl-C."""
+"""`atelier up`: the local services and one process per actor in the foreground, until Ctrl-C."""
 
 import asyncio
 import signal
@@ -18,10 +18,9 @@ from ops.local.stack import ServiceUrls, llm_server, local_stack, stop_orphans
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, make_tiny_models
 from ops.registry import MODULES, NEEDS_MODELS
 from ops.settings import LocalSettings, inherited_environment
-from ops.supervisor import GATEWAY, LineWriter, open_supervisor
+from ops.supervisor import GATEWAY, READY_SECONDS, LineWriter, open_supervisor
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
-READY_SECONDS = 90.0
 
 
 def up(arguments: Namespace) -> int:
@@ -36,55 +35,55 @@ def down(_: Namespace) -> int:
 
 
 async def run_until_stopped(steps: Sequence[str], settings: LocalSettings) -> None:
-    """Until SIGINT or SIGTERM; then the actors leave first, the parts after them."""
+    """Run until SIGINT or SIGTERM; then stop the actors first and the services after them."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
-    writers = [llm_server(settings.local_folder.resolve())] if needs_llm_server(steps, inherited_environment()) else []
-    async with local_stack(settings, *writers) as addresses:
-        environment = await actor_environment(addresses, steps, settings)
-        for writer in writers:
-            environment |= writer.environment
-        async with open_supervisor(steps, environment, coloured_line_writer(console, steps)) as crew:
-            if await completes_before(stop, crew.wait_until_ready(timeout_seconds=READY_SECONDS)):
+    llm_servers = [llm_server(settings.local_folder.resolve())] if needs_llm_server(steps, inherited_environment()) else []
+    async with local_stack(settings, *llm_servers) as urls:
+        environment = await actor_environment(urls, steps, settings)
+        for server in llm_servers:
+            environment |= server.environment
+        async with open_supervisor(steps, environment, coloured_line_writer(console, steps)) as supervisor:
+            if await completes_before(stop, supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
-                for name, value in addresses.environment.items():
+                for name, value in urls.environment.items():
                     console.print(f"  {name}={value}", soft_wrap=True)
                 await stop.wait()
-            console.print("Leaving …")
+            console.print("Stopping …")
 
 
 def needs_llm_server(steps: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the text actor runs and nobody has said what writes."""
+    """Whether the text actor runs and no language model server or engine is configured for it."""
     return "text" in steps and {"VLLM_SERVER_URL", "TEXT_ENGINE"}.isdisjoint(environment)
 
 
 async def completes_before(stop: asyncio.Event, coroutine: Coroutine[None, None, None]) -> bool:
-    """Await `work` and return True; or give it up and return False as soon as `stop` is set."""
-    working, stopping = asyncio.create_task(coroutine), asyncio.create_task(stop.wait())
-    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    """Await `coroutine` and return True; or cancel it and return False as soon as `stop` is set."""
+    running, stopping = asyncio.create_task(coroutine), asyncio.create_task(stop.wait())
+    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not working.done():
-        working.cancel()
+    if not running.done():
+        running.cancel()
         return False
-    working.result()
+    running.result()
     return True
 
 
 async def actor_environment(urls: ServiceUrls, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
-    """What the actors read. Whoever names no model gets the tiny ones, made once, and may ask for their LoRAs."""
+    """The environment of the actors. Where no model is configured they get the tiny models and may load their LoRAs."""
     environment = {"PYTHONUNBUFFERED": "1"} | inherited_environment() | urls.environment
     if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
         folder = settings.local_folder.resolve() / "models"
-        made = await to_thread.run_sync(ensure_tiny_models, folder)
-        tiny = {"IMAGE_MODEL": str(made[TINY_DIFFUSION]), "VLM_MODEL": str(made[TINY_VLM]), "ASSET_ROOTS": str(folder)}
+        paths = await to_thread.run_sync(ensure_tiny_models, folder)
+        tiny = {"IMAGE_MODEL": str(paths[TINY_DIFFUSION]), "VLM_MODEL": str(paths[TINY_VLM]), "ASSET_ROOTS": str(folder)}
         environment = tiny | environment
     return environment
 
 
 def ensure_tiny_models(folder: Path) -> dict[str, Path]:
-    """Raises SetupError when the `models` extra is not installed."""
+    """Make the tiny models. Raises SetupError when the `models` extra is not installed."""
     try:
         return make_tiny_models(folder)
     except ImportError as error:
@@ -93,10 +92,11 @@ def ensure_tiny_models(folder: Path) -> dict[str, Path]:
 
 
 def coloured_line_writer(console: Console, steps: Sequence[str]) -> LineWriter:
+    """Prints each line behind the name of its step, in the step's colour."""
     width = max(map(len, steps))
     colours = dict(zip(steps, cycle(COLOURS), strict=False))
 
-    def say(step: str, line: str) -> None:
+    def write_line(step: str, line: str) -> None:
         console.print(Text.assemble((f"{step:>{width}} │ ", colours[step]), Text.from_ansi(line)), soft_wrap=True)
 
-    return say
+    return write_line

@@ -1,1 +1,1 @@
-"""The commands of `atelier`, one module each."""
+"""The commands of `atelier`, with one module or more each."""

@@ -1,4 +1,7 @@
-"""What `atelier dead-letters` does: asks Postgres, sends through the broker. Reads DATABASE_URL and AMQP_URL, or joins the local parts."""
+"""The commands of `atelier dead-letters`: they query Postgres and publish replays through the broker.
+
+DATABASE_URL and AMQP_URL name the servers; without them the local ones of `atelier up` are used.
+"""
 
 import asyncio
 import getpass
@@ -7,7 +10,9 @@ import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +28,7 @@ from bus.observability.logs import configure_logging
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.settings import BusSettings
 from contracts.dead_letter import EditDeadLetter, Moved, ReplayDeadLetters, Selection
-from ops.commands import dead_letter_output as screen
+from ops.commands import dead_letter_output as output
 from ops.commands.time_arguments import parse_age, parse_time
 from ops.errors import SetupError
 from ops.local.postgres import EmbeddedPostgres
@@ -33,43 +38,55 @@ from ops.settings import LocalSettings
 
 
 class CommandResult(BaseModel):
-    """What a command answers with, for people and for machines."""
+    """The answer of a command: a JSON document for `--json`, and a text for the terminal."""
 
     document: dict[str, Any]
     text: str
 
 
-CommandHandler = Callable[[asyncpg.Pool, Namespace], Awaitable[CommandResult]]
+@dataclass(frozen=True)
+class Services:
+    """What a command works with. Commands outside BROKER_COMMANDS must not use the broker of `settings`."""
+
+    pool: asyncpg.Pool
+    settings: BusSettings
+
+    @property
+    def repository(self) -> DeadLetterRepository:
+        return DeadLetterRepository(self.pool)
+
+
+CommandHandler = Callable[[Services, Namespace], Awaitable[CommandResult]]
 
 
 def run_command(name: str, arguments: Namespace) -> int:
-    """Run one command. What cannot be done is told without a stack, with status 1."""
+    """Run one command and print its result; returns the exit status. Raises SetupError for what cannot be done."""
     configure_logging("WARNING")
     try:
-        told = asyncio.run(run_with_database(HANDLERS[name], arguments, needs_broker=name in BROKER_COMMANDS))
+        result = asyncio.run(run_with_services(HANDLERS[name], arguments, needs_broker=name in BROKER_COMMANDS))
     except (PermanentError, PublishError) as error:
         raise SetupError(str(error)) from error
     if getattr(arguments, "json", False):
-        sys.stdout.write(json.dumps(told.document, indent=2, ensure_ascii=False) + "\n")
-    elif told.text:
-        sys.stdout.write(told.text + "\n")
+        sys.stdout.write(json.dumps(result.document, indent=2, ensure_ascii=False) + "\n")
+    elif result.text:
+        sys.stdout.write(result.text + "\n")
     return 0
 
 
-async def run_with_database(handler: CommandHandler, arguments: Namespace, *, needs_broker: bool) -> CommandResult:
+async def run_with_services(handler: CommandHandler, arguments: Namespace, *, needs_broker: bool) -> CommandResult:
+    """Open the database, with its tables, and run a command on it."""
     async with service_urls(needs_broker=needs_broker) as (amqp_url, database_url):
         settings = BusSettings.model_validate({"amqp_url": amqp_url, "database_url": database_url})
         async with open_pool(settings) as pool:
             assert pool is not None
             if not await DeadLetterRepository(pool).schema_exists():
                 await apply_schemas(pool, [SCHEMA])
-            arguments.settings = settings
-            return await handler(pool, arguments)
+            return await handler(Services(pool, settings), arguments)
 
 
 @asynccontextmanager
 async def service_urls(*, needs_broker: bool) -> AsyncIterator[tuple[str, str]]:
-    """Where the broker and the database are. Whoever only looks starts no broker."""
+    """The URLs of the broker and the database. A command that does not publish starts no local broker."""
     settings = LocalSettings()
     if needs_broker:
         async with local_stack(settings) as stack:
@@ -84,8 +101,9 @@ async def service_urls(*, needs_broker: bool) -> AsyncIterator[tuple[str, str]]:
 
 
 def parse_selection(arguments: Namespace) -> Selection:
+    """The filters of a command line. Raises SetupError."""
     if arguments.before and arguments.older_than:
-        raise SetupError("say --before or --older-than, not both: they mean the same moment in two ways")
+        raise SetupError("give --before or --older-than, not both: each sets the same limit")
     before = arguments.before or arguments.older_than
     try:
         return Selection(
@@ -106,22 +124,22 @@ def parse_selection(arguments: Namespace) -> Selection:
         raise SetupError(str(error)) from error
 
 
-async def list_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    found = await DeadLetterRepository(pool).find(parse_selection(arguments), arguments.limit, arguments.offset)
-    return CommandResult(document=to_document(found), text=screen.format_list(found))
+async def list_letters(services: Services, arguments: Namespace) -> CommandResult:
+    page = await services.repository.find(parse_selection(arguments), arguments.limit, arguments.offset)
+    return CommandResult(document=to_document(page), text=output.format_list(page))
 
 
-async def group_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    groups = await DeadLetterRepository(pool).groups(parse_selection(arguments), by_tenant=arguments.by_tenant, per=arguments.per)
-    return CommandResult(document={"groups": [to_document(group) for group in groups]}, text=screen.format_groups(groups))
+async def group_letters(services: Services, arguments: Namespace) -> CommandResult:
+    groups = await services.repository.groups(parse_selection(arguments), by_tenant=arguments.by_tenant, per=arguments.per)
+    return CommandResult(document={"groups": [to_document(group) for group in groups]}, text=output.format_groups(groups))
 
 
-async def show_letter(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    letter = await DeadLetterRepository(pool).get(arguments.id)
-    return CommandResult(document=to_document(letter), text=screen.format_letter(letter))
+async def show_letter(services: Services, arguments: Namespace) -> CommandResult:
+    letter = await services.repository.get(arguments.id)
+    return CommandResult(document=to_document(letter), text=output.format_letter(letter))
 
 
-async def replay_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
+async def replay_letters(services: Services, arguments: Namespace) -> CommandResult:
     request = ReplayDeadLetters(
         selection=parse_selection(arguments),
         again=arguments.again,
@@ -129,40 +147,42 @@ async def replay_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandRes
         dry_run=not arguments.yes,
         by=requested_by(arguments),
     )
-    told = await replay.stage(pool, request)
-    sent = await send_replay(pool, arguments, told.replay_id)
-    return CommandResult(document=to_document(told) | {"sent": sent}, text=screen.format_replayed(told, sent))
+    staged = await replay.stage(services.pool, request)
+    sent = await send_replay(services, arguments, staged.replay_id)
+    return CommandResult(document=to_document(staged) | {"sent": sent}, text=output.format_replayed(staged, sent))
 
 
-async def edit_letter(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    body = await read_new_body(pool, arguments)
-    told = await replay.edit(pool, EditDeadLetter(id=arguments.id, body=body, dry_run=not arguments.yes, by=requested_by(arguments)))
-    sent = await send_replay(pool, arguments, told.replay_id)
-    return CommandResult(document=to_document(told) | {"sent": sent, "body": body}, text=screen.format_edited(told, body, sent))
+async def edit_letter(services: Services, arguments: Namespace) -> CommandResult:
+    body = await read_new_body(services.repository, arguments)
+    request = EditDeadLetter(id=arguments.id, body=body, dry_run=not arguments.yes, by=requested_by(arguments))
+    edited = await replay.edit(services.pool, request)
+    sent = await send_replay(services, arguments, edited.replay_id)
+    return CommandResult(document=to_document(edited) | {"sent": sent, "body": body}, text=output.format_edited(edited, body, sent))
 
 
-async def send_replay(pool: asyncpg.Pool, arguments: Namespace, replay_id: int | None) -> int | None:
-    """Send what was staged, beside whoever else sends. Killed here, the actor `dead-letters` goes on with it."""
+async def send_replay(services: Services, arguments: Namespace, replay_id: int | None) -> int | None:
+    """Publish a staged replay, possibly beside the actor `dead-letters`, which completes it when this process is killed.
+
+    Returns how many letters were sent; None when there is no replay or `--no-wait` leaves it to the actor.
+    """
     if replay_id is None or arguments.no_wait:
         return None
-    async with open_publisher(arguments.settings) as outbox:
-        return await ReplayRelay(pool, outbox).complete_replay(replay_id)
+    async with open_publisher(services.settings) as publisher:
+        return await ReplayRelay(services.pool, publisher).complete_replay(replay_id)
 
 
-async def read_new_body(pool: asyncpg.Pool, arguments: Namespace) -> dict[str, Any]:
-    """The body as edited: a whole file, or the old one with some fields set."""
+async def read_new_body(repository: DeadLetterRepository, arguments: Namespace) -> dict[str, Any]:
+    """The edited body: a whole file, or the stored body with some fields set. Raises SetupError."""
     if bool(arguments.body) == bool(arguments.set):
-        raise SetupError("say either --body FILE or --set PATH=JSON")
-    letter = await DeadLetterRepository(pool).get(arguments.id)
+        raise SetupError("give either --body FILE or --set PATH=JSON")
+    letter = await repository.get(arguments.id)
     if arguments.set and (letter.body is None or letter.body_cut):
-        raise SetupError(
-            "this body cannot be changed field by field: it is no text, or too long to show. Give a whole one with --body FILE"
-        )
+        raise SetupError("this body cannot be changed field by field: it is not text, or too long. Give a whole one with --body FILE")
     text = read_input(arguments.body) if arguments.body else letter.body or ""
     try:
         body = json.loads(text)
         if not isinstance(body, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         for change in arguments.set:
             set_field(body, *change.split("=", 1))
     except (ValueError, TypeError) as error:
@@ -170,72 +190,63 @@ async def read_new_body(pool: asyncpg.Pool, arguments: Namespace) -> dict[str, A
     return body
 
 
-def set_field(body: dict[str, Any], path: str, value: str = "") -> None:
-    """Set one field; `a.b.0.c` goes into objects and lists. A value that is no JSON is taken as text."""
-    *way, last = path.split(".")
-    place: Any = body
-    for part in way:
-        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+def set_field(body: dict[str, Any], path: str, text: str = "") -> None:
+    """Set one field; the path `a.b.0.c` goes through objects and lists. `text` is JSON, or else a string. Raises ValueError, TypeError."""
+    *parents, last = path.split(".")
+    container: Any = body
+    for key in parents:
+        container = container[int(key)] if isinstance(container, list) else container.setdefault(key, {})
     try:
-        meant = json.loads(value)
+        value = json.loads(text)
     except ValueError:
-        meant = value
-    place[int(last) if isinstance(place, list) else last] = meant
+        value = text
+    container[int(last) if isinstance(container, list) else last] = value
 
 
-async def change_state(pool: asyncpg.Pool, arguments: Namespace, new_state: str) -> CommandResult:
-    letters = await DeadLetterRepository(pool).change_state(
-        parse_selection(arguments), new_state, by=requested_by(arguments), dry_run=not arguments.yes
-    )
-    moved = Moved(dry_run=not arguments.yes, to=new_state, letters=letters)
-    return CommandResult(document=to_document(moved), text=screen.format_moved(moved))
+async def change_state(services: Services, arguments: Namespace, new_state: str) -> CommandResult:
+    selection = parse_selection(arguments)
+    count = await services.repository.change_state(selection, new_state, by=requested_by(arguments), dry_run=not arguments.yes)
+    return moved_result(arguments, new_state, count)
 
 
-async def archive(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    return await change_state(pool, arguments, "archived")
-
-
-async def restore(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    return await change_state(pool, arguments, "unresolved")
-
-
-async def resolve(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    return await change_state(pool, arguments, "resolved")
-
-
-async def purge(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
+async def purge(services: Services, arguments: Namespace) -> CommandResult:
+    """Here `--older-than` is the time since the last change, not a filter on the last failure."""
     if not arguments.older_than:
-        raise SetupError("say how old: --older-than 30d counts from the last thing that happened to a letter")
-    unchanged_since, arguments.older_than = datetime.now(UTC) - parse_age(arguments.older_than), None
-    letters = await DeadLetterRepository(pool).purge(parse_selection(arguments), unchanged_since=unchanged_since, dry_run=not arguments.yes)
-    moved = Moved(dry_run=not arguments.yes, to="purged", letters=letters)
-    return CommandResult(document=to_document(moved), text=screen.format_moved(moved))
+        raise SetupError("give an age: --older-than 30d, counted from the last change of a letter")
+    unchanged_since = datetime.now(UTC) - parse_age(arguments.older_than)
+    selection = parse_selection(Namespace(**vars(arguments) | {"older_than": None}))
+    return moved_result(
+        arguments, "purged", await services.repository.purge(selection, unchanged_since=unchanged_since, dry_run=not arguments.yes)
+    )
 
 
-async def export_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
+def moved_result(arguments: Namespace, to: str, count: int) -> CommandResult:
+    moved = Moved(dry_run=not arguments.yes, to=to, letters=count)
+    return CommandResult(document=to_document(moved), text=output.format_moved(moved))
+
+
+async def export_letters(services: Services, arguments: Namespace) -> CommandResult:
     count = 0
     with open_output(arguments.to) as out:
-        async for line in jsonl.export_lines(pool, parse_selection(arguments)):
+        async for line in jsonl.export_lines(services.pool, parse_selection(arguments)):
             out.write(line + "\n")
             count += 1
-    return CommandResult(
-        document={"letters": count}, text=f"{screen.format_count(count)} written to {arguments.to}" if arguments.to else ""
-    )
+    text = f"{output.format_count(count)} written to {arguments.to}" if arguments.to else ""
+    return CommandResult(document={"letters": count}, text=text)
 
 
-async def import_letters(pool: asyncpg.Pool, arguments: Namespace) -> CommandResult:
-    text = read_input(arguments.file)
-    new = await jsonl.import_lines(pool, text.splitlines(), dry_run=not arguments.yes)
-    moved = Moved(dry_run=not arguments.yes, to="imported", letters=new)
-    return CommandResult(document=to_document(moved), text=screen.format_moved(moved))
+async def import_letters(services: Services, arguments: Namespace) -> CommandResult:
+    lines = read_input(arguments.file).splitlines()
+    return moved_result(arguments, "imported", await jsonl.import_lines(services.pool, lines, dry_run=not arguments.yes))
 
 
 def open_output(file: str | None) -> AbstractContextManager[TextIO]:
-    """Where lines are written to."""
+    """The file, or standard output, which stays open."""
     return Path(file).open("w", encoding="utf-8") if file else nullcontext(sys.stdout)
 
 
 def read_input(file: str) -> str:
+    """The text of a file, or of standard input for `-`. Raises SetupError."""
     try:
         return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -243,6 +254,7 @@ def read_input(file: str) -> str:
 
 
 def requested_by(arguments: Namespace) -> str:
+    """The name for the history: `--by`, or the user of this terminal; empty when unknown."""
     try:
         return str(arguments.by or getpass.getuser())
     except (OSError, KeyError):
@@ -261,9 +273,9 @@ HANDLERS: dict[str, CommandHandler] = {
     "show": show_letter,
     "replay": replay_letters,
     "edit": edit_letter,
-    "archive": archive,
-    "restore": restore,
-    "resolve": resolve,
+    "archive": partial(change_state, new_state="archived"),
+    "restore": partial(change_state, new_state="unresolved"),
+    "resolve": partial(change_state, new_state="resolved"),
     "purge": purge,
     "export": export_letters,
     "import": import_letters,

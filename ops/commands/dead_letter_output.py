@@ -1,4 +1,4 @@
-"""Dead letters on a terminal: plain text that fits a narrow window and can be copied."""
+"""The text output of `atelier dead-letters`: plain lines for a narrow terminal."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MAX_MESSAGE_CHARS = 100
 STATE_PARTICIPLES = {
     "archived": "archived",
     "unresolved": "restored",
-    "resolved": "declared resolved",
+    "resolved": "marked as resolved",
     "purged": "deleted for ever",
     "imported": "imported",
 }
@@ -25,34 +25,30 @@ def format_count(count: int) -> str:
 
 def format_list(page: DeadLetters) -> str:
     if not page.letters:
-        return "No such letters."
+        return "No letters match."
     rows = [
         f"{letter.id}  {format_time(letter.last_failed_at)}  {letter.state:<16}  {letter.step:<12}  {letter.code:<24}"
         f"{f'  ×{letter.failures}' if letter.failures > 1 else ''}  {shorten(letter.message)}".rstrip()
         for letter in page.letters
     ]
-    rest = page.total - len(page.letters)
-    return "\n".join([*rows, *([f"… and {rest:,} more (--limit, --offset)"] if rest > 0 else [])])
+    remaining = page.total - len(page.letters)
+    return "\n".join([*rows, *([f"… and {remaining:,} more (--limit, --offset)"] if remaining > 0 else [])])
 
 
 def format_groups(groups: Sequence[DeadLetterGroup]) -> str:
-    return "\n\n".join(map(format_group, groups)) or "No such letters."
+    return "\n\n".join(map(format_group, groups)) or "No letters match."
 
 
-def format_group(cause_group: DeadLetterGroup) -> str:
-    cause = " · ".join(part for part in (cause_group.step, cause_group.code, cause_group.exception_type, cause_group.tenant) if part)
-    states = ", ".join(f"{count:,} {state}" for state, count in sorted(cause_group.states.items()))
-    time = (
-        f"{format_time(cause_group.at)} and on"
-        if cause_group.at
-        else f"{format_time(cause_group.first_failed_at)} to {format_time(cause_group.last_failed_at)}"
-    )
-    lines = [f"{cause_group.group_id}  {cause_group.letters:>6,}  {cause}", f"    {time}: {states}", f"    {shorten(cause_group.message)}"]
-    return "\n".join([*lines, *([f"    {' > '.join(cause_group.shape)}"] if cause_group.shape else [])])
+def format_group(group: DeadLetterGroup) -> str:
+    cause = " · ".join(part for part in (group.step, group.code, group.exception_type, group.tenant) if part)
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(group.states.items()))
+    time = f"from {format_time(group.at)}" if group.at else f"{format_time(group.first_failed_at)} to {format_time(group.last_failed_at)}"
+    lines = [f"{group.group_id}  {group.letters:>6,}  {cause}", f"    {time}: {states}", f"    {shorten(group.message)}"]
+    return "\n".join([*lines, *([f"    {' > '.join(group.shape)}"] if group.shape else [])])
 
 
 def format_letter(letter: WholeDeadLetter) -> str:
-    facts = {
+    fields = {
         "letter": letter.id,
         "state": f"{letter.state}, failed {letter.failures} times, replayed {letter.replays} times",
         "cause": f"{letter.code}: {letter.message}",
@@ -61,7 +57,7 @@ def format_letter(letter: WholeDeadLetter) -> str:
         "group": letter.group_id,
         "failed": f"first {format_time(letter.first_failed_at)}, last {format_time(letter.last_failed_at)}",
         "step": letter.step,
-        "goes back to": letter.target or "nobody knows: nothing on it tells which queue failed",
+        "goes back to": letter.target or "unknown: the queue in which it failed is not recorded",
         "came from": f"{letter.origin_exchange or 'the default exchange'}, key {letter.origin_key or '?'}",
         "message": letter.message_id,
         "sent as": letter.sent_as if letter.sent_as != letter.message_id else None,
@@ -70,7 +66,7 @@ def format_letter(letter: WholeDeadLetter) -> str:
         "tenant": letter.tenant,
         "type": letter.type,
     }
-    lines = [f"{name:>13}  {fact}" for name, fact in facts.items() if fact is not None]
+    lines = [f"{name:>13}  {value}" for name, value in fields.items() if value is not None]
     lines += [
         "",
         "history",
@@ -93,34 +89,32 @@ def format_body(letter: WholeDeadLetter) -> str:
 
 
 def format_replayed(result: Replayed, sent: int | None) -> str:
-    left = f"\n{format_count(result.without_target)} left out: nothing tells which queue failed." if result.without_target else ""
+    left = f"\n{format_count(result.without_target)} left out: the queue that failed is unknown." if result.without_target else ""
     if result.dry_run:
-        return f"{format_count(result.letters)} would be sent again. Say --yes to do it.{left}"
+        return f"{format_count(result.letters)} would be sent again. Add --yes to do it.{left}"
     if sent is None:
         return f"{format_count(result.letters)} staged as replay {result.replay_id}; the running dead-letters actor sends them.{left}"
     return f"{format_count(sent)} of {result.letters:,} sent again (replay {result.replay_id}).{left}"
 
 
 def format_edited(result: Edited, body: dict[str, Any], sent: int | None) -> str:
-    kept = (
-        f"It keeps the contract {result.contract}."
-        if result.contract
-        else "Nobody here knows that queue's contract: it was checked as JSON only."
+    check = (
+        f"It satisfies the contract {result.contract}." if result.contract else "The queue has no known contract: only JSON was checked."
     )
     text = json.dumps(body, indent=2, ensure_ascii=False)
     if result.dry_run:
-        return f"{text}\n{kept} Say --yes to send it."
-    return f"{kept} {'Sent' if sent else 'Staged'} as message {result.message_id}."
+        return f"{text}\n{check} Add --yes to send it."
+    return f"{check} {'Sent' if sent else 'Staged'} as message {result.message_id}."
 
 
 def format_moved(result: Moved) -> str:
     if result.dry_run:
-        return f"{format_count(result.letters)} would be {STATE_PARTICIPLES[result.to]}. Say --yes to do it."
+        return f"{format_count(result.letters)} would be {STATE_PARTICIPLES[result.to]}. Add --yes to do it."
     return f"{format_count(result.letters)} {STATE_PARTICIPLES[result.to]}."
 
 
-def format_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+def format_time(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def shorten(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The words of `atelier dead-letters`. What they do stands in `ops/commands/dead_letter_handlers.py`, imported when a command runs."""
+"""The arguments of `atelier dead-letters`. Its commands are in `ops/commands/dead_letter_handlers.py`, imported when one runs."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -7,43 +7,57 @@ from typing import Any
 
 EXAMPLES = """\
 examples:
-  atelier dead-letters groups                                what died, by cause, the largest group first
+  atelier dead-letters groups                                letters by cause, the largest group first
   atelier dead-letters list --step image --since 2h
   atelier dead-letters show 5d1c0c9c0f3b8a21                 body, headers, stack and history of one letter
-  atelier dead-letters replay --group 0a1b2c3d4e5f           says what it would send
+  atelier dead-letters replay --group 0a1b2c3d4e5f           shows what it would send
   atelier dead-letters replay --group 0a1b2c3d4e5f --yes --per-second 5
   atelier dead-letters edit 5d1c0c9c0f3b8a21 --set steps=20 --yes
   atelier dead-letters archive --code lora-missing --older-than 30d --yes
   atelier dead-letters export --state unresolved --to letters.jsonl
 
-Nothing is sent, filed or deleted without --yes. A moment is written as 2026-01-31T12:00 (UTC) or as an age: 90s, 15m, 2h, 30d.
+Nothing is sent, changed or deleted without --yes. A time is written as 2026-01-31T12:00 (UTC) or as an age: 90s, 15m, 2h, 30d.
 """
 
 STATES = ("unresolved", "replay-requested", "resolved", "failed-again", "archived")
+"""Those of `contracts.dead_letter.DeadLetterState`, repeated so that `--help` does not import pydantic."""
+
+FILTERS = {
+    "group": "a cause, by the id that `groups` prints",
+    "step": "such as image",
+    "code": "such as attempts-exhausted",
+    "exception": "such as KeyError",
+    "tenant": None,
+    "job": "the id of a job",
+    "message-id": None,
+}
+"""Option to help text."""
 
 
 def add_commands(subparsers: Any) -> None:
     """Add `dead-letters` to the subcommands of a parser."""
-    about = "Messages that failed for good: look, group, replay, edit, file. They are kept in Postgres; looking disturbs no queue."
-    top = subparsers.add_parser(
-        "dead-letters",
-        help="messages that failed for good: look, replay, file",
-        description=about,
-        epilog=EXAMPLES,
-        formatter_class=Formatter,
+    description = (
+        "Messages that failed for good: inspect, group, replay, edit, archive. They are kept in Postgres; reading disturbs no queue."
     )
-    words = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_read_commands(words)
-    add_replay_commands(words)
-    add_state_commands(words)
+    parser = subparsers.add_parser(
+        "dead-letters",
+        help="messages that failed for good: inspect, replay, archive",
+        description=description,
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_read_commands(commands)
+    add_replay_commands(commands)
+    add_state_commands(commands)
 
 
 def add_read_commands(subparsers: Any) -> None:
-    listing = add_command(subparsers, "list", "letters, the youngest failure first", takes_selection=True)
+    listing = add_command(subparsers, "list", "letters, the latest failure first", takes_selection=True)
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--offset", type=int, default=0)
 
-    groups = add_command(subparsers, "groups", "letters by cause: step, code, exception and the shape of the stack", takes_selection=True)
+    groups = add_command(subparsers, "groups", "letters by cause: step, code, exception and stack fingerprint", takes_selection=True)
     groups.add_argument("--by-tenant", action="store_true", help="split each cause by tenant")
     groups.add_argument("--per", choices=["hour", "day"], help="split each cause by time")
 
@@ -53,23 +67,25 @@ def add_read_commands(subparsers: Any) -> None:
 
 def add_replay_commands(subparsers: Any) -> None:
     replay = add_command(
-        subparsers, "replay", "send letters again, each to the queue that failed and to it alone", takes_selection=True, changes_data=True
+        subparsers, "replay", "send letters again, each only to the queue in which it failed", takes_selection=True, changes_data=True
     )
-    replay.add_argument("--again", action="store_true", help="under a new id: do the work even if it had been done")
-    replay.add_argument("--per-second", type=float, metavar="N", help="at most so many a second")
-    replay.add_argument("--no-wait", action="store_true", help="leave the sending to the running dead-letters actor")
+    replay.add_argument("--again", action="store_true", help="under a new message id: repeat the work even if it had been done")
+    replay.add_argument("--per-second", type=float, metavar="N", help="at most N letters a second")
+    replay.add_argument("--no-wait", action="store_true", help="leave publishing to the running dead-letters actor")
 
-    edit = add_command(subparsers, "edit", "send another body under a new id; the letter is resolved by it", changes_data=True)
+    edit = add_command(subparsers, "edit", "send another body under a new message id, which resolves the letter", changes_data=True)
     edit.add_argument("id", metavar="ID")
     edit.add_argument("--body", metavar="FILE", help="the whole new body, JSON; - reads standard input")
     edit.add_argument("--set", action="append", default=[], metavar="PATH=JSON", help="change one field, such as lora.required=false")
-    edit.add_argument("--no-wait", action="store_true", help="leave the sending to the running dead-letters actor")
+    edit.add_argument("--no-wait", action="store_true", help="leave publishing to the running dead-letters actor")
 
 
 def add_state_commands(subparsers: Any) -> None:
-    add_command(subparsers, "archive", "put letters away; `restore` brings them back", takes_selection=True, changes_data=True)
-    add_command(subparsers, "restore", "bring archived letters back as unresolved", takes_selection=True, changes_data=True)
-    add_command(subparsers, "resolve", "declare letters resolved whose work nobody announces", takes_selection=True, changes_data=True)
+    add_command(subparsers, "archive", "archive letters; `restore` brings them back", takes_selection=True, changes_data=True)
+    add_command(subparsers, "restore", "return archived letters to unresolved", takes_selection=True, changes_data=True)
+    add_command(
+        subparsers, "resolve", "mark letters as resolved whose completion no event reports", takes_selection=True, changes_data=True
+    )
     add_command(
         subparsers,
         "purge",
@@ -78,13 +94,13 @@ def add_state_commands(subparsers: Any) -> None:
         changes_data=True,
     )
 
-    export = add_command(subparsers, "export", "letters as JSON lines, whole", takes_selection=True, json=False)
+    export = add_command(subparsers, "export", "whole letters as JSON lines", takes_selection=True, json=False)
     export.add_argument("--to", metavar="FILE", help="default: standard output")
 
-    back = add_command(
-        subparsers, "import", "letters from JSON lines, all or none; those that are here stay as they are", changes_data=True
+    importing = add_command(
+        subparsers, "import", "letters from JSON lines, all or none; existing letters are not changed", changes_data=True
     )
-    back.add_argument("file", metavar="FILE", help="- reads standard input")
+    importing.add_argument("file", metavar="FILE", help="- reads standard input")
 
 
 def add_command(
@@ -94,8 +110,8 @@ def add_command(
     if takes_selection:
         add_selection_arguments(parser)
     if changes_data:
-        parser.add_argument("--yes", action="store_true", help="do it; without it nothing is changed")
-        parser.add_argument("--by", default="", metavar="NAME", help="who asks, for the history; default: the user of this terminal")
+        parser.add_argument("--yes", action="store_true", help="do it; otherwise it is a dry run")
+        parser.add_argument("--by", default="", metavar="NAME", help="your name for the history; default: the user of this terminal")
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.set_defaults(call=lazy_handler(name))
@@ -103,28 +119,15 @@ def add_command(
 
 
 def add_selection_arguments(parser: ArgumentParser) -> None:
-    """Which letters: those for which everything said holds."""
+    """The filters of a selection; a letter must match all of them."""
     parser.add_argument("ids", nargs="*", metavar="ID")
-    parser.add_argument("--all", dest="everything", action="store_true", help="all letters; must be said when nothing else is")
-    for name, about in FILTERS.items():
-        parser.add_argument(f"--{name}", metavar=name.upper().replace("-", "_"), help=about)
+    parser.add_argument("--all", dest="everything", action="store_true", help="all letters; required when there is no filter")
+    for name, help_text in FILTERS.items():
+        parser.add_argument(f"--{name}", metavar=name.upper().replace("-", "_"), help=help_text)
     parser.add_argument("--state", choices=STATES)
-    parser.add_argument("--since", metavar="WHEN", help="failed last at that moment or later")
-    parser.add_argument("--before", metavar="WHEN", help="failed last before that moment")
+    parser.add_argument("--since", metavar="WHEN", help="last failed at that time or later")
+    parser.add_argument("--before", metavar="WHEN", help="last failed before that time")
     parser.add_argument("--older-than", metavar="AGE", help="such as 30d")
-
-
-FILTERS = {
-    "group": "a cause, as `groups` names it",
-    "step": "such as image",
-    "code": "such as attempts-exhausted",
-    "exception": "such as KeyError",
-    "tenant": None,
-    "job": "a job's id",
-    "message-id": None,
-}
-
-Formatter = RawDescriptionHelpFormatter
 
 
 def lazy_handler(name: str) -> Callable[[Namespace], int]:

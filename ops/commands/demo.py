@@ -1,4 +1,4 @@
-"""`atelier demo`: one order on real parts, for a picture or an advertisement. Plays the backend, watches, and says whether all happened."""
+"""`atelier demo`: one order for a picture or an advertisement on real services, with a fake backend; reports whether it succeeded."""
 
 import asyncio
 import json
@@ -22,13 +22,13 @@ from ops.errors import SetupError
 from ops.local.stack import ServiceUrls, llm_server, local_stack
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, tiny_model_paths
 from ops.settings import LocalSettings, inherited_environment
-from ops.supervisor import open_supervisor
+from ops.supervisor import READY_SECONDS, open_supervisor
 
 PROCESSES = ("image_generation watermark upload webhook ledger", "image")
 AD_PROCESSES = ("text overlay watermark upload webhook ledger", "image", "validate judge")
-"""Who works in which process."""
+"""The steps of each worker process."""
 
-READY_SECONDS, JOB_SECONDS, WEBHOOK_SECONDS = 90.0, 600.0, 30.0
+JOB_SECONDS, WEBHOOK_SECONDS = 600.0, 30.0
 
 
 def demo(arguments: Namespace) -> int:
@@ -37,14 +37,14 @@ def demo(arguments: Namespace) -> int:
 
 
 async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
-    """Returns 0 only if the picture is there and the backend was told so, once."""
+    """Returns 0 only if the picture is in the store and the backend received exactly one completion webhook."""
     started = time.monotonic()
     folder = settings.local_folder.resolve()
-    with open_display(quiet=arguments.json) as screen:
-        async with open_demo_stack(folder, settings, screen, ad=arguments.ad) as (backend, outbox):
-            story = await publish_and_follow(arguments, folder, backend, outbox, screen)
-        report = story.report(backend, round(time.monotonic() - started, 3))
-    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n" if arguments.json else screen.summary(report, story.events))
+    with open_display(quiet=arguments.json) as display:
+        async with open_demo_stack(folder, settings, display, ad=arguments.ad) as (backend, publisher):
+            job = await publish_and_follow(arguments, folder, backend, publisher, display)
+        report = job.report(backend, round(time.monotonic() - started, 3))
+    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n" if arguments.json else display.summary(report, job.events))
     return 0 if report["ok"] else 1
 
 
@@ -52,37 +52,36 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
 async def open_demo_stack(
     folder: Path, settings: LocalSettings, display: DemoDisplay, *, ad: bool
 ) -> AsyncIterator[tuple[FakeBackend, Publisher]]:
-    """Parts of the demo's own (an `atelier up` beside it would take its orders), a backend, and the actors as processes."""
+    """Services of the demo's own (the actors of a running `atelier up` would consume its orders), a fake backend, and the actors."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
-    writers = [llm_server(own.local_folder)] if ad else []
-    display.set_status("starting RabbitMQ and PostgreSQL, looking for the models")
-    models = asyncio.create_task(make_tiny_models_in_subprocess(folder / "models"))
-    async with local_stack(own, *writers) as parts, open_fake_backend() as backend:
-        made = await models
-        environment = inherited_environment() | parts.environment | demo_environment(folder, backend, made)
-        for writer in writers:
-            environment |= writer.environment
-        crew, bus = AD_PROCESSES if ad else PROCESSES, BusSettings.model_validate(_bus_urls(parts))
+    llm_servers = [llm_server(own.local_folder)] if ad else []
+    display.set_status("starting RabbitMQ and PostgreSQL, making the models")
+    making_models = asyncio.create_task(make_tiny_models_in_subprocess(folder / "models"))
+    async with local_stack(own, *llm_servers) as urls, open_fake_backend() as backend:
+        environment = inherited_environment() | urls.environment | demo_environment(folder, backend, await making_models)
+        for server in llm_servers:
+            environment |= server.environment
+        processes, bus = AD_PROCESSES if ad else PROCESSES, BusSettings.model_validate(_bus_urls(urls))
         display.set_status("starting the actors")
-        async with open_supervisor(crew, environment, display.record_line) as at_work, open_publisher(bus) as outbox:
-            await at_work.wait_until_ready(timeout_seconds=READY_SECONDS)
-            yield backend, outbox
+        async with open_supervisor(processes, environment, display.record_line) as supervisor, open_publisher(bus) as publisher:
+            await supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)
+            yield backend, publisher
 
 
 async def make_tiny_models_in_subprocess(folder: Path) -> dict[str, Path]:
-    """Make them where they are missing, in a process of its own: the demo itself needs no torch. Raises SetupError."""
-    made = tiny_model_paths(folder)
-    if not all(path.exists() for path in made.values()):
-        words = [sys.executable, "-m", "ops.cli", "models", "tiny", "--folder", str(folder)]
-        maker = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=STDOUT)
-        said, _ = await maker.communicate()
-        if maker.returncode:
-            raise SetupError(f"The tiny models could not be made:\n{said.decode(errors='replace')[-2000:]}")
-    return made
+    """Make those that are missing, in a subprocess, so that the demo itself does not import torch. Raises SetupError."""
+    paths = tiny_model_paths(folder)
+    if not all(path.exists() for path in paths.values()):
+        command = [sys.executable, "-m", "ops.cli", "models", "tiny", "--folder", str(folder)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise SetupError(f"The tiny models could not be made:\n{output.decode(errors='replace')[-2000:]}")
+    return paths
 
 
 def demo_environment(folder: Path, backend: FakeBackend, models: dict[str, Path]) -> dict[str, str]:
-    """Which model the actors use, and where their backend is."""
+    """The models of the actors, and the URL of their backend."""
     return {
         "BACKEND_API_URL": backend.url,
         "IMAGE_MODEL": str(models[TINY_DIFFUSION]),
@@ -96,17 +95,19 @@ def _bus_urls(urls: ServiceUrls) -> dict[str, str]:
     return {"amqp_url": urls.amqp_url, "database_url": urls.database_url}
 
 
-async def publish_and_follow(arguments: Namespace, folder: Path, backend: FakeBackend, outbox: Publisher, display: DemoDisplay) -> DemoJob:
-    """Publish one order, and follow its job to the end and to the backend's last webhook."""
+async def publish_and_follow(
+    arguments: Namespace, folder: Path, backend: FakeBackend, publisher: Publisher, display: DemoDisplay
+) -> DemoJob:
+    """Publish one order and follow its job until it has ended and the backend has received the last webhook."""
     generation_id = time.time_ns() // 1_000_000
-    story = DemoJob(f"generation-{generation_id}")
-    async with subscribe_events(outbox, job_binding_key(story.job_id)) as heard:
+    job = DemoJob(f"generation-{generation_id}")
+    async with subscribe_events(publisher, job_binding_key(job.job_id)) as events:
         display.set_status("publishing an order")
-        await publish_order(arguments, generation_id, story.job_id, folder / "models", outbox)
+        await publish_order(arguments, generation_id, job.job_id, folder / "models", publisher)
         async with asyncio.timeout(JOB_SECONDS):
-            while not story.is_finished:
-                story.events.append(await heard.get())
-                display.show_event(story.events[-1])
+            while not job.is_finished:
+                job.events.append(await events.get())
+                display.show_event(job.events[-1])
     async with asyncio.timeout(WEBHOOK_SECONDS):
         await backend.finished.wait()
-    return story
+    return job

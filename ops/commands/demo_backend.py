@@ -1,4 +1,4 @@
-"""A backend for the demo: publishes an order as the real one does, and listens for its webhooks with a real HTTP server."""
+"""A fake backend for the demo: publishes orders in the real backend's form, and receives webhooks with an HTTP server."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from contracts import broker_names
 
 @dataclass
 class FakeBackend:
-    """Where it listens, and what it was told, in the order in which it was told."""
+    """Its URL, and the webhooks that it received, in order. `response_seconds`: the delay of each response."""
 
     url: str
     response_seconds: float = 0.0
@@ -43,14 +43,14 @@ class FakeBackend:
 
     @property
     def completed(self) -> bool:
-        """The last word was `complete`, said once."""
+        """Whether the last webhook is `complete`, and the only one that ends the job."""
         ends = [call["path"].rsplit("/", 1)[-1] for call in self.calls if "percent" not in call]
         return ends == ["complete"] and "percent" not in self.calls[-1]
 
 
 @asynccontextmanager
 async def open_fake_backend(response_seconds: float = 0.0) -> AsyncIterator[FakeBackend]:
-    """Listen on a free port of the loopback. `answer_seconds`: as far away as that."""
+    """Listen on a free port on loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
     backend = FakeBackend(f"http://127.0.0.1:{listener.getsockname()[1]}", response_seconds)
     app = FastAPI()
@@ -66,8 +66,7 @@ async def open_fake_backend(response_seconds: float = 0.0) -> AsyncIterator[Fake
 
 
 def image_order_message(generation_id: int, data: dict[str, Any]) -> OutboundMessage:
-    """An order in the form that the real backend publishes: to the default exchange, keyed by the queue's name."""
-
+    """An order in the real backend's form, published through the default exchange to the queue."""
     order = {
         "task_id": derived_id("demo", generation_id),
         "type": "image_generation",

@@ -1,4 +1,4 @@
-"""What the demo orders: a picture, in the form that the real backend publishes, or an advertisement, as the gateway places one."""
+"""The demo's orders: a picture, in the form that the real backend publishes, or an advertisement, as the gateway submits one."""
 
 from argparse import Namespace
 from datetime import UTC, datetime, timedelta
@@ -13,18 +13,17 @@ from ops.commands.demo_backend import image_order_message
 AD_SECONDS = 600.0
 
 
-async def publish_order(arguments: Namespace, generation_id: int, job_id: str, models: Path, outbox: Publisher) -> None:
+async def publish_order(arguments: Namespace, generation_id: int, job_id: str, models: Path, publisher: Publisher) -> None:
     if arguments.ad:
-        await submit_job(ad_order(arguments, generation_id, job_id), outbox)
+        await submit_job(ad_order(arguments, generation_id, job_id), publisher)
     else:
-        await outbox.publish(
-            image_order_message(generation_id, image_data(arguments, (models / "loras" / "tiny-neat.safetensors").as_uri()))
-        )
+        data = image_data(arguments, (models / "loras" / "tiny-neat.safetensors").as_uri())
+        await publisher.publish(image_order_message(generation_id, data))
 
 
 def ad_order(arguments: Namespace, generation_id: int, job_id: str) -> JobRequest:
-    """The writer is asked for a line about the picture's prompt."""
-    wanted = {
+    """An advertisement whose copy the text actor writes from the prompt of the picture."""
+    order = {
         "kind": "ad",
         "prompt": arguments.prompt,
         "artist": arguments.artist,
@@ -32,11 +31,11 @@ def ad_order(arguments: Namespace, generation_id: int, job_id: str) -> JobReques
         "generation_id": generation_id,
     }
     deadline = datetime.now(UTC) + timedelta(seconds=AD_SECONDS)
-    return JobRequest(job_id=job_id, kind="ad", slip=Ad.model_validate(wanted).slip(job_id), deadline=deadline, original_request=wanted)
+    return JobRequest(job_id=job_id, kind="ad", slip=Ad.model_validate(order).slip(job_id), deadline=deadline, original_request=order)
 
 
 def image_data(arguments: Namespace, lora: str) -> dict[str, Any]:
-    """The order's `data`. A size in pixels goes the way of form A's parameters."""
+    """The `data` of an order. A size in pixels is passed as a parameter of form A."""
     data = {
         "prompt": arguments.prompt,
         "prompt_tags": [arguments.prompt],

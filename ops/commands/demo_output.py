@@ -1,4 +1,4 @@
-"""What the demo shows: a progress bar while it works, each stop with its time, and a timeline at the end."""
+"""The output of the demo: a progress bar, the duration of each step, and a timeline at the end."""
 
 import io
 import sys
@@ -17,7 +17,7 @@ TIMELINE_WIDTH = 40
 
 
 class DemoDisplay:
-    """Progress goes to standard error; what the actors say is kept back, and shown only when something goes wrong."""
+    """Progress goes to standard error. Output of the actors is buffered, and printed only after an error."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar
@@ -41,18 +41,18 @@ class DemoDisplay:
             self.set_status(f"{event.step} done")
 
     def print_recent_lines(self) -> None:
-        """What the actors said last."""
+        """The last output of the actors."""
         for line in self._lines:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self, report: dict[str, Any], events: Sequence[Event]) -> str:
-        """The timeline, and where the picture lies."""
+        """The timeline, the webhooks and the path of the picture, or the fault."""
         page = Console(file=io.StringIO(), width=100, force_terminal=sys.stdout.isatty())
         page.print(timeline_table(events))
-        told = ", ".join(f"{call['percent']} %" if "percent" in call else call["path"].rsplit("/", 1)[-1] for call in report["webhooks"])
-        page.print(f"webhooks: {told}", highlight=False)
-        if said := report.get("ad"):
-            page.print(format_ad(said), highlight=False)
+        calls = (f"{call['percent']} %" if "percent" in call else call["path"].rsplit("/", 1)[-1] for call in report["webhooks"])
+        page.print(f"webhooks: {', '.join(calls)}", highlight=False)
+        if ad := report.get("ad"):
+            page.print(format_ad(ad), highlight=False)
         if report["ok"]:
             page.print(
                 f"{report['width']}×{report['height']} in {report['seconds']:.1f} s: {report['image_path']}",
@@ -65,40 +65,40 @@ class DemoDisplay:
 
 
 def format_ad(ad: dict[str, Any]) -> str:
-    """The copy and the verdicts in words. What came to no verdict is not told of."""
+    """The copy and the verdicts in words. A verdict that is missing is left out."""
     verdicts = [(VERDICT_PHRASES[name][0] if ad[name] > 0.5 else VERDICT_PHRASES[name][1]) for name in VERDICT_PHRASES if name in ad]
     measured = [f"contrast {ad['contrast_ratio']:.1f}"] if "contrast_ratio" in ad else []
     return f"“{ad['text']}”: {', '.join([*verdicts, *measured])}"
 
 
 VERDICT_PHRASES = {
-    "is_valid": ("the picture was let through", "no picture was let through"),
+    "is_valid": ("the picture was accepted", "no picture was accepted"),
     "relevance_score": ("it fits the copy", "it does not fit the copy"),
-    "occlusion": ("something that matters is covered", "nothing that matters is covered"),
-    "contrast_ok": ("it can be read", "it can hardly be read"),
-    "cta_present": ("it calls to act", "it calls to nothing"),
+    "occlusion": ("the text covers something important", "the text covers nothing important"),
+    "contrast_ok": ("it is legible", "it is hardly legible"),
+    "cta_present": ("it has a call to action", "it has no call to action"),
 }
-"""What is said where a verdict is true, or a score over a half; and where it is not."""
+"""Phrases for a verdict that is true or a score above one half, and for the opposite."""
 
 
 def is_itinerary_step(event: Event) -> bool:
-    """True for a stop of the itinerary that is done; progress webhooks run beside it."""
+    """Whether a step of the itinerary has completed. Progress webhooks are not part of the itinerary."""
     return event.kind is EventKind.COMPLETED and event.step != "job" and (event.result or {}).get("kind") != "progress"
 
 
 def timeline_table(events: Sequence[Event]) -> Table:
-    """One row a stop: how long it waited (light) and worked (dark), against the time of the whole job."""
-    main = [event for event in events if is_itinerary_step(event)]
-    table = Table("stop", "waited s", "worked s", "timeline", box=None, header_style="bold", pad_edge=False)
-    if not main:
+    """One row per step: its time in the queue (light) and at work (dark), relative to the duration of the job."""
+    steps = [event for event in events if is_itinerary_step(event)]
+    table = Table("step", "waited s", "worked s", "timeline", box=None, header_style="bold", pad_edge=False)
+    if not steps:
         return table
-    begin = min(stop.at.timestamp() - (stop.seconds or 0) - (stop.queued_seconds or 0) for stop in main)
-    scale = TIMELINE_WIDTH / max(max(stop.at.timestamp() for stop in main) - begin, 0.001)
-    for stop in main:
-        worked, waited = stop.seconds or 0, stop.queued_seconds or 0
-        before = stop.at.timestamp() - worked - waited - begin
+    begin = min(step.at.timestamp() - (step.seconds or 0) - (step.queued_seconds or 0) for step in steps)
+    scale = TIMELINE_WIDTH / max(max(step.at.timestamp() for step in steps) - begin, 0.001)
+    for step in steps:
+        worked, waited = step.seconds or 0, step.queued_seconds or 0
+        before = step.at.timestamp() - worked - waited - begin
         bar = " " * round(before * scale) + "░" * round(waited * scale) + "█" * max(1, round(worked * scale))
-        table.add_row(stop.step, f"{waited:.2f}", f"{worked:.2f}", bar)
+        table.add_row(step.step, f"{waited:.2f}", f"{worked:.2f}", bar)
     return table
 
 
@@ -107,9 +107,9 @@ def open_display(*, quiet: bool) -> Iterator[DemoDisplay]:
     console = Console(file=sys.stderr, quiet=quiet)
     columns = (SpinnerColumn(), BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        screen = DemoDisplay(console, bar)
+        display = DemoDisplay(console, bar)
         try:
-            yield screen
+            yield display
         except BaseException:
-            screen.print_recent_lines()
+            display.print_recent_lines()
             raise

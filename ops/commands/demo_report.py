@@ -1,4 +1,4 @@
-"""What happened to the demo's job, as one JSON document tells it."""
+"""The events of the demo's job, and the report that is made of them."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief"
 
 @dataclass
 class DemoJob:
-    """What happened to the job."""
+    """The events of the job, in the order of their arrival."""
 
     job_id: str
     events: list[Event] = field(default_factory=list)
@@ -26,18 +26,18 @@ class DemoJob:
 
     @property
     def ad_fields(self) -> dict[str, Any]:
-        """Of an advertisement: its copy, and what was found and measured."""
+        """The copy, verdicts and measurements of an advertisement; empty for other orders."""
         result = self.events[-1].result if self.is_finished else None
         return {name: result[name] for name in AD_FIELDS if name in result} if result and "text" in result else {}
 
     @property
     def uploaded_image(self) -> dict[str, Any] | None:
-        """The uploaded picture's claim."""
+        """The claim of the uploaded picture."""
         uploads = [event.result for event in self.events if event.step == "upload" and event.result]
         return uploads[-1]["files"][0] if uploads else None
 
     def report(self, backend: FakeBackend, seconds: float) -> dict[str, Any]:
-        """One JSON document. `ok`: the picture is in the store as it was claimed, and the backend was told once that it is."""
+        """The JSON document of the command. `ok`: the stored picture has the sha256 of its claim, and one completion webhook arrived."""
         picture = self.uploaded_image or {}
         path = Path(unquote(urlsplit(picture.get("uri", "")).path)) if picture else None
         steps = [{"step": event.step, "seconds": event.seconds} for event in self.events if is_itinerary_step(event)]
@@ -52,8 +52,8 @@ class DemoJob:
             "steps": steps,
             "seconds": seconds,
         }
-        if said := self.ad_fields:
-            report["ad"] = said
+        if ad := self.ad_fields:
+            report["ad"] = ad
         fault = next((event.fault for event in self.events if event.fault), None)
         return report | ({"fault": fault.model_dump(exclude_none=True)} if fault else {})
 

@@ -1,4 +1,4 @@
-"""`atelier doctor`: looks at this machine and its parts from outside and names the cure for whatever is missing. Changes nothing."""
+"""`atelier doctor`: checks this machine and its services from outside and names the remedy for each problem. Changes nothing."""
 
 import asyncio
 import json
@@ -9,33 +9,30 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from ops.commands import doctor_host as machine
-from ops.commands import doctor_services as parts
+from ops.commands import doctor_host, doctor_services
 from ops.commands.doctor_host import Check
-from ops.errors import SetupError
-from ops.registry import MODULES
+from ops.registry import require_known
 from ops.settings import LocalSettings
 
-HOST_CHECKS: list[Callable[[LocalSettings], Check]] = [
-    machine.check_python,
-    machine.check_packages,
-    machine.check_image_model,
-    machine.check_vision_model,
-    machine.check_device,
-    machine.check_disk_space,
-]
-SERVICE_CHECKS: list[Callable[[LocalSettings], Awaitable[Check]]] = [
-    parts.check_broker,
-    parts.check_database,
-    parts.check_store,
-    parts.check_webhook_target,
-]
+HOST_CHECKS: tuple[Callable[[LocalSettings], Check], ...] = (
+    doctor_host.check_python,
+    doctor_host.check_packages,
+    doctor_host.check_image_model,
+    doctor_host.check_vision_model,
+    doctor_host.check_device,
+    doctor_host.check_disk_space,
+)
+SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
+    doctor_services.check_broker,
+    doctor_services.check_database,
+    doctor_services.check_store,
+    doctor_services.check_webhook_target,
+)
 
 
 def doctor(arguments: Namespace) -> int:
-    """Returns 0 when nothing is wrong. Raises SetupError for a step that nobody knows."""
-    if unknown := [step for step in arguments.steps if step not in MODULES]:
-        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
+    """Returns 0 when every check passes. Raises SetupError for an unknown step."""
+    require_known(arguments.steps)
     checks = asyncio.run(run_checks(LocalSettings(), arguments.steps))
     ok = all(check.ok for check in checks)
     if arguments.json:
@@ -46,8 +43,8 @@ def doctor(arguments: Namespace) -> int:
 
 
 async def run_checks(settings: LocalSettings, steps: Sequence[str] = ()) -> list[Check]:
-    asked = await asyncio.gather(*(ask(settings) for ask in SERVICE_CHECKS), parts.check_queues(settings, steps))
-    return [*(look(settings) for look in HOST_CHECKS), *asked]
+    services = await asyncio.gather(*(check(settings) for check in SERVICE_CHECKS), doctor_services.check_queues(settings, steps))
+    return [*(check(settings) for check in HOST_CHECKS), *services]
 
 
 def print_checks(checks: list[Check]) -> None:

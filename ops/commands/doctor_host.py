@@ -1,4 +1,4 @@
-"""What the doctor sees of this machine without asking anybody: Python, packages, model folders, device, room on the disk."""
+"""The doctor's checks of this machine without its services: Python, packages, model folders, device, disk space."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from ops.settings import LocalSettings
 
 @dataclass(frozen=True)
 class Check:
-    """`cure` is empty where nothing is wrong."""
+    """The result of one check. `cure` is empty when it passed."""
 
     name: str
     ok: bool
@@ -22,18 +22,18 @@ class Check:
 
 
 DISK_BYTES_NEEDED = 6 << 30
-"""Bytes: the virtual environment with the models extra takes 3 GB, data and pictures the rest."""
+"""The virtual environment with the models extra takes 3 GB; the rest is for data and pictures."""
 
 
 def check_python(_: LocalSettings) -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return make_check("python", None if sys.version_info >= (3, 11) else found, found, "install Python 3.11 or newer")
+    version = ".".join(map(str, sys.version_info[:3]))
+    return make_check("python", None if sys.version_info >= (3, 11) else version, version, "install Python 3.11 or newer")
 
 
 def check_packages(_: LocalSettings) -> Check:
     missing = [name for name in ("torch", "transformers", "diffusers", "peft") if find_spec(name) is None]
-    trouble = f"not installed: {', '.join(missing)}" if missing else None
-    return make_check("models", trouble, "torch, transformers, diffusers, peft", "pip install -e '.[models]' --constraint constraints.txt")
+    problem = f"not installed: {', '.join(missing)}" if missing else None
+    return make_check("models", problem, "torch, transformers, diffusers, peft", "pip install -e '.[models]' --constraint constraints.txt")
 
 
 def check_image_model(_: LocalSettings) -> Check:
@@ -48,33 +48,28 @@ def check_vision_model(_: LocalSettings) -> Check:
 
 
 def check_model(name: str, variable: str, location: str, marker_file: str) -> Check:
-    """A folder must hold the model; a name is fetched from the hub at the first start."""
+    """A folder must contain the model; a hub id or URL is fetched when the actor starts."""
     if "://" in location or not location.startswith(("/", ".", "~")):
         return Check(name, True, f"{location}, fetched when the actor starts")
     folder = Path(location).expanduser()
-    trouble = None if (folder / marker_file).is_file() else f"{folder} has no {marker_file}"
-    return make_check(
-        name, trouble, str(folder), f"`atelier models tiny` makes small ones; or set {variable} to a model's folder or hub name"
-    )
+    problem = None if (folder / marker_file).is_file() else f"{folder} has no {marker_file}"
+    cure = f"`atelier models tiny` makes small ones; or set {variable} to a model's folder or hub name"
+    return make_check(name, problem, str(folder), cure)
 
 
 def check_device(_: LocalSettings) -> Check:
-    wanted = {ImageSettings().device, VlmSettings().device}
-    found = shutil.which("nvidia-smi") is not None
-    trouble = "a CUDA device is asked for, and no NVIDIA driver is here" if not found and any("cuda" in one for one in wanted) else None
-    return make_check(
-        "device",
-        trouble,
-        "an NVIDIA driver" if found else "no GPU: models run on the CPU",
-        "install the driver, or unset IMAGE_DEVICE and VLM_DEVICE",
-    )
+    needs_cuda = any("cuda" in device for device in (ImageSettings().device, VlmSettings().device))
+    has_driver = shutil.which("nvidia-smi") is not None
+    problem = "a CUDA device is configured, and no NVIDIA driver is installed" if needs_cuda and not has_driver else None
+    detail = "an NVIDIA driver" if has_driver else "no GPU: models run on the CPU"
+    return make_check("device", problem, detail, "install the driver, or unset IMAGE_DEVICE and VLM_DEVICE")
 
 
 def check_disk_space(settings: LocalSettings) -> Check:
     folder = settings.local_folder.resolve()
-    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-    said = f"{free / (1 << 30):.0f} GiB free"
-    return make_check("disk", None if free > DISK_BYTES_NEEDED else said, said, "make room: 6 GiB are needed")
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    detail = f"{free / (1 << 30):.0f} GiB free"
+    return make_check("disk", None if free > DISK_BYTES_NEEDED else detail, detail, "free some space: 6 GiB are needed")
 
 
 def make_check(name: str, problem: str | None, detail: str, cure: str) -> Check:

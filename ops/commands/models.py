@@ -1,6 +1,6 @@
-"""`atelier models pull`: a model's files into the models' folder, checked, from where an earlier try broke off; and `atelier models list`.
+"""`atelier models`: makes the tiny models, fetches a model into the models folder, and lists that folder.
 
-From the hub (`org/name`), `s3://` and `gs://` prefixes, one file over `https://`, or a folder.
+A model comes from the hub (`org/name`), an `s3://` or `gs://` prefix, one file over `https://`, or a folder; downloads are resumed.
 """
 
 import asyncio
@@ -21,19 +21,18 @@ from bus.errors import PermanentError, TemporaryError
 from bus.storage.prefix_sync import COMPLETE_MARKER, sync_prefix
 from ops.errors import SetupError
 
+ProgressCallback = Callable[[int, int], None]
+"""Receives the bytes done and the bytes in total."""
+MAX_TRIES = 5
+
 
 def make_models(arguments: Namespace) -> int:
+    """`atelier models tiny`. Prints the path of each model as JSON."""
     from ops.local.tiny_models import make_tiny_models
 
-    made = make_tiny_models(arguments.folder.resolve(), force=arguments.force)
-    sys.stdout.write(json.dumps({name: str(path) for name, path in made.items()}, indent=2) + "\n")
+    paths = make_tiny_models(arguments.folder.resolve(), force=arguments.force)
+    sys.stdout.write(json.dumps({name: str(path) for name, path in paths.items()}, indent=2) + "\n")
     return 0
-
-
-ProgressCallback = Callable[[int, int], None]
-
-
-MAX_TRIES = 5
 
 
 def pull_model(arguments: Namespace) -> int:
@@ -43,13 +42,16 @@ def pull_model(arguments: Namespace) -> int:
         try:
             fetch_model(arguments.source, target, arguments.sha256, lambda done, total: progress.update(task, completed=done, total=total))
         except (PermanentError, TemporaryError, httpx.HTTPError, OSError) as error:
-            raise SetupError(f"{arguments.source} could not be fetched: {error}. What has come is kept; ask again to go on.") from error
-    told = describe_model(target)
-    sys.stdout.write(json.dumps(told) + "\n" if arguments.json else f"{told['path']}  {told['bytes']:,} bytes\n")
+            raise SetupError(
+                f"{arguments.source} could not be fetched: {error}. Partial files are kept; run the command again to resume."
+            ) from error
+    model = describe_model(target)
+    sys.stdout.write(json.dumps(model) + "\n" if arguments.json else f"{model['path']}  {model['bytes']:,} bytes\n")
     return 0
 
 
 def fetch_model(source: str, target: Path, sha256: str | None, on_progress: ProgressCallback) -> None:
+    """Fetch by the kind of `source`. Raises SetupError for one that is unknown or that the hub refuses."""
     if source.startswith(("s3://", "gs://")):
         target.parent.mkdir(parents=True, exist_ok=True)
         asyncio.run(sync_prefix(source, target, on_progress))
@@ -60,42 +62,41 @@ def fetch_model(source: str, target: Path, sha256: str | None, on_progress: Prog
     elif source.count("/") == 1 and "://" not in source and not source.startswith((".", "/", "~")):
         download_from_hub(source, target)
     else:
-        raise SetupError(f"{source!r} is no folder here, and neither s3://, gs://, https:// nor a hub id such as org/name.")
+        raise SetupError(f"{source!r} is neither an existing folder nor an s3://, gs:// or https:// URL, nor a hub id such as org/name.")
 
 
 def download(url: str, target: Path, sha256: str | None, on_progress: ProgressCallback) -> None:
-    """One file. It goes on where it broke off, as long as the server can; a wrong checksum removes what came."""
+    """Download one file; resume a partial one where the server supports ranges. Raises PermanentError for a wrong checksum."""
     if target.exists() and (not sha256 or sha256_of(target) == sha256):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    for run in range(MAX_TRIES):
+    for attempt in range(MAX_TRIES):
         try:
             resume_download(url, part, on_progress)
             break
         except httpx.TransportError:
-            if run == MAX_TRIES - 1:
+            if attempt == MAX_TRIES - 1:
                 raise
-    if sha256 and (found := sha256_of(part)) != sha256:
+    if sha256 and (actual := sha256_of(part)) != sha256:
         part.unlink()
-        raise PermanentError("model-corrupt", f"its sha256 is {found}, {sha256} was asked for; what came is removed")
+        raise PermanentError("model-corrupt", f"its sha256 is {actual}, expected {sha256}; the partial file is removed")
     part.rename(target)
 
 
 def resume_download(url: str, part: Path, on_progress: ProgressCallback) -> None:
     start = part.stat().st_size if part.exists() else 0
-    with httpx.stream(
-        "GET", url, headers={"Range": f"bytes={start}-", "Accept-Encoding": "identity"}, follow_redirects=True, timeout=30
-    ) as answer:
-        if answer.status_code == 416:  # everything is here already
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
+        if response.status_code == 416:  # the file is complete already
             return
-        answer.raise_for_status()
-        begins = start if answer.status_code == 206 else 0
-        total = begins + int(answer.headers.get("content-length", 0))
-        with part.open("r+b" if begins else "wb") as file:
-            file.seek(begins)
-            for piece in answer.iter_bytes():
-                file.write(piece)
+        response.raise_for_status()
+        offset = start if response.status_code == 206 else 0
+        total = offset + int(response.headers.get("content-length", 0))
+        with part.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
                 on_progress(file.tell(), total)
 
 
@@ -103,17 +104,18 @@ def copy_folder(source: Path, target: Path, on_progress: ProgressCallback) -> No
     files = [path for path in source.rglob("*") if path.is_file()]
     done, total = 0, sum(path.stat().st_size for path in files)
     for path in files:
-        place = target / path.relative_to(source)
-        if not place.exists() or sha256_of(place) != sha256_of(path):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, place.with_name(f"{place.name}.part"))
-            place.with_name(f"{place.name}.part").rename(place)
+        copy = target / path.relative_to(source)
+        if not copy.exists() or sha256_of(copy) != sha256_of(path):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            part = copy.with_name(f"{copy.name}.part")
+            shutil.copy2(path, part)
+            part.rename(copy)
         done += path.stat().st_size
         on_progress(done, total)
 
 
 def download_from_hub(name: str, target: Path) -> None:
-    """The hub's own library resumes, checks and shows its own bars."""
+    """The hub's library resumes, verifies and shows progress by itself."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -122,7 +124,7 @@ def download_from_hub(name: str, target: Path) -> None:
     try:
         snapshot_download(name, local_dir=target)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise SetupError(f"the hub does not give {name}: {error}. Is the name right, is HF_TOKEN set where it is needed?") from error
+        raise SetupError(f"the hub refuses {name}: {error}. Is the name right, is HF_TOKEN set where it is needed?") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -131,10 +133,10 @@ def sha256_of(path: Path) -> str:
 
 
 def list_models(arguments: Namespace) -> int:
-    """`atelier models list`: what lies in the models' folder, whole or in part."""
+    """`atelier models list`: the models in the folder, with those that are incomplete marked."""
     folder = arguments.folder.expanduser().resolve()
-    inside = sorted(folder.iterdir()) if folder.exists() else []
-    models = [describe_model(path) for path in inside if path.is_dir() and not path.name.startswith(".")]
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    models = [describe_model(path) for path in paths if path.is_dir() and not path.name.startswith(".")]
     if arguments.json:
         sys.stdout.write(json.dumps(models, indent=2) + "\n")
     else:
@@ -143,7 +145,7 @@ def list_models(arguments: Namespace) -> int:
 
 
 def format_model(model: dict[str, Any]) -> str:
-    return f"{model['name']:40} {model['bytes']:>16,}  {'' if model['whole'] else 'in part'}\n"
+    return f"{model['name']:40} {model['bytes']:>16,}  {'' if model['whole'] else 'incomplete'}\n"
 
 
 def describe_model(path: Path) -> dict[str, Any]:

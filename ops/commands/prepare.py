@@ -1,4 +1,4 @@
-"""`atelier prepare`: exchanges, queues, policies and the bucket, before the first actor runs. May be run again at any time."""
+"""`atelier prepare`: creates exchanges, queues, policies and the bucket before the first actor runs. It is idempotent."""
 
 import asyncio
 import sys
@@ -22,25 +22,26 @@ def prepare(arguments: Namespace) -> int:
     try:
         asyncio.run(prepare_all(BusSettings(), StoreSettings(), arguments.management))
     except (PermanentError, TemporaryError, OSError) as error:
-        raise SetupError(f"The parts could not be prepared: {error}") from error
+        raise SetupError(f"The services could not be prepared: {error}") from error
     return 0
 
 
 async def prepare_all(bus_settings: BusSettings, store_settings: StoreSettings, management_url: str | None) -> None:
-    staff = bus_participants()
-    async with open_publisher(bus_settings) as outbox, outbox.channel() as channel:
-        await declare_topology(channel, [*staff.command_actors, *staff.event_actors], staff.adapters, [], bus_settings.delay_queue_seconds)
+    participants = bus_participants()
+    actors = [*participants.command_actors, *participants.event_actors]
+    async with open_publisher(bus_settings) as publisher, publisher.channel() as channel:
+        await declare_topology(channel, actors, participants.adapters, [], bus_settings.delay_queue_seconds)
     print_line("exchanges and queues: declared")
     if management_url:
         set_policies(management_url, bus_settings.amqp_url.get_secret_value())
         print_line(f"policies: {', '.join(POLICIES)}")
     if store_settings.store_url.startswith("s3://"):
         bucket = store_settings.store_url.removeprefix("s3://").partition("/")[0]
-        print_line(f"bucket {bucket}: {'made' if await create_bucket(store_settings, bucket) else 'there already'}")
+        print_line(f"bucket {bucket}: {'created' if await create_bucket(store_settings, bucket) else 'exists already'}")
 
 
 def set_policies(management_url: str, amqp_url: str) -> None:
-    """Through the management plugin's HTTP API, as the user of the AMQP address; the user must be an administrator."""
+    """Through the HTTP API of the management plugin, as the user of the AMQP URL, who must be an administrator. Raises SetupError."""
     parts = urlsplit(amqp_url)
     vhost = quote(unquote(parts.path.removeprefix("/")) or "/", safe="")
     user = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
@@ -48,11 +49,11 @@ def set_policies(management_url: str, amqp_url: str) -> None:
         for name, (pattern, definition) in POLICIES.items():
             policy = {"pattern": pattern, "definition": definition, "apply-to": "queues"}
             try:
-                answer = http.put(f"/api/policies/{vhost}/{name}", json=policy)
+                response = http.put(f"/api/policies/{vhost}/{name}", json=policy)
             except httpx.HTTPError as error:
                 raise SetupError(f"{management_url} does not answer ({error}): is the management plugin enabled?") from error
-            if answer.is_error:
-                raise SetupError(f"{management_url} refused the policy {name}: {answer.status_code}. The user must be an administrator.")
+            if response.is_error:
+                raise SetupError(f"{management_url} refused the policy {name}: {response.status_code}. The user must be an administrator.")
 
 
 def print_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`atelier settings`: every setting with its default, unit and meaning, as text or JSON."""
+"""`atelier settings` prints the settings as a table or JSON; `atelier asyncapi` writes the AsyncAPI document."""
 
 import json
 import sys
@@ -13,12 +13,13 @@ from ops.docgen.settings_catalog import Setting, all_settings
 
 
 def settings_command(arguments: Namespace) -> int:
-    wanted = [setting for setting in all_settings() if not arguments.words or matches(setting, arguments.words)]
+    """Returns 1 when no setting matches."""
+    settings = [setting for setting in all_settings() if not arguments.words or matches(setting, arguments.words)]
     if arguments.json:
-        sys.stdout.write(json.dumps([setting.to_json() for setting in wanted], indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps([setting.to_json() for setting in settings], indent=2, ensure_ascii=False) + "\n")
     else:
-        Console(soft_wrap=False).print(settings_table(wanted))
-    return 0 if wanted else 1
+        Console(soft_wrap=False).print(settings_table(settings))
+    return 0 if settings else 1
 
 
 def matches(setting: Setting, words: list[str]) -> bool:
@@ -26,21 +27,21 @@ def matches(setting: Setting, words: list[str]) -> bool:
 
 
 def settings_table(settings: list[Setting]) -> Table:
-    drawn = Table("name", "default", "unit", "meaning", box=None, pad_edge=False)
+    table = Table("name", "default", "unit", "meaning", box=None, pad_edge=False)
     for setting in settings:
         shown = "(required)" if setting.required else setting.default or "–"
-        drawn.add_row("\n".join(setting.names), shown, setting.unit, setting.description)
-    return drawn
+        table.add_row("\n".join(setting.names), shown, setting.unit, setting.description)
+    return table
 
 
 def asyncapi_command(arguments: Namespace) -> int:
-    drawn = build_document()
+    document = build_document()
     if arguments.json:
-        sys.stdout.write(json.dumps(drawn, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     elif arguments.output == Path("-"):
-        sys.stdout.write(to_yaml(drawn))
+        sys.stdout.write(to_yaml(document))
     else:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(to_yaml(drawn))
-        sys.stderr.write(f"{arguments.output}: {len(drawn['channels'])} channels, {len(drawn['components']['messages'])} messages\n")
+        arguments.output.write_text(to_yaml(document))
+        sys.stderr.write(f"{arguments.output}: {len(document['channels'])} channels, {len(document['components']['messages'])} messages\n")
     return 0

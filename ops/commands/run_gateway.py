@@ -1,4 +1,4 @@
-"""`atelier gateway`: the front door, in this process, until SIGTERM or Ctrl-C."""
+"""`atelier gateway`: the HTTP gateway in this process, until SIGTERM or Ctrl-C."""
 
 import threading
 from argparse import Namespace
@@ -16,14 +16,16 @@ from ops.supervisor import exit_with_parent
 
 
 def run_gateway(arguments: Namespace) -> int:
-    """Returns 1 when it could not begin."""
+    """Returns 1 when the gateway could not start. Raises SetupError for settings that do not allow a start."""
     configure_logging()
-    if arguments.leash:
+    if arguments.exit_with_parent:
         threading.Thread(target=exit_with_parent, daemon=True).start()
-    given = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
+    overrides = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
     store = StoreSettings() if LocalSettings().given_store_url else None
     try:
-        settings = GatewaySettings.model_validate(apply_vertex_settings(GatewaySettings(), VertexSettings()).model_dump() | given)
-        return 0 if serve(BusSettings(), settings, store) else 1
+        vertex = VertexSettings()
+        configured = apply_vertex_settings(GatewaySettings(), vertex)
+        settings = GatewaySettings.model_validate(configured.model_dump() | overrides)
+        return 0 if serve(BusSettings(), settings, store, vertex) else 1
     except (InsecureBindError, ValueError, OSError) as error:
         raise SetupError(str(error)) from error

@@ -1,6 +1,6 @@
 """`atelier topology`: prints the exchanges and queues that actors declare by themselves, and policies that an operator may set.
 
-Policies are optional: nothing breaks without them. They are printed as `rabbitmqctl` commands, because only an administrator may set them.
+Policies are optional. They are printed as `rabbitmqctl` commands, because only an administrator may set them.
 """
 
 import json
@@ -19,29 +19,29 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "atelier-work": (r"^atelier\.(?!dead\.|retry\.)", {"delivery-limit": 20}),
     "atelier-dead": (r"^atelier\.dead\.", {"max-length": 1_000_000, "overflow": "reject-publish"}),
 }
-"""Name, pattern and definition. Our own code buries a crash loop earlier; the limit is the net below it."""
+"""Name, pattern and definition. Atelier dead-letters a crash loop before the broker's delivery limit is reached."""
 
 
 def topology(arguments: Namespace) -> int:
-    drawn = describe_topology()
-    sys.stdout.write(json.dumps(drawn, indent=2) + "\n" if arguments.json else format_topology(drawn))
+    described = describe_topology()
+    sys.stdout.write(json.dumps(described, indent=2) + "\n" if arguments.json else format_topology(described))
     return 0
 
 
 def describe_topology() -> dict[str, Any]:
-    steps = sorted({*COMMANDS, *MODULES} - {broker_names.IMAGE_GENERATION_QUEUE, "job_variants"})  # the latter listens to Postgres
-    rungs = [broker_names.retry_exchange(delay) for delay in BusSettings(amqp_url=SecretStr("amqp://")).delay_queue_seconds]
+    steps = sorted({*COMMANDS, *MODULES} - {broker_names.IMAGE_GENERATION_QUEUE, "job_variants"})  # job_variants listens to PostgreSQL
+    delay_queues = [broker_names.retry_exchange(delay) for delay in BusSettings(amqp_url=SecretStr("amqp://")).delay_queue_seconds]
     return {
         "exchanges": {
             broker_names.COMMANDS_EXCHANGE: "topic",
             broker_names.EVENTS_EXCHANGE: "topic",
             broker_names.CONTROL_EXCHANGE: "fanout",
-            **dict.fromkeys(rungs, "fanout"),
+            **dict.fromkeys(delay_queues, "fanout"),
         },
         "queues": [
             *(broker_names.work_queue(step) for step in steps),
             *(broker_names.dead_letter_queue(step) for step in (*steps, broker_names.IMAGE_GENERATION_QUEUE)),
-            *rungs,
+            *delay_queues,
             broker_names.IMAGE_GENERATION_QUEUE,
         ],
         "policies": [{"name": name, "pattern": pattern, "definition": definition} for name, (pattern, definition) in POLICIES.items()],

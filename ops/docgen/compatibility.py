@@ -1,6 +1,7 @@
-"""Whether today's contracts still understand, and are understood by, whoever was built for the last release.
+"""Whether the contracts are compatible with publishers and consumers that were built for the last release.
 
-A message may get new optional fields, and that is all. What is sent to us must not become stricter; what we send must not say less.
+A message may get new optional fields, nothing else. Messages that Atelier receives must not become stricter; those that it sends must
+keep their fields.
 """
 
 import json
@@ -17,34 +18,34 @@ Schema = dict[str, Any]
 
 
 def released_schemas() -> Schema:
-    whole: Schema = json.loads(RELEASED_PATH.read_text())
-    return whole
+    schemas: Schema = json.loads(RELEASED_PATH.read_text())
+    return schemas
 
 
 def find_breaking_changes(released: Schema, current: Schema) -> list[str]:
-    """Each breach of a promise, as `message.field: what is wrong`."""
-    found: list[str] = []
+    """Each breaking change, as `message.field: what is wrong`."""
+    changes: list[str] = []
     for message, old in released["messages"].items():
         if message not in current["messages"]:
-            found.append(f"{message}: the message is gone")
+            changes.append(f"{message}: the message is gone")
         else:
-            said = SchemaComparison(released, current, sent=message.endswith(".done.v1") or message in {"event.v1", "fault.v1"})
-            found += said.compare(message, old, current["messages"][message])
-    return list(dict.fromkeys(found))
+            is_sent = message.endswith(".done.v1") or message in {"event.v1", "fault.v1"}
+            changes += SchemaComparison(released, current, is_sent=is_sent).compare(message, old, current["messages"][message])
+    return list(dict.fromkeys(changes))
 
 
 class SchemaComparison:
-    """One message, then and now. `sent`: we say it, others read it."""
+    """Compares one message with its released form. `is_sent`: Atelier sends it, others receive it."""
 
-    def __init__(self, released: Schema, current: Schema, *, sent: bool) -> None:
-        self._released, self._current, self._sent = released, current, sent
-        self._seen: set[tuple[str, str]] = set()
+    def __init__(self, released: Schema, current: Schema, *, is_sent: bool) -> None:
+        self._released, self._current, self._is_sent = released, current, is_sent
+        self._compared: set[tuple[str, str]] = set()
 
     def compare(self, path: str, old: Schema, new: Schema) -> Iterator[str]:
         pair = (str(old.get("$ref")), str(new.get("$ref")))
-        if "$ref" in old and pair in self._seen:
+        if "$ref" in old and pair in self._compared:
             return
-        self._seen.add(pair)
+        self._compared.add(pair)
         old, new = resolve_schema(old, self._released), resolve_schema(new, self._current)
         if json_types(old, self._released) - json_types(new, self._current):
             yield f"{path}: was {sorted(json_types(old, self._released))}, is {sorted(json_types(new, self._current))}"
@@ -57,21 +58,21 @@ class SchemaComparison:
     def _compare_values(self, path: str, old: Schema, new: Schema) -> Iterator[str]:
         if gone := allowed_values(old) - allowed_values(new) if allowed_values(new) else set():
             yield f"{path}: no longer takes {sorted(gone)}"
-        if self._sent:
+        if self._is_sent:
             return
         if allowed_values(new) and not allowed_values(old):
             yield f"{path}: takes only {sorted(allowed_values(new))} now"
-        for word in (*LOWER_BOUNDS, *UPPER_BOUNDS):
-            narrower = max if word in LOWER_BOUNDS else min
-            if word in new and (word not in old or narrower(old[word], new[word]) != old[word]):
-                yield f"{path}: {word} is {new[word]} now, stricter than before"
+        for keyword in (*LOWER_BOUNDS, *UPPER_BOUNDS):
+            narrower = max if keyword in LOWER_BOUNDS else min
+            if keyword in new and (keyword not in old or narrower(old[keyword], new[keyword]) != old[keyword]):
+                yield f"{path}: {keyword} is {new[keyword]} now, stricter than before"
         if "pattern" in new and new["pattern"] != old.get("pattern"):
             yield f"{path}: has another pattern"
 
     def _compare_fields(self, path: str, old: Schema, new: Schema) -> Iterator[str]:
-        needed, were = set(new.get("required", [])), set(old.get("required", []))
-        for name in sorted(were - needed if self._sent else needed - were):
-            yield f"{path}.{name}: {'may be missing now' if self._sent else 'is required now'}"
+        required, were_required = set(new.get("required", [])), set(old.get("required", []))
+        for name in sorted(were_required - required if self._is_sent else required - were_required):
+            yield f"{path}.{name}: {'may be missing now' if self._is_sent else 'is required now'}"
         for name, field in old.get("properties", {}).items():
             if name not in new.get("properties", {}):
                 yield f"{path}.{name}: the field is gone"
@@ -80,7 +81,7 @@ class SchemaComparison:
 
 
 def resolve_schema(schema: Schema, root: Schema) -> Schema:
-    """With references followed, and what stands beside null in their place."""
+    """Follow references, and reduce a union with null to its other part."""
     if isinstance(schema.get("$ref"), str):
         return resolve_schema(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
     parts = [part for part in schema.get("allOf", []) + schema.get("anyOf", []) if part.get("type") != "null"]
@@ -88,12 +89,12 @@ def resolve_schema(schema: Schema, root: Schema) -> Schema:
 
 
 def json_types(schema: Schema, root: Schema) -> set[str]:
-    """The JSON types; a number takes an integer, too. Empty: any."""
+    """The JSON types that a schema admits; a number admits an integer too. Empty: any."""
     if "anyOf" in schema:
         return {kind for part in schema["anyOf"] for kind in json_types(resolve_schema(part, root), root)}
-    named = schema.get("type")
-    told = {named} if isinstance(named, str) else set(named or ())
-    return told | {"integer"} if "number" in told else told
+    declared = schema.get("type")
+    types = {declared} if isinstance(declared, str) else set(declared or ())
+    return types | {"integer"} if "number" in types else types
 
 
 def allowed_values(schema: Schema) -> set[str]:

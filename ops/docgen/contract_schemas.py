@@ -1,4 +1,4 @@
-"""JSON Schemas of all contracts in one pool, every `$ref` on its own, as readers of older drafts want it."""
+"""JSON Schemas of all contracts in one pool; a `$ref` has no sibling keywords, as older drafts require."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 
 
 def message_models(participants: BusParticipants) -> dict[str, type[WireModel]]:
-    """Every message by its AMQP type; the foreign forms by their names."""
+    """The model of every message by its AMQP type; of the foreign orders by the names of their forms."""
     commands = {f"{actor.step}.v1": actor.command for actor in participants.command_actors}
     results = {f"{actor.step}.done.v1": actor.result for actor in participants.command_actors}
     foreign: dict[str, type[WireModel]] = {"image_generation.nested": NestedOrder, "image_generation.flat": FlatOrder}
@@ -24,15 +24,15 @@ def message_models(participants: BusParticipants) -> dict[str, type[WireModel]]:
 
 
 def schema_pool(models: dict[str, type[WireModel]], ref_template: str = REF_TEMPLATE) -> tuple[dict[str, str], dict[str, Any]]:
-    """Which schema each message has, and all schemas by name."""
+    """The schema name of each message, and all schemas by name."""
     distinct = list(dict.fromkeys(models.values()))
-    refs, whole = models_json_schema([(model, "validation") for model in distinct], ref_template=ref_template)
-    named = {model: refs[model, "validation"]["$ref"] for model in distinct}
-    return {message: named[model] for message, model in models.items()}, isolate_refs(whole["$defs"])
+    refs, definitions = models_json_schema([(model, "validation") for model in distinct], ref_template=ref_template)
+    names = {model: refs[model, "validation"]["$ref"] for model in distinct}
+    return {message: names[model] for message, model in models.items()}, isolate_refs(definitions["$defs"])
 
 
 def isolate_refs(schema: Any) -> Any:
-    """A `$ref` with neighbours goes into an `allOf`: before draft 2019-09 its neighbours are not read."""
+    """Move a `$ref` that has siblings into an `allOf`: before draft 2019-09 the siblings are ignored."""
     if isinstance(schema, list):
         return [isolate_refs(part) for part in schema]
     if not isinstance(schema, dict):

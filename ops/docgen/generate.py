@@ -1,12 +1,14 @@
-"""Which documents there are, what each should say, and which of the committed ones say something else."""
+"""The generated documents: writes them, and finds those whose committed version is out of date."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ops.docgen import kubernetes
 from ops.docgen.asyncapi.document import build_document, to_yaml
+from ops.docgen.compatibility import find_breaking_changes, released_schemas
 from ops.docgen.configuration import configuration_page, env_example
-from ops.docgen.contract_schemas import schemas_json
+from ops.docgen.contract_schemas import export_schemas, schemas_json
 from ops.docgen.settings_catalog import ROOT
 
 GENERATED_FILES: dict[str, Callable[[], str]] = {
@@ -16,14 +18,24 @@ GENERATED_FILES: dict[str, Callable[[], str]] = {
     "docs/schemas.json": schemas_json,
     "ops/deploy/actors.yaml": kubernetes.actors_manifest,
 }
-"""Path from the top of the checkout, and who writes it."""
+"""Path relative to the checkout, and the function that makes its text."""
 
 
 def stale_files(root: Path = ROOT) -> list[str]:
-    return [name for name, written in GENERATED_FILES.items() if not (root / name).exists() or (root / name).read_text() != written()]
+    """The documents that are missing or differ from what the code generates."""
+    return [name for name, generate in GENERATED_FILES.items() if not (root / name).exists() or (root / name).read_text() != generate()]
 
 
 def write_files(root: Path = ROOT) -> None:
-    for name, written in GENERATED_FILES.items():
+    for name, generate in GENERATED_FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(written())
+        (root / name).write_text(generate())
+
+
+def main() -> None:
+    """Write all documents; report those that changed, and changes of the contracts that break the last release."""
+    changed = stale_files()
+    write_files()
+    for change in find_breaking_changes(released_schemas(), export_schemas()):
+        sys.stderr.write(f"breaks the last release: {change}\n")
+    sys.stdout.write("".join(f"written: {name}\n" for name in changed) or "All documents are up to date.\n")

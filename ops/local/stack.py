@@ -1,4 +1,4 @@
-"""The parts that nobody gave us: RabbitMQ, PostgreSQL and the store, under one folder of the checkout."""
+"""The local services that no setting provides: RabbitMQ, PostgreSQL and the store, under one folder."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class ServiceUrls:
-    """Where the parts are."""
+    """The URLs of the services."""
 
     amqp_url: str
     database_url: str
@@ -29,33 +29,34 @@ class ServiceUrls:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As actors read it."""
+        """The settings of the processes that use them."""
         return {"AMQP_URL": self.amqp_url, "DATABASE_URL": self.database_url, "STORE_URL": self.store_url}
 
 
 @asynccontextmanager
 async def local_stack(settings: LocalSettings, *extra_servers: LlmServer) -> AsyncIterator[ServiceUrls]:
-    """Start what has no URL and `more`, all at once, and stop at the end what nobody else uses. Raises SetupError with the cure."""
+    """Start the services without a URL and `extra_servers` at the same time; on exit stop those that no other process uses.
+
+    Raises SetupError with the remedy.
+    """
     folder = settings.local_folder.resolve()
-    shares = [SharedServer(server, server.folder) for server in extra_servers]
+    shared = [SharedServer(server, server.folder) for server in extra_servers]
     amqp, database = settings.given_amqp_url, settings.given_database_url
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
-        shares.append(SharedServer(node, node.folder))
+        shared.append(SharedServer(node, node.folder))
     if not database:
         server = EmbeddedPostgres(folder / "postgres")
-        shares.append(SharedServer(server, server.folder))
-    async with shared_servers(*shares):
-        addresses = ServiceUrls(
+        shared.append(SharedServer(server, server.folder))
+    async with shared_servers(*shared):
+        urls = ServiceUrls(
             amqp_url=amqp or node.url,
             database_url=database or server.url,
             store_url=settings.given_store_url or local_store_url(settings),
         )
-        log.info(
-            "stack.ready", rabbitmq="given" if amqp else "private", postgres="given" if database else "embedded", store=addresses.store_url
-        )
-        yield addresses
-    log.info("stack.left")
+        log.info("stack.ready", rabbitmq="given" if amqp else "private", postgres="given" if database else "embedded", store=urls.store_url)
+        yield urls
+    log.info("stack.stopped")
 
 
 def llm_server(folder: Path) -> LlmServer:
@@ -69,9 +70,9 @@ def local_store_url(settings: LocalSettings) -> str:
 
 
 def stop_orphans(settings: LocalSettings) -> None:
-    """Stop what still runs in the folder, or in one below it such as the demo's, whoever started it."""
-    for place in settings.local_folder.resolve().rglob("identity.json"):
-        folder = place.parent
+    """Stop every server whose files are in the folder or below it, such as the demo's, whichever process started it."""
+    for identity in settings.local_folder.resolve().rglob("identity.json"):
+        folder = identity.parent
         if folder.name == "rabbitmq":
             RabbitNode(folder, folder).stop()
         if folder.name == "postgres":

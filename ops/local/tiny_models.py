@@ -1,4 +1,4 @@
-"""Tiny checkpoints with the real architectures, without a download: trained ones that come with the project, random ones made here."""
+"""Tiny checkpoints with the real architectures, without a download: trained ones from the package, random ones generated here."""
 
 import os
 import shutil
@@ -15,39 +15,39 @@ from actors.engines.language.tiny_llava import write_tiny_llava
 log = structlog.get_logger()
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-"""What `atelier models train-tiny` made."""
+"""The output of `atelier models train-tiny`."""
 TINY_DIFFUSION, TINY_VLM, TINY_LLM = "tiny-shapes", "tiny-critic", "tiny-writer"
 STYLE_LORAS = ("tiny-ink", "tiny-night", "tiny-neat")
 RANDOM_DIFFUSION = "tiny-sd"
 RANDOM_VLM = "tiny-llava"
 RANDOM_LLM = "tiny-llama"
 RANDOM_LORAS = {"tiny-lora-a": 1, "tiny-lora-b": 2, "tiny-lora-c": 3}
-"""Name and seed. They fit the random checkpoint, the styles the trained one."""
+"""Name and seed. They fit the random diffusion checkpoint; the style LoRAs fit the trained one."""
 
 
 def tiny_model_paths(folder: Path) -> dict[str, Path]:
-    """Where each tiny checkpoint lies, once it is made."""
+    """The path of each tiny checkpoint by its name, whether it exists or not."""
     models = {name: folder / name for name in (TINY_DIFFUSION, TINY_VLM, TINY_LLM, RANDOM_DIFFUSION, RANDOM_VLM, RANDOM_LLM)}
     return models | {name: folder / "loras" / f"{name}.safetensors" for name in (*STYLE_LORAS, *RANDOM_LORAS)}
 
 
 def make_tiny_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
-    """Make what is not there yet and return where each checkpoint lies. A few seconds the first time, then nothing."""
-    made = tiny_model_paths(folder)
+    """Write the checkpoints that are missing, or all with `force`; return the path of each. The first call takes a few seconds."""
+    paths = tiny_model_paths(folder)
     for name in (TINY_DIFFUSION, TINY_VLM, TINY_LLM, *STYLE_LORAS):
-        if force or not made[name].exists():
-            _write_atomically(made[name], partial(copy_checkpoint, CHECKPOINTS / made[name].relative_to(folder)))
-    model = made[RANDOM_DIFFUSION]
+        if force or not paths[name].exists():
+            _write_atomically(paths[name], partial(copy_checkpoint, CHECKPOINTS / paths[name].relative_to(folder)))
+    model = paths[RANDOM_DIFFUSION]
     if force or not (model / "model_index.json").exists():
         _write_atomically(model, write_tiny_diffusion)
-    if force or not (made[RANDOM_VLM] / "config.json").exists():
-        _write_atomically(made[RANDOM_VLM], write_tiny_llava)
-    if force or not (made[RANDOM_LLM] / "config.json").exists():
-        _write_atomically(made[RANDOM_LLM], write_tiny_llama)
+    if force or not (paths[RANDOM_VLM] / "config.json").exists():
+        _write_atomically(paths[RANDOM_VLM], write_tiny_llava)
+    if force or not (paths[RANDOM_LLM] / "config.json").exists():
+        _write_atomically(paths[RANDOM_LLM], write_tiny_llama)
     for name, seed in RANDOM_LORAS.items():
-        if force or not made[name].exists():
-            _write_atomically(made[name], partial(write_tiny_lora, model=model, seed=seed, text_encoder=seed == 3))
-    return made
+        if force or not paths[name].exists():
+            _write_atomically(paths[name], partial(write_tiny_lora, model=model, seed=seed, text_encoder=seed == 3))
+    return paths
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
@@ -55,11 +55,11 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 
 def _write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and rename: whoever looks meanwhile sees the old or the new, never a half."""
+    """Write beside the target and rename, so that a reader never sees a partial checkpoint."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    write(fresh)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    write(temporary)
     if target.is_dir():
         shutil.rmtree(target)
-    fresh.rename(target)
+    temporary.rename(target)
     log.info("checkpoint.written", path=str(target))

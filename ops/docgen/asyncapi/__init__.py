@@ -1,1 +1,1 @@
-"""The AsyncAPI document."""
+"""The AsyncAPI document of the bus."""

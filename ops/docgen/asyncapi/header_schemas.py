@@ -1,4 +1,4 @@
-"""The headers of each kind of message, from the documented members of `contracts.wire.Header`, beside the AMQP properties that matter."""
+"""The header schemas of each kind of message: the documented members of `contracts.wire.Header`, and AMQP properties."""
 
 import ast
 import inspect
@@ -13,29 +13,27 @@ ATTEMPT_HEADERS = frozenset({Header.ATTEMPT, Header.DETACHED, Header.REPLAY})
 SCHEMA_BY_TYPE = {"int": {"type": "integer"}, "bool": {"type": "boolean"}, "ISO 8601": {"type": "string", "format": "date-time"}}
 
 AMQP_PROPERTIES: dict[str, dict[str, Any]] = {
-    "message_id": {"type": "string", "description": "The same id is the same message: done once."},
-    "correlation_id": {"type": "string", "description": "The job's id, the same in everything that follows."},
+    "message_id": {"type": "string", "description": "A message with the id of an earlier one is a duplicate and is processed once."},
+    "correlation_id": {"type": "string", "description": "The job's id, the same in every message of the job."},
     "type": {"type": "string", "description": "Name and version of the message."},
-    "reply_to": {"type": "string", "description": "The queue that awaits the reply; none: nobody does."},
+    "reply_to": {"type": "string", "description": "The queue for the reply. Without it no reply is sent."},
     "content_type": {"type": "string", "const": "application/json"},
     "delivery_mode": {"type": "integer", "const": 2, "description": "Persistent."},
-    "timestamp": {"type": "integer", "description": "Seconds since 1970 at which it was published."},
-    "app_id": {"type": "string", "description": "Who published it."},
+    "timestamp": {"type": "integer", "description": "Time of publishing, in seconds since 1970."},
+    "app_id": {"type": "string", "description": "The publishing application."},
 }
-"""AMQP basic properties. They stand among the headers because AsyncAPI knows no other place; `x-amqp-property` marks them."""
-
-
+"""AMQP basic properties. They are listed as headers because AsyncAPI has no other place; `x-amqp-property` marks them."""
 MESSAGE_KINDS = ("command", "event", "reply", "dead")
 
 
 def headers_schema(kind: str, message_type: str | None = None) -> dict[str, Any]:
-    """What the headers of one message say."""
-    of_kind = {"$ref": f"#/components/schemas/Headers.{kind}"}
-    return {"allOf": [of_kind, {"type": "object", "properties": {"type": {"const": message_type}}}]} if message_type else of_kind
+    """The schema of the headers of one message. `kind`: one of MESSAGE_KINDS."""
+    shared = {"$ref": f"#/components/schemas/Headers.{kind}"}
+    return {"allOf": [shared, {"type": "object", "properties": {"type": {"const": message_type}}}]} if message_type else shared
 
 
 def shared_header_schemas() -> dict[str, Any]:
-    """The headers' schemas of commands, events, replies and dead letters."""
+    """The schemas that `headers_schema` refers to, by name."""
     properties = {name: schema | {"x-amqp-property": True} for name, schema in AMQP_PROPERTIES.items()}
     return {f"Headers.{kind}": {"type": "object", "properties": properties | atelier_headers(kind)} for kind in MESSAGE_KINDS}
 
@@ -45,22 +43,22 @@ def atelier_headers(kind: str) -> dict[str, Any]:
 
 
 def headers_of_kind(kind: str) -> frozenset[Header]:
-    every = frozenset(Header)
-    return {"command": every - FAILURE_HEADERS, "dead": every}.get(kind, every - FAILURE_HEADERS - ATTEMPT_HEADERS)
+    headers = frozenset(Header)
+    return {"command": headers - FAILURE_HEADERS, "dead": headers}.get(kind, headers - FAILURE_HEADERS - ATTEMPT_HEADERS)
 
 
 def documented_headers() -> Iterator[tuple[Header, dict[str, Any]]]:
-    """A string below one or more members says their type and meaning."""
+    """Each header with its schema, from the docstring that follows one or more members of `Header`: `type: meaning`."""
     (cls,) = ast.parse(inspect.getsource(wire.Header)).body
     assert isinstance(cls, ast.ClassDef)
-    waiting: list[Header] = []
+    undocumented: list[Header] = []
     for node in cls.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)]):
-                waiting.append(Header[name])
-            case ast.Expr(value=ast.Constant(value=str(said))):
-                yield from ((header, header_schema(said)) for header in waiting)
-                waiting = []
+                undocumented.append(Header[name])
+            case ast.Expr(value=ast.Constant(value=str(docstring))):
+                yield from ((header, header_schema(docstring)) for header in undocumented)
+                undocumented = []
 
 
 def header_schema(docstring: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""An example of every message: by hand where a story is told, else made from the contract and checked against it."""
+"""Examples of the messages: written by hand for image orders, otherwise generated from the contract and validated by it."""
 
 import re
-import types
 from datetime import datetime
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from ops.docgen.settings_catalog import unwrap_type
 
 EXAMPLE_TIME = "2026-11-21T03:00:00Z"
 VALUE_BY_FIELD: dict[str, Any] = {
@@ -15,7 +16,7 @@ VALUE_BY_FIELD: dict[str, Any] = {
     "generation_id": 500, "message": "no weights at s3://models/style-10.safetensors", "seed": 42, "steps": 20, "guidance_scale": 7.5,
     "result_url": "https://media.example/generations/gen-500.png", "id": "4711", "kind": "image_order", "worker": "gpu-1:77",
 }  # fmt: skip
-"""Values by the name of their field, where the type says too little."""
+"""Values by the name of their field."""
 PATTERN_SAMPLES = ("ab" * 32, "image", "ffffff", "gen-500", "lora-missing", "A harbour at dusk.")
 
 ORDER_IDS = {"generation_id": 500, "style_id": 10}
@@ -39,21 +40,18 @@ IMAGE_ORDER_EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def example_payload(model: type[BaseModel]) -> dict[str, Any]:
-    """What the model asks for, and no more. Raises ValueError for a field that no sample suits."""
-    made = {name: example_value(name, field, field.annotation) for name, field in model.model_fields.items() if is_in_example(name, field)}
-    model.model_validate(made)
-    return made
-
-
-def is_in_example(name: str, field: FieldInfo) -> bool:
-    return field.is_required() or bool(field.examples)
+    """The required fields of the model, and those with an example of their own. Raises ValueError for a field without a fitting sample."""
+    included = {name: field for name, field in model.model_fields.items() if field.is_required() or field.examples}
+    payload = {name: example_value(name, field, field.annotation) for name, field in included.items()}
+    model.model_validate(payload)
+    return payload
 
 
 def example_value(name: str, field: FieldInfo | None, annotation: Any) -> Any:
     if field and field.examples:
         return field.examples[0]
-    kind, patterns = unwrap_with_patterns(annotation, field)
-    if patterns:
+    kind, metadata = unwrap_type(annotation)
+    if patterns := patterns_in([*(field.metadata if field else ()), *metadata]):
         return matching_sample(name, patterns)
     if get_origin(kind) is Literal:
         return get_args(kind)[0]
@@ -74,20 +72,13 @@ def matching_sample(name: str, patterns: list[str]) -> str:
     for sample in (str(VALUE_BY_FIELD.get(name, "")), *PATTERN_SAMPLES):
         if all(re.search(pattern, sample) for pattern in patterns):
             return sample
-    raise ValueError(f"no sample suits the field {name!r} with {patterns}: give its Field `examples=[…]`")
+    raise ValueError(f"no sample matches {patterns} of the field {name!r}: add `examples=[…]` to its Field")
 
 
-def unwrap_with_patterns(annotation: Any, field: FieldInfo | None) -> tuple[Any, list[str]]:
-    """The type inside `Annotated` and `| None`, and the patterns met on the way."""
-    patterns = [mark.pattern for mark in (field.metadata if field else []) if getattr(mark, "pattern", None)]
-    while hasattr(annotation, "__metadata__") or get_origin(annotation) in {Union, types.UnionType}:
-        if hasattr(annotation, "__metadata__"):
-            for mark in annotation.__metadata__:
-                patterns += [part.pattern for part in getattr(mark, "metadata", [mark]) if getattr(part, "pattern", None)]
-            annotation = annotation.__origin__
-        else:
-            annotation = next(part for part in get_args(annotation) if part is not type(None))
-    return annotation, patterns
+def patterns_in(metadata: list[Any]) -> list[str]:
+    """The regular expressions among the constraints of a field."""
+    constraints = (part for mark in metadata for part in getattr(mark, "metadata", [mark]))
+    return [part.pattern for part in constraints if getattr(part, "pattern", None)]
 
 
 def event_example(step: str, kind: str, **fields: Any) -> dict[str, Any]:
@@ -103,6 +94,6 @@ def event_example(step: str, kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def header_example(message_type: str, **properties: Any) -> dict[str, Any]:
-    """`kind`: the message's AMQP type."""
+    """The properties of a message of this AMQP type."""
     base = {"message_id": VALUE_BY_FIELD["message_id"], "correlation_id": VALUE_BY_FIELD["job_id"], "content_type": "application/json"}
     return base | {"delivery_mode": 2, "type": message_type} | properties
