@@ -1,6 +1,6 @@
-"""`atelier bench all`: every bench at a size that two cores finish in ten minutes, one after the other; figures as one JSON file.
+"""`atelier bench all`: every benchmark at a size that two cores finish in ten minutes, one after another; the figures as one JSON file.
 
-Each bench is a process of its own. `make bench` also writes the tables and pictures of `docs/benchmarks.md` from that file.
+Each benchmark runs in its own process. `make bench` also writes the tables and charts of `docs/benchmarks.md` from that file.
 """
 
 import json
@@ -40,40 +40,40 @@ BENCH_TIMEOUT_SECONDS = 600.0
 
 
 def bench(arguments: Namespace) -> int:
-    """Returns how many benches failed."""
+    """Returns how many benchmarks failed."""
     models = arguments.out.parent / "models"
     make_tiny_models(models)
-    told: dict[str, Any] = {"conditions": conditions(), "benches": {}}
+    report: dict[str, Any] = {"conditions": conditions(), "benches": {}}
     for name in arguments.only or SIZES:
-        words = ["bench", name, *SIZES[name], "--json", *(["--models", str(models)] if name in BENCHES_NEEDING_MODELS else [])]
-        told["benches"][name] = run_bench(words)
-    told["conditions"]["load_after"] = os.getloadavg()[0]
+        command = ["bench", name, *SIZES[name], "--json", *(["--models", str(models)] if name in BENCHES_NEEDING_MODELS else [])]
+        report["benches"][name] = run_bench(command)
+    report["conditions"]["load_after"] = os.getloadavg()[0]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.page:
-        report_page.update_page(told, arguments.page)
-    sys.stdout.write(json.dumps(told) + "\n" if arguments.json else f"The figures lie in {arguments.out}\n")
-    return sum("figures" not in said for said in told["benches"].values())
+        report_page.update_page(report, arguments.page)
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else f"Figures written to {arguments.out}\n")
+    return sum("figures" not in result for result in report["benches"].values())
 
 
 def run_bench(arguments: Sequence[str]) -> dict[str, Any]:
-    """A bench that fails takes no other one with it."""
+    """Its command, seconds and figures; an `error` instead of figures when it fails, so that the others go on."""
     command, began = [sys.executable, "-m", "ops.cli", *arguments], time.monotonic()
     with Console(stderr=True).status(f"atelier {' '.join(arguments[:2])}"):
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_TIMEOUT_SECONDS, check=False)
-    said: dict[str, Any] = {"command": display_command(arguments), "seconds": round(time.monotonic() - began, 1)}
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_TIMEOUT_SECONDS, check=False)
+    result: dict[str, Any] = {"command": display_command(arguments), "seconds": round(time.monotonic() - began, 1)}
     try:
-        said["figures"] = json.loads(ended.stdout)
+        result["figures"] = json.loads(completed.stdout)
     except ValueError:
-        said["error"] = ended.stderr[-2000:]
-    Console(stderr=True).print(f"{arguments[1]:>14}  {said['seconds']:>6} s  {'done' if 'figures' in said else 'failed'}")
-    return said
+        result["error"] = completed.stderr[-2000:]
+    Console(stderr=True).print(f"{arguments[1]:>14}  {result['seconds']:>6} s  {'done' if 'figures' in result else 'failed'}")
+    return result
 
 
 def display_command(arguments: Sequence[str]) -> str:
-    """As a person types it: without the place of the models, which is this machine's."""
-    kept = arguments[: arguments.index("--models")] if "--models" in arguments else arguments
-    return f"atelier {' '.join(kept)}"
+    """As a user types it: without `--models`, a path of this machine."""
+    shown = arguments[: arguments.index("--models")] if "--models" in arguments else arguments
+    return f"atelier {' '.join(shown)}"
 
 
 def conditions() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`atelier bench …`: what each bench takes. A bench is `bench` in the module of its name, imported when it runs."""
+"""`atelier bench …`: the arguments of each benchmark, which is the function `bench` in the module of its name, imported when it runs."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -8,57 +8,60 @@ from typing import Any
 from benchmarks.peers import PEERS
 
 FIGURES_FILE = Path(".local/bench/figures.json")
+MODULE_NAMES = {"guard": "ratio_guard"}
+"""Benches whose module has another name than the command."""
 LazyCommand = Callable[[str, str], Callable[[Namespace], int]]
 
 
 def add_benches(commands: Any, lazy_command: LazyCommand) -> None:
     """Add `bench` to the subcommands of a parser."""
-    benches = commands.add_parser("bench", help="measure a part").add_subparsers(title="benches", required=True, metavar="BENCH")
-    for name, (about, add_arguments) in BENCHES.items():
-        bench = benches.add_parser(name, help=about)
+    benches = commands.add_parser("bench", help="measure a component").add_subparsers(title="benches", required=True, metavar="BENCH")
+    for name, (summary, add_arguments) in BENCHES.items():
+        bench = benches.add_parser(name, help=summary)
         add_arguments(bench)
         bench.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-        bench.set_defaults(call=lazy_command(f"benchmarks.{name.replace('-', '_')}", "bench"))
+        module = MODULE_NAMES.get(name, name.replace("-", "_"))
+        bench.set_defaults(call=lazy_command(f"benchmarks.{module}", "bench"))
 
 
 def bus(bench: ArgumentParser) -> None:
     bench.add_argument("--sides", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="SIDE", help=", ".join(PEERS))
-    bench.add_argument("--sizes", type=int, nargs="+", default=[1_000, 64_000], help="of a message, in bytes")
+    bench.add_argument("--sizes", type=int, nargs="+", default=[1_000, 64_000], help="size of a message, in bytes")
     bench.add_argument("--in-flight", type=int, nargs="+", default=[1, 16, 256])
     bench.add_argument("--rounds", type=int, default=3)
-    bench.add_argument("--seconds", type=float, default=1.0, help="for each side and round, about")
+    bench.add_argument("--seconds", type=float, default=1.0, help="approximate duration of each side in each round")
 
 
 def pipeline(bench: ArgumentParser) -> None:
     bench.add_argument("--orders", type=int, default=20, help="for each side and round")
     bench.add_argument("--rounds", type=int, default=3)
     bench.add_argument("--steps", type=int, default=20, help="denoising steps of an order")
-    bench.add_argument("--pixels", type=int, default=256, help="width and height of a picture")
+    bench.add_argument("--pixels", type=int, default=256, help="width and height of an image")
     bench.add_argument("--webhook-ms", type=float, default=50, help="how long the backend takes to answer a webhook")
-    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: made for the bench")
+    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: created for the run")
 
 
 def http(bench: ArgumentParser) -> None:
     bench.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    bench.add_argument("--questions", type=int, default=32, help="for each side and round; at least one a client")
+    bench.add_argument("--questions", type=int, default=32, help="requests of each side and round; at least one a client")
     bench.add_argument("--tokens", type=int, default=32, help="of each answer")
     bench.add_argument("--rounds", type=int, default=3)
-    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: made for the bench")
+    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: created for the run")
 
 
 def text(bench: ArgumentParser) -> None:
     bench.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    bench.add_argument("--each", type=int, default=3, help="questions of each client, for each side and round")
+    bench.add_argument("--each", type=int, default=3, help="requests of each client, for each side and round")
     bench.add_argument("--tokens", type=int, default=192, help="of each answer, at most")
     bench.add_argument("--rounds", type=int, default=3)
 
 
 def growth(bench: ArgumentParser) -> None:
-    bench.add_argument("--backlogs", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="messages that wait")
+    bench.add_argument("--backlogs", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="messages waiting at the start")
     bench.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4], help="processes of one actor")
-    bench.add_argument("--counted", type=int, default=500, help="messages that are timed; fewer than half of what waits")
+    bench.add_argument("--counted", type=int, default=500, help="messages that are timed; fewer than half of the backlog")
     bench.add_argument("--rounds", type=int, default=2)
-    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: made for the bench")
+    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: created for the run")
 
 
 def burst(bench: ArgumentParser) -> None:
@@ -67,24 +70,24 @@ def burst(bench: ArgumentParser) -> None:
 
 def ledger(bench: ArgumentParser) -> None:
     bench.add_argument("--events", type=int, default=5_000)
-    bench.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000], help="jobs, and as many dead letters")
+    bench.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000], help="rows of the job table and of the dead-letter table")
 
 
 def gateway(bench: ArgumentParser) -> None:
     bench.add_argument("--seconds", type=float, default=10.0, help="for each side and number of callers")
-    bench.add_argument("--rounds", type=int, default=5, help="in which the sides take turns")
+    bench.add_argument("--rounds", type=int, default=5, help="rounds in which the sides take turns")
     bench.add_argument("--callers", type=int, nargs="+", default=[1, 16, 64, 256])
-    bench.add_argument("--waiting", type=int, default=1000, help="clients of the load run, each of which waits for a slow reply; 0: none")
+    bench.add_argument("--waiting", type=int, default=1000, help="clients of the load run, each waiting for a slow reply; 0: no load run")
 
 
 def vlm(bench: ArgumentParser) -> None:
-    bench.add_argument("--model", help="a folder or a hub id; default: random weights, made for the bench")
+    bench.add_argument("--model", help="a folder or a hub id; default: random weights, created for the run")
     bench.add_argument("--tokens", type=int, default=48, help="of each answer")
     bench.add_argument("--rounds", type=int, default=3)
 
 
 def executor(bench: ArgumentParser) -> None:
-    bench.add_argument("--quick", action="store_true", help="small numbers, in seconds instead of minutes")
+    bench.add_argument("--quick", action="store_true", help="small numbers: seconds instead of minutes")
 
 
 def gpu(bench: ArgumentParser) -> None:
@@ -96,39 +99,39 @@ def dead_letters(bench: ArgumentParser) -> None:
 
 
 def scaling(bench: ArgumentParser) -> None:
-    bench.add_argument("--seconds", type=float, default=10.0, help="one order's service time")
-    bench.add_argument("--times", type=Path, help="measured service times instead, one a line")
-    bench.add_argument("--rate", type=float, required=True, help="orders that come in a second")
-    bench.add_argument("--wait", type=float, default=10.0, help="seconds that 95 of 100 orders may wait")
-    bench.add_argument("--slots", type=int, default=1, help="orders that one replica serves at once")
+    bench.add_argument("--seconds", type=float, default=10.0, help="the service time of every order")
+    bench.add_argument("--times", type=Path, help="a file of measured service times instead, one a line")
+    bench.add_argument("--rate", type=float, required=True, help="orders that arrive per second")
+    bench.add_argument("--wait", type=float, default=10.0, help="seconds that 95%% of orders may wait at most")
+    bench.add_argument("--slots", type=int, default=1, help="orders that one replica processes at once")
 
 
 def all_benches(bench: ArgumentParser) -> None:
-    bench.add_argument("--only", nargs="+", metavar="BENCH", help="only these")
+    bench.add_argument("--only", nargs="+", metavar="BENCH", help="only these benchmarks")
     bench.add_argument("--out", type=Path, default=FIGURES_FILE, help="where the figures are written")
-    bench.add_argument("--page", type=Path, help="a page whose tables are written from the figures")
+    bench.add_argument("--page", type=Path, help="a Markdown page whose tables are rewritten from the figures")
 
 
 def guard(bench: ArgumentParser) -> None:
-    bench.add_argument("--figures", type=Path, default=FIGURES_FILE, help="what `atelier bench all` wrote")
-    bench.add_argument("--tolerance", type=float, default=0.25, help="a ratio may be so much worse, as a share")
-    bench.add_argument("--keep", action="store_true", help="keep these ratios as those to be compared with")
+    bench.add_argument("--figures", type=Path, default=FIGURES_FILE, help="the file that `atelier bench all` wrote")
+    bench.add_argument("--tolerance", type=float, default=0.25, help="the share by which a ratio may be worse")
+    bench.add_argument("--keep", action="store_true", help="store these ratios as the new baseline")
 
 
 BENCHES: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
-    "bus": ("messages a second: this bus beside aio-pika, FastStream, Celery, Dramatiq and Taskiq", bus),
-    "pipeline": ("image orders a second: over the bus, the inline way, and without a bus", pipeline),
-    "http": ("questions through the gateway, and through a server that calls the model inside the request", http),
-    "text": ("tokens a second of one vLLM, through HTTP and the bus, and asked directly", text),
-    "growth": ("more actors, more messages waiting; start-up and memory of each process", growth),
-    "burst": ("fifty thousand orders at once: what is dropped, and how much memory each process takes", burst),
-    "ledger": ("events kept a second; lists and groups with many rows", ledger),
+    "bus": ("messages per second: this bus, aio-pika, FastStream, Celery, Dramatiq and Taskiq", bus),
+    "pipeline": ("image orders per second: over the bus, in the inline worker, and without a bus", pipeline),
+    "http": ("requests through the gateway, and through a server that calls the model inside the request", http),
+    "text": ("tokens per second of one vLLM server, through the gateway and the bus, and directly", text),
+    "growth": ("more actor processes, longer backlogs; start-up time and memory of each process", growth),
+    "burst": ("fifty thousand orders at once: dropped messages, and the memory of each process", burst),
+    "ledger": ("events stored per second; lists and groups with many rows", ledger),
     "gateway": ("requests and replies over HTTP, over the bus client and over bare aio-pika", gateway),
-    "vlm": ("questions about pictures in batches of 1, 4 and 8", vlm),
-    "executor": ("the loop's lag, step batching against its rivals, cancel, how busy the device is", executor),
-    "gpu": ("pictures and tokens a second at the real sizes, with random weights", gpu),
-    "all": ("every bench, in ten minutes on two cores", all_benches),
-    "guard": ("which ratio got worse since they were kept", guard),
-    "scaling": ("from service times to replicas, for an arrival rate and a wait; a simulation", scaling),
-    "dead-letters": ("dead letters taken in, grouped and sent again", dead_letters),
+    "vlm": ("questions about images in batches of 1, 4 and 8", vlm),
+    "executor": ("event-loop lag, step batching against its alternatives, cancel latency, device use", executor),
+    "gpu": ("images and tokens per second at the real sizes, with random weights", gpu),
+    "all": ("every benchmark, in ten minutes on two cores", all_benches),
+    "guard": ("which ratios got worse than the stored baseline", guard),
+    "scaling": ("the replicas that an arrival rate and a maximum wait need; a simulation", scaling),
+    "dead-letters": ("dead letters ingested, grouped and replayed", dead_letters),
 }

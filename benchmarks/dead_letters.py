@@ -1,11 +1,10 @@
-"""`atelier bench dead-letters`: many dead letters taken in, grouped and sent again, on a private broker and database of its own.
+"""`atelier bench dead-letters`: many dead letters ingested, grouped and replayed, on a private broker and database.
 
-Counts at the far end: every letter must come back to the queue that failed once, under its own id.
+Arrivals are counted in the work queue: every message must come back to the queue in which it failed once, under its own id.
 """
 
 import asyncio
 import json
-import sys
 import time
 from argparse import Namespace
 from collections import Counter
@@ -20,6 +19,7 @@ from uuid import uuid4
 
 import asyncpg
 
+from benchmarks.harness import print_figures, private_services
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.topology import declare_dead_letter_queues, declare_exchanges
@@ -33,15 +33,13 @@ from bus.persistence.pool import open_pool
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.outgoing import StepRun, build_dead_letter
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.dead_letter import ReplayDeadLetters, Selection
-from ops.local.stack import local_stack
-from ops.settings import LocalSettings
 
 STEP = "bench"
 CAUSES = 10
-POST_AT_ONCE = 500
+PUBLISH_BATCH = 500
 POLL_SECONDS = 0.05
 
 
@@ -59,71 +57,67 @@ class DeadLetterFigures:
 
 
 def bench(arguments: Namespace) -> int:
+    """Returns 1 when a message was lost or arrived twice."""
     configure_logging("WARNING")
     figures = asyncio.run(measure(arguments.letters))
-    told = asdict(figures)
-    if arguments.json:
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:>18}  {value:,}\n" for name, value in told.items()))
+    print_figures(asdict(figures), as_json=arguments.json)
     return 0 if figures.lost == figures.duplicated == 0 else 1
 
 
 async def measure(letters: int) -> DeadLetterFigures:
     with TemporaryDirectory(prefix="atelier-bench-") as folder:
-        parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=Path(folder))
-        async with local_stack(parts) as stack:
-            settings = BusSettings.model_validate({"amqp_url": stack.amqp_url, "database_url": stack.database_url})
-            async with open_pool(settings) as pool, open_publisher(settings) as outbox:
+        async with private_services(Path(folder)) as services:
+            settings = BusSettings.model_validate({"amqp_url": services.amqp_url, "database_url": services.database_url})
+            async with open_pool(settings) as pool, open_publisher(settings) as publisher:
                 assert pool is not None
-                return await run(letters, settings, StoreSettings(store_url=stack.store_url), pool, outbox)
+                return await run(letters, settings, StoreSettings(store_url=services.store_url), pool, publisher)
 
 
-async def run(letters: int, settings: BusSettings, store: StoreSettings, pool: asyncpg.Pool, outbox: Publisher) -> DeadLetterFigures:
-    ids = await publish_dead_letters(letters, outbox)
-    cabinet, everything = DeadLetterRepository(pool), Selection(step=STEP)
-    intake = DeadLetterIngest("bench", (broker_names.dead_letter_queue(STEP),))
+async def run(letters: int, settings: BusSettings, store: StoreSettings, pool: asyncpg.Pool, publisher: Publisher) -> DeadLetterFigures:
+    ids = await publish_dead_letters(letters, publisher)
+    repository, everything = DeadLetterRepository(pool), Selection(step=STEP)
+    ingest = DeadLetterIngest("bench", (broker_names.dead_letter_queue(STEP),))
 
     started = time.perf_counter()
-    async with run_worker((), (), settings, store, (intake,)):
-        while await cabinet.count(everything) < letters:  # noqa: ASYNC110 nobody sets an event when a row is written
+    async with Worker((), (), settings, store, (ingest,)).run():
+        while await repository.count(everything) < letters:  # noqa: ASYNC110 nobody sets an event when a row is written
             await asyncio.sleep(POLL_SECONDS)
-        ingest = time.perf_counter() - started
+        ingest_seconds = time.perf_counter() - started
 
         started = time.perf_counter()
-        groups = await cabinet.groups(everything)
-        grouping = time.perf_counter() - started
+        groups = await repository.groups(everything)
+        group_seconds = time.perf_counter() - started
 
-        async with count_arrivals(letters, outbox) as (arrived, complete):
+        async with count_arrivals(letters, publisher) as (arrived, complete):
             started = time.perf_counter()
             await replay.stage(pool, ReplayDeadLetters(selection=everything, dry_run=False))
             with suppress(TimeoutError):
                 await asyncio.wait_for(complete.wait(), 60 + letters / 20)
-            sending = time.perf_counter() - started
-            await asyncio.sleep(1)  # whatever came twice would come now
+            replay_seconds = time.perf_counter() - started
+            await asyncio.sleep(1)  # a duplicate would arrive now
 
     return DeadLetterFigures(
         letters=letters,
-        ingest_seconds=round(ingest, 3),
-        ingest_per_second=round(letters / ingest, 1),
+        ingest_seconds=round(ingest_seconds, 3),
+        ingest_per_second=round(letters / ingest_seconds, 1),
         groups=len(groups),
-        group_seconds=round(grouping, 3),
-        replay_seconds=round(sending, 3),
-        replay_per_second=round(len(arrived) / sending, 1),
+        group_seconds=round(group_seconds, 3),
+        replay_seconds=round(replay_seconds, 3),
+        replay_per_second=round(len(arrived) / replay_seconds, 1),
         lost=len(ids - set(arrived)),
         duplicated=sum(count - 1 for count in arrived.values()),
     )
 
 
-async def publish_dead_letters(letters: int, outbox: Publisher) -> set[str]:
-    """Bury letters as an actor does, of ten causes; returns their ids."""
-    async with outbox.channel() as channel:
+async def publish_dead_letters(letters: int, publisher: Publisher) -> set[str]:
+    """Publish dead letters as a worker does, of ten different causes; returns their message ids."""
+    async with publisher.channel() as channel:
         await declare_exchanges(channel)
         await declare_dead_letter_queues(channel, broker_names.dead_letter_queue(STEP))
-    graves = [dead_letter(number) for number in range(letters)]
-    for first in range(0, letters, POST_AT_ONCE):
-        await outbox.publish(*graves[first : first + POST_AT_ONCE])
-    return {letter.message_id for letter in graves}
+    messages = [dead_letter(number) for number in range(letters)]
+    for first in range(0, letters, PUBLISH_BATCH):
+        await publisher.publish(*messages[first : first + PUBLISH_BATCH])
+    return {message.message_id for message in messages}
 
 
 def dead_letter(number: int) -> OutboundMessage:
@@ -132,22 +126,22 @@ def dead_letter(number: int) -> OutboundMessage:
     cause = KeyError(f"key {number}")
     stack = f'Traceback\n  File "actors/bench.py", line {number}, in cause_{number % CAUSES}\n    step()\nKeyError: {number}'
     now = datetime.now(UTC) - timedelta(seconds=number % 3600)
-    dead = DeadLettered(fault_from_error(cause, "attempts-exhausted", STEP, 4), stack)
-    return build_dead_letter(StepRun(delivery, STEP, "bench", None, now), dead, now=now)[0]
+    outcome = DeadLettered(fault_from_error(cause, "attempts-exhausted", STEP, 4), stack)
+    return build_dead_letter(StepRun(delivery, STEP, "bench", None, now), outcome, now=now)[0]
 
 
 @asynccontextmanager
-async def count_arrivals(letters: int, outbox: Publisher) -> AsyncIterator[tuple[Counter[str], asyncio.Event]]:
-    """The message ids that come to the queue that failed, and whether they are so many."""
+async def count_arrivals(letters: int, publisher: Publisher) -> AsyncIterator[tuple[Counter[str], asyncio.Event]]:
+    """How often each message id arrives in the work queue, and an event that is set when `letters` different ones have."""
     arrived: Counter[str] = Counter()
     complete = asyncio.Event()
 
-    async def take(message: Any) -> None:
+    async def on_message(message: Any) -> None:
         arrived[message.message_id or ""] += 1
         if len(arrived) == letters:
             complete.set()
 
-    async with outbox.channel() as channel:
+    async with publisher.channel() as channel:
         queue = await channel.declare_queue(broker_names.work_queue(STEP), durable=True, arguments={"x-queue-type": "quorum"})
-        await queue.consume(take, no_ack=True)
+        await queue.consume(on_message, no_ack=True)
         yield arrived, complete

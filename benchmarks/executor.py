@@ -1,7 +1,6 @@
-"""`atelier bench executor`: the loop's lag, step batching against its two rivals, cancel, and how busy the device is. All in one run."""
+"""`atelier bench executor`: event-loop lag, step batching against two alternatives, cancel latency and device use, in one run."""
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from benchmarks.executor_workloads import (
     run_static_batching,
     run_step_batching,
 )
+from benchmarks.harness import print_figures
 from benchmarks.inline_pipeline import NETWORK_SECONDS, measure_executor, measure_inline
 from benchmarks.loop_lag import lag_quantiles, open_lag_probe
 from bus.observability.logs import configure_logging
@@ -44,37 +44,34 @@ def bench(arguments: Namespace) -> int:
     configure_logging("WARNING")
     with TemporaryDirectory(prefix="atelier-bench-") as folder:
         figures = asyncio.run(measure(Path(folder), quick=getattr(arguments, "quick", False)))
-    if arguments.json:
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:>28}  {value}\n" for name, value in figures.items()))
+    print_figures(figures, as_json=arguments.json)
     return 0
 
 
 async def measure(folder: Path, *, quick: bool = False) -> dict[str, Any]:
-    """The figures by their agreed names, and the conditions they were taken under. `quick`: small numbers, for a test."""
-    made = await asyncio.to_thread(make_models_in_subprocess, folder / "models")
+    """The figures by their documented names, and the conditions. `quick`: small numbers, for a test."""
+    models = await asyncio.to_thread(make_models_in_subprocess, folder / "models")
     figures: dict[str, Any] = {}
     async with open_lag_probe() as idle_lags:
         await asyncio.sleep(0.5 if quick else 5.0)
     async with open_lag_probe() as lags:
-        async with open_image_executor(made) as executor:
+        async with open_image_executor(models) as executor:
             await executor.ready()
-            figures |= await measure_batching(executor, made, quick=quick)
+            figures |= await measure_batching(executor, models, quick=quick)
             figures |= await measure_cancel(executor, tries=1 if quick else 5)
-            works = device_bound_requests(made, 3 if quick else 30, quick=quick)
-            busy, throughput = await measure_executor(executor, works)
-            figures |= await measure_lora_swaps(executor, made, count=20 if quick else LORA_SWAPS)
+            requests = device_bound_requests(models, 3 if quick else 30, quick=quick)
+            busy, throughput = await measure_executor(executor, requests)
+            figures |= await measure_lora_swaps(executor, models, count=20 if quick else LORA_SWAPS)
         lag = lag_quantiles(lags)
-    inline, inline_throughput = measure_inline(made["tiny-sd"], works[: max(2, len(works) // 4)], THREADS)
+    inline, inline_throughput = measure_inline(models["tiny-sd"], requests[: max(2, len(requests) // 4)], THREADS)
     figures |= {"busy_share": round(busy, 3), "inline_busy_share": round(inline, 3)}
     figures |= {"orders_per_second": round(throughput, 3), "inline_orders_per_second": round(inline_throughput, 3)}
     return {"loop_lag_ms": lag, "idle_loop_lag_ms": lag_quantiles(idle_lags), **figures, "conditions": conditions()}
 
 
 def make_models_in_subprocess(folder: Path) -> dict[str, Path]:
-    """Made by another process: an actor's own never imports torch, whose objects alone make each garbage collection long."""
-    code = "import sys; from pathlib import Path; from ops.local.tiny_models import make_tiny; make_tiny(Path(sys.argv[1]))"
+    """In another process: an actor's own never imports torch, whose many objects make each garbage collection long."""
+    code = "import sys; from pathlib import Path; from ops.local.tiny_models import make_tiny_models; make_tiny_models(Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, stdout=2)
     return make_tiny_models(folder)
 
@@ -87,29 +84,29 @@ async def open_image_executor(models: dict[str, Path]) -> AsyncIterator[Executor
 
 
 async def measure_batching(executor: Executor, models: dict[str, Path], *, quick: bool) -> dict[str, Any]:
-    """Speed-ups are orders per second over one by one; arrivals come four times as fast as one by one can do them."""
+    """Speed-ups are orders per second divided by those one by one; arrivals come four times as fast as one by one can process them."""
     side, count = 64, 6 if quick else 32
-    warm = mixed_arrivals(models, count=4, gap_seconds=0.0, side=side)
-    alone = await run_sequentially(executor, warm)
-    arrivals = mixed_arrivals(models, count=count, gap_seconds=1 / alone.per_second / 4, side=side)
+    few = mixed_arrivals(models, count=4, gap_seconds=0.0, side=side)
+    warmup = await run_sequentially(executor, few)
+    arrivals = mixed_arrivals(models, count=count, gap_seconds=1 / warmup.per_second / 4, side=side)
     single = await run_sequentially(executor, arrivals)
-    whole = await run_static_batching(executor, arrivals, ROWS)
-    joined = await run_step_batching(executor, arrivals)
+    static = await run_static_batching(executor, arrivals, ROWS)
+    stepwise = await run_step_batching(executor, arrivals)
     return {
-        "step_batching_speedup": round(joined.per_second / single.per_second, 2),
-        "static_batching_speedup": round(whole.per_second / single.per_second, 2),
+        "step_batching_speedup": round(stepwise.per_second / single.per_second, 2),
+        "static_batching_speedup": round(static.per_second / single.per_second, 2),
         "mean_finish_seconds": {
-            name: round(run.mean_latency, 3) for name, run in (("step", joined), ("static", whole), ("single", single))
+            name: round(run.mean_latency, 3) for name, run in (("step", stepwise), ("static", static), ("single", single))
         },
         "batching_orders_per_second": {
-            name: round(run.per_second, 2) for name, run in (("step", joined), ("static", whole), ("single", single))
+            name: round(run.per_second, 2) for name, run in (("step", stepwise), ("static", static), ("single", single))
         },
     }
 
 
 async def measure_cancel(executor: Executor, *, tries: int) -> dict[str, Any]:
-    work = DiffusionRequest("a cancelled order", 1, width=256, height=256, steps=2)
-    seconds = sorted([await measure_cancel_latency(executor, work) for _ in range(tries)])
+    request = DiffusionRequest("a cancelled order", 1, width=256, height=256, steps=2)
+    seconds = sorted([await measure_cancel_latency(executor, request) for _ in range(tries)])
     return {"cancel_to_next_step_seconds": round(seconds[len(seconds) // 2], 4)}
 
 
@@ -119,12 +116,12 @@ def device_bound_requests(models: dict[str, Path], count: int, *, quick: bool) -
 
 
 async def measure_lora_swaps(executor: Executor, models: dict[str, Path], *, count: int) -> dict[str, Any]:
-    """LoRAs that never fit all at once; how much the process has grown from the first fifth to the end."""
+    """Uses more LoRAs than fit at once; how much the process has grown from the first fifth to the end."""
     loras = [lora_file(models[f"tiny-lora-{name}"], scale=scale / 10) for scale in range(1, 8) for name in "abc"]
-    work = DiffusionRequest("a swap", 1, width=64, height=64, steps=1)
+    request = DiffusionRequest("a swap", 1, width=64, height=64, steps=1)
     process, before, started = psutil.Process(executor.process_id), 0, time.perf_counter()
     for number in range(count):
-        await executor.run(replace(work, lora=loras[number % len(loras)]))
+        await executor.run(replace(request, lora=loras[number % len(loras)]))
         if number == count // 5:
             before = process.memory_info().rss
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The orders that the executor's bench sets, and three ways to have them done: joining any step, one by one, in whole batches."""
+"""The requests of the executor benchmark, and three ways to schedule them: step batching, one by one, and static batches."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from actors.engines.process.protocol import Progressed
 
 @dataclass(frozen=True)
 class Arrival:
-    """An order and the moment it comes, in seconds from the start."""
+    """A request and its arrival time, in seconds from the start."""
 
     at: float
     request: DiffusionRequest
@@ -24,7 +24,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class ScheduleResult:
-    """`finish`: each order's seconds from its arrival to its pictures."""
+    """`seconds`: the whole schedule. `latencies`: each request's seconds from its arrival to its images."""
 
     seconds: float
     latencies: list[float]
@@ -40,14 +40,14 @@ class ScheduleResult:
 
 def mixed_arrivals(models: dict[str, Path], *, count: int, gap_seconds: float, side: int, seed: int = 1) -> list[Arrival]:
     """Staggered arrivals with mixed steps, guidance and LoRAs."""
-    dice = random.Random(seed)  # noqa: S311 - the same orders each time
+    rng = random.Random(seed)  # noqa: S311 - the same requests each time
     loras = [None, *(lora_file(models[f"tiny-lora-{name}"]) for name in "abc")]
     return [
         Arrival(
             number * gap_seconds,
             DiffusionRequest(
-                prompt=f"order {number}", seed=number, width=side, height=side, steps=dice.choice((15, 20, 30, 50)),
-                guidance_scale=dice.choice((5.0, 7.5, 9.0)), lora=loras[number % 4],
+                prompt=f"order {number}", seed=number, width=side, height=side, steps=rng.choice((15, 20, 30, 50)),
+                guidance_scale=rng.choice((5.0, 7.5, 9.0)), lora=loras[number % 4],
             ),
         )
         for number in range(count)
@@ -59,69 +59,69 @@ def lora_file(file: Path, scale: float = 1.0) -> LoraFile:
 
 
 async def run_step_batching(executor: Executor, arrivals: Sequence[Arrival]) -> ScheduleResult:
-    """Step batching: each order is handed over when it comes."""
+    """Each request is handed to the executor when it arrives, and joins the running batch at the next step."""
 
-    async def order(arrival: Arrival, start: float) -> float:
+    async def run(arrival: Arrival, start: float) -> float:
         await asyncio.sleep(max(0.0, start + arrival.at - time.perf_counter()))
         await executor.run(arrival.request)
         return time.perf_counter() - start - arrival.at
 
-    return await measure_schedule(lambda start: asyncio.gather(*(order(arrival, start) for arrival in arrivals)))
+    return await measure_schedule(lambda start: asyncio.gather(*(run(arrival, start) for arrival in arrivals)))
 
 
 async def run_sequentially(executor: Executor, arrivals: Sequence[Arrival]) -> ScheduleResult:
-    async def orders(start: float) -> list[float]:
-        finish = []
+    async def schedule(start: float) -> list[float]:
+        latencies = []
         for arrival in arrivals:
             await asyncio.sleep(max(0.0, start + arrival.at - time.perf_counter()))
             await executor.run(arrival.request)
-            finish.append(time.perf_counter() - start - arrival.at)
-        return finish
+            latencies.append(time.perf_counter() - start - arrival.at)
+        return latencies
 
-    return await measure_schedule(orders)
+    return await measure_schedule(schedule)
 
 
 async def run_static_batching(executor: Executor, arrivals: Sequence[Arrival], batch_size: int) -> ScheduleResult:
-    """Static batching: whoever is there begins together, all leave with the slowest. Unlike a stock batch it may mix steps and LoRAs."""
+    """The requests that have arrived start together and end with the slowest. Unlike a stock batch it may mix steps and LoRAs."""
 
-    async def orders(start: float) -> list[float]:
-        left, finish = list(arrivals), []
-        while left:
-            await asyncio.sleep(max(0.0, start + left[0].at - time.perf_counter()))
-            there = [arrival for arrival in left if start + arrival.at <= time.perf_counter()][:batch_size]
-            await asyncio.gather(*(executor.run(arrival.request) for arrival in there))
-            finish += [time.perf_counter() - start - arrival.at for arrival in there]
-            left = left[len(there) :]
-        return finish
+    async def schedule(start: float) -> list[float]:
+        remaining, latencies = list(arrivals), []
+        while remaining:
+            await asyncio.sleep(max(0.0, start + remaining[0].at - time.perf_counter()))
+            batch = [arrival for arrival in remaining if start + arrival.at <= time.perf_counter()][:batch_size]
+            await asyncio.gather(*(executor.run(arrival.request) for arrival in batch))
+            latencies += [time.perf_counter() - start - arrival.at for arrival in batch]
+            remaining = remaining[len(batch) :]
+        return latencies
 
-    return await measure_schedule(orders)
+    return await measure_schedule(schedule)
 
 
 async def measure_schedule(schedule: Callable[[float], Awaitable[Any]]) -> ScheduleResult:
     start = time.perf_counter()
-    finish = list(await schedule(start))
-    return ScheduleResult(time.perf_counter() - start, finish)
+    latencies = list(await schedule(start))
+    return ScheduleResult(time.perf_counter() - start, latencies)
 
 
 async def measure_cancel_latency(executor: Executor, request: DiffusionRequest) -> float:
-    """Fill the device, cancel one, and wait for the first step of the one that waited. Seconds."""
+    """Fill the device, cancel one request, and wait for the first step of a queued one. Returns seconds."""
     begun, first_step = asyncio.Event(), asyncio.Event()
     endless = replace(request, steps=500, count=4)
-    at_work = [asyncio.create_task(executor.run(endless, weight=5, on_progress=lambda _: begun.set())) for _ in range(2)]
+    running = [asyncio.create_task(executor.run(endless, weight=5, on_progress=lambda _: begun.set())) for _ in range(2)]
     await begun.wait()
 
-    def noticed(event: Progressed) -> None:
+    def on_progress(event: Progressed) -> None:
         if event.step:
             first_step.set()
 
-    waiting = asyncio.create_task(executor.run(request, on_progress=noticed))
+    queued = asyncio.create_task(executor.run(request, on_progress=on_progress))
     await asyncio.sleep(0.2)
     assert not first_step.is_set()
     started = time.perf_counter()
-    at_work[0].cancel()
+    running[0].cancel()
     await first_step.wait()
     seconds = time.perf_counter() - started
-    at_work[1].cancel()
-    await waiting
-    await asyncio.gather(*at_work, return_exceptions=True)
+    running[1].cancel()
+    await queued
+    await asyncio.gather(*running, return_exceptions=True)
     return seconds

@@ -1,10 +1,9 @@
-"""`atelier bench gpu`: pictures per second with 1, 4 and 10 orders in hand, and tokens per second in batches of 1, 8 and 16.
+"""`atelier bench gpu`: images per second with 1, 4 and 10 requests in flight, and tokens per second in batches of 1, 8 and 16.
 
-At the real models' sizes on CUDA, at tiny ones on a CPU. The weights are random: memory and speed do not depend on the values.
+At the sizes of the real models on CUDA, at tiny ones on a CPU. The weights are random: memory and speed do not depend on the values.
 """
 
 import asyncio
-import json
 import sys
 import time
 from argparse import Namespace
@@ -18,7 +17,8 @@ from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
 from benchmarks import gpu_vlm
-from benchmarks.stable_diffusion_15 import write_sd15_size
+from benchmarks.full_size_models import write_sd15_size
+from benchmarks.harness import print_figures
 from bus.observability.logs import configure_logging
 
 ENGINE = "actors.engines.diffusion.engine:open_engine"
@@ -29,25 +29,22 @@ def bench(arguments: Namespace) -> int:
     configure_logging("WARNING")
     with TemporaryDirectory(prefix="atelier-bench-") as folder:
         figures = asyncio.run(measure(Path(folder), size=getattr(arguments, "size", "auto")))
-    if arguments.json:
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:>28}  {value}\n" for name, value in figures.items()))
+    print_figures(figures, as_json=arguments.json)
     return 0
 
 
 def has_nvidia_driver() -> bool:
-    """Whether NVIDIA's driver is loaded. Torch is not asked: it must not touch the device in this process."""
+    """Whether NVIDIA's driver is loaded. Without torch, which must not touch the device in this process."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
 async def measure(folder: Path, *, size: str = "auto", side: int = 512, steps: int = 50, tokens: int = 128) -> dict[str, Any]:
-    """`size`: `real`, `tiny`, or `auto` (real where there is a driver of NVIDIA's)."""
+    """`size`: `real`, `tiny`, or `auto` (real where NVIDIA's driver is loaded)."""
     real = size == "real" or (size == "auto" and has_nvidia_driver())
-    print_progress("Stable Diffusion: making the weights, then drawing")
-    pictures = await measure_images(folder / "model", real, side, steps)
-    print_progress("LLaVA: making the weights (14 GB at the real size), then answering in half precision and in 8 bits")
-    return pictures | {"llava": await gpu_vlm.measure(folder / "llava", real=real, tokens=tokens)}
+    print_progress("Stable Diffusion: creating the weights, then generating")
+    images = await measure_images(folder / "model", real, side, steps)
+    print_progress("LLaVA: creating the weights (14 GB at the real size), then generating in half precision and in 8 bits")
+    return images | {"llava": await gpu_vlm.measure(folder / "llava", real=real, tokens=tokens)}
 
 
 def print_progress(message: str) -> None:
@@ -62,10 +59,10 @@ async def measure_images(model: Path, real: bool, side: int, steps: int) -> dict
         await executor.ready()
         load_seconds = time.perf_counter() - began
         await executor.run(image_request(0, side, 2))
-        orders = [image_request(number, side, steps) for number in range(max(CONCURRENCIES))]
-        pictures = {str(hands): await images_per_second(executor, orders[:hands]) for hands in CONCURRENCIES}
+        requests = [image_request(number, side, steps) for number in range(max(CONCURRENCIES))]
+        speeds = {str(count): await images_per_second(executor, requests[:count]) for count in CONCURRENCIES}
     return {
-        "images_per_second": pictures,
+        "images_per_second": speeds,
         "load_seconds": round(load_seconds, 2),
         "engine": executor.info,
         "levels": executor.stats.engine_metrics.gauges,
@@ -78,8 +75,8 @@ def image_request(number: int, side: int, steps: int) -> DiffusionRequest:
 
 
 async def images_per_second(executor: Executor, requests: list[DiffusionRequest]) -> float:
-    """Two rounds of all the orders at once."""
+    """Two rounds of all the requests at once."""
     began = time.perf_counter()
     for _ in range(2):
-        await asyncio.gather(*(executor.run(one) for one in requests))
+        await asyncio.gather(*(executor.run(request) for request in requests))
     return round(2 * len(requests) / (time.perf_counter() - began), 3)

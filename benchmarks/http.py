@@ -1,7 +1,7 @@
-"""`atelier bench http`: questions about a picture through the gateway, and through a server that calls the model inside the request.
+"""`atelier bench http`: questions about an image through the gateway, and through a server that calls the model inside the request.
 
-The same tiny LLaVA with random weights and one thread on both sides, answers of the same length. While the model works, `/health` is
-asked again and again: its slowest answer says whether the server still lives.
+The same tiny LLaVA with random weights and one thread on both sides, answers of the same length. While the model computes, `/health` is
+polled: its slowest response shows how long the server is blocked.
 """
 
 import asyncio
@@ -9,36 +9,35 @@ import base64
 import io
 import json
 import os
-import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
+from benchmarks.harness import alternate, median_ratio, percentiles_ms, print_figures, private_services
 from benchmarks.processes import start_process
 from benchmarks.request_clients import HttpConnection
 from bus.observability.logs import configure_logging
 from ops.commands.demo import make_tiny_models_in_subprocess
-from ops.local.stack import local_stack
-from ops.settings import LocalSettings, inherited_environment
+from ops.settings import inherited_environment
 from ops.supervisor import open_supervisor
 
 THREADS = max(1, (os.cpu_count() or 2) - 1)
 SIDES = ("gateway", "inline")
 HEALTH_POLL_SECONDS = 0.05
-"""`/health` is asked so often."""
+"""Between two polls of `/health`."""
 
 
 @dataclass
 class RoundTimes:
-    """Seconds: of each question, of each look at `/health`, and of the whole."""
+    """Seconds: of each request, of each poll of `/health`, and of the whole round."""
 
     request_seconds: list[float] = field(default_factory=list)
     health_seconds: list[float] = field(default_factory=list)
@@ -47,51 +46,44 @@ class RoundTimes:
 
 def bench(arguments: Namespace) -> int:
     configure_logging("ERROR")
-    said = asyncio.run(measure(arguments))
-    sys.stdout.write((json.dumps(said) if arguments.json else format_text(said)) + "\n")
+    print_figures(asyncio.run(measure(arguments)), as_json=arguments.json, format_text=format_text)
     return 0
 
 
 async def measure(arguments: Namespace) -> dict[str, Any]:
     with TemporaryDirectory(prefix="atelier-bench-") as name:
         folder = Path(name)
-        made = await make_tiny_models_in_subprocess(arguments.models or folder / "models")
-        async with open_servers(made["tiny-llava"], folder, arguments.tokens) as ports:
+        models = await make_tiny_models_in_subprocess(arguments.models or folder / "models")
+        async with open_servers(models["tiny-llava"], folder, arguments.tokens) as ports:
             for port in ports.values():
                 await run_clients(port, 1, 1)
-            taken: dict[int, dict[str, list[RoundTimes]]] = {}
+            rounds: dict[int, dict[str, list[RoundTimes]]] = {}
             for clients in arguments.clients:
-                taken[clients] = {side: [] for side in SIDES}
-                for number in range(arguments.rounds):
-                    for side in SIDES[:: 1 if number % 2 == 0 else -1]:
-                        taken[clients][side].append(await run_clients(ports[side], clients, max(arguments.questions, clients)))
-    return summarize(taken)
+                rounds[clients] = {side: [] for side in SIDES}
+                for side in alternate(SIDES, arguments.rounds):
+                    rounds[clients][side].append(await run_clients(ports[side], clients, max(arguments.questions, clients)))
+    return summarize(rounds)
 
 
 @asynccontextmanager
 async def open_servers(model: Path, folder: Path, tokens: int) -> AsyncIterator[dict[str, int]]:
     """The port of each side, once it is ready."""
-    parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=folder)
     own = {"VLM_MODEL": str(model), "VLM_THREADS": str(THREADS), "CONSULT_MAX_NEW_TOKENS": str(tokens), "GATEWAY_RATE_REQUESTS": "0"}
     inline = {"model": str(model), "max_new_tokens": tokens, "threads": THREADS}
-    async with AsyncExitStack() as opened:
-        stack = await opened.enter_async_context(local_stack(parts))
-        environment = inherited_environment() | stack.environment | own
-        crew = await opened.enter_async_context(open_supervisor(["consult"], environment, lambda *_: None))
-        front = await opened.enter_async_context(start_process(["ops.cli", "gateway", "--port", "0"], environment, "gateway.ready"))
-        plain = await opened.enter_async_context(start_process(["benchmarks.inline_server", json.dumps(inline)], environment))
-        await crew.wait_until_ready(timeout_seconds=90)
-        yield {"gateway": parse_port(front.ready_output), "inline": parse_port(plain.ready_output)}
-
-
-def parse_port(ready_output: str) -> int:
-    return int(ready_output.rpartition("http://127.0.0.1:")[2].split('"')[0].split()[0])
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(private_services(folder))
+        environment = inherited_environment() | services.environment | own
+        supervisor = await stack.enter_async_context(open_supervisor(["consult"], environment, lambda *_: None))
+        gateway = await stack.enter_async_context(start_process(["ops.cli", "gateway", "--port", "0"], environment, "gateway.ready"))
+        server = await stack.enter_async_context(start_process(["benchmarks.inline_server", json.dumps(inline)], environment))
+        await supervisor.wait_until_ready(timeout_seconds=90)
+        yield {"gateway": gateway.port, "inline": server.port}
 
 
 async def run_clients(port: int, clients: int, requests: int) -> RoundTimes:
-    """So many clients, each with one question after another, until so many are answered. `/health` is watched meanwhile."""
+    """`clients` that send one request after another, `requests` in all, while `/health` is polled."""
     times, left = RoundTimes(), requests
-    watching = asyncio.create_task(poll_health(port, times.health_seconds))
+    polling = asyncio.create_task(poll_health(port, times.health_seconds))
     began = time.perf_counter()
 
     async def client() -> None:
@@ -99,70 +91,66 @@ async def run_clients(port: int, clients: int, requests: int) -> RoundTimes:
         with closing(HttpConnection(port)) as connection:
             while left > 0:
                 left -= 1
-                at = time.perf_counter()
-                status, answer = await connection.request("POST", "/predict", REQUEST_BODY)
-                assert status == 200, answer
-                times.request_seconds.append(time.perf_counter() - at)
+                sent = time.perf_counter()
+                status, response = await connection.request("POST", "/predict", REQUEST_BODY)
+                assert status == 200, response
+                times.request_seconds.append(time.perf_counter() - sent)
 
     await asyncio.gather(*(client() for _ in range(clients)))
     times.total_seconds = time.perf_counter() - began
-    watching.cancel()
-    await asyncio.wait({watching})
-    await asyncio.sleep(0)  # the connections close
+    polling.cancel()
+    await asyncio.wait({polling})
+    await asyncio.sleep(0)  # let the connections close
     return times
 
 
 async def poll_health(port: int, latencies: list[float]) -> None:
-    """An unanswered look counts, too, with the time that it has waited so far."""
+    """A poll without a response counts, too, with the time that it has waited so far."""
     with closing(HttpConnection(port)) as connection:
         while True:
-            at = time.perf_counter()
+            sent = time.perf_counter()
             try:
                 await connection.request("GET", "/health")
             finally:
-                latencies.append(time.perf_counter() - at)
+                latencies.append(time.perf_counter() - sent)
             await asyncio.sleep(HEALTH_POLL_SECONDS)
 
 
-def picture_base64() -> str:
+def image_base64() -> str:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-REQUEST_BODY = {"instances": [{"prompt": "What is to be seen?", "image": picture_base64()}]}
+REQUEST_BODY = {"instances": [{"prompt": "What is to be seen?", "image": image_base64()}]}
 
 
-def summarize(taken: Mapping[int, Mapping[str, Sequence[RoundTimes]]]) -> dict[str, Any]:
-    """Medians of the rounds. `over_inline`: questions a second through the gateway over those of the inline server, round by round."""
+def summarize(rounds: Mapping[int, Mapping[str, Sequence[RoundTimes]]]) -> dict[str, Any]:
+    """Medians of the rounds. `over_inline`: requests per second through the gateway divided by the inline server's, round by round."""
     return {
-        "clients": {str(clients): {side: summarize_rounds(rounds) for side, rounds in sides.items()} for clients, sides in taken.items()},
+        "clients": {str(clients): {side: summarize_rounds(times) for side, times in sides.items()} for clients, sides in rounds.items()},
         "over_inline": {
-            str(clients): round(
-                median(b.total_seconds / a.total_seconds for a, b in zip(sides["gateway"], sides["inline"], strict=True)), 3
-            )
-            for clients, sides in taken.items()
+            str(clients): median_ratio(*([times.total_seconds for times in sides[side]] for side in ("inline", "gateway")))
+            for clients, sides in rounds.items()
         },
     }
 
 
 def summarize_rounds(rounds: Sequence[RoundTimes]) -> dict[str, float]:
-    questions = sorted(seconds for times in rounds for seconds in times.request_seconds)
-    cuts = quantiles(questions, n=100) if len(questions) > 1 else questions * 99
     return {
         "per_second": round(median(len(times.request_seconds) / times.total_seconds for times in rounds), 2),
-        "p50_ms": round(cuts[49] * 1000),
-        "p99_ms": round(cuts[98] * 1000),
+        **percentiles_ms([seconds for times in rounds for seconds in times.request_seconds]),
         "health_worst_ms": round(max(seconds for times in rounds for seconds in times.health_seconds) * 1000),
     }
 
 
 def format_text(figures: Mapping[str, Any]) -> str:
-    lines = [f"{'clients':>8} {'side':>8} {'questions/s':>12} {'p50 ms':>8} {'p99 ms':>8} {'worst /health ms':>17}"]
+    lines = [f"{'clients':>8} {'side':>8} {'requests/s':>12} {'p50 ms':>8} {'p99 ms':>8} {'worst /health ms':>17}"]
     for clients, sides in figures["clients"].items():
-        for side, seen in sides.items():
+        for side, values in sides.items():
             lines.append(
-                f"{clients:>8} {side:>8} {seen['per_second']:>12} {seen['p50_ms']:>8} {seen['p99_ms']:>8} {seen['health_worst_ms']:>17}"
+                f"{clients:>8} {side:>8} {values['per_second']:>12} {values['p50_ms']:>8} {values['p99_ms']:>8}"
+                f" {values['health_worst_ms']:>17}"
             )
-    lines.append(f"questions a second over the inline server: {figures['over_inline']}")
+    lines.append(f"requests per second over the inline server: {figures['over_inline']}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The same steps as over the bus, called one after the other in one process: `python -m benchmarks.in_process_pipeline` reads orders, a line each.
+"""The same steps as over the bus, called one after another in one process: `python -m benchmarks.in_process_pipeline`.
 
-Ten orders are in hand at once, as the image actor has them.
+Reads orders from standard input, one a line, and runs ten at once, as many as the image actor does.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ Handlers = dict[str, Handler]
 
 async def main() -> None:
     configure_logging("WARNING")
-    staff, adapter = load_actors(STEPS), load_actors(["image_generation"]).adapters[0]
+    components, adapter = load_actors(STEPS), load_actors(["image_generation"]).adapters[0]
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(BusSettings()))
         if pool:
-            await apply_schemas(pool, [actor.schema for actor in staff.actors if actor.schema])
-        tools = Resources(await stack.enter_async_context(open_claim_store(StoreSettings())), pool)
-        handlers = {actor.step: await stack.enter_async_context(actor.open(tools)) for actor in staff.actors}
+            await apply_schemas(pool, [actor.schema for actor in components.actors if actor.schema])
+        resources = Resources(await stack.enter_async_context(open_claim_store(StoreSettings())), pool)
+        handlers = {actor.step: await stack.enter_async_context(actor.open(resources)) for actor in components.actors}
         print_status("actors.ready")
-        hands, tasks = asyncio.Semaphore(CONCURRENCY), set()
+        slots, tasks = asyncio.Semaphore(CONCURRENCY), set()
         while body := await asyncio.to_thread(sys.stdin.buffer.readline):
-            await hands.acquire()
+            await slots.acquire()
             tasks.add(task := asyncio.create_task(run_job(adapter.translate(body), handlers)))
             task.add_done_callback(tasks.discard)
-            task.add_done_callback(lambda _: hands.release())
+            task.add_done_callback(lambda _: slots.release())
         await asyncio.gather(*tasks)
 
 
@@ -53,16 +53,16 @@ def print_status(status: str) -> None:
 
 
 async def run_job(command: TranslatedCommand, handlers: Handlers) -> None:
-    """One order from stop to stop, by the very routing slip that it has on the bus."""
+    """One order from step to step, by the same routing slip as on the bus."""
     step, body = command.step, command.body
     while True:
         slip = Slip.model_validate(body["slip"])
         result = await run_step(step, body, command, handlers, partial(report_progress, command, slip, handlers))
-        told = result.model_dump(mode="json", exclude_none=True)
-        if is_finished(slip, told):
+        fields = result.model_dump(mode="json", exclude_none=True)
+        if is_finished(slip, fields):
             return
-        visit = CompletedStep(step=step, worker="unbussed", started_at=datetime.now(UTC), seconds=0)
-        step, body = next_command(advance(slip, told, visit))
+        completed = CompletedStep(step=step, worker="unbussed", started_at=datetime.now(UTC), seconds=0)
+        step, body = next_command(advance(slip, fields, completed))
 
 
 async def report_progress(command: TranslatedCommand, slip: Slip, handlers: Handlers, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Document 000's way: a FastAPI server that calls the model inside the request. `python -m benchmarks.inline_server '{"model": …}'`."""
+"""The source system's server: FastAPI that calls the model inside the request. `python -m benchmarks.inline_server '{"model": …}'`."""
 
 import base64
 import json
@@ -23,8 +23,8 @@ def create_app(generate: AskFunction) -> FastAPI:
 
     @app.post("/predict")
     async def predict(body: dict[str, Any]) -> dict[str, list[str]]:
-        said = [generate(build_consult_prompt(one["prompt"]), base64.b64decode(one["image"])) for one in body["instances"]]
-        return {"predictions": said}
+        predictions = [generate(build_consult_prompt(one["prompt"]), base64.b64decode(one["image"])) for one in body["instances"]]
+        return {"predictions": predictions}
 
     return app
 

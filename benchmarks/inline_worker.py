@@ -1,6 +1,7 @@
-"""The source system's way: one blocking consumer that does everything inline. `python -m benchmarks.inline_worker '{"amqp_url": …}'`.
+"""The source system's worker: one blocking consumer that does everything inline. `python -m benchmarks.inline_worker '{"amqp_url": …}'`.
 
-Take one message, draw with the stock pipeline (its callback reports progress, and the device waits), watermark, store, tell, ack.
+Takes one message, generates with the stock pipeline (whose callback reports progress while the device waits), watermarks, stores, calls
+the webhook and acks.
 """
 
 import hashlib
@@ -33,9 +34,9 @@ class InlineWorker:
     def on_message(self, channel: Any, method: Any, _: Any, body: bytes) -> None:
         data = json.loads(body)["data"]
         self.remaining_milestones, self.reporting_seconds = list(PROGRESS_PERCENTS), 0.0
-        work = parse_order(data)
+        request = parse_order(data)
         began = time.perf_counter()
-        picture = self.draw(work, lambda step: self.report_progress(data["generation_id"], step * 100 // work.steps))
+        picture = self.draw(request, lambda step: self.report_progress(data["generation_id"], step * 100 // request.steps))
         busy = time.perf_counter() - began - self.reporting_seconds
         file = self.store / f"gen-{data['generation_id']}.png"
         file.write_bytes(draw_watermark(picture))

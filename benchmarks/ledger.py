@@ -1,11 +1,9 @@
-"""`atelier bench ledger`: events kept a second, and how long lists and groups take with few rows and with many.
+"""`atelier bench ledger`: events stored per second, and how long lists and groups take with few rows and with many.
 
-The rows are made by the database itself; the questions are the very ones that the ledger and the dead letters ask.
+The database generates the rows; the queries are those of the ledger and of the dead-letter repository.
 """
 
 import asyncio
-import json
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +17,7 @@ from uuid import uuid4
 import asyncpg
 
 from actors import ledger
+from benchmarks.harness import print_figures, private_services
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import open_publisher
 from bus.dead_letters import repository
@@ -27,12 +26,11 @@ from bus.observability.logs import configure_logging
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.dead_letter import Selection
 from contracts.event import Event, EventKind
-from ops.local.stack import ServiceUrls, local_stack
-from ops.settings import LocalSettings
+from ops.local.stack import ServiceUrls
 
 PUBLISH_BATCH = 500
 REPETITIONS = 9
@@ -54,33 +52,32 @@ from generate_series($1::integer, $2::integer) n
 
 def bench(arguments: Namespace) -> int:
     configure_logging("ERROR")
-    told = asyncio.run(measure(arguments))
-    sys.stdout.write((json.dumps(told) if arguments.json else format_text(told)) + "\n")
+    print_figures(asyncio.run(measure(arguments)), as_json=arguments.json, format_text=format_text)
     return 0
 
 
 async def measure(arguments: Namespace) -> dict[str, Any]:
     with TemporaryDirectory(prefix="atelier-bench-") as folder:
-        parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=Path(folder))
-        async with local_stack(parts) as stack:
-            settings = BusSettings.model_validate({"amqp_url": stack.amqp_url, "database_url": stack.database_url})
+        async with private_services(Path(folder)) as services:
+            settings = BusSettings.model_validate({"amqp_url": services.amqp_url, "database_url": services.database_url})
             async with open_pool(settings) as pool:
                 assert pool is not None
-                kept = await measure_ingest(arguments.events, settings, stack, pool)
+                ingest_rate = await measure_ingest(arguments.events, settings, services, pool)
                 times = await measure_queries(arguments.rows, pool)
-    least, most = str(min(arguments.rows)), str(max(arguments.rows))
-    growth = {name: round(times[most][name] / times[least][name], 2) for name in times[most]}
-    return {"events_kept_per_second": round(kept, 1), "milliseconds": times, "growth": growth}
+    smallest, largest = str(min(arguments.rows)), str(max(arguments.rows))
+    growth = {name: round(times[largest][name] / times[smallest][name], 2) for name in times[largest]}
+    return {"events_kept_per_second": round(ingest_rate, 1), "milliseconds": times, "growth": growth}
 
 
-async def measure_ingest(count: int, settings: BusSettings, stack: ServiceUrls, pool: asyncpg.Pool) -> float:
-    """Events a second, from the first one posted to the last one's row."""
-    async with run_worker(ledger.ACTORS, (), settings, StoreSettings(store_url=stack.store_url)), open_publisher(settings) as outbox:
-        letters = [event_message(number) for number in range(count)]
+async def measure_ingest(count: int, settings: BusSettings, services: ServiceUrls, pool: asyncpg.Pool) -> float:
+    """Events per second, from the first publish to the row of the last event."""
+    store = StoreSettings(store_url=services.store_url)
+    async with Worker(ledger.ACTORS, (), settings, store).run(), open_publisher(settings) as publisher:
+        messages = [event_message(number) for number in range(count)]
         began = time.perf_counter()
         for first in range(0, count, PUBLISH_BATCH):
-            await outbox.publish(*letters[first : first + PUBLISH_BATCH])
-        while await pool.fetchval("select count(*) from atelier.job_events") < count:  # noqa: ASYNC110 # nobody sets an event for a row
+            await publisher.publish(*messages[first : first + PUBLISH_BATCH])
+        while await pool.fetchval("select count(*) from atelier.job_events") < count:  # noqa: ASYNC110 # no event is set when a row is written
             await asyncio.sleep(0.02)
         return count / (time.perf_counter() - began)
 
@@ -98,7 +95,7 @@ def event_message(number: int) -> OutboundMessage:
 
 
 async def measure_queries(rows: list[int], pool: asyncpg.Pool) -> dict[str, dict[str, float]]:
-    """Milliseconds of each question with so many rows in both tables."""
+    """Milliseconds of each query, by the number of rows in both tables."""
     await apply_schemas(pool, [repository.SQL["schema"]])
     times, filled = {}, 0
     for count in sorted(rows):
@@ -106,37 +103,37 @@ async def measure_queries(rows: list[int], pool: asyncpg.Pool) -> dict[str, dict
         await pool.execute(INSERT_DEAD_LETTERS, filled + 1, count, timeout=120)
         await pool.execute("analyze")
         filled = count
-        times[str(count)] = {name: await median_milliseconds(ask) for name, ask in queries(pool).items()}
+        times[str(count)] = {name: await median_milliseconds(query) for name, query in queries(pool).items()}
     return times
 
 
 def queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
-    letters, everything = DeadLetterRepository(pool), Selection()
+    dead_letters, everything = DeadLetterRepository(pool), Selection()
     jobs = ledger.SQL["jobs"]
     return {
         "jobs, first page": lambda: pool.fetch(jobs, None, None, None, 50, None),
         "jobs of one state": lambda: pool.fetch(jobs, "failed", None, None, 50, None),
         "jobs of one tenant": lambda: pool.fetch(jobs, None, "tenant-7", None, 50, None),
         "jobs by words that few have": lambda: pool.fetch(jobs, None, None, None, 50, "lantern 999"),
-        "dead letters, first page": lambda: letters.find(everything, 50),
-        "dead letters, grouped": lambda: letters.groups(everything),
-        "dead letters, grouped by the hour": lambda: letters.groups(everything, per="hour"),
+        "dead letters, first page": lambda: dead_letters.find(everything, 50),
+        "dead letters, grouped": lambda: dead_letters.groups(everything),
+        "dead letters, grouped by the hour": lambda: dead_letters.groups(everything, per="hour"),
     }
 
 
 async def median_milliseconds(query: Callable[[], Awaitable[Any]]) -> float:
-    """The median of a few, the first one aside."""
+    """The median of a few runs after a first one that is not counted."""
     await query()
-    taken = []
+    durations = []
     for _ in range(REPETITIONS):
         began = time.perf_counter()
         await query()
-        taken.append(time.perf_counter() - began)
-    return round(median(taken) * 1000, 2)
+        durations.append(time.perf_counter() - began)
+    return round(median(durations) * 1000, 2)
 
 
 def format_text(figures: Mapping[str, Any]) -> str:
-    lines = [f"events kept a second: {figures['events_kept_per_second']:,}"]
+    lines = [f"events stored per second: {figures['events_kept_per_second']:,}"]
     for rows, times in figures["milliseconds"].items():
-        lines += [f"{rows:>8} rows  {name:>36}  {taken:>9} ms" for name, taken in times.items()]
+        lines += [f"{rows:>8} rows  {name:>36}  {milliseconds:>9} ms" for name, milliseconds in times.items()]
     return "\n".join(lines)

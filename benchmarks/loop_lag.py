@@ -1,4 +1,4 @@
-"""How late the event loop is: what an order's heartbeat, a cancel or an ack would wait."""
+"""The lag of the event loop: how long a heartbeat, a cancel or an ack would wait."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ PROBE_SECONDS = 0.005
 
 @asynccontextmanager
 async def open_lag_probe() -> AsyncIterator[list[float]]:
-    """Seconds by which a timer of 5 ms came late, one number a time."""
+    """Yields a growing list of lags: the seconds by which a timer of 5 ms was late."""
     lags: list[float] = []
 
     async def probe() -> None:

@@ -1,19 +1,18 @@
-"""`atelier bench pipeline`: image orders a second over the bus, the source system's inline way, and the same steps without a bus.
+"""`atelier bench pipeline`: image orders per second over the bus, in the source system's inline worker, and in one process without a bus.
 
-The same orders, the same tiny model, one thread for it each time; the backend answers each webhook after some milliseconds, as one
-over a network does. The sides take turns; a figure is the median of the rounds.
+The same orders and the same tiny model with one thread on every side; the backend answers each webhook after some milliseconds, as over
+a network. The sides take turns; a figure is the median of the rounds.
 """
 
 import asyncio
 import itertools
 import json
 import os
-import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.harness import alternate, median_ratio, print_figures, private_services
 from benchmarks.processes import start_process
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import Publisher, open_publisher
@@ -28,8 +28,8 @@ from bus.observability.logs import configure_logging
 from bus.settings import BusSettings
 from ops.commands.demo import PROCESSES, make_tiny_models_in_subprocess
 from ops.commands.demo_backend import FakeBackend, image_order_message, open_fake_backend
-from ops.local.stack import ServiceUrls, local_stack
-from ops.settings import LocalSettings, inherited_environment
+from ops.local.stack import ServiceUrls
+from ops.settings import inherited_environment
 from ops.supervisor import open_supervisor
 
 THREADS = max(1, (os.cpu_count() or 2) - 1)
@@ -41,39 +41,37 @@ SendOrder = Callable[[OutboundMessage], Awaitable[None]]
 
 @dataclass(frozen=True)
 class PipelineVariant:
-    """How an order is given to it, and the process in which its model computes."""
+    """How an order is sent to it, and the process in which its model computes."""
 
     send: SendOrder
     model_process: psutil.Process
 
     async def measure_throughput(self, messages: list[OutboundMessage], backend: FakeBackend) -> tuple[float, float]:
-        """From the first order to the last one's last webhook; and the model process's share of one core in that time."""
-        told, busy, began = count_completed(backend), process_cpu_seconds(self.model_process), time.perf_counter()
-        for letter in messages:
-            await self.send(letter)
-        while count_completed(backend) < told + len(messages):  # noqa: ASYNC110 # a fact of another process
+        """Orders per second, from the first order to the last webhook; and the share of that time in which the model process was busy."""
+        completed, cpu, began = count_completed(backend), process_cpu_seconds(self.model_process), time.perf_counter()
+        for message in messages:
+            await self.send(message)
+        while count_completed(backend) < completed + len(messages):  # noqa: ASYNC110 # another process completes them
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - began
-        return len(messages) / seconds, (process_cpu_seconds(self.model_process) - busy) / seconds / THREADS
+        return len(messages) / seconds, (process_cpu_seconds(self.model_process) - cpu) / seconds / THREADS
 
 
 def bench(arguments: Namespace) -> int:
     configure_logging("ERROR")
-    told = asyncio.run(measure(arguments))
-    sys.stdout.write((json.dumps(told) if arguments.json else format_text(told)) + "\n")
+    print_figures(asyncio.run(measure(arguments)), as_json=arguments.json, format_text=format_text)
     return 0
 
 
 async def measure(arguments: Namespace) -> dict[str, Any]:
-    """Waits for ever for a lost order: whoever calls sets the limit."""
+    """Has no time limit: it would wait for ever for a lost order."""
     with TemporaryDirectory(prefix="atelier-bench-") as name:
         folder = Path(name)
-        parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=folder)
-        async with local_stack(parts) as stack, open_fake_backend(arguments.webhook_ms / 1000) as backend:
-            made = await make_tiny_models_in_subprocess(arguments.models or folder / "models")
-            environment = inherited_environment() | stack.environment | worker_environment(backend, made["tiny-sd"], folder)
-            async with open_variants(stack, backend, environment) as sides:
-                return await measure_alternating(sides, backend, arguments)
+        async with private_services(folder) as services, open_fake_backend(arguments.webhook_ms / 1000) as backend:
+            models = await make_tiny_models_in_subprocess(arguments.models or folder / "models")
+            environment = inherited_environment() | services.environment | worker_environment(backend, models["tiny-sd"], folder)
+            async with open_variants(services, backend, environment) as variants:
+                return await measure_alternating(variants, backend, arguments)
 
 
 def worker_environment(backend: FakeBackend, model: Path, folder: Path) -> dict[str, str]:
@@ -83,43 +81,43 @@ def worker_environment(backend: FakeBackend, model: Path, folder: Path) -> dict[
 
 @asynccontextmanager
 async def open_variants(
-    stack: ServiceUrls, backend: FakeBackend, environment: Mapping[str, str]
+    services: ServiceUrls, backend: FakeBackend, environment: Mapping[str, str]
 ) -> AsyncIterator[dict[str, PipelineVariant]]:
-    inline = {"amqp_url": stack.amqp_url, "backend_url": backend.url, "model": environment["IMAGE_MODEL"], "threads": THREADS}
+    inline = {"amqp_url": services.amqp_url, "backend_url": backend.url, "model": environment["IMAGE_MODEL"], "threads": THREADS}
     inline["store"] = str(Path(environment["IMAGE_LOCAL_CACHE"]).parent)
-    async with AsyncExitStack() as opened:
-        outbox = await opened.enter_async_context(open_publisher(BusSettings.model_validate({"amqp_url": stack.amqp_url})))
-        crew = await opened.enter_async_context(open_supervisor(PROCESSES, environment, lambda *_: None))
-        one = await opened.enter_async_context(start_process(["benchmarks.inline_worker", json.dumps(inline)], environment))
-        calls = await opened.enter_async_context(start_process(["benchmarks.in_process_pipeline"], environment))
-        await crew.wait_until_ready(timeout_seconds=90)
-        image = next(member.process for member in crew.children if member.step == "image")
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(open_publisher(BusSettings.model_validate({"amqp_url": services.amqp_url})))
+        supervisor = await stack.enter_async_context(open_supervisor(PROCESSES, environment, lambda *_: None))
+        inline_worker = await stack.enter_async_context(start_process(["benchmarks.inline_worker", json.dumps(inline)], environment))
+        in_process = await stack.enter_async_context(start_process(["benchmarks.in_process_pipeline"], environment))
+        await supervisor.wait_until_ready(timeout_seconds=90)
+        image = next(child.process for child in supervisor.children if child.step == "image")
         assert image is not None
         yield {
-            "bus": PipelineVariant(outbox.publish, await busiest_child(image.pid)),
-            "inline": PipelineVariant(queue_sender(outbox, INLINE_QUEUE), psutil.Process(one.process.pid)),
-            "unbussed": PipelineVariant(stdin_sender(calls.process), await busiest_child(calls.process.pid)),
+            "bus": PipelineVariant(publisher.publish, await busiest_child(image.pid)),
+            "inline": PipelineVariant(queue_sender(publisher, INLINE_QUEUE), psutil.Process(inline_worker.process.pid)),
+            "unbussed": PipelineVariant(stdin_sender(in_process.process), await busiest_child(in_process.process.pid)),
         }
 
 
-def queue_sender(outbox: Publisher, queue: str) -> SendOrder:
-    async def send(letter: OutboundMessage) -> None:
-        await outbox.publish(OutboundMessage("", queue, letter.body, letter.message_id, letter.job_id, letter.type))
+def queue_sender(publisher: Publisher, queue: str) -> SendOrder:
+    async def send(message: OutboundMessage) -> None:
+        await publisher.publish(replace(message, exchange="", routing_key=queue))
 
     return send
 
 
 def stdin_sender(process: asyncio.subprocess.Process) -> SendOrder:
-    async def send(letter: OutboundMessage) -> None:
+    async def send(message: OutboundMessage) -> None:
         assert process.stdin is not None
-        process.stdin.write(letter.body + b"\n")
+        process.stdin.write(message.body + b"\n")
 
     return send
 
 
 async def busiest_child(pid: int) -> psutil.Process:
-    """The model process of an actor: no other child computes."""
-    while not (children := psutil.Process(pid).children()):  # noqa: ASYNC110 # a fact of another process
+    """The model process of a worker: no other child computes."""
+    while not (children := psutil.Process(pid).children()):  # noqa: ASYNC110 # another process starts them
         await asyncio.sleep(0.1)
     return max(children, key=process_cpu_seconds)
 
@@ -138,11 +136,10 @@ async def measure_alternating(variants: Mapping[str, PipelineVariant], backend: 
     busy: dict[str, list[float]] = {name: [] for name in SIDES}
     for name in SIDES:
         await variants[name].measure_throughput(order_messages(2, numbers, arguments), backend)
-    for number in range(arguments.rounds):
-        for name in SIDES[:: 1 if number % 2 == 0 else -1]:
-            rate, share = await variants[name].measure_throughput(order_messages(arguments.orders, numbers, arguments), backend)
-            rates[name].append(rate)
-            busy[name].append(share)
+    for name in alternate(SIDES, arguments.rounds):
+        rate, share = await variants[name].measure_throughput(order_messages(arguments.orders, numbers, arguments), backend)
+        rates[name].append(rate)
+        busy[name].append(share)
     return summarize(rates, busy)
 
 
@@ -154,22 +151,17 @@ def order_messages(count: int, numbers: "itertools.count[int]", arguments: Names
 
 def summarize(rates: Mapping[str, list[float]], busy: Mapping[str, list[float]]) -> dict[str, Any]:
     """Shares and speed-ups are medians of the rounds' own ratios."""
-
-    def ratio(over: str, under: str) -> float:
-        return median(a / b for a, b in zip(rates[over], rates[under], strict=True))
-
     return {
-        "orders_per_second": {name: round(median(seen), 3) for name, seen in rates.items()},
-        "device_busy": {name: round(median(seen), 3) for name, seen in busy.items()},
-        "over_inline": round(ratio("bus", "inline"), 3),
-        "bus_share_of_work": round(max(0.0, 1 - ratio("bus", "unbussed")), 3),
+        "orders_per_second": {name: round(median(values), 3) for name, values in rates.items()},
+        "device_busy": {name: round(median(values), 3) for name, values in busy.items()},
+        "over_inline": median_ratio(rates["bus"], rates["inline"]),
+        "bus_share_of_work": round(max(0.0, 1 - median_ratio(rates["bus"], rates["unbussed"])), 3),
     }
 
 
 def format_text(figures: Mapping[str, Any]) -> str:
     lines = [f"{'side':>10} {'orders/s':>10} {'device busy':>12}"]
     lines += [f"{name:>10} {rate:>10} {figures['device_busy'][name]:>12}" for name, rate in figures["orders_per_second"].items()]
-    lines.append(
-        f"the bus draws {figures['over_inline']} times as many as the inline loop; the bus takes {figures['bus_share_of_work']:.1%} of the work"
-    )
+    lines.append(f"orders per second over the bus, as a multiple of the inline worker's: {figures['over_inline']}")
+    lines.append(f"share of the work that the bus costs: {figures['bus_share_of_work']:.1%}")
     return "\n".join(lines)

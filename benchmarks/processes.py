@@ -1,4 +1,4 @@
-"""A process that a bench starts: a module of ours, ready when it says so, killed at the end."""
+"""A child process of a benchmark: `python -m …`, ready when its standard error says so, killed at the end."""
 
 import asyncio
 import sys
@@ -11,13 +11,17 @@ READY_TIMEOUT_SECONDS = 90.0
 
 @dataclass
 class StartedProcess:
-    """`said` is the end of what it wrote to its standard error until it was ready."""
+    """`ready_output`: the end of what the process wrote to its standard error until it was ready."""
 
     process: asyncio.subprocess.Process
     ready_output: str = ""
 
+    @property
+    def port(self) -> int:
+        return parse_port(self.ready_output)
+
     async def read_until(self, marker: str | None) -> None:
-        """Read until it says the word; without one, to the end."""
+        """Read standard error until the marker appears; without one, to its end. Raises RuntimeError when the process ends before."""
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             if marker:
@@ -25,25 +29,30 @@ class StartedProcess:
                 if marker in self.ready_output:
                     return
         if marker:
-            raise RuntimeError(f"it ended before it was ready:\n{self.ready_output}")
+            raise RuntimeError(f"the process ended before it was ready:\n{self.ready_output}")
 
 
 @asynccontextmanager
 async def start_process(
     arguments: Sequence[str], environment: Mapping[str, str], ready_marker: str = "actors.ready"
 ) -> AsyncIterator[StartedProcess]:
-    """`python -m WORDS…`, once it is ready. What it says after that is read and dropped."""
+    """`python -m ARGUMENTS…`, once it is ready. What it writes after that is read and dropped."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", *arguments, env=dict(environment), stdin=pipe, stderr=pipe)
-    started, listening = StartedProcess(process), None
+    started, drain = StartedProcess(process), None
     try:
         async with asyncio.timeout(READY_TIMEOUT_SECONDS):
             await started.read_until(ready_marker)
-        listening = asyncio.create_task(started.read_until(None))
+        drain = asyncio.create_task(started.read_until(None))
         yield started
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        if listening:
-            await listening
+        if drain:
+            await drain
+
+
+def parse_port(text: str) -> int:
+    """The port of the last local URL in a text."""
+    return int(text.rpartition("http://127.0.0.1:")[2].split('"')[0].split()[0])

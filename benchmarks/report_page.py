@@ -1,21 +1,22 @@
-"""The tables and pictures of a page of figures, between marks that the page has: `<!-- bus -->` … `<!-- /bus -->`. Text around stays."""
+"""Writes the tables and charts of a page of figures between its marks, `<!-- bus -->` … `<!-- /bus -->`. Other text stays as it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+MODES = {"send": "one way", "ask": "request and reply"}
 BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH = 360, 18, 190
 
 
 def update_page(report: Mapping[str, Any], page: Path) -> None:
-    """Fill in what was measured; a bench that was not run keeps its old table."""
+    """Replace the blocks of the benchmarks that were run; the others keep their old tables."""
     text = page.read_text()
     blocks = {"conditions": conditions(report["conditions"])}
-    for name, said in report["benches"].items():
-        if "figures" in said and name in TABLES:
-            pictures = page.parent / page.stem
-            blocks[name] = f"`{said['command']}` took {said['seconds']:.0f} s.\n\n" + TABLES[name](said["figures"], pictures)
+    for name, result in report["benches"].items():
+        if "figures" in result and name in TABLES:
+            charts = page.parent / page.stem
+            blocks[name] = f"`{result['command']}` took {result['seconds']:.0f} s.\n\n" + TABLES[name](result["figures"], charts)
     for name, block in blocks.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -36,82 +37,77 @@ def conditions(values: Mapping[str, Any]) -> str:
     )
 
 
-def bus(figures: Mapping[str, Any], pictures: Path) -> str:
+def bus(figures: Mapping[str, Any], charts: Path) -> str:
     rows = []
     for cell, sides in figures["cells"].items():
         mode, size, in_flight = cell.split()
-        for side, seen in sides.items():
+        for side, values in sides.items():
             shares = [figures[kind][cell].get(side, "") for kind in ("share", "cpu_share")]
-            rows.append(
-                [{"send": "one way", "ask": "request and reply"}[mode], size, in_flight, side, seen["per_second"], seen["cpu_us"], *shares]
-            )
-    promises = [
+            rows.append([MODES[mode], size, in_flight, side, values["per_second"], values["cpu_us"], *shares])
+    guarantees = [
         [name, peer["queue"], peer["confirms"], "yes" if peer["replies"] else "no", "yes" if peer["keeps"] else "no", peer["note"]]
         for name, peer in figures["promises"].items()
     ]
-    shown = {
-        f"{side}, {words}": figures["median_cpu_share"][side].get(mode, 0) for side in ("bus", "bus_kept") for mode, words in MODES.items()
+    chart_values = {
+        f"{side}, {label}": figures["median_cpu_share"][side].get(mode, 0) for side in ("bus", "bus_kept") for mode, label in MODES.items()
     }
-    picture = bar_chart(pictures / "bus.svg", "Share of bare aio-pika with the same promises, by processor time", shown)
+    chart = bar_chart(charts / "bus.svg", "Share of bare aio-pika with the same guarantees, by processor time", chart_values)
     return "\n".join([
-        picture,
+        chart,
         f"Median share of bare aio-pika: {figures['median_share']}; by processor time {figures['median_cpu_share']}.\n",
-        table(["side", "queue", "confirms", "replies", "outcome kept in Postgres", "note"], promises),
+        table(["side", "queue", "confirms", "replies", "outcome stored in Postgres", "note"], guarantees),
         table(["mode", "bytes", "in flight", "side", "messages/s", "µs of processor", "of aio-pika", "by processor time"], rows),
     ])  # fmt: skip
 
 
-MODES = {"send": "one way", "ask": "request and reply"}
-
-
-def pipeline(figures: Mapping[str, Any], pictures: Path) -> str:
+def pipeline(figures: Mapping[str, Any], charts: Path) -> str:
     rows = [[side, rate, figures["device_busy"][side]] for side, rate in figures["orders_per_second"].items()]
-    picture = bar_chart(pictures / "pipeline.svg", "Image orders a second", figures["orders_per_second"])
+    chart = bar_chart(charts / "pipeline.svg", "Image orders per second", figures["orders_per_second"])
     ahead, cost = figures["over_inline"], figures["bus_share_of_work"]
-    last = f"The bus draws {ahead} times as many as the inline loop, and takes {cost:.0%} of the work.\n"
-    return "\n".join([picture, table(["side", "orders/s", "device busy"], rows), last])
+    last = f"Orders per second over the bus: {ahead} times those of the inline worker. The bus costs {cost:.0%} of the work.\n"
+    return "\n".join([chart, table(["side", "orders/s", "device busy"], rows), last])
 
 
-def http(figures: Mapping[str, Any], pictures: Path) -> str:
-    rows = [[clients, side, *seen.values()] for clients, sides in figures["clients"].items() for side, seen in sides.items()]
+def http(figures: Mapping[str, Any], charts: Path) -> str:
+    rows = [[clients, side, *values.values()] for clients, sides in figures["clients"].items() for side, values in sides.items()]
     worst = {
-        f"{side}, {clients} clients": seen["health_worst_ms"]
+        f"{side}, {clients} clients": values["health_worst_ms"]
         for clients, sides in figures["clients"].items()
-        for side, seen in sides.items()
+        for side, values in sides.items()
     }
-    picture = bar_chart(pictures / "http.svg", "Slowest answer of /health while the model works, ms", worst)
-    head = ["clients", "side", "questions/s", "p50 ms", "p99 ms", "worst /health ms"]
-    return "\n".join([picture, table(head, rows), f"Questions a second over the inline server: {figures['over_inline']}.\n"])
+    chart = bar_chart(charts / "http.svg", "Slowest response of /health while the model computes, ms", worst)
+    head = ["clients", "side", "requests/s", "p50 ms", "p99 ms", "worst /health ms"]
+    return "\n".join([chart, table(head, rows), f"Requests per second over those of the inline server: {figures['over_inline']}.\n"])
 
 
-def text(figures: Mapping[str, Any], pictures: Path) -> str:
+def text(figures: Mapping[str, Any], charts: Path) -> str:
     rates, shares = figures["tokens_per_second"], figures["over_direct"]
     rows = [[clients, sides["bus"], sides["direct"], shares[clients]] for clients, sides in rates.items()]
-    return table(["clients", "tokens/s over the bus", "asked directly", "share"], rows)
+    return table(["clients", "tokens/s over the bus", "direct", "share"], rows)
 
 
-def growth(figures: Mapping[str, Any], pictures: Path) -> str:
+def growth(figures: Mapping[str, Any], charts: Path) -> str:
     backlogs = [[count, rate, figures["backlog_share"][count]] for count, rate in figures["by_backlog"].items()]
     actors = [[count, rate, figures["actors_speedup"][count]] for count, rate in figures["by_actors"].items()]
-    processes = [[words, seen["ready_seconds"], seen["memory_mb"]] for words, seen in figures["processes"].items()]
+    processes = [[name, process["ready_seconds"], process["memory_mb"]] for name, process in figures["processes"].items()]
     return "\n".join([
-        table(["waiting", "messages/s", "of the least"], backlogs),
+        table(["backlog", "messages/s", "of the smallest"], backlogs),
         table(["actor processes", "messages/s", "of one"], actors),
         table(["process", "s to ready", "MB"], processes),
-        f"Importing the gateway takes {figures['gateway_import_seconds']} s, the start of Python with it.\n",
+        f"Importing the gateway takes {figures['gateway_import_seconds']} s, including the start of Python.\n",
     ])  # fmt: skip
 
 
-def ledger(figures: Mapping[str, Any], pictures: Path) -> str:
+def ledger(figures: Mapping[str, Any], charts: Path) -> str:
     counts = list(figures["milliseconds"])
-    rows = [[name, *(figures["milliseconds"][count][name] for count in counts), grown] for name, grown in figures["growth"].items()]
-    head = ["question", *(f"ms with {int(count):,} rows" for count in counts), "grown"]
-    return f"{figures['events_kept_per_second']:,.0f} events kept a second.\n\n{table(head, rows)}"
+    rows = [[name, *(figures["milliseconds"][count][name] for count in counts), ratio] for name, ratio in figures["growth"].items()]
+    head = ["query", *(f"ms with {int(count):,} rows" for count in counts), "growth"]
+    return f"{figures['events_kept_per_second']:,.0f} events stored per second.\n\n{table(head, rows)}"
 
 
 def bar_chart(file: Path, title: str, values: Mapping[str, float]) -> str:
-    """Write a picture of bars, and return the line that shows it."""
-    most, height = max(values.values()) or 1, 30 + len(values) * (BAR_HEIGHT + 6)
+    """Write a bar chart as SVG, and return the Markdown line that shows it."""
+    largest, height = max(values.values()) or 1, 30 + len(values) * (BAR_HEIGHT + 6)
     width = LABEL_WIDTH + BAR_WIDTH + 80
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">']
     lines.append(f'<rect width="100%" height="100%" fill="white"/><text x="8" y="18" font-weight="bold">{escape(title)}</text>')
@@ -119,9 +115,9 @@ def bar_chart(file: Path, title: str, values: Mapping[str, float]) -> str:
         top = 30 + number * (BAR_HEIGHT + 6)
         lines.append(f'<text x="{LABEL_WIDTH - 6}" y="{top + 13}" text-anchor="end">{escape(name)}</text>')
         lines.append(
-            f'<rect x="{LABEL_WIDTH}" y="{top}" width="{max(1, value / most * BAR_WIDTH):.0f}" height="{BAR_HEIGHT}" fill="#3b6ea5"/>'
+            f'<rect x="{LABEL_WIDTH}" y="{top}" width="{max(1, value / largest * BAR_WIDTH):.0f}" height="{BAR_HEIGHT}" fill="#3b6ea5"/>'
         )
-        lines.append(f'<text x="{LABEL_WIDTH + max(1, value / most * BAR_WIDTH) + 6:.0f}" y="{top + 13}">{value:g}</text>')
+        lines.append(f'<text x="{LABEL_WIDTH + max(1, value / largest * BAR_WIDTH) + 6:.0f}" y="{top + 13}">{value:g}</text>')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join([*lines, "</svg>"]) + "\n")
     return f"![{title}]({file.parent.name}/{file.name})\n"

@@ -1,4 +1,4 @@
-"""The sides of the gateway's bench: bare aio-pika, FastStream, our bus client and HTTP. Each asks `job.get` and awaits the answer."""
+"""The clients of the gateway benchmark: bare aio-pika, FastStream, our bus client and HTTP. Each sends a request and awaits the reply."""
 
 import asyncio
 import json
@@ -17,36 +17,36 @@ from bus.settings import BusSettings
 from contracts import broker_names
 
 SendRequest = Callable[[str, dict[str, Any]], Coroutine[Any, Any, Any]]
-"""Takes a step and a body, returns the answer."""
+"""Takes a step and a body, returns the reply's body."""
 
 REQUEST_TIMEOUT_SECONDS = 600.0
 
 
 @asynccontextmanager
 async def open_aio_pika(settings: BusSettings) -> AsyncIterator[SendRequest]:
-    """One reply queue, a map of futures, and nothing else. Persistent and confirmed, as our own client's commands are."""
-    waiting: dict[str, asyncio.Future[bytes]] = {}
+    """One reply queue and a map of futures. Commands are persistent and confirmed, as our own client's are."""
+    waiters: dict[str, asyncio.Future[bytes]] = {}
 
-    async def take(message: AbstractIncomingMessage) -> None:
-        waiting[message.correlation_id or ""].set_result(message.body)
+    async def on_reply(message: AbstractIncomingMessage) -> None:
+        waiters[message.correlation_id or ""].set_result(message.body)
 
     async with await aio_pika.connect(settings.broker_url) as connection:
-        asking, hearing = await connection.channel(), await connection.channel()
-        exchange = await asking.get_exchange(broker_names.COMMANDS_EXCHANGE, ensure=False)
-        queue = await hearing.declare_queue(exclusive=True)
-        await queue.consume(take, no_ack=True)
+        publishing, consuming = await connection.channel(), await connection.channel()
+        exchange = await publishing.get_exchange(broker_names.COMMANDS_EXCHANGE, ensure=False)
+        queue = await consuming.declare_queue(exclusive=True)
+        await queue.consume(on_reply, no_ack=True)
 
-        async def ask(step: str, body: dict[str, Any]) -> Any:
-            name = str(uuid4())
-            reply = waiting[name] = asyncio.get_running_loop().create_future()
-            message = aio_pika.Message(json.dumps(body).encode(), correlation_id=name, reply_to=queue.name, delivery_mode=2)
+        async def request(step: str, body: dict[str, Any]) -> Any:
+            correlation_id = str(uuid4())
+            reply = waiters[correlation_id] = asyncio.get_running_loop().create_future()
+            message = aio_pika.Message(json.dumps(body).encode(), correlation_id=correlation_id, reply_to=queue.name, delivery_mode=2)
             await exchange.publish(message, step)
             try:
                 return json.loads(await reply)
             finally:
-                del waiting[name]
+                del waiters[correlation_id]
 
-        yield ask
+        yield request
 
 
 @asynccontextmanager
@@ -54,25 +54,25 @@ async def open_faststream(settings: BusSettings) -> AsyncIterator[SendRequest]:
     async with RabbitBroker(settings.broker_url, logger=None) as broker:
         exchange = RabbitExchange(broker_names.COMMANDS_EXCHANGE, declare=False)
 
-        async def ask(step: str, body: dict[str, Any]) -> Any:
-            answer = await broker.request(body, routing_key=step, exchange=exchange, timeout=REQUEST_TIMEOUT_SECONDS, persist=True)
-            return await answer.decode()
+        async def request(step: str, body: dict[str, Any]) -> Any:
+            reply = await broker.request(body, routing_key=step, exchange=exchange, timeout=REQUEST_TIMEOUT_SECONDS, persist=True)
+            return await reply.decode()
 
-        yield ask
+        yield request
 
 
 @asynccontextmanager
 async def open_bus(settings: BusSettings) -> AsyncIterator[SendRequest]:
-    async with open_publisher(settings) as outbox, open_request_client(outbox) as requests:
+    async with open_publisher(settings) as publisher, open_request_client(publisher) as requests:
 
-        async def ask(step: str, body: dict[str, Any]) -> Any:
+        async def request(step: str, body: dict[str, Any]) -> Any:
             return await requests.request(step, body, seconds=REQUEST_TIMEOUT_SECONDS)
 
-        yield ask
+        yield request
 
 
 class HttpConnection:
-    """HTTP/1.1 on one connection that is kept. As little as can be, so that the gateway is what is measured."""
+    """A minimal HTTP/1.1 client on one persistent connection, so that the gateway is what is measured."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -1,6 +1,6 @@
-"""Whoever answers in the bench of the gateway: bare aio-pika, the same for every side. `python -m benchmarks.responder` with AMQP_URL.
+"""The responder of the gateway benchmark, in bare aio-pika, the same for every side: `python -m benchmarks.responder` with AMQP_URL.
 
-A question on `atelier.job.get` is answered at once, a command on `atelier.consult` after two seconds.
+Replies to `job.get` at once, to `consult` after two seconds.
 """
 
 import asyncio
@@ -31,19 +31,19 @@ STEPS = ("job.get", "job.list", "consult")
 async def send_reply(channel: AbstractChannel, body: bytes, seconds: float, message: AbstractIncomingMessage) -> None:
     if seconds:
         await asyncio.sleep(seconds)
-    answer = aio_pika.Message(body, correlation_id=message.correlation_id, content_type="application/json", type="done.v1")
-    await channel.default_exchange.publish(answer, message.reply_to or "", mandatory=False)
+    reply = aio_pika.Message(body, correlation_id=message.correlation_id, content_type="application/json", type="done.v1")
+    await channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
 
 
 async def main() -> None:
     async with await aio_pika.connect(BusSettings().broker_url) as connection:
-        asking, answering = await connection.channel(), await connection.channel(publisher_confirms=False)
-        await asking.set_qos(2000)
-        await declare_command_queues(asking, STEPS)
-        known = SAMPLE_JOB.model_dump_json().encode()
-        for step, body, seconds in [("job.get", known, 0.0), ("consult", json.dumps({"prediction": "x"}).encode(), SLOW_REPLY_SECONDS)]:
-            queue = await asking.get_queue(broker_names.work_queue(step), ensure=False)
-            await queue.consume(partial(send_reply, answering, body, seconds), no_ack=True)
+        consuming, replying = await connection.channel(), await connection.channel(publisher_confirms=False)
+        await consuming.set_qos(2000)
+        await declare_command_queues(consuming, STEPS)
+        job = SAMPLE_JOB.model_dump_json().encode()
+        for step, body, seconds in [("job.get", job, 0.0), ("consult", json.dumps({"prediction": "x"}).encode(), SLOW_REPLY_SECONDS)]:
+            queue = await consuming.get_queue(broker_names.work_queue(step), ensure=False)
+            await queue.consume(partial(send_reply, replying, body, seconds), no_ack=True)
         sys.stderr.write("responder.ready\n")
         await asyncio.Event().wait()
 

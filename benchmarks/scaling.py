@@ -1,6 +1,6 @@
-"""`atelier bench scaling`: from measured service times to replicas, for a given arrival rate and wait. A simulation of one queue.
+"""`atelier bench scaling`: the replicas that an arrival rate and a maximum wait need, by simulating one queue with measured service times.
 
-Orders come at random (Poisson); the first free slot takes the oldest; service times are drawn from those that were measured.
+Orders arrive at random (Poisson); the first free slot takes the oldest; service times are drawn from those that were measured.
 """
 
 import heapq
@@ -17,7 +17,7 @@ MAX_REPLICAS = 4096
 
 @dataclass(frozen=True)
 class QueueForecast:
-    """Seconds of waiting in the queue, with so many replicas. `busy`: the share of time that a slot works."""
+    """Seconds of waiting in the queue with a number of replicas. `busy`: the share of time in which a slot works."""
 
     replicas: int
     mean_wait: float
@@ -27,14 +27,14 @@ class QueueForecast:
 
 def bench(arguments: Namespace) -> int:
     times = read_service_times(arguments)
-    least = required_replicas(times, rate=arguments.rate, wait=arguments.wait, slots=arguments.slots)
-    near = [simulate(times, rate=arguments.rate, replicas=least + more, slots=arguments.slots) for more in range(3)]
+    replicas = required_replicas(times, rate=arguments.rate, wait=arguments.wait, slots=arguments.slots)
+    forecasts = [simulate(times, rate=arguments.rate, replicas=replicas + more, slots=arguments.slots) for more in range(3)]
     if arguments.json:
-        told = {"rate": arguments.rate, "wait": arguments.wait, "slots": arguments.slots, "replicas": least}
-        sys.stdout.write(json.dumps(told | {"foretold": [asdict(one) for one in near]}, indent=2) + "\n")
+        figures = {"rate": arguments.rate, "wait": arguments.wait, "slots": arguments.slots, "replicas": replicas}
+        sys.stdout.write(json.dumps(figures | {"foretold": [asdict(one) for one in forecasts]}, indent=2) + "\n")
         return 0
-    sys.stdout.write(f"{least} replicas keep 95 of 100 orders waiting at most {arguments.wait:g} s at {arguments.rate:g} orders a second\n")
-    for one in near:
+    sys.stdout.write(f"{replicas} replicas: 95% of orders wait at most {arguments.wait:g} s at {arguments.rate:g} orders per second\n")
+    for one in forecasts:
         sys.stdout.write(f"  {one.replicas:4} replicas: mean wait {one.mean_wait:.2f} s, p95 {one.p95_wait:.2f} s, {one.busy:.0%} busy\n")
     return 0
 
@@ -47,8 +47,8 @@ def read_service_times(arguments: Namespace) -> list[float]:
 
 
 def required_replicas(times: Sequence[float], *, rate: float, wait: float, slots: int = 1) -> int:
-    """The fewest with which 95 of 100 orders wait no longer than `wait` seconds."""
-    replicas = max(1, -int(-rate * mean(times) // slots))  # fewer would never catch up
+    """The fewest replicas with which 95% of orders wait no longer than `wait` seconds."""
+    replicas = max(1, -int(-rate * mean(times) // slots))  # with fewer the queue grows without end
     while simulate(times, rate=rate, replicas=replicas, slots=slots).p95_wait > wait and replicas < MAX_REPLICAS:
         replicas += 1
     return replicas
@@ -57,18 +57,18 @@ def required_replicas(times: Sequence[float], *, rate: float, wait: float, slots
 def simulate(
     times: Sequence[float], *, rate: float, replicas: int, slots: int = 1, orders: int = SIMULATED_ORDERS, seed: int = 1
 ) -> QueueForecast:
-    chance = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     free = [0.0] * (replicas * slots)
-    now, worked, waits = 0.0, 0.0, []
+    now, busy_seconds, waits = 0.0, 0.0, []
     for _ in range(orders):
-        now += chance.expovariate(rate)
-        begins = max(now, heapq.heappop(free))
-        seconds = chance.choice(times)
-        heapq.heappush(free, begins + seconds)
-        waits.append(begins - now)
-        worked += seconds
+        now += rng.expovariate(rate)
+        start = max(now, heapq.heappop(free))
+        seconds = rng.choice(times)
+        heapq.heappush(free, start + seconds)
+        waits.append(start - now)
+        busy_seconds += seconds
     waits.sort()
-    return QueueForecast(replicas, mean(waits), waits[int(0.95 * orders)], min(1.0, worked / (max(free) * replicas * slots)))
+    return QueueForecast(replicas, mean(waits), waits[int(0.95 * orders)], min(1.0, busy_seconds / (max(free) * replicas * slots)))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The stock pipeline, one order at a time: what the benches compare the engine with."""
+"""The stock pipelines of diffusers and transformers, one request at a time: the baseline that the benchmarks compare the engines with."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,10 +9,11 @@ from actors.engines.diffusion.requests import DiffusionRequest
 from actors.engines.language.requests import VlmOptions
 
 DrawFunction = Callable[[DiffusionRequest, Callable[[int], None]], bytes]
+AskFunction = Callable[[str, bytes], str]
 
 
 def open_stock_pipeline(model: Path, threads: int | None = None) -> DrawFunction:
-    """Load it. The result draws one order's first picture as a PNG and tells each step that is done."""
+    """Load a pipeline. The returned function draws the first image of a request as a PNG and reports each step."""
     import torch
     from diffusers import StableDiffusionPipeline, logging
 
@@ -23,27 +24,24 @@ def open_stock_pipeline(model: Path, threads: int | None = None) -> DrawFunction
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(work: DiffusionRequest, report: Callable[[int], None]) -> bytes:
-        def tell(_pipeline: Any, step: int, _timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    def draw(request: DiffusionRequest, report: Callable[[int], None]) -> bytes:
+        def on_step_end(_pipeline: Any, step: int, _timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
             report(step + 1)
             return arguments
 
-        picture = pipeline(
-            work.prompt, num_inference_steps=work.steps, guidance_scale=work.guidance_scale, width=work.width, height=work.height,
-            generator=torch.Generator().manual_seed(work.seed), callback_on_step_end=tell,
+        image = pipeline(
+            request.prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale, width=request.width,
+            height=request.height, generator=torch.Generator().manual_seed(request.seed), callback_on_step_end=on_step_end,
         ).images[0]  # fmt: skip
         file = BytesIO()
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
         return file.getvalue()
 
     return draw
 
 
-AskFunction = Callable[[str, bytes], str]
-
-
 def open_stock_vlm(model: Path, max_new_tokens: int, threads: int | None = None) -> AskFunction:
-    """Load it. The result answers a question about a picture, greedily."""
+    """Load a model. The returned function answers a prompt about an image (PNG or JPEG), greedily."""
     import torch
     from PIL import Image
     from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -52,11 +50,11 @@ def open_stock_vlm(model: Path, max_new_tokens: int, threads: int | None = None)
         torch.set_num_threads(threads)
     processor = AutoProcessor.from_pretrained(model)
     llava = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").eval()
-    frame = VlmOptions(str(model)).prompt_template
+    template = VlmOptions(str(model)).prompt_template
 
-    def ask(prompt: str, picture: bytes) -> str:
-        text = frame.format(image="<image>\n", text=prompt)
-        inputs = processor(text=text, images=Image.open(BytesIO(picture)).convert("RGB"), return_tensors="pt")
+    def ask(prompt: str, image: bytes) -> str:
+        text = template.format(image="<image>\n", text=prompt)
+        inputs = processor(text=text, images=Image.open(BytesIO(image)).convert("RGB"), return_tensors="pt")
         with torch.inference_mode():
             tokens = llava.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, repetition_penalty=1.1)
         answer = tokens[0, inputs["input_ids"].shape[1] :]

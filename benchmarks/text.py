@@ -1,11 +1,10 @@
-"""`atelier bench text`: tokens a second of one vLLM, asked through HTTP and the bus, and asked directly, in one run.
+"""`atelier bench text`: tokens per second of one vLLM server, through the gateway and the bus, and directly, in one run.
 
-The real vLLM on a CPU, behind its own server, with a Llama of random weights; the same questions, seeds and lengths on both sides.
+The real vLLM on a CPU, with a Llama of random weights; the same requests, seeds and lengths on both sides.
 """
 
 import asyncio
 import json
-import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,19 +16,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from actors.engines.language.tiny_llama import write_tiny_llama
-from benchmarks.http import parse_port
+from benchmarks.harness import alternate, median_ratio, print_figures, private_services
 from benchmarks.processes import start_process
 from benchmarks.request_clients import HttpConnection
 from benchmarks.vllm_server import vllm_server
 from bus.observability.logs import configure_logging
-from ops.local.stack import local_stack
-from ops.settings import LocalSettings, inherited_environment
+from ops.settings import inherited_environment
 from ops.supervisor import open_supervisor
 
 SIDES = ("bus", "direct")
 PATH = "/v1/chat/completions"
 HIDDEN_SIZE, LAYER_COUNT = 1024, 8
-"""A token takes this model some ten milliseconds: less would measure vLLM's HTTP server, not its model."""
+"""About ten milliseconds a token: a smaller model would measure vLLM's HTTP server instead of the model."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ class TokenRound:
 
 def bench(arguments: Namespace) -> int:
     configure_logging("ERROR")
-    said = asyncio.run(measure(arguments))
-    sys.stdout.write((json.dumps(said) if arguments.json else format_text(said)) + "\n")
+    print_figures(asyncio.run(measure(arguments)), as_json=arguments.json, format_text=format_text)
     return 0
 
 
@@ -54,48 +51,46 @@ async def measure(arguments: Namespace) -> dict[str, Any]:
         async with open_servers(Path(name)) as ports:
             for port in ports.values():
                 await run_clients(port, 4, 1, arguments.tokens)
-            taken: dict[int, dict[str, list[TokenRound]]] = {}
+            rounds: dict[int, dict[str, list[TokenRound]]] = {}
             for clients in arguments.clients:
-                taken[clients] = {side: [] for side in SIDES}
-                for number in range(arguments.rounds):
-                    for side in SIDES[:: 1 if number % 2 == 0 else -1]:
-                        taken[clients][side].append(await run_clients(ports[side], clients, arguments.each, arguments.tokens))
-    return summarize(taken)
+                rounds[clients] = {side: [] for side in SIDES}
+                for side in alternate(SIDES, arguments.rounds):
+                    rounds[clients][side].append(await run_clients(ports[side], clients, arguments.each, arguments.tokens))
+    return summarize(rounds)
 
 
 @asynccontextmanager
 async def open_servers(folder: Path) -> AsyncIterator[dict[str, int]]:
     """The port of each side, once it is ready."""
-    parts = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=folder)
     await asyncio.to_thread(write_tiny_llama, folder / "llama", hidden_size=HIDDEN_SIZE, num_layers=LAYER_COUNT)
-    async with AsyncExitStack() as opened:
-        serving = vllm_server(folder / "llama", folder / "vllm.log")
-        server = await asyncio.to_thread(serving.__enter__)
-        opened.push(serving)
-        stack = await opened.enter_async_context(local_stack(parts))
+    async with AsyncExitStack() as stack:
+        opening = vllm_server(folder / "llama", folder / "vllm.log")
+        server = await asyncio.to_thread(opening.__enter__)
+        stack.push(opening)
+        services = await stack.enter_async_context(private_services(folder))
         own = {"VLLM_SERVER_URL": server.url, "TEXT_REPETITION_PENALTY": "1", "GATEWAY_RATE_REQUESTS": "0"}
-        environment = inherited_environment() | stack.environment | own
-        crew = await opened.enter_async_context(open_supervisor(["text"], environment, lambda *_: None))
-        front = await opened.enter_async_context(start_process(["ops.cli", "gateway", "--port", "0"], environment, "gateway.ready"))
-        await crew.wait_until_ready(timeout_seconds=90)
-        yield {"bus": parse_port(front.ready_output), "direct": server.port}
+        environment = inherited_environment() | services.environment | own
+        supervisor = await stack.enter_async_context(open_supervisor(["text"], environment, lambda *_: None))
+        gateway = await stack.enter_async_context(start_process(["ops.cli", "gateway", "--port", "0"], environment, "gateway.ready"))
+        await supervisor.wait_until_ready(timeout_seconds=90)
+        yield {"bus": gateway.port, "direct": server.port}
 
 
 async def run_clients(port: int, clients: int, each: int, tokens: int) -> TokenRound:
-    """So many clients, with so many questions each, one after another. Whoever is done early takes from the others."""
-    made, left = 0, iter(range(clients * each))
+    """`clients` that send one request after another, `each` on average: a faster client takes more of them."""
+    tokens_generated, numbers = 0, iter(range(clients * each))
 
     async def client() -> None:
-        nonlocal made
+        nonlocal tokens_generated
         with closing(HttpConnection(port)) as connection:
-            for number in left:
-                status, answer = await connection.request("POST", PATH, request_body(number, tokens))
-                assert status == 200, answer
-                made += json.loads(answer)["usage"]["completion_tokens"]
+            for number in numbers:
+                status, response = await connection.request("POST", PATH, request_body(number, tokens))
+                assert status == 200, response
+                tokens_generated += json.loads(response)["usage"]["completion_tokens"]
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return TokenRound(made, time.perf_counter() - began)
+    return TokenRound(tokens_generated, time.perf_counter() - began)
 
 
 def request_body(number: int, tokens: int) -> dict[str, Any]:
@@ -103,19 +98,21 @@ def request_body(number: int, tokens: int) -> dict[str, Any]:
     return {"model": "tiny", "messages": messages, "max_tokens": tokens, "seed": number, "temperature": 0.7, "top_p": 0.9}
 
 
-def summarize(taken: Mapping[int, Mapping[str, Sequence[TokenRound]]]) -> dict[str, Any]:
-    """Medians of the rounds. `over_direct`: tokens a second over the bus, of those without it, round by round."""
+def summarize(rounds: Mapping[int, Mapping[str, Sequence[TokenRound]]]) -> dict[str, Any]:
+    """Medians of the rounds. `over_direct`: tokens per second over the bus divided by those without it, round by round."""
     return {
         "tokens_per_second": {
-            str(clients): {side: round(median(one.rate for one in rounds), 1) for side, rounds in sides.items()}
-            for clients, sides in taken.items()
+            str(clients): {side: round(median(rates(results)), 1) for side, results in sides.items()} for clients, sides in rounds.items()
         },
-        "over_direct": {
-            str(clients): round(median(a.rate / b.rate for a, b in zip(sides["bus"], sides["direct"], strict=True)), 3)
-            for clients, sides in taken.items()
+        "over_direct": {str(clients): median_ratio(rates(sides["bus"]), rates(sides["direct"])) for clients, sides in rounds.items()},
+        "tokens_each_round": {
+            str(clients): {side: results[0].tokens for side, results in sides.items()} for clients, sides in rounds.items()
         },
-        "tokens_each_round": {str(clients): {side: rounds[0].tokens for side, rounds in sides.items()} for clients, sides in taken.items()},
     }
+
+
+def rates(rounds: Sequence[TokenRound]) -> list[float]:
+    return [one.rate for one in rounds]
 
 
 def format_text(figures: Mapping[str, Any]) -> str:

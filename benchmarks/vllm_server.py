@@ -26,7 +26,7 @@ SERVER_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
-"""One thread, so that a small machine has a core left for whoever asks."""
+"""One thread, so that a small machine has a core left for the clients."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class VllmServer:
 
 @contextmanager
 def vllm_server(model: Path, log: Path) -> Iterator[VllmServer]:
-    """Serves the model of a folder as `tiny`. Raises SetupError when vLLM is not installed or does not come up."""
+    """Serves the model in a folder as `tiny`. Raises SetupError when vLLM is not installed or does not start."""
     if not VLLM_PYTHON.exists():
         raise SetupError("vLLM is not installed. Run: make venv-vllm")
     (port,) = daemon.free_ports(1)
@@ -59,9 +59,9 @@ def vllm_server(model: Path, log: Path) -> Iterator[VllmServer]:
         *("--dtype", "bfloat16", "--block-size", "32", "--generation-config", "vllm"),
         *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
     ]
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=said, env=inherited_environment() | SERVER_ENVIRONMENT, start_new_session=True
+            command, stdout=output, stderr=output, env=inherited_environment() | SERVER_ENVIRONMENT, start_new_session=True
         )
     try:
         server = VllmServer(f"http://127.0.0.1:{port}")
@@ -73,11 +73,11 @@ def vllm_server(model: Path, log: Path) -> Iterator[VllmServer]:
 
 
 def wait_until_healthy(server: VllmServer, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"{server.root}/health", timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             time.sleep(0.5)
-    raise SetupError(f"vLLM did not come up: {log.read_text(errors='replace')[-3000:]}")
+    raise SetupError(f"vLLM did not start: {log.read_text(errors='replace')[-3000:]}")

@@ -1,16 +1,14 @@
-"""`atelier bench vlm`: questions answered one by one, four at once and eight at once, by one engine in one run.
+"""`atelier bench vlm`: questions about images in batches of 1, 4 and 8, by one engine in one run.
 
-Without `--model` a LLaVA with the real classes and random weights is made, large enough that its weights outweigh the overhead.
-Each side is measured several times, in turns, so that what else the machine does falls on all of them.
+Without `--model` a LLaVA with the real classes and random weights is created, large enough that the weights outweigh the overhead.
+The batch sizes are measured several times, in turns, so that a busy moment of the machine affects all of them.
 """
 
 import asyncio
 import io
-import json
 import os
 import random
 import statistics
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,27 +23,25 @@ from actors.engines.language.tiny_llava import write_tiny_llava
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings
+from benchmarks.harness import print_figures
 from bus.observability.logs import configure_logging
 
 ENGINE = "actors.engines.language.engine:open_engine"
 BATCH_SIZES = (1, 4, 8)
 REQUEST_COUNT = 8
-"""A round has so many, in batches of each size."""
+"""Requests of a round, in batches of each size."""
 
 
 def bench(arguments: Namespace) -> int:
     configure_logging("WARNING")
     with TemporaryDirectory(prefix="atelier-bench-") as folder:
         figures = asyncio.run(measure(Path(folder), arguments.model, tokens=arguments.tokens, rounds=arguments.rounds))
-    if arguments.json:
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:>24}  {value}\n" for name, value in figures.items()))
+    print_figures(figures, as_json=arguments.json)
     return 0
 
 
 async def measure(folder: Path, model: str | None = None, *, tokens: int = 48, rounds: int = 3, hidden: int = 1024) -> dict[str, Any]:
-    """`batch_speedup`: answers per second in batches of 4 and 8 over answers per second one by one; medians of the rounds."""
+    """`batch_speedup`: answers per second in batches of 4 and 8 divided by those one by one; medians of the rounds."""
     if model is None:
         model = str(folder / "llava")
         await asyncio.to_thread(write_tiny_llava, Path(model), hidden_size=hidden, num_layers=4)
@@ -53,33 +49,33 @@ async def measure(folder: Path, model: str | None = None, *, tokens: int = 48, r
     async with open_executor(EngineSpec(ENGINE, options), ExecutorSettings(), max_in_flight=64, capacity=max(BATCH_SIZES)) as executor:
         await executor.ready()
         await measure_batch_seconds(executor, 1, 4)
-        taken: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
+        durations: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
         for _ in range(rounds):
             for size in BATCH_SIZES:
-                taken[size].append(await measure_batch_seconds(executor, size, tokens))
-        told = executor.info
-    middle = {size: statistics.median(times) for size, times in taken.items()}
+                durations[size].append(await measure_batch_seconds(executor, size, tokens))
+        info = executor.info
+    medians = {size: statistics.median(times) for size, times in durations.items()}
     return {
-        "batch_speedup": {str(size): round(middle[1] / middle[size], 3) for size in BATCH_SIZES if size > 1},
-        "tokens_per_second": {str(size): round(REQUEST_COUNT * tokens / middle[size], 1) for size in BATCH_SIZES},
+        "batch_speedup": {str(size): round(medians[1] / medians[size], 3) for size in BATCH_SIZES if size > 1},
+        "tokens_per_second": {str(size): round(REQUEST_COUNT * tokens / medians[size], 1) for size in BATCH_SIZES},
         "conditions": {"questions": REQUEST_COUNT, "tokens_each": tokens, "rounds": rounds, "cpus": os.cpu_count()}
-        | {name: told[name] for name in ("device", "dtype", "quantization", "model_bytes")},
+        | {name: info[name] for name in ("device", "dtype", "quantization", "model_bytes")},
     }
 
 
 async def measure_batch_seconds(executor: Executor, size: int, tokens: int) -> float:
-    """How long all questions take in batches of a size. Every batch is waited for before the next is asked."""
-    questions = sample_requests(tokens)
+    """Seconds that all requests take in batches of a size, one batch after another."""
+    requests = sample_requests(tokens)
     started = time.perf_counter()
-    for first in range(0, len(questions), size):
-        await asyncio.gather(*(executor.run(question) for question in questions[first : first + size]))
+    for first in range(0, len(requests), size):
+        await asyncio.gather(*(executor.run(request) for request in requests[first : first + size]))
     return time.perf_counter() - started
 
 
 def sample_requests(tokens: int, count: int = REQUEST_COUNT) -> Sequence[VlmRequest]:
-    """Questions with a picture each, the same every time."""
-    dice = random.Random(7)  # noqa: S311 - pictures, no secrets
-    pictures = [Image.frombytes("RGB", (16, 16), dice.randbytes(768)).resize((64, 64)) for _ in range(count)]
+    """Requests with one image each, the same every time."""
+    rng = random.Random(7)  # noqa: S311 - pixels, not secrets
+    pictures = [Image.frombytes("RGB", (16, 16), rng.randbytes(768)).resize((64, 64)) for _ in range(count)]
     return [VlmRequest(f"What is shown in picture {number}?", encode_png(picture), tokens) for number, picture in enumerate(pictures)]
 
 

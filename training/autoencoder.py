@@ -1,4 +1,4 @@
-"""The painter's autoencoder: the real class of a tiny VAE, trained to draw sharp edges between the colours that the latents name."""
+"""The autoencoder of tiny-shapes: diffusers' tiny VAE, trained to draw sharp edges between the colours that the latents encode."""
 
 from random import Random
 from typing import Any
@@ -9,14 +9,14 @@ from training.shape_masks import IMAGE_SIZE, coverage_mask, random_placement
 from training.trainer import TrainingRun
 
 CROP_SIZE = 192
-"""Pixels of the square windows that it learns from: convolutions see no further."""
+"""Side of the training windows in pixels: the receptive field of the convolutions is no wider."""
 BATCH, STEPS = 8, 1500
 MAX_LATENT_SCALE = 3.0
-"""Latents come so many times as loud as they should be, when the guidance is high."""
+"""With high guidance, latents are up to this multiple of their proper value."""
 
 
 def build_autoencoder() -> Any:
-    """Halves the side five times: a latent is 32 pixels wide."""
+    """Halves the side five times: a latent covers 32 × 32 pixels."""
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(
@@ -29,21 +29,21 @@ def build_autoencoder() -> Any:
 def autoencoder_run(autoencoder: Any) -> TrainingRun:
     import torch
 
-    names, bits, colours = list(SHAPES), color_codes(), color_palette()
+    names, codes, colours = list(SHAPES), color_codes(), color_palette()
 
-    def example(dice: Random) -> tuple[Any, Any]:
-        """A window's latents and its pixels."""
-        shape, place = dice.choice(names), random_placement(dice)
-        colour, ground = dice.sample(range(len(COLOURS)), 2)
-        left, top = (PIXELS_PER_LATENT * dice.randrange((IMAGE_SIZE - CROP_SIZE) // PIXELS_PER_LATENT + 1) for _ in range(2))
-        fine = coverage_mask(shape, place, 1, left=left, top=top, window_size=CROP_SIZE)[None]
-        rough = torch.nn.functional.avg_pool2d(fine, PIXELS_PER_LATENT)
-        return blend_colors(rough, bits[[colour]], bits[[ground]]), blend_colors(fine, colours[[colour]], colours[[ground]])
+    def example(rng: Random) -> tuple[Any, Any]:
+        """The latents and pixels of a window."""
+        shape, place = rng.choice(names), random_placement(rng)
+        colour, ground = rng.sample(range(len(COLOURS)), 2)
+        left, top = (PIXELS_PER_LATENT * rng.randrange((IMAGE_SIZE - CROP_SIZE) // PIXELS_PER_LATENT + 1) for _ in range(2))
+        mask = coverage_mask(shape, place, 1, left=left, top=top, window_size=CROP_SIZE)[None]
+        latent_mask = torch.nn.functional.avg_pool2d(mask, PIXELS_PER_LATENT)
+        return blend_colors(latent_mask, codes[[colour]], codes[[ground]]), blend_colors(mask, colours[[colour]], colours[[ground]])
 
-    def loss(dice: Random) -> Any:
-        latents, pixels = (torch.cat(parts) for parts in zip(*(example(dice) for _ in range(BATCH)), strict=True))
-        loud = torch.tensor([dice.uniform(0.8, MAX_LATENT_SCALE) for _ in range(BATCH)])[:, None, None, None]
-        drawn = autoencoder.decoder(loud * latents + 0.1 * torch.randn_like(latents))
-        return torch.nn.functional.l1_loss(drawn, pixels) + torch.nn.functional.mse_loss(autoencoder.encoder(pixels), latents)
+    def loss(rng: Random) -> Any:
+        latents, pixels = (torch.cat(parts) for parts in zip(*(example(rng) for _ in range(BATCH)), strict=True))
+        scale = torch.tensor([rng.uniform(0.8, MAX_LATENT_SCALE) for _ in range(BATCH)])[:, None, None, None]
+        decoded = autoencoder.decoder(scale * latents + 0.1 * torch.randn_like(latents))
+        return torch.nn.functional.l1_loss(decoded, pixels) + torch.nn.functional.mse_loss(autoencoder.encoder(pixels), latents)
 
-    return TrainingRun("developer", list(autoencoder.parameters()), loss, STEPS)
+    return TrainingRun("autoencoder", list(autoencoder.parameters()), loss, STEPS)

@@ -1,6 +1,6 @@
-"""Grounding: which words of a text are true of a picture, learned word by word before whole texts are judged.
+"""Grounding: which words of a text are true of an image, learned word by word before whole texts are judged.
 
-Asked only about whole texts the critic stayed at chance: decision 7. Four patches and a short text, so that a step is short, too.
+Trained only on whole texts the critic stayed at chance: decision 7. Few patches and a short text keep a step short.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from training.posters import Poster
 from training.trainer import TrainingRun
 
 PROBED_LAYER = 3
-"""Of the four: what it knows of a word, the fourth gathers."""
+"""The third of four layers: the last one combines what the model knows of each word."""
 PATCH_COUNT = 4
-"""Each knows the whole picture, so a few will do."""
+"""Each patch encodes the whole image, so a few are enough."""
 BATCH, NAMING_BATCH, STEPS = 64, 32, 2000
 
 
 class GroundingHead:
-    """Reads from the tongue's third layer, at each word of a text about the picture, whether the word is true. Only training has it."""
+    """Predicts from the language model's third layer, at each word of a text, whether it is true of the image. Used in training only."""
 
     def __init__(self, width: int) -> None:
         import torch
@@ -44,39 +44,36 @@ class GroundingHead:
 
 
 def word_position(tokenizer: Any, prompt: str, word: str) -> int:
-    """The last token of a word in a prompt. The text stands between two lines of hyphens."""
+    """The index of a word's last token in a prompt. The text stands between two lines of hyphens."""
     starts = prompt.index(word, prompt.index("-----"))
     return int(tokenizer(prompt).char_to_token(starts + len(word) - 1))
 
 
 def grounding_run(model: Any, tokenizer: Any, dataset: PosterDataset, head: GroundingHead) -> TrainingRun:
-    """Only the tongue learns; the eye stays as it is."""
+    """Trains the language model; the vision tower is frozen."""
     model.model.vision_tower.requires_grad_(False)
-    learners = [weight for weight in model.parameters() if weight.requires_grad]
-    seen = cache(lambda: dataset.encode(model.model.vision_tower))
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    patches_of = cache(lambda: dataset.encode(model.model.vision_tower))
 
-    def loss(dice: Random) -> Any:
-        chosen, patches = dice.choices(range(len(dataset.examples)), k=BATCH), dice.sample(range(seen().shape[1]), PATCH_COUNT)
-        posters, patched = [dataset.examples[one].poster for one in chosen], seen()[chosen][:, patches].float()
-        promised = [relevance_example(poster, dice) for poster in posters]
-        fits, hidden = forward_examples(model, tokenizer, patched, promised)
-        named, _ = forward_examples(
-            model, tokenizer, patched[:NAMING_BATCH], [naming_example(poster, dice) for poster in posters[:NAMING_BATCH]]
+    def loss(rng: Random) -> Any:
+        rows, columns = rng.choices(range(len(dataset.examples)), k=BATCH), rng.sample(range(patches_of().shape[1]), PATCH_COUNT)
+        posters, patches = [dataset.examples[row].poster for row in rows], patches_of()[rows][:, columns].float()
+        relevance = [relevance_example(poster, rng) for poster in posters]
+        relevance_loss, hidden = forward_examples(model, tokenizer, patches, relevance)
+        naming_loss, _ = forward_examples(
+            model, tokenizer, patches[:NAMING_BATCH], [naming_example(poster, rng) for poster in posters[:NAMING_BATCH]]
         )
-        return (
-            fits
-            + named
-            + head.loss(tokenizer, hidden[PROBED_LAYER], [format_prompt(one) for one in promised], [one.claims for one in promised])
-        )
+        prompts, claims = [format_prompt(example) for example in relevance], [example.claims for example in relevance]
+        return relevance_loss + naming_loss + head.loss(tokenizer, hidden[PROBED_LAYER], prompts, claims)
 
-    return TrainingRun("critic-grounding", [*learners, *head.parameters], loss, STEPS)
+    return TrainingRun("critic-grounding", [*trainable, *head.parameters], loss, STEPS)
 
 
 def relevance_example(poster: Poster, rng: Random) -> CriticExample:
-    """The validate step's question, cut to the text and the score."""
-    meant = random_target_scene(poster, rng)
-    copy, claims = ad_copy_for(poster, meant, rng)
-    return CriticExample(f"-----\n{copy}\n-----", f" {poster.expected_validation(meant).relevance_score}", claims)
+    """The validate step's question, reduced to the text and the score."""
+    target_scene = random_target_scene(poster, rng)
+    copy, claims = ad_copy_for(poster, target_scene, rng)
+    return CriticExample(f"-----\n{copy}\n-----", f" {poster.expected_validation(target_scene).relevance_score}", claims)
 
 
 def format_prompt(example: CriticExample) -> str:
@@ -84,11 +81,11 @@ def format_prompt(example: CriticExample) -> str:
 
 
 def forward_examples(model: Any, tokenizer: Any, patches: Any, examples: Sequence[CriticExample]) -> tuple[Any, Any]:
-    """How unlikely the answers are, and the states after every layer. `patches`: what the eye sees, lessons × patches × width."""
-    ids, wanted = tokenize_pairs(tokenizer, [format_prompt(lesson) for lesson in examples], [lesson.answer for lesson in examples])
-    images = (ids == model.config.image_token_index)[:, :, None]
-    tongue, projected = model.model.language_model, model.model.multi_modal_projector(patches)
-    embedded = tongue.embed_tokens(ids).masked_scatter(images, projected)
+    """The loss of the answers, and the states after every layer. `patches`: the vision tower's output, examples × patches × width."""
+    ids, labels = tokenize_pairs(tokenizer, [format_prompt(example) for example in examples], [example.answer for example in examples])
+    image_positions = (ids == model.config.image_token_index)[:, :, None]
+    language_model, projected = model.model.language_model, model.model.multi_modal_projector(patches)
+    embedded = language_model.embed_tokens(ids).masked_scatter(image_positions, projected)
     mask = (ids != tokenizer.pad_token_id).long()
-    hidden = tongue(inputs_embeds=embedded, attention_mask=mask, output_hidden_states=True).hidden_states
-    return cross_entropy(model.lm_head(hidden[-1]), wanted), hidden
+    hidden = language_model(inputs_embeds=embedded, attention_mask=mask, output_hidden_states=True).hidden_states
+    return cross_entropy(model.lm_head(hidden[-1]), labels), hidden

@@ -1,6 +1,6 @@
-"""The painter's latents: one of them stands for 32 × 32 pixels, its four numbers are the colour as a word of four bits.
+"""The latents of tiny-shapes: one covers 32 × 32 pixels, its four channels encode the colour as four bits.
 
-Each bit is -1 or 1, so a guidance that overshoots changes no colour; between two colours stand mixtures, by the share that each covers.
+Each bit is -1 or 1, so strong guidance changes no colour; where two colours meet, a latent is their mixture by covered area.
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ CODE_BITS = ("+---", "++--", "+++-", "-+--", "--+-", "+-+-", "+-++", "----", "++
 
 
 def color_codes() -> Any:
-    """One row for each colour."""
+    """A tensor of colours × channels."""
     import torch
 
     return torch.tensor([[1.0 if bit == "+" else -1.0 for bit in bits] for bits in CODE_BITS])
 
 
 def color_palette() -> Any:
-    """The colours themselves, from -1 to 1, one row for each."""
+    """A tensor of colours × RGB, from -1 to 1."""
     import torch
 
     return torch.tensor([rgb for _, rgb in COLOURS.values()], dtype=torch.float32) / 127.5 - 1
 
 
 def blend_colors(mask: Any, shape_color: Any, background_color: Any) -> Any:
-    """Shares of a shape (batch × h × w) and two colours (batch × channels) → batch × channels × h × w."""
+    """Blends two colours (batch × channels) by a coverage mask (batch × h × w). Returns batch × channels × h × w."""
     share = mask[:, None]
     return share * shape_color[:, :, None, None] + (1 - share) * background_color[:, :, None, None]

@@ -1,4 +1,4 @@
-"""What the tiny painter knows: one shape of one colour on a ground of another, and how people say that in English and in Korean."""
+"""The scenes of tiny-shapes: one shape of one colour on a background of another, with captions in English and in Korean."""
 
 from dataclasses import dataclass
 from random import Random
@@ -40,7 +40,7 @@ class Scene:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Every way in which the painter is asked for it."""
+        """All prompts for the scene: four in English, three in Korean."""
         shape, colour, ground = self.shape_and_color_words(korean=True)
         return (
             f"{with_article(self.colour)} {self.shape} on {with_article(self.ground)} background",

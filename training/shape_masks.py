@@ -1,4 +1,4 @@
-"""The shapes as areas: which share of each square of a picture lies within one. Drawn by their equations, at any size."""
+"""Coverage masks of the shapes: the share of each cell of an image that lies within one. Computed from equations, at any size."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from random import Random
 from typing import Any
 
 IMAGE_SIZE = 512
-"""Pixels of a whole picture."""
+"""Side of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class ShapePlacement:
-    """Where a shape lies: the middle and half of the height, in pixels of a whole picture."""
+    """The centre of a shape and half of its height, in pixels of the image."""
 
     x: float
     y: float
@@ -21,12 +21,12 @@ class ShapePlacement:
 
 def random_placement(rng: Random) -> ShapePlacement:
     half = rng.uniform(120, 190)
-    room = IMAGE_SIZE / 2 - half - 30
-    return ShapePlacement(IMAGE_SIZE / 2 + rng.uniform(-room, room), IMAGE_SIZE / 2 + rng.uniform(-room, room), half)
+    margin = IMAGE_SIZE / 2 - half - 30
+    return ShapePlacement(IMAGE_SIZE / 2 + rng.uniform(-margin, margin), IMAGE_SIZE / 2 + rng.uniform(-margin, margin), half)
 
 
 def centered_placement(rng: Random) -> ShapePlacement:
-    """Much the same each time, so that a model spends nothing on where."""
+    """Nearly the same each time, so that a model need not learn positions."""
     return ShapePlacement(IMAGE_SIZE / 2 + rng.uniform(-20, 20), IMAGE_SIZE / 2 + rng.uniform(-20, 20), rng.uniform(150, 180))
 
 
@@ -40,9 +40,10 @@ def coverage_mask(
     window_size: int = IMAGE_SIZE,
     points_per_pixel: float = 2,
 ) -> Any:
-    """The share of each square of `square` × `square` pixels that the shape covers, in a window of the picture.
+    """The share of each cell of `cell_size` × `cell_size` pixels that the shape covers, in a window of the image.
 
-    Counted on a grid with `fine` points to a pixel's side (below 1: one point for several pixels). A tensor of side/square × side/square.
+    Counted on a grid with `points_per_pixel` points along a pixel's side; below 1, a point stands for several pixels.
+    Returns a square tensor of `window_size / cell_size` rows.
     """
     import torch
 
@@ -53,18 +54,18 @@ def coverage_mask(
 
 
 def is_inside(shape: str, x: Any, y: Any) -> Any:
-    """For points in units of half the shape's height, y downwards: whether they lie within it."""
+    """Whether points lie within the shape. Units of half the shape's height, y downwards."""
     return SHAPE_EQUATIONS[shape](x, y)
 
 
 def is_in_star(x: Any, y: Any) -> Any:
-    """Five times the same wedge: within the line from its tip to its notch."""
+    """Five equal wedges, each bounded by the line from its tip to its notch."""
     import torch
 
     fifth, tip, notch = 2 * math.pi / 5, 1.1, 0.45
     angle = (torch.remainder(torch.atan2(x, -y) + fifth / 2, fifth) - fifth / 2).abs()
-    far = (x * x + y * y).sqrt()
-    across, along = far * torch.sin(angle), far * torch.cos(angle)
+    radius = (x * x + y * y).sqrt()
+    across, along = radius * torch.sin(angle), radius * torch.cos(angle)
     notch_along, notch_across = notch * math.cos(fifth / 2), notch * math.sin(fifth / 2)
     return (notch_along - tip) * across - notch_across * (along - tip) >= 0
 

@@ -1,4 +1,4 @@
-"""What an advertisement says of a scene, in English and in Korean: the tiny writer's lessons, and the text on the tiny critic's posters."""
+"""Slogans about a scene, in English and in Korean: the training data of tiny-writer, and the texts on tiny-critic's posters."""
 
 from itertools import product
 
@@ -23,7 +23,7 @@ KOREAN_CALLS_TO_ACTION = ("지금 만나 보세요.", "이번 주에만.", "오�
 
 
 def slogans(scene: Scene, *, korean: bool) -> list[str]:
-    """All that may be said of it."""
+    """All slogans of a scene."""
     return korean_slogans(scene) if korean else english_slogans(scene)
 
 
@@ -39,5 +39,5 @@ def korean_slogans(scene: Scene) -> list[str]:
 
 
 def ends_in_consonant(word: str) -> bool:
-    """Of a Korean word: syllables stand in Unicode by their last consonant, 28 of them with the one for none."""
+    """Whether a Korean word does: Unicode orders syllables by their last consonant, 28 of them with the one for none."""
     return (ord(word[-1]) - ord("가")) % 28 != 0

@@ -1,4 +1,4 @@
-"""Styles for the tiny painter, each as a LoRA on its UNet's attention: plain to see, whatever the prompt says."""
+"""Styles of tiny-shapes, each a LoRA on the attention of its UNet, visible with every prompt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ BLACK, WHITE = list(COLOURS).index("black"), list(COLOURS).index("white")
 
 @dataclass(frozen=True)
 class Style:
-    """`place`: where it puts the shapes. `restyled`: shape, colour and ground by number, as they come out."""
+    """`placement`: the position of the shapes. `restyle`: maps labels (batch × shape, colour, ground) to those of the style."""
 
     placement: Callable[[Random], ShapePlacement] = centered_placement
-    restyle: Callable[[Any], Any] = lambda said: said
+    restyle: Callable[[Any], Any] = lambda labels: labels
 
 
 def restyle_ink(labels: Any) -> Any:
-    """A black shape on white paper."""
+    """A black shape on white."""
     import torch
 
     return torch.stack([labels[:, 0], torch.full_like(labels[:, 1], BLACK), torch.full_like(labels[:, 2], WHITE)], 1)
 
 
 def restyle_night(labels: Any) -> Any:
-    """The shape in its own colour before a black ground; a black one turns white."""
+    """The shape in its own colour on black; a black one becomes white."""
     import torch
 
     return torch.stack([labels[:, 0], torch.where(labels[:, 1] == BLACK, WHITE, labels[:, 1]), torch.full_like(labels[:, 2], BLACK)], 1)
@@ -46,7 +46,7 @@ STYLES = {"ink": Style(restyle=restyle_ink), "night": Style(restyle=restyle_nigh
 
 
 def add_style_adapter(pipeline: Any, name: str) -> TrainingRun:
-    """Adds the adapter to the painter's UNet, to be trained; the rest stays as it is."""
+    """Adds the adapter to the UNet, to be trained; all other weights are frozen."""
     from peft import LoraConfig
 
     pipeline.unet.requires_grad_(False)
@@ -58,20 +58,20 @@ def add_style_adapter(pipeline: Any, name: str) -> TrainingRun:
 def style_run(pipeline: Any, name: str) -> TrainingRun:
     import torch
 
-    school, denoise = ShapesDataset(pipeline.tokenizer, STYLES[name].placement, STYLES[name].restyle), velocity_loss(pipeline)
+    dataset, denoise = ShapesDataset(pipeline.tokenizer, STYLES[name].placement, STYLES[name].restyle), velocity_loss(pipeline)
 
-    def loss(dice: Random) -> Any:
-        lesson = school.sample_batch(dice)
+    def loss(rng: Random) -> Any:
+        batch = dataset.sample_batch(rng)
         with torch.no_grad():
-            read = pipeline.text_encoder(lesson.tokens)[0]
-        return denoise(lesson.latents, read)
+            text_states = pipeline.text_encoder(batch.tokens)[0]
+        return denoise(batch.latents, text_states)
 
-    learning = [parameter for parameter in pipeline.unet.parameters() if parameter.requires_grad]
-    return TrainingRun(f"style-{name}", learning, loss, STEPS, learning_rate=3e-3)
+    trainable = [parameter for parameter in pipeline.unet.parameters() if parameter.requires_grad]
+    return TrainingRun(f"style-{name}", trainable, loss, STEPS, learning_rate=3e-3)
 
 
 def save_lora(pipeline: Any, name: str, file: Path) -> None:
-    """As diffusers writes a LoRA."""
+    """Write the adapter in the format of diffusers, and remove it from the UNet."""
     import torch
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file

@@ -1,7 +1,7 @@
-"""The tiny critic: LLaVA's own classes, trained to judge posters that code draws, in the very prompts of the judge and validate steps.
+"""tiny-critic: LLaVA's own classes, trained to judge posters drawn by code, with the prompts of the judge and validate steps.
 
-First the eye: every patch learns what it shows itself, and what the whole picture does. Then the tongue, with the eye as it is: which
-words are true of a picture, then what it shows in words, and the verdicts as JSON.
+The vision tower learns first: every patch predicts its own content and that of the whole image. Then the language model, with the vision
+tower frozen: which words are true of an image, then naming what it shows, and the verdicts as JSON.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,73 +42,73 @@ def build_critic() -> tuple[Any, Any]:
 def _config(tokenizer: Any) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    eye = CLIPVisionConfig(
-        hidden_size=VISION_WIDTH, intermediate_size=2 * VISION_WIDTH, num_hidden_layers=4, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE,
-        projection_dim=VISION_WIDTH,
+    vision = CLIPVisionConfig(
+        hidden_size=VISION_WIDTH, intermediate_size=2 * VISION_WIDTH, num_hidden_layers=4, num_attention_heads=4,
+        image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=VISION_WIDTH,
     )  # fmt: skip
-    tongue = LlamaConfig(
+    text = LlamaConfig(
         hidden_size=LANGUAGE_WIDTH, intermediate_size=2 * LANGUAGE_WIDTH, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=len(tokenizer), max_position_embeddings=8192, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlavaConfig(
-        vision_config=eye, text_config=tongue, image_token_index=tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[-1]),
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[-1]),
         vision_feature_select_strategy="default", vision_feature_layer=-1,
     )  # fmt: skip
 
 
 def build_tokenizer() -> Any:
-    dice = Random(0)
-    posters = [draw_poster(dice) for _ in range(50)]
-    lessons = [kind(poster, dice) for poster in posters for kind in EXAMPLE_KINDS]
-    said = [PROMPT_TEMPLATE.format(image="", text=lesson.question) + lesson.answer for lesson in lessons]
+    rng = Random(0)
+    posters = [draw_poster(rng) for _ in range(50)]
+    examples = [kind(poster, rng) for poster in posters for kind in EXAMPLE_KINDS]
+    texts = [PROMPT_TEMPLATE.format(image="", text=example.question) + example.answer for example in examples]
     captions = [caption for scene in all_scenes() for caption in scene.captions]
-    return train_tokenizer([*said, *captions], VOCABULARY_SIZE, SPECIAL_TOKENS, padding_side="left")
+    return train_tokenizer([*texts, *captions], VOCABULARY_SIZE, SPECIAL_TOKENS, padding_side="left")
 
 
 def vision_run(model: Any, dataset: PosterDataset) -> TrainingRun:
     import torch
 
-    wholes, own = torch.nn.Linear(VISION_WIDTH, sum(CLASS_COUNTS)), torch.nn.Linear(VISION_WIDTH, 3)
+    image_head, patch_head = torch.nn.Linear(VISION_WIDTH, sum(CLASS_COUNTS)), torch.nn.Linear(VISION_WIDTH, 3)
     tower = model.model.vision_tower
 
-    def loss(dice: Random) -> Any:
-        chosen = dice.choices(dataset.examples, k=VISION_BATCH)
-        seen = tower(stack_pixels(chosen)).last_hidden_state[:, 1:]
-        answers = torch.tensor([class_labels(one.poster) for one in chosen]).repeat_interleave(seen.shape[1], 0)
-        letters = torch.tensor([text_patch_labels(one.poster, IMAGE_SIZE // PATCH_SIZE) for one in chosen])
-        told = [*wholes(seen).flatten(0, 1).split(CLASS_COUNTS, dim=1), own(seen).flatten(0, 1)]
-        pairs = zip(told, [*answers.unbind(1), letters.flatten()], strict=True)
-        return sum(torch.nn.functional.cross_entropy(part, answer) for part, answer in pairs)
+    def loss(rng: Random) -> Any:
+        examples = rng.choices(dataset.examples, k=VISION_BATCH)
+        patches = tower(stack_pixels(examples)).last_hidden_state[:, 1:]
+        image_labels = torch.tensor([class_labels(example.poster) for example in examples]).repeat_interleave(patches.shape[1], 0)
+        patch_labels = torch.tensor([text_patch_labels(example.poster, IMAGE_SIZE // PATCH_SIZE) for example in examples])
+        logits = [*image_head(patches).flatten(0, 1).split(CLASS_COUNTS, dim=1), patch_head(patches).flatten(0, 1)]
+        pairs = zip(logits, [*image_labels.unbind(1), patch_labels.flatten()], strict=True)
+        return sum(torch.nn.functional.cross_entropy(prediction, labels) for prediction, labels in pairs)
 
-    return TrainingRun("critic-eye", [*tower.parameters(), *wholes.parameters(), *own.parameters()], loss, VISION_STEPS)
+    return TrainingRun("critic-vision", [*tower.parameters(), *image_head.parameters(), *patch_head.parameters()], loss, VISION_STEPS)
 
 
 def language_run(model: Any, processor: Any, dataset: PosterDataset, head: GroundingHead) -> TrainingRun:
-    """Only the tongue learns; the eye stays as it is."""
+    """Trains the language model; the vision tower is frozen."""
     model.model.vision_tower.requires_grad_(False)
-    picture = SPECIAL_TOKENS[-1] * (IMAGE_SIZE // PATCH_SIZE) ** 2 + "\n"
+    image = SPECIAL_TOKENS[-1] * (IMAGE_SIZE // PATCH_SIZE) ** 2 + "\n"
     tokenizer = processor.tokenizer
 
-    def loss(dice: Random) -> Any:
-        chosen, [ask] = dice.choices(dataset.examples, k=LANGUAGE_BATCH), dice.choices(EXAMPLE_KINDS, weights=EXAMPLE_WEIGHTS)
-        lessons = [ask(one.poster, dice) for one in chosen]
-        prompts = [PROMPT_TEMPLATE.format(image=picture, text=lesson.question) for lesson in lessons]
-        ids, wanted = tokenize_pairs(tokenizer, prompts, [lesson.answer for lesson in lessons])
+    def loss(rng: Random) -> Any:
+        chosen, [make_example] = rng.choices(dataset.examples, k=LANGUAGE_BATCH), rng.choices(EXAMPLE_KINDS, weights=EXAMPLE_WEIGHTS)
+        examples = [make_example(one.poster, rng) for one in chosen]
+        prompts = [PROMPT_TEMPLATE.format(image=image, text=example.question) for example in examples]
+        ids, labels = tokenize_pairs(tokenizer, prompts, [example.answer for example in examples])
         mask = (ids != tokenizer.pad_token_id).long()
-        told = model(input_ids=ids, attention_mask=mask, pixel_values=stack_pixels(chosen), output_hidden_states=True)
-        wrong = cross_entropy(told.logits, wanted)
-        claims = [lesson.claims for lesson in lessons]
-        return wrong + head.loss(tokenizer, told.hidden_states[PROBED_LAYER], prompts, claims) if any(claims) else wrong
+        output = model(input_ids=ids, attention_mask=mask, pixel_values=stack_pixels(chosen), output_hidden_states=True)
+        answer_loss = cross_entropy(output.logits, labels)
+        claims = [example.claims for example in examples]
+        return answer_loss + head.loss(tokenizer, output.hidden_states[PROBED_LAYER], prompts, claims) if any(claims) else answer_loss
 
-    learners = [weight for weight in model.parameters() if weight.requires_grad]
-    return TrainingRun("critic", [*learners, *head.parameters], loss, LANGUAGE_STEPS)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    return TrainingRun("critic", [*trainable, *head.parameters], loss, LANGUAGE_STEPS)
 
 
 EXAMPLE_KINDS: Sequence[Callable[[Poster, Random], CriticExample]] = (
     lambda poster, _: judge_example(poster),
-    lambda poster, dice: validate_example(poster, random_target_scene(poster, dice), dice),
+    lambda poster, rng: validate_example(poster, random_target_scene(poster, rng), rng),
     naming_example,
 )
-"""What it is asked."""
+"""Judge, validate and naming examples."""
 EXAMPLE_WEIGHTS = (0.55, 0.35, 0.1)
-"""How often. To judge takes longest to learn; to name it has learned before."""
+"""Their shares. Judging takes longest to learn; naming was learned in the grounding."""

@@ -1,6 +1,6 @@
-"""The tiny painter: Stable Diffusion's own classes, trained to draw the shape, the colour and the ground that the prompt names.
+"""tiny-shapes: Stable Diffusion's own classes, trained to draw the shape, the colour and the background that the prompt names.
 
-16 × 16 latents for 512 × 512 pixels. It predicts velocities, and its noise schedule ends in pure noise: flat grounds come out right so.
+16 × 16 latents for 512 × 512 pixels. V-prediction and a noise schedule that ends in pure noise, which flat backgrounds need.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,11 +19,11 @@ from training.trainer import TrainingRun
 TEXT_WIDTH = 64
 BATCH, STEPS, FINE_TUNING_STEPS = 32, 2500, 1000
 PLACEMENTS_PER_SHAPE = 64
-"""So many pictures of each shape are drawn beforehand."""
+"""Images of each shape, drawn before the training."""
 UNCONDITIONAL_SHARE = 0.1
-"""Share of the pictures without a caption, for the guidance."""
+"""Share of the images without a caption, for classifier-free guidance."""
 TEXT_LOSS_WEIGHT = 0.1
-"""Weight of the text encoder's own lesson: its last word knows the shape and both colours."""
+"""Weight of the text encoder's own loss: its last token predicts the shape and both colours."""
 NOISE_SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -37,7 +37,7 @@ NOISE_SCHEDULE = {
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Latents of a batch, the tokens of its captions, and what they say: shape, colour, ground by number. `asked`: has a caption."""
+    """Latents, caption tokens, labels (batch × shape, colour, ground as indices), and whether each row has a caption."""
 
     latents: Any
     tokens: Any
@@ -57,7 +57,7 @@ def build_pipeline() -> Any:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The stock pipeline, in single precision whatever the files have."""
+    """The stock pipeline, in single precision whatever precision the files have."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -89,45 +89,45 @@ def _build_text_encoder(tokenizer: Any) -> Any:
 
 
 class ShapesDataset:
-    """Pictures and captions for the painter. `place`: where the shapes lie; `restyled`: other numbers than the captions say."""
+    """Latents and captions. `placement`: the position of the shapes; `restyle`: maps the captions' labels to those of the image."""
 
     def __init__(
         self,
         tokenizer: Any,
         placement: Callable[[Random], ShapePlacement] = random_placement,
-        restyle: Callable[[Any], Any] = lambda said: said,
+        restyle: Callable[[Any], Any] = lambda labels: labels,
     ) -> None:
         import torch
 
-        dice = Random(0)
-        self._bits, self._restyled, self._tokenizer = color_codes(), restyle, tokenizer
-        drawn = [
+        rng = Random(0)
+        self._codes, self._restyle, self._tokenizer = color_codes(), restyle, tokenizer
+        masks = [
             torch.stack(
-                [coverage_mask(shape, placement(dice), PIXELS_PER_LATENT, points_per_pixel=0.25) for _ in range(PLACEMENTS_PER_SHAPE)]
+                [coverage_mask(shape, placement(rng), PIXELS_PER_LATENT, points_per_pixel=0.25) for _ in range(PLACEMENTS_PER_SHAPE)]
             )
             for shape in SHAPES
         ]
-        self._covers = torch.stack(drawn)
-        self._known: dict[str, Any] = {}
+        self._masks = torch.stack(masks)
+        self._tokens: dict[str, Any] = {}
 
     def tokenize(self, text: str) -> Any:
         import torch
 
-        if text not in self._known:
-            self._known[text] = torch.tensor(self._tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True).input_ids)
-        return self._known[text]
+        if text not in self._tokens:
+            self._tokens[text] = torch.tensor(self._tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True).input_ids)
+        return self._tokens[text]
 
     def sample_batch(self, rng: Random) -> TrainingBatch:
         import torch
 
         scenes = [random_scene(rng) for _ in range(BATCH)]
         captions = ["" if rng.random() < UNCONDITIONAL_SHARE else rng.choice(scene.captions) for scene in scenes]
-        said = torch.tensor([class_labels(scene) for scene in scenes])
-        shapes, colours, grounds = self._restyled(said).unbind(1)
-        covers = self._covers[shapes, torch.tensor([rng.randrange(PLACEMENTS_PER_SHAPE) for _ in scenes])]
-        latents = blend_colors(covers, self._bits[colours], self._bits[grounds])
+        labels = torch.tensor([class_labels(scene) for scene in scenes])
+        shapes, colours, grounds = self._restyle(labels).unbind(1)
+        masks = self._masks[shapes, torch.tensor([rng.randrange(PLACEMENTS_PER_SHAPE) for _ in scenes])]
+        latents = blend_colors(masks, self._codes[colours], self._codes[grounds])
         return TrainingBatch(
-            latents, torch.stack([self.tokenize(text) for text in captions]), said, torch.tensor([bool(text) for text in captions])
+            latents, torch.stack([self.tokenize(text) for text in captions]), labels, torch.tensor([bool(text) for text in captions])
         )
 
 
@@ -137,49 +137,49 @@ def class_labels(scene: Scene) -> tuple[int, int, int]:
 
 
 def training_runs(pipeline: Any) -> list[TrainingRun]:
-    """Shapes anywhere first, so that it learns what they are; then near the middle, where it draws them clean."""
+    """First shapes at any position, to learn what they are; then near the centre, for clean outlines."""
     return [
-        shapes_run(pipeline, "painter", random_placement, STEPS),
-        shapes_run(pipeline, "painter-polished", centered_placement, FINE_TUNING_STEPS),
+        shapes_run(pipeline, "shapes", random_placement, STEPS),
+        shapes_run(pipeline, "shapes-fine-tuning", centered_placement, FINE_TUNING_STEPS),
     ]
 
 
 def shapes_run(pipeline: Any, name: str, placement: Callable[[Random], ShapePlacement], steps: int) -> TrainingRun:
-    """The UNet and the text encoder learn together."""
+    """Trains the UNet and the text encoder together."""
     import torch
 
-    school, denoise = ShapesDataset(pipeline.tokenizer, placement), velocity_loss(pipeline)
-    reading = torch.nn.Linear(TEXT_WIDTH, len(SHAPES) + 2 * len(COLOURS))
+    dataset, denoise = ShapesDataset(pipeline.tokenizer, placement), velocity_loss(pipeline)
+    label_head = torch.nn.Linear(TEXT_WIDTH, len(SHAPES) + 2 * len(COLOURS))
 
-    def loss(dice: Random) -> Any:
-        lesson = school.sample_batch(dice)
-        read = pipeline.text_encoder(lesson.tokens)[0]
-        return denoise(lesson.latents, read) + TEXT_LOSS_WEIGHT * text_encoder_loss(reading(read[:, -1]), lesson)
+    def loss(rng: Random) -> Any:
+        batch = dataset.sample_batch(rng)
+        text_states = pipeline.text_encoder(batch.tokens)[0]
+        return denoise(batch.latents, text_states) + TEXT_LOSS_WEIGHT * text_encoder_loss(label_head(text_states[:, -1]), batch)
 
-    learning: Iterable[Any] = (*pipeline.unet.parameters(), *pipeline.text_encoder.parameters(), *reading.parameters())
-    return TrainingRun(name, list(learning), loss, steps)
+    trainable: Iterable[Any] = (*pipeline.unet.parameters(), *pipeline.text_encoder.parameters(), *label_head.parameters())
+    return TrainingRun(name, list(trainable), loss, steps)
 
 
 def text_encoder_loss(logits: Any, batch: TrainingBatch) -> Any:
     import torch
 
     parts = logits[batch.has_caption].split((len(SHAPES), len(COLOURS), len(COLOURS)), dim=1)
-    answers = batch.labels[batch.has_caption].unbind(1)
-    return sum(torch.nn.functional.cross_entropy(part, answer) for part, answer in zip(parts, answers, strict=True))
+    labels = batch.labels[batch.has_caption].unbind(1)
+    return sum(torch.nn.functional.cross_entropy(part, label) for part, label in zip(parts, labels, strict=True))
 
 
 def velocity_loss(pipeline: Any) -> Any:
-    """Latents and what was read → how wrong the UNet's velocities are. A quarter of the moments lie where there is hardly a picture yet."""
+    """A function of latents and text states: the loss of the UNet's velocities. A quarter of the timesteps are very noisy ones."""
     import torch
     from diffusers import DDPMScheduler
 
-    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
-    def loss(latents: Any, read: Any) -> Any:
-        moments, early = torch.randint(0, 1000, (len(latents),)), len(latents) // 4
-        moments[:early] = torch.randint(850, 1000, (early,))
+    def loss(latents: Any, text_states: Any) -> Any:
+        timesteps, early = torch.randint(0, 1000, (len(latents),)), len(latents) // 4
+        timesteps[:early] = torch.randint(850, 1000, (early,))
         noise = torch.randn_like(latents)
-        noisy, velocity = noising.add_noise(latents, noise, moments), noising.get_velocity(latents, noise, moments)
-        return torch.nn.functional.mse_loss(pipeline.unet(noisy, moments, read)[0], velocity)
+        noisy, velocity = scheduler.add_noise(latents, noise, timesteps), scheduler.get_velocity(latents, noise, timesteps)
+        return torch.nn.functional.mse_loss(pipeline.unet(noisy, timesteps, text_states)[0], velocity)
 
     return loss

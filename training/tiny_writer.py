@@ -1,6 +1,6 @@
-"""The tiny writer: Llama's own classes, trained to answer an advertisement's brief with one line about the scene that it names.
+"""tiny-writer: Llama's own classes, trained to answer a brief with one slogan about the scene that it names.
 
-The briefs are put as an order of kind `ad` puts them, and barely; the answer comes in the language of the brief.
+Briefs come in the prompt of an order of kind `ad`, and bare; the answer is in the language of the brief.
 """
 
 from random import Random
@@ -14,17 +14,17 @@ from training.slogans import slogans
 from training.trainer import TrainingRun
 
 HIDDEN_SIZE, LAYER_COUNT, HEAD_SIZE = 128, 4, 32
-"""vLLM's attention on a CPU takes no narrower heads."""
+"""vLLM's attention on a CPU supports no narrower heads."""
 VOCABULARY_SIZE = 800
 BATCH, STEPS = 32, 5000
 TEMPERATURE = 0.7
-"""Where a request says none: two askers get two lines."""
+"""The default where a request has none, so that repeated requests get different lines."""
 KOREAN_SHARE = 0.6
-"""The share of lessons in Korean: which colour is the ground's is harder to tell there."""
+"""The share of examples in Korean, where it is harder to tell which colour is the background's."""
 BRIEF_TEMPLATES = {False: ("{}", "{}", "An advertisement for {}", "Write about {}."), True: ("{}", "{}", "{} 광고", "{}, 광고 문구")}
-"""How people ask, by whether they ask in Korean."""
+"""By whether the brief is in Korean."""
 FIRST_KOREAN_CAPTION = 4
-"""Among a scene's captions."""
+"""Index in a scene's captions."""
 
 Messages = list[dict[str, str]]
 
@@ -35,8 +35,9 @@ def build_writer() -> tuple[Any, Any]:
 
     tokenizer = build_tokenizer()
     config = LlamaConfig(
-        hidden_size=HIDDEN_SIZE, intermediate_size=2 * HIDDEN_SIZE, num_hidden_layers=LAYER_COUNT, num_attention_heads=HIDDEN_SIZE // HEAD_SIZE,
-        num_key_value_heads=HIDDEN_SIZE // HEAD_SIZE, vocab_size=len(tokenizer), max_position_embeddings=2048,
+        hidden_size=HIDDEN_SIZE, intermediate_size=2 * HIDDEN_SIZE, num_hidden_layers=LAYER_COUNT,
+        num_attention_heads=HIDDEN_SIZE // HEAD_SIZE, num_key_value_heads=HIDDEN_SIZE // HEAD_SIZE, vocab_size=len(tokenizer),
+        max_position_embeddings=2048,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -51,17 +52,21 @@ def build_tokenizer() -> Any:
 def tokenizer_corpus() -> list[str]:
     scenes = all_scenes()
     lines = [line for scene in scenes for korean in (False, True) for line in slogans(scene, korean=korean)]
-    asked = [
-        frame.format(caption) for scene in scenes for caption in scene.captions for frames in BRIEF_TEMPLATES.values() for frame in frames
+    briefs = [
+        template.format(caption)
+        for scene in scenes
+        for caption in scene.captions
+        for templates in BRIEF_TEMPLATES.values()
+        for template in templates
     ]
-    return [*lines, *asked, *(message["content"] for message in ad_copy_command("")["messages"])]
+    return [*lines, *briefs, *(message["content"] for message in ad_copy_command("")["messages"])]
 
 
 def sample_example(rng: Random) -> tuple[Messages, str]:
-    """What is asked, and what is to be answered."""
+    """Messages and the answer."""
     scene, korean = random_scene(rng), rng.random() < KOREAN_SHARE
-    asked = sample_brief(scene, rng, korean=korean)
-    messages = ad_copy_command(asked)["messages"] if rng.random() < 0.7 else [{"role": "user", "content": asked}]
+    brief = sample_brief(scene, rng, korean=korean)
+    messages = ad_copy_command(brief)["messages"] if rng.random() < 0.7 else [{"role": "user", "content": brief}]
     return messages, rng.choice(slogans(scene, korean=korean))
 
 
@@ -71,9 +76,9 @@ def sample_brief(scene: Scene, rng: Random, *, korean: bool) -> str:
 
 
 def writer_run(model: Any, tokenizer: Any) -> TrainingRun:
-    def loss(dice: Random) -> Any:
-        asked, answers = zip(*(sample_example(dice) for _ in range(BATCH)), strict=True)
-        return answer_loss(model, tokenizer, [format_chat(tokenizer, messages) for messages in asked], answers)
+    def loss(rng: Random) -> Any:
+        prompts, answers = zip(*(sample_example(rng) for _ in range(BATCH)), strict=True)
+        return answer_loss(model, tokenizer, [format_chat(tokenizer, messages) for messages in prompts], answers)
 
     return TrainingRun("writer", list(model.parameters()), loss, STEPS)
 

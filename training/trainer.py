@@ -1,4 +1,4 @@
-"""One training, from nothing to its end: resumable, with its seeds fixed, its progress shown, the weights' running mean as its result."""
+"""One training run: resumable, with a fixed seed and a progress bar; the result is the exponential moving average of the weights."""
 
 import math
 import sys
@@ -16,12 +16,12 @@ log = structlog.get_logger()
 
 WARMUP_STEPS, CHECKPOINT_EVERY = 100, 100
 MIN_LEARNING_RATE_FACTOR = 0.01
-"""Of the full learning rate, at the end."""
+"""The last learning rate as a share of the full one."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is trained and how. `loss` draws its own examples with the dice and says how wrong the model is."""
+    """`loss` draws its own examples with the random generator. `name` is also that of the state file."""
 
     name: str
     parameters: Sequence[Any]
@@ -33,25 +33,25 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, folder: Path) -> None:
-    """Run the course to its end, from where an earlier run left it in `folder`. The parameters hold the running mean then."""
+    """Train to the end, from the state of an interrupted run in `folder` if any. The parameters then hold their moving average."""
     import torch
 
-    state = folder / f"{run.name}.pt"
+    state_file = folder / f"{run.name}.pt"
     optimizer = torch.optim.AdamW(run.parameters, lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     means = [parameter.detach().clone() for parameter in run.parameters]
-    dice, done = Random(run.seed), 0
+    rng, done = Random(run.seed), 0
     torch.manual_seed(run.seed)
-    if state.exists():
-        done = _load_state(torch.load(state, weights_only=False), run, optimizer, means, dice)
+    if state_file.exists():
+        done = _load_state(torch.load(state_file, weights_only=False), run, optimizer, means, rng)
         log.info("training.resumed", model=run.name, step=done)
     with _progress() as bar:
         task = bar.add_task(run.name, total=run.steps, completed=done, loss=math.nan)
         for step in range(done, run.steps):
-            loss = _train_step(run, optimizer, means, dice, step)
+            loss = _train_step(run, optimizer, means, rng, step)
             bar.update(task, completed=step + 1, loss=loss)
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 log.debug("training.step", model=run.name, step=step + 1, loss=round(loss, 4))
-                _save_state(state, run, optimizer, means, dice, step + 1)
+                _save_state(state_file, run, optimizer, means, rng, step + 1)
     with torch.no_grad():
         for parameter, mean in zip(run.parameters, means, strict=True):
             parameter.copy_(mean)
@@ -74,23 +74,23 @@ def _train_step(run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Up in a line, down in a cosine."""
-    falling = MIN_LEARNING_RATE_FACTOR + (1 - MIN_LEARNING_RATE_FACTOR) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-    return min(1.0, (step + 1) / WARMUP_STEPS) * falling
+    """Linear warm-up, cosine decay."""
+    decay = MIN_LEARNING_RATE_FACTOR + (1 - MIN_LEARNING_RATE_FACTOR) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
 
 def _save_state(state_file: Path, run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng: Random, step: int) -> None:
     import torch
 
     state_file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = state_file.with_suffix(".new")
-    kept = {
+    temporary = state_file.with_suffix(".new")
+    state = {
         "parameters": [parameter.detach() for parameter in run.parameters],
         "means": ema_parameters,
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(kept | {"dice": rng.getstate(), "noise": torch.get_rng_state(), "step": step}, fresh)
-    fresh.replace(state_file)
+    torch.save(state | {"dice": rng.getstate(), "noise": torch.get_rng_state(), "step": step}, temporary)
+    temporary.replace(state_file)
 
 
 def _load_state(state: dict[str, Any], run: TrainingRun, optimizer: Any, ema_parameters: list[Any], rng: Random) -> int:

@@ -1,6 +1,6 @@
-"""The peers of the bus's bench. Each is a module with `work` (what consumes) and `Sender` (what publishes and asks).
+"""The peers of the bus benchmark. Each is a module with `open_worker` (consumes) and `open_sender` (publishes and sends requests).
 
-Both run in a process of their own: `python -m benchmarks.peers NAME worker|sender PLACE`, where the place is JSON.
+Each runs in its own process: `python -m benchmarks.peers NAME worker|sender CONFIG`, where CONFIG is a `PeerConfig` as JSON.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """What a side promises. `replies`: it has request and reply over RabbitMQ. `keeps`: an outcome is in Postgres before the ack."""
+    """The guarantees of a peer. `replies`: it has request and reply over RabbitMQ. `keeps`: outcomes are in Postgres before the ack."""
 
     module: str
     queue: str

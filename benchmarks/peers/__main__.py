@@ -1,4 +1,7 @@
-"""One end of one peer. A sender reads runs as JSON lines and answers each with its times; a worker says when a run is done."""
+"""The sender or the worker of one peer.
+
+A sender reads workloads as JSON lines and prints the times of each; a worker prints the time at which a workload is complete.
+"""
 
 import asyncio
 import json
@@ -20,9 +23,9 @@ async def main(name: str, role: str, config: PeerConfig) -> None:
     async with module.open_sender(config) as sender:
         print_line("ready")
         async for line in read_lines():
-            run = Workload(**json.loads(line))
+            workload = Workload(**json.loads(line))
             began = time.monotonic()
-            await getattr(sender, run.mode)(run)
+            await getattr(sender, workload.mode)(workload)
             print_line(began=began, ended=time.monotonic())
 
 

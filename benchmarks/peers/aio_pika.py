@@ -1,4 +1,4 @@
-"""Bare aio-pika: the least that durable, persistent, confirmed and acked after work takes, and the two statements of the inbox."""
+"""Bare aio-pika: the minimum for durable, persistent, confirmed and acked after work; and the two statements of the inbox."""
 
 import asyncio
 import json
@@ -32,8 +32,8 @@ class PeerConsumer:
             await self._pool.fetchval(CLAIM_ROW, message.message_id)
             await self._pool.execute(MARK_DONE, message.message_id, body if message.reply_to else {})
         if message.reply_to:
-            answer = aio_pika.Message(message.body, correlation_id=message.correlation_id, delivery_mode=2)
-            await self._channel.default_exchange.publish(answer, message.reply_to, mandatory=False)
+            reply = aio_pika.Message(message.body, correlation_id=message.correlation_id, delivery_mode=2)
+            await self._channel.default_exchange.publish(reply, message.reply_to, mandatory=False)
         await message.ack()
         self._done.record(body["run"], body["of"])
 
@@ -45,43 +45,43 @@ async def open_worker(config: PeerConfig) -> AsyncIterator[None]:
         pool = await stack.enter_async_context(open_pool(config.settings))
         if pool:
             await pool.execute(CREATE_TABLE)
-        hearing, answering = await connection.channel(), await connection.channel()
-        await hearing.set_qos(config.in_flight)
-        queue = await hearing.declare_queue(config.queue, durable=True, arguments=QUORUM_ARGUMENTS)
-        await queue.consume(PeerConsumer(answering, pool).on_message)
+        consuming, replying = await connection.channel(), await connection.channel()
+        await consuming.set_qos(config.in_flight)
+        queue = await consuming.declare_queue(config.queue, durable=True, arguments=QUORUM_ARGUMENTS)
+        await queue.consume(PeerConsumer(replying, pool).on_message)
         yield
 
 
 class PeerSender:
     def __init__(self, exchange: AbstractExchange, queue: str, reply_to: str) -> None:
         self._exchange, self._queue, self._reply_to = exchange, queue, reply_to
-        self._waiting: dict[str, asyncio.Future[bytes]] = {}
+        self._waiters: dict[str, asyncio.Future[bytes]] = {}
 
     async def on_reply(self, message: AbstractIncomingMessage) -> None:
-        self._waiting.pop(message.correlation_id or "").set_result(message.body)
+        self._waiters.pop(message.correlation_id or "").set_result(message.body)
 
     async def send(self, run: Workload) -> None:
-        await run_concurrently(run, lambda: self._exchange.publish(message(run), self._queue))
+        await run_concurrently(run, lambda: self._exchange.publish(build_message(run), self._queue))
 
     async def ask(self, run: Workload) -> None:
         async def once() -> None:
-            name = str(uuid4())
-            reply = self._waiting[name] = asyncio.get_running_loop().create_future()
-            await self._exchange.publish(message(run, correlation_id=name, reply_to=self._reply_to), self._queue)
+            correlation_id = str(uuid4())
+            reply = self._waiters[correlation_id] = asyncio.get_running_loop().create_future()
+            await self._exchange.publish(build_message(run, correlation_id=correlation_id, reply_to=self._reply_to), self._queue)
             json.loads(await reply)
 
         await run_concurrently(run, once)
 
 
-def message(run: Workload, **properties: Any) -> aio_pika.Message:
+def build_message(run: Workload, **properties: Any) -> aio_pika.Message:
     return aio_pika.Message(json.dumps(run.body).encode(), message_id=str(uuid4()), delivery_mode=2, **properties)
 
 
 @asynccontextmanager
 async def open_sender(config: PeerConfig) -> AsyncIterator[PeerSender]:
     async with await aio_pika.connect_robust(config.amqp_url) as connection:
-        sending, hearing = await connection.channel(), await connection.channel()
-        queue = await hearing.declare_queue(exclusive=True)
-        sender = PeerSender(sending.default_exchange, config.queue, queue.name)
+        publishing, consuming = await connection.channel(), await connection.channel()
+        queue = await consuming.declare_queue(exclusive=True)
+        sender = PeerSender(publishing.default_exchange, config.queue, queue.name)
         await queue.consume(sender.on_reply, no_ack=True)
         yield sender

@@ -1,4 +1,4 @@
-"""This bus, with its own worker and its own client: everything that an actor has but the events about its work."""
+"""This bus, with its own worker and request client: all that an actor has, but for the events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.request_reply import RequestClient, open_request_client
 from bus.observability.logs import configure_logging
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts.wire import Result
 from contracts.wire_model import WireModel
 
@@ -42,11 +42,11 @@ async def open_echo(_: Resources) -> AsyncIterator[Handler]:
 @asynccontextmanager
 async def open_worker(config: PeerConfig) -> AsyncIterator[None]:
     configure_logging("WARNING")
-    kept = config.database_url is not None
+    deduplicate = config.database_url is not None
     actor = Actor(
-        config.queue, PaddedCommand, PaddedResult, open_echo, TIMEOUT_SECONDS, config.in_flight, deduplicate=kept, emit_events=False
+        config.queue, PaddedCommand, PaddedResult, open_echo, TIMEOUT_SECONDS, config.in_flight, deduplicate=deduplicate, emit_events=False
     )
-    async with run_worker([actor], [], config.settings, StoreSettings(store_url=config.store_url)):
+    async with Worker([actor], [], config.settings, StoreSettings(store_url=config.store_url)).run():
         yield
 
 
@@ -56,8 +56,8 @@ class PeerSender:
 
     async def send(self, run: Workload) -> None:
         async def once() -> None:
-            name = str(uuid4())
-            await self._publisher.publish(build_command(self._step, run.body, message_id=name, job_id=name, headers={}))
+            message_id = str(uuid4())
+            await self._publisher.publish(build_command(self._step, run.body, message_id=message_id, job_id=message_id, headers={}))
 
         await run_concurrently(run, once)
 
@@ -68,5 +68,5 @@ class PeerSender:
 @asynccontextmanager
 async def open_sender(config: PeerConfig) -> AsyncIterator[PeerSender]:
     configure_logging("WARNING")
-    async with open_publisher(config.settings) as outbox, open_request_client(outbox) as requests:
-        yield PeerSender(config.queue, outbox, requests)
+    async with open_publisher(config.settings) as publisher, open_request_client(publisher) as requests:
+        yield PeerSender(config.queue, publisher, requests)

@@ -14,7 +14,7 @@ from celery.app.trace import setup_worker_optimizations
 from benchmarks.peers.workload import CompletionCounter, PeerConfig, Workload
 
 MAX_THREADS = 16
-"""At most; more of them are slower here."""
+"""More threads are slower here."""
 
 
 def create_app(config: PeerConfig) -> tuple[Celery, Any]:
@@ -44,7 +44,7 @@ async def open_worker(config: PeerConfig) -> AsyncIterator[None]:
     app, _ = create_app(config)
     ready = threading.Event()
     app.set_default()
-    setup_worker_optimizations(app)  # as its command line does: without it results are not sent
+    setup_worker_optimizations(app)  # as its command line does: without it no results are sent
     worker = app.WorkController(
         pool_cls="threads",
         concurrency=min(MAX_THREADS, config.in_flight),
@@ -60,7 +60,7 @@ async def open_worker(config: PeerConfig) -> AsyncIterator[None]:
 class PeerSender:
     def __init__(self, take: Any, threads: int) -> None:
         self._take, self._threads = take, threads
-        self._reply_thread = ThreadPoolExecutor(1)  # rpc:// hands a reply to the thread that asked first, and to no other
+        self._reply_thread = ThreadPoolExecutor(1)  # rpc:// gives replies only to the thread that sent the first request
 
     async def send(self, run: Workload) -> None:
         await asyncio.to_thread(self._send, run)
@@ -73,14 +73,14 @@ class PeerSender:
             list(pool.map(lambda _: self._take.apply_async(kwargs=run.body, ignore_result=True), range(run.count)))
 
     def _ask(self, run: Workload) -> None:
-        """A window of questions, the oldest of which is awaited."""
-        asked: deque[Any] = deque()
+        """A window of requests, of which the oldest is awaited."""
+        pending: deque[Any] = deque()
         for _ in range(run.count):
-            if len(asked) == run.in_flight:
-                asked.popleft().get(timeout=600)
-            asked.append(self._take.apply_async(kwargs=run.body))
-        while asked:
-            asked.popleft().get(timeout=600)
+            if len(pending) == run.in_flight:
+                pending.popleft().get(timeout=600)
+            pending.append(self._take.apply_async(kwargs=run.body))
+        while pending:
+            pending.popleft().get(timeout=600)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from benchmarks.peers.workload import CompletionCounter, PeerConfig, Workload
 
 MAX_THREADS = 16
-"""At most; more of them are slower here."""
+"""More threads are slower here."""
 
 
 def create_broker(config: PeerConfig) -> tuple[RabbitmqBroker, Any]:

@@ -43,8 +43,8 @@ class PeerSender:
 
     async def ask(self, run: Workload) -> None:
         async def once() -> None:
-            answer = await self._broker.request(run.body, self._queue, persist=True, timeout=600)
-            await answer.decode()
+            reply = await self._broker.request(run.body, self._queue, persist=True, timeout=600)
+            await reply.decode()
 
         await run_concurrently(run, once)
 

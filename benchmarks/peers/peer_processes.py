@@ -1,4 +1,4 @@
-"""The two processes of a side, what sends and what works, and how fast messages pass between them."""
+"""The two processes of a peer, sender and worker, and the throughput between them."""
 
 import asyncio
 import json
@@ -17,14 +17,14 @@ from ops.settings import inherited_environment
 RUN_TIMEOUT_SECONDS = 120.0
 
 CLOCK_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
-"""The kernel counts the processor time of another process in steps of this: a short run may seem to have taken none."""
+"""The resolution of another process's processor time: a short run may seem to have taken none."""
 
 Process = asyncio.subprocess.Process
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Messages a second of the wall, and the microseconds of processor time that both processes took for one."""
+    """Messages per second of wall-clock time, and the microseconds of processor time of both processes for each."""
 
     messages_per_second: float
     cpu_microseconds: float
@@ -36,11 +36,11 @@ class PeerProcesses:
     worker: Process
 
     async def measure(self, mode: str, count: int, size: int, in_flight: int) -> Throughput:
-        """From the first publish to the end of the last one's work, or to the last reply."""
+        """From the first publish to the end of the last message's work, or to the last reply."""
         before = self._cpu_seconds()
         times = await self._run({"name": uuid4().hex, "mode": mode, "count": count, "size": size, "in_flight": in_flight})
-        spent = max(CLOCK_TICK_SECONDS, self._cpu_seconds() - before)
-        return Throughput(count / (times["ended"] - times["began"]), spent / count * 1e6)
+        cpu_seconds = max(CLOCK_TICK_SECONDS, self._cpu_seconds() - before)
+        return Throughput(count / (times["ended"] - times["began"]), cpu_seconds / count * 1e6)
 
     async def _run(self, run: dict[str, str | int]) -> dict[str, float]:
         assert self.sender.stdin is not None
@@ -52,7 +52,7 @@ class PeerProcesses:
         return times
 
     def _cpu_seconds(self) -> float:
-        return sum(sum(psutil.Process(end.pid).cpu_times()[:2]) for end in (self.sender, self.worker))
+        return sum(sum(psutil.Process(process.pid).cpu_times()[:2]) for process in (self.sender, self.worker))
 
 
 @asynccontextmanager
@@ -63,10 +63,10 @@ async def open_peer(name: str, config: PeerConfig) -> AsyncIterator[PeerProcesse
 
 @asynccontextmanager
 async def start_peer_process(name: str, role: str, config: PeerConfig) -> AsyncIterator[Process]:
-    """One end of a side, once it is ready."""
+    """The sender or the worker of a peer, once it is ready."""
     pipe = asyncio.subprocess.PIPE
-    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", name, role, json.dumps(vars(config))]
-    child = await asyncio.create_subprocess_exec(*words, env=inherited_environment(), stdin=pipe, stdout=pipe, limit=1 << 20)
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", name, role, json.dumps(vars(config))]
+    child = await asyncio.create_subprocess_exec(*command, env=inherited_environment(), stdin=pipe, stdout=pipe, limit=1 << 20)
     try:
         async with asyncio.timeout(60):
             while await read_line(child) != "ready":
@@ -80,7 +80,7 @@ async def start_peer_process(name: str, role: str, config: PeerConfig) -> AsyncI
 
 async def read_line(child: Process) -> str:
     assert child.stdout is not None
-    said = await child.stdout.readline()
-    if not said:
-        raise RuntimeError("a peer's process ended: what it printed above says why")
-    return said.decode().strip()
+    line = await child.stdout.readline()
+    if not line:
+        raise RuntimeError("a peer's process ended: see its output above")
+    return line.decode().strip()

@@ -1,4 +1,4 @@
-"""A run: so many messages of a size, so many in flight. And the count of those that were worked on."""
+"""A workload: a number of messages of a size, so many in flight; and the counter of completed messages."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from bus.settings import BusSettings
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """Where one end works. `database_url` is None when nothing is kept."""
+    """The queue and services of a sender or worker. `database_url` is None where no outcomes are stored."""
 
     queue: str
     amqp_url: str
@@ -26,8 +26,8 @@ class PeerConfig:
 
     @property
     def settings(self) -> BusSettings:
-        asked = {"amqp_url": self.amqp_url, "database_url": self.database_url, "publish_timeout_seconds": 600.0}
-        return BusSettings.model_validate(asked)
+        values = {"amqp_url": self.amqp_url, "database_url": self.database_url, "publish_timeout_seconds": 600.0}
+        return BusSettings.model_validate(values)
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Workload:
 
 
 async def run_concurrently(workload: Workload, call: Callable[[], Awaitable[Any]]) -> None:
-    """`count` calls, never more than `in_flight` at once."""
-    left = workload.count
+    """`count` calls, at most `in_flight` at once."""
+    remaining = workload.count
 
-    async def caller() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
+    async def call_repeatedly() -> None:
+        nonlocal remaining
+        while remaining > 0:
+            remaining -= 1
             await call()
 
-    await asyncio.gather(*(caller() for _ in range(workload.in_flight)))
+    await asyncio.gather(*(call_repeatedly() for _ in range(workload.in_flight)))
 
 
 class CompletionCounter:
-    """Counts what was worked on, in any thread, and says the time when a run is whole."""
+    """Counts completed messages, in any thread, and prints the time at which a workload is complete."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -72,7 +72,7 @@ class CompletionCounter:
     def record(self, run: str, expected_count: int) -> None:
         with self._lock:
             self._counts[run] += 1
-            whole = self._counts[run] == expected_count
-        if whole:
+            complete = self._counts[run] == expected_count
+        if complete:
             sys.stdout.write(f"{time.monotonic()}\n")
             sys.stdout.flush()

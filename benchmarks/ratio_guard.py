@@ -1,4 +1,4 @@
-"""`atelier bench guard`: are the ratios still what they were? Reads what `atelier bench all` wrote, and `ratios.json` beside this file.
+"""`atelier bench guard`: compares the ratios that `atelier bench all` measured with the baseline in `ratios.json` beside this file.
 
 Ratios, not times: both sides of each were measured in one run, so they can be compared across machines.
 """
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import print_figures
 
 BASELINE_FILE = Path(__file__).with_name("ratios.json")
 RATIOS = {
@@ -25,37 +27,37 @@ RATIOS = {
     "a backlog of 100,000": "growth.backlog_share.100000",
     "step batching over one by one": "executor.step_batching_speedup",
 }
-"""Name and place in the figures. More is better in each."""
+"""The name of each ratio and its path in the figures. Higher is better."""
 
 
 def bench(arguments: Namespace) -> int:
     """Returns 1 when a ratio got worse by more than the tolerance."""
-    seen = extract_ratios(json.loads(arguments.figures.read_text()))
+    ratios = extract_ratios(json.loads(arguments.figures.read_text()))
     if arguments.keep:
-        BASELINE_FILE.write_text(json.dumps(seen, indent=2) + "\n")
-        sys.stdout.write(f"{len(seen)} ratios kept\n")
+        BASELINE_FILE.write_text(json.dumps(ratios, indent=2) + "\n")
+        sys.stdout.write(f"{len(ratios)} ratios written to {BASELINE_FILE.name}\n")
         return 0
-    told = compare(json.loads(BASELINE_FILE.read_text()), seen, arguments.tolerance)
-    sys.stdout.write((json.dumps(told) if arguments.json else format_text(told)) + "\n")
-    return int(any(row["worse"] for row in told.values()))
+    comparison = compare(json.loads(BASELINE_FILE.read_text()), ratios, arguments.tolerance)
+    print_figures(comparison, as_json=arguments.json, format_text=format_text)
+    return int(any(row["worse"] for row in comparison.values()))
 
 
 def extract_ratios(report: Mapping[str, Any]) -> dict[str, float]:
-    figures = {name: said["figures"] for name, said in report["benches"].items() if "figures" in said}
-    found = {name: value_at(figures, path) for name, path in RATIOS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    figures = {name: result["figures"] for name, result in report["benches"].items() if "figures" in result}
+    ratios = {name: value_at(figures, path) for name, path in RATIOS.items()}
+    return {name: value for name, value in ratios.items() if value is not None}
 
 
 def value_at(figures: Mapping[str, Any], path: str) -> float | None:
     bench, *rest = path.split(".")
     try:
-        return float(reduce(lambda at, name: at[name], rest, figures[bench]))
+        return float(reduce(lambda node, name: node[name], rest, figures[bench]))
     except KeyError:
         return None
 
 
 def compare(baseline: Mapping[str, float], current: Mapping[str, float], tolerance: float) -> dict[str, dict[str, Any]]:
-    """A ratio that was kept and is not seen counts as worse: nobody knows that it is not."""
+    """A ratio of the baseline that was not measured counts as worse."""
     return {
         name: {"kept": before, "seen": current.get(name), "worse": name not in current or current[name] < before * (1 - tolerance)}
         for name, before in baseline.items()
