@@ -1,6 +1,6 @@
-"""Real parts for the tests: one private RabbitMQ node, one PostgreSQL and one folder for the whole run, each in a temporary folder.
+"""Real services for the tests: one private RabbitMQ node and one PostgreSQL server for the whole run, each in a temporary folder.
 
-AMQP_URL and DATABASE_URL are not looked at: a test may kill what it is given.
+AMQP_URL and DATABASE_URL are ignored: a test may kill the services.
 """
 
 import os
@@ -18,7 +18,7 @@ from ops.settings import LocalSettings
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
-    """A private node. Whoever kills it starts it again before the test is over."""
+    """A private node. A test that kills it starts it again."""
     node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"), find_or_install_rabbitmq(LocalSettings()))
     try:
         node.start()
@@ -34,7 +34,7 @@ def amqp_url(rabbitmq: RabbitNode) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """Not under pytest's own temporary folder: each run of pytest shuts that to other users, and the server may run as one."""
+    """Not in pytest's temporary folder, which other users cannot enter: the server may run as another user."""
     with TemporaryDirectory(prefix="atelier-postgres-") as folder:
         server = EmbeddedPostgres(Path(folder))
         try:
@@ -78,6 +78,6 @@ SETTING_PREFIXES = (
 
 @pytest.fixture(autouse=True)
 def _clear_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the developer's shell exports, a test sees the defaults and what it sets itself."""
+    """A test sees the defaults and what it sets itself, not what the developer's shell exports."""
     for name in [name for name in os.environ if name.startswith(SETTING_PREFIXES)]:
         monkeypatch.delenv(name)

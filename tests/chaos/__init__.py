@@ -1,1 +1,1 @@
-"""What survives: real parts of its own are killed, cut and stalled under load, and an oracle says what became of every confirmed order."""
+"""Fault injection: real services are killed, disconnected and stalled under load; an oracle checks the outcome of every confirmed order."""

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: every fault alone, then a random mix; one table, and `.local/chaos.json`."""
+"""`python -m tests.chaos`: every fault alone, then a random mix; prints a table and writes `.local/chaos.json`."""
 
 import argparse
 import asyncio
@@ -32,64 +32,66 @@ TABLE_COLUMNS = (
 SUMMED_FIELDS = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired")
 
 LOAD_FACTORS = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
-"""The share of the orders, and of their rate, that a kind of site is given."""
+"""The share of the orders, and of their rate, by kind of environment."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = argument_parser().parse_args(arguments)
-    chance = random.Random(arguments.seed)
-    faults = arguments.fault or [*FAULTS_BY_NAME, *chance.choices(list(FAULTS_BY_NAME), k=arguments.mix)]
-    rounds = asyncio.run(run_faults(faults, arguments.orders, arguments.rate, arguments.seed, arguments.mutation))
-    report = build_report(rounds, arguments.seed)
+    rng = random.Random(arguments.seed)
+    faults = arguments.fault or [*FAULTS_BY_NAME, *rng.choices(list(FAULTS_BY_NAME), k=arguments.mix)]
+    results = asyncio.run(run_faults(faults, arguments.orders, arguments.rate, arguments.seed, arguments.mutation))
+    report = build_report(results, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1))
-    Console().print(results_table(rounds, arguments.seed))
-    return 0 if all(played.clean for played in rounds) else 1
+    Console().print(results_table(results, arguments.seed))
+    return 0 if all(result.clean for result in results) else 1
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("chaos", description=__doc__)
-    top.add_argument("--fault", action="append", choices=list(FAULTS_BY_NAME), help="only this one; may be said several times")
-    top.add_argument("--orders", type=int, default=600, help="orders a round")
-    top.add_argument("--rate", type=float, default=25, help="orders a second")
-    top.add_argument("--mix", type=int, default=3, help="how many faults of the random mix follow")
-    top.add_argument("--seed", type=int, default=random.randrange(1 << 31))
-    top.add_argument(
-        "--mutation", default="", choices=["", "no-persistence", "ack-first", "no-inbox", "no-confirms"], help="take a safety away"
+    parser = argparse.ArgumentParser("chaos", description=__doc__)
+    parser.add_argument("--fault", action="append", choices=list(FAULTS_BY_NAME), help="only this one; may be repeated")
+    parser.add_argument("--orders", type=int, default=600, help="orders of a round")
+    parser.add_argument("--rate", type=float, default=25, help="orders per second")
+    parser.add_argument("--mix", type=int, default=3, help="number of random faults that follow")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
+    parser.add_argument(
+        "--mutation", default="", choices=["", "no-persistence", "ack-first", "no-inbox", "no-confirms"], help="disable a safety mechanism"
     )
-    top.add_argument("--out", type=Path, default=Path(".local/chaos.json"))
-    return top
+    parser.add_argument("--out", type=Path, default=Path(".local/chaos.json"))
+    return parser
 
 
 async def run_faults(faults: Sequence[str], orders: int, rate: float, seed: int, mutation: str = "") -> list[RoundResult]:
-    chance = random.Random(seed)
-    played = []
+    rng = random.Random(seed)
+    results = []
     for kind in ENVIRONMENT_KINDS:
-        if here := [fault for fault in faults if KIND_OF[fault] == kind]:
-            pace = LOAD_FACTORS[kind]
+        if selected := [fault for fault in faults if KIND_OF[fault] == kind]:
+            factor = LOAD_FACTORS[kind]
             with TemporaryDirectory(prefix="atelier-chaos-") as folder:
-                async with open_environment(Path(folder), mutation, kind) as site:
-                    played += [await play_and_report(site, fault, max(1, round(orders * pace)), rate * pace, chance) for fault in here]
-                    for number, lines in site.log_excerpts().items():
+                async with open_environment(Path(folder), mutation, kind) as environment:
+                    results += [
+                        await play_and_report(environment, fault, max(1, round(orders * factor)), rate * factor, rng) for fault in selected
+                    ]
+                    for number, lines in environment.log_excerpts().items():
                         sys.stderr.write("\n".join([f"order {number}:", *lines, ""]))
-    return played
+    return results
 
 
 async def play_and_report(environment: ChaosEnvironment, fault: str, orders: int, rate: float, rng: random.Random) -> RoundResult:
-    played = await play_round(environment, fault, orders=orders, per_second=rate, rng=rng)
-    sys.stderr.write(f"{fault}: {'clean' if played.clean else 'NOT CLEAN'} {played.as_dict}\n")
-    return played
+    result = await play_round(environment, fault, orders=orders, per_second=rate, rng=rng)
+    sys.stderr.write(f"{fault}: {'clean' if result.clean else 'NOT CLEAN'} {result.as_dict}\n")
+    return result
 
 
 def build_report(results: Sequence[RoundResult], seed: int) -> dict[str, object]:
-    sums = {name: sum(getattr(played, name) for played in results) for name in SUMMED_FIELDS}
-    return sums | {"seed": seed, "faults": [played.as_dict for played in results]}
+    sums = {name: sum(getattr(result, name) for result in results) for name in SUMMED_FIELDS}
+    return sums | {"seed": seed, "faults": [result.as_dict for result in results]}
 
 
 def results_table(results: Sequence[RoundResult], seed: int) -> Table:
     table = Table(*(name.replace("_", " ") for name in TABLE_COLUMNS), title=f"seed {seed}", box=None)
-    for played in results:
-        table.add_row(*(str(getattr(played, name)) for name in TABLE_COLUMNS), style="" if played.clean else "red")
+    for result in results:
+        table.add_row(*(str(getattr(result, name)) for name in TABLE_COLUMNS), style="" if result.clean else "red")
     return table
 
 

@@ -1,6 +1,7 @@
-"""The site of an accident: broker, database, store, backend and actors of its own, with a proxy before each part.
+"""The environment of a chaos run: its own broker, database, store, backend and workers, with a proxy in front of each service.
 
-There are three kinds: `folder` and `bucket`, by where the pictures go, and `engine`, where a real model draws them in a process of its own.
+There are three kinds: `folder` and `bucket`, by where images are stored, and `engine`, where a real model generates them in a
+process of its own.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from tests.support.tcp_proxy import TcpProxy, open_proxy
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 WORKER_GROUPS = (("image_generation", "watermark", "upload"), ("image",), ("webhook", "ledger"))
-"""Who works in one process; each crew has two replicas."""
+"""The steps of each worker process; each group has two replicas."""
 
 GRACE_SECONDS = 1.0
 ENVIRONMENT_KINDS = ("folder", "bucket", "engine")
@@ -55,23 +56,20 @@ class ChaosEnvironment:
         return self.folder / "store"
 
     async def start_workers(self) -> None:
-        """Two replicas of each crew; whoever dies is started again, as an operator's supervisor would."""
+        """Two replicas of each group; a worker that exits is restarted, as an operator's supervisor would."""
         for replica in (1, 2):
-            for crew in WORKER_GROUPS:
-                name = f"{crew[0]}-{replica}"
-                self.supervisor_tasks[name] = asyncio.create_task(self.supervise(name, crew))
+            for steps in WORKER_GROUPS:
+                name = f"{steps[0]}-{replica}"
+                self.supervisor_tasks[name] = asyncio.create_task(self.supervise(name, steps))
         await self.wait_until_ready()
 
     async def supervise(self, name: str, steps: tuple[str, ...]) -> None:
         while True:
             with (self.folder / f"{name}.log").open("ab") as log:
-                real = self.kind == "engine" and steps == ("image",)
-                words = [
-                    sys.executable,
-                    *(("-m", "ops.cli", "run") if real else ("-m", "tests.support.crash_points", "never", "-")),
-                    *steps,
-                ]
-                self.processes[name] = await asyncio.create_subprocess_exec(*words, env=self.environment, stdout=log, stderr=log)
+                with_engine = self.kind == "engine" and steps == ("image",)
+                module = ("ops.cli", "run") if with_engine else ("tests.support.crash_points", "never", "-")
+                command = [sys.executable, "-m", *module, *steps]
+                self.processes[name] = await asyncio.create_subprocess_exec(*command, env=self.environment, stdout=log, stderr=log)
             await self.processes[name].wait()
             self.exit_count += 1
 
@@ -85,29 +83,29 @@ class ChaosEnvironment:
             self.processes[name].send_signal(signal_number)
 
     def log_excerpts(self) -> dict[int, list[str]]:
-        """What the actors' logs say of the orders that came to no good end."""
+        """The lines of the workers' logs about the orders that failed the check, by order number."""
         lines = [line for log in sorted(self.folder.glob("*-[12].log")) for line in log.read_text(errors="replace").splitlines()]
         return {
             number: sorted(line for line in lines if re.search(rf"\b(generation|gen)-{number}\b", line)) for number in self.failed_orders
         }
 
     def kill_children(self, name: str) -> None:
-        """kill -9 of what a process has started, and of nothing else."""
+        """SIGKILL to the children of a process, not to the process itself."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.processes[name].pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
 
     def set_consumer_timeout(self, milliseconds: int) -> None:
-        """For channels opened from now on, so the old ones are closed. The broker looks at them once a tick. Blocks."""
+        """It holds for channels opened from now on, so connections are closed. The broker checks once a tick. Blocks."""
         settings = {"consumer_timeout": milliseconds, "channel_tick_interval": min(milliseconds // 4, 60_000)}
         for name, value in settings.items():
             self.node.rabbitmqctl("eval", f"application:set_env(rabbit, {name}, {value}).")
         self.node.rabbitmqctl("close_all_connections", "chaos")
 
     async def stop_workers(self) -> None:
-        for watch in self.supervisor_tasks.values():
-            watch.cancel()
+        for task in self.supervisor_tasks.values():
+            task.cancel()
         for name in self.processes:
             self.send_signal(name, signal.SIGTERM)
         for process in self.processes.values():
@@ -120,42 +118,42 @@ class ChaosEnvironment:
 
 @asynccontextmanager
 async def open_environment(folder: Path, mutation: str = "", kind: str = "folder") -> AsyncIterator[ChaosEnvironment]:
-    """Everything up and served. `mutation` names a safety that is taken away, to see the suite notice."""
+    """All services and workers, ready. `mutation`: a safety mechanism that is disabled, so that the suite must notice."""
     node = RabbitNode(folder / "rabbitmq", find_or_install_rabbitmq(LocalSettings()))
     postgres = EmbeddedPostgres(folder / "postgres")
     try:
         await asyncio.gather(asyncio.to_thread(node.start), asyncio.to_thread(postgres.start))
         async with AsyncExitStack() as stack:
             backend = await stack.enter_async_context(open_webhook_backend())
-            gallery: PictureStore = FolderStore(folder / "store")
+            store: PictureStore = FolderStore(folder / "store")
             if kind == "bucket":
-                gallery = await stack.enter_async_context(open_bucket(folder))
-            doors = [urlsplit(url).port or 0 for url in (node.url, postgres.url, backend.url)]
-            lines = [await stack.enter_async_context(open_proxy(port)) for port in (*doors, gallery.port)]
-            environment = worker_environment(node, postgres, lines) | gallery.environment(lines[-1].port) | {"ATELIER_MUTATION": mutation}
+                store = await stack.enter_async_context(open_bucket(folder))
+            ports = [urlsplit(url).port or 0 for url in (node.url, postgres.url, backend.url)]
+            proxies = [await stack.enter_async_context(open_proxy(port)) for port in (*ports, store.port)]
+            environment = worker_environment(node, postgres, proxies) | store.environment(proxies[-1].port) | {"ATELIER_MUTATION": mutation}
             if kind == "engine":
                 environment |= await make_tiny_model(folder, environment)
-            site = ChaosEnvironment(folder, node, postgres, backend, gallery, *lines, environment, kind=kind)
+            opened = ChaosEnvironment(folder, node, postgres, backend, store, *proxies, environment, kind=kind)
             try:
-                await site.start_workers()
-                yield site
+                await opened.start_workers()
+                yield opened
             finally:
-                await site.stop_workers()
+                await opened.stop_workers()
     finally:
         await asyncio.gather(asyncio.to_thread(node.stop), asyncio.to_thread(postgres.stop))
 
 
 async def make_tiny_model(folder: Path, environment: dict[str, str]) -> dict[str, str]:
-    """A tiny checkpoint, made in another process: this one never meets torch."""
-    words = ["-m", "ops.cli", "models", "tiny", "--folder", str(folder / "models")]
-    making = await asyncio.create_subprocess_exec(sys.executable, *words, env=environment, stdout=subprocess.DEVNULL)
-    assert await making.wait() == 0
+    """A tiny checkpoint, created in another process, so that this one never imports torch."""
+    arguments = ["-m", "ops.cli", "models", "tiny", "--folder", str(folder / "models")]
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, stdout=subprocess.DEVNULL)
+    assert await process.wait() == 0
     return {"IMAGE_MODEL": str(folder / "models" / "tiny-sd"), "IMAGE_DEVICE": "cpu", "IMAGE_THREADS": "1", "IMAGE_PINNED": "true"}
 
 
 def worker_environment(node: RabbitNode, postgres: EmbeddedPostgres, proxies: list[TcpProxy]) -> dict[str, str]:
-    """What the actors read: every part by way of its proxy, short waits."""
-    broker, database, backend, _ = (f"127.0.0.1:{line.port}" for line in proxies)
+    """The settings of the workers: every service through its proxy, short delays."""
+    broker, database, backend, _ = (f"127.0.0.1:{proxy.port}" for proxy in proxies)
     return dict(os.environ) | {
         "AMQP_URL": node.url.replace(urlsplit(node.url).netloc.partition("@")[2], broker),
         "DATABASE_URL": postgres.url.replace(urlsplit(postgres.url).netloc.partition("@")[2], database),

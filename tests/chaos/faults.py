@@ -1,4 +1,4 @@
-"""The faults. Each is one thing that goes wrong while orders are under way, and is over when its function returns."""
+"""The faults. Each one happens while orders are processed, and is over when its function returns."""
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ Fault = Callable[[ChaosEnvironment, random.Random], Awaitable[None]]
 
 
 async def nothing(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """No fault: what the site does when left alone."""
+    """No fault: the baseline."""
 
 
 async def actors_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
@@ -56,7 +56,7 @@ async def line_cut(proxy: TcpProxy, rng: random.Random) -> None:
 
 
 async def line_stalled(proxy: TcpProxy, rng: random.Random) -> None:
-    """Longer than three heartbeats, and than every time limit but the database's: both ends must notice by themselves."""
+    """Longer than three heartbeats and than every time-out but the database's: both ends must notice it themselves."""
     proxy.flow_enabled.clear()
     await asyncio.sleep(10)
     proxy.flow_enabled.set()
@@ -77,21 +77,21 @@ CONNECTION_FAULTS = (line_cut, line_stalled, line_half_open, line_slow)
 
 
 def connection_fault(service: str, fault_function: Callable[[TcpProxy, random.Random], Awaitable[None]]) -> Fault:
-    async def fault(site: ChaosEnvironment, chance: random.Random) -> None:
-        await fault_function(getattr(site, f"{service}_line"), chance)
+    async def fault(environment: ChaosEnvironment, rng: random.Random) -> None:
+        await fault_function(getattr(environment, f"{service}_proxy"), rng)
 
     fault.__name__ = f"{service}_{fault_function.__name__}"
     return fault
 
 
 async def store_refusing(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The folder is gone for a moment, as a network disk may be."""
-    aside = environment.store.with_name("store-aside")
-    environment.store.rename(aside)
+    """The folder is unavailable for a moment, as a network disk may be."""
+    moved = environment.store.with_name("store-aside")
+    environment.store.rename(moved)
     environment.store.touch()
     await asyncio.sleep(2)
     environment.store.unlink()
-    aside.rename(environment.store)
+    moved.rename(environment.store)
 
 
 STORE_FULL_BODY = (
@@ -100,8 +100,9 @@ STORE_FULL_BODY = (
 
 
 async def store_full(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """Every request is answered as a store does that has no room left."""
-    head = f"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\nContent-Length: {len(STORE_FULL_BODY)}\r\nConnection: close\r\n\r\n"
+    """Every request is answered with 507, as by a store without free space."""
+    headers = ["Content-Type: application/xml", f"Content-Length: {len(STORE_FULL_BODY)}", "Connection: close"]
+    head = "\r\n".join(["HTTP/1.1 507 Insufficient Storage", *headers, "", ""])
     environment.store_proxy.fixed_response = head.encode() + STORE_FULL_BODY
     environment.store_proxy.abort_connections()
     await asyncio.sleep(4)
@@ -116,7 +117,7 @@ async def store_hanging_up(environment: ChaosEnvironment, rng: random.Random) ->
 
 
 async def model_process_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The process that holds the model, and nothing else, four times while it draws."""
+    """Kill only the model processes, four times while they generate."""
     for _ in range(4):
         for image in ("image-1", "image-2"):
             environment.kill_children(image)
@@ -124,21 +125,21 @@ async def model_process_killed(environment: ChaosEnvironment, rng: random.Random
 
 
 async def engine_actors_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The actor beside the model: the model process must notice that it is alone, and leave."""
+    """Kill the actor processes: the orphaned model process must exit by itself."""
     for _ in range(2):
         environment.send_signal(rng.choice(["image-1", "image-2"]), signal.SIGKILL)
         await asyncio.sleep(rng.uniform(3, 6))
 
 
 async def consumer_timeout(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The broker takes back what is not acked within a second, while some orders need longer."""
+    """The broker requeues messages that are not acked within a second, while some orders take longer."""
     await asyncio.to_thread(environment.set_consumer_timeout, 1000)
     await asyncio.sleep(8)
     await asyncio.to_thread(environment.set_consumer_timeout, 10_800_000)
 
 
 async def deadline_passed(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The painters stand still until the time of most orders in the queue is over."""
+    """The image workers are stopped until the deadline of most queued orders has passed."""
     for image in ("image-1", "image-2"):
         environment.send_signal(image, signal.SIGSTOP)
     await asyncio.sleep(6)
@@ -147,9 +148,9 @@ async def deadline_passed(environment: ChaosEnvironment, rng: random.Random) -> 
 
 
 async def backend_failing(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """500, 503, 429 with Retry-After, hanging up without a word, and in the middle of an answer."""
-    bad = [500, 503, (429, {"Retry-After": "1"}), None, (500, {"Content-Length": "999"}), (200, {"Content-Length": "999"})]
-    environment.backend.responses.extend(rng.choice(bad) for _ in range(30))
+    """500, 503, 429 with Retry-After, and connections closed before or within a response."""
+    failures = [500, 503, (429, {"Retry-After": "1"}), None, (500, {"Content-Length": "999"}), (200, {"Content-Length": "999"})]
+    environment.backend.responses.extend(rng.choice(failures) for _ in range(30))
     while environment.backend.responses:
         await asyncio.sleep(0.1)
 
@@ -169,7 +170,7 @@ async def memory_alarm(environment: ChaosEnvironment, rng: random.Random) -> Non
 
 
 async def actors_killed_under_alarm(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """Publishers are blocked while acks still pass: whoever acks before the confirm loses what it published when it dies."""
+    """Publishers are blocked while acks still pass: a worker that acks before the confirm would lose its messages when it is killed."""
     await asyncio.to_thread(environment.node.rabbitmqctl, "set_vm_memory_high_watermark", "0.0001")
     await asyncio.sleep(1.5)
     for name in list(environment.processes):
@@ -178,20 +179,20 @@ async def actors_killed_under_alarm(environment: ChaosEnvironment, rng: random.R
 
 
 async def queue_deleted(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """A queue is deleted under its consumers, which must make it again and come back by themselves. It is empty: see IDLE."""
+    """The consumers must declare the queue again and resume by themselves. It is empty: see FAULTS_BEFORE_LOAD."""
     await asyncio.to_thread(environment.node.rabbitmqctl, "delete_queue", broker_names.work_queue("upload"))
 
 
 FAULTS_BEFORE_LOAD = frozenset({"queue-deleted"})
-"""Faults that strike before the orders come: who deletes a queue deletes what lies in it."""
+"""Faults that happen before the orders are published: deleting a queue deletes its messages."""
 
 CONNECTION_FAULTS_BY_SERVICE = tuple(
-    connection_fault(part, trouble) for part in ("broker", "database", "backend") for trouble in CONNECTION_FAULTS
+    connection_fault(service, fault) for service in ("broker", "database", "backend") for fault in CONNECTION_FAULTS
 )
-STORE_CONNECTION_FAULTS = tuple(connection_fault("store", trouble) for trouble in CONNECTION_FAULTS)
+STORE_CONNECTION_FAULTS = tuple(connection_fault("store", fault) for fault in CONNECTION_FAULTS)
 
 ORDER_DEADLINES = {"deadline-passed": 4.0}
-"""Faults under which orders have a deadline, and its seconds."""
+"""Faults under which orders have a deadline, in seconds."""
 
 FAULTS_BY_KIND: dict[str, tuple[Fault, ...]] = {
     "folder": (
@@ -215,7 +216,7 @@ FAULTS_BY_KIND: dict[str, tuple[Fault, ...]] = {
     "bucket": (store_full, store_hanging_up, *STORE_CONNECTION_FAULTS),
     "engine": (model_process_killed, engine_actors_killed),
 }
-"""Which faults befall which kind of site."""
+"""The faults of each kind of environment."""
 
 
 def fault_name(fault: Fault) -> str:

@@ -1,4 +1,4 @@
-"""Safeties taken away, one at a time, to see the suite notice: `python -m tests.chaos.mutations` runs each and expects red."""
+"""Safety mechanisms disabled one at a time: `python -m tests.chaos.mutations` runs the chaos suite with each and expects it to fail."""
 
 import asyncio
 import os
@@ -7,43 +7,44 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, DeliveryMode
 from faststream.rabbit import QueueType
+from pamqp.commands import Basic
 
 from bus.amqp import broker, publisher, topology
+from bus.amqp.messages import OutboundMessage
 from bus.persistence.inbox import Inbox, NullInbox
-from bus.worker import worker
+from bus.worker import resources
 from bus.worker.consumer import DeliveryConsumer
 
 
 def no_persistence() -> None:
-    """Classic queues, and messages that live in memory."""
+    """Classic queues, and messages that are not persistent."""
 
-    class Kinds:
+    class ClassicQueues:
         QUORUM = QueueType.CLASSIC
 
     topology.QUORUM_ARGUMENTS.clear()
     topology.AT_LEAST_ONCE_ARGUMENTS.clear()
-    broker.QueueType = Kinds  # type: ignore[misc,assignment]
-    write = publisher.Publisher._message
+    broker.QueueType = ClassicQueues  # type: ignore[misc,assignment]
+    persistent_properties = publisher.Publisher._properties
 
-    def forgetful(self: publisher.Publisher, letter: Any) -> aio_pika.Message:
-        message = write(self, letter)
-        message.delivery_mode = DeliveryMode.NOT_PERSISTENT
-        return message
+    def transient_properties(self: publisher.Publisher, message: OutboundMessage) -> Basic.Properties:
+        properties = persistent_properties(self, message)
+        properties.delivery_mode = DeliveryMode.NOT_PERSISTENT
+        return properties
 
-    publisher.Publisher._message = forgetful  # type: ignore[method-assign]
+    publisher.Publisher._properties = transient_properties  # type: ignore[method-assign]
 
 
 def ack_first() -> None:
-    receive = DeliveryConsumer.on_message
+    on_message = DeliveryConsumer.on_message
 
-    async def hasty(self: DeliveryConsumer, raw: AbstractIncomingMessage) -> None:
-        await raw.ack()
-        await receive(self, raw)
+    async def ack_and_process(self: DeliveryConsumer, message: AbstractIncomingMessage) -> None:
+        await message.ack()
+        await on_message(self, message)
 
-    DeliveryConsumer.on_message = hasty  # type: ignore[method-assign]
+    DeliveryConsumer.on_message = ack_and_process  # type: ignore[method-assign]
 
 
 def no_inbox() -> None:
@@ -51,16 +52,16 @@ def no_inbox() -> None:
     async def open_inbox(pool: Any) -> AsyncIterator[Inbox]:
         yield NullInbox(pool)
 
-    worker.open_inbox = open_inbox  # type: ignore[assignment]
+    resources.open_inbox = open_inbox  # type: ignore[attr-defined,assignment]
 
 
 def no_confirms() -> None:
-    async def careless(self: publisher.Publisher, *letters: Any) -> None:
-        for letter in letters:
-            task = asyncio.create_task(self._publish_one(letter))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    async def publish_unconfirmed(self: publisher.Publisher, *messages: OutboundMessage) -> None:
+        for message in messages:
+            task = asyncio.create_task(self._publish_one(message))
+            task.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
 
-    publisher.Publisher.publish = careless  # type: ignore[method-assign,assignment]
+    publisher.Publisher.publish = publish_unconfirmed  # type: ignore[method-assign]
 
 
 MUTATIONS: dict[str, tuple[Callable[[], None], str]] = {
@@ -69,11 +70,11 @@ MUTATIONS: dict[str, tuple[Callable[[], None], str]] = {
     "no-inbox": (no_inbox, "connections-closed"),
     "no-confirms": (no_confirms, "actors-killed-under-alarm"),
 }
-"""What is taken away, and the fault that shows it."""
+"""What disables the mechanism, and the fault that reveals it."""
 
 
 def apply_mutation() -> None:
-    """In an actor's process: take away what the environment names."""
+    """In a worker process: disable the mechanism that the environment names."""
     if name := os.environ.get("ATELIER_MUTATION"):
         MUTATIONS[name][0]()
 
@@ -81,13 +82,13 @@ def apply_mutation() -> None:
 def main() -> int:
     from tests.chaos.__main__ import run_faults
 
-    unseen = []
+    undetected = []
     for name, (_, fault) in MUTATIONS.items():
-        rounds = asyncio.run(run_faults([fault], orders=150, rate=25, seed=5, mutation=name))
-        red = not all(played.clean for played in rounds)
-        sys.stdout.write(f"{name}: {'red, as it must be' if red else 'NOT SEEN'} {rounds[0].as_dict}\n")
-        unseen += [] if red else [name]
-    return 1 if unseen else 0
+        results = asyncio.run(run_faults([fault], orders=150, rate=25, seed=5, mutation=name))
+        detected = not all(result.clean for result in results)
+        sys.stdout.write(f"{name}: {'detected' if detected else 'NOT DETECTED'} {results[0].as_dict}\n")
+        undetected += [] if detected else [name]
+    return 1 if undetected else 0
 
 
 if __name__ == "__main__":

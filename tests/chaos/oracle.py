@@ -1,4 +1,4 @@
-"""The oracle: which orders the broker confirmed, and what came of each, as the outside world sees it."""
+"""The oracle: which orders the broker confirmed, and the outcome of each, as seen from outside."""
 
 import asyncio
 import json
@@ -14,6 +14,7 @@ import asyncpg
 from aio_pika.abc import AbstractChannel
 
 from actors.adapters.image_generation import translate
+from actors.settings import WebhookSettings
 from contracts import broker_names
 from contracts.wire import Header
 from tests.chaos.environment import ChaosEnvironment
@@ -24,7 +25,7 @@ STEPS = ("image", "watermark", "upload", "webhook")
 
 @dataclass
 class OrderOutcomes:
-    """What was found out about one round's orders."""
+    """The outcome of a round's orders, by order number."""
 
     lost: list[int]
     duplicated: list[int]
@@ -36,7 +37,7 @@ class OrderOutcomes:
 
 @dataclass
 class Oracle:
-    """One round of orders."""
+    """Publishes the orders of one round and checks their outcomes."""
 
     environment: ChaosEnvironment
     confirmed: list[int] = field(default_factory=list)
@@ -44,12 +45,14 @@ class Oracle:
     dead_lettered: set[int] = field(default_factory=set)
     first_request: int = 0
     deadline_seconds: float | None = None
+    _channel: AbstractChannel | None = None
+    _connection: Any = None
 
     def __post_init__(self) -> None:
         self.first_request = len(self.environment.backend.requests)
 
     async def publish(self, orders: int, per_second: float, prompts: list[str]) -> None:
-        """Publish orders as the backend does, each until the broker has confirmed it: what was not may or may not have arrived."""
+        """Publish orders as the backend does, each until the broker confirms it. An unconfirmed one may or may not have arrived."""
         for index in range(orders):
             await asyncio.sleep(1 / per_second)
             number = next(ORDER_NUMBERS)
@@ -73,9 +76,6 @@ class Oracle:
             await self.close_connection()
             return False
 
-    _channel: AbstractChannel | None = None
-    _connection: Any = None
-
     async def channel(self) -> AbstractChannel:
         if self._channel is None:
             self._connection = await aio_pika.connect(self.environment.node.url)
@@ -89,23 +89,23 @@ class Oracle:
                 await asyncio.wait_for(connection.close(), 1)
 
     def webhook_calls(self) -> dict[str, dict[int, set[str]]]:
-        """Kind to order to the webhook ids that were heard: the same id again is the same call, said again."""
-        heard: dict[str, dict[int, set[str]]] = {"complete": defaultdict(set), "failed": defaultdict(set)}
-        for call in self.environment.backend.requests[self.first_request :]:
-            kind = call.path.rpartition("/")[2]
-            if kind in heard:
-                heard[kind][json.loads(call.body_bytes)["generation_id"]].add(call.headers["webhook-id"])
-        return heard
+        """The webhook ids by kind and order. The same id again is a repetition of the same call."""
+        calls: dict[str, dict[int, set[str]]] = {"complete": defaultdict(set), "failed": defaultdict(set)}
+        for request in self.environment.backend.requests[self.first_request :]:
+            kind = request.path.rpartition("/")[2]
+            if kind in calls:
+                calls[kind][request.body["generation_id"]].add(request.headers["webhook-id"])
+        return calls
 
     def unfinished_orders(self) -> set[int]:
-        """Confirmed orders of which the backend has not heard the end."""
+        """Confirmed orders without a `complete` or `failed` webhook or a dead letter."""
         calls = self.webhook_calls()
         return set(self.confirmed) - set(calls["complete"]) - set(calls["failed"]) - self.dead_lettered
 
     async def wait_until_finished(self, seconds: float) -> None:
-        """Wait until every confirmed order has an end, then a moment longer for one end too many; give up after `seconds`."""
-        limit = asyncio.get_running_loop().time() + seconds
-        while self.unfinished_orders() and asyncio.get_running_loop().time() < limit:
+        """Wait until every confirmed order has ended, then a moment longer for duplicates; give up after `seconds`."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.unfinished_orders() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.2)
             await self.poll_dead_letters()
         await asyncio.sleep(1.0)
@@ -113,7 +113,7 @@ class Oracle:
         await self.poll_dead_letters()
 
     async def poll_dead_letters(self) -> None:
-        """A dead letter with its cause is an end, also where the word to the backend was lost on the way (it is not said twice)."""
+        """A dead letter ends an order even where the `failed` webhook was lost, which is sent only once."""
         try:
             await self.read_dead_letters()
         except (OSError, aio_pika.exceptions.AMQPError, RuntimeError):
@@ -132,28 +132,30 @@ class Oracle:
         pictures = self.environment.picture_store.count_pictures()
         known = set(self.confirmed) | self.unconfirmed
         ended = set(failed) | self.dead_lettered | {number for number in complete if pictures[number]}
-        twice = [number for number in known if len(complete.get(number, ())) + len(failed.get(number, ())) > 1]
-        said = [call for call in self.environment.backend.requests[self.first_request :] if call.path.endswith(("complete", "failed"))]
+        duplicated = [number for number in known if sum(len(ids.get(number, ())) for ids in calls.values()) > 1]
+        final_calls = [
+            call for call in self.environment.backend.requests[self.first_request :] if call.path.endswith(("complete", "failed"))
+        ]
         return OrderOutcomes(
             lost=sorted(set(self.confirmed) - ended),
-            duplicated=sorted(twice),
+            duplicated=sorted(duplicated),
             unexpected=sorted((set(complete) | set(failed)) - known),
             dead_lettered=sorted(self.dead_lettered & known),
             expired=sorted(set(failed) - self.dead_lettered),
-            repeated_calls=len(said) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
+            repeated_calls=len(final_calls) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )
 
     async def find_repeated_runs(self) -> list[int]:
-        """Orders with more than one row: the run that drew them was counted twice."""
+        """Orders with more than one row: their image step was completed twice."""
         connection = await asyncpg.connect(self.environment.postgres.url)
-        kept = await connection.fetchval("select to_regclass('atelier.painted')")
-        rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1") if kept else []
+        table = await connection.fetchval("select to_regclass('atelier.painted')")
+        rows = await connection.fetch("select job_id from atelier.painted group by job_id having count(*) > 1") if table else []
         await connection.close()
         numbers = {int(row["job_id"].removeprefix("generation-")) for row in rows}
         return sorted(numbers & (set(self.confirmed) | self.unconfirmed))
 
     async def count_leftovers(self) -> int:
-        """Messages that lie in a work queue although every order has ended."""
+        """Messages in the work queues although every order has ended."""
         await self.close_connection()
         channel = await self.channel()
         names = [broker_names.IMAGE_GENERATION_QUEUE, *map(broker_names.work_queue, STEPS)]
@@ -167,8 +169,8 @@ def image_order(number: int, prompt: str) -> bytes:
 
 
 def command_with_deadline(order: bytes, seconds: float) -> aio_pika.Message:
-    """The command that the adapter makes of an order, with a time limit, as the gateway places it."""
-    command = translate(order)
+    """The command that the adapter translates an order to, with a deadline, as the gateway publishes it."""
+    command = translate(order, WebhookSettings())
     headers: dict[str, Any] = {Header.DEADLINE: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}
     body = json.dumps(command.body).encode()
     return aio_pika.Message(

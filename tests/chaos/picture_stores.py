@@ -1,4 +1,4 @@
-"""Where the pictures end up: a folder on the disk, or a bucket behind a real S3-speaking server in a process of its own."""
+"""Where images are stored: a folder on disk, or a bucket of a real S3 server in its own process."""
 
 import asyncio
 import subprocess
@@ -20,11 +20,11 @@ class PictureStore(Protocol):
     port: int
 
     def count_pictures(self) -> "Counter[int]":
-        """How many pictures each order has."""
+        """The number of images of each order."""
         ...
 
     def environment(self, port: int) -> dict[str, str]:
-        """What the actors read. `port`: where the part is reached, by way of its proxy."""
+        """The settings of the workers. `port`: that of the proxy in front of the store."""
         ...
 
 
@@ -68,7 +68,7 @@ S3_CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 @asynccontextmanager
 async def open_bucket(folder: Path) -> AsyncIterator[BucketStore]:
-    """moto's server. It keeps its objects in memory, so no fault kills it."""
+    """moto's S3 server. It keeps objects in memory, so no fault kills it."""
     (port,) = daemon.free_ports(1)
     with (folder / "moto.log").open("ab") as log:
         server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""Rounds: orders under way, a fault among them, and the oracle's word on what became of each."""
+"""A round: orders under load, one fault, and the oracle's counts of their outcomes."""
 
 import asyncio
 import random
@@ -11,11 +11,11 @@ from tests.chaos.faults import FAULTS_BEFORE_LOAD, FAULTS_BY_NAME, ORDER_DEADLIN
 from tests.chaos.oracle import Oracle
 
 PROMPTS = ["quiet harbour", "quiet dusk", "harbour with reports", "quiet fails", "quiet shaky", "quiet slow"]
-"""Most say nothing on the way; one reports progress, one fails for good, one fails once, one takes longer than the grace."""
+"""Most report no progress; one does, one fails permanently, one fails once, one takes longer than the grace period."""
 
 FINISH_TIMEOUT_SECONDS = 240.0
-"""A retry that lay on the ladder when the broker was killed comes up to three minutes later: that long RabbitMQ waits for a confirm
-before it dead-letters the message again."""
+"""A message that was in a delay queue when the broker was killed may come up to three minutes late: RabbitMQ waits that long for a
+confirm before it dead-letters the message again."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class RoundResult:
 
     @property
     def clean(self) -> bool:
-        """An order that failed has a dead letter, unless its time was over."""
-        untimely = self.expired and self.name not in ORDER_DEADLINES
-        return not (self.lost or self.duplicated or self.unexpected or self.left_in_queues or untimely)
+        """Nothing lost, duplicated, unexpected or left over, and no order expired unless the round has deadlines."""
+        unexpectedly_expired = self.expired and self.name not in ORDER_DEADLINES
+        return not (self.lost or self.duplicated or self.unexpected or self.left_in_queues or unexpectedly_expired)
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -54,35 +54,35 @@ async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, 
     await asyncio.sleep(orders / per_second / 3)
     if fault not in FAULTS_BEFORE_LOAD:
         await FAULTS_BY_NAME[fault](environment, rng)
-    over, heard = time.monotonic(), len(environment.backend.requests)
-    recovery = asyncio.create_task(seconds_to_next_request(environment, heard, over))
+    fault_ended, requests = time.monotonic(), len(environment.backend.requests)
+    recovery = asyncio.create_task(seconds_to_next_request(environment, requests, fault_ended))
     await publishing
     await oracle.wait_until_finished(FINISH_TIMEOUT_SECONDS)
     recovery.cancel()
-    ends = oracle.outcomes()
-    environment.failed_orders += [*ends.lost, *ends.unexpected, *ends.duplicated]
-    twice = set(ends.duplicated) | set(await oracle.find_repeated_runs())
-    left = await oracle.count_leftovers()
+    outcomes = oracle.outcomes()
+    environment.failed_orders += [*outcomes.lost, *outcomes.unexpected, *outcomes.duplicated]
+    duplicated = set(outcomes.duplicated) | set(await oracle.find_repeated_runs())
+    leftovers = await oracle.count_leftovers()
     await oracle.close_connection()
     return RoundResult(
         name=fault,
         orders=orders,
         confirmed=len(oracle.confirmed),
         effects=len(oracle.webhook_calls()["complete"]),
-        lost=len(ends.lost),
-        duplicated=len(twice),
-        unexpected=len(ends.unexpected),
-        dead_lettered=len(ends.dead_lettered),
-        expired=len(ends.expired),
-        repeated_calls=ends.repeated_calls,
-        left_in_queues=left,
+        lost=len(outcomes.lost),
+        duplicated=len(duplicated),
+        unexpected=len(outcomes.unexpected),
+        dead_lettered=len(outcomes.dead_lettered),
+        expired=len(outcomes.expired),
+        repeated_calls=outcomes.repeated_calls,
+        left_in_queues=leftovers,
         recover_seconds=round(await result_or_nan(recovery), 2),
         seconds=round(time.monotonic() - started, 1),
     )
 
 
 async def seconds_to_next_request(environment: ChaosEnvironment, request_count: int, fault_ended_at: float) -> float:
-    """Seconds from the fault's end to the next word that the backend hears."""
+    """Seconds from the end of the fault to the next webhook call."""
     while len(environment.backend.requests) == request_count:
         await asyncio.sleep(0.02)
     return time.monotonic() - fault_ended_at

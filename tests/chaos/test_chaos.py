@@ -1,4 +1,4 @@
-"""The short form of the chaos suite; `make chaos` is the long one."""
+"""A short chaos run; `make chaos` is the long one."""
 
 import random
 from collections.abc import AsyncIterator
@@ -12,11 +12,11 @@ from tests.chaos.environment import ChaosEnvironment, open_environment
 from tests.chaos.rounds import play_round
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.flaky(reruns=0)]
-"""Never tried again: what is lost once is lost."""
+"""No reruns: an order lost once is a failure."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site() -> AsyncIterator[ChaosEnvironment]:
+async def environment() -> AsyncIterator[ChaosEnvironment]:
     with TemporaryDirectory(prefix="atelier-chaos-") as folder:
         async with open_environment(Path(folder)) as opened:
             yield opened
@@ -24,8 +24,8 @@ async def site() -> AsyncIterator[ChaosEnvironment]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("fault", ["actors-killed", "broker-killed", "database-killed", "backend-failing"])
-async def test_every_confirmed_order_ends_once(site: ChaosEnvironment, fault: str) -> None:
-    """A picture and one `complete`, or a dead letter and one `failed`; nothing twice, nothing unexpected, nothing left behind."""
-    played = await play_round(site, fault, orders=60, per_second=12, rng=random.Random(11))
-    assert played.clean, played.as_dict
-    assert (played.confirmed, played.effects + played.dead_lettered) == (60, 60)
+async def test_every_confirmed_order_ends_once(environment: ChaosEnvironment, fault: str) -> None:
+    """One image and one `complete`, or a dead letter and one `failed`; nothing duplicated, unexpected or left over."""
+    result = await play_round(environment, fault, orders=60, per_second=12, rng=random.Random(11))
+    assert result.clean, result.as_dict
+    assert (result.confirmed, result.effects + result.dead_lettered) == (60, 60)

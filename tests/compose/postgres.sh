@@ -1,5 +1,5 @@
 #!/bin/bash
-# The stand-in for the official image: one user and one database from the environment.
+# Replaces the official image: one user and one database from the environment.
 set -eu
 bin=$(echo /usr/lib/postgresql/*/bin) data=/var/lib/postgresql/data
 install -d -o postgres /var/run/postgresql && install -d -m 0700 -o postgres "$data"

@@ -1,3 +1,3 @@
 #!/bin/bash
-# The stand-in for the official image: Debian's Prometheus with the official one's folders.
+# Replaces the official image: Debian's Prometheus with the folders of the official one.
 exec prometheus --config.file=/etc/prometheus/prometheus.yml --storage.tsdb.path=/prometheus

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The stand-in for the official image: a user from the environment, the management plugin on.
+# Replaces the official image: a user from the environment, and the management plugin.
 set -eu
 printf 'default_user = %s\ndefault_pass = %s\nloopback_users = none\n' "$RABBITMQ_DEFAULT_USER" "$RABBITMQ_DEFAULT_PASS" > /etc/rabbitmq/conf.d/10-user.conf
 echo '[rabbitmq_management].' > /etc/rabbitmq/enabled_plugins

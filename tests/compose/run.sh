@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# docker-compose.yml for real, by podman: builds both images, starts parts, actors, an actor with a model and Prometheus, passes an order
-# through them, takes all down. The official images are replaced by stand-ins of Debian's packages (tests/compose/Containerfile), since no
-# registry is needed so; the actor with a model draws on the CPU (tests/compose/without-gpu.yml).
+# Runs docker-compose.yml with podman: builds both images, starts services, actors, an actor with a model and Prometheus, runs two orders
+# and stops everything. Images of Debian's packages (tests/compose/Containerfile) replace the official ones, so that no registry is
+# needed; the actor with a model runs on the CPU (tests/compose/without-gpu.yml).
 # Needs root, podman, buildah, runc, netavark, aardvark-dns, iptables, catatonit, debootstrap. MIRROR: Debian's, default as apt has it.
-# WHEELS: a folder of wheels that the builds take first, such as a torch for CPUs, a tenth of the one that brings CUDA.
+# WHEELS: a folder of wheels that the builds prefer, such as a torch for CPUs, a tenth of the size of the one with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD/tests/compose work=$PWD/.local/compose
 mkdir -p "$work"
 export CONTAINERS_CONF=$here/containers.conf COMPOSE_PROJECT_NAME=atelier-test
-say() { printf '\n== %s\n' "$*"; }
+log() { printf '\n== %s\n' "$*"; }
 for program in podman debootstrap runc iptables; do
   command -v "$program" > /dev/null || { echo "$program is missing: apt-get install podman buildah runc netavark aardvark-dns iptables catatonit debootstrap"; exit 1; }
 done
 
 if ! podman image exists localhost/atelier-debian; then
-  say "Debian's packages as a base image"
-  # shellcheck disable=SC2016 # apt itself fills in the site
+  log "Debian's packages as a base image"
+  # shellcheck disable=SC2016 # apt expands the site
   mirror=${MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Codename: bookworm' | head -1)}
   rm -rf "$work/debian"
   debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates,rabbitmq-server,postgresql,prometheus \
@@ -27,15 +27,15 @@ if ! podman image exists localhost/atelier-debian; then
   tar -C "$work/debian" -c --exclude=./proc/* --exclude=./sys/* . | podman import -q ${WHEELS:+--change "ENV PIP_FIND_LINKS=$WHEELS"} - localhost/atelier-debian
 fi
 
-say "stand-ins and the image"
-stand_in() { podman build -q --network host --target "$1" -t "stand-in-$1" "$here" > /dev/null; podman tag "stand-in-$1" "$2"; }
+log "images"
+substitute() { podman build -q --network host --target "$1" -t "substitute-$1" "$here" > /dev/null; podman tag "substitute-$1" "$2"; }
 build() { podman build -q --format docker --network host ${WHEELS:+--volume "$WHEELS:$WHEELS:ro"} -f "ops/images/$1" -t "$2" . > /dev/null; }
 image_of() { awk -v service="  $1:" '$0 ~ "^" service {on = 1} on && $1 == "image:" {print $2; exit}' docker-compose.yml; }
 podman tag localhost/atelier-debian "docker.io/library/$(awk '/^FROM/ {print $2; exit}' ops/images/cpu.Dockerfile)"
-stand_in rabbitmq "docker.io/library/$(image_of rabbitmq)"
-stand_in postgres "docker.io/library/$(image_of postgres)"
-stand_in s3 "docker.io/$(image_of s3)"
-stand_in prometheus "docker.io/$(image_of prometheus)"
+substitute rabbitmq "docker.io/library/$(image_of rabbitmq)"
+substitute postgres "docker.io/library/$(image_of postgres)"
+substitute s3 "docker.io/$(image_of s3)"
+substitute prometheus "docker.io/$(image_of prometheus)"
 build cpu.Dockerfile localhost/atelier:latest
 build gpu.Dockerfile localhost/atelier-gpu:latest
 
@@ -48,11 +48,11 @@ key=$(secret)
   for name in AMQP RABBITMQ_UI S3 GATEWAY PROMETHEUS; do echo "${name}_PUBLISHED_PORT=$(port)"; done
 } > "$work/env"
 files="-f docker-compose.yml -f $here/without-gpu.yml --profile gpu --profile watch"
-# shellcheck disable=SC2086 # the files are words
+# shellcheck disable=SC2086 # several arguments
 compose() { "$work/venv/bin/podman-compose" --env-file "$work/env" -p "$COMPOSE_PROJECT_NAME" $files "$@" 2>&1 | grep -v systemd || true; }
-trap 'say "down"; compose down -v > /dev/null' EXIT
+trap 'log "down"; compose down -v > /dev/null' EXIT
 
-# podman 4.3 neither runs health checks by itself nor waits for them: they are run here, in the order of the file's dependencies.
+# podman 4.3 neither runs health checks by itself nor waits for them: this runs them in the order of the dependencies.
 healthy() {
   for _ in $(seq 60); do
     podman healthcheck run "${COMPOSE_PROJECT_NAME}_$1_1" > /dev/null 2>&1 && { echo "$1: healthy"; return; }
@@ -60,20 +60,20 @@ healthy() {
   done
   podman logs --tail 30 "${COMPOSE_PROJECT_NAME}_$1_1"; echo "$1 did not become healthy"; exit 1
 }
-say "the parts"
+log "services"
 compose up -d --no-deps rabbitmq postgres s3 > "$work/up.log"
-for part in rabbitmq postgres s3; do healthy "$part"; done
-say "prepare"
+for service in rabbitmq postgres s3; do healthy "$service"; done
+log "prepare"
 compose run --rm --no-deps prepare
-say "the actors"
+log "actors"
 compose run --rm --no-deps image models tiny --folder /models
 actors="gateway image_generation image watermark overlay upload webhook conversations variants job_variants ledger dead-letters prometheus"
-# shellcheck disable=SC2086 # the names are words
+# shellcheck disable=SC2086 # several arguments
 compose up -d --no-deps $actors >> "$work/up.log"
 for actor in $actors; do healthy "$actor"; done
-say "an order"
-podman exec -i "${COMPOSE_PROJECT_NAME}_gateway_1" python - "$key" < "$here/order.py"
+log "orders"
+podman exec -i "${COMPOSE_PROJECT_NAME}_gateway_1" python - "$key" < "$here/orders.py"
 for actor in gateway image; do [ "$(podman exec "${COMPOSE_PROJECT_NAME}_${actor}_1" id -u)" = 10001 ]; done
-say "Prometheus sees them"
-podman exec -i "${COMPOSE_PROJECT_NAME}_gateway_1" python - < "$here/seen.py"
-say "all passed"
+log "Prometheus scrapes them"
+podman exec -i "${COMPOSE_PROJECT_NAME}_gateway_1" python - < "$here/targets.py"
+log "all passed"

@@ -1,3 +1,3 @@
 #!/bin/bash
-# The stand-in for the official image: moto's S3 server on the same port.
+# Replaces the official image: moto's S3 server on the same port.
 exec moto_server -H 0.0.0.0 -p 9000

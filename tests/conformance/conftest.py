@@ -1,4 +1,4 @@
-"""A store of each kind, on its real part: a folder on the disk, a bucket behind a real S3-speaking server."""
+"""A claim store of each kind: a folder on disk, and a bucket of a real S3 server."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every claim store promises, whatever it is made of."""
+"""What every claim store guarantees, in a folder and in a bucket."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ async def test_claim_written_is_read_back(store: ClaimStore) -> None:
     assert claim.uri.endswith(f"claims/{claim.sha256[:2]}/{claim.sha256}.png")
 
 
-async def test_the_same_bytes_are_one_object(store: ClaimStore) -> None:
+async def test_same_bytes_are_one_object(store: ClaimStore) -> None:
     claims = await asyncio.gather(*(store.write(PICTURE, media_type="image/png") for _ in range(8)))
     assert len({claim.uri for claim in claims}) == 1
 
@@ -41,9 +41,9 @@ async def test_second_put_overwrites_key(store: ClaimStore) -> None:
 
 async def test_read_of_absent_object_raises_missing(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png")
-    gone = claim.model_copy(update={"uri": claim.uri.replace(".png", ".webp")})
+    missing = claim.model_copy(update={"uri": claim.uri.replace(".png", ".webp")})
     with pytest.raises(PermanentError) as error:
-        await store.read(gone)
+        await store.read(missing)
     assert error.value.code == "claim-missing"
 
 
@@ -56,11 +56,11 @@ async def test_claim_with_wrong_digest_or_size_is_corrupt(store: ClaimStore) -> 
         assert error.value.code == "claim-corrupt", change
 
 
-CLIMBING = ["../x.png", "/x.png", "a/../../x.png", "a//x", ".hidden", "a/./b", "a\\b", "", "a/\0", "a\n", "claims/ab/x.png", "a" * 600]
+UNSAFE_KEYS = ["../x.png", "/x.png", "a/../../x.png", "a//x", ".hidden", "a/./b", "a\\b", "", "a/\0", "a\n", "claims/ab/x.png", "a" * 600]
 
 
-async def test_key_with_parent_segments_is_rejected(store: ClaimStore) -> None:
-    for key in CLIMBING:
+async def test_unsafe_key_is_rejected(store: ClaimStore) -> None:
+    for key in UNSAFE_KEYS:
         with pytest.raises(PermanentError) as error:
             await store.put(key, b"x", media_type="image/png")
         assert error.value.code == "key-refused", key
@@ -69,9 +69,9 @@ async def test_key_with_parent_segments_is_rejected(store: ClaimStore) -> None:
 async def test_claim_outside_store_is_rejected(store: ClaimStore) -> None:
     claim = await store.write(PICTURE, media_type="image/png")
     for uri in ["file:///etc/passwd", "s3://somebody-else/x.png", "https://example.com/x.png", "x.png", ""]:
-        for ask in (store.read, store.url):
+        for method in (store.read, store.url):
             with pytest.raises(PermanentError) as error:
-                await ask(claim.model_copy(update={"uri": uri}))
+                await method(claim.model_copy(update={"uri": uri}))
             assert error.value.code == "claim-refused", uri
 
 
@@ -80,7 +80,7 @@ async def test_own_objects_are_fetched_by_url(store: ClaimStore) -> None:
     assert await store.fetch(claim.uri, max_bytes=len(PICTURE)) == PICTURE
 
 
-async def test_a_fetch_beyond_the_limit_is_too_large(store: ClaimStore) -> None:
+async def test_fetch_beyond_limit_is_too_large(store: ClaimStore) -> None:
     claim = await store.put("loras/style.safetensors", PICTURE, media_type="application/octet-stream")
     with pytest.raises(PermanentError) as error:
         await store.fetch(claim.uri, max_bytes=len(PICTURE) - 1)

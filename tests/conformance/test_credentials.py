@@ -1,4 +1,4 @@
-"""Content Credentials, read back by the reference reader from what lies in the bucket after watermark and upload."""
+"""Content Credentials after watermark and upload, read from the bucket by the reference reader."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from bus.storage.settings import StoreSettings
 from contracts.upload import Upload
 from contracts.watermark import Signature, Watermark
 from tests.support.actor_context import make_context
-from tests.support.signing_certificates import write_signing_chain
+from tests.support.certificates import write_signing_chain
 
 MODEL_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
@@ -38,41 +38,41 @@ def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tm
     monkeypatch.setenv("CREDENTIALS_KEY", str(files["key"]))
 
 
-async def stored() -> tuple[bytes, bytes, str]:
-    """The watermarked picture, what was uploaded of it, and the sha256 that the claim states."""
-    blank = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").save(blank, "PNG")
+async def upload_watermarked_image() -> tuple[bytes, bytes, str]:
+    """The watermarked image, the uploaded file, and the sha256 of its claim."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "PNG")
     async with AsyncExitStack() as stack:
         claims = await stack.enter_async_context(open_claim_store(StoreSettings()))
         outside = await stack.enter_async_context(httpx.AsyncClient())
         watermark = await stack.enter_async_context(open_watermark(Resources(claims)))
         upload = await stack.enter_async_context(open_upload(Resources(claims)))
-        drawn = await claims.write(blank.getvalue(), media_type="image/png")
-        order = Watermark(images=[drawn], signature=Signature(text="화가"), artist="화가", metadata={"seed": 7})
-        marked: Any = await watermark(order, make_context())
-        done: Any = await upload(Upload(images=marked.images, name="gen-7"), make_context())
-        answer = await outside.get(done.result_url)
-        return await claims.read(marked.images[0]), answer.content, done.files[0].sha256
+        image = await claims.write(file.getvalue(), media_type="image/png")
+        command = Watermark(images=[image], signature=Signature(text="화가"), artist="화가", metadata={"seed": 7})
+        watermarked: Any = await watermark(command, make_context())
+        done: Any = await upload(Upload(images=watermarked.images, name="gen-7"), make_context())
+        response = await outside.get(done.result_url)
+        return await claims.read(watermarked.images[0]), response.content, done.files[0].sha256
 
 
 @pytest.mark.usefixtures("environment")
 async def test_stored_image_carries_valid_manifest() -> None:
-    _, kept, sha256 = await stored()
-    with c2pa.Reader("image/png", io.BytesIO(kept)) as reader:
+    _, uploaded, sha256 = await upload_watermarked_image()
+    with c2pa.Reader("image/png", io.BytesIO(uploaded)) as reader:
         assert reader.get_validation_state() == "Valid"
-        told = json.loads(reader.json())
-    manifest = told["manifests"][told["active_manifest"]]
+        store = json.loads(reader.json())
+    manifest = store["manifests"][store["active_manifest"]]
     assert manifest["title"] == "gen-7.png"
     assert manifest["signature_info"]["issuer"] == "Atelier"
     actions = next(assertion["data"]["actions"] for assertion in manifest["assertions"] if assertion["label"].startswith("c2pa.actions"))
     assert [(action["action"], action["digitalSourceType"]) for action in actions] == [("c2pa.created", MODEL_MADE)]
-    assert hashlib.sha256(kept).hexdigest() == sha256, "the claim speaks of the signed file"
+    assert hashlib.sha256(uploaded).hexdigest() == sha256, "the claim describes the signed file"
 
 
 @pytest.mark.usefixtures("environment")
 async def test_signing_preserves_pixels_and_text_chunks() -> None:
-    marked, kept, _ = await stored()
-    before, after = (Image.open(io.BytesIO(data)) for data in (marked, kept))
+    watermarked, uploaded, _ = await upload_watermarked_image()
+    before, after = (Image.open(io.BytesIO(data)) for data in (watermarked, uploaded))
     assert ImageChops.difference(before, after).getbbox() is None
     assert after.text == before.text  # type: ignore[attr-defined]
     assert after.text["artist"] == "화가"  # type: ignore[attr-defined]
@@ -80,10 +80,10 @@ async def test_signing_preserves_pixels_and_text_chunks() -> None:
 
 @pytest.mark.usefixtures("environment")
 async def test_manifest_validation_fails_for_modified_image() -> None:
-    _, kept, _ = await stored()
-    at = kept.index(b"IDAT") + 40
-    forged = kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :]
-    with c2pa.Reader("image/png", io.BytesIO(forged)) as reader:
+    _, uploaded, _ = await upload_watermarked_image()
+    offset = uploaded.index(b"IDAT") + 40
+    modified = uploaded[:offset] + bytes([uploaded[offset] ^ 1]) + uploaded[offset + 1 :]
+    with c2pa.Reader("image/png", io.BytesIO(modified)) as reader:
         assert reader.get_validation_state() == "Invalid"
 
 
@@ -91,5 +91,5 @@ async def test_manifest_validation_fails_for_modified_image() -> None:
 async def test_image_is_stored_unsigned_without_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_CHAIN")
     monkeypatch.delenv("CREDENTIALS_KEY")
-    marked, kept, _ = await stored()
-    assert kept == marked
+    watermarked, uploaded, _ = await upload_watermarked_image()
+    assert uploaded == watermarked

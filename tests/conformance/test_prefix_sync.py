@@ -1,4 +1,4 @@
-"""A model's files come from a bucket once, whole, whoever asks and however often it breaks off: the same for each kind of bucket."""
+"""Copying a prefix of a bucket: once for concurrent callers, resumed after interruptions, verified; for each kind of bucket."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "s
 
 @dataclass
 class GoogleBucket:
-    """Google's JSON API for one bucket, on a real socket. `break_off`: hang up after so many bytes of the next media answer."""
+    """Google's JSON API for one bucket, on a real socket. `break_off`: close after so many bytes of the next media response."""
 
     objects: dict[str, bytes]
     break_off: int | None = None
@@ -32,13 +32,13 @@ class GoogleBucket:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                heard = await read_request(reader)
-                place = urlsplit(heard.path)
-                asked = parse_qs(place.query)
-                if asked.get("alt") == ["media"]:
-                    await self._media(writer, unquote(place.path.rpartition("/")[2]), int(heard.headers["range"][6:-1]))
+                request = await read_request(reader)
+                url = urlsplit(request.path)
+                query = parse_qs(url.query)
+                if query.get("alt") == ["media"]:
+                    await self._media(writer, unquote(url.path.rpartition("/")[2]), int(request.headers["range"][6:-1]))
                 else:
-                    self._list(writer, asked["prefix"][0], asked.get("pageToken", ["0"])[0])
+                    self._list(writer, query["prefix"][0], query.get("pageToken", ["0"])[0])
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -47,18 +47,18 @@ class GoogleBucket:
 
     def _list(self, writer: asyncio.StreamWriter, prefix: str, page: str) -> None:
         """One object a page."""
-        found = [name for name in sorted(self.objects) if name.startswith(prefix)]
-        here = found[int(page) : int(page) + 1]
+        names = [name for name in sorted(self.objects) if name.startswith(prefix)]
+        listed = names[int(page) : int(page) + 1]
         items = [
             {
                 "name": name,
                 "size": str(len(self.objects[name])),
                 "md5Hash": base64.b64encode(hashlib.md5(self.objects[name]).digest()).decode(),
             }
-            for name in here
+            for name in listed
         ]
-        more = {"nextPageToken": str(int(page) + 1)} if int(page) + 1 < len(found) else {}
-        body = json.dumps({"items": items} | more).encode()
+        next_page = {"nextPageToken": str(int(page) + 1)} if int(page) + 1 < len(names) else {}
+        body = json.dumps({"items": items} | next_page).encode()
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
     async def _media(self, writer: asyncio.StreamWriter, name: str, start: int) -> None:
@@ -98,13 +98,13 @@ def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "gs":
         return "gs://skin/final"
     endpoint, bucket = request.getfixturevalue("s3_endpoint"), request.getfixturevalue("bucket")
-    told = {
+    environment = {
         "AWS_S3_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_S3_REGION_NAME": "us-east-1",
     }
-    for name, value in told.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for name, data in FILES.items():
         httpx.put(f"{endpoint}/{bucket}/final/{name}", content=data).raise_for_status()
@@ -119,14 +119,14 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 async def test_prefix_is_copied_with_progress_reports(url: str, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
-    await sync_prefix(url, tmp_path / "model", lambda done, total: told.append((done, total)))
+    await sync_prefix(url, tmp_path / "model", lambda done, total: reports.append((done, total)))
 
     total = sum(map(len, FILES.values()))
     assert files_in(tmp_path / "model") == FILES
-    assert (told[0], told[-1]) == ((0, total), (total, total))
-    assert told == sorted(told)
+    assert (reports[0], reports[-1]) == ((0, total), (total, total))
+    assert reports == sorted(reports)
 
 
 async def test_partial_file_is_resumed_and_mismatched_file_restarted(url: str, tmp_path: Path) -> None:
@@ -167,13 +167,13 @@ async def test_interrupted_copy_resumes_at_offset(google: GoogleBucket, tmp_path
 
 
 async def test_file_with_wrong_digest_is_discarded(google: GoogleBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = google._media
+    send_media = google._media
 
-    async def flipped(writer: asyncio.StreamWriter, name: str, start: int) -> None:
+    async def send_zeros(writer: asyncio.StreamWriter, name: str, start: int) -> None:
         google.objects = {name: bytes(len(data)) for name, data in google.objects.items()}
-        await right(writer, name, start)
+        await send_media(writer, name, start)
 
-    monkeypatch.setattr(google, "_media", flipped)
+    monkeypatch.setattr(google, "_media", send_zeros)
     with pytest.raises(PermanentError) as refused:
         await sync_prefix("gs://skin/final", tmp_path / "model")
 

@@ -1,4 +1,4 @@
-"""What holds for a bucket alone, against a real S3-speaking server."""
+"""Behaviour of buckets alone, against a real S3 server."""
 
 import asyncio
 from pathlib import Path
@@ -18,8 +18,8 @@ PICTURE = b"\x89PNG" + bytes(1000)
 Settings = dict[str, Any]
 
 
-async def place(settings: Settings, uri: str, data: bytes) -> None:
-    """Somebody else writes to S3."""
+async def put_object(settings: Settings, uri: str, data: bytes) -> None:
+    """Write to S3 as another client."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     async with open_s3_client(StoreSettings(**settings)) as client:
         await client.create_bucket(Bucket=bucket)
@@ -31,10 +31,10 @@ async def test_object_has_content_type_and_immutable_cache_control(s3_settings: 
         claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png")
         assert claim.uri == "s3://gallery/atelier/generations/gen-7.png"
         async with httpx.AsyncClient() as outside:
-            answer = await outside.get(await claims.url(claim))
-    assert answer.content == PICTURE
-    assert answer.headers["Content-Type"] == "image/png"
-    assert "immutable" in answer.headers["Cache-Control"]
+            response = await outside.get(await claims.url(claim))
+    assert response.content == PICTURE
+    assert response.headers["Content-Type"] == "image/png"
+    assert "immutable" in response.headers["Cache-Control"]
 
 
 async def test_url_is_presigned_with_expiry(s3_settings: Settings) -> None:
@@ -44,7 +44,7 @@ async def test_url_is_presigned_with_expiry(s3_settings: Settings) -> None:
     assert "X-Amz-Signature" in urlsplit(url).query
 
 
-async def test_a_public_address_carries_no_signature(s3_settings: Settings) -> None:
+async def test_public_url_has_no_signature(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings, store_public_url="https://cdn.example")) as claims:
         claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png")
         assert await claims.url(claim) == "https://cdn.example/atelier/generations/gen-7.png"
@@ -53,15 +53,15 @@ async def test_a_public_address_carries_no_signature(s3_settings: Settings) -> N
 async def test_externally_modified_object_is_corrupt(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
         claim = await claims.write(PICTURE, media_type="image/png")
-        await place(s3_settings, claim.uri, PICTURE[::-1])
+        await put_object(s3_settings, claim.uri, PICTURE[::-1])
         with pytest.raises(PermanentError) as error:
             await claims.read(claim)
     assert error.value.code == "claim-corrupt"
 
 
-async def test_another_bucket_is_fetched_from_only_when_the_settings_name_it(s3_settings: Settings) -> None:
+async def test_fetch_from_other_bucket_needs_setting(s3_settings: Settings) -> None:
     address = "s3://models/style_7/lora weights.safetensors"
-    await place(s3_settings, address, b"weights")
+    await put_object(s3_settings, address, b"weights")
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
         with pytest.raises(PermanentError, match="ASSET_BUCKETS"):
             await claims.fetch(address, max_bytes=100)
@@ -70,8 +70,8 @@ async def test_another_bucket_is_fetched_from_only_when_the_settings_name_it(s3_
             assert await claims.fetch(address, max_bytes=100) == b"weights"
 
 
-async def test_a_folder_store_fetches_from_a_named_bucket_too(s3_settings: Settings, tmp_path: Path) -> None:
-    await place(s3_settings, "s3://gallery/lora.safetensors", b"weights")
+async def test_folder_store_fetches_from_allowed_bucket(s3_settings: Settings, tmp_path: Path) -> None:
+    await put_object(s3_settings, "s3://gallery/lora.safetensors", b"weights")
     async with open_claim_store(StoreSettings(**(s3_settings | {"store_url": tmp_path.as_uri()}), asset_buckets=("gallery",))) as claims:
         assert await claims.fetch("s3://gallery/lora.safetensors", max_bytes=7) == b"weights"
         for address, code in [("s3://gallery/none", "asset-missing"), ("s3://other/x", "asset-refused")]:
@@ -83,8 +83,8 @@ async def test_a_folder_store_fetches_from_a_named_bucket_too(s3_settings: Setti
 async def test_unavailable_store_raises_temporary_error(s3_settings: Settings, unused_tcp_port: int) -> None:
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
         claim = await claims.write(PICTURE, media_type="image/png")
-    away = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{unused_tcp_port}"}
-    async with open_claim_store(StoreSettings(**away)) as claims:
+    unreachable = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{unused_tcp_port}"}
+    async with open_claim_store(StoreSettings(**unreachable)) as claims:
         for attempt in (lambda: claims.read(claim), lambda: claims.write(PICTURE, media_type="image/png")):
             with pytest.raises(TemporaryError):
                 await attempt()
@@ -109,11 +109,10 @@ def test_credentials_are_masked_in_settings() -> None:
 
 
 async def test_silent_store_times_out(s3_settings: Settings) -> None:
-    """As behind a half-open connection: also while a body waits to be asked for."""
-
-    async with open_proxy(urlsplit(s3_settings["AWS_S3_ENDPOINT_URL"]).port or 0) as line:
-        line.flow_enabled.clear()
-        settings = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{line.port}", "store_timeout_seconds": 1.0}
+    """As behind a half-open connection, also while a request body waits for `100 Continue`."""
+    async with open_proxy(urlsplit(s3_settings["AWS_S3_ENDPOINT_URL"]).port or 0) as proxy:
+        proxy.flow_enabled.clear()
+        settings = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}", "store_timeout_seconds": 1.0}
         async with open_claim_store(StoreSettings(**settings)) as claims, asyncio.timeout(5):
-            with pytest.raises(TemporaryError, match="no answer in time"):
+            with pytest.raises(TemporaryError, match="no response in time"):
                 await claims.write(PICTURE, media_type="image/png")

@@ -1,4 +1,4 @@
-"""The upload actor with its pictures in a folder and its goal in a bucket, the settings read as the source system names them."""
+"""The upload actor with images in a folder and its target in a bucket, with the source system's names of the settings."""
 
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ async def test_repeated_upload_is_one_publicly_readable_object() -> None:
             done = await upload(Upload(images=[image], name="gen-7"), make_context())
             assert isinstance(done, UploadDone)
             assert done.files[0].uri == "s3://gallery/generations/gen-7.png"
-            answer = await outside.get(done.result_url)
-            assert (answer.content, answer.headers["Content-Type"]) == (b"picture", "image/png")
+            response = await outside.get(done.result_url)
+            assert (response.content, response.headers["Content-Type"]) == (b"picture", "image/png")
 
 
 @pytest.mark.usefixtures("environment")

@@ -1,4 +1,4 @@
-"""A headless Chromium and its driver: Debian's packages, installed when they are missing and that is allowed."""
+"""A headless Chromium with its WebDriver: Debian's packages, installed when missing if ATELIER_MAY_INSTALL allows it."""
 
 import os
 import shutil
@@ -22,9 +22,9 @@ BROWSER_FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 FONTS = Path(__file__).parents[2] / "actors" / "fonts"
-"""So that Korean is Korean on a machine that has no font for it."""
+"""Makes Korean text legible on a machine without a Korean font."""
 
-INSTALL_HINT = "The tests of the console drive a headless Chromium. Install it: sudo apt-get install chromium chromium-driver"
+INSTALL_HINT = "The end-to-end tests of the console need a headless Chromium. Install it: sudo apt-get install chromium chromium-driver"
 
 
 class ChromiumMissing(Exception):
@@ -33,25 +33,25 @@ class ChromiumMissing(Exception):
 
 
 def find_chromium() -> tuple[str, str]:
-    """The browser and its driver. Raises NoChromium with the way out."""
-    if not _find_browser_and_driver() and LocalSettings().may_install and shutil.which("apt-get") and (rights := root_prefix()) is not None:
-        done = subprocess.run([*rights, "sh", "-c", INSTALL_WITH_UPDATE], capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode:
-            raise ChromiumMissing("\n".join(done.stderr.splitlines()[-4:]))
-    if not (both := _find_browser_and_driver()):
+    """Paths of the browser and of chromedriver. Raises ChromiumMissing with an installation hint."""
+    if not _find_browser_and_driver() and LocalSettings().may_install and shutil.which("apt-get") and (prefix := root_prefix()) is not None:
+        completed = subprocess.run([*prefix, "sh", "-c", INSTALL_WITH_UPDATE], capture_output=True, text=True, timeout=600, check=False)
+        if completed.returncode:
+            raise ChromiumMissing("\n".join(completed.stderr.splitlines()[-4:]))
+    if not (paths := _find_browser_and_driver()):
         raise ChromiumMissing
-    return both
+    return paths
 
 
 def _find_browser_and_driver() -> tuple[str, str] | None:
-    browser = next((found for name in BROWSER_NAMES if (found := shutil.which(name))), None)
+    browser = next((path for name in BROWSER_NAMES if (path := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
 
 @contextmanager
 def open_browser(width: int = 1280, height: int = 900, language: str = "en", *, dark: bool = False, scale: int = 1) -> Iterator[Chrome]:
-    """A browser with a profile of its own."""
+    """A browser with an empty profile. `language`: Accept-Language; `dark`: preferred color scheme; a width below 600 emulates a phone."""
     program, driver = find_chromium()
     with TemporaryDirectory(prefix="atelier-chromium-", ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()

@@ -1,4 +1,4 @@
-"""The console as a person meets it: a browser, a house behind the gateway, and keys."""
+"""A running console with its workers, and browsers that are logged in or not."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +20,7 @@ from tests.e2e.slow_image_actor import SLOW_IMAGE_ACTOR
 
 @pytest.fixture(scope="module")
 def console_server(rabbitmq: RabbitNode, postgres: EmbeddedPostgres) -> Iterator[ConsoleServer]:
-    """Gone with its module: its actors would take the messages of other tests."""
+    """Stopped at the end of the module: its actors would consume the messages of other tests."""
     bus = BusSettings.model_validate({"amqp_url": rabbitmq.url, "database_url": postgres.url, "retry_delays_seconds": (0.1,)})
     settings = GatewaySettings.model_validate({"api_keys": f"kim:{KEY}", "keepalive_seconds": 2.0, "operators": ("kim",)})
     with ExitStack() as stack:
@@ -30,21 +30,21 @@ def console_server(rabbitmq: RabbitNode, postgres: EmbeddedPostgres) -> Iterator
 
 @pytest.fixture
 def console_user(console_server: ConsoleServer) -> Iterator[ConsoleUser]:
-    """Logged in. At the end, the browser had nothing to complain of."""
+    """Logged in. The test fails when the browser has logged an error at its end."""
     with open_browser() as browser:
-        visitor = ConsoleUser(browser, console_server)
-        visitor.log_in()
-        yield visitor
-        assert visitor.browser_errors() == []
+        user = ConsoleUser(browser, console_server)
+        user.log_in()
+        yield user
+        assert user.browser_errors() == []
 
 
 @pytest.fixture
 def open_console_user(console_server: ConsoleServer) -> Callable[..., AbstractContextManager[ConsoleUser]]:
-    """`with stranger(width=390) as visitor:` is somebody who has not logged in yet."""
+    """`with open_console_user(width=390) as user:` is a user who has not logged in; the arguments are those of `open_browser`."""
 
     @contextmanager
-    def opened(**how: object) -> Iterator[ConsoleUser]:
-        with open_browser(**how) as browser:  # type: ignore[arg-type]
+    def open_user(**arguments: object) -> Iterator[ConsoleUser]:
+        with open_browser(**arguments) as browser:  # type: ignore[arg-type]
             yield ConsoleUser(browser, console_server)
 
-    return opened
+    return open_user

@@ -1,4 +1,4 @@
-"""A whole house in a thread: actors with a painter in place of the model, the intake of dead letters, and the gateway on a port."""
+"""A complete installation in a thread: actors (image actor without a model), dead-letter ingest, and the gateway on a free port."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from bus.actor import Actor
 from bus.dead_letters.ingest import DeadLetterIngest
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts.broker_names import dead_letter_queue
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
@@ -47,7 +47,7 @@ class ConsoleServer:
 
     def wait_until_ready(self) -> None:
         if not self._ready.wait(START_SECONDS) or self.error:
-            raise RuntimeError("the site did not begin") from self.error
+            raise RuntimeError("the console server did not start") from self.error
 
     def stop(self) -> None:
         if self._loop and self._loop.is_running():
@@ -55,10 +55,10 @@ class ConsoleServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        buried = tuple(dead_letter_queue(actor.step) for actor in self.actors if not actor.is_query and actor.emit_events)
+        dead_letter_queues = tuple(dead_letter_queue(actor.step) for actor in self.actors if not actor.is_query and actor.emit_events)
         async with AsyncExitStack() as stack:
-            intake = DeadLetterIngest("intake", buried, ())
-            await stack.enter_async_context(run_worker([*BASE_ACTORS, *self.actors], (), self.bus, self.store, (intake,)))
+            ingest = DeadLetterIngest("ingest", dead_letter_queues, ())
+            await stack.enter_async_context(Worker([*BASE_ACTORS, *self.actors], (), self.bus, self.store, (ingest,)).run())
             app = create_app(self.bus, self.settings, self.store)
             server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
             serving = asyncio.create_task(server.serve())
@@ -73,12 +73,12 @@ class ConsoleServer:
 
 @contextmanager
 def open_console_server(bus: BusSettings, store: StoreSettings, settings: GatewaySettings, *actors: Actor) -> Iterator[ConsoleServer]:
-    site = ConsoleServer(bus, store, settings, actors)
-    thread = threading.Thread(target=site.run, name="site")
+    console_server = ConsoleServer(bus, store, settings, actors)
+    thread = threading.Thread(target=console_server.run, name="console-server")
     thread.start()
     try:
-        site.wait_until_ready()
-        yield site
+        console_server.wait_until_ready()
+        yield console_server
     finally:
-        site.stop()
+        console_server.stop()
         thread.join(30)

@@ -1,4 +1,4 @@
-"""A person at a browser."""
+"""A user of the console, driven through a browser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ KEY = "a-key-for-the-tests-0001"
 
 
 class ConsoleUser:
-    """A person at a browser."""
+    """Selectors are CSS. Every method that reads or clicks waits for its element."""
 
     def __init__(self, browser: Chrome, server: ConsoleServer) -> None:
         self.browser, self.server = browser, server
@@ -31,23 +31,25 @@ class ConsoleUser:
         self.find("nav a")
 
     def submit_order(self, order: dict[str, Any]) -> None:
-        """By the API, as a program does."""
+        """Submit a job over the HTTP API instead of the form."""
         httpx.post(self.server.url.replace("/console", "/jobs"), json=order, headers={"X-API-Key": KEY}).raise_for_status()
 
     def find(self, selector: str, seconds: float = 20) -> WebElement:
-        """The first that matches, as soon as there is one."""
-        found: WebElement = WebDriverWait(self.browser, seconds, 0.02).until(lambda at: at.find_elements(By.CSS_SELECTOR, selector))[0]
-        return found
+        """The first match, once there is one."""
+        elements: list[WebElement] = WebDriverWait(self.browser, seconds, 0.02).until(
+            lambda browser: browser.find_elements(By.CSS_SELECTOR, selector)
+        )
+        return elements[0]
 
     def element_text(self, selector: str) -> str:
         return str(self.read_element(selector, lambda element: element.text))
 
     def element_property(self, selector: str, name: str) -> Any:
-        """What the page has of it now, which for a field is what was typed."""
+        """The DOM property; for an input field `value` is its current content, not the attribute."""
         return self.read_element(selector, lambda element: element.get_property(name))
 
     def read_element(self, selector: str, read: Callable[[WebElement], Any]) -> Any:
-        """A fact of the first that matches; read again when the page put another in its place meanwhile."""
+        """`read` applied to the first match; repeated when the page replaces the element meanwhile."""
         while True:
             try:
                 return read(self.find(selector))
@@ -55,18 +57,18 @@ class ConsoleUser:
                 continue
 
     def page_text(self) -> str:
-        """All that the page says, whichever page it is by now."""
+        """The visible text of the current page."""
         return str(self.browser.execute_script("return document.body.innerText"))
 
     def count(self, selector: str) -> int:
         return len(self.browser.find_elements(By.CSS_SELECTOR, selector))
 
     def click(self, selector: str) -> None:
-        """On what stays on the page."""
+        """Click an element that does not lead to another page."""
         self.read_element(selector, self._click)
 
     def follow(self, selector: str) -> None:
-        """Click on what leads to another page, or to this one anew, and be there."""
+        """Click an element that loads a page, and wait until that page is complete."""
         self.browser.execute_script("window.pageBefore = true")
         self.click(selector)
         self.wait_until(lambda: self.browser.execute_script("return !window.pageBefore && document.readyState === 'complete'"))
@@ -85,5 +87,5 @@ class ConsoleUser:
         WebDriverWait(self.browser, seconds, 0.02, [WebDriverException]).until(lambda _: condition())
 
     def browser_errors(self) -> list[str]:
-        """What the browser's console has to say: a breach of the content policy, a failing script."""
+        """Severe entries of the browser's log, such as content security policy violations and script errors."""
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -1,4 +1,4 @@
-"""`make screenshots`: pictures of every page of the console into docs/console/, from a house of its own with a painter for a model."""
+"""`make screenshots`: screenshots of every page of the console in docs/console/, with private services and the slow image actor."""
 
 import sys
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def open_screenshot_server() -> Iterator[ConsoleServer]:
         node = RabbitNode(folder / "rabbitmq", find_or_install_rabbitmq(LocalSettings()))
         stack.callback(node.stop)
         node.start()
-        server = EmbeddedPostgres(folder / "postgres")
-        stack.callback(server.stop)
-        server.start()
+        postgres = EmbeddedPostgres(folder / "postgres")
+        stack.callback(postgres.stop)
+        postgres.start()
         bus = BusSettings.model_validate(
-            {"amqp_url": node.url, "database_url": server.url, "retry_delays_seconds": (0.1,), "worker": "easel-1"}
+            {"amqp_url": node.url, "database_url": postgres.url, "retry_delays_seconds": (0.1,), "worker": "worker-1"}
         )
         (folder / "store").mkdir()
         settings = GatewaySettings.model_validate({"api_keys": f"kim:{KEY}", "operators": ("kim",)})
@@ -56,12 +56,12 @@ def resize(user: ConsoleUser, width: int, height: int) -> None:
 
 
 def take_screenshot(user: ConsoleUser, name: str) -> None:
-    """The whole page, as high as it is."""
+    """The whole page, up to MAX_HEIGHT pixels."""
     user.browser.execute_script("document.activeElement?.blur(); window.scrollTo(0, 0)")
-    wide = user.browser.execute_script("return document.documentElement.clientWidth")
-    resize(user, wide, MIN_HEIGHT)
-    high = user.browser.execute_script("return document.documentElement.scrollHeight")
-    resize(user, wide, min(high, MAX_HEIGHT))
+    width = user.browser.execute_script("return document.documentElement.clientWidth")
+    resize(user, width, MIN_HEIGHT)
+    height = user.browser.execute_script("return document.documentElement.scrollHeight")
+    resize(user, width, min(height, MAX_HEIGHT))
     SCREENSHOT_FOLDER.mkdir(parents=True, exist_ok=True)
     user.browser.save_screenshot(str(SCREENSHOT_FOLDER / f"{name}.png"))
     sys.stderr.write(f"docs/console/{name}.png\n")
@@ -79,7 +79,7 @@ def capture_pages(user: ConsoleUser) -> None:
         user.find(".step-failed")
     submit_order(user, prompt=PROMPTS[0])
     user.find(".step-running progress")
-    user.wait_until(lambda: int(user.element_property("#whole", "value") or 0) >= 10)
+    user.wait_until(lambda: int(user.element_property("#job-percent", "value") or 0) >= 10)
     take_screenshot(user, "make-live")
     user.find(".pictures img")
     take_screenshot(user, "make")
@@ -104,46 +104,46 @@ def capture_pages(user: ConsoleUser) -> None:
 
 
 def capture_workers_page(user: ConsoleUser) -> None:
-    """Busy, and with a warning."""
-    user.open_page("/workshop")
-    user.submit_order({"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "anybody?"}}]})
+    """Wait until the page shows rates and a warning."""
+    user.open_page("/workers")
+    user.submit_order({"kind": "itinerary", "stops": [{"step": "consult", "arguments": {"prompt": "hello"}}]})
     user.submit_order({"kind": "image_order", "prompt": "a river", "count": 2})
     user.wait_until(lambda: "…" not in user.element_text(".table") and user.find(".warnings"))
-    take_screenshot(user, "workshop")
+    take_screenshot(user, "workers")
 
 
 def capture_chat(user: ConsoleUser) -> None:
     user.open_page("/chat")
     user.fill(message="light evening the in hills quiet")
-    user.click("#say button.main")
-    user.wait_until(lambda: "light" in user.element_text(".line-assistant p"))
+    user.click("#chat-form button.main")
+    user.wait_until(lambda: "light" in user.element_text(".message-assistant p"))
     take_screenshot(user, "chat")
 
 
 def capture_variants(server: ConsoleServer) -> None:
-    """In the dark, on a phone, in Korean."""
+    """Dark theme; phone layout in Korean."""
     with open_browser(dark=True) as browser:
-        visitor = ConsoleUser(browser, server)
-        visitor.log_in()
-        visitor.open_page("/jobs?state=completed")
-        visitor.follow("td a.id")
-        visitor.find(".timeline")
-        take_screenshot(visitor, "job-dark")
+        user = ConsoleUser(browser, server)
+        user.log_in()
+        user.open_page("/jobs?state=completed")
+        user.follow("td a.id")
+        user.find(".timeline")
+        take_screenshot(user, "job-dark")
     with open_browser(width=390, height=844, language="ko") as browser:
-        visitor = ConsoleUser(browser, server)
-        visitor.log_in()
-        submit_order(visitor, prompt="새벽의 고요한 골짜기, 수채화")
-        visitor.find(".pictures img")
-        take_screenshot(visitor, "make-phone-korean")
+        user = ConsoleUser(browser, server)
+        user.log_in()
+        submit_order(user, prompt="새벽의 고요한 골짜기, 수채화")
+        user.find(".pictures img")
+        take_screenshot(user, "make-phone-korean")
 
 
 def main() -> None:
-    with open_screenshot_server() as site:
+    with open_screenshot_server() as server:
         with open_browser() as browser:
-            visitor = ConsoleUser(browser, site)
-            capture_pages(visitor)
-            capture_chat(visitor)
-        capture_variants(site)
+            user = ConsoleUser(browser, server)
+            capture_pages(user)
+            capture_chat(user)
+        capture_variants(server)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ad itinerary end to end, over HTTP: real broker, ledger, overlay, watermark, upload and webhook. The models are stood in for."""
+"""The ad itinerary end to end, over HTTP, with real broker, ledger, overlay, watermark, upload and webhook, and fake models."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,38 +21,38 @@ from bus.settings import BusSettings
 from contracts.judge import Judge, JudgeDone
 from contracts.validate import Validate, ValidateDone
 from contracts.wire import Step
-from tests.integration.test_jobs import open_gateway, wait_until_job_ended
 from tests.support.broker_client import StartWorker, wait_until
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 from tests.support.fake_openai_server import open_fake_openai_server
+from tests.support.gateway_app import open_gateway, wait_until_job_ended
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 FONT = {"font_style": "bold", "font_name": "x", "font_size_category": "large", "font_color_hex": "fff8e0", "reasoning": "warm"}
-NUMBERS = count(7_100_000)
+GENERATION_IDS = count(7_100_000)
 
 
 class FakeCritics:
-    """In place of the seeing model: refuses the first so many pictures, and keeps what it was asked."""
+    """Validate and judge actors that reject the first `refusals` pictures and record their commands."""
 
     def __init__(self, refusals: int) -> None:
         self.refusals, self.validated, self.judged = refusals, [], []  # type: ignore[var-annotated]
 
     async def validate(self, command: Validate, context: Context) -> ValidateDone:
         self.validated.append(command)
-        said: dict[str, Any] = {
+        verdict: dict[str, Any] = {
             "job_id": context.job_id,
             "image_quality_ok": True,
             "relevance_score": 0.9,
             "analysis": "warm",
             "issues": [],
         }
-        good = len(self.validated) > self.refusals
-        return ValidateDone.model_validate(said | {"is_valid": good, "recommendations": [], "font_recommendation": FONT})
+        accepted = len(self.validated) > self.refusals
+        return ValidateDone.model_validate(verdict | {"is_valid": accepted, "recommendations": [], "font_recommendation": FONT})
 
     async def judge(self, command: Judge, context: Context) -> JudgeDone:
         self.judged.append(command)
-        said = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "analysis": "good", "issues": []}
-        return JudgeDone.model_validate(said | {"job_id": context.job_id})
+        verdict = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "analysis": "good", "issues": []}
+        return JudgeDone.model_validate(verdict | {"job_id": context.job_id})
 
     @property
     def actors(self) -> list[Actor]:
@@ -63,19 +63,19 @@ class FakeCritics:
         ]
 
 
-def _open_with(handle: Any) -> Any:
+def _open_with(handler: Any) -> Any:
     @asynccontextmanager
-    async def opening(tools: Resources) -> AsyncIterator[Handler]:
-        yield handle
+    async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
+        yield handler
 
-    return opening
+    return open_handler
 
 
 @pytest.fixture
 async def backend(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WebhookBackend]:
-    async with open_webhook_backend() as listening:
-        monkeypatch.setenv("BACKEND_API_URL", listening.url)
-        yield listening
+    async with open_webhook_backend() as backend:
+        monkeypatch.setenv("BACKEND_API_URL", backend.url)
+        yield backend
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ async def http(bus_settings: BusSettings, store_folder: Path) -> AsyncIterator[h
         yield client
 
 
-def ad_order(**more: Any) -> dict[str, Any]:
+def ad_order(**fields: Any) -> dict[str, Any]:
     order = {"kind": "ad", "prompt": "ramen", "text": "따뜻한 한 그릇", "seed": 7, "width": 256, "height": 256, "artist": "Kim"}
-    return order | {"generation_id": next(NUMBERS)} | more
+    return order | {"generation_id": next(GENERATION_IDS)} | fields
 
 
 async def test_ad_job_runs_all_steps_to_webhook(http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend) -> None:
-    """The copy reaches the critic and the overlay; the judge is told what was measured; the backend hears of it once."""
+    """The ad copy reaches validate and overlay; judge gets the measured region; the backend is notified once."""
     critics = FakeCritics(refusals=0)
     async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
         response = await http.post("/jobs", json=ad_order(), params={"wait": 30})
@@ -101,7 +101,7 @@ async def test_ad_job_runs_all_steps_to_webhook(http: httpx.AsyncClient, start_w
     assert job["itinerary"] == ["image", "validate", "overlay", "judge", "watermark", "upload", "webhook"]
     assert [step["step"] for step in job["steps"] if step["step"] != "webhook"] == job["itinerary"][:-1]
     assert critics.validated[0].ad_copy_text == result["layout"]["text"] == "따뜻한 한 그릇"
-    assert critics.validated[0].prompt is None, "the picture's prompt is no question to the critic"
+    assert critics.validated[0].prompt is None, "the picture's prompt does not replace the question of validate"
     (judged,) = critics.judged
     assert judged.bare_image == critics.validated[0].images[0]
     assert judged.images[0] != judged.bare_image
@@ -111,10 +111,11 @@ async def test_ad_job_runs_all_steps_to_webhook(http: httpx.AsyncClient, start_w
     assert backend.paths.count("complete") == 1
 
 
+@pytest.mark.usefixtures("backend")
 async def test_ad_without_copy_starts_with_text_step(
-    http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend, monkeypatch: pytest.MonkeyPatch
+    http: httpx.AsyncClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was written, in one line, is what the critic reads and what stands on the picture."""
+    """The generated text, in one line, is what validate reads and what overlay draws."""
     critics = FakeCritics(refusals=0)
     async with open_fake_openai_server() as model:
         model.respond = lambda _: "따뜻한\n한 그릇 "
@@ -135,39 +136,39 @@ async def test_rejected_image_is_regenerated_with_new_seed(
     async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
         response = await http.post("/jobs", json=ad_order(tries=2), params={"wait": 30})
         job = await wait_until_job_ended(http, response.json()["job_id"])
-    drawn = [step["result"]["metadata"]["seed"] for step in job["steps"] if step["step"] == "image"]
-    assert (len(drawn), len(set(drawn)), drawn[0]) == (3, 3, 7)
-    assert response.json()["result"]["metadata"]["seed"] == drawn[2]
+    seeds = [step["result"]["metadata"]["seed"] for step in job["steps"] if step["step"] == "image"]
+    assert (len(seeds), len(set(seeds)), seeds[0]) == (3, 3, 7)
+    assert response.json()["result"]["metadata"]["seed"] == seeds[2]
     assert backend.paths.count("complete") == 1
 
 
 async def test_ad_ends_rejected_after_last_attempt(http: httpx.AsyncClient, start_worker: StartWorker, backend: WebhookBackend) -> None:
-    """A refusal is an answer, not a failure; the backend is told that there will be no picture, once."""
+    """A rejection is a result, not a failure; the backend is notified once that there will be no picture."""
     critics = FakeCritics(refusals=9)
     async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, *critics.actors):
         response = await http.post("/jobs", json=ad_order(tries=1), params={"wait": 30})
         job = await wait_until_job_ended(http, response.json()["job_id"])
 
-        async def told() -> bool:
+        async def failed_received() -> bool:
             return "failed" in backend.paths
 
-        await wait_until(told)
+        await wait_until(failed_received)
     assert (response.status_code, response.json()["result"]["is_valid"], job["state"]) == (200, False, "completed")
     assert len(critics.validated) == 2
     assert critics.judged == []
-    (failed,) = [heard.body for heard in backend.requests if heard.path.endswith("failed")]
+    (failed,) = [request.body for request in backend.requests if request.path.endswith("failed")]
     assert failed["error_code"] == "REFUSED"
 
 
 async def test_layout_is_stored_in_source_table(http: httpx.AsyncClient, start_worker: StartWorker, database_url: str) -> None:
-    """With a variant's id: one row, with the shares that the judge reads."""
+    """With a variant's id: one row, with the region as shares, which judge reads."""
     variant = "6f0e2b1e-3f6a-4f0e-9a43-0b1a7f6a2a11"
-    stops = [
+    steps = [
         {"step": "image", "arguments": {"prompt": "ramen", "width": 128, "height": 128}},
         {"step": "overlay", "arguments": {"text": "SALE", "job_variants_id": variant}},
     ]
     async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY):
-        response = await http.post("/jobs", json={"kind": "itinerary", "stops": stops}, params={"wait": 30})
+        response = await http.post("/jobs", json={"kind": "itinerary", "stops": steps}, params={"wait": 30})
         result = response.json()["result"]
         connection = await asyncpg.connect(database_url)
         row = await connection.fetchrow("select * from public.overlay_layouts where job_variants_id = $1::uuid", variant)

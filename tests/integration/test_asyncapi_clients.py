@@ -1,4 +1,4 @@
-"""The AsyncAPI document as another language reads it: AsyncAPI's own parser, and a client that knows nothing else."""
+"""The AsyncAPI document in another language: AsyncAPI's own parser, and a Node client that only uses the document."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.adapters.image_generation import ADAPTER
+from actors.adapters.image_generation import build_adapter
 from actors.ledger import ACTORS as LEDGER
 from actors.upload import ACTOR as UPLOAD
 from actors.watermark import ACTOR as WATERMARK
@@ -28,11 +28,11 @@ def check_document(document: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_asyncapi_parser_reports_only_version_advice() -> None:
-    done = check_document(DOCUMENT)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["title"] == "Atelier"
-    assert told["replies"] > 20
+    checked = check_document(DOCUMENT)
+    assert checked.returncode == 0, checked.stderr
+    report = json.loads(checked.stdout)
+    assert report["title"] == "Atelier"
+    assert report["replies"] > 20
 
 
 def test_asyncapi_parser_rejects_broken_document(tmp_path: Path) -> None:
@@ -41,24 +41,24 @@ def test_asyncapi_parser_rejects_broken_document(tmp_path: Path) -> None:
     assert check_document(broken).returncode != 0
 
 
-@pytest.mark.usefixtures("customer")
-async def test_a_client_in_node_orders_a_picture_and_follows_its_job(
+@pytest.mark.usefixtures("purged_queues")
+async def test_node_client_orders_image_and_receives_events(
     amqp_url: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = await asyncio.to_thread(external_programs.install_node_packages)
     async with open_webhook_backend() as backend, AsyncExitStack() as stack:
         for name, value in {"BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "secret"}.items():
             monkeypatch.setenv(name, value)
-        await stack.enter_async_context(start_worker(*LEDGER, FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD, WEBHOOK, adapters=(ADAPTER,)))
+        await stack.enter_async_context(start_worker(*LEDGER, FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD, WEBHOOK, adapters=(build_adapter(),)))
         process = await asyncio.create_subprocess_exec(
             *("node", "order.mjs", amqp_url, "770077"), cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
-        said, wrong = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, wrong.decode()
-    events = [json.loads(line) for line in said.splitlines()]
-    ways = [(event["step"], event["kind"]) for event in events]
-    assert ways[-1] == ("job", "completed")
-    assert ("image", "progress") in ways
-    assert ("upload", "completed") in ways
-    assert all(event["names"] for event in events), "every event is one that the document knows"
+        stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, stderr.decode()
+    events = [json.loads(line) for line in stdout.splitlines()]
+    steps = [(event["step"], event["kind"]) for event in events]
+    assert steps[-1] == ("job", "completed")
+    assert ("image", "progress") in steps
+    assert ("upload", "completed") in steps
+    assert all(event["names"] for event in events), "every event matches a message of the document"
     assert "event.upload.completed" in next(event["names"] for event in events if (event["step"], event["kind"]) == ("upload", "completed"))

@@ -1,4 +1,4 @@
-"""The bench of the bus, small: every side does what it says, and the figures add up."""
+"""The bus benchmark, small: every peer delivers messages and replies, and the figures add up."""
 
 import asyncio
 import os
@@ -17,17 +17,14 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.peer_processes import Throughput
 
 
-def asked(**said: object) -> Namespace:
-    return Namespace(**{"sides": list(PEERS), "sizes": [100], "in_flight": [4], "rounds": 1, "seconds": 0.02, "json": True} | said)
-
-
 def test_every_peer_delivers_messages_and_replies() -> None:
-    told = asyncio.run(bus.measure(asked()))
-    one_way, asking = told["cells"]["send 100 4"], told["cells"]["ask 100 4"]
+    arguments = Namespace(sides=list(PEERS), sizes=[100], in_flight=[4], rounds=1, seconds=0.02, json=True)
+    figures = asyncio.run(bus.measure(arguments))
+    one_way, with_reply = figures["cells"]["send 100 4"], figures["cells"]["ask 100 4"]
     assert set(one_way) == set(PEERS)
-    assert set(asking) == {name for name, peer in PEERS.items() if peer.replies}
-    assert all(seen["per_second"] > 0 and seen["cpu_us"] > 0 for seen in [*one_way.values(), *asking.values()])
-    assert set(told["median_share"]) == {"bus", "bus_kept"}
+    assert set(with_reply) == {name for name, peer in PEERS.items() if peer.replies}
+    assert all(cell["per_second"] > 0 and cell["cpu_us"] > 0 for cell in [*one_way.values(), *with_reply.values()])
+    assert set(figures["median_share"]) == {"bus", "bus_kept"}
 
 
 def speeds(*rates: float) -> list[Throughput]:
@@ -35,10 +32,10 @@ def speeds(*rates: float) -> list[Throughput]:
 
 
 def test_share_is_median_of_round_ratios() -> None:
-    """So that a slow moment of the machine, which meets both sides, does not count."""
-    told = bus.summarize({"send 100 4": {"aio_pika": speeds(100, 10, 100), "bus": speeds(80, 8, 80)}})
-    assert told["share"] == told["cpu_share"] == {"send 100 4": {"bus": 0.8}}
-    assert told["median_share"]["bus"] == {"send": 0.8}
+    """A slow moment of the machine affects both sides, and so not their ratio."""
+    figures = bus.summarize({"send 100 4": {"aio_pika": speeds(100, 10, 100), "bus": speeds(80, 8, 80)}})
+    assert figures["share"] == figures["cpu_share"] == {"send 100 4": {"bus": 0.8}}
+    assert figures["median_share"]["bus"] == {"send": 0.8}
 
 
 def test_each_peer_is_compared_with_aio_pika_of_same_guarantees() -> None:
@@ -47,23 +44,23 @@ def test_each_peer_is_compared_with_aio_pika_of_same_guarantees() -> None:
 
 
 def test_terminated_bench_leaves_no_process() -> None:
-    words = [sys.executable, "-m", "ops.cli", "bench", "bus", "--sides", "aio_pika", "--seconds", "60"]
-    with TemporaryDirectory(prefix="atelier-told-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # the database's own user passes through
-        with subprocess.Popen(words, env=os.environ | {"TMPDIR": folder}, stderr=subprocess.DEVNULL) as bench:
-            while not any("benchmarks.peers" in words for words in running(bench.pid)):
+    command = [sys.executable, "-m", "ops.cli", "bench", "bus", "--sides", "aio_pika", "--seconds", "60"]
+    with TemporaryDirectory(prefix="atelier-bench-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # the database's own user must be able to enter
+        with subprocess.Popen(command, env=os.environ | {"TMPDIR": folder}, stderr=subprocess.DEVNULL) as bench:
+            while not any("benchmarks.peers" in line for line in command_lines(bench.pid)):
                 time.sleep(0.5)
             bench.terminate()
             assert bench.wait(30) == 130
         assert not list(Path(folder).glob("atelier-bench-*"))
-        assert not [words for words in running() if folder in words]
+        assert not [line for line in command_lines() if folder in line]
 
 
-def running(of: int | None = None) -> list[str]:
+def command_lines(parent: int | None = None) -> list[str]:
     """The command lines of all processes, or of one's descendants."""
-    processes = psutil.Process(of).children(recursive=True) if of else psutil.process_iter()
-    said = []
+    processes = psutil.Process(parent).children(recursive=True) if parent else psutil.process_iter()
+    lines = []
     for process in processes:
         with suppress(psutil.Error):
-            said.append(" ".join(process.cmdline()))
-    return said
+            lines.append(" ".join(process.cmdline()))
+    return lines

@@ -1,4 +1,4 @@
-"""The benches of the engines run at small numbers and give the figures by their agreed names."""
+"""The benchmarks of the engines run with small numbers and report the documented figures."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import executor, gpu
 
-# The libraries below warn of their own future.
+# diffusers and transformers issue deprecation warnings about themselves.
 pytestmark = [
     pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.timeout(240),
 ]  # fmt: skip
@@ -24,9 +24,9 @@ async def test_gpu_bench_runs_tiny_models_on_cpu(tmp_path: Path) -> None:
     figures = await gpu.measure(tmp_path, size="tiny", side=64, steps=3, tokens=6)
     assert set(figures["images_per_second"]) == {"1", "4", "10"}
     assert figures["engine"]["device"] == "cpu"
-    seeing = figures["llava"]
-    assert set(seeing["tokens_per_second"]) == {"float32", "8bit"}
-    for speeds in seeing["tokens_per_second"].values():
+    llava = figures["llava"]
+    assert set(llava["tokens_per_second"]) == {"float32", "8bit"}
+    for speeds in llava["tokens_per_second"].values():
         assert set(speeds) == {"1", "8", "16"}
         assert min(speeds.values()) > 0
-    assert seeing["model_bytes"]["8bit"] < seeing["model_bytes"]["float32"]
+    assert llava["model_bytes"]["8bit"] < llava["model_bytes"]["float32"]

@@ -1,4 +1,4 @@
-"""The bench of the gateway, small: every side is answered, the waiting clients too, and the figures add up."""
+"""The gateway benchmark, small: every client has a reply, the waiting ones too, and the figures add up."""
 
 import asyncio
 from argparse import Namespace
@@ -8,11 +8,11 @@ from benchmarks.gateway import SIDES, LoadRound
 
 
 def test_every_client_receives_reply() -> None:
-    told = asyncio.run(gateway.measure(Namespace(seconds=0.2, rounds=2, callers=[2], waiting=4)))
-    assert set(told["sides"]) == set(SIDES)
-    assert all(seen["2"]["least"] > 0 for seen in told["sides"].values())
-    assert told["waiting"]["replied"] == 4
-    assert told["waiting"]["seconds"] >= 2
+    figures = asyncio.run(gateway.measure(Namespace(seconds=0.2, rounds=2, callers=[2], waiting=4)))
+    assert set(figures["sides"]) == set(SIDES)
+    assert all(side["2"]["least"] > 0 for side in figures["sides"].values())
+    assert figures["waiting"]["replied"] == 4
+    assert figures["waiting"]["seconds"] >= 2
 
 
 def rounds(*rates: int) -> list[LoadRound]:
@@ -20,10 +20,10 @@ def rounds(*rates: int) -> list[LoadRound]:
 
 
 def test_share_is_median_of_round_ratios() -> None:
-    """So that a slow moment of the machine, which meets all sides, does not count."""
+    """A slow moment of the machine affects all sides, and so not their ratio."""
     sides = {"aio_pika": rounds(100, 10, 100), "bus": rounds(90, 9, 80), "http": rounds(50, 5, 50), "faststream_request": rounds(25, 5, 25)}
-    told = gateway.summarize({64: sides})
-    assert told["bus_share_of_aio_pika"] == {"64": 0.9}
-    assert told["http_share_of_aio_pika"] == {"64": 0.5}
-    assert told["over_faststream_request"] == {"64": 2.0}
-    assert told["sides"]["http"]["64"] == {"per_second": 50.0, "least": 5.0, "most": 50.0, "p50_ms": 20.0, "p99_ms": 200.0}
+    figures = gateway.summarize({64: sides})
+    assert figures["bus_share_of_aio_pika"] == {"64": 0.9}
+    assert figures["http_share_of_aio_pika"] == {"64": 0.5}
+    assert figures["over_faststream_request"] == {"64": 2.0}
+    assert figures["sides"]["http"]["64"] == {"per_second": 50.0, "least": 5.0, "most": 50.0, "p50_ms": 20.0, "p99_ms": 200.0}

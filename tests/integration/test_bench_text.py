@@ -1,4 +1,4 @@
-"""The bench of the writing actor, small: both ways ask the same vLLM, which writes the same for both."""
+"""The text benchmark, small: the gateway and the direct clients get the same tokens from the same vLLM server."""
 
 import asyncio
 from argparse import Namespace
@@ -14,14 +14,15 @@ from tests.support.external_programs import START_SECONDS, find_vllm_python
 @pytest.mark.timeout(START_SECONDS + 120)
 def test_gateway_and_direct_server_generate_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     find_vllm_python()
-    monkeypatch.setattr(text, "HIDDEN", 64)
-    told = asyncio.run(text.measure(Namespace(clients=[2], each=1, tokens=8, rounds=1)))
-    tokens = told["tokens_each_round"]["2"]
+    monkeypatch.setattr(text, "HIDDEN_SIZE", 64)
+    figures = asyncio.run(text.measure(Namespace(clients=[2], each=1, tokens=8, rounds=1)))
+    tokens = figures["tokens_each_round"]["2"]
     assert tokens["bus"] == tokens["direct"] > 0
-    assert told["over_direct"]["2"] > 0
+    assert figures["over_direct"]["2"] > 0
 
 
 def test_share_is_median_of_round_ratios() -> None:
-    told = text.summarize({16: {"bus": [TokenRound(90, 1.0), TokenRound(90, 2.0)], "direct": [TokenRound(100, 1.0), TokenRound(100, 2.0)]}})
-    assert told["over_direct"] == {"16": 0.9}
-    assert told["tokens_per_second"]["16"] == {"bus": 67.5, "direct": 75.0}
+    over_bus, direct = ([TokenRound(tokens, seconds) for seconds in (1.0, 2.0)] for tokens in (90, 100))
+    figures = text.summarize({16: {"bus": over_bus, "direct": direct}})
+    assert figures["over_direct"] == {"16": 0.9}
+    assert figures["tokens_per_second"]["16"] == {"bus": 67.5, "direct": 75.0}

@@ -1,4 +1,4 @@
-"""Document 003's routes on the real broker; a writer stands in for the model."""
+"""The CloudLLM API on a real broker, with a fake text actor."""
 
 import asyncio
 import base64
@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 from bus.settings import BusSettings
-from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.broker_client import StartWorker
 from tests.support.fake_text_actor import KNOWN_CONVERSATION, FakeTextActor
 from tests.support.live_gateway import live_gateway
 from tests.support.sample_documents import make_docx, make_pdf
 
 
 @pytest.fixture
-def writer() -> FakeTextActor:
+def text_actor() -> FakeTextActor:
     return FakeTextActor()
 
 
 @pytest.fixture
-async def http(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> AsyncIterator[httpx.AsyncClient]:
+async def http(bus_settings: BusSettings, store_folder: Path, purged_queues: None) -> AsyncIterator[httpx.AsyncClient]:
     limits = {"request_seconds": 20, "question_seconds": 1, "max_upload_bytes": 20_000}
     async with live_gateway(bus_settings, store_folder, **limits) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         yield client
@@ -37,11 +37,11 @@ def png(side: int = 40) -> bytes:
         return file.getvalue()
 
 
-async def test_a_turn_is_answered_with_the_source_systems_fields(
-    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor
+async def test_turn_is_answered_with_all_source_fields(
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
 ) -> None:
-    """All six, null ones too; the endpoint's own time is measured here."""
-    async with start_worker(*writer.actors):
+    """All six, also those that are null. The endpoint's time is measured in the gateway."""
+    async with start_worker(*text_actor.actors):
         response = await http.post(
             "/generate", json={"message": "one two", "conversation_id": None, "max_tokens": 9999, "temperature": 0.5}
         )
@@ -57,13 +57,13 @@ async def test_a_turn_is_answered_with_the_source_systems_fields(
     info = answer["model_info"]
     assert (info["engine"], info["model_name"], info["max_tokens"], info["temperature"]) == ("vLLM", "tiny", 512, 0.5)
     assert info["timings"]["endpoint_total_ms"] != 13.4
-    assert (writer.commands[0].max_tokens, writer.commands[0].conversation_id) == (9999, None)
+    assert (text_actor.commands[0].max_tokens, text_actor.commands[0].conversation_id) == (9999, None)
 
 
-async def test_max_tokens_below_one_becomes_one(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    async with start_worker(*writer.actors):
+async def test_max_tokens_below_one_becomes_one(http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
         await http.post("/generate", json={"message": "x", "max_tokens": 0})
-    assert writer.commands[0].max_tokens == 1
+    assert text_actor.commands[0].max_tokens == 1
 
 
 async def test_missing_message_returns_source_system_error(http: httpx.AsyncClient) -> None:
@@ -74,17 +74,17 @@ async def test_missing_message_returns_source_system_error(http: httpx.AsyncClie
     assert (await http.post("/vision", json={"message": "x"})).json()["detail"][0]["loc"] == ["body", "image_data"]
 
 
-async def test_image_is_accepted_as_json_or_form(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """It goes to the actor as a claim on the store, whole."""
-    coded = base64.b64encode(png()).decode()
-    async with start_worker(*writer.actors):
+async def test_image_is_accepted_as_json_or_form(http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """The actor receives a claim on it."""
+    encoded = base64.b64encode(png()).decode()
+    async with start_worker(*text_actor.actors):
         answers = [
-            await http.post("/vision", json={"message": "what", "image_data": coded}),
-            await http.post("/vision", json={"message": "what", "image_data": f"data:image/png;base64,{coded}"}),
+            await http.post("/vision", json={"message": "what", "image_data": encoded}),
+            await http.post("/vision", json={"message": "what", "image_data": f"data:image/png;base64,{encoded}"}),
             await http.post("/vision", data={"message": "what", "json_only": "true"}, files={"image": ("x.txt", png(), "text/plain")}),
         ]
     assert [answer.status_code for answer in answers] == [200] * 3
-    claims = {command.pictures[0].claim for command in writer.commands}
+    claims = {command.pictures[0].claim for command in text_actor.commands}
     (claim,) = claims
     assert claim is not None
     assert (claim.media_type, claim.size) == ("image/png", len(png()))
@@ -95,53 +95,55 @@ async def test_image_is_accepted_as_json_or_form(http: httpx.AsyncClient, start_
 
 @pytest.mark.parametrize(("data", "kind"), [(make_pdf("Hello"), "pdf"), (make_docx("Hello"), "docx"), ("안녕".encode(), "txt")])
 async def test_document_type_is_detected_from_content(
-    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, data: bytes, kind: str
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor, data: bytes, kind: str
 ) -> None:
-    """Whatever it is called; alone or beside a picture."""
-    async with start_worker(*writer.actors):
+    """Not from its name; without or with an image."""
+    async with start_worker(*text_actor.actors):
         alone = await http.post("/multimodal", data={"message": "sum"}, files={"file": ("x.png", data)})
-        coded = {"file_data": base64.b64encode(data).decode(), "image_data": base64.b64encode(png()).decode(), "file_type": "doc"}
-        both = await http.post("/multimodal", json={"message": "sum"} | coded)
-    told = [answer.json()["model_info"] for answer in (alone, both)]
-    assert [(info["has_image"], info["has_file"], info["file_type"], info["engine"]) for info in told] == [
+        files = {"file_data": base64.b64encode(data).decode(), "image_data": base64.b64encode(png()).decode(), "file_type": "doc"}
+        both = await http.post("/multimodal", json={"message": "sum"} | files)
+    infos = [response.json()["model_info"] for response in (alone, both)]
+    assert [(info["has_image"], info["has_file"], info["file_type"], info["engine"]) for info in infos] == [
         (False, True, kind, "vLLM+Multimodal"),
         (True, True, kind, "vLLM+Multimodal"),
     ]
-    assert [(len(command.pictures), len(command.documents)) for command in writer.commands] == [(0, 1), (1, 1)]
+    assert [(len(command.pictures), len(command.documents)) for command in text_actor.commands] == [(0, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "detail"),
     [
         ("/vision", {"image_data": base64.b64encode(b"MZ" + b"\0" * 60).decode()}, 400, "지원하지 않는 파일 형식입니다"),
-        ("/vision", {"image_data": "%%%"}, 400, "no base64"),
+        ("/vision", {"image_data": "%%%"}, 400, "not base64"),
         ("/vision", {"image_data": base64.b64encode(b"\x89PNG" * 6000).decode()}, 413, "파일 크기가 제한(20000 bytes)를 초과했습니다"),
         ("/multimodal", {"file_data": base64.b64encode(b"\0\1\2").decode()}, 400, "지원하지 않는 파일 형식입니다"),
-        ("/generate", {"message": "fails prompt-too-long"}, 400, "it was asked to fail"),
+        ("/generate", {"message": "fails prompt-too-long"}, 400, "the prompt requests a failure"),
         ("/generate", {"message": "fails loading"}, 503, "vLLM 엔진이 초기화되지 않았습니다"),
         ("/generate", {"message": "fails server-away"}, 503, "vLLM 엔진이 초기화되지 않았습니다"),
         ("/multimodal", {"message": "fails document-unsupported"}, 400, "지원하지 않는 파일 형식입니다"),
-        ("/multimodal", {"message": "fails document-broken"}, 400, "it was asked to fail"),
-        ("/generate", {"message": "fails otherwise"}, 500, "생성 오류: it was asked to fail"),
-        ("/multimodal", {"message": "fails otherwise"}, 500, "멀티모달 분석 오류: it was asked to fail"),
+        ("/multimodal", {"message": "fails document-broken"}, 400, "the prompt requests a failure"),
+        ("/generate", {"message": "fails otherwise"}, 500, "생성 오류: the prompt requests a failure"),
+        ("/multimodal", {"message": "fails otherwise"}, 500, "멀티모달 분석 오류: the prompt requests a failure"),
     ],
 )
 async def test_errors_use_source_system_messages(
-    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, path: str, body: dict[str, Any], status: int, detail: str
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor, path: str, body: dict[str, Any], status: int, detail: str
 ) -> None:
-    async with start_worker(*writer.actors):
+    async with start_worker(*text_actor.actors):
         response = await http.post(path, json={"message": "x"} | body)
     assert response.status_code == status
     assert detail in response.json()["detail"]
     assert ("retry-after" in response.headers) is (status == 503 and "vLLM" in detail)
 
 
-async def test_image_is_withheld_from_text_only_model(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    writer.has_vision = False
-    async with start_worker(*writer.actors):
+async def test_image_is_withheld_from_text_only_model(
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
+) -> None:
+    text_actor.has_vision = False
+    async with start_worker(*text_actor.actors):
         response = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", png())})
     assert (response.status_code, response.json()) == (503, {"detail": "멀티모달 기능이 사용할 수 없습니다"})
-    assert writer.commands == []
+    assert text_actor.commands == []
 
 
 async def test_missing_reply_returns_503_with_retry_after(http: httpx.AsyncClient) -> None:
@@ -153,59 +155,62 @@ async def test_missing_reply_returns_503_with_retry_after(http: httpx.AsyncClien
 async def events(http: httpx.AsyncClient, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     async with http.stream("POST", "/generate", json=body | {"stream": True}) as response:
         assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        text = "".join([piece async for piece in response.aiter_text()])
+        text = "".join([chunk async for chunk in response.aiter_text()])
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
-async def test_stream_sends_ordered_deltas_then_result(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    async with start_worker(*writer.actors):
-        told = await events(http, {"message": "three two one"})
-    assert told[:-1] == [("delta", {"delta": word}) for word in ("one ", "two ", "three")]
-    assert (told[-1][0], told[-1][1]["response"]) == ("done", "one two three")
+async def test_stream_sends_ordered_deltas_then_result(
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
+) -> None:
+    async with start_worker(*text_actor.actors):
+        received = await events(http, {"message": "three two one"})
+    assert received[:-1] == [("delta", {"delta": word}) for word in ("one ", "two ", "three")]
+    assert (received[-1][0], received[-1][1]["response"]) == ("done", "one two three")
 
 
-async def test_a_gap_in_a_stream_is_an_error(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """Never a text with a hole in it."""
-    async with start_worker(*writer.actors):
-        told = await events(http, {"message": "gap two three"})
-    assert [name for name, _ in told] == ["delta", "error"]
-    assert "생성 오류: delta 1 was to come" in told[-1][1]["detail"]
+async def test_stream_gap_is_error(http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
+        received = await events(http, {"message": "gap two three"})
+    assert [name for name, _ in received] == ["delta", "error"]
+    assert "생성 오류: delta 1 was expected" in received[-1][1]["detail"]
 
 
 async def test_failure_before_first_delta_is_plain_error_response(
-    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
 ) -> None:
-    async with start_worker(*writer.actors):
+    async with start_worker(*text_actor.actors):
         response = await http.post("/generate", json={"message": "fails prompt-too-long", "stream": True})
-    assert (response.status_code, response.json()["detail"]) == (400, "it was asked to fail")
+    assert (response.status_code, response.json()["detail"]) == (400, "the prompt requests a failure")
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_client_disconnect_cancels_generation(
-    http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor, stream: bool
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor, stream: bool
 ) -> None:
-    async with start_worker(*writer.actors):
+    async with start_worker(*text_actor.actors):
         if stream:
             async with http.stream("POST", "/generate", json={"message": "endless", "stream": True}) as response:
                 async for _ in response.aiter_text():
                     break
         else:
-            asking = asyncio.create_task(http.post("/generate", json={"message": "endless"}))
-            await asyncio.wait_for(writer.started.wait(), 10)
-            asking.cancel()
-            await asyncio.wait({asking})
-        await asyncio.wait_for(writer.cancelled.wait(), 5)
+            call = asyncio.create_task(http.post("/generate", json={"message": "endless"}))
+            await asyncio.wait_for(text_actor.started.wait(), 10)
+            call.cancel()
+            await asyncio.wait({call})
+        await asyncio.wait_for(text_actor.cancelled.wait(), 5)
         assert (await http.get("/health")).json()["streams"] == 0
 
 
-async def test_conversations_are_listed_read_and_deleted(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    async with start_worker(*writer.actors):
-        listed, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN_CONVERSATION}")).json()
+async def test_conversations_are_listed_read_and_deleted(
+    http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
+) -> None:
+    async with start_worker(*text_actor.actors):
+        listing, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN_CONVERSATION}")).json()
         deleted, unknown = await http.delete(f"/conversations/{KNOWN_CONVERSATION}"), await http.get("/conversations/none")
-    assert listed["total_conversations"] == 1
-    assert set(listed["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
-    assert [(said["role"], said["content"], said.get("image_info")) for said in one["messages"]] == [
+    assert listing["total_conversations"] == 1
+    assert set(listing["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
+    assert [(message["role"], message["content"], message.get("image_info")) for message in one["messages"]] == [
         ("user", "무엇?", {"width": 4}),
         ("assistant", "라멘", None),
     ]
@@ -217,14 +222,14 @@ async def test_conversations_return_503_without_text_actor(http: httpx.AsyncClie
     assert (await http.get("/conversations")).status_code == 503
 
 
-async def test_health_and_status_report_engine_state(http: httpx.AsyncClient, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """Also of its absence, at once; a model that loads is not healthy yet."""
+async def test_health_and_status_report_engine_state(http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """Also without a text actor, and while it loads its model."""
     absent = (await http.get("/health")).json()
     assert (absent["status"], absent["model_loaded"], absent["broker"]) == ("healthy", False, True)
-    async with start_worker(*writer.actors):
+    async with start_worker(*text_actor.actors):
         await asyncio.sleep(1.1)
         health, status = (await http.get("/health")).json(), (await http.get("/status/detailed")).json()
-        writer.loading = True
+        text_actor.loading = True
         await asyncio.sleep(1.1)
         loading = (await http.get("/health")).json()
     assert (health["status"], health["model_loaded"], health["model_name"], health["engine_type"]) == ("healthy", True, "tiny", "vLLM")
@@ -238,7 +243,7 @@ async def test_health_and_status_report_engine_state(http: httpx.AsyncClient, st
     assert status["conversation_info"] == {"active_conversations": 1, "total_messages": 2}
 
 
-async def test_every_route_is_in_the_openapi_document_with_an_example(http: httpx.AsyncClient) -> None:
+async def test_every_route_is_in_openapi_with_example(http: httpx.AsyncClient) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
     assert {"/generate", "/vision", "/multimodal", "/conversations", "/conversations/{conversation_id}", "/status/detailed"} <= set(paths)
     for path in ("/vision", "/multimodal"):

@@ -1,4 +1,4 @@
-"""A cluster of three nodes loses one after the other under load, and no confirmed message with it."""
+"""A cluster of three nodes loses one node after the other under load, but no confirmed message."""
 
 import asyncio
 import contextlib
@@ -30,29 +30,29 @@ def cluster(tmp_path: Path) -> Iterator[RabbitCluster]:
 
 
 class ClusterLoad:
-    """A publisher and a consumer that go to the next node when theirs is away."""
+    """A publisher and a consumer that connect to the next node when theirs is unavailable."""
 
     def __init__(self, urls: list[str]) -> None:
-        self._urls, self._numbers, self._over = urls, count(), False
+        self._urls, self._numbers, self._stopped = urls, count(), False
         self.confirmed: set[int] = set()
-        self.taken: set[int] = set()
+        self.consumed: set[int] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Both at work; however the block ends, they end with it, though a lost connection may swallow their cancellation."""
+        """Run both inside the block. A flag stops them, since a lost connection may swallow their cancellation."""
         tasks = [asyncio.create_task(self.publish()), asyncio.create_task(self.consume())]
         try:
             yield
         finally:
-            self._over = True
-            _, late = await asyncio.wait(tasks, timeout=10)
-            for task in late:
+            self._stopped = True
+            _, unfinished = await asyncio.wait(tasks, timeout=10)
+            for task in unfinished:
                 task.cancel()
 
     async def publish(self) -> None:
         async for channel in self._channels(cycle(self._urls)):
             with contextlib.suppress(*UNAVAILABLE_ERRORS):
-                while not self._over:
+                while not self._stopped:
                     number = next(self._numbers)
                     message = aio_pika.Message(str(number).encode(), delivery_mode=2)
                     async with asyncio.timeout(5):
@@ -64,18 +64,18 @@ class ClusterLoad:
         async for channel in self._channels(cycle(self._urls[::-1])):
             with contextlib.suppress(*UNAVAILABLE_ERRORS):
                 queue = await channel.get_queue(QUEUE, ensure=False)
-                while not self._over:
+                while not self._stopped:
                     async with asyncio.timeout(5):
                         message = await queue.get(fail=False)
                     if message is None:
                         await asyncio.sleep(0.02)
                         continue
-                    self.taken.add(int(message.body))
+                    self.consumed.add(int(message.body))
                     await message.ack()
 
     async def _channels(self, urls: Iterator[str]) -> AsyncIterator[AbstractChannel]:
         for url in urls:
-            if self._over:
+            if self._stopped:
                 return
             try:
                 async with asyncio.timeout(5):
@@ -87,15 +87,15 @@ class ClusterLoad:
                 yield await connection.channel()
 
     async def wait_for_progress(self, messages: int, seconds: float = 60) -> None:
-        """So many more are confirmed from now on."""
+        """Wait until `messages` more are confirmed."""
         goal = len(self.confirmed) + messages
         async with asyncio.timeout(seconds):
             while len(self.confirmed) < goal:
                 await asyncio.sleep(0.05)
 
 
-async def online_members(url: str) -> None:
-    """Return when the queue takes a message through this node."""
+async def wait_until_queue_is_available(url: str) -> None:
+    """Wait until the queue can be reached through this node."""
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(*UNAVAILABLE_ERRORS):
@@ -113,15 +113,15 @@ async def test_node_loss_under_load_loses_no_message(cluster: RabbitCluster) -> 
         await channel.declare_queue(QUEUE, durable=True, arguments=QUORUM_ARGUMENTS)
     load = ClusterLoad(cluster.urls)
     async with load.running():
-        for member in cluster.nodes:
+        for node in cluster.nodes:
             await load.wait_for_progress(50)
-            await asyncio.to_thread(member.kill)
+            await asyncio.to_thread(node.kill)
             await load.wait_for_progress(50)
-            await asyncio.to_thread(member.start)
-            await online_members(member.url)
-            await asyncio.sleep(1)  # the node catches up before the next one dies
+            await asyncio.to_thread(node.start)
+            await wait_until_queue_is_available(node.url)
+            await asyncio.sleep(1)  # the node synchronises before the next one is killed
         confirmed = set(load.confirmed)
         async with asyncio.timeout(30):
-            while confirmed - load.taken:
+            while confirmed - load.consumed:
                 await asyncio.sleep(0.1)
     assert len(confirmed) >= 300

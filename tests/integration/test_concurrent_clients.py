@@ -1,4 +1,4 @@
-"""A thousand clients wait at one gateway process for slow replies; and what that process weighs."""
+"""A thousand concurrent clients of one gateway process with slow replies, and the memory that it takes."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ async def reply_slowly(command: Consult, context: Context) -> ConsultDone:
 
 
 @asynccontextmanager
-async def open_slow(tools: Resources) -> AsyncIterator[Handler]:
+async def open_slow(resources: Resources) -> AsyncIterator[Handler]:
     yield reply_slowly
 
 
@@ -40,9 +40,9 @@ async def gateway_process(bus_settings: BusSettings) -> AsyncIterator[GatewayPro
 
 
 async def test_gateway_starts_fast_with_small_memory(gateway_process: GatewayProcess) -> None:
-    """Under two seconds of its own work and 150 MB, without torch; the wall clock has room, as this machine may be busy."""
-    used = gateway_process.psutil_process.cpu_times()
-    assert used.user + used.system < 2.0
+    """Two seconds of CPU time, 150 MB, no torch. The limit of the wall-clock time allows for a busy machine."""
+    cpu = gateway_process.psutil_process.cpu_times()
+    assert cpu.user + cpu.system < 2.0
     assert gateway_process.started_seconds < 10
     assert gateway_process.psutil_process.memory_info().rss < 150e6
     assert (await gateway_process.request("GET", "/health"))[0] == 200
@@ -53,24 +53,24 @@ async def test_gateway_starts_fast_with_small_memory(gateway_process: GatewayPro
 async def test_thousand_concurrent_clients_receive_replies(
     gateway_process: GatewayProcess, start_worker: StartWorker, bus_settings: BusSettings
 ) -> None:
-    """In little more time than one, without a thread more, and in little memory."""
-    patient = bus_settings.model_copy(update={"publish_timeout_seconds": 60.0})  # three thousand letters leave the actor at once
-    async with start_worker(SLOW, settings=patient):
+    """In much less time than one after the other, without a further thread, in little memory."""
+    long_timeout = bus_settings.model_copy(update={"publish_timeout_seconds": 60.0})  # Three thousand messages at once.
+    async with start_worker(SLOW, settings=long_timeout):
         before, threads = gateway_process.psutil_process.memory_info().rss, gateway_process.psutil_process.num_threads()
-        begun = time.monotonic()
+        started = time.monotonic()
         calls = [asyncio.create_task(gateway_process.request("POST", "/jobs?wait=60", ORDER)) for _ in range(CLIENTS)]
         await asyncio.sleep(REPLY_SECONDS)
-        at_most = gateway_process.psutil_process.memory_info().rss
+        peak = gateway_process.psutil_process.memory_info().rss
         answers = await asyncio.gather(*calls)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         after = (await gateway_process.request("GET", "/health"))[1]
     assert [status for status, _ in answers] == [200] * CLIENTS
     assert {answer["result"]["prediction"] for _, answer in answers} == {"how long?"}
     assert len({answer["job_id"] for _, answer in answers}) == CLIENTS
     assert (after["waiting"], after["late_replies"]) == (0, 0)
     assert gateway_process.psutil_process.num_threads() == threads
-    assert at_most - before < 100e6
-    assert seconds < 60, "one after the other they would take half an hour"
+    assert peak - before < 100e6
+    assert seconds < 60, "sequentially they would take half an hour"
 
 
 async def test_late_replies_are_counted(gateway_process: GatewayProcess, start_worker: StartWorker) -> None:

@@ -1,4 +1,4 @@
-"""The console without a browser: what its answers allow a page to do, and what a forged form does not get done."""
+"""The console without a browser: content security policy, CSRF, session cookie, login redirects, static files, errors."""
 
 import re
 from collections.abc import AsyncIterator
@@ -20,20 +20,20 @@ async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def token(page: httpx.Response) -> str:
-    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', page.text)
-    assert found
-    return found[1]
+def csrf_token(page: httpx.Response) -> str:
+    match = re.search(r'name="csrf" value="([0-9a-f]{64})"', page.text)
+    assert match
+    return match[1]
 
 
 async def log_in(http: httpx.AsyncClient) -> str:
-    csrf = token(await http.get("/console/login"))
+    csrf = csrf_token(await http.get("/console/login"))
     assert (await http.post("/console/login", data={"csrf": csrf, "key": KEY})).status_code == 303
-    return token(await http.get("/console/make"))
+    return csrf_token(await http.get("/console/make"))
 
 
 async def test_content_security_policy_blocks_foreign_scripts(http: httpx.AsyncClient) -> None:
-    """No script and no style within a page, no other host, no frame around it."""
+    """No inline scripts or styles, no other hosts, no framing."""
     await log_in(http)
     page = await http.get("/console/make")
     policy = page.headers["content-security-policy"]
@@ -52,8 +52,8 @@ async def test_post_without_csrf_token_is_rejected(http: httpx.AsyncClient) -> N
     order = {"kind": "image_order", "prompt": "x", "width": "64", "height": "64"}
     for forged in ({}, {"csrf": ""}, {"csrf": "0" * 64}):
         assert (await http.post("/console/make", data=order | forged)).status_code == 403
-    far = await http.post("/console/make", data=order | {"csrf": csrf}, headers={"Sec-Fetch-Site": "cross-site"})
-    assert far.status_code == 403
+    cross_site = await http.post("/console/make", data=order | {"csrf": csrf}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert cross_site.status_code == 403
     assert (await http.post("/console/make", data=order | {"csrf": csrf})).status_code == 303
 
 
@@ -66,7 +66,7 @@ async def test_csrf_token_of_another_session_is_rejected(http: httpx.AsyncClient
 
 
 async def test_session_cookie_authenticates_console_only(http: httpx.AsyncClient) -> None:
-    """The API asks for no token, so a browser's cookie must not open it."""
+    """The API needs no CSRF token, so the cookie must not authenticate there."""
     await log_in(http)
     cookie = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
     assert (await http.get("/jobs", headers={"Cookie": cookie})).status_code == 401
@@ -78,19 +78,19 @@ async def test_unauthenticated_visitor_sees_only_login(http: httpx.AsyncClient) 
         response = await http.get(path)
         assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/console/login"), path
     assert (await http.get("/console/static/console.css")).status_code == 200
-    part = await http.get("/console/jobs", headers={"HX-Request": "true"})
-    assert (part.status_code, part.headers["hx-redirect"]) == (401, "/console/login")
+    fragment = await http.get("/console/jobs", headers={"HX-Request": "true"})
+    assert (fragment.status_code, fragment.headers["hx-redirect"]) == (401, "/console/login")
 
 
-@pytest.mark.parametrize("away", ["https://evil.example/", "//evil.example", "/\\evil.example", "/consoled", "/console/\n//evil", "/jobs"])
-async def test_login_redirects_only_to_console(http: httpx.AsyncClient, away: str) -> None:
-    csrf = token(await http.get("/console/login"))
-    response = await http.post("/console/login", data={"csrf": csrf, "key": KEY, "next": away})
+@pytest.mark.parametrize("url", ["https://evil.example/", "//evil.example", "/\\evil.example", "/consoled", "/console/\n//evil", "/jobs"])
+async def test_login_redirects_only_to_console(http: httpx.AsyncClient, url: str) -> None:
+    csrf = csrf_token(await http.get("/console/login"))
+    response = await http.post("/console/login", data={"csrf": csrf, "key": KEY, "next": url})
     assert response.headers["location"] == "/console"
 
 
 async def test_static_path_traversal_is_rejected(http: httpx.AsyncClient) -> None:
-    for name in ("..%2fpages.py", "../pages.py", "%2e%2e/pages.py", ".htmx.min.js", "x" * 60):
+    for name in ("..%2frouter.py", "../router.py", "%2e%2e/router.py", ".htmx.min.js", "x" * 60):
         assert (await http.get(f"/console/static/{name}")).status_code in (303, 404, 422), name
 
 

@@ -24,27 +24,27 @@ async def echo(command: Echo, context: Context) -> Echoed:
 
 
 async def test_command_is_replied_to_and_emits_events(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """A reply goes to whoever asked, a completed event to whoever listens, for the step and for the job."""
+    """The reply goes to its queue; the step and the job each emit a completed event."""
     actor = echo_actor(echo)
     async with start_worker(actor):
         events = await broker_client.subscribe_events("#")
         await broker_client.publish(actor.step, {"text": "안녕"}, reply_to=broker_client.reply_queue, correlation_id="job-1")
         assert await broker_client.next_reply() == (f"{actor.step}.done.v1", {"text": "안녕"})
-        told = {(event["step"], event["kind"]) for event in [await events.get(), await events.get()]}
-        assert told == {(actor.step, "completed"), ("job", "completed")}
+        received = {(event["step"], event["kind"]) for event in [await events.get(), await events.get()]}
+        assert received == {(actor.step, "completed"), ("job", "completed")}
 
 
 async def test_failed_command_is_retried_after_delays(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Two failures, then success: the attempts are counted and the message keeps its id."""
+    """Two failures, then success: attempts are counted, the message keeps its id."""
     runs: list[tuple[int, str]] = []
 
-    async def shaky(command: Echo, context: Context) -> Echoed:
+    async def flaky(command: Echo, context: Context) -> Echoed:
         runs.append((context.attempt, context.message_id))
         if len(runs) < 3:
             raise RuntimeError("not yet")
         return Echoed(text=command.text)
 
-    actor = echo_actor(shaky)
+    actor = echo_actor(flaky)
     async with start_worker(actor):
         message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
         assert (await broker_client.next_reply())[1] == {"text": "x"}
@@ -52,7 +52,7 @@ async def test_failed_command_is_retried_after_delays(start_worker: StartWorker,
 
 
 async def test_retry_returns_to_failed_queue_only(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """A second queue on the same topic sees the message once, however often the first one fails."""
+    """A second queue with the same binding receives the message once, however often the first one fails."""
 
     async def failing(command: Echo, context: Context) -> Echoed:
         raise TemporaryError("again", delay=0.1)
@@ -67,27 +67,27 @@ async def test_retry_returns_to_failed_queue_only(start_worker: StartWorker, bro
 
 
 async def test_exhausted_command_is_dead_lettered_with_cause(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """The dead letter says what, why, how often, and where it came from; whoever waits gets the fault."""
+    """The dead letter has its cause, stack and origin in its headers; the fault is the reply."""
 
     async def failing(command: Echo, context: Context) -> Echoed:
-        raise RuntimeError("the well is dry")
+        raise RuntimeError("out of ink")
 
     actor = echo_actor(failing)
     async with start_worker(actor):
         message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
-        kind, fault = await broker_client.next_reply()
-        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
-    assert (kind, fault["code"], fault["attempts"]) == ("fault.v1", "attempts-exhausted", 3)
-    assert (letter.message_id, letter.body) == (message_id, b'{"text": "x"}')
-    assert letter.headers[Header.FAULT_CODE] == "attempts-exhausted"
-    assert letter.headers[Header.FAULT_MESSAGE] == "the well is dry"
-    assert letter.headers[Header.EXCEPTION_TYPE] == "RuntimeError"
-    assert "the well is dry" in str(letter.headers[Header.EXCEPTION_STACK])
-    assert (letter.headers[Header.ORIGIN_EXCHANGE], letter.headers[Header.ORIGIN_ROUTING_KEY]) == (
+        reply_type, fault = await broker_client.next_reply()
+        dead_letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert (reply_type, fault["code"], fault["attempts"]) == ("fault.v1", "attempts-exhausted", 3)
+    assert (dead_letter.message_id, dead_letter.body) == (message_id, b'{"text": "x"}')
+    assert dead_letter.headers[Header.FAULT_CODE] == "attempts-exhausted"
+    assert dead_letter.headers[Header.FAULT_MESSAGE] == "out of ink"
+    assert dead_letter.headers[Header.EXCEPTION_TYPE] == "RuntimeError"
+    assert "out of ink" in str(dead_letter.headers[Header.EXCEPTION_STACK])
+    assert (dead_letter.headers[Header.ORIGIN_EXCHANGE], dead_letter.headers[Header.ORIGIN_ROUTING_KEY]) == (
         broker_names.COMMANDS_EXCHANGE,
         actor.step,
     )
-    assert letter.headers[Header.FIRST_FAILED_AT] < letter.headers[Header.LAST_FAILED_AT]
+    assert dead_letter.headers[Header.FIRST_FAILED_AT] < dead_letter.headers[Header.LAST_FAILED_AT]
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ async def test_exhausted_command_is_dead_lettered_with_cause(start_worker: Start
 async def test_invalid_message_is_dead_lettered_at_once(
     start_worker: StartWorker, broker_client: BrokerClient, body: bytes, properties: dict[str, str], code: str
 ) -> None:
-    """What cannot be read is never tried, and what comes after it is not disturbed."""
+    """It is never retried, and the next message is not affected."""
     actor = echo_actor(echo)
-    said = {name: value.format(step=actor.step) for name, value in properties.items()}
+    formatted = {name: value.format(step=actor.step) for name, value in properties.items()}
     async with start_worker(actor):
-        await broker_client.publish(actor.step, body, **said)
+        await broker_client.publish(actor.step, body, **formatted)
         await broker_client.publish(actor.step, {"text": "next"}, reply_to=broker_client.reply_queue)
         assert (await broker_client.next_reply())[1] == {"text": "next"}
-        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
-    assert letter.headers[Header.FAULT_CODE] == code
+        dead_letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert dead_letter.headers[Header.FAULT_CODE] == code
 
 
 async def test_duplicate_message_is_processed_once(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """The second delivery is answered from the inbox, also when both come at the same moment."""
+    """Duplicates are answered from the inbox, also when they arrive at the same time."""
     runs = 0
 
     async def slow(command: Echo, context: Context) -> Echoed:
@@ -135,7 +135,7 @@ async def test_duplicate_message_is_processed_once(start_worker: StartWorker, br
 
 
 async def test_nul_character_is_processed(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Postgres cannot keep U+0000; a result with one is remembered all the same, the first time."""
+    """Postgres cannot store U+0000; a result that contains it is marked done at the first attempt."""
     actor = echo_actor(echo)
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "a\x00b"}, reply_to=broker_client.reply_queue)
@@ -145,7 +145,7 @@ async def test_nul_character_is_processed(start_worker: StartWorker, broker_clie
 async def test_handler_write_and_inbox_entry_commit_together(
     start_worker: StartWorker, broker_client: BrokerClient, database_url: str
 ) -> None:
-    """A write that fails leaves no memory; the run after it writes once."""
+    """A failed write leaves no inbox entry; the next attempt writes once."""
     runs = 0
 
     async def writing(command: Echo, context: Context) -> Transactional:
@@ -172,14 +172,14 @@ async def test_handler_write_and_inbox_entry_commit_together(
 
 
 async def test_expired_command_is_not_started(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Expired work is answered with a fault and is no dead letter."""
+    """It gets a fault as its reply, and is not dead-lettered."""
     runs: list[Any] = []
 
-    async def noting(command: Echo, context: Context) -> Echoed:
+    async def record(command: Echo, context: Context) -> Echoed:
         runs.append(command)
         return Echoed(text=command.text)
 
-    actor = echo_actor(noting)
+    actor = echo_actor(record)
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
@@ -189,14 +189,14 @@ async def test_expired_command_is_not_started(start_worker: StartWorker, broker_
     assert runs == []
 
 
-async def test_webhook_step_ignores_deadline(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """That the time was up is told after the time is up."""
+async def test_step_without_deadline_runs_after_it(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A webhook reports an expired job after its deadline."""
 
-    async def telling(command: Echo, context: Context) -> Echoed:
+    async def notify(command: Echo, context: Context) -> Echoed:
         assert context.deadline is None
         return Echoed(text=command.text)
 
-    actor = echo_actor(telling, expires=False)
+    actor = echo_actor(notify, enforce_deadline=False)
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
@@ -204,7 +204,7 @@ async def test_webhook_step_ignores_deadline(start_worker: StartWorker, broker_c
 
 
 async def test_handler_timeout_is_enforced(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Each run ends at the actor's limit; after the last the cause is `timeout`."""
+    """Each attempt ends at the actor's time limit; the fault code after the last is `timeout`."""
 
     async def hanging(command: Echo, context: Context) -> Echoed:
         await asyncio.sleep(60)
@@ -217,45 +217,45 @@ async def test_handler_timeout_is_enforced(start_worker: StartWorker, broker_cli
 
 
 async def test_cancel_stops_only_named_job(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """A control message ends the named job at once, also for its commands still to come; its neighbour finishes."""
+    """A control message stops the running command of its job and later ones; another job finishes."""
 
     async def waiting(command: Echo, context: Context) -> Echoed:
-        await asyncio.sleep(0.6 if command.text == "stays" else 30)
+        await asyncio.sleep(0.6 if command.text == "other" else 30)
         return Echoed(text=command.text)
 
     actor = echo_actor(waiting, timeout_seconds=40)
     async with start_worker(actor):
-        gone = f"gone-{actor.step}"
-        await broker_client.publish(actor.step, {"text": "stays"}, reply_to=broker_client.reply_queue)
-        await broker_client.publish(actor.step, {"text": "goes"}, correlation_id=gone, reply_to=broker_client.reply_queue)
+        job_id = f"cancelled-{actor.step}"
+        await broker_client.publish(actor.step, {"text": "other"}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(actor.step, {"text": "cancelled"}, correlation_id=job_id, reply_to=broker_client.reply_queue)
         await asyncio.sleep(0.2)
-        await broker_client.publish("", {"cancel": gone}, exchange=broker_names.CONTROL_EXCHANGE)
+        await broker_client.publish("", {"cancel": job_id}, exchange=broker_names.CONTROL_EXCHANGE)
         assert (await broker_client.next_reply())[1]["code"] == "cancelled"
-        assert (await broker_client.next_reply())[1] == {"text": "stays"}
-        await broker_client.publish(actor.step, {"text": "goes"}, correlation_id=gone, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "other"}
+        await broker_client.publish(actor.step, {"text": "cancelled"}, correlation_id=job_id, reply_to=broker_client.reply_queue)
         assert (await broker_client.next_reply())[1]["code"] == "cancelled"
 
 
 async def test_query_is_answered_once_and_never_dead_lettered(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Whoever asks gets the fault at once; there is nothing to replay."""
+    """The caller gets the fault at once; there is nothing to replay."""
     runs = 0
 
     async def failing(command: Echo, context: Context) -> Echoed:
         nonlocal runs
         runs += 1
-        raise RuntimeError("no idea")
+        raise RuntimeError("unknown")
 
-    actor = echo_actor(failing, question=True)
+    actor = echo_actor(failing, is_query=True)
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
-        assert (await broker_client.next_reply())[1]["message"] == "no idea"
+        assert (await broker_client.next_reply())[1]["message"] == "unknown"
         queue = await broker_client.channel.declare_queue(broker_names.dead_letter_queue(actor.step), passive=True)
         assert queue.declaration_result.message_count == 0
     assert runs == 1
 
 
 async def test_progress_event_reaches_subscribers(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """A report becomes an event under the step's progress key."""
+    """Its routing key is the step's progress key."""
 
     async def reporting(command: Echo, context: Context) -> Echoed:
         await context.report_progress(Progress(current_step=1, total_steps=4, progress_percent=25))
@@ -271,7 +271,7 @@ async def test_progress_event_reaches_subscribers(start_worker: StartWorker, bro
 async def test_repeatedly_redelivered_message_is_dead_lettered(
     start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
 ) -> None:
-    """Work that kills whoever takes it ends as `crash-loop` instead of going round for ever."""
+    """A message that crashes every process that takes it ends as `crash-loop`."""
     actor = echo_actor(echo)
     settings = bus_settings.model_copy(update={"delivery_limit": 2})
     async with start_worker(actor):
@@ -282,66 +282,66 @@ async def test_repeatedly_redelivered_message_is_dead_lettered(
         message = await queue.get(timeout=5)
         await message.reject(requeue=True)
     async with start_worker(actor, settings=settings):
-        letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
-    assert letter.headers[Header.FAULT_CODE] == "crash-loop"
+        dead_letter = await broker_client.take_message(broker_names.dead_letter_queue(actor.step))
+    assert dead_letter.headers[Header.FAULT_CODE] == "crash-loop"
 
 
 async def test_unready_actor_consumes_nothing_until_ready(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Its orders wait in the broker meanwhile, untouched; its neighbour goes on."""
-    told: list[Callable[[str | None], None]] = []
+    """Its messages wait in the broker; another actor of the process continues."""
+    callbacks: list[Callable[[str | None], None]] = []
 
     @asynccontextmanager
-    async def open_fickle(tools: Resources) -> AsyncIterator[Handler]:
-        told.append(tools.set_unready)
+    async def open_pausable(resources: Resources) -> AsyncIterator[Handler]:
+        callbacks.append(resources.set_unready)
         yield echo
 
-    actor, neighbour = replace(echo_actor(echo), open=open_fickle), echo_actor(echo)
+    actor, other = replace(echo_actor(echo), open=open_pausable), echo_actor(echo)
 
     async def consumers(count: int) -> bool:
         queue = await broker_client.channel.declare_queue(actor.queue, passive=True)
         return queue.declaration_result.consumer_count == count
 
-    async with start_worker(actor, neighbour):
-        told[0]("the engine is away")
+    async with start_worker(actor, other):
+        callbacks[0]("the engine is unavailable")
         await wait_until(lambda: consumers(0))
-        await broker_client.publish(actor.step, {"text": "waits"}, reply_to=broker_client.reply_queue)
-        await broker_client.publish(neighbour.step, {"text": "goes on"}, reply_to=broker_client.reply_queue)
-        assert (await broker_client.next_reply())[1] == {"text": "goes on"}
-        told[0](None)
-        assert (await broker_client.next_reply())[1] == {"text": "waits"}
+        await broker_client.publish(actor.step, {"text": "waiting"}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(other.step, {"text": "continues"}, reply_to=broker_client.reply_queue)
+        assert (await broker_client.next_reply())[1] == {"text": "continues"}
+        callbacks[0](None)
+        assert (await broker_client.next_reply())[1] == {"text": "waiting"}
 
 
-async def test_shutdown_waits_for_running_work(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Work shorter than the grace is done and answered, although the consumer is gone."""
-    begun = asyncio.Event()
+async def test_shutdown_waits_for_running_delivery(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """A run shorter than the grace period is finished and replied to, although the consumer is cancelled."""
+    started = asyncio.Event()
 
     async def slow(command: Echo, context: Context) -> Echoed:
-        begun.set()
+        started.set()
         await asyncio.sleep(0.5)
         return Echoed(text=command.text)
 
     actor = echo_actor(slow)
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
-        await begun.wait()
+        await started.wait()
     assert (await broker_client.next_reply())[1] == {"text": "x"}
 
 
-async def test_shutdown_requeues_work_after_grace_period(
+async def test_shutdown_requeues_delivery_after_grace_period(
     start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
 ) -> None:
-    """Unfinished work goes back to the queue, and the next process does it."""
-    begun = asyncio.Event()
+    """The unfinished delivery returns to the queue, and the next process completes it."""
+    started = asyncio.Event()
 
     async def endless(command: Echo, context: Context) -> Echoed:
-        begun.set()
+        started.set()
         await asyncio.sleep(60)
         raise AssertionError
 
     actor = echo_actor(endless, timeout_seconds=60)
     async with start_worker(actor, settings=bus_settings.model_copy(update={"grace_seconds": 0.1})):
         await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
-        await begun.wait()
+        await started.wait()
     quick = echo_actor(echo)
     async with start_worker(type(actor)(**{**vars(actor), "open": quick.open})):
         assert (await broker_client.next_reply())[1] == {"text": "x"}

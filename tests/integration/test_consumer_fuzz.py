@@ -1,6 +1,7 @@
-"""Strangers' messages on every queue of the real broker: each ends as a result or with its cause, and every consumer lives on."""
+"""Fuzzed messages on every queue of the real broker: each reaches an outcome, and every consumer continues."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from actors.adapters.image_generation import ADAPTER
+from actors.adapters.image_generation import build_adapter
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from contracts import broker_names
@@ -24,18 +25,19 @@ from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 from tests.support.fuzz import FuzzMessage, fuzz_messages
 
 MESSAGE_COUNT = 60
+VALID_ORDER = {"type": "image_generation", "data": {"generation_id": 4714, "prompt": "harbour", "aspect_ratio": "1:1"}}
 REAL_ACTORS = ("watermark", "overlay", "upload", "webhook")
-"""Steps with their own actors here; the painter does `image`, and the rest need a model and refuse what they understood."""
+"""Steps that run their own actors. `image` has a fake actor; the others, which need a model, have one that refuses valid commands."""
 
 pytestmark = pytest.mark.timeout(180)
 
 
 def refusing_actor(step: str) -> Actor:
     async def refuse(command: Command, context: Context) -> Result:
-        raise PermanentError("no-model", "understood, but there is no model here")
+        raise PermanentError("no-model", "the command is valid, but this worker has no model")
 
     @asynccontextmanager
-    async def open_refusing(tools: Resources) -> AsyncIterator[Handler]:
+    async def open_refusing(resources: Resources) -> AsyncIterator[Handler]:
         yield refuse
 
     return Actor(step=step, command=COMMANDS[step], result=RESULTS[step], open=open_refusing, timeout_seconds=5, prefetch=16)
@@ -46,50 +48,49 @@ def all_actors() -> list[Actor]:
     return [*load_actors(list(REAL_ACTORS)).actors, FAKE_IMAGE_ACTOR, *others]
 
 
-class FailureCollector:
-    """Which messages have come to their end."""
+class OutcomeCounter:
+    """Counts the outcomes of each message; dead letters by their consumer."""
 
     def __init__(self) -> None:
-        self.ends: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
 
-    async def collect(self, message: AbstractIncomingMessage) -> None:
+    async def on_dead_letter(self, message: AbstractIncomingMessage) -> None:
         assert message.headers[Header.FAULT_CODE]
-        self.ends[str(message.message_id)] += 1
+        self.outcomes[str(message.message_id)] += 1
 
 
-async def send(broker_client: BrokerClient, queue: str, stranger: FuzzMessage) -> str:
-    """Publish what a stranger says, to the queue itself."""
-    properties = {"message_id": uuid4().hex, "delivery_mode": 2} | stranger.properties
-    await broker_client.channel.default_exchange.publish(aio_pika.Message(stranger.body, **properties), queue)
+async def send(broker_client: BrokerClient, queue: str, message: FuzzMessage) -> str:
+    """Publish to the queue itself; returns the message id."""
+    properties = {"message_id": uuid4().hex, "delivery_mode": 2} | message.properties
+    await broker_client.channel.default_exchange.publish(aio_pika.Message(message.body, **properties), queue)
     return str(properties["message_id"])
 
 
-async def collect_failures(broker_client: BrokerClient, names: list[str]) -> FailureCollector:
-    found = FailureCollector()
+async def count_dead_letters(broker_client: BrokerClient, names: list[str]) -> OutcomeCounter:
+    counter = OutcomeCounter()
     for name in names:
         queue = await broker_client.channel.declare_queue(
             broker_names.dead_letter_queue(name), durable=True, arguments={"x-queue-type": "quorum"}
         )
-        await queue.consume(found.collect, no_ack=True)
-    return found
+        await queue.consume(counter.on_dead_letter, no_ack=True)
+    return counter
 
 
 @pytest.mark.parametrize("step", [*COMMANDS])
 async def test_fuzzed_command_always_reaches_an_outcome(step: str, start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """No message stays unsettled, the queue is empty afterwards, and its consumer answers the next honest question."""
+    """No message stays unacknowledged, the queue is empty afterwards, and its consumer processes the next message."""
     async with start_worker(*all_actors()):
-        heard = await broker_client.subscribe_events(f"{step}.*.#")
-        found = await collect_failures(broker_client, [*COMMANDS])
-        sent = [
-            await send(broker_client, broker_names.work_queue(step), stranger) for stranger in fuzz_messages(COMMANDS[step], MESSAGE_COUNT)
-        ]
+        events = await broker_client.subscribe_events(f"{step}.*.#")
+        counter = await count_dead_letters(broker_client, [*COMMANDS])
+        messages = fuzz_messages(COMMANDS[step], MESSAGE_COUNT)
+        sent = [await send(broker_client, broker_names.work_queue(step), message) for message in messages]
 
         async def all_ended() -> bool:
-            while not heard.empty():
-                event = heard.get_nowait()
+            while not events.empty():
+                event = events.get_nowait()
                 if event["kind"] in {"completed", "failed", "cancelled"}:
-                    found.ends[event["message_id"]] += 1
-            return not set(sent) - set(found.ends)
+                    counter.outcomes[event["message_id"]] += 1
+            return not set(sent) - set(counter.outcomes)
 
         await wait_until(all_ended, 60)
         await wait_until(partial(queue_is_empty, broker_client, step), 20)
@@ -103,13 +104,13 @@ async def queue_is_empty(broker_client: BrokerClient, step: str) -> bool:
 
 
 async def test_fuzzed_order_always_reaches_an_outcome(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """The same at the foreign queue, where the message has no id that we know."""
-    async with start_worker(*all_actors(), adapters=[ADAPTER]):
+    """The same for the foreign queue, whose outcomes are accepted jobs and dead letters."""
+    async with start_worker(*all_actors(), adapters=[build_adapter()]):
         accepted = await broker_client.subscribe_events("job.accepted.#")
         dead: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         queue = await broker_client.channel.get_queue(broker_names.dead_letter_queue("image_generation"))
         await queue.consume(dead.put, no_ack=True)
-        orders = fuzz_messages(NestedOrder, MESSAGE_COUNT)
+        orders = [*fuzz_messages(NestedOrder, MESSAGE_COUNT), FuzzMessage(json.dumps(VALID_ORDER).encode())]
         for order in orders:
             await send(broker_client, broker_names.IMAGE_GENERATION_QUEUE, order)
 
@@ -118,4 +119,6 @@ async def test_fuzzed_order_always_reaches_an_outcome(start_worker: StartWorker,
 
         await wait_until(all_ended, 60)
         assert accepted.qsize() + dead.qsize() == len(orders)
+        assert accepted.qsize() > 0
+        assert dead.qsize() > 0
         assert all(dead.get_nowait().headers[Header.FAULT_CODE] for _ in range(dead.qsize()))

@@ -1,4 +1,4 @@
-"""`atelier dead-letters`, as an operator runs it: every command of `docs/dead-letters.md`, and what the commands promise."""
+"""`atelier dead-letters` as a process: every command of `docs/dead-letters.md`, output and errors."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ Atelier = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
 @pytest.fixture
 def atelier(bus_settings: BusSettings, tmp_path: Path) -> Atelier:
-    """Run a command line; returns its status, output and errors."""
+    """Run a command line; returns its exit status, stdout and stderr."""
     assert bus_settings.database_url is not None
     root = str(Path(__file__).parents[2])
     environment = {
@@ -48,12 +48,12 @@ def atelier(bus_settings: BusSettings, tmp_path: Path) -> Atelier:
         "USER": "ada",
     }
 
-    async def run(*words: str) -> tuple[int, str, str]:
+    async def run(*arguments: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "ops.cli",
-            *words,
+            *arguments,
             env=environment,
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
@@ -67,27 +67,27 @@ def atelier(bus_settings: BusSettings, tmp_path: Path) -> Atelier:
 
 async def publish_dead_letter(broker_client: BrokerClient, *names: str, code: str = "store-full") -> None:
     for name in names:
-        headers = {Header.FAULT_CODE.value: code, Header.FAULT_MESSAGE.value: f"no room for {name}", Header.TENANT.value: "acme"}
+        headers = {Header.FAULT_CODE.value: code, Header.FAULT_MESSAGE.value: f"no space for {name}", Header.TENANT.value: "acme"}
         await broker_client.publish(DEAD, {"name": name, "images": [CLAIM]}, exchange="", headers=headers)
 
 
 async def test_documented_commands_succeed(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, atelier: Atelier
 ) -> None:
-    """In the order in which the document says them, on letters that it may be about."""
+    """In the order of the document, on letters that fit."""
     async with start_worker_with_ingest(queues=(DEAD,)):
         await publish_dead_letter(broker_client, "a", "b", code="documented")
         letters = await wait_for_dead_letters(repository, 2, code="documented")
-    known = {"$ID": letters[0].id, "$GROUP": letters[0].group_id}
+    variables = {"$ID": letters[0].id, "$GROUP": letters[0].group_id}
     commands = [line for block in re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) for line in block.splitlines() if line]
     assert len(commands) > 10
     for command in commands:
-        words = [known.get(word, word) for word in shlex.split(command)]
-        if "edit" in words:
+        arguments = [variables.get(argument, argument) for argument in shlex.split(command)]
+        if "edit" in arguments:
             async with start_worker_with_ingest(queues=(DEAD,)):
                 await publish_dead_letter(broker_client, "c", code="to-edit")
-                words[words.index("edit") + 1] = (await wait_for_dead_letters(repository, code="to-edit", state="unresolved"))[0].id
-        status, out, err = await atelier(*words[1:])
+                arguments[arguments.index("edit") + 1] = (await wait_for_dead_letters(repository, code="to-edit", state="unresolved"))[0].id
+        status, out, err = await atelier(*arguments[1:])
         assert (status, err) == (0, ""), command
         assert out.strip(), command
 
@@ -95,7 +95,7 @@ async def test_documented_commands_succeed(
 async def test_replay_command_publishes_messages(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, atelier: Atelier
 ) -> None:
-    """Dry by default; with --yes every letter lies in its queue when the command returns, though no actor runs."""
+    """A dry run by default; with --yes every letter is in its queue when the command returns, although no actor runs."""
     before = await _in_queue(broker_client, start_worker_with_ingest)
     async with start_worker_with_ingest(queues=(DEAD,)):
         await publish_dead_letter(broker_client, "a", "b", "c", code="from-here")
@@ -118,26 +118,26 @@ async def _in_queue(broker_client: BrokerClient, start_worker_with_ingest: Start
 
 
 async def test_json_output_is_one_document(atelier: Atelier) -> None:
-    for words in (["list"], ["groups"], ["archive", "--all"], ["purge", "--all", "--older-than", "1d"]):
-        status, out, _ = await atelier("dead-letters", *words, "--json")
+    for arguments in (["list"], ["groups"], ["archive", "--all"], ["purge", "--all", "--older-than", "1d"]):
+        status, out, _ = await atelier("dead-letters", *arguments, "--json")
         assert (status, type(json.loads(out))) == (0, dict)
 
 
 @pytest.mark.parametrize(
-    ("words", "cause"),
+    ("arguments", "cause"),
     [
         (["replay", "--yes"], "nothing is selected"),
         (["archive", "--yes"], "nothing is selected"),
         (["show", "none"], "no dead letter 'none'"),
-        (["purge", "--all"], "say how old"),
-        (["list", "--since", "yesterday"], "is no moment"),
+        (["purge", "--all"], "give an age"),
+        (["list", "--since", "yesterday"], "is not a time"),
         (["edit", "none"], "either --body FILE or --set"),
         (["import", "missing.jsonl"], "cannot be read"),
     ],
 )
-async def test_usage_error_names_its_fix(words: list[str], cause: str, atelier: Atelier) -> None:
-    """Status 1, one sentence, no stack."""
-    status, out, err = await atelier("dead-letters", *words)
+async def test_usage_error_names_its_fix(arguments: list[str], cause: str, atelier: Atelier) -> None:
+    """Status 1, a message of one sentence, no traceback."""
+    status, out, err = await atelier("dead-letters", *arguments)
     assert (status, out) == (1, "")
     assert cause in err
     assert "Traceback" not in err
@@ -151,7 +151,7 @@ async def test_dead_letters_export_and_import_unchanged(
     tmp_path: Path,
     pool: Any,
 ) -> None:
-    """Exported, deleted, imported: the same letter, body and history; a second import changes nothing; a bad line imports nothing."""
+    """Exported, deleted, imported: the same letter, body and history. A second import changes nothing; an invalid line imports nothing."""
     async with start_worker_with_ingest(queues=(DEAD,)):
         await broker_client.publish(DEAD, b"\x00\xff", exchange="", headers={Header.FAULT_CODE.value: "travels"})
         [letter] = await wait_for_dead_letters(repository, code="travels")
@@ -166,9 +166,9 @@ async def test_dead_letters_export_and_import_unchanged(
     for expected in (1, 0):
         _, out, _ = await atelier("dead-letters", "import", str(file), "--yes", "--json")
         assert json.loads(out)["letters"] == expected
-    back = await repository.get(letter.id)
-    assert [entry.kind for entry in back.history] == ["failed", "imported"]
-    assert back.model_copy(update={"history": letter.history, "changed_at": letter.changed_at}) == letter
+    imported = await repository.get(letter.id)
+    assert [entry.kind for entry in imported.history] == ["failed", "imported"]
+    assert imported.model_copy(update={"history": letter.history, "changed_at": letter.changed_at}) == letter
 
 
 async def test_actor_ingests_dead_letters_and_relays_staged_replays(
@@ -179,7 +179,7 @@ async def test_actor_ingests_dead_letters_and_relays_staged_replays(
     store_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """`atelier run dead-letters`, a process of its own: the intake of every queue, the sender, and a SIGTERM obeyed."""
+    """`atelier run dead-letters` as a process: it ingests every queue, relays replays, and exits on SIGTERM."""
     assert bus_settings.database_url is not None
     environment = {
         "AMQP_URL": bus_settings.amqp_url.get_secret_value(),
@@ -187,12 +187,12 @@ async def test_actor_ingests_dead_letters_and_relays_staged_replays(
         "STORE_URL": store_folder.as_uri(),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    words = ["-m", "ops.cli", "run", "dead-letters"]
+    arguments = ["-m", "ops.cli", "run", "dead-letters"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *words, env=environment, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, *arguments, env=environment, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        await stored_dead_letters(repository, broker_client)
+        await store_dead_letter(repository, broker_client)
         status, out, _ = await atelier("dead-letters", "replay", "--code", "by-actor", "--yes", "--no-wait", "--json")
         assert (status, json.loads(out)["letters"]) == (0, 1)
 
@@ -206,10 +206,10 @@ async def test_actor_ingests_dead_letters_and_relays_staged_replays(
     assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def stored_dead_letters(repository: DeadLetterRepository, broker_client: BrokerClient) -> None:
-    """A letter for the actor, sent as soon as its queue is there."""
+async def store_dead_letter(repository: DeadLetterRepository, broker_client: BrokerClient) -> None:
+    """Publish a dead letter as soon as its queue exists, and wait until it is stored."""
 
-    async def declared() -> bool:
+    async def published() -> bool:
         try:
             await broker_client.publish(
                 DEAD, {"name": "z", "images": [CLAIM]}, exchange="", message_id="by-actor", headers={Header.FAULT_CODE.value: "by-actor"}
@@ -218,5 +218,5 @@ async def stored_dead_letters(repository: DeadLetterRepository, broker_client: B
             return False
         return True
 
-    await wait_until(declared, 20)
+    await wait_until(published, 20)
     await wait_for_dead_letters(repository, code="by-actor")

@@ -1,4 +1,4 @@
-"""Dead letters kept: their pace, groups, ages, and what operators ask of them, over the bus and over HTTP."""
+"""Stored dead letters: rate limit, groups, ages, and the queries and commands over the bus and over HTTP."""
 
 # ruff: noqa: F811 - a fixture that is imported is named again as an argument
 
@@ -22,7 +22,7 @@ from bus.dead_letters.repository import DeadLetterRepository
 from bus.errors import PermanentError
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.dead_letter import ReplayDeadLetters, Selection
 from contracts.wire import Header
@@ -46,13 +46,13 @@ async def test_replay_rate_limit_is_respected(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
     """Twenty letters at twenty a second take about a second."""
-    craft = FlakyHandler()
-    actor = echo_actor(craft)
+    handler = FlakyHandler()
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor):
         for number in range(20):
             await broker_client.publish(actor.step, {"text": f"{number}"})
         await wait_for_dead_letters(repository, 20, step=actor.step)
-        craft.failing = False
+        handler.failing = False
         started = datetime.now(UTC)
         await replay.stage(pool, replay_of(actor, per_second=20))
         await wait_for_dead_letters(repository, 20, step=actor.step, state="resolved")
@@ -62,7 +62,7 @@ async def test_replay_rate_limit_is_respected(
 async def test_dead_letters_are_grouped_by_cause_tenant_and_time(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository
 ) -> None:
-    """Messages and line numbers differ, the cause is one; another code is another group."""
+    """Other messages and line numbers are the same cause; another code is another group."""
     step = f"grouped-{uuid4().hex[:6]}"
     dead = broker_names.dead_letter_queue(step)
 
@@ -86,52 +86,52 @@ async def test_dead_letters_are_grouped_by_cause_tenant_and_time(
         ]:
             await broker_client.publish(dead, {}, exchange="", headers=headers(code, line, tenant, at))
         await wait_for_dead_letters(repository, 4, step=step)
-    chosen = Selection(step=step)
-    by_cause = await repository.groups(chosen)
+    selection = Selection(step=step)
+    by_cause = await repository.groups(selection)
     assert [(group.code, group.letters, group.message, group.shape) for group in by_cause] == [
         ("a", 3, "at 3", ["actors/echo.py:echo"]),
         ("b", 1, "at 1", ["actors/echo.py:echo"]),
     ]
-    assert {(group.code, group.tenant, group.letters) for group in await repository.groups(chosen, by_tenant=True)} == {
+    assert {(group.code, group.tenant, group.letters) for group in await repository.groups(selection, by_tenant=True)} == {
         ("a", "t1", 1),
         ("a", "t2", 2),
         ("b", "t1", 1),
     }
-    assert [group.letters for group in await repository.groups(chosen, per="hour")] == [2, 1, 1]
+    assert [group.letters for group in await repository.groups(selection, per="hour")] == [2, 1, 1]
     assert by_cause[0].states == {"unresolved": 3}
 
 
 async def test_dead_letters_are_archived_restored_and_purged_by_age(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository
 ) -> None:
-    """What is unresolved is never purged; an archived letter comes back when asked, and when it fails again."""
+    """An unresolved letter is never purged; an archived one is restored on request, and when it fails again."""
     actor = echo_actor(FlakyHandler())
     async with start_worker_with_ingest(actor):
         message_id = await broker_client.publish(actor.step, {"text": "x"})
         await wait_for_dead_letters(repository, step=actor.step)
-        chosen, soon_after = Selection(step=actor.step), datetime.now(UTC) + timedelta(minutes=1)
-        assert await repository.purge(chosen, unchanged_since=soon_after, dry_run=False) == 0
-        assert await repository.change_state(chosen, "archived", by="ada", dry_run=True) == 1
-        assert await repository.change_state(chosen, "archived", by="ada", dry_run=False) == 1
-        assert await repository.change_state(chosen, "archived", by="ada", dry_run=False) == 0
-        assert await repository.change_state(chosen, "unresolved", by="ada", dry_run=False) == 1
-        assert await repository.change_state(chosen, "archived", by="ada", dry_run=False) == 1
+        selection, soon_after = Selection(step=actor.step), datetime.now(UTC) + timedelta(minutes=1)
+        assert await repository.purge(selection, unchanged_since=soon_after, dry_run=False) == 0
+        assert await repository.change_state(selection, "archived", by="ada", dry_run=True) == 1
+        assert await repository.change_state(selection, "archived", by="ada", dry_run=False) == 1
+        assert await repository.change_state(selection, "archived", by="ada", dry_run=False) == 0
+        assert await repository.change_state(selection, "unresolved", by="ada", dry_run=False) == 1
+        assert await repository.change_state(selection, "archived", by="ada", dry_run=False) == 1
         await broker_client.publish(actor.step, {"text": "x"}, message_id=message_id)
         await wait_for_dead_letters(repository, step=actor.step, state="failed-again")
-        assert await repository.change_state(chosen, "archived", by="ada", dry_run=False) == 1
-        assert await repository.purge(chosen, unchanged_since=datetime.now(UTC) - timedelta(days=1), dry_run=False) == 0
-        assert await repository.purge(chosen, unchanged_since=soon_after, dry_run=True) == 1
-        assert await repository.purge(chosen, unchanged_since=soon_after, dry_run=False) == 1
-    assert (await repository.find(chosen, 5)).total == 0
+        assert await repository.change_state(selection, "archived", by="ada", dry_run=False) == 1
+        assert await repository.purge(selection, unchanged_since=datetime.now(UTC) - timedelta(days=1), dry_run=False) == 0
+        assert await repository.purge(selection, unchanged_since=soon_after, dry_run=True) == 1
+        assert await repository.purge(selection, unchanged_since=soon_after, dry_run=False) == 1
+    assert (await repository.find(selection, 5)).total == 0
 
 
 async def test_malformed_dead_letter_is_stored(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository
 ) -> None:
-    """NUL in text, a huge body, nonsense in our headers and in `x-death`: nothing keeps a letter out, and its neighbour comes in too."""
+    """NUL in text, a large body, invalid values in our headers and in `x-death`: the letter is stored, and so is the next one."""
     dead = broker_names.dead_letter_queue(f"odd-{uuid4().hex[:6]}")
     step = dead.removeprefix("atelier.dead.")
-    nonsense: dict[str, Any] = {
+    invalid_headers: dict[str, Any] = {
         Header.FAULT_MESSAGE.value: "a\0b",
         Header.LAST_FAILED_AT.value: "yesterday",
         Header.ATTEMPT.value: "many",
@@ -140,7 +140,7 @@ async def test_malformed_dead_letter_is_stored(
         "when": datetime.now(UTC),
     }
     async with start_worker_with_ingest(queues=(dead,)):
-        await broker_client.publish(dead, b"x" * (1 << 20), exchange="", headers=nonsense, message_id="odd\0" + step)
+        await broker_client.publish(dead, b"x" * (1 << 20), exchange="", headers=invalid_headers, message_id="odd\0" + step)
         await broker_client.publish(dead, b"", exchange="")
         letters = await wait_for_dead_letters(repository, 2, step=step)
     assert {letter.size for letter in letters} == {1 << 20, 0}
@@ -150,24 +150,24 @@ async def test_malformed_dead_letter_is_stored(
 async def test_dead_letter_queries_are_answered_over_bus(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient
 ) -> None:
-    """The questions that the gateway asks are answered, and their refusals are faults."""
+    """The queries of the gateway are answered; errors are faults."""
     actor = echo_actor(FlakyHandler())
-    asked = partial(send_query, broker_client)
+    query = partial(send_query, broker_client)
     async with start_worker_with_ingest(actor, *ACTORS[1:]):
         await broker_client.publish(actor.step, {"text": "x"})
 
-        async def there() -> bool:
-            return bool((await asked("dead-letter.list", {"selection": {"step": actor.step}}))["total"])
+        async def stored() -> bool:
+            return bool((await query("dead-letter.list", {"selection": {"step": actor.step}}))["total"])
 
-        await wait_until(there)
-        [letter] = (await asked("dead-letter.list", {"selection": {"step": actor.step}}))["letters"]
-        assert (await asked("dead-letter.get", {"id": letter["id"]}))["body"] == '{"text": "x"}'
-        assert (await asked("dead-letter.get", {"id": "nobody"}))["code"] == "dead-letter-unknown"
-        assert (await asked("dead-letter.groups", {"selection": {"step": actor.step}}))["groups"][0]["letters"] == 1
-        assert (await asked("dead-letter.replay", {"selection": {"ids": [letter["id"]]}}))["dry_run"] is True
-        assert (await asked("dead-letter.replay", {"selection": {}}))["code"] == "selection-empty"
-        assert (await asked("dead-letter.edit", {"id": letter["id"], "body": {"text": "y"}}))["dry_run"] is True
-        moved = await asked("dead-letter.move", {"selection": {"ids": [letter["id"]]}, "to": "archived", "dry_run": False})
+        await wait_until(stored)
+        [letter] = (await query("dead-letter.list", {"selection": {"step": actor.step}}))["letters"]
+        assert (await query("dead-letter.get", {"id": letter["id"]}))["body"] == '{"text": "x"}'
+        assert (await query("dead-letter.get", {"id": "nobody"}))["code"] == "dead-letter-unknown"
+        assert (await query("dead-letter.groups", {"selection": {"step": actor.step}}))["groups"][0]["letters"] == 1
+        assert (await query("dead-letter.replay", {"selection": {"ids": [letter["id"]]}}))["dry_run"] is True
+        assert (await query("dead-letter.replay", {"selection": {}}))["code"] == "selection-empty"
+        assert (await query("dead-letter.edit", {"id": letter["id"], "body": {"text": "y"}}))["dry_run"] is True
+        moved = await query("dead-letter.move", {"selection": {"ids": [letter["id"]]}, "to": "archived", "dry_run": False})
         assert moved == {"dry_run": False, "to": "archived", "letters": 1}
 
 
@@ -179,7 +179,7 @@ async def send_query(broker_client: BrokerClient, step: str, body: dict[str, Any
 async def test_dead_letters_are_ingested_after_database_outage(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, postgres: Any
 ) -> None:
-    """While Postgres is stopped letters stay with the broker; when it is back they come in."""
+    """While Postgres is stopped letters stay in the broker; they are stored when it runs again."""
     dead = broker_names.dead_letter_queue(f"patient-{uuid4().hex[:6]}")
     async with start_worker_with_ingest(queues=(dead,)):
         postgres.stop()
@@ -193,13 +193,13 @@ async def test_dead_letters_are_ingested_after_database_outage(
 
 
 async def wait_for_stored(repository: DeadLetterRepository, step: str, count: int) -> None:
-    async def there() -> bool:
+    async def stored() -> bool:
         try:
             return (await repository.find(Selection(step=step), 10)).total == count
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
 
-    await wait_until(there, 30)
+    await wait_until(stored, 30)
 
 
 @pytest.fixture
@@ -212,16 +212,16 @@ async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
 async def test_dead_letter_queries_are_answered_over_http(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, http: httpx.AsyncClient
 ) -> None:
-    """List, groups, one letter, a dry run, a replay and the refusals, as problem documents."""
-    craft = FlakyHandler()
-    actor = echo_actor(craft)
+    """List, groups, one letter, a dry run, a replay; errors are problem documents."""
+    handler = FlakyHandler()
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor, *ACTORS[1:]):
         await broker_client.publish(actor.step, {"text": "x"})
 
-        async def there() -> bool:
+        async def stored() -> bool:
             return bool((await http.get("/dead-letters", params={"step": actor.step})).json()["total"])
 
-        await wait_until(there)
+        await wait_until(stored)
         [letter] = (await http.get("/dead-letters", params={"step": actor.step})).json()["letters"]
         path = f"/dead-letters/{letter['id']}"
         assert (await http.get(path)).json()["history"][0]["kind"] == "failed"
@@ -232,9 +232,9 @@ async def test_dead_letter_queries_are_answered_over_http(
         assert (await http.post("/dead-letters/replay", json={"selection": {"step": "a\0"}})).status_code == 422
         assert (await http.post(f"{path}/edit", json={"body": {"text": 1}})).json()["dry_run"] is True
         assert (await http.post("/dead-letters/none/edit", json={"body": {}})).status_code == 404
-        nothing_plain = await http.post(f"{path}/edit", content=b'{"body": {"a": NaN, "b": "\\ud800"}}')
-        assert nothing_plain.status_code == 422
-        craft.failing = False
+        invalid_json = await http.post(f"{path}/edit", content=b'{"body": {"a": NaN, "b": "\\ud800"}}')
+        assert invalid_json.status_code == 422
+        handler.failing = False
         dry = (await http.post("/dead-letters/replay", json={"selection": {"ids": [letter["id"]]}})).json()
         assert (dry["dry_run"], dry["letters"]) == (True, 1)
         done = (await http.post("/dead-letters/replay", json={"selection": {"ids": [letter["id"]]}, "dry_run": False})).json()
@@ -250,19 +250,19 @@ async def test_dead_letter_queries_are_answered_over_http(
 async def test_order_replayed_to_foreign_queue_is_resolved(
     bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """It goes back to `image_generation`, where the adapter takes it this time and says so."""
+    """It goes back to `image_generation`, where the repaired adapter accepts it and emits the event."""
     number = int(uuid4().int % 10**9)
     order = {"type": "image_generation", "data": {"generation_id": number, "prompt": "a fox", "prompt_tags": ["fox"]}}
-    mended = False
+    repaired = False
 
     def translate(body: bytes) -> TranslatedCommand:
-        if not mended:
+        if not repaired:
             raise PermanentError("not-yet", "the adapter has a fault")
         return TranslatedCommand("upload", {"name": "n", "images": []}, f"gen-{number}", f"job-{number}")
 
     adapter = Adapter(broker_names.IMAGE_GENERATION_QUEUE, broker_names.IMAGE_GENERATION_QUEUE, translate)
-    intake = DeadLetterIngest("intake", (broker_names.dead_letter_queue(broker_names.IMAGE_GENERATION_QUEUE),))
-    async with run_worker((LIST_ACTOR,), (adapter,), bus_settings, StoreSettings(store_url=store_folder.as_uri()), (intake,)):
+    ingest = DeadLetterIngest("ingest", (broker_names.dead_letter_queue(broker_names.IMAGE_GENERATION_QUEUE),))
+    async with Worker((LIST_ACTOR,), (adapter,), bus_settings, StoreSettings(store_url=store_folder.as_uri()), (ingest,)).run():
         message_id = await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, order, exchange="")
         [letter] = await wait_for_dead_letters(repository, message_id=message_id)
         assert (letter.step, letter.target, letter.state) == (
@@ -270,6 +270,6 @@ async def test_order_replayed_to_foreign_queue_is_resolved(
             broker_names.IMAGE_GENERATION_QUEUE,
             "unresolved",
         )
-        mended = True
+        repaired = True
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id]), dry_run=False))
         await wait_for_dead_letters(repository, message_id=message_id, state="resolved")

@@ -1,4 +1,4 @@
-"""Dead letters on the real broker and the real database: taken in, sent again to one queue, resolved or failed again."""
+"""Dead letters on the real broker and the real database: ingest, replay to one queue, resolved or failed again."""
 
 # ruff: noqa: F811 - a fixture that is imported is named again as an argument
 
@@ -33,7 +33,7 @@ from tests.support.dead_letter_fixtures import (  # noqa: F401
 async def test_dead_letter_is_ingested_with_cause(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository
 ) -> None:
-    """Body, headers, cause and history are in the cabinet, and the queue of dead letters is empty."""
+    """Body, headers, cause and history are in the database, and the dead-letter queue is empty."""
     actor = echo_actor(FlakyHandler())
     async with start_worker_with_ingest(actor):
         message_id = await broker_client.publish(
@@ -56,22 +56,22 @@ async def test_dead_letter_is_ingested_with_cause(
 async def test_replay_reaches_only_failed_queue_and_is_resolved(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """Same id, first attempt, nobody to reply to; another queue on the same topic does not hear of it."""
-    craft = FlakyHandler()
-    actor = echo_actor(craft)
+    """Same id, first attempt, no reply; another queue on the same topic receives nothing."""
+    handler = FlakyHandler()
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor):
         other = await broker_client.channel.declare_queue(exclusive=True)
         await other.bind(broker_names.COMMANDS_EXCHANGE, actor.step)
         message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
         assert (await broker_client.next_reply())[0] == "fault.v1"
         await wait_for_dead_letters(repository, step=actor.step)
-        craft.failing = False
+        handler.failing = False
         assert (await replay.stage(pool, replay_of(actor, by="ada"))).letters == 1
         [letter] = await wait_for_dead_letters(repository, step=actor.step, state="resolved")
         assert await queue_size(broker_client, other.name) == 1
         assert broker_client.replies.empty()
-    assert craft.completed == [(message_id, "x")]
-    assert craft.attempts == [(message_id, 1), (message_id, 1)]
+    assert handler.completed == [(message_id, "x")]
+    assert handler.attempts == [(message_id, 1), (message_id, 1)]
     assert [entry.kind for entry in letter.history] == ["failed", "replay-requested", "sent", "resolved"]
     assert letter.history[1].said["by"] == "ada"
 
@@ -79,9 +79,9 @@ async def test_replay_reaches_only_failed_queue_and_is_resolved(
 async def test_repeated_failure_increments_attempt_count(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """It is the same letter, with its state and the count; and it may be sent once more."""
-    craft = FlakyHandler()
-    actor = echo_actor(craft)
+    """It stays the same letter, its failures are counted, and it may be replayed once more."""
+    handler = FlakyHandler()
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor):
         await broker_client.publish(actor.step, {"text": "x"})
         [first] = await wait_for_dead_letters(repository, step=actor.step)
@@ -89,10 +89,10 @@ async def test_repeated_failure_increments_attempt_count(
         [again] = await wait_for_dead_letters(repository, step=actor.step, state="failed-again")
         assert (again.id, again.failures, again.replays) == (first.id, 2, 1)
         assert again.first_failed_at == first.first_failed_at < again.last_failed_at
-        craft.failing = False
+        handler.failing = False
         await replay.stage(pool, replay_of(actor))
         [letter] = await wait_for_dead_letters(repository, step=actor.step, state="resolved")
-    assert (letter.failures, letter.replays, len(craft.completed)) == (2, 2, 1)
+    assert (letter.failures, letter.replays, len(handler.completed)) == (2, 2, 1)
 
 
 async def test_dry_run_publishes_nothing(
@@ -102,13 +102,13 @@ async def test_dry_run_publishes_nothing(
     async with start_worker_with_ingest(actor):
         await broker_client.publish(actor.step, {"text": "x"})
         [letter] = await wait_for_dead_letters(repository, step=actor.step)
-        told = await replay.stage(pool, ReplayDeadLetters(selection=Selection(step=actor.step)))
-        assert (told.dry_run, told.letters, told.ids, told.replay_id) == (True, 1, [letter.id], None)
+        staged = await replay.stage(pool, ReplayDeadLetters(selection=Selection(step=actor.step)))
+        assert (staged.dry_run, staged.letters, staged.ids, staged.replay_id) == (True, 1, [letter.id], None)
         assert (await repository.get(letter.id)).state == "unresolved"
 
 
 async def test_empty_selection_selects_nothing(pool: asyncpg.Pool, repository: DeadLetterRepository) -> None:
-    """A filter that was forgotten must not send or file the whole cabinet."""
+    """A forgotten filter must not replay or archive all letters."""
     with pytest.raises(PermanentError, match="nothing is selected"):
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(), dry_run=False))
     with pytest.raises(PermanentError, match="nothing is selected"):
@@ -118,29 +118,29 @@ async def test_empty_selection_selects_nothing(pool: asyncpg.Pool, repository: D
 async def test_concurrent_replays_of_group_publish_once(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """Both ask at the same moment: every letter is sent once."""
-    craft = FlakyHandler()
-    actor = echo_actor(craft)
+    """Four concurrent requests for one group: every letter is sent once."""
+    handler = FlakyHandler()
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor):
         for number in range(40):
             await broker_client.publish(actor.step, {"text": f"{number}"})
         letters = await wait_for_dead_letters(repository, 40, step=actor.step)
-        craft.failing = False
-        craft.attempts.clear()
+        handler.failing = False
+        handler.attempts.clear()
         request = ReplayDeadLetters(selection=Selection(group=letters[0].group_id), dry_run=False)
-        told = await asyncio.gather(*(replay.stage(pool, request) for _ in range(4)))
-        assert sum(one.letters for one in told) == 40
+        replays = await asyncio.gather(*(replay.stage(pool, request) for _ in range(4)))
+        assert sum(staged.letters for staged in replays) == 40
         await wait_for_dead_letters(repository, 40, step=actor.step, state="resolved")
-    assert len(craft.attempts) == len(craft.completed) == 40
+    assert len(handler.attempts) == len(handler.completed) == 40
 
 
 async def test_replayed_completed_work_is_answered_from_inbox(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """Replayed under its own id the work is not done twice; `again` forces it under a new id."""
-    craft = FlakyHandler()
-    craft.failing = False
-    actor = echo_actor(craft)
+    """A replay under its own id does not repeat the work; `again` does, under a new id."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
     async with start_worker_with_ingest(actor):
         message_id = await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
         await broker_client.next_reply()
@@ -148,20 +148,20 @@ async def test_replayed_completed_work_is_answered_from_inbox(
         await wait_for_dead_letters(repository, step=actor.step, state="unresolved")
         await replay.stage(pool, replay_of(actor))
         await wait_for_dead_letters(repository, step=actor.step, state="resolved")
-        assert len(craft.completed) == 1
+        assert len(handler.completed) == 1
 
         await broker_client.publish(
             broker_names.dead_letter_queue(actor.step), {"text": "x"}, exchange="", message_id=message_id, headers={"x-other": 1}
         )
-        stamp = {Header.LAST_FAILED_AT.value: datetime.now(UTC).isoformat()}
+        timestamps = {Header.LAST_FAILED_AT.value: datetime.now(UTC).isoformat()}
         await broker_client.publish(
-            broker_names.dead_letter_queue(actor.step), {"text": "x"}, exchange="", message_id=message_id, headers=stamp
+            broker_names.dead_letter_queue(actor.step), {"text": "x"}, exchange="", message_id=message_id, headers=timestamps
         )
         await wait_for_dead_letters(repository, step=actor.step, state="failed-again")
         await replay.stage(pool, replay_of(actor, again=True))
         [letter] = await wait_for_dead_letters(repository, step=actor.step, state="resolved")
-    assert len(craft.completed) == 2
-    assert craft.completed[1][0] == letter.sent_as != message_id
+    assert len(handler.completed) == 2
+    assert handler.completed[1][0] == letter.sent_as != message_id
 
 
 async def test_replay_under_new_id_that_fails_updates_same_dead_letter(
@@ -182,11 +182,11 @@ async def test_dead_letter_ingested_twice_is_one_row(
 ) -> None:
     """A redelivery after the write and before the ack changes nothing."""
     actor = echo_actor(FlakyHandler())
-    stamps = {Header.FIRST_FAILED_AT.value: "2026-01-01T00:00:00+00:00", Header.LAST_FAILED_AT.value: "2026-01-01T00:01:00+00:00"}
+    timestamps = {Header.FIRST_FAILED_AT.value: "2026-01-01T00:00:00+00:00", Header.LAST_FAILED_AT.value: "2026-01-01T00:01:00+00:00"}
     async with start_worker_with_ingest(actor):
         for _ in range(3):
             await broker_client.publish(
-                broker_names.dead_letter_queue(actor.step), {"text": "x"}, exchange="", message_id="one" + actor.step, headers=stamps
+                broker_names.dead_letter_queue(actor.step), {"text": "x"}, exchange="", message_id="one" + actor.step, headers=timestamps
             )
         await wait_for_dead_letters(repository, step=actor.step)
 
@@ -201,7 +201,7 @@ async def test_dead_letter_ingested_twice_is_one_row(
 async def test_foreign_dead_letter_is_ingested_and_replayed(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """A plain dead-letter exchange, no header of ours: the broker's own record tells where it died. `CC` is not followed again."""
+    """A plain dead-letter exchange without our headers: `x-death` names the queue that failed. `CC` is not used again."""
     name, dead = f"orders-{uuid4().hex[:6]}", f"orders-dlq-{uuid4().hex[:6]}"
     await broker_client.channel.declare_queue(dead, durable=True)
     bystander = await broker_client.channel.declare_queue(exclusive=True)
@@ -229,21 +229,21 @@ async def test_foreign_dead_letter_is_ingested_and_replayed(
 async def test_replay_to_missing_queue_returns_to_unresolved(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """Nothing is lost, and the history says why it was not sent; its neighbour in the same replay is."""
+    """The letter is kept, its history has the reason, and the other letter of the same replay is sent."""
     dead = broker_names.dead_letter_queue(f"none-{uuid4().hex[:6]}")
-    there = await broker_client.channel.declare_queue(f"there-{uuid4().hex[:6]}", durable=True)
+    target = await broker_client.channel.declare_queue(f"there-{uuid4().hex[:6]}", durable=True)
     async with start_worker_with_ingest(queues=(dead,)):
         await broker_client.publish(dead, {"a": 1}, exchange="", headers={Header.ORIGIN_QUEUE.value: "no-such-queue"})
-        await broker_client.publish(dead, {"a": 2}, exchange="", headers={Header.ORIGIN_QUEUE.value: there.name})
+        await broker_client.publish(dead, {"a": 2}, exchange="", headers={Header.ORIGIN_QUEUE.value: target.name})
         letters = await wait_for_dead_letters(repository, 2, step=dead.removeprefix("atelier.dead."))
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id for letter in letters]), dry_run=False))
-        await broker_client.take_message(there.name)
+        await broker_client.take_message(target.name)
 
-        async def back() -> bool:
+        async def returned() -> bool:
             histories = [(await repository.get(letter.id)).history for letter in letters]
             return any(entry.kind == "not-sent" for history in histories for entry in history)
 
-        await wait_until(back)
+        await wait_until(returned)
         [letter] = await wait_for_dead_letters(repository, step=letters[0].step, state="unresolved")
     assert "no queue takes" in letter.history[-1].said["why"]
 
@@ -251,30 +251,30 @@ async def test_replay_to_missing_queue_returns_to_unresolved(
 async def test_edited_dead_letter_is_published_under_new_id(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
-    """The old letter is resolved by it; if the copy dies, it is a letter of its own that names the old one."""
+    """The old letter becomes resolved; a copy that fails is a new letter that names the old one."""
     dead = broker_names.dead_letter_queue("upload")
     claim = {"uri": "file:///x", "sha256": "0" * 64, "media_type": "image/png", "size": 1}
     body = {"name": "n", "images": [claim]}
     async with start_worker_with_ingest(queues=(dead,)):
         message_id = await broker_client.publish(dead, b"{broken", exchange="", type="upload.v9")
         [letter] = await wait_for_dead_letters(repository, message_id=message_id)
-        with pytest.raises(PermanentError, match="breaks the contract Upload") as refused:
+        with pytest.raises(PermanentError, match="breaks the contract Upload") as error:
             await replay.edit(pool, EditDeadLetter(id=letter.id, body={"images": 5}, dry_run=False))
-        assert refused.value.code == "invalid-message"
-        told = await replay.edit(pool, EditDeadLetter(id=letter.id, body=body))
-        assert (told.dry_run, told.contract, told.message_id) == (True, "Upload", None)
-        told = await replay.edit(pool, EditDeadLetter(id=letter.id, body=body, dry_run=False))
+        assert error.value.code == "invalid-message"
+        edited = await replay.edit(pool, EditDeadLetter(id=letter.id, body=body))
+        assert (edited.dry_run, edited.contract, edited.message_id) == (True, "Upload", None)
+        edited = await replay.edit(pool, EditDeadLetter(id=letter.id, body=body, dry_run=False))
         message = await broker_client.take_message(broker_names.work_queue("upload"))
-        assert (message.message_id, json.loads(message.body), message.type) == (told.message_id, body, "upload.v1")
+        assert (message.message_id, json.loads(message.body), message.type) == (edited.message_id, body, "upload.v1")
         assert message.headers[Header.CAUSATION] == message_id
         await wait_for_dead_letters(repository, state="resolved", message_id=message_id)
         with pytest.raises(PermanentError, match="somebody has dealt with it"):
             await replay.edit(pool, EditDeadLetter(id=letter.id, body=body, dry_run=False))
-        await broker_client.publish(dead, json.dumps(body).encode(), exchange="", message_id=told.message_id)
+        await broker_client.publish(dead, json.dumps(body).encode(), exchange="", message_id=edited.message_id)
 
-        async def copy_is_kept() -> bool:
-            return (await repository.find(Selection(message_id=told.message_id), 5)).total == 2
+        async def copy_is_stored() -> bool:
+            return (await repository.find(Selection(message_id=edited.message_id), 5)).total == 2
 
-        await wait_until(copy_is_kept)
-        [copy] = await wait_for_dead_letters(repository, message_id=told.message_id, state="unresolved")
+        await wait_until(copy_is_stored)
+        [copy] = await wait_for_dead_letters(repository, message_id=edited.message_id, state="unresolved")
     assert (copy.id != letter.id, copy.edited_from) == (True, letter.id)

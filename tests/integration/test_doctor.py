@@ -1,4 +1,4 @@
-"""The doctor on the local stack: green, and red with the right advice when one part after the other is taken away."""
+"""The doctor passes on a complete stack, and names the remedy when one of its services is missing."""
 
 import asyncio
 import json
@@ -25,18 +25,18 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Stack:
-    """What the doctor is told of the stack."""
+    """The environment in which the doctor runs."""
 
     environment: dict[str, str] = field(default_factory=dict)
 
-    async def asked(self, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
-        """The command itself: its status, and the checks that failed."""
+    async def run_doctor(self, *steps: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Run the command; return its exit status and the checks that failed, by name."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ops.cli", "doctor", "--json", *words,
+            sys.executable, "-m", "ops.cli", "doctor", "--json", *steps,
             cwd=ROOT, env=os.environ | self.environment, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        said, _ = await process.communicate()
-        document = json.loads(said)
+        output, _ = await process.communicate()
+        document = json.loads(output)
         assert document["ok"] == (process.returncode == 0)
         return int(process.returncode or 0), {check["name"]: check for check in document["checks"] if not check["ok"]}
 
@@ -46,8 +46,8 @@ async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -
     assert bus_settings.database_url
     model = tmp_path / "model"
     model.mkdir()
-    for mark in ("model_index.json", "config.json"):
-        (model / mark).touch()
+    for file in ("model_index.json", "config.json"):
+        (model / file).touch()
     async with open_webhook_backend() as backend:
         yield Stack(
             {
@@ -61,9 +61,10 @@ async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -
         )
 
 
-async def test_doctor_passes_when_all_services_are_up(stack: Stack, start_worker: StartWorker, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_doctor_passes_when_all_services_are_up(stack: Stack, start_worker: StartWorker) -> None:
     async with start_worker(FAKE_IMAGE_ACTOR):
-        assert await stack.asked("image") == (0, {})
+        assert await stack.run_doctor("image") == (0, {})
 
 
 async def test_queue_without_consumer_fails_when_named_or_not_empty(
@@ -71,22 +72,22 @@ async def test_queue_without_consumer_fails_when_named_or_not_empty(
 ) -> None:
     async with start_worker(FAKE_IMAGE_ACTOR):
         pass
-    status, failed = await stack.asked("image")
+    status, failed = await stack.run_doctor("image")
     assert (status, failed["queues"]["cure"]) == (1, "atelier run image")
     assert "atelier.image has no consumer, 0 messages wait" in failed["queues"]["detail"]
-    assert await stack.asked() == (0, {})
+    assert await stack.run_doctor() == (0, {})
     await broker_client.publish("image", Image(prompt="harbour").model_dump(mode="json", exclude_none=True))
 
-    async def red() -> bool:
-        return (await stack.asked())[0] == 1
+    async def doctor_fails() -> bool:
+        return (await stack.run_doctor())[0] == 1
 
-    await wait_until(red, seconds=30)
+    await wait_until(doctor_fails, seconds=30)
 
 
 async def test_doctor_reports_missing_broker(stack: Stack, rabbitmq: RabbitNode) -> None:
     rabbitmq.kill()
     try:
-        status, failed = await stack.asked()
+        status, failed = await stack.run_doctor()
     finally:
         await asyncio.to_thread(rabbitmq.start)
     assert (status, set(failed)) == (1, {"rabbitmq", "queues"})
@@ -95,39 +96,43 @@ async def test_doctor_reports_missing_broker(stack: Stack, rabbitmq: RabbitNode)
 
 async def test_doctor_reports_wrong_broker_password(stack: Stack, rabbitmq: RabbitNode) -> None:
     stack.environment["AMQP_URL"] = rabbitmq.url.replace(rabbitmq.identity.password, "not-the-password")
-    status, failed = await stack.asked()
+    status, failed = await stack.run_doctor()
     assert (status, set(failed)) == (1, {"rabbitmq", "queues"})
     assert "password" in failed["rabbitmq"]["cure"]
     assert "not-the-password" not in json.dumps(failed)
 
 
-async def test_doctor_reports_missing_database(stack: Stack, postgres: EmbeddedPostgres, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_doctor_reports_missing_database(stack: Stack, postgres: EmbeddedPostgres) -> None:
     postgres.kill()
     try:
-        status, failed = await stack.asked()
+        status, failed = await stack.run_doctor()
     finally:
         await asyncio.to_thread(postgres.start)
     assert (status, set(failed)) == (1, {"postgres"})
     assert "start that server" in failed["postgres"]["cure"]
 
 
-async def test_doctor_reports_missing_store(stack: Stack, store_folder: Path, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_doctor_reports_missing_store(stack: Stack, store_folder: Path) -> None:
     shutil.rmtree(store_folder)
     store_folder.touch()
-    status, failed = await stack.asked()
+    status, failed = await stack.run_doctor()
     assert (status, set(failed)) == (1, {"store"})
     assert "STORE_URL" in failed["store"]["cure"]
 
 
-async def test_doctor_reports_missing_backend(stack: Stack, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_doctor_reports_missing_backend(stack: Stack) -> None:
     stack.environment["BACKEND_API_URL"] = "http://127.0.0.1:9"
-    status, failed = await stack.asked()
+    status, failed = await stack.run_doctor()
     assert (status, set(failed)) == (1, {"webhooks"})
     assert "BACKEND_API_URL" in failed["webhooks"]["cure"]
 
 
-async def test_doctor_reports_missing_model(stack: Stack, tmp_path: Path, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_doctor_reports_missing_model(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "model" / "model_index.json").unlink()
-    status, failed = await stack.asked()
+    status, failed = await stack.run_doctor()
     assert (status, set(failed)) == (1, {"image-model"})
     assert "IMAGE_MODEL" in failed["image-model"]["cure"]

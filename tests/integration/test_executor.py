@@ -1,4 +1,4 @@
-"""The executor over real processes that crash, hang, leave, take all memory and are killed."""
+"""The executor with real processes that crash, hang, exit, allocate all memory and are killed."""
 
 import asyncio
 import os
@@ -25,22 +25,22 @@ pytestmark = pytest.mark.timeout(60)
 
 @asynccontextmanager
 async def open_faulty_executor(
-    options: dict[str, Any] | None = None, *, admit: int = 100, capacity: int = 8, unready: Any = lambda _: None, **limits: Any
+    options: dict[str, Any] | None = None, *, max_in_flight: int = 100, capacity: int = 8, set_unready: Any = lambda _: None, **limits: Any
 ) -> AsyncIterator[Executor]:
     settings = ExecutorSettings(**{"step_seconds": 5.0, "first_wait_seconds": 0.05, "longest_wait_seconds": 0.3, **limits})
-    spec = EngineSpec("tests.support.faulty_engine:open_clay", options)
-    async with open_executor(spec, settings, max_in_flight=admit, capacity=capacity, set_unready=unready) as executor:
+    spec = EngineSpec("tests.support.faulty_engine:open_faulty_engine", options)
+    async with open_executor(spec, settings, max_in_flight=max_in_flight, capacity=capacity, set_unready=set_unready) as executor:
         yield executor
 
 
-async def test_request_completes_with_step_events() -> None:
+async def test_request_reports_each_step_and_its_output_is_deleted_after_reading() -> None:
     steps: list[Progressed] = []
     async with open_faulty_executor() as executor:
         outcome = await executor.run(FaultyRequest(steps=4, output_bytes=1_000_000), on_progress=steps.append)
-        assert steps[0].step == 0, "the beginning is told, too"
+        assert steps[0].step == 0, "the start is reported, too"
         assert [(step.step, step.total) for step in steps[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert outcome.result["process"] == executor.process_id != os.getpid()
-        assert [len(parcel) for parcel in outcome.outputs] == [1_000_000]
+        assert [len(output) for output in outcome.outputs] == [1_000_000]
         assert list(executor.shm_dir.iterdir()) == []
 
 
@@ -52,15 +52,15 @@ async def test_request_rejected_by_engine_fails_alone() -> None:
         assert good.result["steps"] == 3  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("deed", ["segfault", "exit", "raise", "hang"])
-async def test_only_crashing_request_is_dead_lettered(deed: str) -> None:
-    """Four orders share the process that one of them ends; three are done by its successor."""
+@pytest.mark.parametrize("fault", ["segfault", "exit", "raise", "hang"])
+async def test_only_crashing_request_is_dead_lettered(fault: str) -> None:
+    """Four requests share the process that one of them ends; the next process finishes the other three."""
     async with open_faulty_executor(step_seconds=1.0) as executor:
         await executor.ready()
-        culprit = executor.run(FaultyRequest(steps=5, fault=deed, fault_step=2))
-        *others, caught = await asyncio.gather(*(executor.run(FaultyRequest(steps=20)) for _ in range(3)), culprit, return_exceptions=True)
-        assert isinstance(caught, PermanentError)
-        assert caught.code == "engine-crash"
+        faulty = executor.run(FaultyRequest(steps=5, fault=fault, fault_step=2))
+        *others, error = await asyncio.gather(*(executor.run(FaultyRequest(steps=20)) for _ in range(3)), faulty, return_exceptions=True)
+        assert isinstance(error, PermanentError)
+        assert error.code == "engine-crash"
         assert [other.result["steps"] for other in others] == [20, 20, 20]  # type: ignore[union-attr]
         assert (await executor.run(FaultyRequest())).result["steps"] == 3
 
@@ -68,44 +68,44 @@ async def test_only_crashing_request_is_dead_lettered(deed: str) -> None:
 async def test_external_kill_retries_all_requests() -> None:
     async with open_faulty_executor() as executor:
         await executor.ready()
-        work = [asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02))) for _ in range(3)]
+        requests = [asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02))) for _ in range(3)]
         await asyncio.sleep(0.2)
         first = executor.process_id
         assert first
         os.kill(first, signal.SIGKILL)
-        outcomes = await asyncio.gather(*work)
+        outcomes = await asyncio.gather(*requests)
         assert all(outcome.result["process"] != first for outcome in outcomes)
         assert executor.stats.exits == {"killed": 1}
 
 
 async def test_out_of_memory_is_temporary_error_for_one_request() -> None:
     async with open_faulty_executor(memory_limit_bytes=1 << 30) as executor:
-        greedy, modest = await asyncio.gather(
+        error, other = await asyncio.gather(
             executor.run(FaultyRequest(fault="allocate")), executor.run(FaultyRequest(steps=10)), return_exceptions=True
-        )  # fmt: skip
-        assert isinstance(greedy, TemporaryError)
-        assert greedy.code == "out-of-memory"
-        assert modest.result["steps"] == 10  # type: ignore[union-attr]
+        )
+        assert isinstance(error, TemporaryError)
+        assert error.code == "out-of-memory"
+        assert other.result["steps"] == 10  # type: ignore[union-attr]
 
 
 async def test_cancel_stops_one_request_at_next_step() -> None:
     async with open_faulty_executor(capacity=2) as executor:
         await executor.ready()
         long = asyncio.create_task(executor.run(FaultyRequest(steps=10_000, seconds=0.02)))
-        beside = asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02)))
-        waiting = asyncio.create_task(executor.run(FaultyRequest(steps=2)))
+        neighbour = asyncio.create_task(executor.run(FaultyRequest(steps=30, seconds=0.02)))
+        queued = asyncio.create_task(executor.run(FaultyRequest(steps=2)))
         await asyncio.sleep(0.2)
         process = executor.process_id
-        began = time.monotonic()
+        started = time.monotonic()
         long.cancel()
-        assert (await waiting).result["steps"] == 2
-        assert time.monotonic() - began < 0.3, "the freed place goes to the next order at once"
-        assert (await beside).result["process"] == process
+        assert (await queued).result["steps"] == 2
+        assert time.monotonic() - started < 0.3, "the next request starts as soon as the place is free"
+        assert (await neighbour).result["process"] == process
         assert executor.stats.cancelled == 1
         assert executor.in_flight == 0
 
 
-async def test_an_order_cancelled_while_it_waits_never_reaches_the_engine() -> None:
+async def test_request_cancelled_while_queued_never_reaches_engine() -> None:
     async with open_faulty_executor(capacity=1) as executor:
         await executor.ready()
         first = asyncio.create_task(executor.run(FaultyRequest(steps=20, seconds=0.01)))
@@ -118,7 +118,7 @@ async def test_an_order_cancelled_while_it_waits_never_reaches_the_engine() -> N
         assert executor.in_flight == 0
 
 
-async def test_an_order_whose_deadline_has_passed_never_reaches_the_engine() -> None:
+async def test_request_past_its_deadline_never_reaches_engine() -> None:
     steps: list[Progressed] = []
     async with open_faulty_executor() as executor:
         with pytest.raises(PermanentError) as caught:
@@ -127,66 +127,67 @@ async def test_an_order_whose_deadline_has_passed_never_reaches_the_engine() -> 
         assert steps == []
 
 
-async def test_admission_is_bounded() -> None:
-    async with open_faulty_executor(admit=2) as executor:
-        work = [asyncio.create_task(executor.run(FaultyRequest(steps=5, seconds=0.01))) for _ in range(2)]
+async def test_request_beyond_max_in_flight_raises_temporary_error() -> None:
+    async with open_faulty_executor(max_in_flight=2) as executor:
+        requests = [asyncio.create_task(executor.run(FaultyRequest(steps=5, seconds=0.01))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(TemporaryError):
             await executor.run(FaultyRequest())
-        await asyncio.gather(*work)
+        await asyncio.gather(*requests)
 
 
 async def test_tenant_backlog_does_not_starve_other_tenant() -> None:
-    async with open_faulty_executor(admit=200, capacity=2) as executor:
+    async with open_faulty_executor(max_in_flight=200, capacity=2) as executor:
         await executor.ready()
         finished: list[str] = []
 
-        async def order(tenant: str) -> None:
+        async def run_for(tenant: str) -> None:
             await executor.run(FaultyRequest(steps=2), tenant=tenant)
             finished.append(tenant)
 
-        many = [asyncio.create_task(order("a")) for _ in range(100)]
+        backlog = [asyncio.create_task(run_for("a")) for _ in range(100)]
         await asyncio.sleep(0)
-        await order("b")
-        assert len(finished) <= 6, "b waits for those at work and for one turn of a"
-        await asyncio.gather(*many)
+        await run_for("b")
+        assert len(finished) <= 6, "b waits for the running requests and one further of a"
+        await asyncio.gather(*backlog)
 
 
 async def test_failing_engine_start_opens_circuit_breaker_until_success(tmp_path: Path) -> None:
-    said: list[str | None] = []
-    needed, marks = tmp_path / "weights", tmp_path / "marks"
-    async with open_faulty_executor({"unless": str(needed), "marks": str(marks)}, unready=said.append, failures_before_open=3) as executor:
+    reasons: list[str | None] = []
+    weights, start_log = tmp_path / "weights", tmp_path / "starts"
+    options = {"required_file": str(weights), "start_log": str(start_log)}
+    async with open_faulty_executor(options, set_unready=reasons.append, failures_before_open=3) as executor:
         with pytest.raises(EngineCrashed):
             await executor.run(FaultyRequest())
         assert not executor.healthy
-        assert "is not there" in (executor.unready_reason or "")
-        assert len(marks.read_text().splitlines()) == 3
-        needed.touch()
+        assert "does not exist" in (executor.unready_reason or "")
+        assert len(start_log.read_text().splitlines()) == 3
+        weights.touch()
         assert (await executor.run(FaultyRequest())).result["steps"] == 3
         assert executor.healthy
-        assert said[-1] is None
+        assert reasons[-1] is None
 
 
 async def test_event_loop_stays_responsive_under_engine_load() -> None:
     async with open_faulty_executor() as executor:
-        work = [asyncio.create_task(executor.run(FaultyRequest(steps=200, seconds=0.001))) for _ in range(8)]
+        requests = [asyncio.create_task(executor.run(FaultyRequest(steps=200, seconds=0.001))) for _ in range(8)]
         lags = []
-        while not all(task.done() for task in work):
+        while not all(task.done() for task in requests):
             before = time.perf_counter()
             await asyncio.sleep(0.005)
             lags.append(time.perf_counter() - before - 0.005)
         assert sorted(lags)[len(lags) // 2] < 0.01
 
 
-async def test_close_requeues_work_and_ends_process() -> None:
+async def test_close_fails_requests_with_engine_crashed_and_ends_process() -> None:
     async with open_faulty_executor() as executor:
         await executor.ready()
-        work = asyncio.create_task(executor.run(FaultyRequest(steps=1000, seconds=0.01)))
+        request = asyncio.create_task(executor.run(FaultyRequest(steps=1000, seconds=0.01)))
         await asyncio.sleep(0.1)
         process = executor.process_id
         assert process
     with pytest.raises(EngineCrashed):
-        await work
+        await request
     assert not psutil.pid_exists(process)
     assert not executor.shm_dir.exists()
 
@@ -202,11 +203,11 @@ async def test_engine_process_ignores_sigint_and_sigterm() -> None:
 
 
 async def test_engine_process_exits_with_parent(tmp_path: Path) -> None:
-    """A parent that is killed with SIGKILL leaves no process behind, though that one is in the middle of a step."""
+    """The parent is killed with SIGKILL while its model process is in the middle of a step."""
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.executor_parent", str(tmp_path / "child"), cwd=Path(__file__).parents[2]
     )
-    child = await number_in(tmp_path / "child")
+    child = await read_number(tmp_path / "child")
     assert psutil.pid_exists(child)
     parent.kill()
     await parent.wait()
@@ -217,7 +218,7 @@ async def test_engine_process_exits_with_parent(tmp_path: Path) -> None:
     pytest.fail("the process outlived its parent")
 
 
-async def number_in(file: Path) -> int:
+async def read_number(file: Path) -> int:
     while not (file.exists() and file.read_text().endswith("\n")):
         await asyncio.sleep(0.02)
     return int(file.read_text())

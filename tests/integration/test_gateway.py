@@ -1,4 +1,4 @@
-"""The gateway over real HTTP calls into the application, on the real broker."""
+"""Health and job queries, by HTTP calls into the application on a real broker."""
 
 from collections.abc import AsyncIterator
 
@@ -32,17 +32,17 @@ async def test_job_state_is_requested_from_ledger(http: httpx.AsyncClient, start
             broker_names.event_routing_key("job", "completed", "j-77"), event, exchange=broker_names.EVENTS_EXCHANGE
         )
 
-        async def there() -> bool:
+        async def is_recorded() -> bool:
             return (await http.get("/jobs/j-77")).status_code == 200
 
-        await wait_until(there)
+        await wait_until(is_recorded)
         job = (await http.get("/jobs/j-77")).json()
         assert (job["state"], job["result"]) == ("completed", {"a": 1})
         listed = (await http.get("/jobs", params={"state": "completed", "limit": 500})).json()["jobs"]
         assert "j-77" in [job["job_id"] for job in listed]
 
 
-async def test_an_unknown_job_is_a_problem_document(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
+async def test_unknown_job_returns_problem_document(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
     async with start_worker(*ACTORS):
         response = await http.get("/jobs/never")
     assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
@@ -50,7 +50,6 @@ async def test_an_unknown_job_is_a_problem_document(http: httpx.AsyncClient, sta
 
 
 async def test_job_query_without_ledger_times_out(http: httpx.AsyncClient) -> None:
-    """504 with the cause, not a hang."""
     response = await http.get("/jobs/any")
     assert (response.status_code, response.json()["title"]) == (504, "no reply in time")
 

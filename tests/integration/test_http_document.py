@@ -1,4 +1,4 @@
-"""Every command of docs/http.md, run as it stands there, against a gateway with its actors."""
+"""Every command in docs/http.md, run unchanged against a gateway with its actors."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from tests.integration.test_jobs import JOB_ACTORS
 from tests.support.broker_client import StartWorker
+from tests.support.gateway_app import JOB_ACTORS
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
@@ -25,13 +25,13 @@ def commands() -> list[str]:
 
 
 async def run(command: str, **variables: str) -> str:
-    words = [f"{name}={value}" for name, value in variables.items()]
+    assignments = [f"{name}={value}" for name, value in variables.items()]
     process = await asyncio.create_subprocess_shell(
-        f"export {' '.join(words)}; {command}", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        f"export {' '.join(assignments)}; {command}", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    said, wrong = await asyncio.wait_for(process.communicate(), 40)
-    assert process.returncode == 0, f"{command}: {process.returncode} {wrong.decode()}"
-    return said.decode()
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 40)
+    assert process.returncode == 0, f"{command}: {process.returncode} {stderr.decode()}"
+    return stdout.decode()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands are curl's")
@@ -42,19 +42,19 @@ async def test_documented_http_commands_succeed(bus_settings: BusSettings, store
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.05)
-        url, job, said = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", "none", []
+        url, job, outputs = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", "none", []
         for command in commands():
-            said.append(await run(command, GATEWAY=url, JOB=job))
+            outputs.append(await run(command, GATEWAY=url, JOB=job))
             if "wait=30" in command:
-                job = json.loads(said[-1])["job_id"]
+                job = json.loads(outputs[-1])["job_id"]
         server.should_exit = True
         await serving
-    answers = dict(zip(commands(), said, strict=True))
-    assert '"state":"completed"' in answered(answers, "wait=30")
-    assert "event: job.completed" in answered(answers, "/events")
-    assert "job-ended" in answered(answers, "DELETE $GATEWAY/jobs")
+    output_by_command = dict(zip(commands(), outputs, strict=True))
+    assert '"state":"completed"' in output_of(output_by_command, "wait=30")
+    assert "event: job.completed" in output_of(output_by_command, "/events")
+    assert "job-ended" in output_of(output_by_command, "DELETE $GATEWAY/jobs")
 
 
-def answered(answers: dict[str, str], words: str) -> str:
-    """What the first command with these words said."""
-    return next(said for command, said in answers.items() if words in command)
+def output_of(output_by_command: dict[str, str], text: str) -> str:
+    """The output of the first command that contains `text`."""
+    return next(output for command, output in output_by_command.items() if text in command)

@@ -1,4 +1,4 @@
-"""The image actor on the real engine and a tiny checkpoint: its process, its pictures, its LoRAs, its faults."""
+"""The image actor with the real engine in its process and a tiny checkpoint: images, LoRAs, progress, cancels, crashes."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pyte
 
 @dataclass
 class ImageEngineRig:
-    """An image actor at work, its store, and what it reported."""
+    """The image actor's handler with its executor, and the progress of the last order."""
 
     handle: Handler
     executor: Executor
@@ -54,30 +54,30 @@ class ImageEngineRig:
         assert isinstance(done, ImageDone)
         return done
 
-    def picture(self, done: ImageDone, index: int = 0) -> Pillow.Image:
+    def image(self, done: ImageDone, index: int = 0) -> Pillow.Image:
         return Pillow.open(done.images[index].uri.removeprefix("file://"))
 
     def max_pixel_difference(self, one: ImageDone, other: ImageDone) -> int:
-        """The greatest difference of any value of any pixel."""
-        return max(high for _, high in ImageChops.difference(self.picture(one), self.picture(other)).getextrema())
+        """The largest difference of any value of any pixel."""
+        return max(high for _, high in ImageChops.difference(self.image(one), self.image(other)).getextrema())
 
-    def lora(self, name: str, **how: Any) -> Lora:
-        return Lora(uri=self.loras[f"tiny-lora-{name}"].as_uri(), **how)
+    def lora(self, name: str, **options: Any) -> Lora:
+        return Lora(uri=self.loras[f"tiny-lora-{name}"].as_uri(), **options)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def image_engine_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ImageEngineRig]:
-    folder = tmp_path_factory.mktemp("studio")
-    made = make_tiny_models(folder / "models")
-    settings = ImageSettings(model=str(made["tiny-sd"]), local_cache=folder / "cache", preview_seconds=0.001)
+    folder = tmp_path_factory.mktemp("image-engine")
+    models = make_tiny_models(folder / "models")
+    settings = ImageSettings(model=str(models["tiny-sd"]), local_cache=folder / "cache", preview_seconds=0.001)
     store = StoreSettings(store_url=(folder / "store").as_uri(), asset_roots=(folder,))
-    async with open_claim_store(store) as claims, open_image_engine_rig(settings) as executor:
+    async with open_claim_store(store) as claims, open_image_executor(settings) as executor:
         files = LoraFileCache(claims, settings)
-        yield ImageEngineRig(partial(image, claims=claims, executor=executor, loras=files), executor, folder, made, files)
+        yield ImageEngineRig(partial(image, claims=claims, executor=executor, loras=files), executor, folder, models, files)
 
 
 @asynccontextmanager
-async def open_image_engine_rig(settings: ImageSettings) -> AsyncIterator[Executor]:
+async def open_image_executor(settings: ImageSettings) -> AsyncIterator[Executor]:
     async with open_executor(EngineSpec(ENGINE_FACTORY, settings), ExecutorSettings(), max_in_flight=20, capacity=10) as executor:
         yield executor
 
@@ -93,19 +93,19 @@ async def test_order_yields_images_of_requested_size_with_metadata(image_engine_
     done = await image_engine_rig.draw(variant(count=2, width=128, seed=41))
     assert done.metadata.model_dump() == {"seed": 41, "steps": 8, "guidance_scale": 7.5}
     assert done.seeds == [41, 42]
-    second = image_engine_rig.picture(done, 1)
+    second = image_engine_rig.image(done, 1)
     assert second.size == (128, 64)
     assert done.images[1].width == 128
-    texts = second.text  # type: ignore[attr-defined]
-    assert texts["seed"] == "42"
-    assert texts["job"] == "job-1"
-    assert len(texts["model_sha256"]) == 64
-    assert done.made_with["diffusers_version"] == texts["diffusers_version"]
+    metadata = second.text  # type: ignore[attr-defined]
+    assert metadata["seed"] == "42"
+    assert metadata["job"] == "job-1"
+    assert len(metadata["model_sha256"]) == 64
+    assert done.made_with["diffusers_version"] == metadata["diffusers_version"]
 
 
 async def test_progress_is_reported_at_each_milestone(image_engine_rig: ImageEngineRig) -> None:
     await image_engine_rig.draw(variant(steps=50))
-    assert [(said.current_step, said.progress_percent) for said in image_engine_rig.progress_events] == [
+    assert [(event.current_step, event.progress_percent) for event in image_engine_rig.progress_events] == [
         (0, 0),
         (13, 26),
         (25, 50),
@@ -119,9 +119,9 @@ async def test_redelivered_order_without_seed_yields_same_image(image_engine_rig
     assert first.images[0].sha256 == second.images[0].sha256 != other.images[0].sha256
 
 
-async def test_previews_come_with_progress_when_asked_for(image_engine_rig: ImageEngineRig) -> None:
+async def test_requested_previews_are_small_jpegs_in_progress_events(image_engine_rig: ImageEngineRig) -> None:
     await image_engine_rig.draw(variant(steps=30, preview=True))
-    previews = [base64.b64decode(said.preview) for said in image_engine_rig.progress_events if said.preview]
+    previews = [base64.b64decode(event.preview) for event in image_engine_rig.progress_events if event.preview]
     assert previews
     assert Pillow.open(io.BytesIO(previews[0])).format == "JPEG"
     assert max(map(len, previews)) < 8192
@@ -134,7 +134,7 @@ async def test_concurrent_orders_share_denoising_steps(image_engine_rig: ImageEn
     assert len({one.images[0].sha256 for one in done}) == 5
 
 
-async def test_a_lora_is_fetched_once_and_changes_the_picture(image_engine_rig: ImageEngineRig) -> None:
+async def test_lora_is_fetched_once_and_changes_image(image_engine_rig: ImageEngineRig) -> None:
     plain = await image_engine_rig.draw(SMALL)
     before = image_engine_rig.files.fetch_count
     first, second = await asyncio.gather(*(image_engine_rig.draw(variant(lora=image_engine_rig.lora("a", scale=0.9))) for _ in range(2)))
@@ -144,32 +144,32 @@ async def test_a_lora_is_fetched_once_and_changes_the_picture(image_engine_rig: 
     assert first.made_with["lora_scale"] == "0.9"
 
 
-async def test_a_missing_lora_is_fatal_only_when_it_is_required(image_engine_rig: ImageEngineRig) -> None:
-    lost = (image_engine_rig.folder / "lost.safetensors").as_uri()
+async def test_missing_lora_is_an_error_only_when_required(image_engine_rig: ImageEngineRig) -> None:
+    missing = (image_engine_rig.folder / "missing.safetensors").as_uri()
     with pytest.raises(PermanentError) as caught:
-        await image_engine_rig.draw(variant(lora=Lora(uri=lost)))
+        await image_engine_rig.draw(variant(lora=Lora(uri=missing)))
     assert caught.value.code == "lora-missing"
-    without = await image_engine_rig.draw(variant(lora=Lora(uri=lost, required=False)))
+    without = await image_engine_rig.draw(variant(lora=Lora(uri=missing, required=False)))
     assert without.lora_missing
     assert image_engine_rig.max_pixel_difference(without, await image_engine_rig.draw(SMALL)) <= 1
 
 
 async def test_incompatible_lora_fails_only_its_order(image_engine_rig: ImageEngineRig) -> None:
-    """Its header is sound; only the model knows that the shapes are those of another."""
+    """The header is valid; the shapes are those of another model."""
     import torch
     from safetensors.torch import save_file
 
-    strange = image_engine_rig.folder / "strange.safetensors"
+    incompatible = image_engine_rig.folder / "incompatible.safetensors"
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    save_file({f"{name}.lora_A.weight": torch.ones(4, 320), f"{name}.lora_B.weight": torch.ones(320, 4)}, strange)
+    save_file({f"{name}.lora_A.weight": torch.ones(4, 320), f"{name}.lora_B.weight": torch.ones(320, 4)}, incompatible)
     bad, good = await asyncio.gather(
-        image_engine_rig.draw(variant(lora=Lora(uri=strange.as_uri()))),
+        image_engine_rig.draw(variant(lora=Lora(uri=incompatible.as_uri()))),
         image_engine_rig.draw(variant(lora=image_engine_rig.lora("b"))),
         return_exceptions=True,
     )
     assert isinstance(bad, PermanentError)
     assert bad.code == "lora-invalid"
-    assert "strange.safetensors" in str(bad)
+    assert "incompatible.safetensors" in str(bad)
     assert isinstance(good, ImageDone)
 
 
@@ -186,7 +186,7 @@ async def test_cancelled_order_frees_slot(image_engine_rig: ImageEngineRig) -> N
     assert list(image_engine_rig.executor.shm_dir.iterdir()) == []
 
 
-async def test_an_unknown_model_is_refused_by_name(image_engine_rig: ImageEngineRig) -> None:
+async def test_unknown_model_is_rejected(image_engine_rig: ImageEngineRig) -> None:
     with pytest.raises(PermanentError) as caught:
         await image_engine_rig.draw(variant(model="sdxl"))
     assert caught.value.code == "model-unknown"

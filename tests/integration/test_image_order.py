@@ -1,4 +1,4 @@
-"""One image order from the foreign queue to the backend's webhooks, through every actor but the model.
+"""Image orders from the foreign queue to the backend's webhooks, through every actor; the model is a fake.
 
 The broker, the database, the store, the processes and the HTTP receiver are real.
 """
@@ -6,13 +6,9 @@ The broker, the database, the store, the processes and the HTTP receiver are rea
 import asyncio
 import io
 import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from itertools import count
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from PIL import Image as Pillow
@@ -20,76 +16,11 @@ from PIL import Image as Pillow
 from bus.settings import BusSettings
 from contracts import broker_names
 from contracts.wire import Header
-from tests.support.broker_client import BrokerClient, wait_until
-from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
+from tests.support.broker_client import BrokerClient
+from tests.support.webhook_backend import open_webhook_backend
+from tests.support.worker_processes import GENERATION_IDS, WorkerProcesses, form_c_order
 
 STEPS = ("image_generation", "image", "watermark", "upload", "webhook", "ledger")
-GENERATION_IDS = count(int.from_bytes(os.urandom(5)))
-
-
-def form_c_order(generation_id: int, **data: Any) -> dict[str, Any]:
-    order = {
-        "generation_id": generation_id,
-        "style_id": 1,
-        "lora_path": None,
-        "prompt": "harbour",
-        "aspect_ratio": "1:1",
-        "seed": 42,
-        "signature_path": "",
-        "signature_config": {"position": "bottom-right", "size": "medium", "opacity": 0.7},
-        "prompt_tags": ["harbour"],
-    }
-    return {"task_id": "t", "type": "image_generation", "data": order | data, "webhook_url": "https://x.example/ignored"}
-
-
-class WorkerProcesses:
-    """The actors as processes of their own, and what the outside world sees of their work."""
-
-    def __init__(self, environment: dict[str, str], store: Path, backend: WebhookBackend, broker_client: BrokerClient) -> None:
-        self.environment, self.store, self.backend, self.customer = environment, store, backend, broker_client
-
-    @asynccontextmanager
-    async def start_process(
-        self, *steps: str, crash_point: str = "never", marker_file: Path | None = None
-    ) -> AsyncIterator[asyncio.subprocess.Process]:
-        words = [sys.executable, "-m", "tests.support.crash_points", crash_point, str(marker_file or "-"), *steps]
-        with TemporaryFile() as said:
-            process = await asyncio.create_subprocess_exec(*words, env=self.environment, stderr=said)
-            try:
-                await wait_until_ready(process, said)
-                yield process
-            finally:
-                if process.returncode is None:
-                    process.terminate()
-                await process.wait()
-
-    async def publish_order(self, body: Any) -> None:
-        await self.customer.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
-
-    async def wait_for_webhooks(self, *last: str, seconds: float = 30) -> list[str]:
-        """The backend's calls by name, once the last ones are these; a moment later, so that one too many would be seen."""
-
-        async def heard() -> bool:
-            return sorted(call for call in self.backend.paths if call != "progress") == sorted(last)
-
-        await wait_until(heard, seconds)
-        await asyncio.sleep(0.3)
-        return self.backend.paths
-
-    def stored_pictures(self) -> list[Path]:
-        return sorted(self.store.rglob("generations/**/*.png"))
-
-
-async def wait_until_ready(process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
-    """Wait until the process takes deliveries; fail with its own words when it ends instead."""
-
-    def words() -> bytes:
-        return os.pread(said.fileno(), 1 << 20, 0)
-
-    async with asyncio.timeout(40):
-        while b"actors.ready" not in words():
-            assert process.returncode is None, f"the process ended: {words().decode()[-3000:]}"
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -97,21 +28,21 @@ async def worker_processes(bus_settings: BusSettings, broker_client: BrokerClien
     async with open_webhook_backend() as backend:
         urls = {"AMQP_URL": bus_settings.amqp_url.get_secret_value(), "DATABASE_URL": bus_settings.database_url.get_secret_value()}  # type: ignore[union-attr]
         delays = {"RETRY_DELAYS_SECONDS": "0.1,0.2", "LONG_DELAYS_SECONDS": "0.5", "GRACE_SECONDS": "3"}
-        told = {"STORE_URL": store_folder.as_uri(), "BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "t" * 32}
-        yield WorkerProcesses(dict(os.environ) | urls | delays | told, store_folder, backend, broker_client)
+        services = {"STORE_URL": store_folder.as_uri(), "BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "t" * 32}
+        yield WorkerProcesses(dict(os.environ) | urls | delays | services, store_folder, backend, broker_client)
 
 
 async def test_image_order_uploads_signed_image_and_calls_webhook(worker_processes: WorkerProcesses) -> None:
-    """Progress in order, then `complete` once with a link, seed and tags; the picture lies under the order's name."""
+    """Progress in order, then `complete` once with a link, seed and tags; the picture is stored under the order's name."""
     number = next(GENERATION_IDS)
     async with worker_processes.start_process(*STEPS):
         await worker_processes.publish_order(form_c_order(number, artist_name="김작가"))
         calls = await worker_processes.wait_for_webhooks("complete")
-    percents = [heard.body["progress"]["progress_percent"] for heard in worker_processes.backend.requests if "progress" in heard.body]
+    percents = [call.body["progress"]["progress_percent"] for call in worker_processes.backend.requests if "progress" in call.body]
     assert percents == sorted(set(percents))
     assert calls[-1] == "complete"
-    told = worker_processes.backend.requests[-1].body
-    assert (told["generation_id"], told["metadata"]["seed"], told["metadata"]["prompt_tags"]) == (number, 42, ["harbour"])
+    complete = worker_processes.backend.requests[-1].body
+    assert (complete["generation_id"], complete["metadata"]["seed"], complete["metadata"]["prompt_tags"]) == (number, 42, ["harbour"])
     assert worker_processes.backend.requests[-1].headers["authorization"] == "Bearer " + "t" * 32
     (picture,) = worker_processes.stored_pictures()
     assert picture.name == f"gen-{number}.png"
@@ -150,31 +81,31 @@ async def test_transient_failure_is_retried(worker_processes: WorkerProcesses) -
 async def test_failing_order_is_dead_lettered_and_reported_once(
     worker_processes: WorkerProcesses, data: dict[str, Any], queue: str, code: str
 ) -> None:
-    """The dead letter and the `failed` webhook name the cause; the order after it is not disturbed."""
+    """The dead letter and the `failed` webhook name the cause; the next order is not affected."""
     bad, good = next(GENERATION_IDS), next(GENERATION_IDS)
     async with worker_processes.start_process(*STEPS):
         await worker_processes.publish_order(form_c_order(bad, **data))
         await worker_processes.publish_order(form_c_order(good))
         await worker_processes.wait_for_webhooks("complete", "failed")
-        letter = await worker_processes.customer.take_message(broker_names.dead_letter_queue(queue))
-    (failed,) = [heard.body for heard in worker_processes.backend.requests if heard.path.endswith("failed")]
+        letter = await worker_processes.broker_client.take_message(broker_names.dead_letter_queue(queue))
+    (failed,) = [call.body for call in worker_processes.backend.requests if call.path.endswith("failed")]
     assert (failed["generation_id"], failed["error_code"], failed["retry_count"]) == (bad, code.upper().replace("-", "_"), 3)
     assert letter.headers[Header.FAULT_CODE] == code
 
 
 async def test_undecodable_order_is_dead_lettered_with_cause(worker_processes: WorkerProcesses) -> None:
-    """No generation id can be read, so nobody can be told; the letter is kept as it came."""
+    """It has no generation id, so no webhook is sent; the dead letter has the original body."""
     async with worker_processes.start_process(*STEPS):
         await worker_processes.publish_order(b"{nope")
-        letter = await worker_processes.customer.take_message(broker_names.dead_letter_queue("image_generation"))
+        letter = await worker_processes.broker_client.take_message(broker_names.dead_letter_queue("image_generation"))
     assert (letter.body, letter.headers[Header.FAULT_CODE]) == (b"{nope", "invalid-json")
     assert worker_processes.backend.paths == []
 
 
 @pytest.mark.parametrize("step", ["image", "watermark", "upload"])
-@pytest.mark.parametrize("point", ["before-handle", "before-remember", "before-publish", "before-ack"])
+@pytest.mark.parametrize("point", ["before-handle", "before-mark-done", "before-publish", "before-ack"])
 async def test_worker_killed_at_any_point_is_exactly_once(worker_processes: WorkerProcesses, tmp_path: Path, step: str, point: str) -> None:
-    """kill -9 of the step's process; the next one finishes the order: one picture, one `complete`."""
+    """After SIGKILL of the step's process, another one finishes the order: one picture, one `complete`."""
     marker = tmp_path / "died"
     others = [other for other in STEPS if other != step]
     async with (
@@ -190,7 +121,7 @@ async def test_worker_killed_at_any_point_is_exactly_once(worker_processes: Work
 
 @pytest.mark.parametrize("point", ["before-handle", "before-publish", "before-ack"])
 async def test_webhook_worker_killed_after_call_does_not_repeat_call(worker_processes: WorkerProcesses, tmp_path: Path, point: str) -> None:
-    """Between handle and ack the inbox knows: the backend hears `complete` once."""
+    """The inbox and the delivery lock prevent a second call: the backend receives `complete` once."""
     async with worker_processes.start_process(*(step for step in STEPS if step != "webhook")):
         await worker_processes.publish_order(form_c_order(next(GENERATION_IDS)))
         async with worker_processes.start_process("webhook", crash_point=point, marker_file=tmp_path / "died") as victim:

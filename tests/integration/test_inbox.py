@@ -1,4 +1,4 @@
-"""The inbox on a real Postgres: answers that are lost on their way, and two deliveries of one message."""
+"""The inbox on a real Postgres: lost responses, duplicate deliveries, and connections that time out or are reset."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,25 +18,25 @@ from tests.support.tcp_proxy import TcpProxy, open_proxy
 
 
 class LostCommitPool:
-    """A pool whose next answer is lost after the server has done what was asked."""
+    """A pool that loses the next `losses` responses after the server has committed the statement."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool, self.losses = pool, 0
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
-        async with self._pool.acquire() as self._line:
+        async with self._pool.acquire() as self._connection:
             yield self
 
     def mark_clean(self) -> None:
-        self._line.mark_clean()
+        self._connection.mark_clean()
 
-    async def fetchrow(self, *asked: Any) -> Any:
-        answer = await self._line.fetchrow(*asked)
+    async def fetchrow(self, *statement: Any) -> Any:
+        row = await self._connection.fetchrow(*statement)
         if self.losses:
             self.losses -= 1
-            raise ConnectionResetError("the answer was lost on its way")
-        return answer
+            raise ConnectionResetError("the response was lost")
+        return row
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ async def inbox(pool: asyncpg.Pool) -> AsyncIterator[PostgresInbox]:
         yield inbox
 
 
-async def test_claim_with_lost_commit_is_reacquired(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
-    """Or the message would wait for ever for a living process: this one."""
-    inbox._pool = forgetful = LostCommitPool(pool)
-    forgetful.losses = 2
-    known = await asyncio.wait_for(inbox.acquire("echo", "lost-answer", "job"), 5)
-    assert (known.result, known.crash_count, forgetful.losses) == (None, 0, 0)
+async def test_acquire_with_lost_response_is_repeated(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
+    """Otherwise the message would wait for ever for its live owner: this process."""
+    inbox._pool = lossy_pool = LostCommitPool(pool)
+    lossy_pool.losses = 2
+    entry = await asyncio.wait_for(inbox.acquire("echo", "lost-response", "job"), 5)
+    assert (entry.result, entry.crash_count, lossy_pool.losses) == (None, 0, 0)
 
 
 async def test_duplicate_delivery_in_process_waits_for_result(inbox: PostgresInbox) -> None:
@@ -72,31 +72,31 @@ async def test_duplicate_delivery_in_process_waits_for_result(inbox: PostgresInb
     await asyncio.sleep(0.1)
     assert not second.done()
     await inbox.mark_done("echo", "twice", InboxResult(value="once"), None)
-    assert (await asyncio.wait_for(second, 5)).result == {"said": "once"}
+    assert (await asyncio.wait_for(second, 5)).result == {"value": "once"}
 
 
-async def test_duplicate_delivery_acquires_released_claim(inbox: PostgresInbox) -> None:
-    await inbox.acquire("echo", "given-up", "job")
-    second = asyncio.create_task(inbox.acquire("echo", "given-up", "job"))
+async def test_duplicate_delivery_acquires_released_message(inbox: PostgresInbox) -> None:
+    await inbox.acquire("echo", "released", "job")
+    second = asyncio.create_task(inbox.acquire("echo", "released", "job"))
     await asyncio.sleep(0.05)
-    await inbox.release("echo", "given-up")
+    await inbox.release("echo", "released")
     assert (await asyncio.wait_for(second, 5)).result is None
 
 
 async def test_cancelled_waiter_leaves_no_in_flight_key(inbox: PostgresInbox) -> None:
-    await inbox.acquire("echo", "cut-off", "job")
-    second = asyncio.create_task(inbox.acquire("echo", "cut-off", "job"))
+    await inbox.acquire("echo", "cancelled-waiter", "job")
+    second = asyncio.create_task(inbox.acquire("echo", "cancelled-waiter", "job"))
     await asyncio.sleep(0.05)
     second.cancel()
-    await inbox.release("echo", "cut-off")
-    assert (await asyncio.wait_for(inbox.acquire("echo", "cut-off", "job"), 5)).result is None
+    await inbox.release("echo", "cancelled-waiter")
+    assert (await asyncio.wait_for(inbox.acquire("echo", "cancelled-waiter", "job"), 5)).result is None
 
 
-async def test_claim_of_live_process_is_not_acquired(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
-    await inbox.acquire("echo", "theirs", "job")
+async def test_message_of_live_process_is_not_acquired(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
+    await inbox.acquire("echo", "owned", "job")
     async with open_inbox(pool) as other:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(other.acquire("echo", "theirs", "job"), 0.5)
+            await asyncio.wait_for(other.acquire("echo", "owned", "job"), 0.5)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def silent_connection(postgres: EmbeddedPostgres, bus_settings: BusSetting
 async def test_unanswered_statement_times_out_and_replaces_connection(
     silent_connection: tuple[TcpProxy, BusSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A half-open line: the server's end is silent, and so it is when asked to stop the statement."""
+    """A half-open connection: the server responds neither to the statement nor to its cancellation."""
     proxy, settings = silent_connection
     monkeypatch.setattr("bus.persistence.pool.STATEMENT_TIMEOUT_SECONDS", 0.5)
     async with asyncio.timeout(20), open_pool(settings) as pool:
@@ -124,12 +124,12 @@ async def test_unanswered_statement_times_out_and_replaces_connection(
 
 
 async def test_connection_is_reset_unless_single_statement(bus_settings: BusSettings) -> None:
-    """A lock of the session that was left behind is gone for the next who takes the line; a claim costs no such round trip."""
+    """A session lock that a user of the connection left is released; a stateless statement costs no reset."""
     held = "select count(*) from pg_locks where locktype = 'advisory' and classid = 77 and pid = pg_backend_pid()"
     small = BusSettings.model_validate(bus_settings.model_dump() | {"database_pool_size": 1})
     async with open_pool(small) as pool:
         assert pool is not None
-        async with stateless_connection(pool) as line:
-            await line.execute("select pg_advisory_lock(77, 1)")
-        assert await pool.fetchval(held) == 1, "nothing was tidied: it had been said that nothing was left"
-        assert await pool.fetchval(held) == 0, "the statement before this one was no such, and so the line was tidied"
+        async with stateless_connection(pool) as connection:
+            await connection.execute("select pg_advisory_lock(77, 1)")
+        assert await pool.fetchval(held) == 1, "not reset: it was used as a stateless connection"
+        assert await pool.fetchval(held) == 0, "reset after the statement before this one"

@@ -1,4 +1,4 @@
-"""The source pipeline's NOTIFY drives validate and judge; nothing is missed and nothing is done twice, whoever dies. A server sees."""
+"""The source pipeline's notifications start validate and judge on a fake model server: none is missed or processed twice."""
 
 import asyncio
 import json
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from actors import judge, validate, variants
-from actors.adapters.job_variants import ListenerSettings, build_pg_listener
+from actors.adapters.job_variants import build_pg_listener
+from actors.settings import ListenerSettings
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
@@ -19,27 +20,27 @@ from tests.support.fake_openai_server import AD_VERDICT, FakeOpenAiServer, open_
 from tests.support.source_system import GatewayClient, SourceDatabase, draw_text_picture, open_gateway_client, open_source_database
 
 LISTENER = build_pg_listener(ListenerSettings(reconnect_delay=0.1, sweep_seconds=60))
-ANSWERED = "select count(*) from atelier.inbox where step = 'validate' and result ->> 'job_id' = $1"
+RESULT_COUNT = "select count(*) from atelier.inbox where step = 'validate' and result ->> 'job_id' = $1"
 
-CUT = """
+TERMINATE_LISTENER = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity
 where pid <> pg_backend_pid() and (query ilike 'listen %' or query ilike '%v.current_step in (%')
 """
-"""Ends the trigger's connection, whichever query it ran last."""
+"""Terminates the listener's connections, whichever query they ran last."""
 
 
 @pytest.fixture
 async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[FakeOpenAiServer]:
     async with open_fake_openai_server() as model:
-        told = {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second", "ASSETS_DIR": str(tmp_path / "assets")}
-        for name, value in told.items():
+        environment = {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second", "ASSETS_DIR": str(tmp_path / "assets")}
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield model
 
 
 @pytest.fixture
 async def source(database_url: str, tmp_path: Path, model: FakeOpenAiServer, start_worker: StartWorker) -> AsyncIterator[SourceDatabase]:
-    """The source system, with nothing left over from another test."""
+    """The source system with empty tables."""
     async with start_worker(variants.ACTOR):
         pass
     async with open_source_database(database_url, tmp_path / "assets") as source:
@@ -51,15 +52,15 @@ async def source(database_url: str, tmp_path: Path, model: FakeOpenAiServer, sta
 
 @pytest.fixture
 async def gateway_client(bus_settings: BusSettings, store_folder: Path, source: SourceDatabase) -> AsyncIterator[GatewayClient]:
-    async with open_gateway_client(bus_settings, StoreSettings(store_url=store_folder.as_uri()), GATEWAY_READY_SECONDS="0.3") as front:
-        yield front
+    async with open_gateway_client(bus_settings, StoreSettings(store_url=store_folder.as_uri()), GATEWAY_READY_SECONDS="0.3") as client:
+        yield client
 
 
 async def wait_for_state(source: SourceDatabase, ids: dict[str, str], state: tuple[str, str]) -> None:
-    async def there() -> bool:
+    async def reached() -> bool:
         return await source.variant_state(ids) == state
 
-    await wait_until(there)
+    await wait_until(reached)
 
 
 async def variant_with_overlay(source: SourceDatabase) -> dict[str, str]:
@@ -86,7 +87,7 @@ async def test_listener_reconnects_without_missing_variants(source: SourceDataba
     async with start_worker(validate.ACTOR, adapters=[LISTENER]):
         first = await source.insert_variant()
         await wait_for_state(source, first, ("vlm_analyze", "done"))
-        assert await source.pool.fetchval(CUT) >= 1
+        assert await source.pool.fetchval(TERMINATE_LISTENER) >= 1
         second = await source.insert_variant()
         await wait_for_state(source, second, ("vlm_analyze", "done"))
 
@@ -96,7 +97,7 @@ async def test_listener_reconnects_without_missing_variants(source: SourceDataba
 async def test_repeated_notification_creates_one_command(
     source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer
 ) -> None:
-    """The source system touches what it thinks is stuck. The second command is answered with the first one's verdict."""
+    """The source system updates variants that seem stuck. The second command returns the verdict of the first."""
     model.release_event = asyncio.Event()
     touch = "update public.jobs_variants set updated_at = now() where job_variants_id = $1"
     async with start_worker(adapters=[LISTENER]):
@@ -110,7 +111,7 @@ async def test_repeated_notification_creates_one_command(
         await wait_for_state(source, ids, ("vlm_analyze", "done"))
 
         async def all_answered() -> bool:
-            return await source.pool.fetchval(ANSWERED, ids["job_id"]) >= 2
+            return await source.pool.fetchval(RESULT_COUNT, ids["job_id"]) >= 2
 
         await wait_until(all_answered)
     async with start_worker(validate.ACTOR, adapters=[LISTENER]):
@@ -124,8 +125,8 @@ async def test_reset_variant_is_judged_again(source: SourceDatabase, start_worke
     async with start_worker(validate.ACTOR, adapters=[LISTENER]):
         ids = await source.insert_variant()
         await wait_for_state(source, ids, ("vlm_analyze", "done"))
-        again = "update public.jobs_variants set current_step = 'img_gen', updated_at = now() where job_variants_id = $1"
-        await source.pool.execute(again, ids["job_variants_id"])
+        reset = "update public.jobs_variants set current_step = 'img_gen', updated_at = now() where job_variants_id = $1"
+        await source.pool.execute(reset, ids["job_variants_id"])
 
         async def twice() -> bool:
             return len(await source.vlm_traces(ids)) == 2
@@ -136,7 +137,7 @@ async def test_reset_variant_is_judged_again(source: SourceDatabase, start_worke
 async def test_unparsable_verdict_is_retried_then_fails_variant(
     source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer, gateway_client: GatewayClient
 ) -> None:
-    """It never looks like a real verdict."""
+    """An answer that holds no verdict is never stored as one."""
     model.respond = lambda _: "I would rather write a poem."
     ids = await source.insert_variant()
     async with start_worker(validate.ACTOR, variants.ACTOR):
@@ -160,7 +161,7 @@ async def test_repaired_verdict_is_marked(
     assert (answer.status_code, answer.json()["repaired"]) == (200, True)
 
 
-async def test_without_an_actor_health_is_loading_and_predict_is_not_ready(gateway_client: GatewayClient) -> None:
+async def test_health_is_loading_and_predict_not_ready_without_actor(gateway_client: GatewayClient) -> None:
     health, predict = await gateway_client.http.get("/health"), await gateway_client.http.post("/predict", json={"instances": [{}]})
 
     assert (health.status_code, health.json()) == (503, {"status": "loading"})
@@ -171,9 +172,9 @@ async def test_without_an_actor_health_is_loading_and_predict_is_not_ready(gatew
 async def crashing_worker(
     point: str, marker: Path, environment: Mapping[str, str], *steps: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that kills itself at the point, once."""
-    words = [sys.executable, "-m", "tests.support.crash_points", point, str(marker), *steps]
-    process = await asyncio.create_subprocess_exec(*words, env=dict(environment))
+    """A worker process that kills itself at the crash point, once."""
+    arguments = [sys.executable, "-m", "tests.support.crash_points", point, str(marker), *steps]
+    process = await asyncio.create_subprocess_exec(*arguments, env=dict(environment))
     try:
         yield process
     finally:
@@ -182,8 +183,8 @@ async def crashing_worker(
         await process.wait()
 
 
-@pytest.mark.parametrize("point", ["before-remember", "before-publish", "before-ack"])
-async def test_redelivered_after_a_kill_there_is_one_trace_and_one_answer(
+@pytest.mark.parametrize("point", ["before-mark-done", "before-publish", "before-ack"])
+async def test_redelivery_after_kill_gives_one_trace_and_one_reply(
     source: SourceDatabase,
     broker_client: BrokerClient,
     bus_settings: BusSettings,
@@ -193,7 +194,7 @@ async def test_redelivered_after_a_kill_there_is_one_trace_and_one_answer(
     model: FakeOpenAiServer,
     point: str,
 ) -> None:
-    """Killed with the verdict in hand; committed but unsaid; said but not acked. Whoever comes next finishes it, and says the same."""
+    """Killed before the outcome is stored, before it is published, and before the ack. The next worker publishes the same reply."""
     ids = await variant_with_overlay(source)
     assert bus_settings.database_url
     environment = os.environ | {
@@ -212,4 +213,4 @@ async def test_redelivered_after_a_kill_there_is_one_trace_and_one_answer(
     traces = await source.vlm_traces(ids)
     assert len({(reply.message_id, reply.body) for reply in replies}) == 1
     assert [str(trace["vlm_trace_id"]) for trace in traces] == [json.loads(replies[0].body)["vlm_trace_id"]]
-    assert len(model.requests) == (2 if point == "before-remember" else 1)
+    assert len(model.requests) == (2 if point == "before-mark-done" else 1)

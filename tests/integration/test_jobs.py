@@ -1,4 +1,4 @@
-"""Jobs over HTTP: real calls into the application, a real broker and ledger, and a painter in place of the model."""
+"""The jobs API: HTTP calls into the application, a real broker and ledger, a fake image actor."""
 
 import asyncio
 import json
@@ -19,34 +19,21 @@ from actors.upload import ACTOR as UPLOAD
 from actors.watermark import ACTOR as WATERMARK
 from bus.ids import derived_id
 from bus.settings import BusSettings
-from bus.storage.settings import StoreSettings
 from contracts import broker_names
 from contracts.wire import Header
-from gateway.app import create_app
 from gateway.jobs.orders import ImageOrder
 from gateway.jobs.submission import order_digest
-from gateway.settings import GatewaySettings
 from ops.local.rabbitmq import RabbitNode
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.gateway_app import JOB_ACTORS, open_gateway, order_body, parse_events, wait_until_job_ended
 
-JOB_ACTORS = (*ACTORS, FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD)
 OpenGateway = Callable[..., Awaitable[httpx.AsyncClient]]
-
-
-@asynccontextmanager
-async def open_gateway(bus: BusSettings, store: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(bus, GatewaySettings.model_validate(settings), StoreSettings(store_url=store.as_uri()))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=30) as client,
-    ):
-        yield client
 
 
 @pytest.fixture
 async def gateway(bus_settings: BusSettings, store_folder: Path) -> AsyncIterator[OpenGateway]:
-    """Opens gateways, as many as a test wants."""
+    """Opens any number of gateways."""
     async with AsyncExitStack() as stack:
 
         async def another(**settings: Any) -> httpx.AsyncClient:
@@ -55,33 +42,17 @@ async def gateway(bus_settings: BusSettings, store_folder: Path) -> AsyncIterato
         yield another
 
 
-def order_body(prompt: str = "harbour", **more: Any) -> dict[str, Any]:
-    return {"kind": "image_order", "prompt": prompt, "seed": 42, "width": 128, "height": 128, "artist": "Jane Doe"} | more
-
-
-async def wait_until_job_ended(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    job: dict[str, Any] = {}
-
-    async def there() -> bool:
-        response = await http.get(f"/jobs/{job_id}")
-        job.update(response.json())
-        return response.status_code == 200 and job["state"] in {"completed", "failed", "cancelled"}
-
-    await wait_until(there, 20)
-    return job
-
-
 async def test_job_is_accepted_and_found_by_id(gateway: OpenGateway, start_worker: StartWorker) -> None:
     """202 with links that lead to the job, its result and its file."""
     http = await gateway()
     async with start_worker(*JOB_ACTORS):
         response = await http.post("/jobs", json=order_body())
-        answer = response.json()
-        assert (response.status_code, answer["state"]) == (202, "accepted")
-        assert response.headers["location"] == answer["links"]["self"] == f"/jobs/{answer['job_id']}"
-        first = await http.get(answer["links"]["self"])
-        assert first.status_code == 200, "a job just accepted is never unknown"
-        job = await wait_until_job_ended(http, answer["job_id"])
+        accepted = response.json()
+        assert (response.status_code, accepted["state"]) == (202, "accepted")
+        assert response.headers["location"] == accepted["links"]["self"] == f"/jobs/{accepted['job_id']}"
+        first = await http.get(accepted["links"]["self"])
+        assert first.status_code == 200, "a job that was just accepted is never unknown"
+        job = await wait_until_job_ended(http, accepted["job_id"])
         assert (job["state"], job["kind"], job["itinerary"]) == ("completed", "image_order", ["image", "watermark", "upload"])
         assert job["result"]["metadata"]["seed"] == 42
         (file,) = [file for file in job["files"] if file["name"].startswith("job-")]
@@ -89,7 +60,7 @@ async def test_job_is_accepted_and_found_by_id(gateway: OpenGateway, start_worke
         assert (picture.status_code, picture.headers["content-type"], len(picture.content)) == (200, "image/png", file["size"])
         again = await http.get(file["href"], headers={"If-None-Match": picture.headers["etag"]})
         assert again.status_code == 304
-        missing = await http.get(f"{answer['links']['self']}/files/no.png")
+        missing = await http.get(f"{accepted['links']['self']}/files/no.png")
         assert (missing.status_code, missing.json()["title"]) == (404, "file-unknown")
 
 
@@ -112,23 +83,23 @@ async def test_expired_wait_returns_id_and_counts_late_reply(gateway: OpenGatewa
     async with start_worker(*JOB_ACTORS):
         assert (await wait_until_job_ended(http, response.json()["job_id"]))["state"] == "completed"
 
-        async def counted() -> bool:
+        async def is_counted() -> bool:
             return bool((await http.get("/health")).json()["late_replies"])
 
-        await wait_until(counted)
+        await wait_until(is_counted)
 
 
-async def test_a_deadline_that_passes_is_a_504_that_names_the_job(gateway: OpenGateway, broker_client: BrokerClient) -> None:
-    """The deadline travels in the message, so that nobody begins what nobody wants."""
+async def test_missed_deadline_is_504_with_job_id(gateway: OpenGateway, broker_client: BrokerClient) -> None:
+    """The command carries the deadline, so that a worker drops it afterwards."""
     http = await gateway()
     await (await broker_client.channel.get_queue(broker_names.work_queue("image"), ensure=False)).purge()
     response = await http.post("/jobs", json=order_body(), params={"wait": 20}, headers={"X-Request-Timeout": "0.3"})
     assert (response.status_code, response.json()["title"]) == (504, "no reply in time")
-    letter = await broker_client.take_message(broker_names.work_queue("image"))
-    assert (letter.correlation_id, Header.DEADLINE in letter.headers) == (response.json()["job_id"], True)
+    message = await broker_client.take_message(broker_names.work_queue("image"))
+    assert (message.correlation_id, Header.DEADLINE in message.headers) == (response.json()["job_id"], True)
 
 
-async def test_a_job_that_fails_is_a_problem_with_its_cause(gateway: OpenGateway, start_worker: StartWorker) -> None:
+async def test_failed_job_returns_problem_with_cause(gateway: OpenGateway, start_worker: StartWorker) -> None:
     http = await gateway()
     async with start_worker(*JOB_ACTORS):
         response = await http.post("/jobs", json=order_body("fails"), params={"wait": 20})
@@ -137,7 +108,7 @@ async def test_a_job_that_fails_is_a_problem_with_its_cause(gateway: OpenGateway
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "text"),
     [
         (order_body(widht=512), "widht"),
         (order_body(lora={"uri": "s3://a/b", "skale": 1}), "skale"),
@@ -150,10 +121,10 @@ async def test_a_job_that_fails_is_a_problem_with_its_cause(gateway: OpenGateway
         ({"kind": "itinerary", "stops": [{"step": "consult"}], "variables": {"x": "a\u0000b"}}, "NUL"),
     ],
 )
-async def test_a_bad_order_is_refused_with_the_place_of_the_fault(gateway: OpenGateway, body: dict[str, Any], said: str) -> None:
+async def test_invalid_order_is_rejected_with_location(gateway: OpenGateway, body: dict[str, Any], text: str) -> None:
     response = await (await gateway()).post("/jobs", json=body)
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
-    assert said in response.text
+    assert text in response.text
 
 
 async def test_custom_itinerary_runs_and_its_condition_is_applied(gateway: OpenGateway, start_worker: StartWorker) -> None:
@@ -166,21 +137,21 @@ async def test_custom_itinerary_runs_and_its_condition_is_applied(gateway: OpenG
 
 
 class Test_idempotency_key:  # noqa: N801 - reads as a sentence
-    async def test_same_key_and_body_is_the_same_job_at_every_gateway(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
-        """Spelling does not count; the second caller may wait for the end as well, also when all is over."""
-        one, other = await gateway(), await gateway()
+    async def test_same_key_and_body_is_one_job_at_every_gateway(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
+        """In any JSON formatting. The second caller may wait for the result, too, also after the end of the job."""
+        first_gateway, second_gateway = await gateway(), await gateway()
         key = {"Idempotency-Key": uuid4().hex}
         async with start_worker(*JOB_ACTORS):
-            first = await one.post("/jobs", json=order_body(), headers=key)
-            second = await other.post(
+            first = await first_gateway.post("/jobs", json=order_body(), headers=key)
+            second = await second_gateway.post(
                 "/jobs", content=json.dumps(order_body(), indent=3), headers=key | {"Content-Type": "application/json"}
             )
             assert (first.json()["job_id"], second.status_code) == (second.json()["job_id"], 202)
-            waited = await other.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
-            over = await one.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
-            listed = (await one.get("/jobs", params={"limit": 500})).json()["jobs"]
-        assert waited.status_code == over.status_code == 200
-        assert waited.json()["result"]["result_url"] == over.json()["result"]["result_url"]
+            waited = await second_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
+            ended = await first_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
+            listed = (await first_gateway.get("/jobs", params={"limit": 500})).json()["jobs"]
+        assert waited.status_code == ended.status_code == 200
+        assert waited.json()["result"]["result_url"] == ended.json()["result"]["result_url"]
         assert [job["job_id"] for job in listed].count(first.json()["job_id"]) == 1
 
     async def test_concurrent_submissions_are_one_job(
@@ -191,15 +162,15 @@ class Test_idempotency_key:  # noqa: N801 - reads as a sentence
         async with start_worker(*JOB_ACTORS):
             events = await broker_client.subscribe_events("image.completed.*")
             calls = [http.post("/jobs", json=order_body(), headers=key, params={"wait": 20}) for http in gateways * 4]
-            answers = await asyncio.gather(*calls)
+            responses = await asyncio.gather(*calls)
             await asyncio.sleep(0.5)
-        assert {answer.status_code for answer in answers} == {200}
-        assert len({answer.json()["job_id"] for answer in answers}) == 1
-        told = [events.get_nowait() for _ in range(events.qsize())]
-        assert len({event["result"]["images"][0]["sha256"] for event in told}) == 1
-        assert len({event["message_id"] for event in told}) == 1, "every copy is the same message"
+        assert {response.status_code for response in responses} == {200}
+        assert len({response.json()["job_id"] for response in responses}) == 1
+        completed = [events.get_nowait() for _ in range(events.qsize())]
+        assert len({event["result"]["images"][0]["sha256"] for event in completed}) == 1
+        assert len({event["message_id"] for event in completed}) == 1, "every copy is the same message"
 
-    async def test_another_body_is_refused(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
+    async def test_reused_key_with_another_body_is_rejected(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
         http = await gateway()
         key = {"Idempotency-Key": uuid4().hex}
         async with start_worker(*JOB_ACTORS):
@@ -210,26 +181,26 @@ class Test_idempotency_key:  # noqa: N801 - reads as a sentence
     async def test_concurrent_different_bodies_accept_one(
         self, gateway: OpenGateway, start_worker: StartWorker, broker_client: BrokerClient
     ) -> None:
-        """Whichever claims the key first; every copy of the other is refused, and never becomes a message."""
+        """The body that claims the key first; the other one is rejected without being published."""
         gateways = [await gateway() for _ in range(2)]
         key = {"Idempotency-Key": uuid4().hex}
         async with start_worker(*ACTORS):
             bodies = [order_body("harbour"), order_body("forest")] * 4
             calls = [http.post("/jobs", json=body, headers=key) for http, body in zip(gateways * 4, bodies, strict=True)]
-            answers = await asyncio.gather(*calls)
-        taken = {body["prompt"] for body, answer in zip(bodies, answers, strict=True) if answer.status_code == 202}
-        refused = {answer.json()["title"] for answer in answers if answer.status_code == 422}
-        assert [answer.status_code for answer in answers].count(422) == 4
-        assert (len(taken), refused) == (1, {"idempotency-key-reused"})
-        queue, sent = await broker_client.channel.get_queue(broker_names.work_queue("image"), ensure=False), set()
-        while letter := await queue.get(fail=False, no_ack=True):
-            sent.add((letter.message_id, json.loads(letter.body)["prompt"]))
-        assert ({prompt for _, prompt in sent}, len(sent)) == (taken, 1)
+            responses = await asyncio.gather(*calls)
+        accepted = {body["prompt"] for body, response in zip(bodies, responses, strict=True) if response.status_code == 202}
+        titles = {response.json()["title"] for response in responses if response.status_code == 422}
+        assert [response.status_code for response in responses].count(422) == 4
+        assert (len(accepted), titles) == (1, {"idempotency-key-reused"})
+        queue, published = await broker_client.channel.get_queue(broker_names.work_queue("image"), ensure=False), set()
+        while message := await queue.get(fail=False, no_ack=True):
+            published.add((message.message_id, json.loads(message.body)["prompt"]))
+        assert ({prompt for _, prompt in published}, len(published)) == (accepted, 1)
 
     async def test_submission_is_completed_after_gateway_crash(
         self, gateway: OpenGateway, start_worker: StartWorker, broker_client: BrokerClient
     ) -> None:
-        """The key is taken, the command was never sent: the next call sends it."""
+        """The key is claimed, but the command was not published: the next request publishes it."""
         http = await gateway()
         key = uuid4().hex
         job_id = derived_id("idempotency-key", "", key)
@@ -243,7 +214,7 @@ class Test_idempotency_key:  # noqa: N801 - reads as a sentence
 
 
 async def test_gateway_shutdown_loses_no_job(bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker) -> None:
-    """The job goes on; the client asks another gateway by the id it was given."""
+    """The job goes on; its id finds it at another gateway."""
     async with open_gateway(bus_settings, store_folder) as first:
         waiting = asyncio.create_task(first.post("/jobs", json=order_body(), params={"wait": 20}))
         job_id = (await first.post("/jobs", json=order_body())).json()["job_id"]
@@ -252,8 +223,8 @@ async def test_gateway_shutdown_loses_no_job(bus_settings: BusSettings, store_fo
         assert (await wait_until_job_ended(second, job_id))["state"] == "completed"
 
 
-async def test_a_job_is_cancelled(gateway: OpenGateway, start_worker: StartWorker) -> None:
-    """Before its work began; and what has ended is a conflict."""
+async def test_job_is_cancelled(gateway: OpenGateway, start_worker: StartWorker) -> None:
+    """Before its work starts. Cancelling an ended job is a conflict."""
     http = await gateway()
     job_id = (await http.post("/jobs", json=order_body())).json()["job_id"]
     async with start_worker(*ACTORS):
@@ -261,15 +232,9 @@ async def test_a_job_is_cancelled(gateway: OpenGateway, start_worker: StartWorke
         await asyncio.sleep(0.3)
     async with start_worker(*JOB_ACTORS):
         assert (await wait_until_job_ended(http, job_id))["state"] == "cancelled"
-        over = await http.delete(f"/jobs/{job_id}")
-        assert (over.status_code, over.json()["title"]) == (409, "job-ended")
+        again = await http.delete(f"/jobs/{job_id}")
+        assert (again.status_code, again.json()["title"]) == (409, "job-ended")
         assert (await http.delete("/jobs/never")).status_code == 404
-
-
-def parse_events(text: str) -> list[dict[str, str]]:
-    """Server-sent events as a browser reads them."""
-    blocks = [block.splitlines() for block in text.split("\n\n")]
-    return [dict(line.split(": ", 1) for line in block) for block in blocks if any(line.startswith("data: ") for line in block)]
 
 
 class Test_events:  # noqa: N801
@@ -279,25 +244,25 @@ class Test_events:  # noqa: N801
             job_id = (await http.post("/jobs", json=order_body())).json()["job_id"]
             response = await http.get(f"/jobs/{job_id}/events")
         assert response.headers["content-type"].startswith("text/event-stream")
-        told = parse_events(response.text)
-        names = [event["event"] for event in told]
+        events = parse_events(response.text)
+        names = [event["event"] for event in events]
         assert [name for name in names if name.endswith("completed")] == [
             *("image.completed", "watermark.completed", "upload.completed", "job.completed")
         ]
         assert "image.progress" in names
         assert names.count("job.accepted") == 1
-        assert len({event["id"] for event in told}) == len(told), "nothing is told twice"
+        assert len({event["id"] for event in events}) == len(events), "no event is sent twice"
 
     async def test_stream_resumes_after_last_event_id_at_another_gateway(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
-        one, other = await gateway(), await gateway()
+        first_gateway, second_gateway = await gateway(), await gateway()
         async with start_worker(*JOB_ACTORS):
-            job_id = (await one.post("/jobs", json=order_body(), params={"wait": 20})).json()["job_id"]
-            await wait_until_job_ended(one, job_id)
-            whole = parse_events((await one.get(f"/jobs/{job_id}/events")).text)
-            for seen in (0, len(whole) // 2, len(whole) - 1):
-                rest = parse_events((await other.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": whole[seen]["id"]})).text)
-                assert rest == whole[seen + 1 :]
-            unknown = parse_events((await other.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "?"})).text)
+            job_id = (await first_gateway.post("/jobs", json=order_body(), params={"wait": 20})).json()["job_id"]
+            await wait_until_job_ended(first_gateway, job_id)
+            whole = parse_events((await first_gateway.get(f"/jobs/{job_id}/events")).text)
+            for last in (0, len(whole) // 2, len(whole) - 1):
+                rest = parse_events((await second_gateway.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": whole[last]["id"]})).text)
+                assert rest == whole[last + 1 :]
+            unknown = parse_events((await second_gateway.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "?"})).text)
         assert unknown == whole
 
     async def test_idle_stream_sends_keepalive_and_unknown_job_is_404(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
@@ -315,7 +280,7 @@ class Test_events:  # noqa: N801
 
 @pytest.fixture
 def log_lines() -> Iterator[list[Any]]:
-    """Every log line, as it would be written."""
+    """All log entries with their bound context."""
     capture = LogCapture()
     structlog.configure(processors=[merge_contextvars, capture])
     yield capture.entries
@@ -323,11 +288,11 @@ def log_lines() -> Iterator[list[Any]]:
 
 
 async def test_log_lines_carry_request_and_job_ids(log_lines: list[Any], gateway: OpenGateway, start_worker: StartWorker) -> None:
-    """At the gateway and at every step."""
+    """Those of the gateway and of every step."""
     http = await gateway()
-    names = {"X-Request-Id": "call-78", "traceparent": f"00-{'c' * 32}-{'b' * 16}-01"}
+    headers = {"X-Request-Id": "call-78", "traceparent": f"00-{'c' * 32}-{'b' * 16}-01"}
     async with start_worker(*JOB_ACTORS):
-        job_id = (await http.post("/jobs", json=order_body(), params={"wait": 20}, headers=names)).json()["job_id"]
+        job_id = (await http.post("/jobs", json=order_body(), params={"wait": 20}, headers=headers)).json()["job_id"]
     lines = [line for line in log_lines if job_id in (line.get("job_id"), line.get("name")) or line.get("path") == "/jobs"]
     assert {"image", "watermark", "upload"} <= {line.get("step") for line in lines}
     assert "request.answered" in {line["event"] for line in lines}
@@ -337,33 +302,33 @@ async def test_log_lines_carry_request_and_job_ids(log_lines: list[Any], gateway
 async def test_request_id_and_trace_are_propagated_to_messages(
     gateway: OpenGateway, start_worker: StartWorker, broker_client: BrokerClient
 ) -> None:
-    """In and out over HTTP, on the first command and on those that follow."""
+    """To the response, to the first command and to those that follow."""
     http = await gateway()
-    names = {"X-Request-Id": "call-77", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "v=1"}
+    headers = {"X-Request-Id": "call-77", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "v=1"}
     async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR):
         await (await broker_client.channel.get_queue(broker_names.work_queue("watermark"), ensure=False)).purge()
-        response = await http.post("/jobs", json=order_body(), headers=names)
-        letter = await broker_client.take_message(broker_names.work_queue("watermark"))
+        response = await http.post("/jobs", json=order_body(), headers=headers)
+        message = await broker_client.take_message(broker_names.work_queue("watermark"))
     assert response.headers["x-request-id"] == "call-77"
     assert response.headers["traceparent"].startswith(f"00-{'a' * 32}-")
-    assert (letter.headers[Header.REQUEST_ID], letter.headers[Header.TRACESTATE]) == ("call-77", "v=1")
-    assert letter.headers[Header.TRACEPARENT] == response.headers["traceparent"]
+    assert (message.headers[Header.REQUEST_ID], message.headers[Header.TRACESTATE]) == ("call-77", "v=1")
+    assert message.headers[Header.TRACEPARENT] == response.headers["traceparent"]
 
 
 async def test_blocked_broker_returns_503_without_losing_job(
     rabbitmq: RabbitNode, bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker
 ) -> None:
-    """A memory alarm blocks whoever publishes. The same key afterwards is the same job, done once."""
-    impatient = bus_settings.model_copy(update={"publish_timeout_seconds": 1.0})
+    """A memory alarm blocks publishers. Afterwards, the same Idempotency-Key is the same job, which runs once."""
+    short_timeout = bus_settings.model_copy(update={"publish_timeout_seconds": 1.0})
     key = {"Idempotency-Key": uuid4().hex}
-    async with open_gateway(impatient, store_folder) as http, start_worker(*JOB_ACTORS):
+    async with open_gateway(short_timeout, store_folder) as http, start_worker(*JOB_ACTORS):
         assert (await http.post("/jobs", json=order_body(), params={"wait": 20})).status_code == 200
         async with memory_alarm(rabbitmq):
-            begun = asyncio.get_running_loop().time()
-            refused = await http.post("/jobs", json=order_body(), headers=key)
-            assert asyncio.get_running_loop().time() - begun < 10
-        assert (refused.status_code, refused.json()["title"]) == (503, "the bus is away")
-        assert int(refused.headers["retry-after"]) > 0
+            started = asyncio.get_running_loop().time()
+            rejected = await http.post("/jobs", json=order_body(), headers=key)
+            assert asyncio.get_running_loop().time() - started < 10
+        assert (rejected.status_code, rejected.json()["title"]) == (503, "the bus is away")
+        assert int(rejected.headers["retry-after"]) > 0
         async with asyncio.timeout(30):
             while (again := await http.post("/jobs", json=order_body(), headers=key, params={"wait": 20})).status_code == 503:
                 await asyncio.sleep(0.2)
@@ -372,7 +337,7 @@ async def test_blocked_broker_returns_503_without_losing_job(
 
 @asynccontextmanager
 async def memory_alarm(node: RabbitNode) -> AsyncIterator[None]:
-    """The broker is made to believe that its memory is full."""
+    """Raise the broker's memory alarm."""
     await asyncio.to_thread(node.rabbitmqctl, "set_vm_memory_high_watermark", "0.0001")
     try:
         await asyncio.sleep(0.5)

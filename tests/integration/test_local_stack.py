@@ -1,4 +1,4 @@
-"""The embedded parts start, answer, survive a kill, are shared, and leave nothing behind."""
+"""The local services start, answer, survive a kill, are shared, and leave no process behind."""
 
 import os
 import signal
@@ -29,42 +29,42 @@ ROOT = Path(__file__).parents[2]
 async def declare(url: str) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.declare_queue("durable", durable=True, arguments={"x-queue-type": "quorum"})
 
 
 async def publish(url: str, body: bytes) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, routing_key="kept", mandatory=True)
+        await channel.default_exchange.publish(message, routing_key="durable", mandatory=True)
 
 
-async def take(url: str) -> bytes:
+async def receive(url: str) -> bytes:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        queue = await channel.get_queue("kept")
+        queue = await channel.get_queue("durable")
         message = await queue.get(timeout=10)
         await message.ack()
         return message.body
 
 
 async def test_confirmed_message_survives_broker_kill(rabbitmq: RabbitNode) -> None:
-    """Same port, same user, same queues after a power cut.
+    """The port, the user and the queues are the same after a SIGKILL.
 
-    The restart in between is for RabbitMQ 3.10: a quorum queue that is younger than some seconds when the node is killed finds no
-    leader afterwards. A queue that is once on disk does.
+    The restart before it is for RabbitMQ 3.10, where a quorum queue that is a few seconds old when the node is killed finds no leader
+    afterwards, unless it has been written to disk.
     """
     url = rabbitmq.url
     await declare(url)
     rabbitmq.restart()
-    await publish(url, b"still here")
+    await publish(url, b"persistent")
 
     rabbitmq.kill()
     assert not accepts_amqp(rabbitmq.identity.amqp)
     rabbitmq.start()
 
     assert rabbitmq.url == url
-    assert await take(url) == b"still here"
+    assert await receive(url) == b"persistent"
 
 
 async def test_consumer_timeout_is_three_hours(rabbitmq: RabbitNode) -> None:
@@ -73,7 +73,7 @@ async def test_consumer_timeout_is_three_hours(rabbitmq: RabbitNode) -> None:
     assert "consumer_timeout = 10800000" in conf
 
 
-async def test_the_node_listens_on_loopback_only(rabbitmq: RabbitNode) -> None:
+async def test_node_listens_on_loopback_only(rabbitmq: RabbitNode) -> None:
     records = [rabbitmq.folder / "node.json", rabbitmq.folder / "epmd.json"]
     pids = [psutil.Process(int(record.read_text().split(":")[1].split(",")[0])) for record in records]
     listening = {line.laddr.ip for process in pids for line in process.net_connections(kind="tcp") if line.status == psutil.CONN_LISTEN}
@@ -84,8 +84,8 @@ async def test_the_node_listens_on_loopback_only(rabbitmq: RabbitNode) -> None:
 
 async def test_committed_row_survives_database_kill(postgres: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(postgres.url)
-    await connection.execute("create table kept (word text)")
-    await connection.execute("insert into kept values ('still here')")
+    await connection.execute("create table durable (value text)")
+    await connection.execute("insert into durable values ('persistent')")
     postgres.kill()
     connection.terminate()
 
@@ -93,7 +93,7 @@ async def test_committed_row_survives_database_kill(postgres: EmbeddedPostgres) 
 
     connection = await asyncpg.connect(postgres.url)
     try:
-        assert await connection.fetchval("select word from kept") == "still here"
+        assert await connection.fetchval("select value from durable") == "persistent"
     finally:
         await connection.close()
 
@@ -129,30 +129,30 @@ STARTER = """
 import sys, time
 from pathlib import Path
 from ops.local.rabbitmq import RabbitNode
-from ops.local.shared_server import Shared
+from ops.local.shared_server import SharedServer
 node = RabbitNode(Path(sys.argv[1]), Path(sys.argv[2]))
-Shared(node, node.folder).join()
-print("joined", flush=True)
+SharedServer(node, node.folder).acquire()
+print("acquired", flush=True)
 time.sleep(600)
 """
 
 
 @pytest.fixture(scope="module")
 def orphaned(tmp_path_factory: pytest.TempPathFactory) -> RabbitNode:
-    """A node whose starter was killed with -9."""
+    """A node whose starter was killed with SIGKILL."""
     folder = tmp_path_factory.mktemp("orphan")
     server = find_or_install_rabbitmq(LocalSettings())
     with subprocess.Popen([sys.executable, "-c", STARTER, folder, server], cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         try:
-            assert starter.stdout.readline() == "joined\n"
+            assert starter.stdout.readline() == "acquired\n"
         finally:
             starter.kill()
     return RabbitNode(folder, server)
 
 
 def test_orphaned_node_is_adopted_and_stopped(orphaned: RabbitNode) -> None:
-    """Also its epmd; no process of the folder is left."""
+    """Its epmd too: no process of the folder is left."""
     share = SharedServer(orphaned, orphaned.folder)
     try:
         started = time.monotonic()
@@ -168,7 +168,7 @@ def test_orphaned_node_is_adopted_and_stopped(orphaned: RabbitNode) -> None:
 
 
 async def test_configured_urls_are_used_unchanged(tmp_path: Path) -> None:
-    """Nothing is started and nothing is written: not even the folder is made."""
+    """No service is started, and the folder is not created."""
     folder = tmp_path / ".local"
     settings = LocalSettings(
         amqp_url=SecretStr("amqp://elsewhere"),
@@ -177,8 +177,8 @@ async def test_configured_urls_are_used_unchanged(tmp_path: Path) -> None:
         local_folder=folder,
     )
 
-    async with local_stack(settings) as addresses:
-        assert addresses.environment == {
+    async with local_stack(settings) as urls:
+        assert urls.environment == {
             "AMQP_URL": "amqp://elsewhere", "DATABASE_URL": "postgresql://elsewhere", "STORE_URL": "s3://bucket",
         }  # fmt: skip
 
@@ -193,25 +193,25 @@ async def test_missing_server_names_three_remedies(tmp_path: Path, monkeypatch: 
         async with local_stack(settings):
             pass
 
-    said = str(caught.value)
-    assert all(way in said for way in ("apt-get install rabbitmq-server", "AMQP_URL=", "docker compose up"))
+    message = str(caught.value)
+    assert all(remedy in message for remedy in ("apt-get install rabbitmq-server", "AMQP_URL=", "docker compose up"))
 
 
 def test_up_stops_on_ctrl_c_and_down_cleans_up_after_kill(tmp_path: Path) -> None:
-    """The whole way as a user goes it: `atelier up watermark`, Ctrl-C; again over the leftovers; kill -9; `atelier down`."""
+    """`atelier up watermark` and Ctrl-C; `atelier up` again in the same folder and SIGKILL; `atelier down`."""
     first = start_up(tmp_path)
     first.send_signal(signal.SIGINT)
-    said = first.communicate(timeout=60)[0]
-    assert first.returncode == 0, said
-    assert living_in(tmp_path) == []
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 0, output
+    assert processes_in(tmp_path) == []
 
     second = start_up(tmp_path)
     second.kill()
     second.communicate(timeout=60)
-    assert living_in(tmp_path) != []
+    assert processes_in(tmp_path) != []
 
     stop_orphans(LocalSettings(local_folder=tmp_path / ".local"))
-    assert living_in(tmp_path) == []
+    assert processes_in(tmp_path) == []
 
 
 def start_up(folder: Path) -> "subprocess.Popen[str]":
@@ -221,14 +221,14 @@ def start_up(folder: Path) -> "subprocess.Popen[str]":
         cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert up.stdout is not None
-    heard = []
+    output = []
     for line in up.stdout:
-        heard.append(line)
+        output.append(line)
         if "Everything is up" in line:
             return up
-    raise AssertionError("".join(heard))
+    raise AssertionError("".join(output))
 
 
-def living_in(folder: Path) -> list[str]:
-    """The parts that run from the folder, by their command lines."""
+def processes_in(folder: Path) -> list[str]:
+    """The names of the processes whose command line has the folder."""
     return [p.name() for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]

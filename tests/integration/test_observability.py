@@ -1,4 +1,4 @@
-"""Rules and dashboard: right by Prometheus's own tool, each alert tested, and every metric that they name is one that we export."""
+"""Alert rules and dashboard: valid by promtool, each alert tested, and every metric they use is exported."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from tests.support.external_programs import find_promtool
 
 FOLDER = Path(__file__).parents[2] / "ops" / "observability"
 OPERATOR = Path(__file__).parents[2] / "docs" / "operator.md"
-PROMETHEUS_OWN = {"up"}
-WORD = re.compile(r"\b(?:atelier|process)_[a-z_]+\b|\bup\b")
+PROMETHEUS_METRICS = {"up"}
+METRIC_NAME = re.compile(r"\b(?:atelier|process)_[a-z_]+\b|\bup\b")
 
 
 def rules() -> list[dict[str, Any]]:
@@ -33,38 +33,38 @@ def dashboard_expressions() -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
 
 
-def run(*words: str, cwd: Path = FOLDER) -> str:
-    done = subprocess.run([find_promtool(), *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+def run_promtool(*arguments: str, cwd: Path = FOLDER) -> str:
+    done = subprocess.run([find_promtool(), *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_configuration_and_its_rules_are_valid() -> None:
-    assert f"{len(rules())} rules found" in run("check", "config", "prometheus.yml")
+def test_configuration_and_rules_are_valid() -> None:
+    assert f"{len(rules())} rules found" in run_promtool("check", "config", "prometheus.yml")
 
 
 def test_alerts_fire_only_on_their_condition() -> None:
-    run("test", "rules", "alerts_test.yml")
+    run_promtool("test", "rules", "alerts_test.yml")
     tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
-    told = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
-    assert {*told} == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
+    tested = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
+    assert {*tested} == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
 
 
 def test_dashboard_queries_are_valid_promql(tmp_path: Path) -> None:
-    plain = [expr.replace("$__rate_interval", "5m").replace("$step", ".*") for expr in dashboard_expressions()]
-    asked = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(plain)]
-    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
-    assert f"{len(plain)} rules found" in run("check", "rules", "panels.yml", cwd=tmp_path)
+    expressions = [expr.replace("$__rate_interval", "5m").replace("$step", ".*") for expr in dashboard_expressions()]
+    records = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(expressions)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": records}]}))
+    assert f"{len(expressions)} rules found" in run_promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 
 def test_every_referenced_metric_is_exported(exported: set[str]) -> None:
-    named = {word for text in (*dashboard_expressions(), *(rule["expr"] for rule in rules())) for word in WORD.findall(text)}
-    assert named - exported - PROMETHEUS_OWN == set()
-    assert "atelier_engine_device_memory_used_bytes" in named
+    expressions = (*dashboard_expressions(), *(rule["expr"] for rule in rules()))
+    used = {name for expression in expressions for name in METRIC_NAME.findall(expression)}
+    assert used - exported - PROMETHEUS_METRICS == set()
+    assert "atelier_engine_device_memory_used_bytes" in used
 
 
-def test_the_runbook_has_a_section_for_each_alert() -> None:
-    """Named as in the rule, with its meaning, the first look and the cure."""
+def test_runbook_has_section_for_each_alert() -> None:
     sections = {part.partition("\n")[0]: part for part in OPERATOR.read_text().split("\n### ")[1:]}
     for rule in rules():
         assert rule["annotations"]["runbook"] == f"docs/operator.md#{rule['alert'].lower()}"
@@ -78,7 +78,7 @@ def test_every_step_is_scraped() -> None:
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Every name on the metrics page of a process whose engine has a GPU."""
+    """The metric names of a process whose engine has a GPU."""
     stats = ExecutorStats()
     stats.record_exit(SimpleNamespace(cause="hang"))  # type: ignore[arg-type]
     monkeypatch.setattr(gpu, "open_nvml", lambda index: (Nvml(), index))
@@ -96,7 +96,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
 
 class Nvml:
-    """NVML where there is none."""
+    """A fake NVML."""
 
     NVMLError = RuntimeError
 
@@ -108,8 +108,8 @@ class Nvml:
 
 
 class Engine:
-    """As much of the image engine as is measured."""
+    """The attributes of the image engine that metrics read."""
 
     models = SimpleNamespace(loads=1, used_bytes=1 << 20)
-    oom = SimpleNamespace(climbed={})
+    oom = SimpleNamespace(applied_counts={})
     groups = SimpleNamespace(rows=[1, 2])

@@ -1,4 +1,4 @@
-"""Chats through the official OpenAI client, unchanged, on the real broker; a writer stands in for the model."""
+"""Chat completions through the official OpenAI client, on a real broker with a fake text actor."""
 
 import asyncio
 import base64
@@ -15,19 +15,19 @@ from pydantic import BaseModel
 
 from bus.settings import BusSettings
 from contracts.text import Text
-from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.broker_client import StartWorker
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 from tests.support.fake_text_actor import FakeTextActor
 from tests.support.live_gateway import live_gateway, official_client
 
 
 @pytest.fixture
-def writer() -> FakeTextActor:
+def text_actor() -> FakeTextActor:
     return FakeTextActor()
 
 
 @pytest.fixture
-async def client(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> AsyncIterator[AsyncOpenAI]:
+async def client(bus_settings: BusSettings, store_folder: Path, purged_queues: None) -> AsyncIterator[AsyncOpenAI]:
     limits = {"request_seconds": 20, "max_upload_bytes": 50_000}
     async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client:
         yield client
@@ -43,10 +43,10 @@ def data_url() -> str:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-async def test_the_models_are_listed(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """Those whose actors are there."""
+async def test_served_models_are_listed(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """Those whose actors consume at present."""
     assert [model.id async for model in client.models.list()] == []
-    async with start_worker(*writer.actors, FAKE_IMAGE_ACTOR):
+    async with start_worker(*text_actor.actors, FAKE_IMAGE_ACTOR):
         await asyncio.sleep(1.1)
         assert [model.id async for model in client.models.list()] == ["tiny", "bistro", "image"]
         assert (await client.models.retrieve("bistro")).id == "bistro"
@@ -54,18 +54,18 @@ async def test_the_models_are_listed(client: AsyncOpenAI, start_worker: StartWor
             await client.models.retrieve("other")
 
 
-async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """Every number and word of the request reaches the actor; what is not said is as with OpenAI."""
-    async with start_worker(*writer.actors):
-        told: Any = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "one two"}]}]
+async def test_chat_returns_answer_and_usage(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """Every parameter reaches the actor; the others have OpenAI's defaults."""
+    async with start_worker(*text_actor.actors):
+        messages: Any = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "one two"}]}]
         answer = await client.chat.completions.create(
-            model="bistro", messages=told, max_tokens=7, stop="end", seed=5, frequency_penalty=0.5, top_p=0.8
+            model="bistro", messages=messages, max_tokens=7, stop="end", seed=5, frequency_penalty=0.5, top_p=0.8
         )  # fmt: skip
         await client.chat.completions.create(model="text", messages=user("hello"))
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason, answer.model) == ("two one", "stop", "bistro")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 5, 12)
-    full, plain = writer.commands
+    full, plain = text_actor.commands
     assert full.messages is not None
     assert [message.role for message in full.messages] == ["system", "user"]
     assert (full.max_tokens, full.stop, full.seed, full.frequency_penalty, full.top_p) == (7, ["end"], 5, 0.5, 0.8)
@@ -73,52 +73,50 @@ async def test_a_chat_is_answered_with_its_usage(client: AsyncOpenAI, start_work
     assert (plain.temperature, plain.top_p, plain.repetition_penalty, plain.max_tokens) == (1.0, 1.0, 1.0, None)
 
 
-async def test_a_stream_comes_in_order_and_ends_with_its_usage(
-    client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor
-) -> None:
-    async with start_worker(*writer.actors):
+async def test_stream_is_ordered_and_ends_with_usage(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
         stream = await client.chat.completions.create(
             model="tiny", messages=user("three two one"), stream=True, stream_options={"include_usage": True}
         )  # fmt: skip
         chunks = [chunk async for chunk in stream]
-    said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-    assert said == ["", "one ", "two ", "three", None]
+    deltas = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert deltas == ["", "one ", "two ", "three", None]
     assert (chunks[0].choices[0].delta.role, chunks[-2].choices[0].finish_reason) == ("assistant", "stop")
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 12
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-async def test_stream_gap_is_error(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    async with start_worker(*writer.actors):
+async def test_stream_gap_is_error(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
         stream = await client.chat.completions.create(model="tiny", messages=user("gap two three"), stream=True)
-        said = [(await anext(stream)).choices[0].delta.content for _ in range(2)]
-        with pytest.raises(openai.APIError, match="delta 1 was to come"):
+        deltas = [(await anext(stream)).choices[0].delta.content for _ in range(2)]
+        with pytest.raises(openai.APIError, match="delta 1 was expected"):
             await anext(stream)
-    assert said == ["", "three "]
+    assert deltas == ["", "three "]
 
 
-async def test_closed_stream_cancels_generation(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    async with start_worker(*writer.actors):
+async def test_closed_stream_cancels_generation(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
         stream = await client.chat.completions.create(model="tiny", messages=user("endless"), stream=True)
         async for _ in stream:
             break
         await stream.close()
-        await asyncio.wait_for(writer.cancelled.wait(), 5)
+        await asyncio.wait_for(text_actor.cancelled.wait(), 5)
 
 
-async def test_images_are_passed_as_claims_or_urls(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
+async def test_images_are_passed_as_claims_or_urls(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
     parts = [
         {"type": "text", "text": "what"},
         {"type": "image_url", "image_url": {"url": data_url()}},
         {"type": "image_url", "image_url": {"url": "https://media.example/table.jpg", "detail": "low"}},
     ]
-    async with start_worker(*writer.actors):
+    async with start_worker(*text_actor.actors):
         await client.chat.completions.create(model="tiny", messages=user(parts))
-    shown = pictures(writer.commands[0])
-    assert shown[0].claim is not None
-    assert shown[0].claim.media_type == "image/png"
-    assert (shown[1].url, shown[1].claim) == ("https://media.example/table.jpg", None)
+    images = pictures(text_actor.commands[0])
+    assert images[0].claim is not None
+    assert images[0].claim.media_type == "image/png"
+    assert (images[1].url, images[1].claim) == ("https://media.example/table.jpg", None)
 
 
 def pictures(command: Text) -> list[Any]:
@@ -132,20 +130,20 @@ class Dish(BaseModel):
     a: int
 
 
-async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, start_worker: StartWorker, writer: FakeTextActor) -> None:
-    """The client makes a class into a schema and the answer into the class."""
-    async with start_worker(*writer.actors):
+async def test_response_format_constrains_answer(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """The client turns a class into a schema, and the answer into an instance."""
+    async with start_worker(*text_actor.actors):
         parsed = await client.chat.completions.parse(model="tiny", messages=user("x"), response_format=Dish)
         plain = await client.chat.completions.create(model="tiny", messages=user("x"), response_format={"type": "json_object"})
     assert parsed.choices[0].message.parsed == Dish(a=1)
     assert plain.choices[0].message.content == '{"a": 1}'
-    assert writer.commands[0].json_schema is not None
-    assert writer.commands[0].json_schema["properties"]["a"]["type"] == "integer"
-    assert writer.commands[1].json_only
+    assert text_actor.commands[0].json_schema is not None
+    assert text_actor.commands[0].json_schema["properties"]["a"]["type"] == "integer"
+    assert text_actor.commands[1].json_only
 
 
 @pytest.mark.parametrize(
-    ("wrong", "kind", "param", "code"),
+    ("invalid", "exception", "param", "code"),
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
         ({"messages": []}, openai.BadRequestError, "messages", "invalid_request"),
@@ -161,21 +159,22 @@ async def test_a_schema_constrains_the_answer(client: AsyncOpenAI, start_worker:
 async def test_errors_map_to_openai_exceptions(
     client: AsyncOpenAI,
     start_worker: StartWorker,
-    writer: FakeTextActor,
-    wrong: dict[str, Any],
-    kind: type[openai.APIStatusError],
+    text_actor: FakeTextActor,
+    invalid: dict[str, Any],
+    exception: type[openai.APIStatusError],
     param: str,
     code: str,
 ) -> None:
-    async with start_worker(*writer.actors):
-        with pytest.raises(kind) as refused:
-            await client.chat.completions.create(**{"model": "tiny", "messages": user("x")} | wrong)
-    assert (refused.value.param, refused.value.code) == (param, code)
-    assert ("retry-after" in refused.value.response.headers) is (code == "server_away")
+    async with start_worker(*text_actor.actors):
+        with pytest.raises(exception) as raised:
+            await client.chat.completions.create(**{"model": "tiny", "messages": user("x")} | invalid)
+    assert (raised.value.param, raised.value.code) == (param, code)
+    assert ("retry-after" in raised.value.response.headers) is (code == "server_away")
 
 
-async def test_unavailable_model_returns_503(bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_unavailable_model_returns_503(bus_settings: BusSettings, store_folder: Path) -> None:
     async with live_gateway(bus_settings, store_folder, request_seconds=0.4) as url, official_client(url) as client:
-        with pytest.raises(openai.InternalServerError) as refused:
+        with pytest.raises(openai.InternalServerError) as raised:
             await client.chat.completions.create(model="any", messages=user("x"))
-    assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "5")
+    assert (raised.value.status_code, raised.value.response.headers["retry-after"]) == (503, "5")

@@ -1,6 +1,7 @@
-"""The official OpenAI client, the gateway, the bus, the writing actor and the real vLLM: all of it, nothing stands in."""
+"""The official OpenAI client, gateway, broker, text actor and a real vLLM server, without fakes."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image
 from pydantic import BaseModel
 
 from actors import conversations, text
 from bus.settings import BusSettings
-from tests.support.broker_client import BrokerClient, StartWorker, wait_until
+from tests.support.broker_client import StartWorker, wait_until
 from tests.support.external_programs import MAX_MODEL_LEN, VllmServer
 from tests.support.live_gateway import live_gateway, official_client
 from tests.support.sample_documents import make_docx, make_pdf
@@ -27,7 +29,7 @@ async def url(
     running_vllm: VllmServer,
     bus_settings: BusSettings,
     store_folder: Path,
-    broker_client: BrokerClient,
+    purged_queues: None,
     start_worker: StartWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[str]:
@@ -58,11 +60,11 @@ class Verdict(BaseModel):
 
 
 async def test_chat_completion_returns_answer_and_usage(client: AsyncOpenAI) -> None:
-    """The same seed writes the same; a stream is the same text in pieces, and tells its usage, too."""
+    """The same seed gives the same text, also as a stream, which reports its usage, too."""
     assert [model.id async for model in client.models.list()] == ["tiny"]
-    more: Any = {"model": "tiny", "messages": user("Tell me of harbours."), "max_tokens": 24, "seed": 5}
-    whole = await client.chat.completions.create(**more)
-    stream = await client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True})
+    parameters: Any = {"model": "tiny", "messages": user("Tell me of harbours."), "max_tokens": 24, "seed": 5}
+    whole = await client.chat.completions.create(**parameters)
+    stream = await client.chat.completions.create(**parameters, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
     assert len(chunks) > 4
@@ -72,7 +74,7 @@ async def test_chat_completion_returns_answer_and_usage(client: AsyncOpenAI) -> 
 
 
 async def test_structured_output_returns_parsed_class(client: AsyncOpenAI) -> None:
-    """From a model that says nothing but noise: the decoder is held to the schema."""
+    """From a model with random weights: decoding is constrained by the schema."""
     answer = await client.chat.completions.parse(
         model="tiny", messages=user("?"), response_format=Verdict, max_tokens=100, temperature=2, seed=1
     )  # fmt: skip
@@ -80,20 +82,20 @@ async def test_structured_output_returns_parsed_class(client: AsyncOpenAI) -> No
 
 
 async def test_concurrent_requests_share_batch(client: AsyncOpenAI, running_vllm: VllmServer) -> None:
-    most = 0.0
+    highest = 0.0
 
     async def watch() -> None:
-        nonlocal most
+        nonlocal highest
         while True:
-            most = max(most, await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running"))
+            highest = max(highest, await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running"))
             await asyncio.sleep(0.02)
 
     watching = asyncio.create_task(watch())
-    asked = (client.chat.completions.create(model="text", messages=user(str(number)), max_tokens=200) for number in range(16))
-    answers = await asyncio.gather(*asked)
+    calls = (client.chat.completions.create(model="text", messages=user(str(number)), max_tokens=200) for number in range(16))
+    answers = await asyncio.gather(*calls)
     watching.cancel()
     assert all(answer.usage and answer.usage.completion_tokens for answer in answers)
-    assert most > 1
+    assert highest > 1
 
 
 async def test_client_disconnect_frees_engine(client: AsyncOpenAI, running_vllm: VllmServer) -> None:
@@ -105,35 +107,35 @@ async def test_client_disconnect_frees_engine(client: AsyncOpenAI, running_vllm:
             break
     await stream.close()
 
-    async def free() -> bool:
+    async def is_idle() -> bool:
         return await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running") == 0
 
-    await wait_until(free, 10)
+    await wait_until(is_idle, 10)
 
 
 async def test_prompt_over_context_returns_400_with_limits(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(model="tiny", messages=user("word " * 600))
-    assert refused.value.code == "context_length_exceeded"
-    turned = await http.post("/generate", json={"message": "word " * 600})
-    assert turned.status_code == 400
-    for message in (refused.value.message, turned.json()["detail"]):
-        numbers = [int(word) for word in message.replace(",", " ").replace(".", " ").split() if word.isdigit()]
+    assert raised.value.code == "context_length_exceeded"
+    response = await http.post("/generate", json={"message": "word " * 600})
+    assert response.status_code == 400
+    for message in (raised.value.message, response.json()["detail"]):
+        numbers = [int(part) for part in message.replace(",", " ").replace(".", " ").split() if part.isdigit()]
         assert MAX_MODEL_LEN in numbers
         assert max(numbers) > MAX_MODEL_LEN
 
 
 async def test_conversation_is_stored_listed_and_deleted(http: httpx.AsyncClient) -> None:
-    """Over HTTP alone, with the source system's words; health tells of the engine meanwhile."""
+    """With the texts of the CloudLLM API. `/health` reports the engine meanwhile."""
     first = (await http.post("/generate", json={"message": "하나", "max_tokens": 8})).json()
-    named = first["conversation_id"]
-    await http.post("/generate", json={"message": "둘", "max_tokens": 8, "conversation_id": named})
-    kept, health = (await http.get(f"/conversations/{named}")).json(), (await http.get("/health")).json()
-    assert [said["content"] for said in kept["messages"][::2]] == ["하나", "둘"]
-    assert kept["messages"][1]["content"] == first["response"].replace("\0", "\ufffd"), "Postgres keeps no NUL, which noise may hold"
+    conversation_id = first["conversation_id"]
+    await http.post("/generate", json={"message": "둘", "max_tokens": 8, "conversation_id": conversation_id})
+    stored, health = (await http.get(f"/conversations/{conversation_id}")).json(), (await http.get("/health")).json()
+    assert [message["content"] for message in stored["messages"][::2]] == ["하나", "둘"]
+    assert stored["messages"][1]["content"] == first["response"].replace("\0", "\ufffd"), "PostgreSQL cannot store NUL"
     assert (health["status"], health["model_loaded"], health["model_name"]) == ("healthy", True, "tiny")
-    assert (await http.delete(f"/conversations/{named}")).json() == {"message": f"대화 {named}가 삭제되었습니다"}
-    assert (await http.get(f"/conversations/{named}")).status_code == 404
+    assert (await http.delete(f"/conversations/{conversation_id}")).json() == {"message": f"대화 {conversation_id}가 삭제되었습니다"}
+    assert (await http.get(f"/conversations/{conversation_id}")).status_code == 404
 
 
 @pytest.mark.parametrize(("data", "kind"), [(make_pdf("The harbour is open."), "pdf"), (make_docx("The harbour is open."), "docx")])
@@ -146,20 +148,23 @@ async def test_document_text_is_in_prompt(http: httpx.AsyncClient, data: bytes, 
 
 
 async def test_text_only_model_rejects_image(http: httpx.AsyncClient) -> None:
-    picture = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
-    answer = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", picture)})
-    assert answer.status_code in (400, 503)
+    with io.BytesIO() as file:
+        Image.new("RGB", (40, 40), "red").save(file, "PNG")
+        image = file.getvalue()
+    answer = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", image)})
+    assert answer.status_code == 400, answer.text
 
 
+@pytest.mark.usefixtures("purged_queues")
 async def test_unavailable_server_returns_503_with_retry_after(
-    bus_settings: BusSettings, store_folder: Path, broker_client: BrokerClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_SERVER_URL", "http://127.0.0.1:9/v1")
     limits = {"request_seconds": 3}
     async with live_gateway(bus_settings, store_folder, **limits) as url, official_client(url) as client, start_worker(*ACTORS):
-        with pytest.raises(openai.InternalServerError) as refused:
+        with pytest.raises(openai.InternalServerError) as raised:
             await client.chat.completions.create(model="tiny", messages=user("x"))
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            turned = await http.post("/generate", json={"message": "x"})
-    assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "5")
-    assert (turned.status_code, turned.json()) == (503, {"detail": "vLLM 엔진이 초기화되지 않았습니다"})
+            response = await http.post("/generate", json={"message": "x"})
+    assert (raised.value.status_code, raised.value.response.headers["retry-after"]) == (503, "5")
+    assert (response.status_code, response.json()) == (503, {"detail": "vLLM 엔진이 초기화되지 않았습니다"})

@@ -1,4 +1,4 @@
-"""Work that kills whoever takes it, in real processes: it is buried within its limit, and its neighbours are not touched."""
+"""A message that kills every process that takes it, in real processes: it alone is dead-lettered, within the delivery limit."""
 
 import asyncio
 import os
@@ -23,34 +23,34 @@ LIMIT = 3
 async def test_process_killing_message_is_dead_lettered_alone(
     position: str, broker_client: BrokerClient, bus_settings: BusSettings, store_folder: Path
 ) -> None:
-    """All of them are in hand at once when the process dies, again and again; only the killer ends as a crash loop."""
+    """All messages are in flight at each crash; only the one that caused it ends as a crash loop."""
     step = f"poisoned-{uuid4().hex[:8]}"
     await declare_exchanges(broker_client.channel)
     await declare_step_queues(broker_client.channel, step)
-    texts = [f"neighbour {number}" for number in range(8)]
+    texts = [f"harmless {number}" for number in range(8)]
     texts.insert({"first": 0, "in the middle": 4}[position], "poison")
     for text in texts:
         await broker_client.publish(step, {"text": text}, reply_to=broker_client.reply_queue)
 
     replies: list[tuple[str, str]] = []
 
-    async def all_answered() -> bool:
-        """A reply may come twice, when the process died between reply and ack."""
+    async def all_replied() -> bool:
+        """A reply may arrive twice, when the process died between reply and ack."""
         while not broker_client.replies.empty():
-            kind, body = await broker_client.next_reply()
-            replies.append((str(kind), body.get("text") or body["code"]))
+            reply_type, body = await broker_client.next_reply()
+            replies.append((str(reply_type), body.get("text") or body["code"]))
         return len(set(replies)) == len(texts)
 
-    deaths = await restart_until(all_answered, step, bus_settings, store_folder)
+    crashes = await restart_until(all_replied, step, bus_settings, store_folder)
 
     assert set(replies) == {("fault.v1", "crash-loop"), *((f"{step}.done.v1", text) for text in texts if text != "poison")}
-    assert deaths <= LIMIT + 1
-    letter = await broker_client.take_message(broker_names.dead_letter_queue(step))
-    assert (letter.body, letter.headers[Header.FAULT_CODE]) == (b'{"text": "poison"}', "crash-loop")
+    assert crashes <= LIMIT + 1
+    dead_letter = await broker_client.take_message(broker_names.dead_letter_queue(step))
+    assert (dead_letter.body, dead_letter.headers[Header.FAULT_CODE]) == (b'{"text": "poison"}', "crash-loop")
 
 
-async def restart_until(fact: Callable[[], Awaitable[bool]], step: str, settings: BusSettings, store_folder: Path) -> int:
-    """Start the actor again whenever it dies, until a fact holds; returns how often it died."""
+async def restart_until(condition: Callable[[], Awaitable[bool]], step: str, settings: BusSettings, store_folder: Path) -> int:
+    """Start the actor again whenever it crashes, until the condition holds; returns how often it crashed."""
     assert settings.database_url is not None
     environment = {
         **os.environ,
@@ -58,15 +58,15 @@ async def restart_until(fact: Callable[[], Awaitable[bool]], step: str, settings
         "DATABASE_URL": settings.database_url.get_secret_value(),
         "DELIVERY_LIMIT": str(LIMIT),
     }
-    for deaths in range(3 * LIMIT):
-        words = ["-m", "tests.support.crashing_actor", step, store_folder.as_uri()]
-        process = await asyncio.create_subprocess_exec(sys.executable, *words, env=environment, stdout=asyncio.subprocess.DEVNULL)
-        died, holds = asyncio.create_task(process.wait()), asyncio.create_task(wait_until(fact, 30))
-        await asyncio.wait({died, holds}, return_when=asyncio.FIRST_COMPLETED)
-        holds.cancel()
-        if not died.done():
+    for crashes in range(3 * LIMIT):
+        arguments = ["-m", "tests.support.crashing_actor", step, store_folder.as_uri()]
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, stdout=asyncio.subprocess.DEVNULL)
+        exited, reached = asyncio.create_task(process.wait()), asyncio.create_task(wait_until(condition, 30))
+        await asyncio.wait({exited, reached}, return_when=asyncio.FIRST_COMPLETED)
+        reached.cancel()
+        if not exited.done():
             process.kill()
-            await died
-            return deaths
-        assert died.result() == -signal.SIGKILL
+            await exited
+            return crashes
+        assert exited.result() == -signal.SIGKILL
     return 3 * LIMIT

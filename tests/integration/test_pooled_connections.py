@@ -1,4 +1,4 @@
-"""The database's pool when its lines go silent together, as behind a router that was switched off."""
+"""The database pool when all its connections stop responding together, as behind a failed router."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -14,15 +14,15 @@ from tests.support.tcp_proxy import open_proxy
 async def test_one_timed_out_connection_expires_the_pool(
     bus_settings: BusSettings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the first statement waits out its time; without that, an order met one dead line after another."""
+    """Only the first statement waits for its time-out; otherwise each connection would cost one."""
     monkeypatch.setattr(persistence_pool, "STATEMENT_TIMEOUT_SECONDS", 0.5)
-    place = urlsplit(database_url)
-    async with open_proxy(place.port or 0) as line:
-        url = database_url.replace(place.netloc.rpartition("@")[2], f"127.0.0.1:{line.port}")
+    parts = urlsplit(database_url)
+    async with open_proxy(parts.port or 0) as proxy:
+        url = database_url.replace(parts.netloc.rpartition("@")[2], f"127.0.0.1:{proxy.port}")
         async with open_pool(BusSettings.model_validate(bus_settings.model_dump() | {"database_url": url})) as pool:
             assert pool
             await asyncio.gather(*(pool.execute("select pg_sleep(0.1)") for _ in range(8)))
-            line.half_open()
+            proxy.half_open()
             with pytest.raises(TimeoutError):
                 await pool.fetchval("select 1")
             async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""Request and reply through one queue, many in flight."""
+"""Request and reply through one reply queue, many requests in flight."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,24 +15,24 @@ from tests.support.broker_client import Echo, Echoed, StartWorker, echo_actor
 
 @pytest.fixture
 async def requests(bus_settings: BusSettings) -> AsyncIterator[RequestClient]:
-    async with open_publisher(bus_settings) as outbox, open_request_client(outbox) as opened:
-        yield opened
+    async with open_publisher(bus_settings) as publisher, open_request_client(publisher) as client:
+        yield client
 
 
 async def test_concurrent_requests_receive_their_own_replies(start_worker: StartWorker, requests: RequestClient) -> None:
-    """A hundred callers on a step that takes a tenth of a second are served in far less than ten seconds."""
+    """A hundred requests to a step that takes 0.1 s are concurrent: together they take far less than 10 s."""
 
     async def slow(command: Echo, context: Context) -> Echoed:
         await asyncio.sleep(0.1)
         return Echoed(text=command.text)
 
-    actor = echo_actor(slow, prefetch=100, remembers=False)
+    actor = echo_actor(slow, prefetch=100, deduplicate=False)
     async with start_worker(actor), asyncio.timeout(5):
         replies = await asyncio.gather(*(requests.request(actor.step, {"text": str(i)}, seconds=5) for i in range(100)))
     assert [reply["text"] for reply in replies] == [str(i) for i in range(100)]
 
 
-async def test_a_fault_is_raised_with_its_code(start_worker: StartWorker, requests: RequestClient) -> None:
+async def test_fault_is_raised_with_its_code(start_worker: StartWorker, requests: RequestClient) -> None:
     async def refusing(command: Echo, context: Context) -> Echoed:
         raise PermanentError("not-today", "come back tomorrow")
 
@@ -44,7 +44,7 @@ async def test_a_fault_is_raised_with_its_code(start_worker: StartWorker, reques
 
 
 async def test_timeout_names_job_and_late_reply_is_counted(start_worker: StartWorker, requests: RequestClient) -> None:
-    """The deadline travels along; what comes after it is counted and harms nobody."""
+    """The command carries the deadline; a reply after it is counted and dropped."""
 
     async def slow(command: Echo, context: Context) -> Echoed:
         await asyncio.sleep(5)
@@ -60,12 +60,12 @@ async def test_timeout_names_job_and_late_reply_is_counted(start_worker: StartWo
                 await asyncio.sleep(0.02)
 
 
-async def test_abandoned_request_cancels_job(start_worker: StartWorker, requests: RequestClient) -> None:
-    """An HTTP client that goes away frees the worker."""
-    begun, stopped = asyncio.Event(), asyncio.Event()
+async def test_cancelled_request_cancels_job(start_worker: StartWorker, requests: RequestClient) -> None:
+    """As when an HTTP client disconnects."""
+    started, stopped = asyncio.Event(), asyncio.Event()
 
     async def slow(command: Echo, context: Context) -> Echoed:
-        begun.set()
+        started.set()
         try:
             await asyncio.sleep(30)
         finally:
@@ -74,9 +74,9 @@ async def test_abandoned_request_cancels_job(start_worker: StartWorker, requests
 
     actor = echo_actor(slow, timeout_seconds=40)
     async with start_worker(actor):
-        waiting = asyncio.create_task(requests.request(actor.step, {"text": "x"}, seconds=30))
-        await asyncio.wait_for(begun.wait(), 5)
-        waiting.cancel()
+        request = asyncio.create_task(requests.request(actor.step, {"text": "x"}, seconds=30))
+        await asyncio.wait_for(started.wait(), 5)
+        request.cancel()
         await asyncio.wait_for(stopped.wait(), 5)
 
 

@@ -1,4 +1,4 @@
-"""In a database with the source system's own tables and triggers: when we set its variants done, its job becomes done, too."""
+"""A database with the source system's own tables and triggers: when its variants are done or failed, its job follows."""
 
 import asyncio
 import json
@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from actors import validate, variants
-from actors.adapters.job_variants import ListenerSettings, build_pg_listener
+from actors.adapters.job_variants import build_pg_listener
+from actors.settings import ListenerSettings
 from bus.actor import Actor
 from bus.settings import BusSettings
 from tests.support.broker_client import StartWorker, wait_until
@@ -29,18 +30,18 @@ TRIGGERS = "select tgname from pg_trigger where not tgisinternal order by 1"
 
 @dataclass
 class TriggerDatabase:
-    """Its database, and the states of its jobs that it has told."""
+    """Its database, and the job states of its notifications."""
 
     bus: BusSettings
     connection: asyncpg.Connection
     notifications: list[tuple[str, str]] = field(default_factory=list)
 
-    def on_notification(self, *said: Any) -> None:
-        state = json.loads(said[3])
+    def on_notification(self, *arguments: Any) -> None:
+        state = json.loads(arguments[3])
         self.notifications.append((state["current_step"], state["status"]))
 
     async def job(self, count: int) -> str:
-        """A job with so many variants whose pictures are being generated."""
+        """Create a job with `count` variants whose pictures are being generated."""
         job = await self.connection.fetchval("insert into jobs (tenant_id) values ('tenant-1') returning job_id")
         picture = await self.connection.fetchval("insert into image_assets (image_url) values ('/assets/ad.png') returning image_asset_id")
         columns = "job_id, img_asset_id, creation_order, current_step, status"
@@ -60,8 +61,8 @@ class TriggerDatabase:
 async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[FakeOpenAiServer]:
     (tmp_path / "ad.png").write_bytes(draw_text_picture())
     async with open_fake_openai_server() as model:
-        told = {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second", "ASSETS_DIR": str(tmp_path)}
-        for name, value in told.items():
+        environment = {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second", "ASSETS_DIR": str(tmp_path)}
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield model
 
@@ -75,9 +76,9 @@ async def source(bus_settings: BusSettings, model: FakeOpenAiServer) -> AsyncIte
     await server.execute(f"create database {name}")
     connection = await asyncpg.connect(url, database=name)
     await connection.execute(TABLES.read_text())
-    theirs = url.replace("/postgres", f"/{name}")
-    assert theirs != url
-    system = TriggerDatabase(bus_settings.model_copy(update={"database_url": SecretStr(theirs)}), connection)
+    source_url = url.replace("/postgres", f"/{name}")
+    assert source_url != url
+    system = TriggerDatabase(bus_settings.model_copy(update={"database_url": SecretStr(source_url)}), connection)
     await connection.add_listener("job_state_changed", system.on_notification)
     yield system
     await connection.close()
@@ -85,8 +86,8 @@ async def source(bus_settings: BusSettings, model: FakeOpenAiServer) -> AsyncIte
     await server.close()
 
 
-async def test_a_job_is_done_when_the_last_of_its_variants_is(source: TriggerDatabase, start_worker: StartWorker) -> None:
-    """All are done at once, which is when its trigger could miss that one was the last."""
+async def test_job_is_done_when_its_last_variant_is(source: TriggerDatabase, start_worker: StartWorker) -> None:
+    """All variants are done at once, when the trigger might miss the last one."""
     job = await source.job(6)
     before = [await source.connection.fetch(query) for query in (COLUMNS, TRIGGERS)]
     async with start_worker(*ACTORS, settings=source.bus, adapters=[LISTENER]):
@@ -101,11 +102,11 @@ async def test_a_job_is_done_when_the_last_of_its_variants_is(source: TriggerDat
     assert source.notifications.count(("vlm_analyze", "done")) == 1
     assert set(source.notifications) <= {("vlm_analyze", "running"), ("vlm_analyze", "done")}
     assert await source.connection.fetchval("select count(*) from vlm_traces where job_id = $1", job) == 6
-    assert [await source.connection.fetch(query) for query in (COLUMNS, TRIGGERS)] == before, "nothing of theirs is altered"
+    assert [await source.connection.fetch(query) for query in (COLUMNS, TRIGGERS)] == before, "the schema of the source system is unchanged"
 
 
-async def test_a_job_fails_with_its_variants(source: TriggerDatabase, start_worker: StartWorker, model: FakeOpenAiServer) -> None:
-    """Whatever the model says, it is no verdict: each variant fails after its last attempt, and the job with the last of them."""
+async def test_job_fails_with_its_variants(source: TriggerDatabase, start_worker: StartWorker, model: FakeOpenAiServer) -> None:
+    """The model never returns a verdict: each variant fails after its last attempt, and the job with the last of them."""
     model.respond = lambda _: "I would rather write a poem."
     job = await source.job(3)
     async with start_worker(*ACTORS, settings=source.bus, adapters=[LISTENER]):

@@ -1,4 +1,4 @@
-"""A reply in parts: in order, whole or not at all, and ended when nobody listens."""
+"""Streamed replies: in order, complete or failed, and cancelled when nobody receives them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,24 +17,24 @@ from tests.support.broker_client import Echo, Echoed, StartWorker, echo_actor, w
 
 @pytest.fixture
 async def requests(bus_settings: BusSettings) -> AsyncIterator[RequestClient]:
-    async with open_publisher(bus_settings) as outbox, open_request_client(outbox) as opened:
-        yield opened
+    async with open_publisher(bus_settings) as publisher, open_request_client(publisher) as client:
+        yield client
 
 
-def streaming_actor(numbers: list[int], *, told: int | None = None, **limits: Any) -> Actor:
-    """An actor that says these numbers as deltas, then that it said `told`."""
+def streaming_actor(numbers: list[int], *, count: int | None = None, **limits: Any) -> Actor:
+    """An actor that sends these numbers as deltas; its result claims `count` deltas (default: as many as it sent)."""
 
-    async def speak(command: Echo, context: Context) -> Echoed:
+    async def send(command: Echo, context: Context) -> Echoed:
         assert context.send_delta
         for number in numbers:
             await context.send_delta(TextDelta(sequence=number, delta=f"{number} "))
-        return Echoed.model_validate({"text": "done", "deltas": len(numbers) if told is None else told})
+        return Echoed.model_validate({"text": "done", "deltas": len(numbers) if count is None else count})
 
-    return echo_actor(speak, **limits)
+    return echo_actor(send, **limits)
 
 
 class EndlessStream:
-    """An actor that speaks until it is stopped."""
+    """An actor that sends deltas until it is stopped."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
@@ -53,52 +53,52 @@ class EndlessStream:
 async def test_concurrent_streams_are_ordered_and_end_with_result(start_worker: StartWorker, requests: RequestClient) -> None:
     actor = streaming_actor(list(range(300)), prefetch=8)
 
-    async def listen() -> list[str]:
-        pieces = [piece async for piece in requests.stream(actor.step, {"text": "x"}, seconds=20)]
-        assert (pieces[-1].final, pieces[-1].body["text"]) == (True, "done")
-        return [piece.body["delta"] for piece in pieces[:-1]]
+    async def receive() -> list[str]:
+        chunks = [chunk async for chunk in requests.stream(actor.step, {"text": "x"}, seconds=20)]
+        assert (chunks[-1].final, chunks[-1].body["text"]) == (True, "done")
+        return [chunk.body["delta"] for chunk in chunks[:-1]]
 
     async with start_worker(actor):
-        heard = await asyncio.gather(*(listen() for _ in range(8)))
-    assert heard == [[f"{number} " for number in range(300)]] * 8
+        received = await asyncio.gather(*(receive() for _ in range(8)))
+    assert received == [[f"{number} " for number in range(300)]] * 8
     assert requests.pending_count == 0
 
 
-@pytest.mark.parametrize(("numbers", "told"), [([0, 1, 3], None), ([0, 1, 0], None), ([0, 1, 2], 4)])
+@pytest.mark.parametrize(("numbers", "count"), [([0, 1, 3], None), ([0, 1, 0], None), ([0, 1, 2], 4)])
 async def test_missing_or_repeated_delta_is_stream_gap(
-    start_worker: StartWorker, requests: RequestClient, numbers: list[int], told: int | None
+    start_worker: StartWorker, requests: RequestClient, numbers: list[int], count: int | None
 ) -> None:
-    actor = streaming_actor(numbers, told=told)
+    actor = streaming_actor(numbers, count=count)
     async with start_worker(actor):
-        with pytest.raises(ReplyFault) as broken:
-            _ = [piece async for piece in requests.stream(actor.step, {"text": "x"}, seconds=10)]
-    assert broken.value.fault.code == "stream-broken"
+        with pytest.raises(ReplyFault) as raised:
+            _ = [chunk async for chunk in requests.stream(actor.step, {"text": "x"}, seconds=10)]
+    assert raised.value.fault.code == "stream-broken"
 
 
 async def test_closed_stream_cancels_job(start_worker: StartWorker, requests: RequestClient) -> None:
     endless = EndlessStream()
     async with start_worker(endless.actor):
-        async with aclosing(requests.stream(endless.actor.step, {"text": "x"}, seconds=30)) as pieces:
-            async for piece in pieces:
-                if piece.body["sequence"] == 10:
+        async with aclosing(requests.stream(endless.actor.step, {"text": "x"}, seconds=30)) as chunks:
+            async for chunk in chunks:
+                if chunk.body["sequence"] == 10:
                     break
         await asyncio.wait_for(endless.ended.wait(), 5)
 
 
-async def test_stream_to_dead_listener_cancels_job(start_worker: StartWorker, bus_settings: BusSettings) -> None:
-    """Nobody said that it is to be cancelled: its reply queue is gone, that is all."""
+async def test_stream_to_missing_reply_queue_cancels_job(start_worker: StartWorker, bus_settings: BusSettings) -> None:
+    """No cancellation is published: the actor notices that the reply queue is gone."""
     endless = EndlessStream()
     async with start_worker(endless.actor):
-        async with open_publisher(bus_settings) as outbox, open_request_client(outbox) as requests:
-            heard = requests.stream(endless.actor.step, {"text": "x"}, seconds=30)
-            await anext(heard)
+        async with open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+            chunks = requests.stream(endless.actor.step, {"text": "x"}, seconds=30)
+            await anext(chunks)
             requests.cancel = ignore_job  # type: ignore[method-assign, assignment]
         await asyncio.wait_for(endless.ended.wait(), 5)
-        await heard.aclose()
+        await chunks.aclose()
 
 
 async def ignore_job(job_id: str) -> None:
-    """It died before it could."""
+    """Stands for a client that died before it could publish a cancellation."""
 
 
 async def test_stream_timeout_names_and_cancels_job(start_worker: StartWorker, requests: RequestClient) -> None:

@@ -1,4 +1,4 @@
-"""Pictures shown to a model that sees, behind a real server that is not ours: `/vision`, `/multimodal`, the OpenAI client, a verdict."""
+"""Pictures for a vision model on a real OpenAI-compatible server: `/vision`, `/multimodal` and the OpenAI client."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors import conversations, text
 from bus.settings import BusSettings
-from tests.support.broker_client import BrokerClient, StartWorker
+from tests.support.broker_client import StartWorker
 from tests.support.live_gateway import live_gateway, official_client
 from tests.support.sample_documents import make_pdf
 from tests.support.transformers_server import MODEL_ID, START_SECONDS, transformers_server
@@ -31,12 +31,12 @@ async def url(
     server: str,
     bus_settings: BusSettings,
     store_folder: Path,
-    broker_client: BrokerClient,
+    purged_queues: None,
     start_worker: StartWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[str]:
     monkeypatch.setenv("VLLM_SERVER_URL", server)
-    monkeypatch.setenv("TEXT_REPETITION_PENALTY", "1")  # this server knows none
+    monkeypatch.setenv("TEXT_REPETITION_PENALTY", "1")  # this server does not support it
     async with live_gateway(bus_settings, store_folder, request_seconds=60) as url, start_worker(*text.ACTORS, *conversations.ACTORS):
         yield url
 
@@ -47,40 +47,40 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def png(colour: str) -> bytes:
+def png(color: str) -> bytes:
     with io.BytesIO() as file:
-        Image.linear_gradient("L").convert("RGB").point(lambda value: value if colour == "grey" else 255 - value).save(file, "PNG")
+        Image.linear_gradient("L").convert("RGB").point(lambda value: value if color == "grey" else 255 - value).save(file, "PNG")
         return file.getvalue()
 
 
-async def said(http: httpx.AsyncClient, path: str, **sent: Any) -> str:
-    answer = await http.post(path, data={"message": "what is it", "max_tokens": "12", "temperature": "0"}, **sent)
+async def ask(http: httpx.AsyncClient, path: str, **options: Any) -> str:
+    answer = await http.post(path, data={"message": "what is it", "max_tokens": "12", "temperature": "0"}, **options)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["response"])
 
 
 async def test_answer_depends_on_image(http: httpx.AsyncClient) -> None:
-    """The same picture twice is the same answer; another picture is another one: it was seen."""
-    grey, again, other = [await said(http, "/vision", files={"image": ("x.png", png(name))}) for name in ("grey", "grey", "dark")]
-    assert grey == again != other
+    """The same picture gives the same answer, another picture a different one."""
+    first, second, other = [await ask(http, "/vision", files={"image": ("x.png", png(name))}) for name in ("grey", "grey", "dark")]
+    assert first == second != other
 
 
 async def test_image_and_document_are_both_in_prompt(http: httpx.AsyncClient) -> None:
     files = {"image": ("x.png", png("grey")), "file": ("y.pdf", make_pdf("The harbour is open."))}
-    both = await said(http, "/multimodal", files=files)
-    assert both != await said(http, "/multimodal", files={"image": files["image"]})
-    assert both != await said(http, "/multimodal", files={"file": files["file"]})
+    both = await ask(http, "/multimodal", files=files)
+    assert both != await ask(http, "/multimodal", files={"image": files["image"]})
+    assert both != await ask(http, "/multimodal", files={"file": files["file"]})
 
 
 async def test_openai_client_sends_image(url: str) -> None:
-    shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png('grey')).decode()}"}}
-    asked: Any = {"model": MODEL_ID, "max_tokens": 8, "temperature": 0}
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png('grey')).decode()}"}}
+    options: Any = {"model": MODEL_ID, "max_tokens": 8, "temperature": 0}
     async with official_client(url) as client:
-        seen = await client.chat.completions.create(
-            messages=[{"role": "user", "content": [{"type": "text", "text": "what is it"}, shown]}],  # type: ignore[list-item]
-            **asked,
+        with_image = await client.chat.completions.create(
+            messages=[{"role": "user", "content": [{"type": "text", "text": "what is it"}, image]}],  # type: ignore[list-item]
+            **options,
         )
-        blind = await client.chat.completions.create(messages=[{"role": "user", "content": "what is it"}], **asked)
-    assert seen.usage is not None
-    assert blind.usage is not None
-    assert seen.usage.prompt_tokens == blind.usage.prompt_tokens + 9, "nine patches"
+        without_image = await client.chat.completions.create(messages=[{"role": "user", "content": "what is it"}], **options)
+    assert with_image.usage is not None
+    assert without_image.usage is not None
+    assert with_image.usage.prompt_tokens == without_image.usage.prompt_tokens + 9, "nine patches"

@@ -1,4 +1,4 @@
-"""TLS to the broker, the database, the store and the backend, with an authority that nobody but TLS_CA_FILE knows."""
+"""TLS to broker, database, store and backend, with a certificate authority that only TLS_CA_FILE names."""
 
 import asyncio
 import ssl
@@ -24,14 +24,14 @@ from bus.settings import BusSettings
 from bus.storage.claim_store import open_claim_store
 from bus.storage.s3 import S3ClaimStore
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from ops.local import daemon
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
 from tests.support.broker_client import Echo, Echoed, echo_actor
+from tests.support.certificates import Certificates, make_certificates
 from tests.support.tcp_proxy import open_proxy
-from tests.support.tls_certificates import Certificates, make_certificates
 from tests.support.webhook_backend import open_webhook_backend
 
 pytestmark = pytest.mark.timeout(120)
@@ -43,7 +43,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 class TlsNode(RabbitNode):
-    """A broker that listens for TLS, too."""
+    """A broker that also listens for TLS."""
 
     def __init__(self, folder: Path, server: Path, certificates: Certificates) -> None:
         super().__init__(folder, server)
@@ -74,43 +74,43 @@ def node(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -
         node.stop()
 
 
-async def test_an_actor_works_over_a_tls_broker(
-    node: TlsNode, certificates: Certificates, bus_settings: BusSettings, store_folder: Path
-) -> None:
-    """Both of its connections: what it consumes and what it publishes."""
+async def test_worker_uses_tls_to_broker(node: TlsNode, certificates: Certificates, bus_settings: BusSettings, store_folder: Path) -> None:
+    """For both of its connections, the consuming and the publishing one."""
 
     async def echo(command: Echo, context: Context) -> Echoed:
         return Echoed(text=command.text)
 
     actor = echo_actor(echo)
-    settings = changed(bus_settings, amqp_url=node.tls_url, tls_ca_file=certificates.authority)
+    settings = with_changes(bus_settings, amqp_url=node.tls_url, tls_ca_file=certificates.authority)
     store = StoreSettings(store_url=store_folder.as_uri())
-    async with run_worker((actor,), (), settings, store), await aio_pika.connect(node.url) as connection:
+    async with Worker((actor,), (), settings, store).run(), await aio_pika.connect(node.url) as connection:
         channel = await connection.channel()
-        answers = await channel.declare_queue(exclusive=True)
-        order = aio_pika.Message(b'{"text": "hello"}', reply_to=answers.name, message_id="m-1")
-        await channel.default_exchange.publish(order, actor.queue)
-        async with asyncio.timeout(10), answers.iterator() as replies:
+        reply_queue = await channel.declare_queue(exclusive=True)
+        command = aio_pika.Message(b'{"text": "hello"}', reply_to=reply_queue.name, message_id="m-1")
+        await channel.default_exchange.publish(command, actor.queue)
+        async with asyncio.timeout(10), reply_queue.iterator() as replies:
             assert (await anext(replies)).body == b'{"text":"hello"}'
 
 
 async def test_broker_with_untrusted_certificate_is_rejected(node: TlsNode, bus_settings: BusSettings) -> None:
     with pytest.raises((aio_pika.exceptions.AMQPConnectionError, ssl.SSLError)):
-        await asyncio.wait_for(enter_now(open_publisher(changed(bus_settings, amqp_url=node.tls_url, publish_timeout_seconds=3.0))), 10)
+        await asyncio.wait_for(
+            open_and_close(open_publisher(with_changes(bus_settings, amqp_url=node.tls_url, publish_timeout_seconds=3.0))), 10
+        )
 
 
-async def enter_now(opened: Any) -> None:
-    async with opened:
+async def open_and_close(manager: Any) -> None:
+    async with manager:
         pass
 
 
-def changed(settings: BusSettings, **changes: Any) -> BusSettings:
+def with_changes(settings: BusSettings, **changes: Any) -> BusSettings:
     return BusSettings.model_validate(settings.model_dump() | changes)
 
 
 @asynccontextmanager
 async def tls_postgres(port: int, certificates: Certificates) -> AsyncIterator[int]:
-    """In front of the embedded server, which has no TLS: PostgreSQL's own handshake, then its bytes."""
+    """A TLS proxy for the embedded server: PostgreSQL's SSLRequest, then the forwarded bytes. Yields its port."""
     pumps: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -126,8 +126,8 @@ async def tls_postgres(port: int, certificates: Certificates) -> AsyncIterator[i
             await writer.start_tls(certificates.ssl_context)
         except (ssl.SSLError, OSError):
             return
-        there, back = await asyncio.open_connection("127.0.0.1", port)
-        pumps.update(asyncio.create_task(pump(*ends)) for ends in ((reader, back), (there, writer)))
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        pumps.update(asyncio.create_task(pump(*ends)) for ends in ((reader, server_writer), (server_reader, writer)))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
@@ -136,12 +136,12 @@ async def tls_postgres(port: int, certificates: Certificates) -> AsyncIterator[i
 
 
 async def test_database_connection_uses_tls(bus_settings: BusSettings, database_url: str, certificates: Certificates) -> None:
-    """With `sslmode=verify-full` in its address; a server of another authority is refused."""
-    place = urlsplit(database_url)
-    async with tls_postgres(place.port or 0, certificates) as port:
-        url = database_url.replace(place.netloc.rpartition("@")[2], f"127.0.0.1:{port}")
+    """With `sslmode=verify-full` in its URL; a certificate of another authority is rejected."""
+    parts = urlsplit(database_url)
+    async with tls_postgres(parts.port or 0, certificates) as port:
+        url = database_url.replace(parts.netloc.rpartition("@")[2], f"127.0.0.1:{port}")
         url += f"{'&' if '?' in url else '?'}sslmode=verify-full"
-        async with open_pool(changed(bus_settings, database_url=url, tls_ca_file=certificates.authority)) as pool:
+        async with open_pool(with_changes(bus_settings, database_url=url, tls_ca_file=certificates.authority)) as pool:
             assert pool
             assert await pool.fetchval("select 1") == 1
         with pytest.raises(ssl.SSLError):
@@ -149,14 +149,14 @@ async def test_database_connection_uses_tls(bus_settings: BusSettings, database_
 
 
 async def test_webhook_call_uses_tls(certificates: Certificates) -> None:
-    call = WebhookRequest("POST", "/api/webhooks/generation/7/complete", b"{}")
-    async with open_webhook_backend() as backend, open_proxy(urlsplit(backend.url).port or 0, certificates.ssl_context) as line:
-        target = Target(f"https://localhost:{line.port}", trusted=True)
-        async with open_webhook_client(WebhookSettings(tls_ca_file=certificates.authority)) as sender:
-            assert await sender.send(target, call, "m-1") == 200
-        async with open_webhook_client(WebhookSettings()) as sender:
+    request = WebhookRequest("POST", "/api/webhooks/generation/7/complete", b"{}")
+    async with open_webhook_backend() as backend, open_proxy(urlsplit(backend.url).port or 0, certificates.ssl_context) as proxy:
+        target = Target(f"https://localhost:{proxy.port}", trusted=True)
+        async with open_webhook_client(WebhookSettings(tls_ca_file=certificates.authority)) as client:
+            assert await client.send(target, request, "m-1") == 200
+        async with open_webhook_client(WebhookSettings()) as client:
             with pytest.raises(TemporaryError, match="CERTIFICATE_VERIFY_FAILED"):
-                await sender.send(target, call, "m-2")
+                await client.send(target, request, "m-2")
         assert len(backend.requests) == 1
 
 
@@ -167,10 +167,10 @@ async def test_store_connection_uses_tls(certificates: Certificates) -> None:
         host, port = server.get_host_and_port()
         async with httpx.AsyncClient() as client:
             (await client.put(f"http://{host}:{port}/gallery")).raise_for_status()
-        async with open_proxy(port, certificates.ssl_context) as line:
+        async with open_proxy(port, certificates.ssl_context) as proxy:
             settings: dict[str, Any] = {
                 "store_url": "s3://gallery",
-                "AWS_S3_ENDPOINT_URL": f"https://localhost:{line.port}",
+                "AWS_S3_ENDPOINT_URL": f"https://localhost:{proxy.port}",
                 "AWS_S3_REGION_NAME": "us-east-1",
                 "aws_access_key_id": "test",
                 "aws_secret_access_key": "test",

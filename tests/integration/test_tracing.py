@@ -1,4 +1,4 @@
-"""One job is one trace: from the gateway over the bus through actors in processes of their own, to a real OTLP receiver."""
+"""One job is one trace: from the gateway through actors in processes of their own, exported to a real OTLP receiver."""
 
 import asyncio
 import os
@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
-from actors.adapters.image_generation import ADAPTER
+from actors.adapters.image_generation import build_adapter
 from bus.observability.settings import TracingSettings
 from bus.observability.tracing import open_tracing
 from bus.settings import BusSettings
@@ -28,19 +29,18 @@ CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ORDER = {"kind": "image_order", "prompt": "harbour", "seed": 42, "width": 128, "height": 128, "artist": "Jane Doe"}
 
 
-def settings_of(collector: OtlpCollector) -> TracingSettings:
+def tracing_settings(collector: OtlpCollector) -> TracingSettings:
     return TracingSettings(exporter_otlp_endpoint=collector.url)
 
 
-def joined(spans: list[RecordedSpan], root: str) -> None:
-    """Every span hangs on another of the trace, or on what the client sent."""
+def assert_connected(spans: list[RecordedSpan], root: str) -> None:
+    """The parent of every span is another span of the trace, or the client's."""
     ids = {span.id for span in spans} | {root}
     assert [span for span in spans if span.parent not in ids] == []
 
 
-async def test_a_job_over_three_processes_is_one_trace(
-    bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, broker_client: BrokerClient
-) -> None:
+@pytest.mark.usefixtures("purged_queues")
+async def test_job_over_three_processes_is_one_trace(bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker) -> None:
     assert bus_settings.database_url
     store = StoreSettings(store_url=store_folder.as_uri())
     with open_collector() as collector:
@@ -51,23 +51,23 @@ async def test_a_job_over_three_processes_is_one_trace(
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         }
         app = create_app(bus_settings, GatewaySettings(), store)
-        with open_tracing("front", settings_of(collector)):
+        with open_tracing("gateway-test", tracing_settings(collector)):
             async with (
-                open_supervisor(["watermark", "upload"], environment, lambda step, line: None) as crew,
+                open_supervisor(["watermark", "upload"], environment, lambda step, line: None) as supervisor,
                 start_worker(FAKE_IMAGE_ACTOR),
                 app.router.lifespan_context(app),
                 httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60) as http,
             ):
-                await crew.wait_until_ready(timeout_seconds=60)
-                answer = await http.post("/jobs?wait=30", json=ORDER, headers={"traceparent": CLIENT})
-                assert answer.status_code == 200, answer.text
+                await supervisor.wait_until_ready(timeout_seconds=60)
+                response = await http.post("/jobs?wait=30", json=ORDER, headers={"traceparent": CLIENT})
+                assert response.status_code == 200, response.text
 
     _, trace, caller, _ = CLIENT.split("-")
     spans = [span for span in collector.spans if span.trace == trace]
     by_name = {span.name: span for span in spans}
     assert {"POST /jobs", "wait atelier.image", "process image", "process watermark", "process upload", "publish"} <= by_name.keys()
     assert {by_name[f"process {step}"].service for step in ("watermark", "upload")} == {"atelier-watermark", "atelier-upload"}
-    joined(spans, caller)
+    assert_connected(spans, caller)
     assert by_name["POST /jobs"].parent == caller
     assert by_name["POST /jobs"].attributes["http.response.status_code"] == 200
     assert by_name["process watermark"].parent == by_name["process image"].id
@@ -77,17 +77,17 @@ async def test_a_job_over_three_processes_is_one_trace(
 
 async def test_foreign_order_starts_trace_and_dead_letter_marks_error(start_worker: StartWorker, broker_client: BrokerClient) -> None:
     body = {"type": "image_generation", "data": {"generation_id": 4711, "prompt": "fails", "aspect_ratio": "1:1"}}
-    with open_collector() as collector, open_tracing("bench", settings_of(collector)):
-        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+    with open_collector() as collector, open_tracing("bench", tracing_settings(collector)):
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[build_adapter()]):
             await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
             dead = await broker_client.take_message(broker_names.dead_letter_queue("image"))
-        asked = str((dead.headers or {})["traceparent"])
-    [began] = [span for span in collector.spans if span.name == "process image_generation"]
-    [buried] = [span for span in collector.spans if span.name == "process image"]
-    assert began.parent == ""
-    assert (buried.trace, buried.parent) == (began.trace, began.id)
-    assert (buried.failed, buried.attributes["error.type"]) == (True, "lora-missing")
-    assert asked.split("-")[1:3] == [buried.trace, buried.id]
+        traceparent = str((dead.headers or {})["traceparent"])
+    [translated] = [span for span in collector.spans if span.name == "process image_generation"]
+    [failed] = [span for span in collector.spans if span.name == "process image"]
+    assert translated.parent == ""
+    assert (failed.trace, failed.parent) == (translated.trace, translated.id)
+    assert (failed.failed, failed.attributes["error.type"]) == (True, "lora-missing")
+    assert traceparent.split("-")[1:3] == [failed.trace, failed.id]
 
 
 async def test_tracing_is_not_imported_without_endpoint(start_worker: StartWorker, broker_client: BrokerClient) -> None:
@@ -95,22 +95,22 @@ async def test_tracing_is_not_imported_without_endpoint(start_worker: StartWorke
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     body = {"type": "image_generation", "data": {"generation_id": 4712, "prompt": "fails", "aspect_ratio": "1:1"}}
     with open_tracing("bench", TracingSettings(exporter_otlp_endpoint=None)):
-        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[build_adapter()]):
             await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
             dead = await broker_client.take_message(broker_names.dead_letter_queue("image"))
     assert "traceparent" not in (dead.headers or {})
 
 
 async def test_unavailable_collector_does_not_delay_jobs(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    nowhere = TracingSettings(exporter_otlp_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
+    unreachable = TracingSettings(exporter_otlp_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
     body = {"type": "image_generation", "data": {"generation_id": 4713, "prompt": "fails", "aspect_ratio": "1:1"}}
 
     async def order() -> None:
-        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[ADAPTER]):
+        async with start_worker(FAKE_IMAGE_ACTOR, adapters=[build_adapter()]):
             await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
             await broker_client.take_message(broker_names.dead_letter_queue("image"), seconds=5)
 
-    with open_tracing("bench", nowhere):
+    with open_tracing("bench", unreachable):
         await asyncio.wait_for(order(), 20)
-        began = time.monotonic()
-    assert time.monotonic() - began < 10
+        started = time.monotonic()
+    assert time.monotonic() - started < 10

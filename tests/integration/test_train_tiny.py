@@ -1,4 +1,4 @@
-"""`atelier models train-tiny`, with a few steps of each training: what it writes is what the package holds, file by file."""
+"""`atelier models train-tiny` with a few steps of each training: it writes the same files as the packaged checkpoints."""
 
 import json
 import subprocess
@@ -21,8 +21,8 @@ CARDS: dict[str, Callable[[dict[str, Any]], str]] = {"tiny-shapes": shapes_card,
 
 @pytest.mark.parametrize("name", CARDS)
 def test_training_writes_packaged_files(name: str, tmp_path: Path) -> None:
-    """File by file and tensor by tensor, with a card that tells the figures of its run; the painter with its styles."""
-    figures = made(name, tmp_path)["figures"]
+    """The same files and tensors, and a model card with the figures of the run; tiny-shapes with its style LoRAs."""
+    figures = train_successfully(name, tmp_path)["figures"]
     assert (tmp_path / name / "README.md").read_text() == CARDS[name](figures)
     written = files(tmp_path)
     assert {file.parts[0] for file in written} == ({name, "loras"} if name == "tiny-shapes" else {name})
@@ -33,29 +33,29 @@ def test_training_writes_packaged_files(name: str, tmp_path: Path) -> None:
 
 
 def test_unknown_model_is_rejected_by_name(tmp_path: Path) -> None:
-    done = train("tiny-poet", tmp_path)
-    assert done.returncode == 1
-    assert "tiny-poet; there are tiny-shapes, tiny-critic, tiny-writer" in done.stderr
+    completed = train("tiny-poet", tmp_path)
+    assert completed.returncode == 1
+    assert "tiny-poet; there are tiny-shapes, tiny-critic, tiny-writer" in completed.stderr
 
 
-def made(name: str, folder: Path) -> dict[str, Any]:
-    done = train(name, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[str, Any] = json.loads(done.stdout)[name]
-    return told
+def train_successfully(name: str, folder: Path) -> dict[str, Any]:
+    completed = train(name, folder)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    report: dict[str, Any] = json.loads(completed.stdout)[name]
+    return report
 
 
 def train(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A training of one step."""
-    words = ["models", "train-tiny", name, "--folder", str(folder), "--share", "0.0005", "--pictures", "1", "--json"]
-    command = [sys.executable, "-m", "ops.cli", *words]
+    arguments = ["models", "train-tiny", name, "--folder", str(folder), "--share", "0.0005", "--pictures", "1", "--json"]
+    command = [sys.executable, "-m", "ops.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def files(folder: Path) -> set[Path]:
-    """Without what is kept of an unfinished training."""
-    found = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
-    return {file for file in found if not file.parts[0].startswith(".")}
+    """Relative paths, without the state of an unfinished training."""
+    paths = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    return {file for file in paths if not file.parts[0].startswith(".")}
 
 
 def tensors(file: Path) -> dict[str, tuple[list[int], str]]:
@@ -67,5 +67,5 @@ def test_packaged_card_matches_template() -> None:
     card = (CHECKPOINTS / "tiny-shapes" / "README.md").read_text()
     rows = [line for line in card.splitlines() if line.startswith("| ") and "%" in line]
     assert len(rows) == 6
-    plain = [int(row.split("|")[3].strip().rstrip("%")) for row in rows if "| none |" in row]
-    assert min(plain) >= 90
+    unstyled = [int(row.split("|")[3].strip().rstrip("%")) for row in rows if "| none |" in row]
+    assert min(unstyled) >= 90

@@ -1,4 +1,4 @@
-"""The gateway in a process of its own, started as Vertex AI starts a container: by its variables alone, called without a key."""
+"""The gateway as Vertex AI runs it: a process configured by Vertex AI's variables, called without a key."""
 
 import asyncio
 import os
@@ -19,10 +19,15 @@ from tests.support.fake_openai_server import open_fake_openai_server
 
 @asynccontextmanager
 async def container(bus: BusSettings, store: Path, port: int) -> AsyncIterator[httpx.AsyncClient]:
-    told = {"AIP_HTTP_PORT": str(port), "AIP_MODE": "PREDICTION", "AIP_HEALTH_ROUTE": "/ping", "AIP_PREDICT_ROUTE": "/predict"}
-    told |= {"AMQP_URL": bus.amqp_url.get_secret_value(), "STORE_URL": store.as_uri(), "GATEWAY_READY_SECONDS": "0.5", "HEALTH_PORT": "0"}
-    words = [sys.executable, "-m", "ops.cli", "gateway"]
-    process = await asyncio.create_subprocess_exec(*words, env=os.environ | told, cwd=Path(__file__).parents[2])
+    variables = {"AIP_HTTP_PORT": str(port), "AIP_MODE": "PREDICTION", "AIP_HEALTH_ROUTE": "/ping", "AIP_PREDICT_ROUTE": "/predict"}
+    variables |= {
+        "AMQP_URL": bus.amqp_url.get_secret_value(),
+        "STORE_URL": store.as_uri(),
+        "GATEWAY_READY_SECONDS": "0.5",
+        "HEALTH_PORT": "0",
+    }
+    command = [sys.executable, "-m", "ops.cli", "gateway"]
+    process = await asyncio.create_subprocess_exec(*command, env=os.environ | variables, cwd=Path(__file__).parents[2])
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             yield http
@@ -34,22 +39,22 @@ async def container(bus: BusSettings, store: Path, port: int) -> AsyncIterator[h
 async def test_vertex_routes_need_no_key_and_others_do(
     bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = {"instances": [{"prompt": "왜 건조한가요?"}]}
+    body = {"instances": [{"prompt": "왜 건조한가요?"}]}
     async with open_fake_openai_server() as model, container(bus_settings, store_folder, free_ports(1)[0]) as http:
         for name, value in {"VLM_ENGINE": "openai", "VLM_BASE_URL": model.url, "VLM_MODEL": "second"}.items():
             monkeypatch.setenv(name, value)
-        await wait_until(lambda: answers(http), 30)
+        await wait_until(lambda: is_reachable(http), 30)
         assert (await http.get("/ping")).json() == {"status": "loading"}
-        assert (await http.post("/predict", json=question)).json() == {"error": "Model not ready"}
+        assert (await http.post("/predict", json=body)).json() == {"error": "Model not ready"}
         async with start_worker(*consult.ACTORS):
             assert (await http.get("/ping")).json() == {"status": "healthy"}
-            told = await http.post("/predict", json=question)
-            assert (told.status_code, len(told.json()["predictions"])) == (200, 1), told.text
+            response = await http.post("/predict", json=body)
+            assert (response.status_code, len(response.json()["predictions"])) == (200, 1), response.text
         assert (await http.get("/jobs")).status_code == 401
         assert (await http.post("/api/yh/llava/stage1/validate", json={})).status_code == 401
 
 
-async def answers(http: httpx.AsyncClient) -> bool:
+async def is_reachable(http: httpx.AsyncClient) -> bool:
     try:
         return (await http.get("/ping")).status_code in (200, 503)
     except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""The order of webhooks is kept across processes: two actors that share nothing but a real Postgres, and a real HTTP server."""
+"""Webhooks stay in order across processes: two actors that share only a real Postgres, and a real HTTP server."""
 
 import asyncio
 import os
@@ -29,14 +29,14 @@ FAILED = Webhook(kind="failed", generation_id=7)
 
 
 def progress(percent: int) -> Webhook:
-    said = {"current_step": percent, "total_steps": 100, "progress_percent": percent}
-    return Webhook.model_validate({"kind": "progress", "generation_id": 7, "progress": said})
+    fields = {"current_step": percent, "total_steps": 100, "progress_percent": percent}
+    return Webhook.model_validate({"kind": "progress", "generation_id": 7, "progress": fields})
 
 
 @pytest.fixture
 async def backend() -> AsyncIterator[WebhookBackend]:
-    async with open_webhook_backend() as listening:
-        yield listening
+    async with open_webhook_backend() as backend:
+        yield backend
 
 
 @pytest.fixture
@@ -46,27 +46,27 @@ async def claims(tmp_path: Path) -> AsyncIterator[ClaimStore]:
 
 
 @pytest.fixture
-async def sender(backend: WebhookBackend) -> AsyncIterator[WebhookClient]:
+async def webhook_client(backend: WebhookBackend) -> AsyncIterator[WebhookClient]:
     settings = WebhookSettings(BACKEND_API_URL=backend.url, webhook_timeout_seconds=5)
-    async with open_webhook_client(settings) as opened:
-        yield opened
+    async with open_webhook_client(settings) as client:
+        yield client
 
 
 @pytest.fixture
 async def pools(database_url: str) -> AsyncIterator[list[asyncpg.Pool]]:
-    """One pool a process."""
+    """One pool for each simulated process."""
     async with (
-        asyncpg.create_pool(database_url, min_size=1, max_size=4) as one,
-        asyncpg.create_pool(database_url, min_size=1, max_size=4) as two,
+        asyncpg.create_pool(database_url, min_size=1, max_size=4) as first,
+        asyncpg.create_pool(database_url, min_size=1, max_size=4) as second,
     ):
-        await one.execute(SQL["schema"])
-        await one.execute("truncate atelier.webhook_calls")
-        yield [one, two]
+        await first.execute(SQL["schema"])
+        await first.execute("truncate atelier.webhook_calls")
+        yield [first, second]
 
 
 @pytest.fixture
-async def processes(sender: WebhookClient, pools: list[asyncpg.Pool]) -> list[Handler]:
-    return [partial(webhook, client=sender, lock=PostgresDeliveryLock(pool)) for pool in pools]
+async def processes(webhook_client: WebhookClient, pools: list[asyncpg.Pool]) -> list[Handler]:
+    return [partial(webhook, client=webhook_client, lock=PostgresDeliveryLock(pool)) for pool in pools]
 
 
 async def test_progress_after_completion_in_another_process_is_dropped(processes: list[Handler], backend: WebhookBackend) -> None:
@@ -102,35 +102,34 @@ async def test_webhooks_of_different_generations_run_concurrently(processes: lis
 
 
 async def test_concurrent_webhooks_are_ordered(processes: list[Handler], backend: WebhookBackend) -> None:
-    """Whatever comes first: no progress after the complete, no percent twice, one complete."""
+    """In any order of arrival: no progress after the complete, no percent twice, one complete."""
     commands = [*(progress(percent) for percent in (0, 25, 50, 75, 90)), COMPLETE, FAILED]
     await asyncio.gather(*(processes[index % 2](command, make_context(f"m{index}")) for index, command in enumerate(commands)))
     paths = backend.paths
     assert paths.count("complete") == 1
     assert "progress" not in paths[paths.index("complete") :]
-    percents = [heard.body["progress"]["progress_percent"] for heard in backend.requests if heard.method == "PATCH"]
+    percents = [request.body["progress"]["progress_percent"] for request in backend.requests if request.method == "PATCH"]
     assert percents == sorted(set(percents))
 
 
-async def test_interrupted_failed_webhook_is_not_repeated(
-    processes: list[Handler], backend: WebhookBackend, pools: list[asyncpg.Pool]
-) -> None:
+@pytest.mark.usefixtures("pools")
+async def test_interrupted_failed_webhook_is_not_repeated(processes: list[Handler], backend: WebhookBackend) -> None:
     backend.release_event = asyncio.Event()
-    doomed = asyncio.create_task(processes[0](FAILED, make_context("m1")))
+    interrupted = asyncio.create_task(processes[0](FAILED, make_context("m1")))
     await backend.request_semaphore.acquire()
-    doomed.cancel()
-    await asyncio.gather(doomed, return_exceptions=True)
-    again = await processes[1](FAILED, make_context("m1"))
-    assert (again.delivered, backend.paths) == (False, ["failed"])
-    assert "refund" in (again.reason or "")
+    interrupted.cancel()
+    await asyncio.gather(interrupted, return_exceptions=True)
+    repeated = await processes[1](FAILED, make_context("m1"))
+    assert (repeated.delivered, backend.paths) == (False, ["failed"])
+    assert "refund" in (repeated.reason or "")
 
 
 async def test_interrupted_complete_webhook_is_repeated(processes: list[Handler], backend: WebhookBackend) -> None:
     backend.release_event = asyncio.Event()
-    doomed = asyncio.create_task(processes[0](COMPLETE, make_context("m1")))
+    interrupted = asyncio.create_task(processes[0](COMPLETE, make_context("m1")))
     await backend.request_semaphore.acquire()
-    doomed.cancel()
-    await asyncio.gather(doomed, return_exceptions=True)
+    interrupted.cancel()
+    await asyncio.gather(interrupted, return_exceptions=True)
     backend.release_event.set()
     assert (await processes[1](COMPLETE, make_context("m1"))).delivered
     assert (await processes[1](COMPLETE, make_context("m1"))).delivered
@@ -168,12 +167,12 @@ KILLED_SENDER = """
 import asyncio, sys
 import asyncpg
 from actors.webhook import open_webhook
-from bus.actor import Context, Tools
+from bus.actor import Context, Resources
 from contracts.webhook import Webhook
 
 async def main():
-    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool, open_webhook(Tools(None, pool)) as tell:
-        await tell(Webhook(kind="failed", generation_id=7), Context("generation-7", "m1", 1, None, None, None))
+    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool, open_webhook(Resources(None, pool)) as handler:
+        await handler(Webhook(kind="failed", generation_id=7), Context("generation-7", "m1", 1, None, None, None))
 
 asyncio.run(main())
 """
@@ -182,10 +181,10 @@ asyncio.run(main())
 async def test_failed_webhook_is_not_repeated_after_sigkill(processes: list[Handler], backend: WebhookBackend, database_url: str) -> None:
     backend.release_event = asyncio.Event()
     environment = os.environ | {"BACKEND_API_URL": backend.url}
-    doomed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED_SENDER, database_url, env=environment, cwd=ROOT)
+    interrupted = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED_SENDER, database_url, env=environment, cwd=ROOT)
     async with asyncio.timeout(30):
         await backend.request_semaphore.acquire()
-    doomed.kill()
-    assert await doomed.wait() == -signal.SIGKILL
-    again = await processes[0](FAILED, make_context("m1"))
-    assert (again.delivered, backend.paths) == (False, ["failed"])
+    interrupted.kill()
+    assert await interrupted.wait() == -signal.SIGKILL
+    repeated = await processes[0](FAILED, make_context("m1"))
+    assert (repeated.delivered, backend.paths) == (False, ["failed"])

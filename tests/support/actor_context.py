@@ -1,11 +1,11 @@
-"""What an actor is given: a context, and the real parts that need nothing outside this process."""
+"""The context of a handler, for tests that call one directly."""
 
 from bus.actor import Context
 from contracts.event import Progress
 
 
 async def ignore_progress(progress: Progress) -> None:
-    """Nobody listens to the progress."""
+    """Progress is not reported."""
 
 
 def make_context(message_id: str = "message-1", job_id: str = "generation-7") -> Context:

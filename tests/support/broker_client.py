@@ -1,4 +1,4 @@
-"""A workshop in this very process, on the real broker and database; and a customer who sends commands and reads what comes of them."""
+"""A client that publishes commands and reads replies, events and queues on the real broker; and an echo actor."""
 
 import asyncio
 import json
@@ -26,21 +26,21 @@ class Echoed(Result):
 
 
 def echo_actor(handle: Handler, **limits: Any) -> Actor:
-    """An actor of a step that no other test has."""
+    """An actor with a step of its own."""
 
     @asynccontextmanager
-    async def open_echo(tools: Resources) -> AsyncIterator[Handler]:
+    async def open_echo(resources: Resources) -> AsyncIterator[Handler]:
         yield handle
 
     limits = {"timeout_seconds": 5.0, "prefetch": 16} | limits
     return Actor(step=f"echo-{uuid4().hex[:8]}", command=Echo, result=Echoed, open=open_echo, **limits)
 
 
-StartWorker = Callable[..., AbstractAsyncContextManager[None]]
+StartWorker = Callable[..., AbstractAsyncContextManager[str | None]]
 
 
 class BrokerClient:
-    """Publishes as a backend would, in three lines; and binds queues to what happens."""
+    """Publishes as a backend would; collects replies and events."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
@@ -69,25 +69,25 @@ class BrokerClient:
         return message
 
     async def subscribe_events(self, key: str) -> "asyncio.Queue[dict[str, Any]]":
-        """Every event from now on whose key matches."""
-        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        """A queue of the events from now on whose routing key matches."""
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         queue = await self.channel.declare_queue(exclusive=True)
         await queue.bind(broker_names.EVENTS_EXCHANGE, key)
-        await queue.consume(partial(_collect_event, heard), no_ack=True)
-        return heard
+        await queue.consume(partial(_collect_event, events), no_ack=True)
+        return events
 
 
-async def _collect_event(heard: "asyncio.Queue[dict[str, Any]]", message: AbstractIncomingMessage) -> None:
-    heard.put_nowait(json.loads(message.body))
+async def _collect_event(events: "asyncio.Queue[dict[str, Any]]", message: AbstractIncomingMessage) -> None:
+    events.put_nowait(json.loads(message.body))
 
 
 async def purge_queues(connection: AbstractConnection) -> None:
-    """Take away what other tests left in the queues that all tests share: the next test's actors would do it."""
+    """Purge the queues that all tests share, so that no message of another test is processed."""
     steps = [*COMMANDS, "ledger"]
-    rungs = [broker_names.retry_exchange(delay) for delay in (0.1, 0.2, 0.5)]
+    delay_queues = [broker_names.retry_exchange(delay) for delay in (0.1, 0.2, 0.5)]
     dead = map(broker_names.dead_letter_queue, [*steps, broker_names.IMAGE_GENERATION_QUEUE])
     channel = await connection.channel()
-    for name in [*map(broker_names.work_queue, steps), *dead, *rungs, broker_names.IMAGE_GENERATION_QUEUE]:
+    for name in [*map(broker_names.work_queue, steps), *dead, *delay_queues, broker_names.IMAGE_GENERATION_QUEUE]:
         try:
             await (await channel.get_queue(name)).purge()
         except aio_pika.exceptions.ChannelNotFoundEntity:
@@ -95,7 +95,7 @@ async def purge_queues(connection: AbstractConnection) -> None:
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Wait until a fact holds; fail when it does not in time."""
+    """Wait until the condition holds; raises TimeoutError when it does not in time."""
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.05)

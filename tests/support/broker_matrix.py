@@ -1,7 +1,8 @@
-"""`python -m tests.support.broker_matrix`: the bus's tests and a short chaos on three generations of RabbitMQ, each out of the Debian that ships it.
+"""`python -m tests.support.broker_matrix`: the tests of the bus and a short chaos run on three RabbitMQ series.
 
-A generation that is not this machine's own is unpacked by debootstrap into a folder of `.local/` and runs there in a chroot with its
-own mounts. That needs root and Debian; where it cannot be had, a line says why and the generation is left out.
+Each series comes from the Debian release that ships it. One that is not this machine's own is unpacked by debootstrap into a folder of
+`.local/` and runs there in a chroot with its own mounts. That needs root and Debian; where a series is unavailable it is skipped, with
+the reason.
 """
 
 import argparse
@@ -26,17 +27,25 @@ from ops.local.rabbitmq_install import find_server_script
 from ops.settings import LocalSettings
 
 DEBIAN_RELEASES = {"3.10": "bookworm", "4.0": "trixie", "4.3": "forky"}
-"""RabbitMQ's generation, and the Debian that has it."""
+"""RabbitMQ series, and the Debian release that ships it."""
 
 BROKER_TESTS = (
-    *("test_receive", "test_strangers", "test_request_reply", "test_inbox", "test_ledger", "test_poison", "test_dead_letters"),
+    *(
+        "test_consumer",
+        "test_consumer_fuzz",
+        "test_request_reply",
+        "test_inbox",
+        "test_ledger",
+        "test_poison_messages",
+        "test_dead_letters",
+    ),
     *("test_webhook_order", "test_image_order"),
 )
 SCRIPTS = Path("usr/lib/rabbitmq/bin")
 
 CHROOT_WRAPPER = """\
 #!/bin/sh
-# Runs in the folder as if it were the machine, with mounts that end with the process.
+# Runs in the folder as its root, with mounts that end with the process.
 exec unshare --mount --propagation private sh -c '
 mount --rbind /proc {root}/proc && mount --rbind /dev {root}/dev && mkdir -p {root}{temporary} && mount --bind {temporary} {root}{temporary}
 exec chroot {root} /{script} "$@"' {name} "$@"
@@ -44,7 +53,7 @@ exec chroot {root} /{script} "$@"' {name} "$@"
 
 
 class BrokerUnavailable(Exception):
-    """This generation cannot be had here, and why."""
+    """This RabbitMQ series cannot be installed here, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,16 @@ class BrokerResult:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("brokers", description=__doc__)
-    parser.add_argument("--broker", action="append", choices=list(DEBIAN_RELEASES), help="only this one; may be said several times")
+    parser.add_argument("--broker", action="append", choices=list(DEBIAN_RELEASES), help="only this one; may be repeated")
     parser.add_argument("--folder", type=Path, default=Path(".local/brokers"), help="where the brokers are unpacked")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     arguments = parser.parse_args(arguments)
-    tried = [run_tests(generation, arguments.folder.resolve()) for generation in arguments.broker or DEBIAN_RELEASES]
+    results = [run_tests(generation, arguments.folder.resolve()) for generation in arguments.broker or DEBIAN_RELEASES]
     if arguments.json:
-        sys.stdout.write(json.dumps([asdict(one) for one in tried], indent=1) + "\n")
+        sys.stdout.write(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     else:
-        Console().print(results_table(tried))
-    return 1 if any(one.passed is False for one in tried) else 0
+        Console().print(results_table(results))
+    return 1 if any(result.passed is False for result in results) else 0
 
 
 def run_tests(generation: str, folder: Path) -> BrokerResult:
@@ -75,25 +84,25 @@ def run_tests(generation: str, folder: Path) -> BrokerResult:
         scripts = install_broker(DEBIAN_RELEASES[generation], folder)
         version = broker_version(scripts)
     except (BrokerUnavailable, subprocess.CalledProcessError, OSError) as error:
-        print_status(f"RabbitMQ {generation} is left out: {error}")
-        return BrokerResult(generation, "none", None, f"left out: {error}")
-    print_status(f"RabbitMQ {version}: the bus's tests and a short chaos …")
+        print_status(f"RabbitMQ {generation} is skipped: {error}")
+        return BrokerResult(generation, "none", None, f"skipped: {error}")
+    print_status(f"RabbitMQ {version}: the tests of the bus and a short chaos run …")
     files = [f"tests/integration/{name}.py" for name in BROKER_TESTS] + ["tests/chaos/test_chaos.py"]
     began = time.monotonic()
-    tested = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *files],
         env=os.environ | {"ATELIER_RABBITMQ_PATH": str(scripts)},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
-    if tested.returncode:
-        print_status(tested.stdout)
-    return BrokerResult(generation, version, tested.returncode == 0, tested.stdout.splitlines()[-1], round(time.monotonic() - began))
+    if completed.returncode:
+        print_status(completed.stdout)
+    return BrokerResult(generation, version, completed.returncode == 0, completed.stdout.splitlines()[-1], round(time.monotonic() - began))
 
 
 def install_broker(debian_release: str, folder: Path) -> Path:
-    """The folder of the broker's scripts. Raises Unobtainable."""
+    """The folder of the broker's scripts. Raises BrokerUnavailable."""
     own = find_server_script(LocalSettings())
     if own and debian_release == platform.freedesktop_os_release().get("VERSION_CODENAME"):
         return own.parent
@@ -111,37 +120,37 @@ def install_broker(debian_release: str, folder: Path) -> Path:
 
 def debootstrap_broker(debian_release: str, root: Path) -> None:
     if os.geteuid() or not shutil.which("debootstrap"):
-        raise BrokerUnavailable("it is unpacked by root, with debootstrap (apt-get install debootstrap)")
+        raise BrokerUnavailable("unpacking it needs root and debootstrap (apt-get install debootstrap)")
     print_status(f"Unpacking {debian_release} with its RabbitMQ, about two minutes …")
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
-    known = Path("/usr/share/debootstrap/scripts")
-    like = known / (debian_release if (known / debian_release).exists() else "sid")
-    command = ["debootstrap", "--variant=minbase", "--include=rabbitmq-server", debian_release, str(root), debian_mirror(), str(like)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        raise BrokerUnavailable(f"debootstrap of {debian_release} failed: {done.stdout.splitlines()[-1:]}")
+    scripts = Path("/usr/share/debootstrap/scripts")
+    script = scripts / (debian_release if (scripts / debian_release).exists() else "sid")
+    command = ["debootstrap", "--variant=minbase", "--include=rabbitmq-server", debian_release, str(root), debian_mirror(), str(script)]
+    completed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if completed.returncode:
+        raise BrokerUnavailable(f"debootstrap of {debian_release} failed: {completed.stdout.splitlines()[-1:]}")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
 
 
 def debian_mirror() -> str:
-    """Where this machine's own packages come from."""
-    words = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Component: main"]
-    sites = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    """The mirror of this machine's own packages."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Component: main"]
+    sites = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     if not sites:
         raise BrokerUnavailable("apt knows no mirror: run apt-get update")
     return Counter(sites).most_common(1)[0][0]
 
 
 def broker_version(scripts: Path) -> str:
-    asked = subprocess.run([scripts / "rabbitmqctl", "version"], stdout=subprocess.PIPE, text=True, check=True)
-    return asked.stdout.split()[-1]
+    completed = subprocess.run([scripts / "rabbitmqctl", "version"], stdout=subprocess.PIPE, text=True, check=True)
+    return completed.stdout.split()[-1]
 
 
 def results_table(results: Sequence[BrokerResult]) -> Table:
     table = Table("RabbitMQ", "version", "tests", "seconds", box=None)
-    for one in results:
-        table.add_row(one.generation, one.version, one.summary, f"{one.seconds:g}", style="" if one.passed else "red")
+    for result in results:
+        table.add_row(result.generation, result.version, result.summary, f"{result.seconds:g}", style="" if result.passed else "red")
     return table
 
 

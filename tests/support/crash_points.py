@@ -1,7 +1,7 @@
-"""A process that serves actors and dies once by SIGKILL at a named point of a delivery's life: `python -m tests.support.crash_points POINT MARKER STEP…`.
+"""A worker process that kills itself once at a named point of a delivery: `python -m tests.support.crash_points POINT MARKER STEP…`.
 
-It dies the first time that one of its deliveries comes to the point, and writes MARKER before. Started again, it finds MARKER and lives.
-The step `image` is served by the painter.
+It sends itself SIGKILL when the first delivery reaches the point, after creating MARKER. Where MARKER exists, it does not.
+The step `image` is served by the fake image actor.
 """
 
 import asyncio
@@ -23,27 +23,27 @@ from tests.chaos.mutations import apply_mutation
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 
 CRASH_POINTS: dict[str, tuple[Any, str]] = {
-    "before-handle": (consumer.DeliveryConsumer, "_handle"),
-    "before-remember": (PostgresInbox, "_remember"),
-    "before-publish": (Publisher, "post_until_confirmed"),
-    "before-ack": (consumer, "_settle"),
+    "before-handle": (consumer.DeliveryConsumer, "_run_handler"),
+    "before-mark-done": (PostgresInbox, "_mark_done"),
+    "before-publish": (Publisher, "publish_until_confirmed"),
+    "before-ack": (consumer, "_acknowledge"),
 }
 
 
 def arm_crash_point(crash_point: str, marker_file: Path) -> None:
-    place, name = CRASH_POINTS[crash_point]
-    setattr(place, name, crash_once(getattr(place, name), marker_file))
+    owner, name = CRASH_POINTS[crash_point]
+    setattr(owner, name, crash_once(getattr(owner, name), marker_file))
 
 
 def crash_once(step: Callable[..., Any], marker_file: Path) -> Callable[..., Any]:
     @wraps(step)
-    async def die_once(*args: Any) -> Any:
+    async def crash_first(*args: Any) -> Any:
         if not marker_file.exists():
             marker_file.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return await step(*args)
 
-    return die_once
+    return crash_first
 
 
 def main(crash_point: str, marker: str, *steps: str) -> None:
@@ -51,9 +51,9 @@ def main(crash_point: str, marker: str, *steps: str) -> None:
     apply_mutation()
     if crash_point != "never":
         arm_crash_point(crash_point, Path(marker))
-    staff = load_actors([step for step in steps if step != "image"])
-    painters = [FAKE_IMAGE_ACTOR] if "image" in steps else []
-    asyncio.run(serve([*painters, *staff.actors], staff.adapters))
+    components = load_actors([step for step in steps if step != "image"])
+    image_actors = [FAKE_IMAGE_ACTOR] if "image" in steps else []
+    asyncio.run(serve([*image_actors, *components.actors], components.adapters))
 
 
 if __name__ == "__main__":

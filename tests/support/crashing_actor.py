@@ -1,4 +1,4 @@
-"""A process with one actor that dies by -9 at the word `poison`. Arguments: step, folder of the store; the rest is environment."""
+"""A worker process whose actor kills it with SIGKILL at the text `poison`. Arguments: step and store URL; the rest is environment."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from bus.actor import Actor, Context, Handler, Resources
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from tests.support.broker_client import Echo, Echoed
 
 
@@ -22,13 +22,13 @@ async def echo_or_die(command: Echo, context: Context) -> Echoed:
 
 
 @asynccontextmanager
-async def open_echo(tools: Resources) -> AsyncIterator[Handler]:
+async def open_echo(resources: Resources) -> AsyncIterator[Handler]:
     yield echo_or_die
 
 
 async def main(step: str, store_url: str) -> None:
     actor = Actor(step=step, command=Echo, result=Echoed, open=open_echo, timeout_seconds=5, prefetch=16)
-    async with run_worker((actor,), (), BusSettings(), StoreSettings(store_url=store_url)):
+    async with Worker((actor,), (), BusSettings(), StoreSettings(store_url=store_url)).run():
         await asyncio.Event().wait()
 
 

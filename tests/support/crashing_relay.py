@@ -1,4 +1,7 @@
-"""A process that stages or sends one replay and kills itself with -9 at a named step. Arguments: broker, database, step, and what."""
+"""A process that stages or publishes one replay and kills itself with SIGKILL at a crash point.
+
+Arguments: broker URL, database URL, crash point, and a group id ("while staging") or else a replay id.
+"""
 
 import asyncio
 import os
@@ -26,10 +29,10 @@ class CrashingRelay(ReplayRelay):
     async def _record_results(self, *arguments: Any) -> Any:
         if self.crash_point == "after the confirms":
             kill_self()
-        marked = await super()._record_results(*arguments)
+        result = await super()._record_results(*arguments)
         if self.crash_point == "after the mark":
             kill_self()
-        return marked
+        return result
 
     async def send_batch(self, replay_id: int | None = None) -> int | None:
         sent = await super().send_batch(replay_id)
@@ -43,7 +46,7 @@ class CrashingPublisher(Publisher):
     published_count = 0
 
     async def publish(self, *messages: Any) -> None:
-        if self.crash_point == "before the first is posted":
+        if self.crash_point == "before the first publish":
             kill_self()
         await super().publish(*messages)
         self.published_count += 1
@@ -53,14 +56,14 @@ class CrashingPublisher(Publisher):
 
 async def main(amqp_url: str, database_url: str, crash_point: str, target: str) -> None:
     settings = BusSettings.model_validate({"amqp_url": amqp_url, "database_url": database_url})
-    async with open_pool(settings) as pool, open_publisher(settings) as outbox:
+    async with open_pool(settings) as pool, open_publisher(settings) as publisher:
         assert pool is not None
         if crash_point == "while staging":
             replay.SQL["replayable"] = "select pg_sleep(2), $1::jsonb"
             asyncio.get_running_loop().call_later(0.7, kill_self)
             await replay.stage(pool, ReplayDeadLetters(selection=Selection(group=target), dry_run=False))
-        outbox.__class__, CrashingPublisher.crash_point, CrashingRelay.crash_point = CrashingPublisher, crash_point, crash_point
-        await CrashingRelay(pool, outbox).complete_replay(int(target))
+        publisher.__class__, CrashingPublisher.crash_point, CrashingRelay.crash_point = CrashingPublisher, crash_point, crash_point
+        await CrashingRelay(pool, publisher).complete_replay(int(target))
 
 
 if __name__ == "__main__":

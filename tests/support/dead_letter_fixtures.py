@@ -1,4 +1,4 @@
-"""A desk for the tests of dead letters: a craft that fails, the intake, the cabinet."""
+"""Fixtures for tests of dead letters: a handler that fails, a worker with ingest, the repository."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +16,7 @@ from bus.errors import PermanentError
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
-from bus.worker.worker import run_worker
+from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.dead_letter import ReplayDeadLetters, Selection, WholeDeadLetter
 from tests.support.broker_client import BrokerClient, Echo, Echoed, wait_until
@@ -41,20 +41,20 @@ StartWorkerWithIngest = Callable[..., AbstractAsyncContextManager[None]]
 
 @pytest.fixture
 def start_worker_with_ingest(bus_settings: BusSettings, store_folder: Path) -> StartWorkerWithIngest:
-    """`async with desk(actor, …):` serves actors, and beside them the intake of their dead letters."""
+    """`async with start_worker_with_ingest(actor, …):` runs actors and ingests their dead letters, and those of `queues`."""
 
-    def opened(*actors: Actor, foreign: tuple[str, ...] = (), queues: tuple[str, ...] = ()) -> AbstractAsyncContextManager[None]:
-        intake = DeadLetterIngest(
-            "intake", (*(broker_names.dead_letter_queue(actor.step) for actor in actors if not actor.is_query), *queues), foreign
+    def start(*actors: Actor, foreign: tuple[str, ...] = (), queues: tuple[str, ...] = ()) -> AbstractAsyncContextManager[None]:
+        ingest = DeadLetterIngest(
+            "ingest", (*(broker_names.dead_letter_queue(actor.step) for actor in actors if not actor.is_query), *queues), foreign
         )
         store = StoreSettings(store_url=store_folder.as_uri())
-        return run_worker((LIST_ACTOR, *actors), (), bus_settings, store, (intake,))
+        return Worker((LIST_ACTOR, *actors), (), bus_settings, store, (ingest,)).run()
 
-    return opened
+    return start
 
 
 class FlakyHandler:
-    """An echo that fails until it is repaired, and notes what it did."""
+    """Echoes the text, or fails while `failing`. Records attempts and completions by message id."""
 
     def __init__(self) -> None:
         self.failing = True
@@ -70,12 +70,12 @@ class FlakyHandler:
 
 
 async def wait_for_dead_letters(repository: DeadLetterRepository, count: int = 1, **selection: Any) -> list[WholeDeadLetter]:
-    """The letters that match, as soon as there are so many."""
+    """Wait until `count` letters match the selection; returns all that match."""
 
-    async def there() -> bool:
+    async def stored() -> bool:
         return (await repository.find(Selection(**selection), 500)).total >= count
 
-    await wait_until(there)
+    await wait_until(stored)
     return [await repository.get(letter.id) for letter in (await repository.find(Selection(**selection), 500)).letters]
 
 

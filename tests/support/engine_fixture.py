@@ -1,4 +1,4 @@
-"""The image engine in the test's own process, and the stock pipeline to compare it with."""
+"""The diffusion engine in the test process, and the stock pipeline to compare it with."""
 
 import hashlib
 import time
@@ -16,10 +16,15 @@ from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Fin
 from actors.engines.settings import ImageSettings
 
 
-def open_image_engine(models: dict[str, Path], shm_dir: Path, **changes: Any) -> DiffusionEngine:
+def silent_host(shm_dir: Path) -> EngineHost:
+    """A host that ignores load progress and tick requests."""
+    return EngineHost(lambda *_: None, lambda: None, shm_dir)
+
+
+def open_image_engine(models: dict[str, Path], shm_dir: Path, /, **changes: Any) -> DiffusionEngine:
     shm_dir.mkdir(parents=True, exist_ok=True)
     settings = ImageSettings(model=str(models["tiny-sd"]), **changes)
-    return open_engine(settings, EngineHost(lambda *_: None, lambda: None, shm_dir))
+    return open_engine(settings, silent_host(shm_dir))
 
 
 def lora_file(models: dict[str, Path], name: str, scale: float = 1.0) -> LoraFile:
@@ -28,12 +33,12 @@ def lora_file(models: dict[str, Path], name: str, scale: float = 1.0) -> LoraFil
 
 
 def run_to_end(engine: DiffusionEngine, request_ids: Iterable[int], *, seconds: float = 60.0) -> dict[int, Finished | Failed]:
-    """Tick until all have an end."""
-    wanted, ends, limit = set(request_ids), {}, time.monotonic() + seconds
-    while wanted - set(ends):
-        assert time.monotonic() < limit, f"{wanted - set(ends)} did not end"
-        ends |= {event.request_id: event for event in run_tick(engine) if isinstance(event, Finished | Failed)}
-    return ends
+    """Tick until all requests have finished or failed."""
+    pending, events, limit = set(request_ids), {}, time.monotonic() + seconds
+    while pending - set(events):
+        assert time.monotonic() < limit, f"requests {pending - set(events)} did not finish"
+        events |= {event.request_id: event for event in run_tick(engine) if isinstance(event, Finished | Failed)}
+    return events
 
 
 def run_tick(engine: DiffusionEngine) -> list[EngineEvent]:
@@ -44,9 +49,9 @@ def run_tick(engine: DiffusionEngine) -> list[EngineEvent]:
 
 
 def draw_images(engine: DiffusionEngine, requests: dict[int, DiffusionRequest]) -> dict[int, list[Any]]:
-    for ticket, work in requests.items():
-        engine.submit(ticket, work)
-    return {ticket: output_images(end) for ticket, end in run_to_end(engine, requests).items()}
+    for request_id, request in requests.items():
+        engine.submit(request_id, request)
+    return {request_id: output_images(event) for request_id, event in run_to_end(engine, requests).items()}
 
 
 def output_images(event: Finished | Failed) -> list[Any]:
@@ -55,7 +60,7 @@ def output_images(event: Finished | Failed) -> list[Any]:
 
 
 class StockPipeline:
-    """The pipeline of diffusers as it comes, one order at a time. A LoRA is loaded and unloaded as its documents say."""
+    """The unmodified pipeline of diffusers, one request at a time, with a LoRA loaded and unloaded as documented."""
 
     def __init__(self, model: Path) -> None:
         import torch
@@ -73,16 +78,17 @@ class StockPipeline:
             self.pipeline.load_lora_weights(request.lora.path, adapter_name="only")
             self.pipeline.set_adapters(["only"], [request.lora.scale])
         generators = [torch.Generator().manual_seed(request.seed + index) for index in range(request.count)]
-        made = self.pipeline(
-            request.prompt, negative_prompt=request.negative_prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale,
-            width=request.width, height=request.height, num_images_per_prompt=request.count, generator=generators,
+        images = self.pipeline(
+            request.prompt, negative_prompt=request.negative_prompt, width=request.width, height=request.height,
+            num_inference_steps=request.steps, guidance_scale=request.guidance_scale,
+            num_images_per_prompt=request.count, generator=generators,
         ).images  # fmt: skip
         if request.lora:
             self.pipeline.unload_lora_weights()
-        return [np.asarray(picture).astype(int) for picture in made]
+        return [np.asarray(image).astype(int) for image in images]
 
 
 def max_pixel_difference(some: list[Any], others: list[Any]) -> int:
-    """The greatest difference of any value of any pixel, of 255."""
+    """The largest difference of any value of any pixel, of 255."""
     assert len(some) == len(others)
     return max(int(np.abs(one - other).max()) for one, other in zip(some, others, strict=True))

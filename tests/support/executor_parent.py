@@ -1,4 +1,4 @@
-"""Opens an executor, sets it to work without end, writes the process id into the file that it is told, and waits to be killed."""
+"""Runs an executor with an endless request and writes the model process's id into the file given as argument, until it is killed."""
 
 import asyncio
 import sys
@@ -11,7 +11,7 @@ from tests.support.faulty_engine import FaultyRequest
 
 
 async def main() -> None:
-    spec = EngineSpec("tests.support.faulty_engine:open_clay")
+    spec = EngineSpec("tests.support.faulty_engine:open_faulty_engine")
     async with open_executor(spec, ExecutorSettings(), max_in_flight=1, capacity=1) as executor:
         await executor.ready()
         asyncio.get_running_loop().call_later(0.2, Path(sys.argv[1]).write_text, f"{executor.process_id}\n")

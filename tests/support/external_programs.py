@@ -1,4 +1,4 @@
-"""Node.js for the tests that look at us from another language: the packages of `examples/node`, installed once."""
+"""External programs for tests, which skip a test where they are missing: Node.js packages, promtool, vLLM."""
 
 import shutil
 import subprocess
@@ -13,14 +13,14 @@ NODE_EXAMPLES = Path(__file__).parents[2] / "examples" / "node"
 
 
 def install_node_packages() -> Path:
-    """The folder, with its packages. Says aloud what is missing when there is no Node.js."""
+    """The folder of the Node.js examples with its packages installed. Skips the test without Node.js."""
     if not shutil.which("npm") or not shutil.which("node"):
         pytest.skip("Node.js 20 or newer and npm are needed to read the AsyncAPI document with AsyncAPI's own parser")
     lock, stamp = NODE_EXAMPLES / "package-lock.json", NODE_EXAMPLES / "node_modules" / ".package-lock.json"
     if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
-        words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(words, cwd=NODE_EXAMPLES, capture_output=True, text=True, timeout=110)
-        assert done.returncode == 0, done.stderr
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        completed = subprocess.run(command, cwd=NODE_EXAMPLES, capture_output=True, text=True, timeout=110)
+        assert completed.returncode == 0, completed.stderr
     return NODE_EXAMPLES
 
 
@@ -28,21 +28,21 @@ PROMTOOL_FOLDER = Path(__file__).parents[2] / ".local" / "prometheus"
 
 
 def find_promtool() -> str:
-    """Skips the test where there is neither promtool nor apt; the names in rules and dashboard are still checked without it."""
-    found = shutil.which("promtool") or shutil.which("promtool", path=str(PROMTOOL_FOLDER / "usr/bin"))
-    return found or unpack_promtool()
+    """The path of promtool, from Debian's package if need be. Skips the test without promtool and apt."""
+    path = shutil.which("promtool") or shutil.which("promtool", path=str(PROMTOOL_FOLDER / "usr/bin"))
+    return path or unpack_promtool()
 
 
 def unpack_promtool() -> str:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        pytest.skip("promtool is not here: brew install prometheus")
+        pytest.skip("promtool is missing: brew install prometheus")
     PROMTOOL_FOLDER.mkdir(parents=True, exist_ok=True)
-    if download_prometheus().returncode and (rights := root_prefix()) is not None:
-        subprocess.run([*rights, "apt-get", "update", "-q"], capture_output=True, check=False)
+    if download_prometheus().returncode and (prefix := root_prefix()) is not None:
+        subprocess.run([*prefix, "apt-get", "update", "-q"], capture_output=True, check=False)
         download_prometheus()
     packages = list(PROMTOOL_FOLDER.glob("prometheus_*.deb"))
     if not packages:
-        pytest.skip("promtool is not here, and Debian's package cannot be had: apt-get install prometheus")
+        pytest.skip("promtool is missing, and Debian's package cannot be downloaded: apt-get install prometheus")
     subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(PROMTOOL_FOLDER)], check=True, timeout=120)
     packages[0].unlink()
     return str(PROMTOOL_FOLDER / "usr/bin/promtool")
@@ -57,5 +57,5 @@ __all__ = ["MAX_MODEL_LEN", "SERVER_ENVIRONMENT", "START_SECONDS", "VllmServer",
 
 def find_vllm_python() -> Path:
     if not VLLM_PYTHON.exists():
-        pytest.skip("no vLLM here: make venv-vllm")
+        pytest.skip("vLLM is missing: make venv-vllm")
     return VLLM_PYTHON

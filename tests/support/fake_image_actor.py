@@ -1,11 +1,12 @@
-"""A stand-in for the image step where a test is about the bus: flat colours by Pillow, at once. The real engine has tests of its own."""
+"""A fake image step for tests of the bus: solid colours, without an engine."""
 
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from asyncpg import Connection
 from PIL import Image as Pillow
@@ -19,7 +20,7 @@ from contracts.wire import Step
 
 
 async def generate_images(command: Image, context: Context, *, claims: ClaimStore, transactional: bool) -> ImageDone | Transactional:
-    """The prompt decides: `fails` fails for good, `shaky` fails once, `slow` takes its time, `quiet` reports nothing."""
+    """The prompt decides: `fails` fails permanently, `shaky` fails once, `slow` takes 1.5 s, `quiet` reports no progress."""
     if "fails" in command.prompt:
         raise PermanentError("lora-missing", "no such weights")
     if "shaky" in command.prompt and context.attempt == 1:
@@ -28,32 +29,38 @@ async def generate_images(command: Image, context: Context, *, claims: ClaimStor
         await asyncio.sleep(1.5)
     for percent in () if "quiet" in command.prompt else (0, 25, 50, 75, 90):
         await context.report_progress(Progress(current_step=percent, total_steps=100, progress_percent=percent))
-    seed = command.seed or 7
-    images = [
-        await claims.write(solid_color_png(command, index), media_type="image/png", width=command.width, height=command.height)
-        for index in range(command.count)
-    ]
-    metadata = ImageMetadata(seed=seed, steps=command.steps, guidance_scale=command.guidance_scale)
-    done = ImageDone(images=images, metadata=metadata, seeds=[seed + index for index in range(command.count)])
+    done = await store_images(command, [solid_color_png(command, index) for index in range(command.count)], claims)
     return Transactional(done, partial(record_run, context.job_id)) if transactional else done
 
 
+async def store_images(command: Image, images: Sequence[bytes], claims: ClaimStore, **facts: Any) -> ImageDone:
+    """Store PNGs of the command's size; returns the result that describes them. `facts`: its optional fields."""
+    seed = image_seed(command)
+    stored = [await claims.write(image, media_type="image/png", width=command.width, height=command.height) for image in images]
+    metadata = ImageMetadata(seed=seed, steps=command.steps, guidance_scale=command.guidance_scale)
+    return ImageDone(images=stored, metadata=metadata, seeds=[seed + index for index in range(command.count)], **facts)
+
+
+def image_seed(command: Image) -> int:
+    return 7 if command.seed is None else command.seed
+
+
 def solid_color_png(command: Image, index: int) -> bytes:
-    """Another colour for each picture of an order."""
-    colour = hashlib.sha256(f"{command.prompt}{index or ''}".encode()).digest()[:3]
+    """A different colour for each image of an order."""
+    color = hashlib.sha256(f"{command.prompt}{index or ''}".encode()).digest()[:3]
     with io.BytesIO() as file:
-        Pillow.new("RGB", (command.width, command.height), tuple(colour)).save(file, "PNG")
+        Pillow.new("RGB", (command.width, command.height), tuple(color)).save(file, "PNG")
         return file.getvalue()
 
 
 async def record_run(job_id: str, connection: Connection) -> None:
-    """One row for each run that counts: an effect that would show twice."""
+    """Insert one row for each completed run, so that a second run would be visible."""
     await connection.execute("insert into atelier.painted (job_id) values ($1)", job_id)
 
 
 @asynccontextmanager
-async def open_fake_image_actor(tools: Resources) -> AsyncIterator[Handler]:
-    yield partial(generate_images, claims=tools.claims, transactional=tools.database is not None)
+async def open_fake_image_actor(resources: Resources) -> AsyncIterator[Handler]:
+    yield partial(generate_images, claims=resources.claims, transactional=resources.database is not None)
 
 
 FAKE_IMAGE_ACTOR = Actor(

@@ -1,4 +1,4 @@
-"""A model server on a real socket, in the OpenAI form. What it says is decided by the test; what it heard is kept."""
+"""An OpenAI-compatible server on a real socket. The test decides its responses; it records the requests."""
 
 import asyncio
 import json
@@ -34,18 +34,20 @@ AD_VERDICT = {
 }
 
 FakeResponse = str | dict[str, Any] | int
-"""Text, a verdict, or a status."""
+"""A text, a verdict, or an HTTP status."""
 
 
 def default_response(request: dict[str, Any]) -> FakeResponse:
-    """The verdict whose schema is asked for."""
-    asked = json.dumps(request.get("response_format", {}))
-    return IMAGE_VERDICT if "is_valid" in asked else AD_VERDICT if "on_brief" in asked else "Chain-of-Thought: 네.\n\nAnswer: 물을 드세요."
+    """The verdict whose schema is requested, else a text."""
+    schema = json.dumps(request.get("response_format", {}))
+    return (
+        IMAGE_VERDICT if "is_valid" in schema else AD_VERDICT if "on_brief" in schema else "Chain-of-Thought: 네.\n\nAnswer: 물을 드세요."
+    )
 
 
 @dataclass
 class FakeOpenAiServer:
-    """Each question heard adds one to `arrived`; with `hold` no answer is given until it is set."""
+    """Each request releases `request_semaphore`; with a `release_event` no response is given until it is set."""
 
     respond: Callable[[dict[str, Any]], FakeResponse] = default_response
     finish_reason: str = "stop"
@@ -58,9 +60,9 @@ class FakeOpenAiServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                heard = await read_request(reader)
-                self.authorization_headers.add(heard.headers.get("authorization", ""))
-                status, body = await self._respond(heard.path, heard.body_bytes)
+                request = await read_request(reader)
+                self.authorization_headers.add(request.headers.get("authorization", ""))
+                status, body = await self._respond(request.path, request.body_bytes)
                 data = json.dumps(body).encode()
                 writer.write(
                     f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
@@ -74,27 +76,27 @@ class FakeOpenAiServer:
     async def _respond(self, path: str, request_body: bytes) -> tuple[int, Any]:
         if path.endswith("/models"):
             return 200, {"data": [{"id": "first"}, {"id": "second"}]}
-        question = json.loads(request_body)
-        self.requests.append(question)
+        request = json.loads(request_body)
+        self.requests.append(request)
         self.request_semaphore.release()
         if self.release_event:
             await self.release_event.wait()
-        said = self.respond(question)
-        if isinstance(said, int):
-            return said, {"error": {"message": "response_format is not supported" if said == 400 else "no"}}
-        text = said if isinstance(said, str) else json.dumps(said)
+        response = self.respond(request)
+        if isinstance(response, int):
+            return response, {"error": {"message": "response_format is not supported" if response == 400 else "no"}}
+        text = response if isinstance(response, str) else json.dumps(response)
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": self.finish_reason}
-        return 200, {"model": question["model"], "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+        return 200, {"model": request["model"], "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
 
 
 @asynccontextmanager
 async def open_fake_openai_server() -> AsyncIterator[FakeOpenAiServer]:
-    model = FakeOpenAiServer()
-    server = await asyncio.start_server(model.serve, "127.0.0.1", 0)
-    model.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    fake = FakeOpenAiServer()
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
-        yield model
+        yield fake
     finally:
         server.close()
-        if model.release_event:
-            model.release_event.set()
+        if fake.release_event:
+            fake.release_event.set()

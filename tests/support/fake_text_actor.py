@@ -1,4 +1,4 @@
-"""A stand-in for the writing step where a test is about the gateway: it says the words of the message backwards, and keeps what it got.
+"""A fake text step for tests of the gateway: it replies with the words of the prompt in reverse order, and records the commands.
 
 The message decides: `fails <code>` fails for good with that code, `endless` writes until it is stopped, `gap` leaves a delta out.
 """
@@ -31,7 +31,7 @@ FIXED_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class FakeTextActor:
-    """`seen`: every command. `begun`, `stopped`: an endless answer was."""
+    """`commands`: all that arrived. `started` and `cancelled` are set by an endless generation."""
 
     loading: bool = False
     has_vision: bool = True
@@ -41,7 +41,7 @@ class FakeTextActor:
 
     @property
     def actors(self) -> tuple[Actor, ...]:
-        questions = [
+        queries = [
             ("text.status", GetTextStatus, TextStatus, self.status),
             ("conversation.list", ListConversations, Conversations, self.list_conversations),
             ("conversation.get", GetConversation, Conversation, self.get_conversation),
@@ -49,22 +49,22 @@ class FakeTextActor:
         ]
         return (
             make_actor(Step.TEXT.value, Text, TextDone, self.generate),
-            *(make_actor(*question, is_query=True) for question in questions),
+            *(make_actor(*query, is_query=True) for query in queries),
         )
 
     async def generate(self, command: Text, context: Context) -> TextDone:
         self.commands.append(command)
         words = prompt_words(command)
         if words[0] == "fails":
-            raise PermanentError(words[1], "it was asked to fail")
+            raise PermanentError(words[1], "the prompt requests a failure")
         if words[0] == "endless":
             await self.stream_forever(context)
-        said = " ".join(reversed(words))
-        pieces = [word + " " for word in said.split()[:-1]] + said.split()[-1:]
+        reply = " ".join(reversed(words))
+        deltas = [word + " " for word in reply.split()[:-1]] + reply.split()[-1:]
         if command.stream and context.send_delta:
-            for index, piece in enumerate(pieces):
-                await context.send_delta(TextDelta(sequence=index + (words[0] == "gap" and index > 0), delta=piece))
-        return text_result(command, said, len(pieces) if command.stream else None)
+            for index, delta in enumerate(deltas):
+                await context.send_delta(TextDelta(sequence=index + (words[0] == "gap" and index > 0), delta=delta))
+        return text_result(command, reply, len(deltas) if command.stream else None)
 
     async def stream_forever(self, context: Context) -> None:
         self.started.set()
@@ -79,15 +79,17 @@ class FakeTextActor:
     async def status(self, command: GetTextStatus, context: Context) -> TextStatus:
         if self.loading:
             raise PermanentError("loading", "the model is loading")
-        told = {"model_name": "tiny", "engine": "vllm", "engine_status": "running", "running_requests": 4, "pending_requests": 2}
-        more = {
+        engine = {"model_name": "tiny", "engine": "vllm", "engine_status": "running", "running_requests": 4, "pending_requests": 2}
+        details = {
             "tokens_generated": 99,
             "max_model_len": 128,
             "vision": self.has_vision,
             "lora_adapters": ["bistro"],
             "gpu_memory_used": 24.5,
         }
-        return TextStatus.model_validate(told | more | {"gpu_memory_total": 49.0, "engine_config": {"model": "tiny", "max_num_seqs": 16}})
+        return TextStatus.model_validate(
+            engine | details | {"gpu_memory_total": 49.0, "engine_config": {"model": "tiny", "max_num_seqs": 16}}
+        )
 
     async def list_conversations(self, command: ListConversations, context: Context) -> Conversations:
         line = ConversationLine(
@@ -97,11 +99,11 @@ class FakeTextActor:
 
     async def get_conversation(self, command: GetConversation, context: Context) -> Conversation:
         check_conversation(command.conversation_id)
-        said = [
+        messages = [
             ConversationMessage(role="user", content="무엇?", timestamp=FIXED_TIME, image_info={"width": 4}),
             ConversationMessage(role="assistant", content="라멘", timestamp=FIXED_TIME),
         ]
-        return Conversation(conversation_id=KNOWN_CONVERSATION, messages=said, message_count=2)
+        return Conversation(conversation_id=KNOWN_CONVERSATION, messages=messages, message_count=2)
 
     async def delete_conversation(self, command: DeleteConversation, context: Context) -> ConversationDeleted:
         check_conversation(command.conversation_id)
@@ -110,7 +112,7 @@ class FakeTextActor:
 
 def check_conversation(conversation_id: str) -> None:
     if conversation_id != KNOWN_CONVERSATION:
-        raise PermanentError("conversation-unknown", "there is none")
+        raise PermanentError("conversation-unknown", "no such conversation")
 
 
 def prompt_words(command: Text) -> list[str]:
@@ -125,14 +127,14 @@ def text_result(command: Text, text: str, deltas: int | None) -> TextDone:
     info = ModelInfo(
         model_name="tiny", max_tokens=min(command.max_tokens or 512, 512), temperature=command.temperature or 0.7, timings=timings
     )
-    asked = command.json_only or command.json_schema is not None
+    as_json = command.json_only or command.json_schema is not None
     return TextDone(
-        response='{"a": 1}' if asked else text,
+        response='{"a": 1}' if as_json else text,
         conversation_id=command.conversation_id or KNOWN_CONVERSATION if command.message else None,
         generation_time=0.01,
         model_info=info,
-        response_json={"a": 1} if asked else None,
-        response_is_json=asked,
+        response_json={"a": 1} if as_json else None,
+        response_is_json=as_json,
         usage=Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12),
         deltas=deltas,
     )
@@ -140,8 +142,8 @@ def text_result(command: Text, text: str, deltas: int | None) -> TextDone:
 
 def make_actor(step: str, command: type[Command], result: type[Result], handle: Any, *, is_query: bool = False) -> Actor:
     @asynccontextmanager
-    async def opened(tools: Resources) -> AsyncIterator[Handler]:
+    async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
         yield handle
 
-    quiet: dict[str, Any] = {"remembers": False, "announces": False, "question": True} if is_query else {}
-    return Actor(step=step, command=command, result=result, open=opened, timeout_seconds=30, prefetch=16, **quiet)
+    query_options: dict[str, Any] = {"deduplicate": False, "emit_events": False, "is_query": True} if is_query else {}
+    return Actor(step=step, command=command, result=result, open=open_handler, timeout_seconds=30, prefetch=16, **query_options)

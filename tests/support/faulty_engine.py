@@ -1,4 +1,4 @@
-"""A real engine for the executor's tests: it counts steps, and on command it crashes, hangs, leaves, or takes all memory."""
+"""An engine for the executor's tests: it counts steps, and on request it crashes, hangs, exits, or allocates all memory."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from bus.errors import PermanentError
 
 @dataclass(frozen=True)
 class FaultyRequest:
-    """`steps` of `seconds` each. At step `at` it does `deed`. `parcel`: hand in this many bytes."""
+    """`steps` of `seconds` each. `fault`, a key of FAULTS, happens at `fault_step`. `output_bytes`: the size of an output file."""
 
     steps: int = 3
     seconds: float = 0.0
@@ -25,7 +25,7 @@ class FaultyRequest:
 
 @dataclass
 class FaultyEngine:
-    """All its chores advance together, one step a tick."""
+    """All active requests advance together, one step a tick."""
 
     host: EngineHost
     active: dict[int, FaultyRequest] = field(default_factory=dict)
@@ -35,37 +35,38 @@ class FaultyEngine:
     def self_test(self) -> None:
         return
 
-    def submit(self, ticket: int, work: FaultyRequest) -> None:
-        if work.steps < 1:
-            raise PermanentError("no-steps", "a chore has one step at least")
-        self.active[ticket], self.steps_done[ticket] = work, 0
+    def submit(self, request_id: int, request: FaultyRequest) -> None:
+        if request.steps < 1:
+            raise PermanentError("no-steps", "a request has at least one step")
+        self.active[request_id], self.steps_done[request_id] = request, 0
 
-    def cancel(self, ticket: int) -> bool:
-        return self.active.pop(ticket, None) is not None
+    def cancel(self, request_id: int) -> bool:
+        return self.active.pop(request_id, None) is not None
 
     def idle_seconds(self) -> float | None:
         return 0 if self.active else None
 
     def tick(self) -> Sequence[EngineEvent]:
         events: list[EngineEvent] = []
-        time.sleep(max(chore.seconds for chore in self.active.values()))
-        for ticket, chore in list(self.active.items()):
-            if self.steps_done[ticket] == 0:
-                events.append(Started(ticket))
-            self.steps_done[ticket] += 1
-            if chore.fault and self.steps_done[ticket] >= chore.fault_step:
-                FAULTS[chore.fault]()
-            events.append(Progressed(ticket, self.steps_done[ticket], chore.steps))
-            if self.steps_done[ticket] == chore.steps:
-                del self.active[ticket]
-                events.append(Finished(ticket, {"steps": chore.steps, "process": os.getpid()}, self._write_output(ticket, chore)))
+        time.sleep(max(request.seconds for request in self.active.values()))
+        for request_id, request in list(self.active.items()):
+            if self.steps_done[request_id] == 0:
+                events.append(Started(request_id))
+            self.steps_done[request_id] += 1
+            if request.fault and self.steps_done[request_id] >= request.fault_step:
+                FAULTS[request.fault]()
+            events.append(Progressed(request_id, self.steps_done[request_id], request.steps))
+            if self.steps_done[request_id] == request.steps:
+                del self.active[request_id]
+                result = {"steps": request.steps, "process": os.getpid()}
+                events.append(Finished(request_id, result, self._write_output(request_id, request)))
         return events
 
-    def _write_output(self, ticket: int, chore: FaultyRequest) -> tuple[Path, ...]:
-        if not chore.output_bytes:
+    def _write_output(self, request_id: int, request: FaultyRequest) -> tuple[Path, ...]:
+        if not request.output_bytes:
             return ()
-        file = self.host.shm_dir / f"{ticket}.bin"
-        file.write_bytes(b"x" * chore.output_bytes)
+        file = self.host.shm_dir / f"{request_id}.bin"
+        file.write_bytes(b"x" * request.output_bytes)
         return (file,)
 
     def close(self) -> None:
@@ -78,13 +79,13 @@ def hang_forever() -> None:
 
 
 def allocate_until_killed() -> None:
-    hoard = []
+    blocks = []
     while True:
-        hoard.append(bytearray(64 << 20))
+        blocks.append(bytearray(64 << 20))
 
 
 def raise_error() -> None:
-    raise RuntimeError("the engine has lost its temper")
+    raise RuntimeError("the engine fails on request")
 
 
 FAULTS = {
@@ -97,11 +98,11 @@ FAULTS = {
 
 
 def open_faulty_engine(options: dict[str, Any] | None, host: EngineHost) -> FaultyEngine:
-    """`options`: `unless` is a file without which the engine cannot come up; `marks` is a file that gets a line at each start."""
+    """`options`: without the file `required_file` the engine cannot start; the file `start_log` gets a line at each start."""
     options = options or {}
-    if marks := options.get("marks"):
-        with Path(marks).open("a") as lines:
+    if start_log := options.get("start_log"):
+        with Path(start_log).open("a") as lines:
             lines.write(f"{os.getpid()}\n")
-    if (needed := options.get("unless")) and not Path(needed).exists():
-        raise RuntimeError(f"{needed} is not there")
+    if (required := options.get("required_file")) and not Path(required).exists():
+        raise RuntimeError(f"{required} does not exist")
     return FaultyEngine(host)

@@ -1,4 +1,4 @@
-"""A gateway as a process of its own, as `atelier gateway` starts it."""
+"""A gateway in a process of its own, started by `atelier gateway`."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from bus.settings import BusSettings
 
 
 class GatewayProcess:
-    """The process, its port, and how long it took until it was ready."""
+    """The process, its port, and the seconds until it was ready."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, started_seconds: float) -> None:
         self.process, self.port, self.started_seconds = process, port, started_seconds
@@ -26,7 +26,7 @@ class GatewayProcess:
         return f"http://127.0.0.1:{self.port}"
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """One request on a connection of its own. A full HTTP client a thousand times would weigh more than what is measured."""
+        """One request on a connection of its own; a thousand httpx clients would need more memory than the gateway."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         data = json.dumps(body).encode() if body is not None else b""
         head = [
@@ -37,34 +37,34 @@ class GatewayProcess:
             f"Content-Length: {len(data)}",
         ]
         writer.write("\r\n".join([*head, "", ""]).encode() + data)
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
-        lines, _, text = answer.partition(b"\r\n\r\n")
-        return int(lines.split()[1]), json.loads(text)
+        head_lines, _, text = response.partition(b"\r\n\r\n")
+        return int(head_lines.split()[1]), json.loads(text)
 
     async def kill(self) -> None:
-        """As the kernel does it: no word to anyone."""
+        """SIGKILL."""
         self.process.kill()
         assert await self.process.wait() == -9
 
 
 @asynccontextmanager
 async def open_gateway_process(bus: BusSettings, **settings: str) -> AsyncIterator[GatewayProcess]:
-    """It leaves in order at the end, unless it was killed before."""
+    """Terminates the process at the end unless it was killed. `settings`: environment variables."""
     environment = os.environ | {"AMQP_URL": bus.amqp_url.get_secret_value(), "PUBLISH_TIMEOUT_SECONDS": "60"} | settings
-    begun = time.monotonic()
-    words = [sys.executable, "-m", "ops.cli", "gateway", "--port", "0"]
-    process = await asyncio.create_subprocess_exec(*words, env=environment, stderr=asyncio.subprocess.PIPE)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "ops.cli", "gateway", "--port", "0"]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     try:
         async with asyncio.timeout(30):
             while b"gateway.ready" not in (line := await process.stderr.readline()):
                 assert line, "the gateway ended"
         drain = asyncio.create_task(process.stderr.read())
-        yield GatewayProcess(process, int(json.loads(line)["url"].rpartition(":")[2]), time.monotonic() - begun)
+        yield GatewayProcess(process, int(json.loads(line)["url"].rpartition(":")[2]), time.monotonic() - started)
         if process.returncode is None:
             process.terminate()
-            assert await asyncio.wait_for(process.wait(), 15) == 0, "it leaves in order"
+            assert await asyncio.wait_for(process.wait(), 15) == 0, "it must exit with 0"
         await drain
     finally:
         if process.returncode is None:

@@ -1,4 +1,4 @@
-"""A gateway at a real address, for clients that bring their own HTTP."""
+"""A gateway on a TCP port, for clients with an HTTP stack of their own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,19 +18,19 @@ from gateway.settings import GatewaySettings
 
 @asynccontextmanager
 async def live_gateway(bus: BusSettings, store: Path, **settings: Any) -> AsyncIterator[str]:
-    """Its URL."""
+    """Serve the gateway: its URL."""
     async with serve_app(create_app(bus, GatewaySettings.model_validate(settings), StoreSettings(store_url=store.as_uri()))) as url:
         yield url
 
 
 @asynccontextmanager
 async def serve_app(app: FastAPI) -> AsyncIterator[str]:
-    """An app at a real address: its URL."""
+    """Serve an application on a free port: its URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.05)
-        assert not serving.done(), "the server did not begin"
+        assert not serving.done(), "the server did not start"
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
@@ -40,6 +40,6 @@ async def serve_app(app: FastAPI) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def official_client(url: str, **options: Any) -> AsyncIterator[AsyncOpenAI]:
-    """The client as its users have it: an address and a key, nothing else of ours."""
+    """The official client with a base URL and a key, and no other change."""
     async with AsyncOpenAI(**{"base_url": f"{url}/v1", "api_key": "any", "max_retries": 0} | options) as client:
         yield client

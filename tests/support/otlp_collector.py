@@ -1,4 +1,4 @@
-"""A collector of traces for tests: OTLP over HTTP on loopback, as the OpenTelemetry collector takes it."""
+"""A trace collector for tests: OTLP over HTTP on loopback, like the OpenTelemetry collector."""
 
 import gzip
 import threading
@@ -29,34 +29,34 @@ class OtlpCollector:
 
     def receive(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            service = next(fact.value.string_value for fact in resource.resource.attributes if fact.key == "service.name")
+            service = next(item.value.string_value for item in resource.resource.attributes if item.key == "service.name")
             self.spans += [to_recorded_span(service, span) for scope in resource.scope_spans for span in scope.spans]
 
 
 def to_recorded_span(service: str, span: Any) -> RecordedSpan:
-    facts = {fact.key: getattr(fact.value, fact.value.WhichOneof("value")) for fact in span.attributes}
+    attributes = {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
     return RecordedSpan(
-        service, span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), facts, span.status.code == 2
+        service, span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), attributes, span.status.code == 2
     )
 
 
 @contextmanager
 def open_collector() -> Iterator[OtlpCollector]:
-    class Door(BaseHTTPRequestHandler):
+    class TraceHandler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             assert self.path == "/v1/traces"
             collector.receive(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
-            answer = ExportTraceServiceResponse().SerializeToString()
+            response = ExportTraceServiceResponse().SerializeToString()
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(response)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(response)
 
         def log_message(self, *_: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), TraceHandler) as server:
         collector = OtlpCollector(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

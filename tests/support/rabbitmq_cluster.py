@@ -1,4 +1,4 @@
-"""Three RabbitMQ nodes on this machine as one cluster: a cookie, an epmd and names in common, ports and folders of their own."""
+"""Three RabbitMQ nodes on this machine as one cluster: they share a cookie and an epmd, and have their own ports and folders."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,7 +14,7 @@ CLUSTER_CONFIGURATION = "".join(
 
 
 class ClusterNode(RabbitNode):
-    """One node. `epmd`: the port of the cluster's own, which the first node starts. One password for all."""
+    """One node. The first node starts the cluster's epmd, and its password is that of all nodes."""
 
     def __init__(self, folder: Path, server: Path, first_node: "ClusterNode | None" = None) -> None:
         super().__init__(folder, server)
@@ -25,8 +25,8 @@ class ClusterNode(RabbitNode):
         first = self._first or self
         home = first.folder.parent / "home"
         home.mkdir(exist_ok=True)
-        ours = {"HOME": str(home), "ERL_EPMD_PORT": str(first.identity.epmd), "RABBITMQ_NODENAME": f"{self.folder.name}@localhost"}
-        return super().environment | ours
+        variables = {"HOME": str(home), "ERL_EPMD_PORT": str(first.identity.epmd), "RABBITMQ_NODENAME": f"{self.folder.name}@localhost"}
+        return super().environment | variables
 
     @property
     def url(self) -> str:
@@ -51,15 +51,15 @@ class RabbitCluster:
 
     @property
     def urls(self) -> list[str]:
-        return [member.url for member in self.nodes]
+        return [node.url for node in self.nodes]
 
     def start(self) -> None:
-        """All at once: the first to come forms the cluster, the others join."""
+        """Start all nodes at once: the first one forms the cluster, the others join it."""
         self.nodes[0]._write_configuration()
         self.nodes[0]._start_epmd()
         with ThreadPoolExecutor(len(self.nodes)) as threads:
             list(threads.map(ClusterNode.start, self.nodes))
 
     def stop(self) -> None:
-        for member in reversed(self.nodes):
-            member.stop()
+        for node in reversed(self.nodes):
+            node.stop()

@@ -1,4 +1,4 @@
-"""What the tests of the seeing actors share: the source system's rows, its pictures, and the gateway's routes."""
+"""The source system of the vision actors for tests: its tables, its asset folder, and a client of the gateway."""
 
 import io
 from collections.abc import AsyncIterator
@@ -24,12 +24,12 @@ SAMPLE_TEXT = "SALE TODAY"
 
 
 def draw_text_picture(text: str = "#ffffff", background: str = "#202020") -> bytes:
-    """A picture with words in its upper fifth."""
-    picture = Image.new("RGB", (320, 320), background)
-    ImageDraw.Draw(picture).text((20, 16), SAMPLE_TEXT, fill=text, font=ImageFont.load_default(40))
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    """A PNG of 320 x 320 pixels with text in its upper fifth."""
+    image = Image.new("RGB", (320, 320), background)
+    ImageDraw.Draw(image).text((20, 16), SAMPLE_TEXT, fill=text, font=ImageFont.load_default(40))
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SourceDatabase:
     async def insert_variant(
         self, *, step: str = "img_gen", status: str = "done", job: str | None = None, **columns: Any
     ) -> dict[str, str]:
-        """A variant and the ids by which it is asked about. Its picture is a lettered one unless `img_asset_id` says otherwise."""
+        """Insert a variant with an image (`img_asset_id`, default: one with text; "none"): the ids of a request about it."""
         job = job or await self.insert_job()
         picture = columns.get("img_asset_id") or await self.insert_picture(self.write_asset(draw_text_picture()))
         row = (job, None if picture == "none" else picture, columns.get("overlaid"), step, status)
@@ -96,7 +96,7 @@ async def open_source_database(database_url: str, assets: Path) -> AsyncIterator
 
 @dataclass(frozen=True)
 class GatewayClient:
-    """The gateway's routes over real HTTP calls into an application, and requests over the bus."""
+    """An HTTP client of the gateway's application, and its client for requests over the bus."""
 
     http: httpx.AsyncClient
     requests: RequestClient
@@ -104,12 +104,12 @@ class GatewayClient:
 
 @asynccontextmanager
 async def open_gateway_client(bus: BusSettings, store: StoreSettings, **environment: Any) -> AsyncIterator[GatewayClient]:
-    """The gateway itself. `vertex`: variables for it, by their names in the environment."""
-    told = {"GATEWAY_HEALTH_NEEDS_CONSULT": "true", "GATEWAY_READY_SECONDS": "4"} | environment
+    """A gateway with these environment variables."""
+    variables = {"GATEWAY_HEALTH_NEEDS_CONSULT": "true", "GATEWAY_READY_SECONDS": "4"} | environment
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         app = create_app(bus, GatewaySettings(max_body_bytes=10 << 20), store)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60)
     async with app.router.lifespan_context(app), client as http:
-        yield GatewayClient(http, app.state.requests)
+        yield GatewayClient(http, app.state.services.commands.requests)

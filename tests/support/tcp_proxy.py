@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can be slow, silent, half-open, refusing or cut."""
+"""A TCP proxy on loopback that can delay, stall, half-open or abort its connections, or answer in place of the server."""
 
 import asyncio
 import ssl
@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, suppress
 
 
 class TcpProxy:
-    """Passes bytes on to `port`.
+    """Forwards bytes to `port`.
 
-    `delay_seconds` is added to each chunk; while `flowing` is unset nothing moves, and nobody is told. `answer`: what is said to
-    everybody who asks, in place of the part behind.
+    `delay_seconds` is added to each chunk. While `flow_enabled` is unset nothing is forwarded, and the connections stay open.
+    `fixed_response` is sent to every client in place of the server's.
     """
 
     def __init__(self, port: int) -> None:
@@ -25,30 +25,30 @@ class TcpProxy:
         self._half_open_writers: set[asyncio.StreamWriter] = set()
 
     def abort_connections(self) -> None:
-        """End every connection at once, without a goodbye."""
-        for line in self._writers | self._half_open_writers:
-            line.transport.abort()
+        """Reset every connection."""
+        for writer in self._writers | self._half_open_writers:
+            writer.transport.abort()
         self._half_open_writers.clear()
 
     def half_open(self) -> None:
-        """The far end is gone, as after its machine was switched off; the near end is not told, and its words go nowhere."""
+        """Drop the server side, as when its machine is switched off: clients notice nothing, and what they send is discarded."""
         self._half_open_writers |= self._writers - self._upstream_writers
-        for line in list(self._upstream_writers):
-            line.transport.abort()
+        for writer in list(self._upstream_writers):
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.fixed_response is not None:
             await self.send_fixed_response(reader, writer, self.fixed_response)
             return
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, back}
-        self._upstream_writers.add(back)
-        for pump in (self.copy_stream(reader, back, writer), self.copy_stream(there, writer, writer)):
-            task = asyncio.create_task(pump)
+        self._writers |= {writer, upstream_writer}
+        self._upstream_writers.add(upstream_writer)
+        for copying in (self.copy_stream(reader, upstream_writer, writer), self.copy_stream(upstream_reader, writer, writer)):
+            task = asyncio.create_task(copying)
             self._copy_tasks.add(task)
             task.add_done_callback(self._copy_tasks.discard)
 
@@ -77,14 +77,14 @@ class TcpProxy:
 
     async def close(self) -> None:
         self.abort_connections()
-        for pump in list(self._copy_tasks):
-            pump.cancel()
+        for task in list(self._copy_tasks):
+            task.cancel()
         await asyncio.gather(*self._copy_tasks, return_exceptions=True)
 
 
 @asynccontextmanager
 async def open_proxy(port: int, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[TcpProxy]:
-    """`shown`: speak TLS at the near end."""
+    """A proxy in front of a local port. With `ssl_context`, clients connect with TLS."""
     proxy = TcpProxy(port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=ssl_context)
     proxy.port = server.sockets[0].getsockname()[1]

@@ -1,6 +1,6 @@
-"""An OpenAI-compatible server that sees, and is not ours: the one of transformers, with a tiny LLaVA that is made here.
+"""A third-party OpenAI-compatible server for vision-language models: that of transformers, with a tiny LLaVA.
 
-vLLM's own vision models want torchvision, which has no build for a CPU's torch.
+vLLM's own vision models need torchvision, which has no build for the CPU version of torch.
 """
 
 import os
@@ -22,17 +22,17 @@ START_SECONDS = 120
 
 @contextmanager
 def transformers_server(folder: Path) -> Iterator[str]:
-    """Its URL, with `/v1`. The model lies in a hub cache of its own, so that the server lists it."""
-    place = folder / f"models--{MODEL_ID.replace('/', '--')}"
-    write_tiny_llava(place / "snapshots" / COMMIT)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(COMMIT)
+    """Start the server; its URL, with `/v1`. The model is in a hub cache in `folder`, so that the server lists it."""
+    repository = folder / f"models--{MODEL_ID.replace('/', '--')}"
+    write_tiny_llava(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
     (port,) = daemon.free_ports(1)
     program = Path(sys.executable).with_name("transformers")
-    words = [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    quiet = {"HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log.txt").open("wb") as said:
-        process = subprocess.Popen(words, stdout=said, stderr=said, env=os.environ | quiet)
+    command = [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {"HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
         yield f"http://127.0.0.1:{port}/v1"
@@ -49,4 +49,4 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
                 return
         except httpx.HTTPError:
             time.sleep(0.5)
-    raise AssertionError(f"the server did not come up: {log.read_text(errors='replace')[-3000:]}")
+    raise AssertionError(f"the server did not start: {log.read_text(errors='replace')[-3000:]}")

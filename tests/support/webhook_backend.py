@@ -1,4 +1,4 @@
-"""A backend for the webhook tests: a real HTTP server that writes down what it hears and answers as it is told."""
+"""A webhook backend for tests: a real HTTP server that records its requests and answers with configured responses."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STATUS_OK = 200
-OMIT_HEADER = "unsaid"
-"""A header that is left out."""
+OMIT_HEADER = "omitted"
+"""The value of a header that is left out."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class RecordedRequest:
 
 @dataclass
 class WebhookBackend:
-    """`answers` are given in turn, then 200 for ever. An answer is a status, a status with headers, or None: hang up without a word.
+    """`responses` are given in turn, then 200. One is a status, a status with headers, or None: close without a response.
 
-    Each request heard adds one to `arrived`; with `hold` no answer is given until it is set.
+    Each request releases `request_semaphore`; with a `release_event` no response is given until it is set.
     """
 
     responses: list[int | tuple[int, dict[str, str]] | None] = field(default_factory=list)
@@ -43,9 +43,9 @@ class WebhookBackend:
             self.request_semaphore.release()
             if self.release_event:
                 await self.release_event.wait()
-            answer = self.responses.pop(0) if self.responses else STATUS_OK
-            if answer is not None:
-                writer.write(response_bytes(answer))
+            response = self.responses.pop(0) if self.responses else STATUS_OK
+            if response is not None:
+                writer.write(response_bytes(response))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -54,7 +54,7 @@ class WebhookBackend:
 
     @property
     def paths(self) -> list[str]:
-        return [heard.path.rpartition("/")[2] for heard in self.requests]
+        return [request.path.rpartition("/")[2] for request in self.requests]
 
 
 async def read_request(reader: asyncio.StreamReader) -> RecordedRequest:
@@ -68,8 +68,8 @@ async def read_request(reader: asyncio.StreamReader) -> RecordedRequest:
 def response_bytes(response: int | tuple[int, dict[str, str]]) -> bytes:
     status, headers = (response, {}) if isinstance(response, int) else response
     body = b'{"success":true}' if status == STATUS_OK else b'{"error":"Generation not found"}'
-    told = {"Content-Length": str(len(body)), **headers}
-    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in told.items() if value != OMIT_HEADER)]
+    fields = {"Content-Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in fields.items() if value != OMIT_HEADER)]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

@@ -1,6 +1,7 @@
-"""Every command in the documents is one that works: run here, read by its own parser, or named as not run. Links and settings exist.
+"""Documents say only what works: each command is run here, parsed by its own parser, or named as not run; links, settings and files exist.
 
-docs/http.md and docs/dead-letters.md are run command by command in tests/integration/.
+docs/http.md and docs/dead-letters.md are run command by command in tests/integration/, and the programs in Python by
+test_example_programs.
 """
 
 import importlib.util
@@ -17,18 +18,19 @@ from bus.settings import BusSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from ops.cli import main, parser
+from ops.docgen.configuration import COMPOSE_VARIABLES
 from ops.docgen.settings_catalog import all_settings
 
 ROOT = Path(__file__).parents[2]
 TOP_LEVEL_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP_LEVEL_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
-TESTED_ELSEWHERE = {"http.md": "test_http_page", "dead-letters.md": "test_dead_letter"}
+TESTED_ELSEWHERE = {"http.md": "test_http_document", "dead-letters.md": "test_dead_letter"}
 NOT_RUN = frozenset({"docker", "gcloud", "gsutil", "kubectl", "helm", "runpodctl"})
-"""They need a container engine, a cluster or an account."""
+"""Programs that need a container engine, a cluster or an account."""
 RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
-"""Small, and the same everywhere: called as they stand."""
+"""Commands without a side effect: run as they are."""
 EXTERNALLY_READ = re.compile(r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID")
-"""The broker's parts are read by hand, OTEL_ by OpenTelemetry's SDK as well, and the rest are a page's own."""
+"""Variables that no settings class has: the parts of the broker's URL, OpenTelemetry's own, and a page's own."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Without the variables set before it, and without a remark after it."""
+        """Without the variables before it, and without a comment after it."""
         words = shlex.split(self.line, comments=True)
         while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
             words.pop(0)
@@ -49,27 +51,27 @@ class Command:
         return re.findall(r"(?:^|\s)([A-Z][A-Z0-9_]*)=", self.line.split(" --", 1)[0])
 
 
-def fenced(page: Path, *languages: str) -> list[str]:
+def fenced_blocks(page: Path, *languages: str) -> list[str]:
     return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def commands() -> Iterator[Command]:
+def documented_commands() -> Iterator[Command]:
     for page in PAGES:
-        for block in fenced(page, "bash", "sh"):
+        for block in fenced_blocks(page, "bash", "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.strip() and not line.startswith("#"):
                     yield Command(page.name, line)
 
 
-def mends(command: Command) -> str | None:
-    """What is wrong with a command; None when it is one that works."""
+def find_error(command: Command) -> str | None:
+    """Return what is wrong with a command, or None."""
     match command.words:
         case [] | ["export", *_]:
             return None
         case ["make", target, *rest]:
-            return wrong_target(target, rest)
+            return find_make_error(target, rest)
         case ["atelier", *words]:
-            return wrong_words(words)
+            return find_parser_error(words)
         case ["python" | "python3", "-m", module, *_]:
             return None if importlib.util.find_spec(module) else f"no module {module}"
         case ["pip", "install", *_] | ["pre-commit", "install"] | ["cd" | "cp" | "git", *_]:
@@ -80,18 +82,18 @@ def mends(command: Command) -> str | None:
             named = re.findall(r"`(\w+\.md)`", (ROOT / "docs" / "README.md").read_text().partition("not run here")[2])
             return None if command.page in named else f"{program} is not run here, and docs/README.md does not say so of {command.page}"
         case _:
-            return "nobody knows how to check it"
+            return "no rule checks this program"
 
 
-def wrong_target(target: str, rest: list[str]) -> str | None:
+def find_make_error(target: str, rest: list[str]) -> str | None:
     if not re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
-        return f"make knows no {target}"
+        return f"the Makefile has no target {target}"
     options = [shlex.split(word.removeprefix("ARGS=")) for word in rest if word.startswith("ARGS=")]
-    return wrong_words([target, *options[0]]) if options and target in ("demo", "up") else None
+    return find_parser_error([target, *options[0]]) if options and target in ("demo", "up") else None
 
 
-def wrong_words(words: list[str]) -> str | None:
-    """The command line's own parser decides. A placeholder such as $ID stands for one word."""
+def find_parser_error(words: list[str]) -> str | None:
+    """Let the command line's own parser decide. A placeholder such as $ID stands for one word."""
     try:
         parser().parse_args([re.sub(r"^\$\w+$", "00000000-0000-0000-0000-000000000000", word) for word in words])
     except SystemExit as ended:
@@ -99,12 +101,12 @@ def wrong_words(words: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("command", list(commands()), ids=lambda command: f"{command.page}: {command.line[:60]}")
-def test_a_command_in_the_documents_works(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", list(documented_commands()), ids=lambda command: f"{command.page}: {command.line[:60]}")
+def test_documented_command_works(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     if command.page in TESTED_ELSEWHERE and command.words[0] != "atelier":
         assert list((ROOT / "tests" / "integration").glob(f"{TESTED_ELSEWHERE[command.page]}*.py"))
         return
-    assert mends(command) is None, f"{command.line}\n{capsys.readouterr().err}"
+    assert find_error(command) is None, f"{command.line}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("words", RUN, ids=" ".join)
@@ -115,8 +117,8 @@ def test_safe_documented_commands_succeed(words: tuple[str, ...], capsys: pytest
 
 def test_invalid_documented_command_is_detected() -> None:
     wrong = ["make demoo", "atelier run", "atelier doctor --jason", "make demo ARGS='--cuont 2'", "frobnicate now", "python -m ops.nowhere"]
-    assert [line for line in wrong if mends(Command("observing.md", line)) is None] == []
-    assert "does not say so of observing.md" in str(mends(Command("observing.md", "docker compose up")))
+    assert [line for line in wrong if find_error(Command("observing.md", line)) is None] == []
+    assert "does not say so of observing.md" in str(find_error(Command("observing.md", "docker compose up")))
 
 
 @pytest.mark.parametrize("page", ["migration.md", "backend.md", "seeing.md"])
@@ -137,6 +139,18 @@ def test_links_have_targets(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+FILE_NAME = re.compile(r"`((?:contracts|bus|actors|gateway|ops|tests|training|benchmarks|docs)/[\w/.-]*)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    assert [name for name in FILE_NAME.findall(page.read_text()) if not (ROOT / name).exists()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 80
+
+
 def test_every_page_is_linked_from_readme() -> None:
     linked = (ROOT / "README.md").read_text() + (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in PAGES if page.name not in linked and page.name != "README.md"] == []
@@ -144,9 +158,9 @@ def test_every_page_is_linked_from_readme() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
-    known = {name for setting in all_settings() for name in setting.names}
+    known = {name for setting in all_settings() for name in setting.names} | {variable.name for variable in COMPOSE_VARIABLES}
     quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     shown = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9]\b", quoted)
-    set_in_commands = [name for command in commands() if command.page == page.name for name in command.variables]
+    set_in_commands = [name for command in documented_commands() if command.page == page.name for name in command.variables]
     named = {*shown, *set_in_commands}
     assert sorted(name for name in named - known if not EXTERNALLY_READ.fullmatch(name)) == []

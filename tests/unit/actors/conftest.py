@@ -1,4 +1,4 @@
-"""What an actor is given: a context, and the real parts that need nothing outside this process."""
+"""Fixtures for the handlers of actors: a context, a claim store in a folder, and a backend for webhooks."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,5 +25,5 @@ async def claims(tmp_path: Path) -> AsyncIterator[ClaimStore]:
 
 @pytest.fixture
 async def backend() -> AsyncIterator[WebhookBackend]:
-    async with open_webhook_backend() as listening:
-        yield listening
+    async with open_webhook_backend() as webhook_backend:
+        yield webhook_backend

@@ -1,4 +1,4 @@
-"""The image actor: what it asks of the engine, and which LoRA it lets come near."""
+"""The image actor: its settings, the request to the engine, and the LoRA file cache."""
 
 import asyncio
 import hashlib
@@ -11,12 +11,12 @@ import pytest
 from actors.engines.diffusion.lora.file_cache import LoraFileCache, redact_uri
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
-from actors.image import ACTOR, build_engine_request, derive_seed, fetch_lora
+from actors.image import build_actor, build_engine_request, derive_seed, fetch_lora
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
 from contracts.image import Image, Lora
 from tests.support.actor_context import make_context
-from tests.unit.actors.engines.diffusion.lora.test_validation import pair, write
+from tests.support.lora_files import lora_pair, write_safetensors
 
 
 @pytest.fixture
@@ -26,26 +26,27 @@ def loras(claims: ClaimStore, tmp_path: Path) -> LoraFileCache:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    return write(tmp_path / "style.safetensors", pair())
+    return write_safetensors(tmp_path / "style.safetensors", lora_pair())
 
 
-def test_the_parent_of_the_model_process_never_imports_torch() -> None:
+def test_actor_module_imports_no_model_library() -> None:
     code = "import sys, actors.image; assert not {'torch', 'diffusers', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
-def test_prefetch_is_ten() -> None:
-    assert ACTOR.prefetch == 10
+def test_prefetch_is_ten_by_default() -> None:
+    assert build_actor().prefetch == 10
 
 
-def test_the_setting_keeps_the_source_systems_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_when_the_actor_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when its module is imported. The variable has the source system's name."""
     monkeypatch.setenv("MAX_CONCURRENT_GENERATIONS", "3")
-    assert ImageSettings().max_concurrent_generations == 3
+    assert build_actor().prefetch == 3
 
 
 def test_missing_seed_is_derived_from_message_id() -> None:
-    one, again = (build_engine_request(Image(prompt="x"), make_context("m-1"), None).seed for _ in range(2))
-    assert one == again == derive_seed("m-1") != derive_seed("m-2")
+    first, second = (build_engine_request(Image(prompt="x"), make_context("m-1"), None).seed for _ in range(2))
+    assert first == second == derive_seed("m-1") != derive_seed("m-2")
     assert build_engine_request(Image(prompt="x", seed=0), make_context("m-1"), None).seed == 0
 
 
@@ -63,44 +64,45 @@ async def test_concurrent_orders_share_one_lora_fetch(loras: LoraFileCache, weig
     assert loras.fetch_count == 1
 
 
-async def test_weights_that_are_named_by_their_sha256_need_no_fetch_from_elsewhere(loras: LoraFileCache, weights: Path) -> None:
+async def test_cached_lora_is_found_by_sha256_without_fetch(loras: LoraFileCache, weights: Path) -> None:
     file = await loras.fetch(Lora(uri=weights.as_uri()))
-    again = await loras.fetch(Lora(uri="s3://gone/style.safetensors", sha256=file.sha256))
-    assert again.path == file.path
+    cached = await loras.fetch(Lora(uri="s3://gone/style.safetensors", sha256=file.sha256))
+    assert cached.path == file.path
     assert loras.fetch_count == 1
 
 
-async def test_lora_with_wrong_sha256_is_rejected_and_not_cached(loras: LoraFileCache, weights: Path) -> None:
-    with pytest.raises(PermanentError) as caught:
+async def test_lora_with_wrong_sha256_is_rejected_and_not_cached(loras: LoraFileCache, weights: Path, tmp_path: Path) -> None:
+    other = await loras.fetch(Lora(uri=write_safetensors(tmp_path / "other.safetensors", lora_pair(3)).as_uri()))
+    with pytest.raises(PermanentError) as raised:
         await loras.fetch(Lora(uri=weights.as_uri(), sha256="0" * 64))
-    assert caught.value.code == "lora-invalid"
-    assert list(loras.folder.glob("*")) == [] if loras.folder.exists() else True
+    assert raised.value.code == "lora-invalid"
+    assert list(loras.folder.glob("*")) == [other.path], "the folder exists and holds the other file only"
 
 
 async def test_broken_lora_is_named_and_not_cached(loras: LoraFileCache, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"\x80\x04 this was pickled")
-    with pytest.raises(PermanentError) as caught:
+    broken.write_bytes(b"\x80\x04 a pickle")
+    with pytest.raises(PermanentError) as raised:
         await loras.fetch(Lora(uri=broken.as_uri()))
-    assert caught.value.code == "lora-invalid"
-    assert "broken.safetensors" in str(caught.value)
+    assert raised.value.code == "lora-invalid"
+    assert "broken.safetensors" in str(raised.value)
     assert list(loras.folder.glob("*")) == []
 
 
-async def test_missing_weights_are_fatal_only_when_they_are_required(loras: LoraFileCache, tmp_path: Path) -> None:
+async def test_missing_lora_is_an_error_only_when_required(loras: LoraFileCache, tmp_path: Path) -> None:
     uri = (tmp_path / "lost.safetensors").as_uri()
-    with pytest.raises(PermanentError) as caught:
+    with pytest.raises(PermanentError) as raised:
         await fetch_lora(Lora(uri=uri), loras)
-    assert caught.value.code == "lora-missing"
+    assert raised.value.code == "lora-missing"
     assert await fetch_lora(Lora(uri=uri, required=False), loras) is None
 
 
-async def test_the_cache_on_the_disk_stays_within_its_limit(claims: ClaimStore, tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{rank}.safetensors", pair(rank)) for rank in (2, 3, 4)]
+async def test_disk_cache_stays_within_its_size_limit(claims: ClaimStore, tmp_path: Path) -> None:
+    files = [write_safetensors(tmp_path / f"{rank}.safetensors", lora_pair(rank)) for rank in (2, 3, 4)]
     limit = files[1].stat().st_size + files[2].stat().st_size
     loras = LoraFileCache(claims, ImageSettings(local_cache=tmp_path / "cache", lora_cache_bytes=limit))
-    kept = [await loras.fetch(Lora(uri=file.as_uri())) for file in files]
-    assert [file.path.exists() for file in kept] == [False, True, True]
+    cached = [await loras.fetch(Lora(uri=file.as_uri())) for file in files]
+    assert [file.path.exists() for file in cached] == [False, True, True]
 
 
 def test_fault_text_hides_url_signature() -> None:

@@ -1,4 +1,4 @@
-"""The overlay actor: where the text goes, that it can be read there, and what is told of it."""
+"""The overlay actor: the text's position and contrast, and the reported layout."""
 
 import io
 from typing import Any
@@ -21,7 +21,7 @@ GREY = (110, 110, 110)
 
 
 class OverlayRig:
-    """Letters pictures of the tests."""
+    """Stores pictures and runs the actor on them."""
 
     def __init__(self, claims: ClaimStore, context: Context) -> None:
         self.claims, self.context = claims, context
@@ -45,13 +45,13 @@ def plain(color: tuple[int, int, int] = GREY, side: int = 400) -> Image.Image:
     return Image.new("RGB", (side, side), color)
 
 
-def noisy_except(box: tuple[int, int, int, int], quiet: tuple[int, int, int] = GREY) -> Image.Image:
-    """Stripes everywhere but in a box."""
+def striped_except(box: tuple[int, int, int, int], color: tuple[int, int, int] = GREY) -> Image.Image:
+    """A picture with stripes everywhere but in `box`."""
     picture = plain()
     draw = ImageDraw.Draw(picture)
     for x in range(0, 400, 8):
         draw.rectangle((x, 0, x + 3, 400), fill="white")
-    draw.rectangle(box, fill=quiet)
+    draw.rectangle(box, fill=color)
     return picture
 
 
@@ -68,33 +68,33 @@ async def test_drawn_text_stays_within_reported_region(overlay_rig: OverlayRig, 
 
 
 @pytest.mark.parametrize(
-    ("box", "place"),
+    ("box", "y_align"),
     [((0, 0, 400, 130), "top"), ((0, 270, 400, 400), "bottom"), ((0, 135, 400, 265), "middle")],
 )
-async def test_text_is_placed_in_low_detail_region(overlay_rig: OverlayRig, box: tuple[int, int, int, int], place: str) -> None:
-    done, _ = await overlay_rig.draw(noisy_except(box))
-    assert done.layout["y_align"] == place
+async def test_text_is_placed_in_low_detail_region(overlay_rig: OverlayRig, box: tuple[int, int, int, int], y_align: str) -> None:
+    done, _ = await overlay_rig.draw(striped_except(box))
+    assert done.layout["y_align"] == y_align
 
 
 async def test_requested_region_is_used_and_protected_region_avoided(overlay_rig: OverlayRig) -> None:
-    told, _ = await overlay_rig.draw(plain(), x_align="right", y_align="bottom")
+    aligned, _ = await overlay_rig.draw(plain(), x_align="right", y_align="bottom")
     free, _ = await overlay_rig.draw(plain(), protected_region={"x": 0, "y": 0, "width": 1, "height": 0.5})
-    assert (told.layout["x_align"], told.layout["y_align"]) == ("right", "bottom")
+    assert (aligned.layout["x_align"], aligned.layout["y_align"]) == ("right", "bottom")
     assert free.text_region.y >= 0.5
 
 
-@pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (119, 119, 119), (200, 30, 30), (250, 240, 60)])
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (119, 119, 119), (200, 30, 30), (250, 240, 60)])
 @pytest.mark.parametrize("color", [None, "777777", "#FFFF00"])
-async def test_text_contrast_is_always_sufficient(overlay_rig: OverlayRig, ground: tuple[int, int, int], color: str | None) -> None:
-    """The contrast that is told is the contrast there is, and it is enough; a plate helps where no colour could."""
-    done, picture = await overlay_rig.draw(plain(ground), **({"text_color": color} if color else {}))
+async def test_text_contrast_is_always_sufficient(overlay_rig: OverlayRig, background: tuple[int, int, int], color: str | None) -> None:
+    """The reported contrast is the real one and is high enough; a backdrop is added where no text colour suffices."""
+    done, picture = await overlay_rig.draw(plain(background), **({"text_color": color} if color else {}))
     assert done.contrast_ratio >= done.contrast_required
-    behind = picture.getpixel((round(done.text_region.x * 400) + 1, round(done.text_region.y * 400) + 1))
+    backdrop = picture.getpixel((round(done.text_region.x * 400) + 1, round(done.text_region.y * 400) + 1))
     text = tuple(int(done.text_color[at : at + 2], 16) for at in (0, 2, 4))
-    assert contrast_ratio(behind, text) == pytest.approx(done.contrast_ratio, abs=0.1)  # type: ignore[arg-type]
+    assert contrast_ratio(backdrop, text) == pytest.approx(done.contrast_ratio, abs=0.1)  # type: ignore[arg-type]
 
 
-async def test_a_recommended_colour_is_taken_where_it_can_be_read(overlay_rig: OverlayRig) -> None:
+async def test_recommended_colour_is_used_when_readable(overlay_rig: OverlayRig) -> None:
     font = {"font_style": "bold", "font_name": "x", "font_size_category": "large", "font_color_hex": "ffffff", "reasoning": "r"}
     done, _ = await overlay_rig.draw(plain((10, 10, 10)), font_recommendation=font)
     small, _ = await overlay_rig.draw(
@@ -104,7 +104,7 @@ async def test_a_recommended_colour_is_taken_where_it_can_be_read(overlay_rig: O
     assert done.layout["font_size"] > small.layout["font_size"]
 
 
-async def test_the_layout_has_what_the_source_system_expects(overlay_rig: OverlayRig) -> None:
+async def test_layout_has_fields_of_the_source_system(overlay_rig: OverlayRig) -> None:
     done, picture = await overlay_rig.draw(plain(), "오늘만\n반값")
     assert set(done.layout) == {
         *("text", "wrapped_text", "x_align", "y_align", "text_size", "font_name", "font_size", "font_path"),
@@ -117,13 +117,13 @@ async def test_the_layout_has_what_the_source_system_expects(overlay_rig: Overla
     assert done.bare_image.sha256 != done.images[0].sha256
 
 
-async def test_the_same_command_twice_is_the_same_overlay(overlay_rig: OverlayRig) -> None:
+async def test_same_command_gives_same_overlay(overlay_rig: OverlayRig) -> None:
     first, _ = await overlay_rig.draw(plain())
     second, _ = await overlay_rig.draw(plain())
     assert first == second
 
 
-def test_words_stay_whole_and_only_what_is_too_wide_is_broken() -> None:
+def test_only_words_that_are_too_wide_are_broken() -> None:
     faces = load_fonts()
     lines = wrap_text("aa bb 따뜻한그릇따뜻한그릇따뜻한그릇 cc", faces, 20, 100)
     assert all(measure_width(line, faces, 20) <= 100 for line in lines)
@@ -131,7 +131,7 @@ def test_words_stay_whole_and_only_what_is_too_wide_is_broken() -> None:
     assert lines[0].startswith("aa bb")
 
 
-def test_a_long_text_becomes_smaller_letters() -> None:
+def test_long_text_gets_smaller_font_size() -> None:
     faces = load_fonts()
     assert fit_text("word " * 60, faces, (400, 400), "large").font_size < fit_text("word", faces, (400, 400), "large").font_size
 
@@ -141,6 +141,6 @@ def test_a_long_text_becomes_smaller_letters() -> None:
     [({"text": "\u200b"}, "text-empty"), ({"text": "\U00013000"}, "glyph-missing"), ({"job_variants_id": "x"}, "invalid-uuid")],
 )
 async def test_impossible_overlay_names_reason(overlay_rig: OverlayRig, command: dict[str, Any], code: str) -> None:
-    with pytest.raises(PermanentError) as refused:
+    with pytest.raises(PermanentError) as raised:
         await overlay_rig.draw(plain(), **command)
-    assert refused.value.code == code
+    assert raised.value.code == code

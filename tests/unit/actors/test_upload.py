@@ -1,4 +1,4 @@
-"""The upload actor: under which key a picture lies, and at which address it is read."""
+"""The upload actor: the keys of uploaded pictures and their public addresses."""
 
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ async def test_multiple_images_are_stored_in_order_folder(claims: ClaimStore, co
     assert [url.removeprefix(tmp_path.as_uri()) for url in uploaded.result_urls] == ["/generations/gen-7/0.png", "/generations/gen-7/1.png"]
 
 
-async def test_an_upload_done_twice_is_one_object(claims: ClaimStore, context: Context, tmp_path: Path) -> None:
+async def test_repeated_upload_is_one_object(claims: ClaimStore, context: Context, tmp_path: Path) -> None:
     assert await upload_pictures(claims, context, b"picture") == await upload_pictures(claims, context, b"picture")
     assert [path.name for path in (tmp_path / "generations").iterdir()] == ["gen-7.png"]
 
 
-async def test_the_key_is_a_setting(claims: ClaimStore, context: Context, tmp_path: Path) -> None:
+async def test_key_template_is_a_setting(claims: ClaimStore, context: Context, tmp_path: Path) -> None:
     await upload_pictures(claims, context, b"picture", media_type="image/jpeg", key="out/{name}/final.{extension}")
     assert (tmp_path / "out" / "gen-7" / "final.jpg").exists()
 
@@ -71,7 +71,7 @@ async def test_non_image_is_not_uploaded(claims: ClaimStore, context: Context) -
     assert error.value.code == "media-refused"
 
 
-async def test_a_public_address_is_used_where_the_settings_know_one(tmp_path: Path, context: Context) -> None:
+async def test_public_address_from_settings_is_used(tmp_path: Path, context: Context) -> None:
     async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri(), store_public_url="https://cdn.example/media/")) as claims:
         assert (await upload_pictures(claims, context, b"picture")).result_url == "https://cdn.example/media/generations/gen-7.png"
 
@@ -79,11 +79,11 @@ async def test_a_public_address_is_used_where_the_settings_know_one(tmp_path: Pa
 async def test_alternative_destination_is_used(
     claims: ClaimStore, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goal = tmp_path / "public place"
-    monkeypatch.setenv("UPLOAD_URL", goal.as_uri())
+    destination = tmp_path / "public place"
+    monkeypatch.setenv("UPLOAD_URL", destination.as_uri())
     image = await claims.write(b"picture", media_type="image/png")
-    async with open_upload(Resources(claims)) as handle:
-        uploaded = await handle(Upload(images=[image], name="gen-7"), context)
+    async with open_upload(Resources(claims)) as handler:
+        uploaded = await handler(Upload(images=[image], name="gen-7"), context)
     assert isinstance(uploaded, UploadDone)
-    assert uploaded.result_url == (goal / "generations" / "gen-7.png").as_uri()
-    assert (goal / "generations" / "gen-7.png").read_bytes() == b"picture"
+    assert uploaded.result_url == (destination / "generations" / "gen-7.png").as_uri()
+    assert (destination / "generations" / "gen-7.png").read_bytes() == b"picture"

@@ -1,4 +1,4 @@
-"""The watermark actor: what is drawn and where, what is written into the PNG, and what is refused."""
+"""The watermark actor: size, position and opacity of the signature, the PNG's metadata, and rejected pictures."""
 
 import io
 import struct
@@ -23,14 +23,14 @@ GREY = (128, 128, 128)
 POSITIONS = ["top-left", "top-center", "top-right", "bottom-left", "bottom-center", "bottom-right"]
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
+def encode_image(picture: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **more)
+    picture.save(file, image_format, **options)
     return file.getvalue()
 
 
 class WatermarkRig:
-    """Signs pictures of the tests."""
+    """Stores pictures and runs the actor on them."""
 
     def __init__(self, claims: ClaimStore, context: Context) -> None:
         self.claims, self.context = claims, context
@@ -57,19 +57,19 @@ def watermark_rig(claims: ClaimStore, context: Context) -> WatermarkRig:
     return WatermarkRig(claims, context)
 
 
-def ink(signed: Image.Image, ground: tuple[int, int, int] = GREY) -> tuple[int, int, int, int] | None:
-    """The box of everything that differs from the ground: left, top, right, bottom."""
-    return ImageChops.difference(signed, Image.new("RGB", signed.size, ground)).getbbox()
+def drawn_box(signed: Image.Image, background: tuple[int, int, int] = GREY) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of all pixels that differ from the background."""
+    return ImageChops.difference(signed, Image.new("RGB", signed.size, background)).getbbox()
 
 
 def plain(width: int = 512, height: int = 512) -> bytes:
-    return encoded(Image.new("RGB", (width, height), GREY))
+    return encode_image(Image.new("RGB", (width, height), GREY))
 
 
 @pytest.mark.parametrize("text", ["Jane Doe", "김민수 작가", "Łukasz Žižek", "József 김"])
-async def test_a_text_is_as_wide_as_its_share_and_stays_off_the_edges(watermark_rig: WatermarkRig, text: str) -> None:
+async def test_text_width_is_its_share_with_margins(watermark_rig: WatermarkRig, text: str) -> None:
     signed = await watermark_rig.sign(plain(), signature={"text": text, "size": "medium", "opacity": 1.0})
-    box = ink(signed)
+    box = drawn_box(signed)
     assert (signed.mode, signed.size) == ("RGB", (512, 512))
     assert box is not None
     assert box[2] - box[0] == pytest.approx(0.25 * 512, abs=1)
@@ -79,17 +79,17 @@ async def test_a_text_is_as_wide_as_its_share_and_stays_off_the_edges(watermark_
 
 @pytest.mark.parametrize(("size", "share"), [("small", 0.15), ("medium", 0.25), ("large", 0.35)])
 async def test_sizes_are_shares_of_the_width(watermark_rig: WatermarkRig, size: str, share: float) -> None:
-    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "red")))
-    box = ink(await watermark_rig.sign(plain(), signature={"image_uri": mark.uri, "size": size, "opacity": 1.0}))
+    mark = await watermark_rig.store(encode_image(Image.new("RGBA", (300, 60), "red")))
+    box = drawn_box(await watermark_rig.sign(plain(), signature={"image_uri": mark.uri, "size": size, "opacity": 1.0}))
     assert box is not None
     assert box[2] - box[0] == round(share * 512)
     assert box[3] - box[1] == pytest.approx(share * 512 / 5, abs=1)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-async def test_a_signature_lies_ten_pixels_from_its_edges(watermark_rig: WatermarkRig, position: str) -> None:
-    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "red")))
-    box = ink(await watermark_rig.sign(plain(512, 256), signature={"image_uri": mark.uri, "position": position, "opacity": 1.0}))
+async def test_signature_has_margin_of_ten_pixels(watermark_rig: WatermarkRig, position: str) -> None:
+    mark = await watermark_rig.store(encode_image(Image.new("RGBA", (300, 60), "red")))
+    box = drawn_box(await watermark_rig.sign(plain(512, 256), signature={"image_uri": mark.uri, "position": position, "opacity": 1.0}))
     assert box is not None
     left, top, right, bottom = box
     vertical, horizontal = position.split("-")
@@ -98,21 +98,21 @@ async def test_a_signature_lies_ten_pixels_from_its_edges(watermark_rig: Waterma
 
 
 async def test_opacity_mixes_the_mark_with_the_picture_in_both_scales(watermark_rig: WatermarkRig) -> None:
-    mark = await watermark_rig.store(encoded(Image.new("RGBA", (300, 60), "white")))
-    strengths = []
+    mark = await watermark_rig.store(encode_image(Image.new("RGBA", (300, 60), "white")))
+    levels = []
     for opacity in (1.0, 0.5, 128, 0.0):
         signed = await watermark_rig.sign(
-            encoded(Image.new("RGB", (256, 256), "black")), signature={"image_uri": mark.uri, "opacity": opacity}
+            encode_image(Image.new("RGB", (256, 256), "black")), signature={"image_uri": mark.uri, "opacity": opacity}
         )
         pixel = signed.getpixel((220, 240))
         assert isinstance(pixel, tuple)
-        strengths.append(pixel[0])
-    assert strengths == [255, pytest.approx(128, abs=1), pytest.approx(128, abs=1), 0]
+        levels.append(pixel[0])
+    assert levels == [255, pytest.approx(128, abs=1), pytest.approx(128, abs=1), 0]
 
 
-@pytest.mark.parametrize("ground", ["white", "black"])
-async def test_text_is_visible_on_any_background(watermark_rig: WatermarkRig, ground: str) -> None:
-    signed = await watermark_rig.sign(encoded(Image.new("RGB", (512, 512), ground)), signature={"text": "Jane Doe"})
+@pytest.mark.parametrize("background", ["white", "black"])
+async def test_text_is_visible_on_any_background(watermark_rig: WatermarkRig, background: str) -> None:
+    signed = await watermark_rig.sign(encode_image(Image.new("RGB", (512, 512), background)), signature={"text": "Jane Doe"})
     levels = signed.convert("L").getextrema()
     assert isinstance(levels[0], int | float)
     assert isinstance(levels[1], int | float)
@@ -120,38 +120,38 @@ async def test_text_is_visible_on_any_background(watermark_rig: WatermarkRig, gr
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 2048), (2048, 64), (12, 12), (1, 1)])
-async def test_a_mark_never_outgrows_its_picture(watermark_rig: WatermarkRig, width: int, height: int) -> None:
-    tall = await watermark_rig.store(encoded(Image.new("RGBA", (20, 4000), "red")))
+async def test_mark_never_exceeds_the_picture(watermark_rig: WatermarkRig, width: int, height: int) -> None:
+    tall = await watermark_rig.store(encode_image(Image.new("RGBA", (20, 4000), "red")))
     for signature in ({"text": "A"}, {"text": "김" * 200}, {"image_uri": tall.uri}):
         signed = await watermark_rig.sign(plain(width, height), signature={**signature, "size": "large"})
         assert signed.size == (width, height)
 
 
-async def test_a_short_text_is_no_taller_than_its_share(watermark_rig: WatermarkRig) -> None:
-    box = ink(await watermark_rig.sign(plain(512, 512), signature={"text": "l", "size": "medium", "opacity": 1.0}))
+async def test_height_of_short_text_is_limited_to_its_share(watermark_rig: WatermarkRig) -> None:
+    box = drawn_box(await watermark_rig.sign(plain(512, 512), signature={"text": "l", "size": "medium", "opacity": 1.0}))
     assert box is not None
     assert box[3] - box[1] <= 0.25 * 512 + 2
 
 
-@pytest.mark.parametrize("letter", ["🎨", "ሀ", "\ue000"])
-async def test_a_letter_that_no_font_has_is_named(watermark_rig: WatermarkRig, letter: str) -> None:
-    with pytest.raises(PermanentError, match=f"U\\+{ord(letter):04X}") as error:
-        await watermark_rig.sign(plain(), signature={"text": f"Jane {letter}"})
+@pytest.mark.parametrize("char", ["🎨", "ሀ", "\ue000"])
+async def test_missing_glyph_is_named(watermark_rig: WatermarkRig, char: str) -> None:
+    with pytest.raises(PermanentError, match=f"U\\+{ord(char):04X}") as error:
+        await watermark_rig.sign(plain(), signature={"text": f"Jane {char}"})
     assert error.value.code == "glyph-missing"
 
 
 async def test_decomposed_unicode_is_drawn_like_composed(watermark_rig: WatermarkRig) -> None:
-    whole, parts = [
+    composed, decomposed = [
         await watermark_rig.sign(plain(), signature={"text": unicodedata.normalize(form, "김민수 Győző")}, artist="x")
         for form in ("NFC", "NFD")
     ]
-    assert ImageChops.difference(whole, parts).getbbox() is None
+    assert ImageChops.difference(composed, decomposed).getbbox() is None
 
 
 @pytest.mark.parametrize("signature", [{}, {"text": ""}, {"text": " \u200b\n "}])
 async def test_image_without_signature_keeps_metadata(watermark_rig: WatermarkRig, signature: dict[str, Any]) -> None:
     signed = await watermark_rig.sign(plain(), signature=signature, artist="Jane")
-    assert ink(signed) is None
+    assert drawn_box(signed) is None
     assert signed.text["artist"] == "Jane"
 
 
@@ -172,18 +172,19 @@ async def test_non_latin_text_is_written_as_itxt(watermark_rig: WatermarkRig, cl
 
 
 async def test_existing_metadata_is_preserved_and_takes_precedence(watermark_rig: WatermarkRig) -> None:
-    """Of four pictures each has a seed of its own, while the order knows the first alone."""
-    words = PngInfo()
-    words.add_text("seed", "45")
-    words.add_itxt("prompt", "고양이", "ko", "프롬프트")
-    words.add_text("artist", "somebody else")
-    signed = await watermark_rig.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words), artist="Jane", metadata={"seed": 42, "steps": 50})
+    """Each picture of an order has its own seed, but the order's metadata has only the first one's."""
+    chunks = PngInfo()
+    chunks.add_text("seed", "45")
+    chunks.add_itxt("prompt", "고양이", "ko", "프롬프트")
+    chunks.add_text("artist", "somebody else")
+    picture = encode_image(Image.new("RGB", (64, 64)), pnginfo=chunks)
+    signed = await watermark_rig.sign(picture, artist="Jane", metadata={"seed": 42, "steps": 50})
     assert signed.text == {"seed": "45", "steps": "50", "prompt": "고양이", "artist": "Jane", "job": "generation-7"}
     assert signed.text["prompt"].lang == "ko"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("key", ["", " seed", "seed ", "a  b", "x" * 80, "씨앗", "a\0b"])
-async def test_a_key_that_png_forbids_is_left_out_and_harms_nothing(watermark_rig: WatermarkRig, key: str) -> None:
+async def test_invalid_metadata_key_is_skipped(watermark_rig: WatermarkRig, key: str) -> None:
     signed = await watermark_rig.sign(plain(), metadata={key: "1", "steps": 2, "long": "x" * 40_000})
     assert signed.text == {"steps": "2", "job": "generation-7"}
 
@@ -191,53 +192,53 @@ async def test_a_key_that_png_forbids_is_left_out_and_harms_nothing(watermark_ri
 async def test_exif_and_icc_profiles_are_removed(watermark_rig: WatermarkRig) -> None:
     exif = Image.Exif()
     exif[0x010F] = "a camera"
-    signed = await watermark_rig.sign(encoded(Image.new("RGB", (64, 64), GREY), "JPEG", exif=exif, icc_profile=b"profile"))
+    signed = await watermark_rig.sign(encode_image(Image.new("RGB", (64, 64), GREY), "JPEG", exif=exif, icc_profile=b"profile"))
     assert not {"exif", "icc_profile"} & set(signed.info)
 
 
 async def test_exif_orientation_is_applied(watermark_rig: WatermarkRig) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert (await watermark_rig.sign(encoded(Image.new("RGB", (64, 32)), "JPEG", exif=exif))).size == (32, 64)
+    assert (await watermark_rig.sign(encode_image(Image.new("RGB", (64, 32)), "JPEG", exif=exif))).size == (32, 64)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "RGB"])
 async def test_every_mode_becomes_rgb(watermark_rig: WatermarkRig, mode: str) -> None:
-    signed = await watermark_rig.sign(encoded(Image.new("L", (64, 64), 255).convert(mode)), signature={"text": "x"})
+    signed = await watermark_rig.sign(encode_image(Image.new("L", (64, 64), 255).convert(mode)), signature={"text": "x"})
     assert (signed.mode, signed.getpixel((0, 0))) == ("RGB", (255, 255, 255))
 
 
 async def test_transparency_is_flattened_on_white(watermark_rig: WatermarkRig) -> None:
-    assert (await watermark_rig.sign(encoded(Image.new("RGBA", (64, 64), (200, 0, 0, 0))))).getpixel((0, 0)) == (255, 255, 255)
+    assert (await watermark_rig.sign(encode_image(Image.new("RGBA", (64, 64), (200, 0, 0, 0))))).getpixel((0, 0)) == (255, 255, 255)
 
 
 async def test_sixteen_bit_image_is_scaled_to_eight(watermark_rig: WatermarkRig) -> None:
-    signed = await watermark_rig.sign(encoded(Image.new("I;16", (64, 64), 0x8000)))
+    signed = await watermark_rig.sign(encode_image(Image.new("I;16", (64, 64), 0x8000)))
     assert signed.getpixel((0, 0)) == (128, 128, 128)
 
 
 def decompression_bomb(side: int) -> bytes:
-    """A PNG of a few bytes that claims to be a huge square."""
+    """A small PNG file whose header claims a huge square."""
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(chunk_type: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [6_000, 10_000, 100_000])
-async def test_a_decompression_bomb_is_refused_undecoded(watermark_rig: WatermarkRig, side: int) -> None:
+async def test_decompression_bomb_is_rejected_before_decoding(watermark_rig: WatermarkRig, side: int) -> None:
     with pytest.raises(PermanentError) as error:
         await watermark_rig.sign(decompression_bomb(side))
     assert error.value.code == "image-too-large"
 
 
-async def test_a_bomb_of_text_is_refused(watermark_rig: WatermarkRig) -> None:
-    words = PngInfo()
-    words.add_text("prompt", "x" * (8 << 20), zip=True)
+async def test_compressed_text_bomb_is_rejected(watermark_rig: WatermarkRig) -> None:
+    chunks = PngInfo()
+    chunks.add_text("prompt", "x" * (8 << 20), zip=True)
     with pytest.raises(PermanentError) as error:
-        await watermark_rig.sign(encoded(Image.new("RGB", (64, 64)), pnginfo=words))
+        await watermark_rig.sign(encode_image(Image.new("RGB", (64, 64)), pnginfo=chunks))
     assert error.value.code == "image-unreadable"
 
 
@@ -257,30 +258,31 @@ async def test_truncated_image_is_rejected(watermark_rig: WatermarkRig, data: by
     assert error.value.code == "image-unreadable"
 
 
-async def test_a_signature_of_fifty_megabytes_is_refused(watermark_rig: WatermarkRig) -> None:
+async def test_signature_of_fifty_megabytes_is_rejected(watermark_rig: WatermarkRig) -> None:
     large = await watermark_rig.store(bytes(50 << 20))
     with pytest.raises(PermanentError) as error:
         await watermark_rig.sign(plain(), signature={"image_uri": large.uri})
     assert error.value.code == "asset-too-large"
 
 
-async def test_a_signature_that_is_no_picture_is_refused(watermark_rig: WatermarkRig) -> None:
+async def test_signature_that_is_no_picture_is_rejected(watermark_rig: WatermarkRig) -> None:
     wrong = await watermark_rig.store(b"hello")
     with pytest.raises(PermanentError, match="signature") as error:
         await watermark_rig.sign(plain(), signature={"image_uri": wrong.uri})
     assert error.value.code == "image-unreadable"
 
 
-async def test_a_named_signature_that_is_missing_is_an_error_unless_a_setting_lets_it_pass(watermark_rig: WatermarkRig) -> None:
+async def test_missing_signature_is_an_error_unless_optional(watermark_rig: WatermarkRig) -> None:
     missing = (await watermark_rig.store(b"x")).uri + "x"
     with pytest.raises(PermanentError) as error:
         await watermark_rig.sign(plain(), signature={"image_uri": missing})
     assert error.value.code == "signature-missing"
-    assert ink(await watermark_rig.sign(plain(), WatermarkSettings(signature_required=False), signature={"image_uri": missing})) is None
+    unsigned = await watermark_rig.sign(plain(), WatermarkSettings(signature_required=False), signature={"image_uri": missing})
+    assert drawn_box(unsigned) is None
 
 
-async def test_the_same_order_makes_the_same_bytes(watermark_rig: WatermarkRig) -> None:
-    """So a redelivery writes the same object again."""
+async def test_same_order_gives_same_bytes(watermark_rig: WatermarkRig) -> None:
+    """A redelivery writes the same object again."""
     order: dict[str, Any] = {"signature": {"text": "김민수"}, "artist": "김민수", "metadata": {"seed": 1}}
     first, second = [await watermark_rig.sign(plain(), **order) for _ in range(2)]
     assert first.tobytes() == second.tobytes()

@@ -1,4 +1,4 @@
-"""The webhook actor against a real HTTP server: what is said, in which order, what each answer means. Memory is this process's own."""
+"""The webhook actor against a real HTTP server: requests, their order, and the meaning of each response. Without a database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,8 +38,8 @@ def progress(percent: int = 76) -> Webhook:
 @asynccontextmanager
 async def open_handler(url: str | None, **more: Any) -> AsyncIterator[Handler]:
     settings = WebhookSettings(BACKEND_API_URL=url, internal_api_token="t" * 32, **more)
-    async with open_webhook_client(settings) as sender:
-        yield partial(webhook, client=sender, lock=MemoryDeliveryLock())
+    async with open_webhook_client(settings) as client:
+        yield partial(webhook, client=client, lock=MemoryDeliveryLock())
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ async def send_webhook(backend: WebhookBackend) -> AsyncIterator[Handler]:
 
 async def test_progress_is_a_patch_with_whole_numbers(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     done = await send_webhook(progress(), context)
-    (heard,) = backend.requests
-    assert (heard.method, heard.path) == ("PATCH", "/api/webhooks/inference/progress")
-    assert heard.body == {"generation_id": 7, "progress": PROGRESS}
+    (request,) = backend.requests
+    assert (request.method, request.path) == ("PATCH", "/api/webhooks/inference/progress")
+    assert request.body == {"generation_id": 7, "progress": PROGRESS}
     assert (done.delivered, done.status) == (True, 200)
 
 
-async def test_complete_carries_the_address_and_how_it_was_made(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
+async def test_complete_contains_address_and_metadata(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     await send_webhook(COMPLETE, context)
-    (heard,) = backend.requests
-    assert (heard.method, heard.path) == ("POST", "/api/webhooks/inference/complete")
-    assert heard.body == {
+    (request,) = backend.requests
+    assert (request.method, request.path) == ("POST", "/api/webhooks/inference/complete")
+    assert request.body == {
         "generation_id": 7,
         "result_url": "https://cdn.example/7.png",
         "metadata": {"seed": 42, "steps": 50, "guidance_scale": 7.5},
@@ -78,7 +78,7 @@ async def test_complete_webhook_lists_all_images(send_webhook: Handler, backend:
 
 
 @pytest.mark.parametrize(
-    ("code", "word"),
+    ("code", "error_code"),
     [
         ("out-of-memory", "GPU_OOM"),
         ("attempts-exhausted", "GENERATION_FAILED"),
@@ -87,21 +87,21 @@ async def test_complete_webhook_lists_all_images(send_webhook: Handler, backend:
     ],
 )
 async def test_failed_webhook_contains_reason_and_final_flag(
-    send_webhook: Handler, backend: WebhookBackend, context: Context, code: str, word: str
+    send_webhook: Handler, backend: WebhookBackend, context: Context, code: str, error_code: str
 ) -> None:
     fault = {"code": code, "message": "too large", "step": "image", "attempts": 1}
     await send_webhook(Webhook.model_validate({"kind": "failed", "generation_id": 7, "fault": fault}), context)
-    (heard,) = backend.requests
-    assert (heard.method, heard.path) == ("POST", "/api/webhooks/inference/failed")
-    assert heard.body == {"generation_id": 7, "error_message": "too large", "error_code": word, "retry_count": 3}
+    (request,) = backend.requests
+    assert (request.method, request.path) == ("POST", "/api/webhooks/inference/failed")
+    assert request.body == {"generation_id": 7, "error_message": "too large", "error_code": error_code, "retry_count": 3}
 
 
-async def test_failed_without_a_fault_is_the_backends_own_default(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
+async def test_failed_without_fault_uses_default_error_code(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     await send_webhook(Webhook(kind="failed", generation_id=7), context)
     assert backend.requests[0].body["error_code"] == "GENERATION_FAILED"
 
 
-async def test_every_call_bears_the_token_and_its_source(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
+async def test_every_call_has_token_and_source_headers(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     await send_webhook(COMPLETE, context)
     headers = backend.requests[0].headers
     assert headers["authorization"] == "Bearer " + "t" * 32
@@ -109,12 +109,12 @@ async def test_every_call_bears_the_token_and_its_source(send_webhook: Handler, 
     assert headers["content-type"] == "application/json"
 
 
-async def test_the_signature_is_one_that_the_standards_own_library_verifies(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(backend.url, webhook_secret=f"{SECRET} whsec_b3RoZXI=") as tell:
-        await tell(COMPLETE, context)
-    heard = backend.requests[0]
-    assert StandardWebhook(SECRET).verify(heard.body_bytes, heard.headers) == heard.body
-    assert len(heard.headers["webhook-signature"].split(" ")) == 2
+async def test_signature_is_verified_by_the_standardwebhooks_library(backend: WebhookBackend, context: Context) -> None:
+    async with open_handler(backend.url, webhook_secret=f"{SECRET} whsec_b3RoZXI=") as handler:
+        await handler(COMPLETE, context)
+    request = backend.requests[0]
+    assert StandardWebhook(SECRET).verify(request.body_bytes, request.headers) == request.body
+    assert len(request.headers["webhook-signature"].split(" ")) == 2
 
 
 async def test_webhook_id_is_stable_across_retries(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
@@ -159,15 +159,17 @@ async def test_retry_after_as_a_date_is_respected(send_webhook: Handler, backend
     assert error.value.delay == pytest.approx(90, abs=5)
 
 
-@pytest.mark.parametrize("said", ["soon", "-3", "9" * 400, ""])
-async def test_invalid_retry_after_is_ignored(send_webhook: Handler, backend: WebhookBackend, context: Context, said: str) -> None:
-    backend.responses = [(429, {"Retry-After": said})]
+@pytest.mark.parametrize(("value", "delay"), [("soon", None), ("-3", None), ("", None), ("9" * 400, 999_999_999)])
+async def test_invalid_retry_after_is_ignored_and_huge_one_limited(
+    send_webhook: Handler, backend: WebhookBackend, context: Context, value: str, delay: float | None
+) -> None:
+    backend.responses = [(429, {"Retry-After": value})]
     with pytest.raises(TemporaryError) as error:
         await send_webhook(COMPLETE, context)
-    assert error.value.delay is None or 0 <= error.value.delay < 10**9
+    assert error.value.delay == delay
 
 
-async def test_a_redirect_is_a_refusal_and_not_followed(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
+async def test_redirect_is_a_rejection_and_not_followed(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     backend.responses = [(307, {"Location": f"{backend.url}/elsewhere"})]
     with pytest.raises(PermanentError) as error:
         await send_webhook(COMPLETE, context)
@@ -177,24 +179,24 @@ async def test_a_redirect_is_a_refusal_and_not_followed(send_webhook: Handler, b
 
 async def test_backend_timeout_is_temporary(backend: WebhookBackend, context: Context) -> None:
     backend.release_event = asyncio.Event()
-    async with open_handler(backend.url, webhook_timeout_seconds=0.2) as tell:
+    async with open_handler(backend.url, webhook_timeout_seconds=0.2) as handler:
         with pytest.raises(TemporaryError) as error:
-            await tell(COMPLETE, context)
+            await handler(COMPLETE, context)
     assert error.value.code == "webhook-unanswered"
 
 
-async def test_a_backend_that_is_not_there_is_temporary(context: Context, unused_tcp_port: int) -> None:
-    async with open_handler(f"http://127.0.0.1:{unused_tcp_port}") as tell:
+async def test_unreachable_backend_is_temporary(context: Context, unused_tcp_port: int) -> None:
+    async with open_handler(f"http://127.0.0.1:{unused_tcp_port}") as handler:
         for command in (COMPLETE, FAILED.model_copy(update={"generation_id": 8})):
             with pytest.raises(TemporaryError):
-                await tell(command, context)
+                await handler(command, context)
 
 
-@pytest.mark.parametrize("answer", [503, 404, None, (302, {"Location": "/"})])
+@pytest.mark.parametrize("response", [503, 404, None, (302, {"Location": "/"})])
 async def test_failed_progress_is_not_retried_or_dead_lettered(
-    send_webhook: Handler, backend: WebhookBackend, context: Context, answer: int | tuple[int, dict[str, str]] | None
+    send_webhook: Handler, backend: WebhookBackend, context: Context, response: int | tuple[int, dict[str, str]] | None
 ) -> None:
-    backend.responses = [answer]
+    backend.responses = [response]
     done = await send_webhook(progress(), context)
     assert not done.delivered
     assert done.reason
@@ -207,9 +209,10 @@ async def test_progress_after_the_end_is_dropped(send_webhook: Handler, backend:
 
 
 async def test_decreasing_progress_is_dropped(send_webhook: Handler, backend: WebhookBackend) -> None:
-    told = [(await send_webhook(progress(percent), make_context(f"m{index}"))).delivered for index, percent in enumerate([25, 0, 25, 50])]
-    assert told == [True, False, False, True]
-    assert [heard.body["progress"]["progress_percent"] for heard in backend.requests] == [25, 50]
+    percents = [25, 0, 25, 50]
+    results = [await send_webhook(progress(percent), make_context(f"m{index}")) for index, percent in enumerate(percents)]
+    assert [result.delivered for result in results] == [True, False, False, True]
+    assert [request.body["progress"]["progress_percent"] for request in backend.requests] == [25, 50]
 
 
 async def test_complete_waits_for_running_progress(send_webhook: Handler, backend: WebhookBackend) -> None:
@@ -224,7 +227,7 @@ async def test_complete_waits_for_running_progress(send_webhook: Handler, backen
     assert backend.paths == ["progress", "complete"]
 
 
-async def test_a_complete_delivered_again_is_not_sent_again(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
+async def test_redelivered_complete_is_not_sent_again(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
     await send_webhook(COMPLETE, context)
     again = await send_webhook(COMPLETE, context)
     assert (again.delivered, len(backend.requests)) == (True, 1)
@@ -251,12 +254,12 @@ async def test_rejected_failed_webhook_is_sent_again(send_webhook: Handler, back
     assert (done.delivered, backend.paths) == (True, ["failed", "failed"])
 
 
-@pytest.mark.parametrize("answer", [None, 504])
-async def test_a_failed_with_an_unknown_answer_is_never_sent_again(
-    send_webhook: Handler, backend: WebhookBackend, context: Context, answer: int | None
+@pytest.mark.parametrize("response", [None, 504])
+async def test_failed_with_unknown_response_is_never_sent_again(
+    send_webhook: Handler, backend: WebhookBackend, context: Context, response: int | None
 ) -> None:
-    """The backend refunds at every `failed` it hears: rather none than two."""
-    backend.responses = [answer]
+    """The backend refunds at every `failed`: a missing one is better than a second one."""
+    backend.responses = [response]
     first = await send_webhook(FAILED, context)
     second = await send_webhook(FAILED, make_context("replayed"))
     assert (first.delivered, second.delivered, backend.paths) == (False, False, ["failed"])
@@ -281,56 +284,56 @@ async def test_incomplete_command_is_not_sent(send_webhook: Handler, backend: We
     assert backend.requests == []
 
 
-def at(address: str) -> Webhook:
+def complete_to(address: str) -> Webhook:
     return COMPLETE.model_copy(update={"base_url": address})
 
 
 async def test_message_url_is_ignored_by_default(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
-    await send_webhook(at("https://attacker.example/steal"), context)
+    await send_webhook(complete_to("https://attacker.example/steal"), context)
     assert backend.paths == ["complete"]
 
 
 @pytest.mark.parametrize("address", ["http://169.254.169.254", "http://10.0.0.1:8000", "https://[::ffff:127.0.0.1]", "https://[fd00::1]"])
-async def test_a_private_address_in_a_message_is_refused(context: Context, address: str) -> None:
-    async with open_handler("https://backend.example") as tell:
+async def test_private_address_in_message_is_refused(context: Context, address: str) -> None:
+    async with open_handler("https://backend.example") as handler:
         with pytest.raises(PermanentError) as error:
-            await tell(at(address), context)
+            await handler(complete_to(address), context)
     assert error.value.code == "webhook-address-refused"
 
 
-async def test_an_allowed_host_with_a_private_address_is_refused(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(None, webhook_allowed_hosts="localhost,127.0.0.1", allow_plain_http=True) as tell:
+async def test_allowed_host_with_private_address_is_refused(backend: WebhookBackend, context: Context) -> None:
+    async with open_handler(None, webhook_allowed_hosts="localhost,127.0.0.1", allow_plain_http=True) as handler:
         for address in (backend.url, backend.url.replace("127.0.0.1", "localhost")):
             with pytest.raises(PermanentError) as error:
-                await tell(at(address), context)
+                await handler(complete_to(address), context)
             assert error.value.code == "webhook-address-refused"
     assert backend.requests == []
 
 
-async def test_an_allowed_host_must_speak_https(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(None, webhook_allowed_hosts="127.0.0.1", allow_private_addresses=True) as tell:
+async def test_allowed_host_must_use_https(backend: WebhookBackend, context: Context) -> None:
+    async with open_handler(None, webhook_allowed_hosts="127.0.0.1", allow_private_addresses=True) as handler:
         with pytest.raises(PermanentError, match="https") as error:
-            await tell(at(backend.url), context)
+            await handler(complete_to(backend.url), context)
     assert error.value.code == "webhook-address-refused"
 
 
-async def test_with_both_allowed_the_address_in_the_message_is_called(backend: WebhookBackend, context: Context) -> None:
+async def test_address_in_message_is_called_when_host_and_private_addresses_are_allowed(backend: WebhookBackend, context: Context) -> None:
     async with open_handler(
         "https://backend.example", webhook_allowed_hosts="localhost", allow_plain_http=True, allow_private_addresses=True
-    ) as tell:
-        named = backend.url.replace("127.0.0.1", "localhost") + "/api/webhooks/generation/7/status"
-        await tell(at(named), context)
-    (heard,) = backend.requests
-    assert heard.path == "/api/webhooks/inference/complete"
-    assert heard.headers["host"].startswith("localhost:")
+    ) as handler:
+        address = backend.url.replace("127.0.0.1", "localhost") + "/api/webhooks/generation/7/status"
+        await handler(complete_to(address), context)
+    (request,) = backend.requests
+    assert request.path == "/api/webhooks/inference/complete"
+    assert request.headers["host"].startswith("localhost:")
 
 
 async def test_missing_backend_url_is_reported(context: Context) -> None:
-    async with open_handler(None) as tell:
+    async with open_handler(None) as handler:
         with pytest.raises(PermanentError, match="BACKEND_API_URL") as error:
-            await tell(COMPLETE, context)
+            await handler(COMPLETE, context)
     assert error.value.code == "webhook-address-refused"
 
 
-def test_no_secret_shows_in_the_settings() -> None:
+def test_secrets_are_masked_in_settings_repr() -> None:
     assert "s3cr3t" not in repr(WebhookSettings(webhook_secret="s3cr3t", internal_api_token="s3cr3t"))

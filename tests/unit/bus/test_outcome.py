@@ -1,4 +1,4 @@
-"""The rules of fate, as a table."""
+"""The outcome rules, as tables."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -8,13 +8,13 @@ import pytest
 from bus.errors import CallerGone, EngineCrashed, PermanentError, TemporaryError
 from bus.outcome import DeadLettered, Dropped, Outcome, Requeue, Retry, after_error, precheck, round_up_delay
 
-STEP_DELAYS = (2.0, 30.0, 120.0)
-RETRY_DELAYS = (2.0, 30.0, 120.0, 600.0, 3600.0)
+RETRY_DELAYS = (2.0, 30.0, 120.0)
+DELAY_QUEUES = (2.0, 30.0, 120.0, 600.0, 3600.0)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def outcome_of(error: BaseException, attempt: int) -> tuple[object, ...]:
-    match after_error(error, step="image", attempt=attempt, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS):
+def summarize(error: BaseException, attempt: int) -> tuple[object, ...]:
+    match after_error(error, step="image", attempt=attempt, delays=RETRY_DELAYS, delay_queue_seconds=DELAY_QUEUES):
         case Retry(delay, _):
             return "retry", delay
         case DeadLettered(fault):
@@ -51,37 +51,38 @@ def outcome_of(error: BaseException, attempt: int) -> tuple[object, ...]:
     ],
 )
 def test_outcome_after_error(error: BaseException, attempt: int, expected: tuple[object, ...]) -> None:
-    assert outcome_of(error, attempt) == expected
+    assert summarize(error, attempt) == expected
 
 
 @pytest.mark.parametrize(
-    ("known", "expected"),
+    ("changes", "expected"),
     [
         ({}, None),
         ({"cancelled": True}, "cancelled"),
         ({"deadline": NOW}, "deadline-exceeded"),
         ({"deadline": NOW - timedelta(days=1)}, "deadline-exceeded"),
         ({"deadline": NOW + timedelta(microseconds=1)}, None),
-        ({"returns": 9}, None),
-        ({"returns": 10}, "crash-loop"),
-        ({"returns": 10, "cancelled": True}, "cancelled"),
+        ({"crash_count": 9}, None),
+        ({"crash_count": 10}, "crash-loop"),
+        ({"crash_count": 10, "cancelled": True}, "cancelled"),
     ],
 )
-def test_outcome_before_processing(known: dict[str, object], expected: str | None) -> None:
-    facts = {"step": "image", "attempt": 1, "returns": 0, "delivery_limit": 10, "deadline": None, "now": NOW, "cancelled": False} | known
-    outcome: Outcome | None = precheck(**facts)  # type: ignore[arg-type]
+def test_outcome_before_processing(changes: dict[str, object], expected: str | None) -> None:
+    arguments = {"step": "image", "attempt": 1, "crash_count": 0, "delivery_limit": 10, "deadline": None, "now": NOW, "cancelled": False}
+    outcome: Outcome | None = precheck(**(arguments | changes))  # type: ignore[arg-type]
     assert (outcome.fault.code if isinstance(outcome, DeadLettered | Dropped) else outcome) == expected
 
 
 def test_error_without_message_uses_type_name() -> None:
-    outcome = after_error(KeyError(), step="image", attempt=4, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS)
+    outcome = after_error(KeyError(), step="image", attempt=4, delays=RETRY_DELAYS, delay_queue_seconds=DELAY_QUEUES)
     assert isinstance(outcome, DeadLettered)
     assert (outcome.fault.message, outcome.fault.exception_type) == ("KeyError", "KeyError")
 
 
-def test_a_message_of_any_length_fits_a_header() -> None:
+def test_long_error_message_is_shortened() -> None:
+    """It must fit a header."""
     outcome = after_error(
-        PermanentError("x", "y" * 1_000_000), step="image", attempt=1, delays=STEP_DELAYS, delay_queue_seconds=RETRY_DELAYS
+        PermanentError("x", "y" * 1_000_000), step="image", attempt=1, delays=RETRY_DELAYS, delay_queue_seconds=DELAY_QUEUES
     )
     assert isinstance(outcome, DeadLettered)
     assert len(outcome.fault.message) == 2000
@@ -89,4 +90,4 @@ def test_a_message_of_any_length_fits_a_header() -> None:
 
 @pytest.mark.parametrize(("delay", "expected"), [(0, 2.0), (2, 2.0), (2.1, 30.0), (3600, 3600.0), (9e9, 3600.0)])
 def test_retry_delay_is_at_least_requested_delay(delay: float, expected: float) -> None:
-    assert round_up_delay(delay, RETRY_DELAYS) == expected
+    assert round_up_delay(delay, DELAY_QUEUES) == expected

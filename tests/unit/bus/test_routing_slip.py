@@ -1,4 +1,4 @@
-"""The slip's rules."""
+"""The rules of the routing slip."""
 
 from datetime import UTC, datetime
 
@@ -7,16 +7,16 @@ import pytest
 from bus.routing_slip import advance, build_command_body, is_finished, job_result, next_command
 from contracts.slip import CompletedStep, LoopBack, Slip, SlipStep, reachable_steps
 
-VISIT = CompletedStep(step="image", worker="w", started_at=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.5)
+COMPLETED = CompletedStep(step="image", worker="w", started_at=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.5)
 
 
 def test_result_overrides_slip_variables() -> None:
-    slip = advance(Slip(variables={"images": ["old"], "artist": "Kim"}), {"images": ["new"]}, VISIT)
+    slip = advance(Slip(variables={"images": ["old"], "artist": "Kim"}), {"images": ["new"]}, COMPLETED)
     assert slip.variables == {"images": ["new"], "artist": "Kim"}
-    assert slip.log == [VISIT]
+    assert slip.log == [COMPLETED]
 
 
-def test_the_next_command_takes_the_variables_that_it_has_a_field_for() -> None:
+def test_next_command_takes_variables_that_its_model_has_fields_for() -> None:
     slip = Slip(itinerary=[SlipStep(step="upload")], variables={"images": [1], "name": "gen-1", "seed": 7})
     step, body = next_command(slip)
     assert step == "upload"
@@ -24,19 +24,19 @@ def test_the_next_command_takes_the_variables_that_it_has_a_field_for() -> None:
 
 
 def test_argument_overrides_variable() -> None:
-    stop = SlipStep(step="upload", arguments={"name": "theirs"})
-    assert build_command_body(stop, Slip(variables={"name": "ours"}))["name"] == "theirs"
+    slip_step = SlipStep(step="upload", arguments={"name": "theirs"})
+    assert build_command_body(slip_step, Slip(variables={"name": "ours"}))["name"] == "theirs"
 
 
 def test_advance_removes_first_step_only() -> None:
     slip = Slip(itinerary=[SlipStep(step="watermark", gate="is_valid", reply_here=True), SlipStep(step="upload")], variables={"a": 1})
-    ahead = Slip.model_validate(next_command(slip)[1]["slip"])
-    assert [stop.step for stop in ahead.itinerary] == ["upload"]
-    assert (ahead.gate, ahead.reply_here, ahead.variables) == ("is_valid", True, {"a": 1})
+    remaining = Slip.model_validate(next_command(slip)[1]["slip"])
+    assert steps(remaining) == ["upload"]
+    assert (remaining.gate, remaining.reply_here, remaining.variables) == ("is_valid", True, {"a": 1})
 
 
-def test_a_variable_named_slip_never_replaces_the_slip() -> None:
-    slip = Slip(itinerary=[SlipStep(step="upload")], variables={"slip": "mischief"})
+def test_variable_named_slip_does_not_replace_the_slip() -> None:
+    slip = Slip(itinerary=[SlipStep(step="upload")], variables={"slip": "text"})
     assert isinstance(next_command(slip)[1]["slip"], dict)
 
 
@@ -51,43 +51,47 @@ def test_a_variable_named_slip_never_replaces_the_slip() -> None:
         (Slip(itinerary=[SlipStep(step="upload")], gate="is_valid"), {}, True),
     ],
 )
-def test_job_ends_after_last_step_or_closed_condition(slip: Slip | None, result: dict[str, object], expected: bool) -> None:
+def test_job_ends_after_last_step_or_unmet_condition(slip: Slip | None, result: dict[str, object], expected: bool) -> None:
     assert is_finished(slip, result) is expected
 
 
-def looped(times: int) -> Slip:
-    """A job that stands at its gate, with `times` ways back."""
-    again = LoopBack(
+def steps(slip: Slip) -> list[str]:
+    return [slip_step.step for slip_step in slip.itinerary]
+
+
+def slip_with_loop(times: int) -> Slip:
+    """A job at the step with the condition, which may loop back `times` times."""
+    loop = LoopBack(
         stops=[SlipStep(step="image", arguments={"prompt": "p"}), SlipStep(step="validate", gate="is_valid")], times=times, fresh=["seed"]
     )
-    return Slip(itinerary=[SlipStep(step="upload")], gate="is_valid", again=again, variables={"seed": 7})
+    return Slip(itinerary=[SlipStep(step="upload")], gate="is_valid", again=loop, variables={"seed": 7})
 
 
 def test_unmet_condition_loops_back_with_new_seed_and_fewer_tries() -> None:
-    """Pure: the same delivery twice gives the same slip twice."""
-    back = advance(looped(2), {"is_valid": False}, VISIT)
-    assert [stop.step for stop in back.itinerary] == ["image", "validate", "upload"]
+    """Deterministic: a redelivery gives the same slip."""
+    back = advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
+    assert steps(back) == ["image", "validate", "upload"]
     assert back.variables["seed"] != 7
-    assert back == advance(looped(2), {"is_valid": False}, VISIT)
-    gate = back.itinerary[1]
-    assert (gate.gate, gate.again and gate.again.times) == ("is_valid", 1)
-    assert not is_finished(looped(2), {"is_valid": False})
+    assert back == advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
+    conditional = back.itinerary[1]
+    assert (conditional.gate, conditional.again and conditional.again.times) == ("is_valid", 1)
+    assert not is_finished(slip_with_loop(2), {"is_valid": False})
 
 
 def test_unmet_condition_without_loop_ends_job() -> None:
-    assert is_finished(looped(0), {"is_valid": False})
+    assert is_finished(slip_with_loop(0), {"is_valid": False})
 
 
 def test_met_condition_continues_despite_loops() -> None:
-    ahead = advance(looped(2), {"is_valid": True}, VISIT)
-    assert ([stop.step for stop in ahead.itinerary], ahead.variables["seed"]) == (["upload"], 7)
+    slip = advance(slip_with_loop(2), {"is_valid": True}, COMPLETED)
+    assert (steps(slip), slip.variables["seed"]) == (["upload"], 7)
 
 
 def test_always_rejected_job_ends_after_max_tries() -> None:
-    """Two ways back are three pictures, each with a seed of its own."""
-    slip, seeds = looped(2), [7]
+    """Two loops are three pictures, each with a seed of its own."""
+    slip, seeds = slip_with_loop(2), [7]
     while not is_finished(slip, {"is_valid": False}):
-        slip = advance(slip, {"is_valid": False}, VISIT)
+        slip = advance(slip, {"is_valid": False}, COMPLETED)
         seeds.append(slip.variables["seed"])
         while slip.itinerary[0].step != "upload":
             slip = Slip.model_validate(next_command(slip)[1]["slip"])
@@ -95,8 +99,8 @@ def test_always_rejected_job_ends_after_max_tries() -> None:
 
 
 def test_missing_seed_is_left_to_step() -> None:
-    slip = looped(1).model_copy(update={"variables": {}})
-    assert "seed" not in advance(slip, {"is_valid": False}, VISIT).variables
+    slip = slip_with_loop(1).model_copy(update={"variables": {}})
+    assert "seed" not in advance(slip, {"is_valid": False}, COMPLETED).variables
 
 
 def test_reply_is_last_result_plus_named_variables() -> None:
@@ -106,6 +110,6 @@ def test_reply_is_last_result_plus_named_variables() -> None:
 
 
 def test_reachable_steps_of_slip_are_listed() -> None:
-    """So that an unknown step is found before the first one runs."""
-    slip = looped(1).model_copy(update={"on_refusal": SlipStep(step="webhook")})
-    assert [stop.step for stop in reachable_steps(slip)] == ["upload", "image", "validate", "webhook"]
+    """An unknown step is found before the first one runs."""
+    slip = slip_with_loop(1).model_copy(update={"on_refusal": SlipStep(step="webhook")})
+    assert [slip_step.step for slip_step in reachable_steps(slip)] == ["upload", "image", "validate", "webhook"]

@@ -1,4 +1,4 @@
-"""Names on the broker."""
+"""Names of exchanges, queues and routing keys."""
 
 from contracts.broker_names import event_routing_key
 

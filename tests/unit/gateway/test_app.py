@@ -1,4 +1,4 @@
-"""The gateway's layers together, as they stand in the application: pages of other origins, and what is refused at the door."""
+"""The application's middleware together: CORS, API keys and body limits on every path."""
 
 import httpx
 import pytest
@@ -16,17 +16,17 @@ def client(**settings: object) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
 
-def asked(origin: str) -> dict[str, str]:
+def preflight_headers(origin: str) -> dict[str, str]:
     return {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}
 
 
 async def test_allowed_origin_receives_cors_headers() -> None:
-    """It asks without a key, as browsers do; and it can read the gateway's refusals, too."""
+    """A preflight request has no key, as browsers send it. The headers are on error responses, too."""
     async with client(cors_origins=SHOP, api_keys=f"shop:{KEY}") as http:
-        before = await http.options("/jobs", headers=asked(SHOP))
+        preflight = await http.options("/jobs", headers=preflight_headers(SHOP))
         refused = await http.post("/jobs", headers={"Origin": SHOP})
-    assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, SHOP)
-    assert "idempotency-key" in before.headers["access-control-allow-headers"].lower()
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, SHOP)
+    assert "idempotency-key" in preflight.headers["access-control-allow-headers"].lower()
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, SHOP)
     assert {"x-request-id", "ratelimit", "retry-after"} <= {
         name.strip() for name in refused.headers["access-control-expose-headers"].lower().split(",")
@@ -36,24 +36,24 @@ async def test_allowed_origin_receives_cors_headers() -> None:
 @pytest.mark.parametrize(("origins", "origin"), [(SHOP, OTHER), ("", SHOP)])
 async def test_other_origin_receives_no_cors_headers(origins: str, origin: str) -> None:
     async with client(cors_origins=origins, api_keys=f"shop:{KEY}") as http:
-        before = await http.options("/jobs", headers=asked(origin))
+        preflight = await http.options("/jobs", headers=preflight_headers(origin))
         refused = await http.post("/jobs", headers={"Origin": origin})
-    assert "access-control-allow-origin" not in before.headers
+    assert "access-control-allow-origin" not in preflight.headers
     assert "access-control-allow-origin" not in refused.headers
 
 
 async def test_only_public_paths_need_no_key() -> None:
-    """Among all paths of the document."""
+    """Of all paths in the OpenAPI document."""
     async with client(api_keys=f"shop:{KEY}") as http:
         document = (await http.get("/openapi.json")).json()
-        answers = {
+        statuses = {
             path: (await http.request(method, path)).status_code
             for path, operations in document["paths"].items()
             for method in operations
             if path not in EXEMPT_PATHS
         }
-    assert len(answers) > 10
-    assert set(answers.values()) == {401}
+    assert len(statuses) > 10
+    assert set(statuses.values()) == {401}
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/predict", "/api/yh/llava/stage1/validate", "/v1/images/generations"])

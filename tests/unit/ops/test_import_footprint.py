@@ -1,4 +1,4 @@
-"""CPU actors and the command line are light: no torch, and under 120 MB each."""
+"""CPU actors and the command line import no torch, and take less than 120 MB each."""
 
 import subprocess
 import sys
@@ -16,39 +16,39 @@ REPORT = f"""
 import sys, psutil
 print(psutil.Process().memory_info().rss // 1_000_000, *sorted({{name.partition(".")[0] for name in sys.modules}} & set({HEAVY})))
 """
-ACTOR = "import sys, bus.worker.worker; from ops.registry import hire; hire(sys.argv[1:])" + REPORT
+ACTOR = "import sys, bus.worker.worker; from ops.registry import load_actors; load_actors(sys.argv[1:])" + REPORT
 GATEWAY = "import gateway.app" + REPORT
 
 
-def measured(code: str, *words: str) -> tuple[int, list[str]]:
-    """Megabytes, and what heavy packages were imported."""
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    megabytes, *heavy = done.stdout.split()
+def footprint_of(code: str, *arguments: str) -> tuple[int, list[str]]:
+    """Memory in megabytes, and the heavy packages that were imported."""
+    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    megabytes, *heavy = result.stdout.split()
     return int(megabytes), heavy
 
 
 @pytest.mark.parametrize("step", sorted(set(MODULES) - NEEDS_MODELS))
-def test_a_cpu_actor_imports_nothing_heavy_and_stays_small(step: str) -> None:
-    megabytes, heavy = measured(ACTOR, step)
+def test_cpu_actor_imports_no_heavy_package_and_takes_little_memory(step: str) -> None:
+    megabytes, heavy = footprint_of(ACTOR, step)
 
     assert heavy == []
     assert megabytes < LIMIT_MB
 
 
-def test_the_gateway_imports_nothing_heavy_and_stays_small() -> None:
-    megabytes, heavy = measured(GATEWAY)
+def test_gateway_imports_no_heavy_package_and_takes_little_memory() -> None:
+    megabytes, heavy = footprint_of(GATEWAY)
 
     assert heavy == []
     assert megabytes < LIMIT_MB
 
 
-def test_the_image_actor_itself_imports_no_torch() -> None:
-    """Only the process of its engine does."""
-    assert measured(ACTOR, "image")[1] == []
+def test_image_actor_imports_no_torch() -> None:
+    """Only the process of its engine imports torch."""
+    assert footprint_of(ACTOR, "image")[1] == []
 
 
-def test_help_answers_without_the_bus() -> None:
+def test_parser_imports_neither_bus_nor_torch() -> None:
     code = "import sys, ops.cli; ops.cli.parser(); print(0, *({'faststream', 'aio_pika', 'torch'} & set(sys.modules)))"
 
-    assert measured(code)[1] == []
+    assert footprint_of(code)[1] == []

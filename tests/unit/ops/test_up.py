@@ -1,4 +1,4 @@
-"""Who writes in the local workshop."""
+"""When `atelier up` starts a local language model server."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ from ops.local.llm_server import LlmServer
 from ops.up import needs_llm_server
 
 
-def test_text_server_is_started_when_none_is_configured() -> None:
+def test_llm_server_is_needed_when_text_actor_has_none_configured() -> None:
     assert needs_llm_server(["text", "upload"], {})
     assert not needs_llm_server(["upload"], {})
     assert not needs_llm_server(["text"], {"VLLM_SERVER_URL": "http://vllm:8000/v1"})
     assert not needs_llm_server(["text"], {"TEXT_ENGINE": "vllm"})
 
 
-def test_without_transformers_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_without_transformers_names_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SetupError, match=r"VLLM_SERVER_URL.*pip install"):
         LlmServer(tmp_path / "writer", tmp_path / "model").start()

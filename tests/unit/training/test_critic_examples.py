@@ -1,4 +1,4 @@
-"""The critic's lessons: in the prompts of the engine, answered as its grammar would, each claim of a text as the poster has it."""
+"""The training examples of tiny-critic: the engine's prompts, answers that its grammar allows, and claims that match the poster."""
 
 from random import Random
 
@@ -10,57 +10,61 @@ from training.posters import draw_poster
 from training.scenes import random_scene
 
 
-def test_what_a_poster_shows_is_named_in_the_language_of_the_question() -> None:
-    dice = Random(10)
-    for poster in [draw_poster(dice) for _ in range(30)]:
-        lesson = naming_example(poster, dice)
-        assert any("가" <= letter <= "힣" for letter in lesson.question) is any("가" <= letter <= "힣" for letter in lesson.answer)
-        assert poster.scene is None or lesson.answer in poster.scene.captions
+def test_naming_example_answers_in_language_of_question() -> None:
+    rng = Random(10)
+    for poster in [draw_poster(rng) for _ in range(30)]:
+        example = naming_example(poster, rng)
+        assert is_korean(example.question) is is_korean(example.answer)
+        assert poster.scene is None or example.answer in poster.scene.captions
+
+
+def is_korean(text: str) -> bool:
+    return any("가" <= character <= "힣" for character in text)
 
 
 def test_every_example_answer_is_valid_verdict() -> None:
-    dice = Random(3)
+    rng = Random(3)
     for _ in range(20):
-        poster = draw_poster(dice)
+        poster = draw_poster(rng)
         AdVerdictSchema.model_validate_json(judge_example(poster).answer)
-        ImageVerdictSchema.model_validate_json(validate_example(poster, random_scene(dice), dice).answer)
+        ImageVerdictSchema.model_validate_json(validate_example(poster, random_scene(rng), rng).answer)
 
 
 def test_claims_are_all_true_only_for_matching_text() -> None:
-    dice = Random(12)
-    for poster in [draw_poster(dice) for _ in range(60)]:
-        lesson = validate_example(poster, random_target_scene(poster, dice), dice)
-        fits = ImageVerdictSchema.model_validate_json(lesson.answer).relevance_score > 0.5
-        assert all(true for _, true in lesson.claims) is fits, lesson
-        assert all(word in lesson.question for word, _ in lesson.claims)
+    rng = Random(12)
+    for poster in [draw_poster(rng) for _ in range(60)]:
+        example = validate_example(poster, random_target_scene(poster, rng), rng)
+        matches = ImageVerdictSchema.model_validate_json(example.answer).relevance_score > 0.5
+        assert all(true for _, true in example.claims) is matches, example
+        assert all(word in example.question for word, _ in example.claims)
 
 
 def test_varied_scene_differs_in_one_attribute() -> None:
-    dice = Random(13)
-    for scene in [random_scene(dice) for _ in range(50)]:
-        other = vary_scene(scene, dice)
+    rng = Random(13)
+    for scene in [random_scene(rng) for _ in range(50)]:
+        other = vary_scene(scene, rng)
         assert [one == another for one, another in zip(vars(scene).values(), vars(other).values(), strict=True)].count(False) == 1
         assert other.colour != other.ground
 
 
 def test_examples_use_engine_prompts() -> None:
-    """Token by token: the processor puts as many patches as the lessons do."""
+    """Token by token: the processor inserts as many image tokens as the examples have."""
     _, processor = tiny_critic.build_critic()
     poster = draw_poster(Random(6))
     question = validate_example(poster, random_scene(Random(6)), Random(6)).question
     text = PROMPT_TEMPLATE.format(image=f"{processor.image_token}\n", text=question)
-    read = processor(images=[poster.pixels], text=[text], return_tensors="pt")["input_ids"][0].tolist()
+    input_ids = processor(images=[poster.pixels], text=[text], return_tensors="pt")["input_ids"][0].tolist()
     patches = processor.image_token * (tiny_critic.IMAGE_SIZE // tiny_critic.PATCH_SIZE) ** 2
-    assert read == processor.tokenizer(PROMPT_TEMPLATE.format(image=f"{patches}\n", text=question)).input_ids
+    assert input_ids == processor.tokenizer(PROMPT_TEMPLATE.format(image=f"{patches}\n", text=question)).input_ids
 
 
 def test_word_position_is_last_token_of_word() -> None:
-    tokenizer, dice = tiny_critic.build_tokenizer(), Random(14)
+    tokenizer, rng = tiny_critic.build_tokenizer(), Random(14)
     for _ in range(60):
-        lesson = relevance_example(draw_poster(dice), dice)
-        prompt = format_prompt(lesson)
+        example = relevance_example(draw_poster(rng), rng)
+        prompt = format_prompt(example)
         ids = tokenizer(prompt).input_ids
-        for word, _ in lesson.claims:
-            at = word_position(tokenizer, prompt, word)
-            assert word.endswith(tokenizer.decode(ids[at]).strip())
-            assert word in tokenizer.decode(ids[at - 5 : at + 1]), (word, prompt)
+        for word, _ in example.claims:
+            position = word_position(tokenizer, prompt, word)
+            assert word.endswith(tokenizer.decode(ids[position]).strip())
+            assert word in tokenizer.decode(ids[position - 5 : position + 1]), (word, prompt)

@@ -1,5 +1,6 @@
-"""A picture is judged by its pixels: what code draws is recognised, and what is wrong is seen to be."""
+"""Detecting a scene from pixels: drawn scenes are recognised, noise is not."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,8 +13,8 @@ from training.scenes import COLOURS, SHAPES, Scene, random_scene
 from training.shape_masks import coverage_mask, random_placement
 
 
-def drawn(scene: Scene, rng: Random) -> Any:
-    """The picture as it should be: height × width × 3, bytes."""
+def draw_scene(scene: Scene, rng: Random) -> Any:
+    """The exact image of a scene: height × width × 3 bytes."""
     names = list(COLOURS)
     colour, ground = (color_palette()[[names.index(name)]] for name in (scene.colour, scene.ground))
     pixels = blend_colors(coverage_mask(scene.shape, random_placement(rng), 1)[None], colour, ground)[0]
@@ -21,23 +22,22 @@ def drawn(scene: Scene, rng: Random) -> Any:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_drawn_scene_is_recognised(shape: str) -> None:
-    dice = Random(shape)
+def test_drawn_scene_is_detected(shape: str) -> None:
+    rng = Random(shape)
     for _ in range(3):
-        any_one = random_scene(dice)
-        scene = Scene(shape, any_one.colour, any_one.ground)
-        assert detect_scene(drawn(scene, dice)) == DetectedScene(shape, scene.colour, scene.ground)
+        scene = replace(random_scene(rng), shape=shape)
+        assert detect_scene(draw_scene(scene, rng)) == DetectedScene(shape, scene.colour, scene.ground)
 
 
-def test_an_empty_ground_has_no_shape() -> None:
+def test_empty_background_has_no_shape() -> None:
     assert detect_scene(torch.full((512, 512, 3), 250).byte().numpy()) == DetectedScene(None, None, "white")
 
 
 def test_noise_is_not_detected_as_scene() -> None:
     noise = torch.randint(0, 256, (512, 512, 3), generator=torch.Generator().manual_seed(3)).byte().numpy()
-    wanted = Scene("star", "red", "blue")
-    found = detect_scene(noise)
-    assert (found.shape, found.colour, found.ground) != (wanted.shape, wanted.colour, wanted.ground)
+    expected = Scene("star", "red", "blue")
+    detected = detect_scene(noise)
+    assert (detected.shape, detected.colour, detected.ground) != (expected.shape, expected.colour, expected.ground)
 
 
 def test_style_defines_expected_scene() -> None:

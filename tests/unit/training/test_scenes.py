@@ -1,4 +1,4 @@
-"""What the tiny painter is asked for, and the words it reads."""
+"""The scenes and the tokenizer of tiny-shapes."""
 
 from random import Random
 
@@ -14,8 +14,8 @@ def test_scene_has_captions_in_both_languages() -> None:
 
 def test_every_scene_has_two_colours() -> None:
     assert len(all_scenes()) == len(SHAPES) * len(COLOURS) * (len(COLOURS) - 1)
-    dice = Random(1)
-    assert all(scene.colour != scene.ground for scene in (random_scene(dice) for _ in range(200)))
+    rng = Random(1)
+    assert all(scene.colour != scene.ground for scene in (random_scene(rng) for _ in range(200)))
 
 
 def test_color_codes_are_unique() -> None:
@@ -25,7 +25,7 @@ def test_color_codes_are_unique() -> None:
     assert color_palette().shape == (len(COLOURS), 3)
 
 
-def test_a_word_of_a_caption_is_one_token() -> None:
+def test_caption_word_is_one_token() -> None:
     tokenizer = build_clip_tokenizer()
     for scene in all_scenes()[::37]:
         for caption in scene.captions:

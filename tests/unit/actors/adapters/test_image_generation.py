@@ -1,4 +1,4 @@
-"""The foreign queue's three forms become one command."""
+"""The three public forms of an order are translated into one command; an invalid order is rejected."""
 
 import json
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from actors.adapters.image_generation import translate
+from actors.settings import WebhookSettings
 from bus.actor import InvalidMessage, TranslatedCommand
 
 FORM_A: dict[str, Any] = {
@@ -48,10 +49,10 @@ FORM_C: dict[str, Any] = {
 
 
 def translate_order(message: Any) -> TranslatedCommand:
-    return translate(json.dumps(message).encode())
+    return translate(json.dumps(message).encode(), WebhookSettings())
 
 
-def changed(**data: Any) -> dict[str, Any]:
+def form_c_with(**data: Any) -> dict[str, Any]:
     return FORM_C | {"data": FORM_C["data"] | data}
 
 
@@ -89,12 +90,12 @@ def test_form_c_maps_ratio_signature_and_gs_path() -> None:
 
 def test_itinerary_is_watermark_upload_webhook() -> None:
     slip = translate_order(FORM_C).body["slip"]
-    assert [stop["step"] for stop in slip["itinerary"]] == ["watermark", "upload", "webhook"]
+    assert [step["step"] for step in slip["itinerary"]] == ["watermark", "upload", "webhook"]
     assert (slip["on_progress"]["arguments"], slip["on_failure"]["arguments"]) == ({"kind": "progress"}, {"kind": "failed"})
 
 
-def test_the_same_generation_has_the_same_ids_in_every_form() -> None:
-    assert len({(made.message_id, made.job_id) for made in map(translate_order, (FORM_A, FORM_B, FORM_C))}) == 1
+def test_same_generation_has_same_ids_in_every_form() -> None:
+    assert len({(command.message_id, command.job_id) for command in map(translate_order, (FORM_A, FORM_B, FORM_C))}) == 1
 
 
 def test_size_string_is_parsed() -> None:
@@ -104,7 +105,7 @@ def test_size_string_is_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "code", "told"),
+    ("message", "code", "notified"),
     [
         (b"{nope", "invalid-json", False),
         (b"\xff", "invalid-json", False),
@@ -112,25 +113,25 @@ def test_size_string_is_parsed() -> None:
         ([], "invalid-message", False),
         ({"type": "model_training", "data": {"style_id": 1}}, "unknown-type", False),
         ({"type": "image_generation", "data": {"prompt": "x"}}, "invalid-message", False),
-        (changed(prompt=5), "invalid-message", True),
-        (changed(aspect_ratio="3:1"), "unknown-size", True),
+        (form_c_with(prompt=5), "invalid-message", True),
+        (form_c_with(aspect_ratio="3:1"), "unknown-size", True),
         (FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 515}}}, "unknown-size", True),
         (FORM_A | {"data": FORM_A["data"] | {"parameters": {"size": "huge"}}}, "unknown-size", True),
         (FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 100_000}}}, "unknown-size", True),
-        (changed(count=0), "invalid-count", True),
-        (changed(count=5), "invalid-count", True),
-        (changed(generation_id="500", count=5), "invalid-count", True),
-        (changed(generation_id="the first"), "invalid-message", False),
-        (changed(signature_config={"position": "middle"}), "invalid-message", True),
-        (changed(prompt="", prompt_tags=[]), "invalid-message", True),
-        (changed(prompt="x" * 5000), "invalid-message", True),
+        (form_c_with(count=0), "invalid-count", True),
+        (form_c_with(count=5), "invalid-count", True),
+        (form_c_with(generation_id="500", count=5), "invalid-count", True),
+        (form_c_with(generation_id="the first"), "invalid-message", False),
+        (form_c_with(signature_config={"position": "middle"}), "invalid-message", True),
+        (form_c_with(prompt="", prompt_tags=[]), "invalid-message", True),
+        (form_c_with(prompt="x" * 5000), "invalid-message", True),
         (FORM_B | {"webhook_url": "http://169.254.169.254/latest"}, "webhook-address-refused", True),
         (FORM_A | {"callback_url": "https://10.0.0.7/hook"}, "webhook-address-refused", True),
     ],
 )
-def test_invalid_order_is_rejected_and_backend_notified_when_possible(message: Any, code: str, told: bool) -> None:
-    with pytest.raises(InvalidMessage) as refused:
-        translate(message if isinstance(message, bytes) else json.dumps(message).encode())
-    assert (refused.value.code, refused.value.notification is not None) == (code, told)
-    if refused.value.notification:
-        assert refused.value.notification.body == {"kind": "failed", "generation_id": 500}
+def test_invalid_order_is_rejected_and_backend_notified_when_possible(message: Any, code: str, notified: bool) -> None:
+    with pytest.raises(InvalidMessage) as raised:
+        translate(message if isinstance(message, bytes) else json.dumps(message).encode(), WebhookSettings())
+    assert (raised.value.code, raised.value.notification is not None) == (code, notified)
+    if raised.value.notification:
+        assert raised.value.notification.body == {"kind": "failed", "generation_id": 500}

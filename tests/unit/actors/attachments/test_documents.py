@@ -1,4 +1,4 @@
-"""A document's words, and what becomes of files that are broken, locked, huge or made to do harm."""
+"""The text of documents, and the errors of files that are damaged, encrypted, too large or malicious."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.attachments.documents import extract_text
+from actors.attachments.documents import DocumentReader
 from actors.attachments.file_types import detect_file_type
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
@@ -17,18 +17,18 @@ OLD_OFFICE = bytes.fromhex("d0cf11e0a1b11ae1") + b"\0" * 600
 ENTITIES = '<!DOCTYPE d [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
 
 
-def settings(**limits: Any) -> AttachmentSettings:
-    return AttachmentSettings.model_validate(limits)
+async def extract_text(data: bytes, **limits: Any) -> str:
+    return await DocumentReader(AttachmentSettings.model_validate(limits)).extract_text(data)
 
 
-async def fault(data: bytes, **limits: Any) -> PermanentError:
-    with pytest.raises(PermanentError) as refused:
-        await extract_text(data, settings(**limits))
-    return refused.value
+async def extraction_error(data: bytes, **limits: Any) -> PermanentError:
+    with pytest.raises(PermanentError) as raised:
+        await extract_text(data, **limits)
+    return raised.value
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "words"),
+    ("data", "file_type", "text"),
     [
         (make_pdf("Hello", "World"), "pdf", "Hello\nWorld"),
         (b"rubbish before it" + make_pdf("Hello"), "pdf", "Hello"),
@@ -40,9 +40,9 @@ async def fault(data: bytes, **limits: Any) -> PermanentError:
         ("따뜻한".encode("cp949"), "txt", "따뜻한"),
     ],
 )
-async def test_file_type_is_detected_from_content(data: bytes, kind: str, words: str) -> None:
-    assert detect_file_type(data) == kind
-    assert await extract_text(data, settings()) == words
+async def test_file_type_is_detected_from_content(data: bytes, file_type: str, text: str) -> None:
+    assert detect_file_type(data) == file_type
+    assert await extract_text(data) == text
 
 
 @pytest.mark.parametrize(
@@ -66,32 +66,32 @@ async def test_file_type_is_detected_from_content(data: bytes, kind: str, words:
     ],
 )
 async def test_unreadable_document_names_reason(data: bytes, code: str) -> None:
-    refused = await fault(data)
-    assert refused.code == code
-    assert len(str(refused)) > 20
+    error = await extraction_error(data)
+    assert error.code == code
+    assert len(str(error)) > 20
 
 
 async def test_document_over_limits_is_rejected() -> None:
-    """In bytes, letters or pages."""
-    assert (await fault(b"x" * 11, MAX_UPLOAD_BYTES=10)).code == "document-too-large"
+    """In bytes, characters or pages."""
+    assert (await extraction_error(b"x" * 11, MAX_UPLOAD_BYTES=10)).code == "document-too-large"
     for data in (b"x" * 101, make_docx("x" * 60, "y" * 60), make_pdf("x" * 60, "y" * 60)):
-        assert (await fault(data, DOCUMENT_MAX_LETTERS=100)).code == "document-too-long"
-    assert (await fault(make_pdf("a", "b", "c"), DOCUMENT_MAX_PAGES=2)).code == "document-too-long"
+        assert (await extraction_error(data, DOCUMENT_MAX_LETTERS=100)).code == "document-too-long"
+    assert (await extraction_error(make_pdf("a", "b", "c"), DOCUMENT_MAX_PAGES=2)).code == "document-too-long"
 
 
 async def test_decompression_bomb_kills_only_reader_process() -> None:
-    """A small file that unpacks to more than memory may hold, or that never ends."""
+    """A small file that unpacks to more than the memory limit, or that takes too long."""
     for data in (make_docx("x" * (200 << 20)), make_pdf_bomb(600)):
         assert len(data) < 2 << 20
-        refused = await fault(data, DOCUMENT_MEMORY_BYTES=1 << 28)
-        assert refused.code == "document-too-complex", str(refused)
-    assert (await fault(make_pdf("Hello"), DOCUMENT_SECONDS=0.01)).code == "document-too-complex"
+        error = await extraction_error(data, DOCUMENT_MEMORY_BYTES=1 << 28)
+        assert error.code == "document-too-complex", str(error)
+    assert (await extraction_error(make_pdf("Hello"), DOCUMENT_SECONDS=0.01)).code == "document-too-complex"
 
 
 async def test_reading_keeps_loop_responsive_and_leaves_no_process() -> None:
-    """Also when nobody waits for the words any more."""
-    long = make_docx(*["word " * 20] * 20_000)
-    reading = asyncio.create_task(extract_text(long, settings(DOCUMENT_MAX_LETTERS=1 << 22)))
+    """Also when the caller is cancelled."""
+    document = make_docx(*["word " * 20] * 20_000)
+    reading = asyncio.create_task(extract_text(document, DOCUMENT_MAX_LETTERS=1 << 22))
     lags = []
     while not reading.done():
         before = time.perf_counter()
@@ -99,8 +99,8 @@ async def test_reading_keeps_loop_responsive_and_leaves_no_process() -> None:
         lags.append(time.perf_counter() - before)
     assert len(reading.result()) > 1_000_000
     assert max(lags) < 0.25
-    stopped = asyncio.create_task(extract_text(long, settings()))
+    cancelled = asyncio.create_task(extract_text(document))
     await asyncio.sleep(0.1)
-    stopped.cancel()
-    await asyncio.gather(stopped, return_exceptions=True)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     assert not [child for child in psutil.Process().children() if "actors.attachments.reader_process" in child.cmdline()]

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, made once for the run."""
+"""Tiny checkpoints, written once per test session, and the engine and the stock pipeline that use them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +22,6 @@ def stock_pipeline(tiny_models: dict[str, Path]) -> StockPipeline:
 
 @pytest.fixture
 def image_engine(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[DiffusionEngine]:
-    engine = open_image_engine(tiny_models, tmp_path / "spool")
+    engine = open_image_engine(tiny_models, tmp_path / "shm")
     yield engine
     engine.close()

@@ -1,4 +1,4 @@
-"""JSON in an answer: found where it is, mended where it can be, never made up."""
+"""JSON objects in an answer are found anywhere in the text and repaired, but never invented."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Measurements on pictures whose truth is known, and their disagreement with an opinion."""
+"""Contrast and coverage measured on generated pictures, contradictions to the model's opinion, and parsed layouts."""
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -12,9 +12,9 @@ WHOLE = Region(x=0, y=0, width=1, height=1)
 HALF = Region(x=0, y=0, width=0.5, height=1)
 
 
-def make_verdict(**said: bool) -> AdVerdictSchema:
-    usual = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": True}
-    return AdVerdictSchema.model_validate(usual | said | {"analysis": "x", "issues": []})
+def make_verdict(**fields: bool) -> AdVerdictSchema:
+    defaults = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": True}
+    return AdVerdictSchema.model_validate(defaults | fields | {"analysis": "x", "issues": []})
 
 
 def text_picture(text: str, background: str) -> Image.Image:
@@ -32,44 +32,44 @@ def text_picture(text: str, background: str) -> Image.Image:
         ((9, 9, 9), (9, 9, 9), 1.0),
     ],
 )
-def test_the_contrast_of_two_colours_is_that_of_wcag(one: contrast.Color, other: contrast.Color, ratio: float) -> None:
-    """Reference values of the public definition."""
+def test_contrast_ratio_matches_wcag(one: contrast.Color, other: contrast.Color, ratio: float) -> None:
+    """Reference values of the WCAG definition."""
     assert contrast.contrast_ratio(one, other) == pytest.approx(ratio, abs=0.005)
     assert contrast.contrast_ratio(other, one) == contrast.contrast_ratio(one, other)
 
 
 @pytest.mark.parametrize(("text", "background"), [("#ffffff", "#202020"), ("#202020", "#ffffff"), ("#ffff00", "#0000ff")])
-@pytest.mark.parametrize("told", [True, False])
-def test_the_contrast_of_lettering_is_found_with_or_without_its_colour(text: str, background: str, told: bool) -> None:
+@pytest.mark.parametrize("color_given", [True, False])
+def test_text_contrast_is_measured_with_or_without_its_colour(text: str, background: str, color_given: bool) -> None:
     rgb = tuple(int(text[i : i + 2], 16) for i in (1, 3, 5))
-    behind = tuple(int(background[i : i + 2], 16) for i in (1, 3, 5))
+    background_rgb = tuple(int(background[i : i + 2], 16) for i in (1, 3, 5))
 
-    found = contrast.measure_contrast(text_picture(text, background), rgb if told else None)  # type: ignore[arg-type]
+    measured = contrast.measure_contrast(text_picture(text, background), rgb if color_given else None)  # type: ignore[arg-type]
 
-    assert found is not None
-    assert found.text == rgb
-    assert found.ratio == pytest.approx(contrast.contrast_ratio(rgb, behind), rel=0.15)  # type: ignore[arg-type]
+    assert measured is not None
+    assert measured.text == rgb
+    assert measured.ratio == pytest.approx(contrast.contrast_ratio(rgb, background_rgb), rel=0.15)  # type: ignore[arg-type]
 
 
-def test_a_picture_of_one_colour_has_no_contrast_to_measure() -> None:
+def test_picture_of_one_colour_has_no_contrast() -> None:
     assert contrast.measure_contrast(Image.new("RGB", (50, 50), "red")) is None
-    found = contrast.measure_contrast(Image.new("RGB", (50, 50), "red"), (255, 0, 0))
-    assert found is not None
-    assert found.ratio == 1.0
+    measured = contrast.measure_contrast(Image.new("RGB", (50, 50), "red"), (255, 0, 0))
+    assert measured is not None
+    assert measured.ratio == 1.0
 
 
 def test_contrast_uses_worst_decile_of_background() -> None:
-    """White text on black is unreadable where a quarter of it stands on white."""
+    """White text on black is unreadable when a quarter of its background is nearly white."""
     picture = Image.new("RGB", (400, 100), "black")
     picture.paste("#dddddd", (300, 0, 400, 100))
 
-    found = contrast.measure_contrast(picture, (255, 255, 255))
+    measured = contrast.measure_contrast(picture, (255, 255, 255))
 
-    assert found is not None
-    assert found.ratio < 1.5
+    assert measured is not None
+    assert measured.ratio < 1.5
 
 
-def test_a_covered_share_is_counted_in_pixels_where_the_bare_picture_is_known() -> None:
+def test_covered_share_counts_changed_pixels_with_bare_picture() -> None:
     bare = Image.new("RGB", (100, 100), "green")
     after = bare.copy()
     after.paste("white", (0, 0, 25, 100))
@@ -78,19 +78,19 @@ def test_a_covered_share_is_counted_in_pixels_where_the_bare_picture_is_known() 
     assert covered_share(bare, bare, HALF, None) == 0.0
 
 
-def test_a_covered_share_is_counted_by_the_boxes_where_it_is_not() -> None:
+def test_covered_share_is_overlap_of_boxes_without_bare_picture() -> None:
     picture = Image.new("RGB", (10, 10))
     assert covered_share(picture, None, HALF, Region(x=0.25, y=0, width=0.5, height=0.5)) == 0.25
     assert covered_share(picture, None, HALF, None) is None
     assert overlap_area(HALF, Region(x=0.6, y=0, width=0.1, height=0.1)) == 0
 
 
-def test_a_region_in_pixels_is_never_empty_nor_outside() -> None:
+def test_pixel_box_is_never_empty_or_outside() -> None:
     assert to_pixel_box(Region(x=1, y=1, width=1, height=1), (10, 10)) == (9, 9, 10, 10)
     assert to_pixel_box(Region(x=0, y=0, width=0.0001, height=0.5), (10, 10)) == (0, 0, 1, 5)
 
 
-def test_a_disagreement_is_an_issue_in_words() -> None:
+def test_contradiction_is_an_issue() -> None:
     poor = Evidence(contrast_ratio=2.0, contrast_required=4.5, covered_share=0.4)
 
     assert len(find_disagreements(make_verdict(), poor)) == 2
@@ -109,7 +109,7 @@ def test_large_text_needs_less_contrast() -> None:
     assert find_disagreements(make_verdict(), large) == []
 
 
-def test_a_layout_of_the_source_system_is_read() -> None:
+def test_layout_row_of_the_source_system_is_parsed() -> None:
     row = {
         "layout": {"text_color": "ffffffff", "font_size": 48, "render": {"url": "/assets/a.png"}},
         "x_ratio": 0.1,
@@ -121,6 +121,6 @@ def test_a_layout_of_the_source_system_is_read() -> None:
 
     assert layout is not None
     assert (layout.region, layout.large_text, layout.render_url) == (None, True, "/assets/a.png")
-    found = parse_layout(row | {"height_ratio": 0.18, "layout": None})
-    assert found is not None
-    assert found.region == Region(x=0.1, y=0.05, width=0.8, height=0.18)
+    without_layout = parse_layout(row | {"height_ratio": 0.18, "layout": None})
+    assert without_layout is not None
+    assert without_layout.region == Region(x=0.1, y=0.05, width=0.8, height=0.18)

@@ -1,4 +1,4 @@
-"""Where pictures come from, and which are refused."""
+"""Pictures loaded from base64, claims and addresses, and the errors of those that are rejected."""
 
 import base64
 import io
@@ -21,33 +21,33 @@ def png(width: int = 40, height: int = 30, color: str = "teal") -> bytes:
 
 
 @pytest.fixture
-def pictures(claims: ClaimStore, tmp_path: Path) -> ImageLoader:
+def image_loader(claims: ClaimStore, tmp_path: Path) -> ImageLoader:
     (tmp_path / "assets").mkdir()
     return ImageLoader(claims, VisionSettings(assets_dir=tmp_path / "assets"))
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:image/jpeg;base64,"])
-async def test_base64_is_read_with_or_without_its_prefix(pictures: ImageLoader, prefix: str) -> None:
-    picture = await pictures.from_base64(prefix + base64.b64encode(png()).decode())
+async def test_base64_is_decoded_with_or_without_prefix(image_loader: ImageLoader, prefix: str) -> None:
+    picture = await image_loader.from_base64(prefix + base64.b64encode(png()).decode())
     assert picture.size == (40, 30)
 
 
-async def test_a_claim_is_read(pictures: ImageLoader, claims: ClaimStore) -> None:
+async def test_claim_is_loaded(image_loader: ImageLoader, claims: ClaimStore) -> None:
     claim = await claims.write(png(), media_type="image/png")
-    assert (await pictures.from_claim(claim)).getpixel((0, 0)) == (0, 128, 128)
+    assert (await image_loader.from_claim(claim)).getpixel((0, 0)) == (0, 128, 128)
 
 
-async def test_an_asset_is_read_from_below_its_folder(tmp_path: Path) -> None:
+async def test_asset_is_loaded_from_assets_folder(tmp_path: Path) -> None:
     folder = tmp_path / "assets" / "yh" / "tenants"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(png())
     store = StoreSettings(store_url=(tmp_path / "store").as_uri())
     async with open_claim_store(store) as claims:
-        pictures = ImageLoader(claims, VisionSettings(assets_dir=tmp_path / "assets"))
-        assert (await pictures.from_url("/assets/yh/tenants/a.png")).size == (40, 30)
-        with pytest.raises(PermanentError) as missing:
-            await pictures.from_url("/assets/yh/tenants/b.png")
-    assert missing.value.code == "asset-missing"
+        image_loader = ImageLoader(claims, VisionSettings(assets_dir=tmp_path / "assets"))
+        assert (await image_loader.from_url("/assets/yh/tenants/a.png")).size == (40, 30)
+        with pytest.raises(PermanentError) as raised:
+            await image_loader.from_url("/assets/yh/tenants/b.png")
+    assert raised.value.code == "asset-missing"
 
 
 @pytest.mark.parametrize(
@@ -62,42 +62,42 @@ async def test_an_asset_is_read_from_below_its_folder(tmp_path: Path) -> None:
         "file:///etc/passwd",
     ],
 )
-async def test_asset_path_traversal_is_rejected(pictures: ImageLoader, tmp_path: Path, address: str) -> None:
+async def test_asset_path_traversal_is_rejected(image_loader: ImageLoader, tmp_path: Path, address: str) -> None:
     (tmp_path / "secret.png").write_bytes(png())
     (tmp_path / "assets" / "link").symlink_to(tmp_path)
 
-    with pytest.raises(PermanentError) as refused:
-        await pictures.from_url(address)
+    with pytest.raises(PermanentError) as raised:
+        await image_loader.from_url(address)
 
-    assert refused.value.code == "asset-refused"
+    assert raised.value.code == "asset-refused"
 
 
 @pytest.mark.parametrize("address", ["https://127.0.0.1/a.png", "https://169.254.169.254/latest", "http://[::1]/a.png", "ftp://x/a.png"])
-async def test_a_private_address_is_refused(pictures: ImageLoader, address: str) -> None:
-    with pytest.raises(PermanentError) as refused:
-        await pictures.from_url(address)
+async def test_private_address_is_refused(image_loader: ImageLoader, address: str) -> None:
+    with pytest.raises(PermanentError) as raised:
+        await image_loader.from_url(address)
 
-    assert refused.value.code == "asset-refused"
+    assert raised.value.code == "asset-refused"
 
 
 @pytest.mark.parametrize("text", ["no base64!", base64.b64encode(b"no picture").decode(), base64.b64encode(png()[:40]).decode()])
-async def test_non_image_is_rejected(pictures: ImageLoader, text: str) -> None:
-    with pytest.raises(PermanentError) as refused:
-        await pictures.from_base64(text)
+async def test_non_image_is_rejected(image_loader: ImageLoader, text: str) -> None:
+    with pytest.raises(PermanentError) as raised:
+        await image_loader.from_base64(text)
 
-    assert refused.value.code == "image-unreadable"
+    assert raised.value.code == "image-unreadable"
 
 
 async def test_decompression_bomb_is_rejected_before_decoding(claims: ClaimStore) -> None:
-    pictures = ImageLoader(claims, VisionSettings(max_image_pixels=10_000, max_image_bytes=5_000))
+    image_loader = ImageLoader(claims, VisionSettings(max_image_pixels=10_000, max_image_bytes=5_000))
     for data in (png(200, 200), png(20, 20) + bytes(6_000)):
-        with pytest.raises(PermanentError) as refused:
-            await pictures.from_base64(base64.b64encode(data).decode())
-        assert refused.value.code == "image-too-large"
+        with pytest.raises(PermanentError) as raised:
+            await image_loader.from_base64(base64.b64encode(data).decode())
+        assert raised.value.code == "image-too-large"
 
 
 def test_image_is_scaled_to_limit_with_aspect_ratio() -> None:
-    shown = Image.open(io.BytesIO(encode_model_png(Image.new("RGB", (4000, 1000), "red"), 1280)))
+    wide = Image.open(io.BytesIO(encode_model_png(Image.new("RGB", (4000, 1000), "red"), 1280)))
     thin = Image.open(io.BytesIO(encode_model_png(Image.new("RGB", (4000, 1), "red"), 1280)))
 
-    assert (shown.size, thin.size) == ((1280, 320), (1280, 8))
+    assert (wide.size, thin.size) == ((1280, 320), (1280, 8))

@@ -1,4 +1,4 @@
-"""No answer can be longer than its schema says, and a schema without an end is refused."""
+"""The longest answer of a schema is computed, and a schema without limits is rejected."""
 
 import json
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from actors.vision.schema_limits import max_json_bytes
 from contracts.verdict import AdVerdictSchema, ImageVerdictSchema
 
-LETTER = "🥐"
+EMOJI = "🥐"
 
 
 def test_longest_verdict_fits_computed_limit() -> None:
@@ -16,15 +16,15 @@ def test_longest_verdict_fits_computed_limit() -> None:
         "is_valid": False,
         "image_quality_ok": False,
         "relevance_score": 0.123456,
-        "analysis": LETTER * 240,
-        "issues": [LETTER * 100] * 4,
-        "recommendations": [LETTER * 100] * 4,
+        "analysis": EMOJI * 240,
+        "issues": [EMOJI * 100] * 4,
+        "recommendations": [EMOJI * 100] * 4,
         "font_recommendation": {
             "font_style": "sans-serif",
-            "font_name": LETTER * 40,
+            "font_name": EMOJI * 40,
             "font_size_category": "medium",
             "font_color_hex": "ffffff",
-            "reasoning": LETTER * 160,
+            "reasoning": EMOJI * 160,
         },
     }
     ImageVerdictSchema.model_validate(longest)
@@ -34,15 +34,15 @@ def test_longest_verdict_fits_computed_limit() -> None:
     assert max_json_bytes(AdVerdictSchema) < max_json_bytes(ImageVerdictSchema)
 
 
-class Endless(BaseModel):
+class UnboundedList(BaseModel):
     words: list[bool]
 
 
-class Talkative(BaseModel):
+class UnboundedText(BaseModel):
     words: str
 
 
-@pytest.mark.parametrize("model", [Endless, Talkative])
+@pytest.mark.parametrize("model", [UnboundedList, UnboundedText])
 def test_unbounded_schema_is_rejected(model: type[BaseModel]) -> None:
     with pytest.raises(ValueError, match="might never end"):
         max_json_bytes(model)

@@ -1,4 +1,4 @@
-"""How answers are read: consultations without repetition; verdicts strictly, mended only in form, never made up."""
+"""Parsed answers: consultations without repetition; verdicts that match their schema or are repaired in form, never invented."""
 
 import json
 
@@ -27,7 +27,7 @@ IMAGE = {
 }
 
 
-def parse_answer(text: str, finish: str = "stop", constrained: bool = False) -> VlmResponse:
+def make_response(text: str, finish: str = "stop", constrained: bool = False) -> VlmResponse:
     return VlmResponse(text, finish, "m", constrained=constrained)  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def test_consult_answer_is_cut_at_repetition(text: str, kept: str) -> None:
 
 
 def test_valid_json_verdict_is_accepted() -> None:
-    assert parse_verdict(parse_answer(json.dumps(AD)), AdVerdictSchema) == (AdVerdictSchema.model_validate(AD), False)
+    assert parse_verdict(make_response(json.dumps(AD)), AdVerdictSchema) == (AdVerdictSchema.model_validate(AD), False)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_valid_json_verdict_is_accepted() -> None:
     ],
 )
 def test_malformed_verdict_is_repaired_and_marked(text: str) -> None:
-    verdict, repaired = parse_verdict(parse_answer(text), AdVerdictSchema)
+    verdict, repaired = parse_verdict(make_response(text), AdVerdictSchema)
 
     assert repaired
     assert (verdict.on_brief, verdict.issues) == (True, ["small text"])
@@ -95,9 +95,9 @@ Font recommendation:
 
 
 def test_labelled_lines_are_parsed_as_verdict() -> None:
-    """As a server answers that can keep no form, and as the source system's models do."""
-    ad, ad_repaired = parse_verdict(parse_answer(AD_LINES), AdVerdictSchema)
-    image, image_repaired = parse_verdict(parse_answer(IMAGE_LINES), ImageVerdictSchema)
+    """The form of servers without constrained decoding, and of the source system's models."""
+    ad, ad_repaired = parse_verdict(make_response(AD_LINES), AdVerdictSchema)
+    image, image_repaired = parse_verdict(make_response(IMAGE_LINES), ImageVerdictSchema)
 
     assert ad_repaired
     assert image_repaired
@@ -118,25 +118,25 @@ def test_labelled_lines_are_parsed_as_verdict() -> None:
 )
 def test_labelled_lines_with_missing_field_are_rejected(line: str, other: str) -> None:
     assert line in AD_LINES
-    with pytest.raises(TemporaryError) as refused:
-        parse_verdict(parse_answer(AD_LINES.replace(line, other)), AdVerdictSchema)
+    with pytest.raises(TemporaryError) as raised:
+        parse_verdict(make_response(AD_LINES.replace(line, other)), AdVerdictSchema)
 
-    assert refused.value.code == "verdict-unreadable"
+    assert raised.value.code == "verdict-unreadable"
 
 
 def test_score_without_scale_is_rejected() -> None:
     for score in ("8", "7 of 10", "high"):
         with pytest.raises(TemporaryError):
-            parse_verdict(parse_answer(IMAGE_LINES.replace("3.5/10", score)), ImageVerdictSchema)
-    verdict, _ = parse_verdict(parse_answer(IMAGE_LINES.replace("3.5/10", "80%")), ImageVerdictSchema)
+            parse_verdict(make_response(IMAGE_LINES.replace("3.5/10", score)), ImageVerdictSchema)
+    verdict, _ = parse_verdict(make_response(IMAGE_LINES.replace("3.5/10", "80%")), ImageVerdictSchema)
     assert verdict.relevance_score == 0.8
 
 
-def test_too_long_texts_and_lists_are_cut_to_their_bounds() -> None:
-    long = IMAGE | {"analysis": "a" * 999, "issues": ['say "x"\n'] * 9}
-    long["font_recommendation"] = IMAGE["font_recommendation"] | {"font_color_hex": "#FFFFFF"}  # type: ignore[operator]
+def test_long_texts_and_lists_are_shortened_to_their_limits() -> None:
+    too_long = IMAGE | {"analysis": "a" * 999, "issues": ['say "x"\n'] * 9}
+    too_long["font_recommendation"] = IMAGE["font_recommendation"] | {"font_color_hex": "#FFFFFF"}  # type: ignore[operator]
 
-    verdict, repaired = parse_verdict(parse_answer(json.dumps(long)), ImageVerdictSchema)
+    verdict, repaired = parse_verdict(make_response(json.dumps(too_long)), ImageVerdictSchema)
 
     assert repaired
     assert (len(verdict.analysis), verdict.issues) == (240, ["say 'x'"] * 4)
@@ -148,14 +148,14 @@ def test_too_long_texts_and_lists_are_cut_to_their_bounds() -> None:
 )
 def test_unparsable_text_is_never_a_verdict(text: str) -> None:
     """Not even a negative one."""
-    with pytest.raises(TemporaryError) as refused:
-        parse_verdict(parse_answer(text), AdVerdictSchema)
+    with pytest.raises(TemporaryError) as raised:
+        parse_verdict(make_response(text), AdVerdictSchema)
 
-    assert refused.value.code == "verdict-unreadable"
+    assert raised.value.code == "verdict-unreadable"
 
 
 def test_truncated_verdict_error_names_truncation() -> None:
-    with pytest.raises(TemporaryError) as refused:
-        parse_verdict(parse_answer(json.dumps(AD)[:40], "length"), AdVerdictSchema)
+    with pytest.raises(TemporaryError) as raised:
+        parse_verdict(make_response(json.dumps(AD)[:40], "length"), AdVerdictSchema)
 
-    assert refused.value.code == "verdict-unfinished"
+    assert raised.value.code == "verdict-unfinished"

@@ -1,4 +1,4 @@
-"""The basket of the intake: many letters in one write, and one bad letter that holds up no other."""
+"""The batch writer of the ingest: many letters in one write, and an invalid letter that does not block the others."""
 
 import asyncio
 from dataclasses import replace
@@ -10,54 +10,54 @@ import pytest
 from bus.dead_letters.ingest import BatchWriter
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.repository import DeadLetterRepository
-from tests.unit.bus.dead_letters.test_record import make_record
+from tests.support.dead_letter_records import make_record
 
 
 class FakeRepository:
-    """A cabinet that refuses letters whose code is `bad`."""
+    """Refuses a batch that contains a record with the code `bad`."""
 
     def __init__(self) -> None:
         self.writes: list[list[str]] = []
 
     async def insert(self, records: list[DeadLetterRecord]) -> None:
         await asyncio.sleep(0)
-        if any(letter.code == "bad" for letter in records):
+        if any(record.code == "bad" for record in records):
             raise asyncpg.DataError("refused")
-        self.writes.append([letter.message_id for letter in records])
+        self.writes.append([record.message_id for record in records])
 
 
-def dead_letters(count: int) -> list[DeadLetterRecord]:
+def make_records(count: int) -> list[DeadLetterRecord]:
     return [make_record(message_id=f"m-{number}") for number in range(count)]
 
 
 async def test_concurrent_dead_letters_are_written_in_one_batch() -> None:
-    shelf = FakeRepository()
-    basket = BatchWriter(cast("DeadLetterRepository", shelf))
-    await asyncio.gather(*map(basket.write, dead_letters(250)))
-    assert sorted(name for write in shelf.writes for name in write) == sorted(letter.message_id for letter in dead_letters(250))
-    assert len(shelf.writes) < 10
-    assert basket.pending == []
+    repository = FakeRepository()
+    writer = BatchWriter(cast("DeadLetterRepository", repository))
+    await asyncio.gather(*map(writer.write, make_records(250)))
+    assert sorted(name for write in repository.writes for name in write) == sorted(record.message_id for record in make_records(250))
+    assert len(repository.writes) < 10
+    assert writer.pending == []
 
 
 async def test_invalid_dead_letter_fails_alone() -> None:
-    """Its neighbours in the same handful are written, each once."""
-    shelf = FakeRepository()
-    basket = BatchWriter(cast("DeadLetterRepository", shelf))
+    """The other records of its batch are written, each once."""
+    repository = FakeRepository()
+    writer = BatchWriter(cast("DeadLetterRepository", repository))
     bad = replace(make_record(message_id="bad"), code="bad")
-    fates: list[Any] = await asyncio.gather(*map(basket.write, [*dead_letters(5), bad, *dead_letters(10)[5:]]), return_exceptions=True)
-    assert [type(fate) for fate in fates] == [*[type(None)] * 5, asyncpg.DataError, *[type(None)] * 5]
-    assert sorted(name for write in shelf.writes for name in write) == [f"m-{number}" for number in range(10)]
-    assert basket.pending == []
+    results: list[Any] = await asyncio.gather(*map(writer.write, [*make_records(5), bad, *make_records(10)[5:]]), return_exceptions=True)
+    assert [type(result) for result in results] == [*[type(None)] * 5, asyncpg.DataError, *[type(None)] * 5]
+    assert sorted(name for write in repository.writes for name in write) == [f"m-{number}" for number in range(10)]
+    assert writer.pending == []
 
 
 async def test_cancelled_write_does_not_cancel_batch() -> None:
-    """A delivery that goes away while it writes for all leaves the others to be written by the next."""
-    shelf = FakeRepository()
-    basket = BatchWriter(cast("DeadLetterRepository", shelf))
-    tasks = [asyncio.create_task(basket.write(letter)) for letter in dead_letters(3)]
+    """When the caller that writes the batch is cancelled, another caller writes the records of the others."""
+    repository = FakeRepository()
+    writer = BatchWriter(cast("DeadLetterRepository", repository))
+    tasks = [asyncio.create_task(writer.write(record)) for record in make_records(3)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
     await asyncio.gather(*tasks[1:])
-    assert {"m-1", "m-2"} <= {name for write in shelf.writes for name in write}
+    assert {"m-1", "m-2"} <= {name for write in repository.writes for name in write}

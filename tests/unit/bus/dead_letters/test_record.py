@@ -1,24 +1,22 @@
-"""What is read off a dead letter, how letters are grouped, and what goes out on a replay. No network."""
+"""The record of a dead letter, its group, and the message of a replay. No network."""
 
 import json
 import math
-from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bus.dead_letters.record import MAX_HEADER_DEPTH, DeadLetterRecord, compute_group_id, stack_fingerprint, to_json_value
+from bus.dead_letters.record import MAX_HEADER_DEPTH, compute_group_id, stack_fingerprint, to_json_value
 from bus.dead_letters.relay import batch_size
 from bus.dead_letters.replay import build_replay_message, replay_headers, validate_body
 from bus.errors import PermanentError
 from contracts.wire import Header
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+from tests.support.dead_letter_records import NOW, make_record
 
 STACK = """Traceback (most recent call last):
-  File "/srv/old/bus/receive.py", line 10, in _decide
+  File "/srv/old/bus/worker/consumer.py", line 10, in decide
     return await self.handle(command)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "/srv/old/actors/image.py", line 77, in image
@@ -27,30 +25,18 @@ KeyError: 'lora 17'
 """
 
 
-def make_record(headers: dict[str, Any] | None = None, *, queue: str = "atelier.dead.image", **properties: Any) -> DeadLetterRecord:
-    known = {
-        "message_id": "m-1",
-        "correlation_id": "j-1",
-        "type": "image.v1",
-        "content_type": None,
-        "content_encoding": None,
-        "body": b"{}",
-    }
-    return DeadLetterRecord.from_message(SimpleNamespace(headers=headers or {}, **(known | properties)), queue, NOW)  # type: ignore[arg-type]
-
-
 def x_death_entry(queue: str, reason: str, **more: Any) -> dict[str, Any]:
     return {"queue": queue, "reason": reason, "count": 1, "exchange": "orders", "routing-keys": ["order.new"], "time": NOW} | more
 
 
 def test_fingerprint_ignores_line_numbers_folders_and_values() -> None:
-    """The same way through the code, installed elsewhere and grown by a line, with another message."""
+    """The same calls, in another folder, on another line, and with another message."""
     other = STACK.replace("/srv/old", "/app").replace("line 77", "line 80").replace("lora 17", "lora 18")
-    assert stack_fingerprint(STACK) == stack_fingerprint(other) == ("bus/worker/consumer.py:_decide", "actors/image.py:image")
+    assert stack_fingerprint(STACK) == stack_fingerprint(other) == ("worker/consumer.py:decide", "actors/image.py:image")
 
 
 def test_fingerprint_keeps_innermost_frames() -> None:
-    """The outer ones may be cut off in one letter and not in the next."""
+    """The outer frames may be cut off in one letter and not in another."""
     frames = "".join(f'  File "a/f{number}.py", line 1, in f\n    x()\n' for number in range(20))
     assert stack_fingerprint(frames) == stack_fingerprint(frames[200:])
     assert stack_fingerprint(frames)[-1] == "a/f19.py:f"
@@ -61,7 +47,7 @@ def test_missing_stack_has_no_fingerprint(stack: str) -> None:
     assert stack_fingerprint(stack) == ()
 
 
-def test_each_part_of_a_cause_makes_its_own_group() -> None:
+def test_group_id_differs_for_each_part_of_a_cause() -> None:
     groups = {
         compute_group_id("image", "a", "KeyError", ("f",)),
         compute_group_id("webhook", "a", "KeyError", ("f",)),
@@ -140,9 +126,9 @@ def test_record_id_is_unique_per_failure() -> None:
 
 
 def test_failed_replay_in_same_second_has_new_id() -> None:
-    """The broker's time is in seconds; the number of the replay tells them apart."""
-    died = {"x-death": [x_death_entry("orders", "rejected")]}
-    assert make_record(died, queue="dlq").failure_id != make_record(died | {Header.REPLAY.value: 1}, queue="dlq").failure_id
+    """The broker's time is in seconds; the number of the replay distinguishes the failures."""
+    headers = {"x-death": [x_death_entry("orders", "rejected")]}
+    assert make_record(headers, queue="dlq").failure_id != make_record(headers | {Header.REPLAY.value: 1}, queue="dlq").failure_id
 
 
 def test_record_without_message_id_uses_body_hash() -> None:
@@ -172,11 +158,11 @@ def test_deeply_nested_header_is_truncated() -> None:
     deep: Any = []
     for _ in range(500):
         deep = [deep]
-    kept, depth = to_json_value(deep), 0
-    while isinstance(kept, list):
-        (kept,), depth = kept, depth + 1
+    value, depth = to_json_value(deep), 0
+    while isinstance(value, list):
+        (value,), depth = value, depth + 1
     assert depth == MAX_HEADER_DEPTH
-    assert isinstance(kept, str), "what lay below is kept as text"
+    assert isinstance(value, str), "deeper values are kept as text"
 
 
 def test_replay_drops_headers_of_failed_delivery() -> None:
@@ -217,11 +203,11 @@ STORED_ROW: dict[str, Any] = {
 }
 
 
-def test_a_replay_goes_to_one_queue_and_asks_for_no_reply() -> None:
-    letter = build_replay_message(STORED_ROW)
-    assert (letter.exchange, letter.routing_key, letter.mandatory, letter.reply_to) == ("", "atelier.image", True, None)
-    assert (letter.message_id, letter.job_id, letter.type, letter.content_encoding) == ("m-1", "j-1", "image.v1", "gzip")
-    assert letter.headers == {
+def test_replay_is_sent_to_one_queue_without_reply_to() -> None:
+    message = build_replay_message(STORED_ROW)
+    assert (message.exchange, message.routing_key, message.mandatory, message.reply_to) == ("", "atelier.image", True, None)
+    assert (message.message_id, message.job_id, message.type, message.content_encoding) == ("m-1", "j-1", "image.v1", "gzip")
+    assert message.headers == {
         Header.TENANT.value: "acme",
         Header.REPLAY.value: 2,
         Header.ORIGIN_QUEUE.value: "atelier.image",
@@ -231,8 +217,13 @@ def test_a_replay_goes_to_one_queue_and_asks_for_no_reply() -> None:
 
 
 def test_replay_under_new_id_sets_causation_id() -> None:
-    letter = build_replay_message(STORED_ROW | {"sent_as": "m-2", "edited": True, "edited_type": "image.v1", "type": "image.v9"})
-    assert (letter.message_id, letter.headers[Header.CAUSATION], letter.type, letter.content_encoding) == ("m-2", "m-1", "image.v1", None)
+    message = build_replay_message(STORED_ROW | {"sent_as": "m-2", "edited": True, "edited_type": "image.v1", "type": "image.v9"})
+    assert (message.message_id, message.headers[Header.CAUSATION], message.type, message.content_encoding) == (
+        "m-2",
+        "m-1",
+        "image.v1",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +248,7 @@ def test_edited_body_that_matches_contract_is_accepted(step: str, body: dict[str
         ("orders", {"much": "x" * (1 << 20)}, "message-too-large"),
     ],
 )
-def test_a_body_that_breaks_its_contract_is_refused(step: str, body: dict[str, Any], code: str) -> None:
+def test_body_that_breaks_its_contract_is_rejected(step: str, body: dict[str, Any], code: str) -> None:
     with pytest.raises(PermanentError) as refused:
         validate_body(step, body)
     assert refused.value.code == code

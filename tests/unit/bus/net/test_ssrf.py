@@ -1,4 +1,4 @@
-"""The address guard: which addresses are public, and that the connection goes to the address that was judged."""
+"""SSRF protection: which addresses are public, and that the connection goes to the checked address."""
 
 import asyncio
 import socket
@@ -50,7 +50,7 @@ async def test_non_public_url_is_rejected(url: str) -> None:
     assert error.value.code == "refused-here"
 
 
-async def test_only_listed_ports_are_called_where_there_is_a_list() -> None:
+async def test_only_allowed_ports_are_called() -> None:
     rules = AddressSettings(allowed_ports=(443, 8443))
     assert await resolve_allowed(httpx.URL("https://8.8.8.8:8443/"), rules, "x") == ["8.8.8.8"]
     assert await resolve_allowed(httpx.URL("https://8.8.8.8/"), rules, "x") == ["8.8.8.8"]
@@ -58,44 +58,44 @@ async def test_only_listed_ports_are_called_where_there_is_a_list() -> None:
         await resolve_allowed(httpx.URL("https://8.8.8.8:22/"), rules, "x")
 
 
-async def test_lists_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_port_list_is_read_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_PORTS", "443, 8443")
     assert AddressSettings().allowed_ports == (443, 8443)
 
 
 async def test_any_private_address_rejects_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, "8.8.8.8", "10.0.0.1")
+    fake_dns(monkeypatch, "8.8.8.8", "10.0.0.1")
     with pytest.raises(PermanentError):
         await resolve_allowed(httpx.URL("https://mixed.example/"), AddressSettings(), "x")
 
 
-async def test_a_name_that_does_not_resolve_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch)
+async def test_unresolvable_name_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_dns(monkeypatch)
     with pytest.raises(TemporaryError):
         await resolve_allowed(httpx.URL("https://nowhere.example/"), AddressSettings(), "x")
 
 
-def names(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
-    """A name service of the test's own: tests reach no real one. Returns the names asked for."""
-    asked: list[str] = []
+def fake_dns(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
+    """Resolve every name to these addresses. Returns the names that were resolved."""
+    resolved: list[str] = []
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
+        resolved.append(host)
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    return asked
+    return resolved
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
-    """A certificate for a name, signed by itself: its file, and the context of a server that shows it."""
+def self_signed_certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for a host name: its file, and the context of a server that presents it."""
     key = ec.generate_private_key(ec.SECP256R1())
-    whose, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), datetime.now(UTC)
-    draft = x509.CertificateBuilder().subject_name(whose).issuer_name(whose).public_key(key.public_key()).serial_number(1)
-    draft = draft.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    signed = draft.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False).sign(key, hashes.SHA256())
+    subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    signed = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False).sign(key, hashes.SHA256())
     secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     file = folder / f"{name}.pem"
     file.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + secret)
@@ -105,9 +105,9 @@ def certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
 
 
 @pytest.fixture
-async def secure(tmp_path: Path) -> AsyncIterator[tuple[WebhookBackend, int, ssl.SSLContext]]:
-    """An https server that is good.example, its port, and a client's trust in it."""
-    file, context = certificate(tmp_path, "good.example")
+async def tls_backend(tmp_path: Path) -> AsyncIterator[tuple[WebhookBackend, int, ssl.SSLContext]]:
+    """An https server for good.example, its port, and a client context that trusts it."""
+    file, context = self_signed_certificate(tmp_path, "good.example")
     backend = WebhookBackend()
     server = await asyncio.start_server(backend.serve, "127.0.0.1", 0, ssl=context)
     async with server:
@@ -115,14 +115,14 @@ async def secure(tmp_path: Path) -> AsyncIterator[tuple[WebhookBackend, int, ssl
 
 
 async def test_connection_uses_checked_address_and_verifies_hostname(
-    secure: tuple[WebhookBackend, int, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+    tls_backend: tuple[WebhookBackend, int, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend, port, trust = secure
-    asked = names(monkeypatch, "127.0.0.1")
+    backend, port, trust = tls_backend
+    resolved = fake_dns(monkeypatch, "127.0.0.1")
     transport = GuardedTransport(AddressSettings(allow_private_addresses=True), "x", verify=trust)
     async with httpx.AsyncClient(transport=transport) as client:
         assert (await client.get(f"https://good.example:{port}/a?b=c")).status_code == 200
-        assert asked == ["good.example"]
+        assert resolved == ["good.example"]
         assert (backend.requests[0].path, backend.requests[0].headers["host"]) == ("/a?b=c", f"good.example:{port}")
         with pytest.raises(httpx.ConnectError, match="certificate"):
             await client.get(f"https://other.example:{port}/")
@@ -130,28 +130,28 @@ async def test_connection_uses_checked_address_and_verifies_hostname(
 
 
 @pytest.fixture
-async def plain() -> AsyncIterator[WebhookBackend]:
+async def http_backend() -> AsyncIterator[WebhookBackend]:
     async with open_webhook_backend() as backend:
         yield backend
 
 
-async def test_the_next_address_is_tried_when_the_first_does_not_answer(plain: WebhookBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, "127.0.0.77", "127.0.0.1")
+async def test_next_address_is_tried_when_connection_fails(http_backend: WebhookBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_dns(monkeypatch, "127.0.0.77", "127.0.0.1")
     rules = AddressSettings(allow_private_addresses=True, allow_plain_http=True)
     async with httpx.AsyncClient(transport=GuardedTransport(rules, "x")) as client:
-        assert (await client.get(plain.url.replace("127.0.0.1", "good.example"))).status_code == 200
+        assert (await client.get(http_backend.url.replace("127.0.0.1", "good.example"))).status_code == 200
 
 
-async def test_every_redirect_hop_is_checked(plain: WebhookBackend) -> None:
-    """A client that follows redirects is led nowhere by them."""
-    plain.responses = [(302, {"Location": "http://127.0.0.1:22/"})]
-    port = httpx.URL(plain.url).port
+async def test_every_redirect_hop_is_checked(http_backend: WebhookBackend) -> None:
+    """A client that follows redirects cannot be redirected to a refused URL."""
+    http_backend.responses = [(302, {"Location": "http://127.0.0.1:22/"})]
+    port = httpx.URL(http_backend.url).port
     assert port
     rules = AddressSettings(allow_private_addresses=True, allow_plain_http=True, allowed_ports=(port,))
     async with httpx.AsyncClient(transport=GuardedTransport(rules, "x"), follow_redirects=True) as client:
         with pytest.raises(PermanentError, match="port 22"):
-            await client.get(plain.url)
-    assert len(plain.requests) == 1
+            await client.get(http_backend.url)
+    assert len(http_backend.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,6 @@ def test_private_ip_literal_is_detected_without_dns(url: str, private: bool) -> 
     assert has_private_ip_host(url) is private
 
 
-def test_displayed_url_hides_credentials() -> None:
+def test_redacted_url_has_no_credentials() -> None:
     assert redact_url("https://user:word@host.example/a?X-Amz-Signature=abc#d") == "https://host.example/a"
-    assert redact_url("https://host.example:port/?X-Amz-Signature=abc") == "an unreadable address"
+    assert redact_url("https://host.example:port/?X-Amz-Signature=abc") == "an invalid URL"

@@ -1,4 +1,4 @@
-"""Labels are bounded, whatever an actor calls its faults; and what several steps share is counted once."""
+"""Metrics: bounded labels, shared engines, and names that are exported twice."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from contracts.wire import Result
 
 
 def fault(code: str) -> Fault:
-    return Fault(code=code, message="said", step="image", attempts=1)
+    return Fault(code=code, message="text", step="image", attempts=1)
 
 
 def test_codes_over_limit_become_other() -> None:
@@ -38,7 +38,7 @@ def test_label_cardinality_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 <= len({sample.labels["code"] for sample in flood}) <= 101
 
 
-def test_no_label_names_a_tenant_or_a_job() -> None:
+def test_no_label_is_a_tenant_or_a_job() -> None:
     record_delivery("labelled", Done(Result()), attempt=1, seconds=0.1, queued_seconds=0.2)
     metrics.record_request("BREW", "/v1/jobs/{job_id}", 418, 0.1)
 
@@ -48,13 +48,13 @@ def test_no_label_names_a_tenant_or_a_job() -> None:
     assert {sample.labels.get("method") for family in families for sample in family.samples} & {"BREW"} == set()
 
 
-def test_every_outcome_has_a_name_and_failures_their_code() -> None:
-    said = [
+def test_every_outcome_has_labels_and_failures_their_code() -> None:
+    labels = [
         outcome_labels(outcome)
         for outcome in (Done(Result()), Retry(1, fault("temporary")), DeadLettered(fault("crash")), Requeue("engine"))
     ]
 
-    assert said == [("done", ""), ("retry", "temporary"), ("dead", "crash"), ("requeued", "")]
+    assert labels == [("done", ""), ("retry", "temporary"), ("dead", "crash"), ("requeued", "")]
     assert outcome_labels(Dropped(fault("cancelled"))) == ("dropped", "cancelled")
 
 
@@ -69,3 +69,15 @@ def test_shared_engine_is_exported_once() -> None:
     with engines.register("judge", shared), engines.register("validate", shared):
         assert [sample.labels for metric in engines.collect() for sample in metric.samples] == [{"step": "judge"}]
     assert list(engines.collect()) == []
+
+
+def test_deliveries_are_exported_under_former_name_too() -> None:
+    record_delivery("renamed", Done(Result()), attempt=1, seconds=0.1, queued_seconds=None)
+
+    families = {family.name: family for family in text_string_to_metric_families(render().decode())}
+    values = {
+        name: {tuple(sorted(sample.labels.items())): sample.value for sample in families[name].samples if sample.name == f"{name}_total"}
+        for name in ("atelier_deliveries", "atelier_orders")
+    }
+    assert values["atelier_deliveries"] == values["atelier_orders"]
+    assert values["atelier_orders"][("code", ""), ("outcome", "done"), ("step", "renamed")] == 1

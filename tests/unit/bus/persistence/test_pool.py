@@ -1,4 +1,4 @@
-"""JSON on its way into Postgres."""
+"""JSON as Postgres accepts it."""
 
 import json
 
@@ -8,7 +8,7 @@ from bus.persistence.pool import encode_postgres_json
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("text", "stored"),
     [
         ("a\x00b", "a\ufffdb"),
         ("\x00\x00", "\ufffd\ufffd"),
@@ -17,6 +17,6 @@ from bus.persistence.pool import encode_postgres_json
         ("안녕", "안녕"),
     ],
 )
-def test_nul_character_is_replaced_for_postgres(said: str, kept: str) -> None:
+def test_nul_character_is_replaced_for_postgres(text: str, stored: str) -> None:
     """And nothing that only looks like it."""
-    assert json.loads(encode_postgres_json({"text": [said]})) == {"text": [kept]}
+    assert json.loads(encode_postgres_json({"text": [text]})) == {"text": [stored]}

@@ -1,4 +1,4 @@
-"""What holds for a folder alone."""
+"""The claim store in a folder, and the fetching of foreign assets."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ async def claims(root: Path) -> ClaimStore:
         return store
 
 
-async def test_failed_write_leaves_no_partial_file(claims: ClaimStore, root: Path) -> None:
+async def test_write_leaves_one_readable_file(claims: ClaimStore, root: Path) -> None:
     claim = await claims.write(PICTURE, media_type="image/png")
     files = [path for path in root.rglob("*") if path.is_file()]
     assert [path.name for path in files] == [f"{claim.sha256}.png"]
@@ -60,9 +60,9 @@ async def test_symlink_out_of_store_is_rejected(claims: ClaimStore, root: Path, 
 async def test_path_traversal_is_rejected(claims: ClaimStore, root: Path, tmp_path: Path, tail: str) -> None:
     claim = await claims.write(PICTURE, media_type="image/png")
     (tmp_path / "outside.png").write_bytes(PICTURE)
-    climbing = (root / "claims").as_uri() + tail
+    outside = (root / "claims").as_uri() + tail
     with pytest.raises(PermanentError) as error:
-        await claims.read(claim.model_copy(update={"uri": climbing}))
+        await claims.read(claim.model_copy(update={"uri": outside}))
     assert error.value.code == "claim-refused"
 
 
@@ -73,36 +73,36 @@ async def test_missing_store_folder_is_unavailable(claims: ClaimStore, root: Pat
         await claims.read(claim)
 
 
-async def test_a_store_that_cannot_be_written_is_temporary(claims: ClaimStore, root: Path) -> None:
+async def test_unwritable_store_is_temporary(claims: ClaimStore, root: Path) -> None:
     root.write_text("a file where the folder should be")
     with pytest.raises(TemporaryError, match="Is the disk full"):
         await claims.write(PICTURE, media_type="image/png")
 
 
-async def test_a_full_disk_is_temporary_and_leaves_nothing(root: Path) -> None:
-    """The kernel's own refusal, by a limit on the size of files, in a process of its own."""
+async def test_full_disk_is_temporary_and_leaves_no_file(root: Path) -> None:
+    """Simulated by a limit on the size of files, in a process of its own."""
     code = """
 import asyncio, resource, signal, sys
 from bus.errors import TemporaryError
 from bus.storage.settings import StoreSettings
-from bus.storage.claim_store import open_claims
+from bus.storage.claim_store import open_claim_store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 async def main():
-    async with open_claims(StoreSettings(store_url=sys.argv[1])) as claims:
+    async with open_claim_store(StoreSettings(store_url=sys.argv[1])) as claims:
         try:
             await claims.write(bytes(100_000), media_type="image/png")
         except TemporaryError as error:
             print(error)
 asyncio.run(main())
 """
-    # -B: a module imported under this limit would leave half of its compiled form behind, for everyone after it to stumble over.
-    told = subprocess.run([sys.executable, "-B", "-c", code, root.as_uri()], capture_output=True, text=True, timeout=60, check=True)
-    assert "too large" in told.stdout
+    # -B: a module imported under this limit would leave a truncated .pyc file behind.
+    done = subprocess.run([sys.executable, "-B", "-c", code, root.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    assert "too large" in done.stdout
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
-async def test_assets_come_from_named_folders_too(root: Path, tmp_path: Path) -> None:
+async def test_assets_are_read_from_asset_roots(root: Path, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     asset = tmp_path / "loras" / "style.safetensors"
     asset.write_bytes(b"weights")
@@ -113,14 +113,15 @@ async def test_assets_come_from_named_folders_too(root: Path, tmp_path: Path) ->
         assert error.value.code == "asset-missing"
 
 
-async def test_neither_s3_nor_torch_is_imported_for_a_folder() -> None:
-    code = "import sys, bus.storage.claim_store; print([name for name in ('aioboto3', 'botocore', 'aiohttp', 'torch', 'numpy') if name in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert told.stdout.strip() == "[]"
+async def test_folder_store_imports_neither_s3_nor_torch() -> None:
+    heavy = ("aioboto3", "botocore", "aiohttp", "torch", "numpy")
+    code = f"import sys, bus.storage.claim_store; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"),
+    ("response", "code"),
     [
         (404, "asset-missing"),
         (410, "asset-missing"),
@@ -129,41 +130,41 @@ async def test_neither_s3_nor_torch_is_imported_for_a_folder() -> None:
         ((301, {"Location": "/"}), "asset-refused"),
     ],
 )
-async def test_an_asset_on_the_web_that_is_not_given_is_permanent(root: Path, answer: int | tuple[int, dict[str, str]], code: str) -> None:
-    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
-        web.responses = [answer]
+async def test_asset_client_error_is_permanent(root: Path, response: int | tuple[int, dict[str, str]], code: str) -> None:
+    async with open_webhook_backend() as server, open_claim_store(local_settings(root)) as claims:
+        server.responses = [response]
         with pytest.raises(PermanentError) as error:
-            await claims.fetch(f"{web.url}/style.safetensors?token=abc", max_bytes=10**6)
+            await claims.fetch(f"{server.url}/style.safetensors?token=abc", max_bytes=10**6)
         assert error.value.code == code
         assert "abc" not in str(error.value)
 
 
-@pytest.mark.parametrize("answer", [500, 503, 429, None])
-async def test_asset_server_error_is_temporary(root: Path, answer: int | None) -> None:
-    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
-        web.responses = [answer]
+@pytest.mark.parametrize("response", [500, 503, 429, None])
+async def test_asset_server_error_is_temporary(root: Path, response: int | None) -> None:
+    async with open_webhook_backend() as server, open_claim_store(local_settings(root)) as claims:
+        server.responses = [response]
         with pytest.raises(TemporaryError) as error:
-            await claims.fetch(f"{web.url}/style.safetensors", max_bytes=10**6)
+            await claims.fetch(f"{server.url}/style.safetensors", max_bytes=10**6)
         assert error.value.code == "asset-unreachable"
 
 
-async def test_an_asset_on_the_web_is_fetched_up_to_the_limit(root: Path) -> None:
-    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root)) as claims:
-        assert await claims.fetch(f"{web.url}/a", max_bytes=16) == b'{"success":true}'
-        web.responses = [200, (200, {"Content-Length": OMIT_HEADER})]
-        for _ in web.responses.copy():
+async def test_https_asset_is_fetched_up_to_the_limit(root: Path) -> None:
+    async with open_webhook_backend() as server, open_claim_store(local_settings(root)) as claims:
+        assert await claims.fetch(f"{server.url}/a", max_bytes=16) == b'{"success":true}'
+        server.responses = [200, (200, {"Content-Length": OMIT_HEADER})]
+        for _ in server.responses.copy():
             with pytest.raises(PermanentError) as error:
-                await claims.fetch(f"{web.url}/a", max_bytes=15)
+                await claims.fetch(f"{server.url}/a", max_bytes=15)
             assert error.value.code == "asset-too-large"
 
 
-async def test_only_listed_hosts_are_fetched_from_where_there_is_a_list(root: Path) -> None:
-    async with open_webhook_backend() as web, open_claim_store(fetcher_for(root, asset_allowed_hosts=("cdn.example",))) as claims:
+async def test_only_allowed_hosts_are_fetched_from(root: Path) -> None:
+    async with open_webhook_backend() as server, open_claim_store(local_settings(root, asset_allowed_hosts=("cdn.example",))) as claims:
         with pytest.raises(PermanentError, match="ASSET_ALLOWED_HOSTS"):
-            await claims.fetch(f"{web.url}/a", max_bytes=16)
-    assert web.requests == []
+            await claims.fetch(f"{server.url}/a", max_bytes=16)
+    assert server.requests == []
 
 
-def fetcher_for(root: Path, **more: object) -> StoreSettings:
-    """Settings that let the tests reach this machine."""
+def local_settings(root: Path, **more: object) -> StoreSettings:
+    """Settings under which assets may be fetched from this machine."""
     return StoreSettings.model_validate({"store_url": root.as_uri(), "allow_private_addresses": True, "allow_plain_http": True, **more})

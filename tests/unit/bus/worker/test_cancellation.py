@@ -1,4 +1,4 @@
-"""A job's cancellation reaches the tasks that work for it, and is over when their work is."""
+"""`CancellationRegistry`: a cancellation reaches the tasks of its job, and ends with their work."""
 
 import asyncio
 from contextlib import suppress
@@ -9,22 +9,22 @@ from bus.worker.cancellation import CancellationRegistry
 
 
 async def work(cancellations: CancellationRegistry, job_id: str) -> tuple[bool, int]:
-    """Whether it was cancelled, and how many cancellations its task still has before it after that."""
-    with cancellations.track(job_id) as watched, suppress(asyncio.CancelledError):
+    """Whether the run was cancelled, and how many cancellations its task has left afterwards."""
+    with cancellations.track(job_id) as run, suppress(asyncio.CancelledError):
         await asyncio.sleep(5)
     task = asyncio.current_task()
     assert task is not None
     await asyncio.sleep(0)
-    return watched.cancelled, task.cancelling()
+    return run.cancelled, task.cancelling()
 
 
 async def test_cancellation_stops_only_tasks_of_job() -> None:
     cancellations = CancellationRegistry()
-    ours, also_ours, other = (asyncio.create_task(work(cancellations, name)) for name in ("a", "a", "b"))
+    first, second, other = (asyncio.create_task(work(cancellations, name)) for name in ("a", "a", "b"))
     await asyncio.sleep(0.01)
     assert cancellations.cancel("a") == 2
-    assert cancellations.cancel("a") == 2, "and once is enough"
-    assert [await ours, await also_ours] == [(True, 0), (True, 0)]
+    assert cancellations.cancel("a") == 2, "a second cancellation changes nothing"
+    assert [await first, await second] == [(True, 0), (True, 0)]
     assert not other.done()
     assert cancellations.cancel("b") == 1
     assert await other == (True, 0)
@@ -32,7 +32,7 @@ async def test_cancellation_stops_only_tasks_of_job() -> None:
 
 
 async def test_foreign_cancellation_is_propagated() -> None:
-    """As when the process leaves: it is not the job's, and is not taken back."""
+    """A cancellation by the shutdown is not the job's, and is not undone."""
     cancellations = CancellationRegistry()
     task = asyncio.create_task(work(cancellations, "a"))
     await asyncio.sleep(0.01)
@@ -44,12 +44,12 @@ async def test_foreign_cancellation_is_propagated() -> None:
 async def test_cancelled_task_can_still_time_out() -> None:
     cancellations = CancellationRegistry()
 
-    async def afterwards() -> None:
+    async def work_then_time_out() -> None:
         await work(cancellations, "a")
         async with asyncio.timeout(0.01):
             await asyncio.sleep(5)
 
-    task = asyncio.create_task(afterwards())
+    task = asyncio.create_task(work_then_time_out())
     await asyncio.sleep(0.01)
     cancellations.cancel("a")
     with pytest.raises(TimeoutError):

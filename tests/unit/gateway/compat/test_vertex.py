@@ -1,9 +1,17 @@
-"""Vertex AI's variables decide where the gateway listens and what its health means."""
+"""The Vertex AI API: its variables, predictions, the health check."""
+
+import base64
+from typing import Any, cast
 
 import pytest
 
-from gateway.compat.vertex import VertexSettings, apply_vertex_settings
+from bus.storage.claim_store import ClaimStore
+from contracts.claim import Claim
+from contracts.fault import Fault
+from gateway.compat.vertex import MAX_INLINE_CHARS, VertexSettings, apply_vertex_settings
 from gateway.settings import GatewaySettings
+from tests.support.fake_broker import Replier, Reply
+from tests.unit.gateway.conftest import OpenFakeGateway
 
 
 def test_settings_are_unchanged_outside_vertex(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,8 +25,8 @@ def test_settings_are_unchanged_outside_vertex(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_container_uses_vertex_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"AIP_HTTP_PORT": "8085", "AIP_MODE": "PREDICTION", "AIP_PREDICT_ROUTE": "/v1/ask", "AIP_HEALTH_ROUTE": "/v1/alive"}
-    for name, value in told.items():
+    variables = {"AIP_HTTP_PORT": "8085", "AIP_MODE": "PREDICTION", "AIP_PREDICT_ROUTE": "/v1/ask", "AIP_HEALTH_ROUTE": "/v1/alive"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     vertex = VertexSettings()
     settings = apply_vertex_settings(GatewaySettings(), vertex)
@@ -27,3 +35,58 @@ def test_container_uses_vertex_host_and_port(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.max_body_bytes >= 10_000_000
     assert (vertex.predict_route, vertex.health_route, vertex.needs_consult) == ("/v1/ask", "/v1/alive", True)
     assert vertex.keyless == {"/v1/ask", "/v1/alive"}
+
+
+READY = {"consult.ready": {"ready": True}}
+LONG_IMAGE = base64.b64encode(b"x" * (MAX_INLINE_CHARS)).decode()
+
+
+class FakeStore:
+    async def write(self, data: bytes, *, media_type: str) -> Claim:
+        return Claim(uri="s3://b/x", sha256="ab" * 32, media_type=media_type, size=len(data))
+
+
+def answer(command: dict[str, Any]) -> Reply:
+    return Fault(code="bug", message="cause", step="consult") if command["prompt"] == "fails" else {"prediction": command["prompt"]}
+
+
+async def test_predictions_have_order_of_instances(gateway: OpenFakeGateway) -> None:
+    opened = gateway(READY | {"consult": answer})
+    body = {"instances": [{"prompt": "a"}, {"prompt": "b", "image": "eA=="}], "parameters": {"max_new_tokens": 5}}
+    response = await opened.http.post("/predict", json=body)
+    assert (response.status_code, response.json()) == (200, {"predictions": ["a", "b"]})
+    commands = sorted(opened.publisher.commands("consult"), key=lambda command: command["prompt"])
+    assert commands == [{"prompt": "a", "max_new_tokens": 5}, {"prompt": "b", "image": "eA==", "max_new_tokens": 5}]
+
+
+async def test_long_image_is_stored(gateway: OpenFakeGateway) -> None:
+    opened = gateway(READY | {"consult": answer}, store=cast("ClaimStore", FakeStore()))
+    assert (await opened.http.post("/predict", json={"instances": [{"prompt": "a", "image": LONG_IMAGE}]})).status_code == 200
+    assert opened.publisher.commands("consult")[0]["picture"]["size"] == MAX_INLINE_CHARS
+
+
+@pytest.mark.parametrize(
+    ("replies", "content", "status", "error"),
+    [
+        ({}, '{"instances": []}', 503, "Model not ready"),
+        (READY, '{"instances": []}', 200, None),
+        (READY, "{", 500, "Invalid JSON"),
+        (READY, '{"instances": [{}, {}, {}]}', 500, "3 instances, at most 2"),
+        (READY | {"consult": answer}, '{"instances": [{"prompt": "a"}, {"prompt": "fails"}]}', 500, "cause"),
+        (READY, '{"instances": [{"prompt": "a"}]}', 500, "no reply"),
+    ],
+)
+async def test_failure_is_one_error(
+    gateway: OpenFakeGateway, replies: dict[str, Replier], content: str, status: int, error: str | None
+) -> None:
+    opened = gateway(replies, vertex={"ready_seconds": 0.02, "max_instances": 2})
+    response = await opened.http.post("/predict", content=content, headers={"X-Request-Timeout": "0.02"})
+    assert (response.status_code, list(response.json())) == (status, ["error"] if error else ["predictions"])
+    assert error is None or error in response.json()["error"]
+
+
+@pytest.mark.parametrize(("replies", "status"), [(READY, 200), ({}, 503)])
+async def test_health_on_vertex_needs_consult(gateway: OpenFakeGateway, replies: dict[str, Replier], status: int) -> None:
+    opened = gateway(replies, vertex={"mode": "PREDICTION", "ready_seconds": 0.02})
+    response = await opened.http.get("/health")
+    assert (response.status_code, response.json()) == (status, {"status": "healthy" if status == 200 else "loading"})

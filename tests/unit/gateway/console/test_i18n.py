@@ -1,4 +1,4 @@
-"""Two languages: every text of the pages has its translation, with the same gaps to fill."""
+"""Translations: every text of the pages is in each catalogue, with the same placeholders."""
 
 import re
 import string
@@ -10,12 +10,18 @@ from gateway.console import workers
 from gateway.console.i18n import LANGUAGES, load_catalogue, negotiate_language, translator
 
 TEMPLATES = Path(workers.__file__).parent / "templates"
-CONSTANTS = {workers.NO_CONSUMER, workers.DEAD_LETTERS_NOT_INGESTED, workers.STEP_NOT_CONSUMING}
+WARNINGS = {
+    workers.NO_WORKER,
+    workers.NO_CONSUMER,
+    workers.DEAD_LETTERS_NOT_INGESTED,
+    workers.STEP_NOT_CONSUMING,
+    workers.PART_FAILED,
+}
 
 
 def translated_texts() -> set[str]:
     pages = "\n".join(page.read_text() for page in TEMPLATES.glob("*.html"))
-    return {first or second for first, second in re.findall(r"""\b_\((?:"([^"]*)"|'([^']*)')""", pages)} | CONSTANTS
+    return {first or second for first, second in re.findall(r"""\b_\((?:"([^"]*)"|'([^']*)')""", pages)} | WARNINGS
 
 
 def placeholders(text: str) -> set[str]:
@@ -24,18 +30,18 @@ def placeholders(text: str) -> set[str]:
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_every_text_is_translated(language: str) -> None:
-    words = load_catalogue(language)
+    catalogue = load_catalogue(language)
     assert len(translated_texts()) > 100
-    assert sorted(translated_texts() - words.keys()) == []
-    assert {text: said for text, said in words.items() if placeholders(text) != placeholders(said)} == {}
+    assert sorted(translated_texts() - catalogue.keys()) == []
+    assert {text: other for text, other in catalogue.items() if placeholders(text) != placeholders(other)} == {}
 
 
 def test_missing_translation_falls_back_to_english() -> None:
-    assert translator("ko")("a new step of tomorrow") == "a new step of tomorrow"
+    assert translator("ko")("an unknown step") == "an unknown step"
 
 
 def test_external_text_is_never_a_format_string() -> None:
-    """A text that a message brings may have braces; only our own texts are filled."""
+    """Text from a message may contain braces; only the texts of the pages have placeholders."""
     assert translator("en")("{0.__class__}") == "{0.__class__}"
     assert translator("en")("{step} is {state}.", step="{x}", state="y") == "{x} is y."
 

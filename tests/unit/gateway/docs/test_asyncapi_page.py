@@ -1,4 +1,4 @@
-"""The page about the bus is whole, and nothing on it runs."""
+"""The AsyncAPI page is complete, and has no scripts."""
 
 import re
 

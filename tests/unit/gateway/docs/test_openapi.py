@@ -1,4 +1,4 @@
-"""The OpenAPI document shows an example of everything, and every example is one that its schema allows."""
+"""Every request and response in the OpenAPI document has an example that its schema allows."""
 
 from typing import Any
 
@@ -21,33 +21,43 @@ def examples_in(content: dict[str, Any]) -> list[Any]:
     return [content["example"]] if "example" in content else [named["value"] for named in content.get("examples", {}).values()]
 
 
-def test_every_body_and_every_answer_has_an_example_that_its_schema_allows(document: dict[str, Any]) -> None:
-    wrong = []
+def test_every_content_has_a_valid_example(document: dict[str, Any]) -> None:
+    errors = []
     for status, media_type, content in iter_contents(document):
         validator = Draft202012Validator(content.get("schema", {}) | {"components": document["components"]})
-        shown = examples_in(content)
-        wrong += [f"{status} {media_type} {content['schema']}: no example"] if not shown else []
-        wrong += [f"{status} {content['schema']}: {error.message}" for example in shown for error in validator.iter_errors(example)]
-    assert not wrong, "write an example in gateway/docs/openapi_examples.py: " + "; ".join(wrong[:5])
+        examples = examples_in(content)
+        errors += [f"{status} {media_type} {content['schema']}: no example"] if not examples else []
+        errors += [f"{status} {content['schema']}: {error.message}" for example in examples for error in validator.iter_errors(example)]
+    assert not errors, "write an example in gateway/docs/openapi_examples.py: " + "; ".join(errors[:5])
+
+
+WITHOUT_SCHEMA = {
+    *("/generate", "/vision", "/multimodal", "/conversations", "/conversations/{conversation_id}"),  # Errors of the CloudLLM API.
+    "/asyncapi.yaml",
+}
 
 
 def test_every_response_has_schema(document: dict[str, Any]) -> None:
-    """A status without a schema would need no example."""
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            for status, response in operation["responses"].items():
-                empty = [media for media, content in response.get("content", {"none": {}}).items() if not content.get("schema")]
-                assert not empty or status in {"204", "304"} or not path.startswith(("/jobs", "/dead", "/api", "/predict", "/health")), (
-                    f"{method} {path} {status}"
-                )
+    """A response without a schema needs no example. The paths with such responses are listed above."""
+    responses = [
+        (path, response)
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        for response in operation["responses"].values()
+    ]
+    assert {path for path, response in responses if not has_schema(response)} == WITHOUT_SCHEMA
 
 
-def test_every_written_example_is_shown(document: dict[str, Any]) -> None:
-    """None is left over from a schema that is gone."""
+def has_schema(response: dict[str, Any]) -> bool:
+    content = response.get("content", {})
+    return bool(content) and all(definition.get("schema") for definition in content.values())
+
+
+def test_every_written_example_is_used(document: dict[str, Any]) -> None:
     assert set(EXAMPLES) <= set(document["components"]["schemas"])
 
 
-def test_an_order_has_an_example_of_each_kind(document: dict[str, Any]) -> None:
+def test_every_kind_of_order_has_an_example(document: dict[str, Any]) -> None:
     body = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
     assert [example["kind"] for example in examples_in(body)] == ["image_order", "ad", "itinerary"]
 

@@ -1,4 +1,4 @@
-"""The door: keys, rates, sizes, room, and who leaves early. The application behind it is a stand-in; the layers are the real ones."""
+"""Keys, rate, size and concurrency limits, disconnects. The real middleware around a small application."""
 
 import asyncio
 import os
@@ -13,21 +13,21 @@ from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 
 from contracts.wire import Header
-from gateway.middleware import admission as door_module
+from gateway.compat.legacy_route import LegacyRoute
 from gateway.middleware import api_keys as keys_module
 from gateway.middleware.admission import AdmissionMiddleware
 from gateway.middleware.api_keys import ApiKeys, InsecureBindError
 from gateway.middleware.tracing import TRACEPARENT_PATTERN, TracingMiddleware, request_trace_headers
-from gateway.problems import ERROR_FORMATS, install_error_handlers
+from gateway.problems import install_error_handlers
 from gateway.settings import GatewaySettings
 
 KEY = "k" * 32
 
 
-def app_of(keyless: tuple[str, ...] = (), **settings: Any) -> FastAPI:
-    given = GatewaySettings.model_validate(settings)
+def app_of(keyless: tuple[str, ...] = (), upload_paths: tuple[str, ...] = (), **values: Any) -> FastAPI:
+    settings = GatewaySettings.model_validate(values)
     app = FastAPI()
-    app.state.begun, app.state.ended = asyncio.Event(), asyncio.Event()
+    app.state.started, app.state.ended = asyncio.Event(), asyncio.Event()
 
     @app.post("/echo")
     async def echo(request: Request) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def app_of(keyless: tuple[str, ...] = (), **settings: Any) -> FastAPI:
 
     @app.get("/slow")
     async def slow() -> None:
-        app.state.begun.set()
+        app.state.started.set()
         try:
             await asyncio.sleep(30)
         finally:
@@ -46,7 +46,8 @@ def app_of(keyless: tuple[str, ...] = (), **settings: Any) -> FastAPI:
         raise KeyError("secret")
 
     install_error_handlers(app)
-    app.add_middleware(AdmissionMiddleware, settings=given, keys=ApiKeys(given, keyless), keyless=keyless)
+    keys = ApiKeys(settings, keyless)
+    app.add_middleware(AdmissionMiddleware, settings=settings, keys=keys, keyless=keyless, upload_paths=upload_paths)
     app.add_middleware(TracingMiddleware)
     return app
 
@@ -79,7 +80,7 @@ async def test_only_known_api_key_is_accepted(headers: dict[str, str], status: i
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"api_keys": f"shop:{KEY}"}])
 async def test_public_path_prefix_does_not_open_other_paths(settings: dict[str, str]) -> None:
-    """As on Vertex AI, which knows no key; where none is set, all other paths stay closed."""
+    """As on Vertex AI, which sends no key. Without any key, all other paths are refused."""
     async with client_of(app_of(("/echo",), **settings)) as http:
         assert (await http.post("/echo", content=b"abc")).json() == {"bytes": 3, "caller": None}
         for path in ("/slow", "/echo/", "//echo", "/echo/../slow"):
@@ -87,7 +88,6 @@ async def test_public_path_prefix_does_not_open_other_paths(settings: dict[str, 
 
 
 def test_server_without_keys_rejects_remote_bind() -> None:
-    """The gateway does not begin when it would listen beyond this machine without a key."""
     for host in ("127.0.0.1", "::1", "localhost"):
         assert not ApiKeys(GatewaySettings(host=host)).needed
     for host in ("0.0.0.0", "::", "10.0.0.1", "gateway"):
@@ -96,16 +96,16 @@ def test_server_without_keys_rejects_remote_bind() -> None:
     assert ApiKeys(GatewaySettings.model_validate({"host": "0.0.0.0", "api_keys": f"a:{KEY}"})).needed
 
 
-@pytest.mark.parametrize("said", ["short:abc", "no-name", f"bad name:{KEY}", f":{KEY}"])
-def test_invalid_key_is_rejected_without_echo(said: str) -> None:
-    with pytest.raises(ValueError) as refused:
-        ApiKeys(GatewaySettings.model_validate({"api_keys": said}))
-    assert KEY not in str(refused.value)
+@pytest.mark.parametrize("value", ["short:abc", "no-name", f"bad name:{KEY}", f":{KEY}"])
+def test_invalid_key_is_rejected_without_echo(value: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        ApiKeys(GatewaySettings.model_validate({"api_keys": value}))
+    assert KEY not in str(raised.value)
 
 
-def test_a_key_file_is_read_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a restart; a file that became unreadable changes nothing."""
-    monkeypatch.setattr(keys_module, "LOOK_AGAIN_SECONDS", 0.0)
+def test_changed_key_file_is_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a restart; an invalid file changes nothing."""
+    monkeypatch.setattr(keys_module, "RELOAD_CHECK_SECONDS", 0.0)
     file = tmp_path / "keys"
     file.write_text(f"# the shop\nshop:{KEY}\n")
     keys = ApiKeys(GatewaySettings(api_keys_file=file))
@@ -114,11 +114,11 @@ def test_a_key_file_is_read_again_when_it_changes(tmp_path: Path, monkeypatch: p
         file.write_text(text)
         os.utime(file, ns=(moment, moment))
         assert (keys.name_of(KEY), keys.name_of("n" * 32)) == expected
-    assert keys.needed, "an empty file lets nobody in, rather than all"
+    assert keys.needed, "an empty file must not open the gateway"
 
 
 async def test_rate_limit_headers_are_sent() -> None:
-    """Each key its own."""
+    """Each key has a limit of its own."""
     app = app_of(api_keys=f"shop:{KEY} other:{'z' * 20}", rate_requests=2, rate_seconds=60)
     async with client_of(app) as http:
         answers = [await http.post("/echo", headers={"X-API-Key": KEY}) for _ in range(3)]
@@ -129,33 +129,32 @@ async def test_rate_limit_headers_are_sent() -> None:
     assert 1 <= int(answers[2].headers["retry-after"]) <= 30
 
 
-async def test_a_large_body_is_refused_before_it_is_read() -> None:
-    """By its announced length, or while it comes when it announces none."""
-    read = 0
+async def test_large_body_is_rejected_before_it_is_read() -> None:
+    """By its Content-Length; without one, while it is received."""
+    chunks_read = 0
 
-    async def pieces() -> AsyncIterator[bytes]:
-        nonlocal read
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal chunks_read
         for _ in range(1000):
-            read += 1
+            chunks_read += 1
             yield b"x" * 100
 
     async with client_of(app_of(max_body_bytes=1000)) as http:
         assert (await http.post("/echo", content=b"x" * 1000)).json()["bytes"] == 1000
         announced = await http.post("/echo", content=b"x" * 1001)
-        counted = await http.post("/echo", content=pieces())
+        counted = await http.post("/echo", content=chunks())
     assert (announced.status_code, counted.status_code) == (413, 413)
     assert announced.headers["content-type"] == counted.headers["content-type"] == "application/problem+json"
-    assert read < 20
+    assert chunks_read < 20
 
 
-async def test_upload_route_allows_larger_body_with_content_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many such bodies are in hand at once; small ones always pass."""
-    monkeypatch.setattr(door_module, "UPLOADS", frozenset({"/echo", "/slow"}))
-    app = app_of(max_body_bytes=1000, max_upload_bytes=3000, max_uploads=1)
+async def test_upload_route_allows_larger_body_with_content_length() -> None:
+    """Large bodies are limited in number; small ones always pass."""
+    app = app_of(upload_paths=("/echo", "/slow"), max_body_bytes=1000, max_upload_bytes=3000, max_uploads=1)
     async with client_of(app) as http:
         statuses = [(await http.post("/echo", content=b"x" * size)).status_code for size in (1001, 9000, 9001)]
         first = asyncio.create_task(http.request("GET", "/slow", content=b"x" * 1001))
-        await app.state.begun.wait()
+        await app.state.started.wait()
         second, small = await http.post("/echo", content=b"x" * 1001), await http.post("/echo", content=b"x")
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -167,28 +166,28 @@ async def test_request_over_concurrency_limit_returns_retry_after() -> None:
     app = app_of(max_requests=1)
     async with client_of(app) as http:
         first = asyncio.create_task(http.get("/slow"))
-        await app.state.begun.wait()
-        shed = await http.post("/echo")
+        await app.state.started.wait()
+        rejected = await http.post("/echo")
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-    assert (shed.status_code, shed.headers["retry-after"]) == (503, "1")
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "1")
 
 
 async def test_concurrency_is_limited_per_tenant() -> None:
-    """Whichever of its keys it uses; and it may come again once it has an answer."""
+    """Over all of its keys, until its first request is answered."""
     app = app_of(api_keys=f"shop:{KEY} shop:{'y' * 20} other:{'z' * 20}", tenant_requests=1)
     async with client_of(app) as http:
         first = asyncio.create_task(http.get("/slow", headers={"X-API-Key": KEY}))
-        await app.state.begun.wait()
-        shed = await http.post("/echo", headers={"X-API-Key": "y" * 20})
+        await app.state.started.wait()
+        rejected = await http.post("/echo", headers={"X-API-Key": "y" * 20})
         other = await http.post("/echo", headers={"X-API-Key": "z" * 20})
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         again = await http.post("/echo", headers={"X-API-Key": KEY})
-    assert (shed.status_code, other.status_code, again.status_code) == (429, 200, 200)
-    assert shed.headers["content-type"] == "application/problem+json"
-    assert (shed.headers["retry-after"], shed.headers["ratelimit"]) == ("1", '"at-once";r=0;t=1')
-    assert shed.headers["ratelimit-policy"] == '"at-once";q=1;qu="concurrent-requests"'
+    assert (rejected.status_code, other.status_code, again.status_code) == (429, 200, 200)
+    assert rejected.headers["content-type"] == "application/problem+json"
+    assert (rejected.headers["retry-after"], rejected.headers["ratelimit"]) == ("1", '"at-once";r=0;t=1')
+    assert rejected.headers["ratelimit-policy"] == '"at-once";q=1;qu="concurrent-requests"'
 
 
 async def test_two_keys_of_one_tenant_have_one_rate() -> None:
@@ -199,7 +198,7 @@ async def test_two_keys_of_one_tenant_have_one_rate() -> None:
 
 
 async def test_client_disconnect_cancels_request() -> None:
-    app, left = app_of(), asyncio.Event()
+    app, disconnected = app_of(), asyncio.Event()
     sent: list[Any] = []
     scope = {
         "type": "http",
@@ -212,22 +211,21 @@ async def test_client_disconnect_cancels_request() -> None:
     }
 
     async def receive() -> dict[str, Any]:
-        await left.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     serving = asyncio.create_task(app(scope, receive, send))
-    await app.state.begun.wait()
-    left.set()
+    await app.state.started.wait()
+    disconnected.set()
     await asyncio.wait_for(serving, 5)
     assert app.state.ended.is_set()
     assert sent == []
 
 
 async def test_internal_error_problem_hides_details() -> None:
-    """Its id leads to the log line."""
     async with client_of(app_of()) as http:
         response = await http.get("/broken", headers={"X-Request-Id": "call-1"})
     assert (response.status_code, response.headers["x-request-id"]) == (500, "call-1")
@@ -257,24 +255,29 @@ async def test_invalid_request_id_is_replaced(bad: str) -> None:
 async def test_invalid_traceparent_starts_new_trace(bad: str) -> None:
     async with client_of(app_of()) as http:
         response = await http.post("/echo", headers={"traceparent": bad, "tracestate": "v=1"})
-    begun = TRACEPARENT_PATTERN.fullmatch(response.headers["traceparent"])
-    assert begun is not None
-    assert begun[1] not in {"a" * 32, "0" * 32}, "its own, and no part of the other"
+    trace = TRACEPARENT_PATTERN.fullmatch(response.headers["traceparent"])
+    assert trace is not None
+    assert trace[1] not in {"a" * 32, "0" * 32}, "a new trace id"
     assert Header.TRACESTATE not in request_trace_headers(Headers({"traceparent": bad, "tracestate": "v=1"}))
 
 
 async def test_valid_traceparent_is_continued() -> None:
-    """With a span of ours, and its state."""
-    given = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "v=1"}
-    names = request_trace_headers(Headers(given))
-    assert names[Header.TRACEPARENT].startswith(f"00-{'a' * 32}-")
-    assert (names[Header.TRACEPARENT] == given["traceparent"], names[Header.TRACESTATE]) == (False, "v=1")
+    """With a span id of its own, and the client's tracestate."""
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "v=1"}
+    trace_headers = request_trace_headers(Headers(headers))
+    assert trace_headers[Header.TRACEPARENT].startswith(f"00-{'a' * 32}-")
+    assert trace_headers[Header.TRACEPARENT] != headers["traceparent"]
+    assert trace_headers[Header.TRACESTATE] == "v=1"
 
 
-async def test_legacy_route_keeps_its_error_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ERROR_FORMATS, "/api/yh/", lambda refused: {"detail": refused.detail})
-    async with client_of(app_of(api_keys=f"a:{KEY}")) as http:
+async def test_errors_below_a_prefix_have_its_error_format() -> None:
+    """Also those that are raised before routing."""
+    app = app_of(api_keys=f"a:{KEY}")
+    app.state.error_formats = (("/api/yh", LegacyRoute.error_format),)
+    async with client_of(app) as http:
         refused = await http.get("/api/yh/none")
         unknown = await http.get("/api/yh/none", headers={"X-API-Key": KEY})
+        other = await http.get("/api/yhx", headers={"X-API-Key": KEY})
     assert (refused.status_code, unknown.status_code, unknown.json()) == (401, 404, {"detail": "Not Found"})
     assert list(refused.json()) == ["detail"]
+    assert other.headers["content-type"] == "application/problem+json"

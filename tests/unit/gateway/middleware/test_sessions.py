@@ -1,4 +1,4 @@
-"""Sessions: who a cookie says one is, and what ends it."""
+"""Console sessions: what a cookie must be to be accepted, renewal and expiry."""
 
 import base64
 import time
@@ -14,69 +14,71 @@ from gateway.settings import GatewaySettings
 KIM, LEE = "k" * 20, "l" * 20
 
 
-def sessions(seconds: float = 3600, **settings: Any) -> Sessions:
+def open_sessions(seconds: float = 3600, **settings: Any) -> Sessions:
     return Sessions(ApiKeys(GatewaySettings.model_validate({"api_keys": f"kim:{KIM} lee:{LEE}"} | settings)), seconds)
 
 
-def test_session_is_valid_at_every_gateway() -> None:
-    """Nothing is kept: another process with the same keys reads the same cookie."""
-    session = sessions().login(KIM)
+def test_session_is_valid_in_another_gateway_process() -> None:
+    """Sessions are not stored: another process with the same keys accepts the cookie."""
+    session = open_sessions().login(KIM)
     assert session is not None
-    read = sessions().read_cookie(f"other=1; {SESSION_COOKIE}={session.cookie_value}")
+    read = open_sessions().read_cookie(f"other=1; {SESSION_COOKIE}={session.cookie_value}")
     assert read is not None
     assert (read.key_name, read.csrf_token) == ("kim", session.csrf_token)
 
 
 def test_unknown_key_opens_no_session() -> None:
-    assert sessions().login("x" * 20) is None
-    assert sessions().login("") is None
+    assert open_sessions().login("x" * 20) is None
+    assert open_sessions().login("") is None
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda v: v[:-1] + ("0" if v[-1] != "0" else "1"), lambda v: "A" + v[1:], lambda v: v.partition(".")[0], lambda _: ""]
+    "tamper", [lambda v: v[:-1] + ("0" if v[-1] != "0" else "1"), lambda v: "A" + v[1:], lambda v: v.partition(".")[0], lambda _: ""]
 )
-def test_tampered_cookie_is_rejected(spoil: Any) -> None:
-    session = sessions().login(KIM)
+def test_tampered_cookie_is_rejected(tamper: Any) -> None:
+    session = open_sessions().login(KIM)
     assert session is not None
-    assert sessions().read_cookie(f"{SESSION_COOKIE}={spoil(session.cookie_value)}") is None
+    assert open_sessions().read_cookie(f"{SESSION_COOKIE}={tamper(session.cookie_value)}") is None
 
 
 def test_session_is_bound_to_key_name() -> None:
-    """Whoever has a key cannot write a cookie for somebody else: each is signed with its own key."""
-    mine = sessions().login(LEE)
-    assert mine is not None
-    body = mine.cookie_value.partition(".")[0]
-    forged = base64.urlsafe_b64encode(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).replace(b"lee", b"kim")).decode().rstrip("=")
-    assert sessions().read_cookie(f"{SESSION_COOKIE}={forged}.{mine.cookie_value.partition('.')[2]}") is None
+    """A cookie is signed with its own key: the owner of one key cannot forge a cookie for another name."""
+    own = open_sessions().login(LEE)
+    assert own is not None
+    payload, _, signature = own.cookie_value.partition(".")
+    forged = (
+        base64.urlsafe_b64encode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)).replace(b"lee", b"kim")).decode().rstrip("=")
+    )
+    assert open_sessions().read_cookie(f"{SESSION_COOKIE}={forged}.{signature}") is None
 
 
 def test_session_expires() -> None:
-    session = sessions(seconds=-1).login(KIM)
+    session = open_sessions(seconds=-1).login(KIM)
     assert session is not None
     assert session.expires < time.time()
-    assert sessions().read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is None
+    assert open_sessions().read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is None
 
 
 def test_session_ends_when_key_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.middleware.api_keys.LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.middleware.api_keys.RELOAD_CHECK_SECONDS", 0.0)
     file = tmp_path / "keys"
     file.write_text(f"kim:{KIM}\n")
-    kept = sessions(api_keys=None, api_keys_file=file)
-    session = kept.login(KIM)
+    sessions = open_sessions(api_keys=None, api_keys_file=file)
+    session = sessions.login(KIM)
     assert session is not None
-    assert kept.read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is not None
+    assert sessions.read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is not None
     file.write_text(f"lee:{LEE}\n")
-    assert kept.read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is None
+    assert sessions.read_cookie(f"{SESSION_COOKIE}={session.cookie_value}") is None
 
 
 def test_active_session_is_renewed() -> None:
-    kept = sessions(seconds=100)
-    session = kept.login(KIM)
+    sessions = open_sessions(seconds=100)
+    session = sessions.login(KIM)
     assert session is not None
-    assert kept.renew(session) is session
-    old = sessions(seconds=40).login(KIM)
+    assert sessions.renew(session) is session
+    old = open_sessions(seconds=40).login(KIM)
     assert old is not None
-    assert kept.renew(old).expires > old.expires
+    assert sessions.renew(old).expires > old.expires
 
 
 def test_malformed_cookie_is_rejected() -> None:
@@ -89,4 +91,4 @@ def test_malformed_cookie_is_rejected() -> None:
         f'{SESSION_COOKIE}="\\"',
         f"{SESSION_COOKIE}=bnVsbA.00",
     ):
-        assert sessions().read_cookie(header) is None
+        assert open_sessions().read_cookie(header) is None

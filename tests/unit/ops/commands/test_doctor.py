@@ -1,4 +1,4 @@
-"""The doctor names what is missing and the cure, in words or as one JSON document."""
+"""The doctor reports problems with their remedies, as text or as one JSON document."""
 
 import json
 import socket
@@ -19,23 +19,23 @@ NAMES = {
 }
 
 
-def test_the_json_document_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_document_has_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
     status = doctor.doctor(Namespace(json=True, steps=[]))
 
-    said = json.loads(capsys.readouterr().out)
-    assert said["ok"] == (status == 0)
-    assert {check["name"] for check in said["checks"]} == NAMES
-    assert all(set(check) == {"name", "ok", "detail", "cure"} for check in said["checks"])
-    assert all(bool(check["cure"]) != check["ok"] for check in said["checks"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] == (status == 0)
+    assert {check["name"] for check in document["checks"]} == NAMES
+    assert all(set(check) == {"name", "ok", "detail", "cure"} for check in document["checks"])
+    assert all(bool(check["cure"]) != check["ok"] for check in document["checks"])
 
 
-def test_text_output_lists_finding_with_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_lists_checks_with_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     doctor.print_checks([Check("store", False, "/data [x] cannot be written", "let this user write"), Check("disk", True, "9 GiB free")])
 
-    said = capsys.readouterr().out
-    assert "✗ store: /data" in said
-    assert "cure: let this user write" in said
-    assert "✓ disk: 9 GiB free" in said
+    output = capsys.readouterr().out
+    assert "✗ store: /data" in output
+    assert "cure: let this user write" in output
+    assert "✓ disk: 9 GiB free" in output
 
 
 def test_unknown_step_is_named() -> None:
@@ -43,7 +43,7 @@ def test_unknown_step_is_named() -> None:
         doctor.doctor(Namespace(json=True, steps=["watermrak"]))
 
 
-async def test_a_missing_server_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_rabbitmq_server_is_reported_with_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     check = await doctor_services.check_broker(LocalSettings(server_path=str(tmp_path), may_install=False, local_folder=tmp_path))
@@ -52,25 +52,25 @@ async def test_a_missing_server_is_named_with_its_cure(tmp_path: Path, monkeypat
     assert "AMQP_URL" in check.cure
 
 
-async def test_a_broker_that_does_not_answer_is_a_finding_and_its_password_stays_out_of_it() -> None:
+async def test_unreachable_broker_is_reported_without_its_password() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        check = await doctor_services.check_broker(LocalSettings(amqp_url=SecretStr(f"amqp://user:hush@127.0.0.1:{port}/")))
+        check = await doctor_services.check_broker(LocalSettings(amqp_url=SecretStr(f"amqp://user:secret-word@127.0.0.1:{port}/")))
 
     assert not check.ok
     assert f"127.0.0.1:{port} does not answer" in check.detail
-    assert "hush" not in repr(check)
+    assert "secret-word" not in repr(check)
 
 
-def test_missing_requested_gpu_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_driver_is_reported_when_cuda_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor_host.check_device(LocalSettings()).ok
     monkeypatch.setenv("IMAGE_DEVICE", "cuda:0")
     assert "IMAGE_DEVICE" in doctor_host.check_device(LocalSettings()).cure
 
 
-def test_a_model_folder_must_hold_a_model_and_a_name_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_folder_must_contain_model_and_hub_id_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_MODEL", str(tmp_path))
     assert "atelier models tiny" in doctor_host.check_image_model(LocalSettings()).cure
     (tmp_path / "model_index.json").touch()

@@ -1,4 +1,4 @@
-"""A model is fetched whole, goes on where it broke off, and is refused when its checksum is another."""
+"""`atelier models pull`: downloads are resumed, and a file with a wrong checksum is rejected."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ SHA = hashlib.sha256(BYTES).hexdigest()
 
 
 class FileServer(BaseHTTPRequestHandler):
-    """Serves one file by ranges; hangs up in the middle of the first `breaks` answers."""
+    """Serves one file by ranges; disconnects in the middle of the first `break_after` responses."""
 
     break_after = 0
     range_starts: list[int] = []  # noqa: RUF012
@@ -54,8 +54,8 @@ def url() -> Iterator[str]:
         server.server_close()
 
 
-def run_pull(*words: str) -> int:
-    return main(["models", "pull", *words])
+def run_pull(*arguments: str) -> int:
+    return main(["models", "pull", *arguments])
 
 
 def test_interrupted_download_is_resumed(url: str, tmp_path: Path) -> None:
@@ -66,19 +66,19 @@ def test_interrupted_download_is_resumed(url: str, tmp_path: Path) -> None:
     assert 0 < FileServer.range_starts[1] < FileServer.range_starts[2]
 
 
-def test_a_file_that_is_here_is_not_fetched_again(url: str, tmp_path: Path) -> None:
+def test_existing_file_is_not_fetched_again(url: str, tmp_path: Path) -> None:
     for _ in range(2):
         assert run_pull(url, "--folder", str(tmp_path), "--sha256", SHA) == 0
     assert FileServer.range_starts == [0]
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_is_kept(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_checksum_is_rejected_and_file_removed(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_pull(url, "--folder", str(tmp_path), "--name", "style", "--sha256", "0" * 64) == 1
     assert "sha256" in capsys.readouterr().err
     assert not list((tmp_path / "style").iterdir())
 
 
-def test_a_folder_is_copied_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_is_copied_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source"
     (source / "unet").mkdir(parents=True)
     (source / "unet/model.safetensors").write_bytes(BYTES)

@@ -1,4 +1,4 @@
-"""A change that would break whoever was built for the last release is found."""
+"""Changes that would break clients of the last release are found."""
 
 import copy
 from typing import Any
@@ -8,28 +8,29 @@ import pytest
 from ops.docgen.compatibility import find_breaking_changes, released_schemas
 from ops.docgen.contract_schemas import export_schemas
 
-BEFORE: dict[str, Any] = released_schemas()
+RELEASED: dict[str, Any] = released_schemas()
 
 
 def test_contracts_are_compatible_with_last_release() -> None:
-    assert find_breaking_changes(BEFORE, export_schemas()) == []
+    assert find_breaking_changes(RELEASED, export_schemas()) == []
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    now = copy.deepcopy(BEFORE)
+    """The released schemas with the value at `path` replaced; removed where `value` is None."""
+    schemas = copy.deepcopy(RELEASED)
     *parents, last = path.split("/")
-    place: Any = now
+    parent: Any = schemas
     for name in parents:
-        place = place[name]
+        parent = parent[name]
     if value is None:
-        del place[last]
+        del parent[last]
     else:
-        place[last] = value
-    return now
+        parent[last] = value
+    return schemas
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "change"),
     [
         ("messages/image.v1", None, "image.v1: the message is gone"),
         ("$defs/Image/properties/seed", None, "image.v1.seed: the field is gone"),
@@ -42,13 +43,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("$defs/Claim/properties/size", None, "image.done.v1.images[].size: the field is gone"),
     ],
 )
-def test_a_breaking_change_is_named(path: str, value: Any, told: str) -> None:
-    assert any(told in found for found in find_breaking_changes(BEFORE, changed(path, value)))
+def test_breaking_change_is_named(path: str, value: Any, change: str) -> None:
+    assert any(change in line for line in find_breaking_changes(RELEASED, changed(path, value)))
 
 
-def test_a_new_optional_field_breaks_nothing() -> None:
-    assert find_breaking_changes(BEFORE, changed("$defs/Image/properties/brightness", {"type": "number"})) == []
+def test_new_optional_field_is_compatible() -> None:
+    assert find_breaking_changes(RELEASED, changed("$defs/Image/properties/brightness", {"type": "number"})) == []
 
 
-def test_a_looser_limit_breaks_nothing() -> None:
-    assert find_breaking_changes(BEFORE, changed("$defs/Image/properties/steps/maximum", 9999)) == []
+def test_looser_limit_is_compatible() -> None:
+    assert find_breaking_changes(RELEASED, changed("$defs/Image/properties/steps/maximum", 9999)) == []

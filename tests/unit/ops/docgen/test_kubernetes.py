@@ -1,4 +1,4 @@
-"""The manifests are what Kubernetes takes, each actor has its own, and a pod is given time to end its work."""
+"""The manifests are valid, every actor has its own, and a pod has enough time to finish its deliveries."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from ops.docgen.generate import ROOT
 from ops.registry import MODULES, NEEDS_MODELS
 
 VERSION = "1.30"
-CUSTOM = {"keda.sh/v1alpha1", "rabbitmq.com/v1beta1"}
+CUSTOM_API_VERSIONS = {"keda.sh/v1alpha1", "rabbitmq.com/v1beta1"}
 
 
 def manifests() -> Iterator[dict[str, Any]]:
@@ -21,21 +21,19 @@ def manifests() -> Iterator[dict[str, Any]]:
 
 
 ALL = list(manifests())
-DEPLOYMENTS = {one["metadata"]["name"]: one["spec"] for one in ALL if one["kind"] == "Deployment"}
+DEPLOYMENTS = {manifest["metadata"]["name"]: manifest["spec"] for manifest in ALL if manifest["kind"] == "Deployment"}
+PLAIN = [manifest for manifest in ALL if manifest["apiVersion"] not in CUSTOM_API_VERSIONS]
 
 
-PLAIN = [one for one in ALL if one["apiVersion"] not in CUSTOM]
-
-
-@pytest.mark.parametrize("manifest", PLAIN, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+@pytest.mark.parametrize("manifest", PLAIN, ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
 def test_manifests_match_kubernetes_schema(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
 def test_invalid_manifest_is_rejected() -> None:
-    wrong = next(one for one in ALL if one["kind"] == "Deployment")
+    valid = next(manifest for manifest in ALL if manifest["kind"] == "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong | {"spec": wrong["spec"] | {"replica": 2}}, VERSION, strict=True)
+        kubernetes_validate.validate(valid | {"spec": valid["spec"] | {"replica": 2}}, VERSION, strict=True)
 
 
 def test_every_actor_is_deployed_with_sufficient_grace_period() -> None:
@@ -47,16 +45,16 @@ def test_every_actor_is_deployed_with_sufficient_grace_period() -> None:
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_queues_scale_actors_over_the_http_api_so_that_unacked_work_keeps_a_pod() -> None:
-    scaled = [one["spec"] for one in ALL if one["kind"] == "ScaledObject"]
-    assert {one["scaleTargetRef"]["name"] for one in scaled} <= set(DEPLOYMENTS)
-    for one in scaled:
-        (trigger,) = one["triggers"]
+def test_actors_scale_on_queue_length_over_http_api() -> None:
+    scaled = [manifest["spec"] for manifest in ALL if manifest["kind"] == "ScaledObject"]
+    assert {spec["scaleTargetRef"]["name"] for spec in scaled} <= set(DEPLOYMENTS)
+    for spec in scaled:
+        (trigger,) = spec["triggers"]
         assert (trigger["type"], trigger["metadata"]["protocol"], trigger["metadata"]["mode"]) == ("rabbitmq", "http", "QueueLength")
-        assert one["minReplicaCount"] <= one["maxReplicaCount"]
-        assert "replicas" not in DEPLOYMENTS[one["scaleTargetRef"]["name"]], "two would count the replicas"
+        assert spec["minReplicaCount"] <= spec["maxReplicaCount"]
+        assert "replicas" not in DEPLOYMENTS[spec["scaleTargetRef"]["name"]], "KEDA alone sets the replicas"
 
 
-def test_every_deployment_that_may_have_two_pods_has_a_budget() -> None:
-    budgets = {one["metadata"]["name"] for one in ALL if one["kind"] == "PodDisruptionBudget"}
+def test_every_scalable_deployment_has_disruption_budget() -> None:
+    budgets = {manifest["metadata"]["name"] for manifest in ALL if manifest["kind"] == "PodDisruptionBudget"}
     assert budgets == set(DEPLOYMENTS) - {"job-variants"}

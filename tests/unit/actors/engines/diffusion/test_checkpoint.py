@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: named by their content, copied once, never written over."""
+"""Checkpoints on disk: their sha256, their local copies, and the detection of network disks."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_checkpoint_hash_follows_content(tmp_path: Path) -> None:
     assert weights_size_bytes(one) == 7
 
 
-def test_a_local_copy_is_made_once_and_another_content_gets_another_place(tmp_path: Path) -> None:
+def test_local_copy_is_made_once_per_content(tmp_path: Path) -> None:
     origin, cache = checkpoint(tmp_path / "origin"), tmp_path / "cache"
     first = copy_to_local_cache(origin, cache)
     assert (first / "unet" / "model.safetensors").read_bytes() == b"weights"
@@ -31,7 +31,7 @@ def test_a_local_copy_is_made_once_and_another_content_gets_another_place(tmp_pa
     assert len(list((cache / "models").iterdir())) == 2
 
 
-def test_innermost_mount_decides_network_disk() -> None:
+def test_innermost_mount_decides_whether_a_path_is_on_a_network_disk() -> None:
     assert on_network_filesystem(Path("/mnt/models/sd"), MOUNTS)
     assert not on_network_filesystem(Path("/mnt/models/local/sd"), MOUNTS)
     assert not on_network_filesystem(Path("/home/sd"), MOUNTS)

@@ -1,4 +1,4 @@
-"""The image engine beside the stock pipeline: the same seed gives the same picture, whoever else is at work."""
+"""The diffusion engine compared with the stock pipeline: the same seed gives the same image, whatever else is in the batch."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.support.engine_fixture import (
     run_to_end,
 )
 
-# The libraries below warn of their own future.
+# diffusers, transformers and peft issue warnings about themselves.
 pytestmark = [
     pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:peft"),
 ]  # fmt: skip
@@ -35,18 +35,18 @@ def make_request(seed: int = 1, **changes: Any) -> DiffusionRequest:
     return DiffusionRequest(**{"prompt": "a lighthouse 등대", "seed": seed, "width": 64, "height": 64, "steps": 8, **changes})
 
 
-def test_every_scheduler_draws_what_the_stock_pipeline_draws_though_all_share_their_steps(
+def test_every_scheduler_in_one_batch_matches_stock_pipeline(
     image_engine: DiffusionEngine, stock_pipeline: StockPipeline, tiny_models: TinyModels
 ) -> None:
     loras = [None, lora_file(tiny_models, "a"), lora_file(tiny_models, "b", 0.5), lora_file(tiny_models, "c", 1.5)]
-    works = {
+    requests = {
         number: make_request(
             number, scheduler=name, steps=6 + number, guidance_scale=3.0 + number, lora=loras[number % 4], negative_prompt="안개"
         )
         for number, name in enumerate(SCHEDULERS)
     }
-    for number, drawn in draw_images(image_engine, works).items():
-        assert max_pixel_difference(drawn, stock_pipeline.draw(works[number])) <= 1, works[number]
+    for number, drawn in draw_images(image_engine, requests).items():
+        assert max_pixel_difference(drawn, stock_pipeline.draw(requests[number])) <= 1, requests[number]
 
 
 def test_different_loras_yield_different_images(image_engine: DiffusionEngine, tiny_models: TinyModels) -> None:
@@ -62,13 +62,13 @@ def test_different_loras_yield_different_images(image_engine: DiffusionEngine, t
     assert min(max_pixel_difference(drawn[1], drawn[other]) for other in (2, 3, 4)) > 8
 
 
-def test_without_guidance_there_is_no_unconditional_half(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
-    works = {1: make_request(guidance_scale=1.0), 2: make_request(guidance_scale=0.0), 3: make_request()}
-    for number, drawn in draw_images(image_engine, works).items():
-        assert max_pixel_difference(drawn, stock_pipeline.draw(works[number])) <= 1
+def test_without_guidance_images_match_stock_pipeline(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
+    requests = {1: make_request(guidance_scale=1.0), 2: make_request(guidance_scale=0.0), 3: make_request()}
+    for number, drawn in draw_images(image_engine, requests).items():
+        assert max_pixel_difference(drawn, stock_pipeline.draw(requests[number])) <= 1
 
 
-def test_pictures_of_one_order_have_seeds_of_their_own(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
+def test_each_image_of_an_order_has_its_own_seed(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
     drawn = draw_images(
         image_engine, {1: make_request(5, count=3), 2: make_request(7), 3: make_request(20, count=2, deterministic=True, width=128)}
     )
@@ -78,36 +78,36 @@ def test_pictures_of_one_order_have_seeds_of_their_own(image_engine: DiffusionEn
 
 
 @pytest.mark.parametrize("mix", range(3))
-def test_any_mix_of_arrival_steps_guidance_lora_and_cancel_gives_each_its_own_picture(
+def test_any_mix_of_arrivals_options_and_cancels_matches_stock_pipeline(
     mix: int, image_engine: DiffusionEngine, stock_pipeline: StockPipeline, tiny_models: TinyModels
 ) -> None:
-    dice = random.Random(mix)
-    works = {number: random_request(dice, number, tiny_models) for number in range(1, 9)}
-    arrivals = {number: dice.randrange(0, 14) for number in works}
-    cancelled = {number: arrivals[number] + dice.randrange(1, 5) for number in works if dice.random() < 0.25}
-    ends: dict[int, Any] = {}
+    rng = random.Random(mix)
+    requests = {number: random_request(rng, number, tiny_models) for number in range(1, 9)}
+    submit_ticks = {number: rng.randrange(0, 14) for number in requests}
+    cancel_ticks = {number: submit_ticks[number] + rng.randrange(1, 5) for number in requests if rng.random() < 0.25}
+    events: dict[int, Any] = {}
     for tick in range(40):
-        for number in [number for number, at in arrivals.items() if at == tick]:
-            image_engine.submit(number, works[number])
-        for number in [number for number, at in cancelled.items() if at == tick and number not in ends]:
+        for number in [number for number, due in submit_ticks.items() if due == tick]:
+            image_engine.submit(number, requests[number])
+        for number in [number for number, due in cancel_ticks.items() if due == tick and number not in events]:
             assert image_engine.cancel(number)
-        ends |= {event.request_id: event for event in run_tick(image_engine) if isinstance(event, Finished | Failed)}
-    ends |= run_to_end(image_engine, set(works) - set(cancelled) - set(ends))
-    for number in set(works) - set(cancelled):
-        assert max_pixel_difference(output_images(ends[number]), stock_pipeline.draw(works[number])) <= 1, works[number]
+        events |= {event.request_id: event for event in run_tick(image_engine) if isinstance(event, Finished | Failed)}
+    events |= run_to_end(image_engine, set(requests) - set(cancel_ticks) - set(events))
+    for number in set(requests) - set(cancel_ticks):
+        assert max_pixel_difference(output_images(events[number]), stock_pipeline.draw(requests[number])) <= 1, requests[number]
 
 
 def test_double_precision_images_are_bit_identical(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """So what differs in FP32 is rounding, and nothing of one order leaks into another."""
+    """So the difference in FP32 is rounding, and no order affects another."""
     import torch
 
     engine, stock = open_image_engine(tiny_models, tmp_path / "double", max_rows=16), StockPipeline(tiny_models["tiny-sd"])
     engine.models.get(engine.settings.model).pipeline.to(dtype=torch.float64)
     stock.pipeline.to(dtype=torch.float64)
-    dice = random.Random(99)
-    works = {number: random_request(dice, number, tiny_models) for number in range(1, 9)}
-    for number, drawn in draw_images(engine, works).items():
-        assert max_pixel_difference(drawn, stock.draw(works[number])) == 0, works[number]
+    rng = random.Random(99)
+    requests = {number: random_request(rng, number, tiny_models) for number in range(1, 9)}
+    for number, drawn in draw_images(engine, requests).items():
+        assert max_pixel_difference(drawn, stock.draw(requests[number])) == 0, requests[number]
     engine.close()
 
 
@@ -120,37 +120,37 @@ def random_request(rng: random.Random, number: int, tiny: TinyModels) -> Diffusi
     )  # fmt: skip
 
 
-def test_an_order_joins_at_the_next_step_and_leaves_when_it_is_done(image_engine: DiffusionEngine) -> None:
+def test_order_joins_at_next_step_and_leaves_when_done(image_engine: DiffusionEngine) -> None:
     image_engine.submit(1, make_request(steps=30))
     for _ in range(5):
         run_tick(image_engine)
     image_engine.submit(2, make_request(2, steps=3))
-    ends: list[int] = []
-    seen = {1: 0, 2: 0}
-    while len(ends) < 2:
+    finished: list[int] = []
+    steps = {1: 0, 2: 0}
+    while len(finished) < 2:
         for event in run_tick(image_engine):
             if isinstance(event, Progressed):
-                seen[event.request_id] = event.step
+                steps[event.request_id] = event.step
             if isinstance(event, Finished):
-                ends.append(event.request_id)
+                finished.append(event.request_id)
                 if event.request_id == 2:
-                    assert seen[1] < 30, "the short order did not wait for the long one"
+                    assert steps[1] < 30, "the short order does not wait for the long one"
                     assert event.result.largest_batch == 2
-    assert ends == [2, 1]
+    assert finished == [2, 1]
 
 
 def test_deterministic_order_is_not_batched(image_engine: DiffusionEngine) -> None:
     image_engine.submit(1, make_request(deterministic=True, count=2))
     image_engine.submit(2, make_request(2))
-    made: DiffusionResult = run_to_end(image_engine, [1, 2])[1].result  # type: ignore[union-attr]
-    assert made.largest_batch == 1
+    result: DiffusionResult = run_to_end(image_engine, [1, 2])[1].result  # type: ignore[union-attr]
+    assert result.largest_batch == 1
 
 
-def test_a_deterministic_order_is_the_same_to_the_last_bit_alone_and_beside_others(image_engine: DiffusionEngine) -> None:
-    order = make_request(3, deterministic=True, count=2)
-    alone = draw_images(image_engine, {1: order})[1]
-    beside = draw_images(image_engine, {number: order if number == 3 else make_request(number) for number in range(2, 6)})[3]
-    assert max_pixel_difference(alone, beside) == 0
+def test_deterministic_order_is_bit_identical_alone_and_beside_others(image_engine: DiffusionEngine) -> None:
+    request = make_request(3, deterministic=True, count=2)
+    alone = draw_images(image_engine, {1: request})[1]
+    beside_others = draw_images(image_engine, {number: request if number == 3 else make_request(number) for number in range(2, 6)})[3]
+    assert max_pixel_difference(alone, beside_others) == 0
 
 
 def test_cancel_removes_only_named_request(image_engine: DiffusionEngine) -> None:
@@ -168,9 +168,9 @@ def test_cancel_removes_only_named_request(image_engine: DiffusionEngine) -> Non
 
 def test_orders_wait_for_free_lora_slot(tiny_models: TinyModels, tmp_path: Path, stock_pipeline: StockPipeline) -> None:
     engine = open_image_engine(tiny_models, tmp_path / "one-slot", lora_slots=1)
-    works = {number: make_request(number, lora=lora_file(tiny_models, name)) for number, name in enumerate("abca", start=1)}
-    for number, drawn in draw_images(engine, works).items():
-        assert max_pixel_difference(drawn, stock_pipeline.draw(works[number])) <= 1
+    requests = {number: make_request(number, lora=lora_file(tiny_models, name)) for number, name in enumerate("abca", start=1)}
+    for number, drawn in draw_images(engine, requests).items():
+        assert max_pixel_difference(drawn, stock_pipeline.draw(requests[number])) <= 1
     engine.close()
 
 
@@ -180,11 +180,11 @@ def test_repeated_lora_swaps_leak_no_memory(tiny_models: TinyModels, tmp_path: P
     model = engine.models.get(engine.settings.model)
     for number in range(12):
         swap_lora(model, tiny_models, number)
-    before, taught = psutil.Process().memory_info().rss, len(model.loras._patched_layers)
+    before, patched = psutil.Process().memory_info().rss, len(model.loras._patched_layers)
     for number in range(200):
         swap_lora(model, tiny_models, number)
     assert model.loras.loads >= 200
-    assert len(model.loras._patched_layers) == taught
+    assert len(model.loras._patched_layers) == patched
     assert len(model.loras) == len(model.loras._slots_by_adapter) == 2
     assert psutil.Process().memory_info().rss - before < 24 << 20
     engine.close()
@@ -203,43 +203,43 @@ def test_non_finite_lora_is_rejected_without_side_effects(
 
     tensors = load_file(tiny_models["tiny-lora-a"])
     next(iter(tensors.values()))[0, 0] = float("nan")
-    save_file(tensors, tmp_path / "sick.safetensors")
-    image_engine.submit(1, make_request(lora=LoraFile(tmp_path / "sick.safetensors", "0" * 64, 1.0, "sick")))
-    end = run_to_end(image_engine, [1])[1]
-    assert isinstance(end, Failed)
-    assert (end.code, end.kind) == ("lora-invalid", "permanent")
-    assert "sick" in end.message
+    save_file(tensors, tmp_path / "nan.safetensors")
+    image_engine.submit(1, make_request(lora=LoraFile(tmp_path / "nan.safetensors", "0" * 64, 1.0, "nan-lora")))
+    event = run_to_end(image_engine, [1])[1]
+    assert isinstance(event, Failed)
+    assert (event.code, event.kind) == ("lora-invalid", "permanent")
+    assert "nan-lora" in event.message
     assert max_pixel_difference(draw_images(image_engine, {2: make_request(2)})[2], stock_pipeline.draw(make_request(2))) <= 1
 
 
-def test_weights_of_an_adapter_folder_are_taken_too(image_engine: DiffusionEngine, tiny_models: TinyModels, tmp_path: Path) -> None:
-    """PEFT writes `base_model.model.` before each key; the numbers are the same."""
+def test_peft_keys_are_accepted(image_engine: DiffusionEngine, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """PEFT writes `base_model.model.` before each key; the tensors are the same."""
     from actors.engines.diffusion.tiny_stable_diffusion import write_tiny_lora
 
-    for form in ("peft", "diffusers"):
-        write_tiny_lora(tmp_path / f"{form}.safetensors", tiny_models["tiny-sd"], seed=9, key_format=form)
-    works = {
-        number: make_request(lora=LoraFile(tmp_path / f"{form}.safetensors", str(number) * 64, 1.0, form))
-        for number, form in enumerate(("peft", "diffusers"), start=1)
+    for key_format in ("peft", "diffusers"):
+        write_tiny_lora(tmp_path / f"{key_format}.safetensors", tiny_models["tiny-sd"], seed=9, key_format=key_format)
+    requests = {
+        number: make_request(lora=LoraFile(tmp_path / f"{key_format}.safetensors", str(number) * 64, 1.0, key_format))
+        for number, key_format in enumerate(("peft", "diffusers"), start=1)
     }
-    drawn = draw_images(image_engine, works)
+    drawn = draw_images(image_engine, requests)
     assert max_pixel_difference(drawn[1], drawn[2]) <= 1
 
 
 def test_kohya_lora_matches_stock_pipeline(
     image_engine: DiffusionEngine, tiny_models: TinyModels, tmp_path: Path, stock_pipeline: StockPipeline
 ) -> None:
-    """Most LoRAs in the world have this form; these ones change the text encoder and a convolution, too."""
+    """The most common key format; this LoRA also changes the text encoder and a convolution."""
     import torch
     from safetensors.torch import load_file, save_file
 
     unet = image_engine.models.get(image_engine.settings.model).pipeline.unet
     tensors = {}
     for name, tensor in load_file(tiny_models["tiny-lora-c"]).items():
-        part, layer = name.split(".", 1)
-        layer, half, _ = layer.rsplit(".", 2)
-        kohya = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[part] + layer.replace(".", "_")
-        tensors[f"{kohya}.{'lora_down' if half == 'lora_A' else 'lora_up'}.weight"] = tensor
+        component, layer = name.split(".", 1)
+        layer, matrix, _ = layer.rsplit(".", 2)
+        kohya = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[component] + layer.replace(".", "_")
+        tensors[f"{kohya}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = tensor
         tensors[f"{kohya}.alpha"] = torch.tensor(2.0)
     weight = unet.mid_block.attentions[0].proj_in.weight
     assert weight.dim() == 4
@@ -248,41 +248,41 @@ def test_kohya_lora_matches_stock_pipeline(
     tensors["lora_unet_mid_block_attentions_0_proj_in.alpha"] = torch.tensor(1.0)
     save_file(tensors, tmp_path / "kohya.safetensors")
     lora = LoraFile(tmp_path / "kohya.safetensors", "1" * 64, 0.8, "kohya")
-    works = {1: make_request(lora=lora), 2: make_request(2), 3: make_request(3, lora=lora_file(tiny_models, "a"))}
-    for number, drawn in draw_images(image_engine, works).items():
-        assert max_pixel_difference(drawn, stock_pipeline.draw(works[number])) <= 1, works[number]
+    requests = {1: make_request(lora=lora), 2: make_request(2), 3: make_request(3, lora=lora_file(tiny_models, "a"))}
+    for number, drawn in draw_images(image_engine, requests).items():
+        assert max_pixel_difference(drawn, stock_pipeline.draw(requests[number])) <= 1, requests[number]
 
 
 class MemoryLimit:
-    """Stands before a module's forward: more rows than `most` do not fit."""
+    """Replaces a module's forward: more than `max_rows` rows raise OutOfMemoryError."""
 
-    def __init__(self, module: Any, most: int) -> None:
-        self.forward, self.most = module.forward, most
+    def __init__(self, module: Any, max_rows: int) -> None:
+        self.forward, self.max_rows = module.forward, max_rows
         module.forward = self
 
     def __call__(self, sample: Any, *arguments: Any, **options: Any) -> Any:
         import torch
 
-        if len(sample) > self.most:
+        if len(sample) > self.max_rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return self.forward(sample, *arguments, **options)
 
 
 def test_low_memory_shrinks_batch_without_changing_images(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
-    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, most=4)
-    works = {number: make_request(number) for number in range(1, 6)}
-    for number, one in works.items():
-        image_engine.submit(number, one)
-    ends = run_to_end(image_engine, works)
-    for number, end in ends.items():
-        assert max_pixel_difference(output_images(end), stock_pipeline.draw(works[number])) <= 1
-    assert any("batch-" in rung for rung in ends[5].result.rungs)  # type: ignore[union-attr]
+    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, max_rows=4)
+    requests = {number: make_request(number) for number in range(1, 6)}
+    for number, request in requests.items():
+        image_engine.submit(number, request)
+    events = run_to_end(image_engine, requests)
+    for number, event in events.items():
+        assert max_pixel_difference(output_images(event), stock_pipeline.draw(requests[number])) <= 1
+    assert any("batch-" in fallback for fallback in events[5].result.oom_fallbacks)  # type: ignore[union-attr]
     assert image_engine.oom.applied_counts.total() >= 1
-    assert image_engine.oom.row_limit == image_engine.settings.max_rows, "an idle device starts afresh"
+    assert image_engine.oom.row_limit == image_engine.settings.max_rows, "the limit is reset when the device is idle"
 
 
 def test_exhausted_oom_fallbacks_end_process(image_engine: DiffusionEngine) -> None:
-    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, most=0)
+    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, max_rows=0)
     image_engine.submit(1, make_request())
     with pytest.raises(MemoryExhausted):
         run_to_end(image_engine, [1])
@@ -291,27 +291,26 @@ def test_exhausted_oom_fallbacks_end_process(image_engine: DiffusionEngine) -> N
 
 def test_decode_out_of_memory_falls_back_to_tiling(image_engine: DiffusionEngine) -> None:
     pipeline = image_engine.models.get(image_engine.settings.model).pipeline
-    decode, short = pipeline.vae.decode, [True]
+    decode = pipeline.vae.decode
 
-    def narrow(*arguments: Any, **options: Any) -> Any:
+    def decode_with_tiling_only(*arguments: Any, **options: Any) -> Any:
         if not pipeline.vae.use_tiling:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        short.clear()
         return decode(*arguments, **options)
 
-    pipeline.vae.decode = narrow
+    pipeline.vae.decode = decode_with_tiling_only
     image_engine.submit(1, make_request())
-    end = run_to_end(image_engine, [1])[1]
-    assert end.result.rungs == ("vae-slicing", "vae-tiling")  # type: ignore[union-attr]
-    assert not short
+    event = run_to_end(image_engine, [1])[1]
+    assert isinstance(event, Finished)
+    assert event.result.oom_fallbacks == ("vae-slicing", "vae-tiling")
 
 
-def test_non_finite_latents_raise_error(image_engine: DiffusionEngine) -> None:
+def test_non_finite_latents_fail_the_order(image_engine: DiffusionEngine) -> None:
     pipeline = image_engine.models.get(image_engine.settings.model).pipeline
     image_engine.submit(1, make_request(guidance_scale=float("inf")))
-    end = run_to_end(image_engine, [1])[1]
-    assert isinstance(end, Failed)
-    assert end.code == "picture-not-finite"
+    event = run_to_end(image_engine, [1])[1]
+    assert isinstance(event, Failed)
+    assert event.code == "picture-not-finite"
     assert pipeline is image_engine.models.get(image_engine.settings.model).pipeline
 
 
@@ -336,8 +335,8 @@ def test_models_over_memory_budget_are_swapped(tiny_models: TinyModels, tmp_path
     drawn = draw_images(engine, {1: make_request(steps=12), 2: make_request(model="other"), 3: make_request(2)})
     assert max_pixel_difference(drawn[1], stock_pipeline.draw(make_request(steps=12))) <= 1
     assert max_pixel_difference(drawn[2], StockPipeline(tmp_path / "other").draw(make_request())) <= 1
-    assert engine.models.loads == 3 or engine.models.loads == 2
-    assert len(engine.models.names) == 1
+    assert engine.models.loads == 2, "the third order joins the first, so that the first model is not loaded again"
+    assert engine.models.names == [str(tmp_path / "other")]
     engine.close()
 
 
@@ -350,7 +349,7 @@ def test_model_is_loaded_at_start_or_on_first_order(tiny_models: TinyModels, tmp
     engine.close()
 
 
-def test_a_preview_is_a_tiny_jpeg(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_preview_is_a_jpeg(tiny_models: TinyModels, tmp_path: Path) -> None:
     engine = open_image_engine(tiny_models, tmp_path / "preview", preview_seconds=1e-6)
     engine.submit(1, make_request(preview=True))
     events = [event for _ in range(9) for event in run_tick(engine)]

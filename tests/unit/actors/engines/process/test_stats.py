@@ -1,4 +1,4 @@
-"""What the executor and the engine tell of themselves, as metrics read it."""
+"""Metrics of the executor and of the engine."""
 
 import sys
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class FakeClock:
 
 @dataclass
 class BusyEngine:
-    """As much of an engine as the watch looks at."""
+    """The attributes of an engine that the monitor reads."""
 
     rows: list[int] = field(default_factory=list)
     applied_counts: dict[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class BusyEngine:
 
     @property
     def oom(self) -> Any:
-        return SimpleNamespace(climbed=self.applied_counts)
+        return SimpleNamespace(applied_counts=self.applied_counts)
 
 
 class NvmlError(Exception):
@@ -45,37 +45,37 @@ class NvmlError(Exception):
 
 
 def fake_gpu(**broken: bool) -> Any:
-    """A driver's library with one card."""
+    """NVML with one card; the queries in `broken` raise."""
 
-    def tell(name: str, said: Any) -> Any:
-        def telling(handle: object) -> Any:
+    def query(name: str, result: Any) -> Any:
+        def run(handle: object) -> Any:
             if broken.get(name):
                 raise NvmlError(name)
-            return said
+            return result
 
-        return telling
+        return run
 
     return SimpleNamespace(
         NVMLError=NvmlError,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=tell("memory", SimpleNamespace(used=3 << 30, total=24 << 30)),
-        nvmlDeviceGetUtilizationRates=tell("busy", SimpleNamespace(gpu=87)),
+        nvmlDeviceGetMemoryInfo=query("memory", SimpleNamespace(used=3 << 30, total=24 << 30)),
+        nvmlDeviceGetUtilizationRates=query("busy", SimpleNamespace(gpu=87)),
     )
 
 
 def test_snapshot_contains_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory, utilisation, steps and pictures per second, queue wait, batch size, and what was done for want of memory."""
+    """Memory, utilization, steps and images per second, queue seconds, batch size, and out-of-memory fallbacks."""
     monkeypatch.setitem(sys.modules, "pynvml", fake_gpu())
     clock, stats = FakeClock(), ExecutorStats()
-    watch, engine = EngineMonitor("cuda:0", clock), BusyEngine([1, 2, 3], {"batch-4": 2})
-    watch.metrics(engine)
+    monitor, engine = EngineMonitor("cuda:0", clock), BusyEngine([1, 2, 3], {"batch-4": 2})
+    monitor.metrics(engine)
     for _ in range(4):
-        watch.record_step(3)
-    watch.record_images(2)
+        monitor.record_step(3)
+    monitor.record_images(2)
     clock.now += 2
-    for gauges in watch.metrics(engine):
-        stats.set_engine_metrics(gauges)
+    for metrics in monitor.metrics(engine):
+        stats.set_engine_metrics(metrics)
     for seconds in (0.5, 0.1, 0.3):
         stats.record_queue_seconds(seconds)
     stats.add_busy_seconds(1.5)
@@ -101,14 +101,14 @@ def test_snapshot_contains_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_without_a_gpu_its_values_are_absent_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpu_there_are_no_device_gauges_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert open_nvml(0) is None
     for device in ("cpu", "cuda:0"):
         assert DeviceMeter(device).gauges() == {}
 
 
-def test_unsupported_gpu_metrics_are_not_queried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_gpu_metric_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake_gpu(busy=True))
     assert set(DeviceMeter("cuda:0").gauges()) == {"device_memory_used_bytes", "device_memory_bytes"}
     monkeypatch.setitem(sys.modules, "pynvml", fake_gpu(memory=True))
@@ -117,37 +117,37 @@ def test_unsupported_gpu_metrics_are_not_queried_again(monkeypatch: pytest.Monke
 
 def test_rates_drop_to_zero_when_idle() -> None:
     clock, engine = FakeClock(), BusyEngine([1])
-    watch = EngineMonitor("cpu", clock)
-    assert watch.next_report_seconds() is None
-    watch.record_step(5)
-    watch.metrics(engine)
+    monitor = EngineMonitor("cpu", clock)
+    assert monitor.next_report_seconds() is None
+    monitor.record_step(5)
+    monitor.metrics(engine)
     engine.rows = []
-    told = []
-    while (wait := watch.next_report_seconds()) is not None:
-        clock.now += wait
-        told += watch.metrics(engine)
-        assert len(told) < 20
-    assert told[-1].gauges["steps_per_second"] == told[-1].gauges["batch_rows"] == 0
+    reports = []
+    while (seconds := monitor.next_report_seconds()) is not None:
+        clock.now += seconds
+        reports += monitor.metrics(engine)
+        assert len(reports) < 20
+    assert reports[-1].gauges["steps_per_second"] == reports[-1].gauges["batch_rows"] == 0
 
 
 def test_idle_time_does_not_dilute_rate() -> None:
     clock, engine = FakeClock(), BusyEngine([1])
-    watch = EngineMonitor("cpu", clock)
-    watch.metrics(engine)
+    monitor = EngineMonitor("cpu", clock)
+    monitor.metrics(engine)
     clock.now += 3600
     for _ in range(3):
-        watch.metrics(engine)
-        watch.record_step(10)
+        monitor.metrics(engine)
+        monitor.record_step(10)
         clock.now += 1
-    (gauges,) = watch.metrics(engine)
-    assert gauges.gauges["steps_per_second"] == 10
+    (metrics,) = monitor.metrics(engine)
+    assert metrics.gauges["steps_per_second"] == 10
 
 
 def test_exited_process_reports_no_metrics() -> None:
-    stats, watch = ExecutorStats(), EngineMonitor("cpu")
-    watch.record_step(2)
-    for gauges in watch.metrics(BusyEngine([1])):
-        stats.set_engine_metrics(gauges)
+    stats, monitor = ExecutorStats(), EngineMonitor("cpu")
+    monitor.record_step(2)
+    for metrics in monitor.metrics(BusyEngine([1])):
+        stats.set_engine_metrics(metrics)
     assert "engine_batch_rows" in stats.snapshot()
     stats.record_exit(ProcessExit("killed", "from outside"))
     assert "engine_batch_rows" not in stats.snapshot()

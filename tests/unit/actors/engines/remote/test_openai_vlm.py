@@ -1,4 +1,4 @@
-"""The engine behind an OpenAI-compatible server: what is sent, what is read, and what becomes of its failures."""
+"""The vision-language engine behind an OpenAI-compatible server: requests, responses and errors."""
 
 import asyncio
 import base64
@@ -21,78 +21,77 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[FakeOpenAiServer]:
-    async with open_fake_openai_server() as model:
-        yield model
-
-
-@pytest.fixture
-async def server(model: FakeOpenAiServer) -> AsyncIterator[OpenAiVlm]:
-    async with open_openai_vlm(model.url, SecretStr("sk-test"), "second", 5) as server:
+async def server() -> AsyncIterator[FakeOpenAiServer]:
+    async with open_fake_openai_server() as server:
         yield server
 
 
-async def test_request_contains_text_and_image_with_temperature_zero(server: OpenAiVlm, model: FakeOpenAiServer) -> None:
-    answer = await server.generate(VlmRequest("What is it?", PNG, 64, 1.1))
+@pytest.fixture
+async def vlm(server: FakeOpenAiServer) -> AsyncIterator[OpenAiVlm]:
+    async with open_openai_vlm(server.url, SecretStr("sk-test"), "second", 5) as vlm:
+        yield vlm
 
-    (asked,) = model.requests
-    picture, text = asked["messages"][0]["content"]
-    assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["repetition_penalty"]) == ("second", 64, 0, 1.1)
+
+async def test_request_contains_text_and_image_with_temperature_zero(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
+    response = await vlm.generate(VlmRequest("What is it?", PNG, 64, 1.1))
+
+    (body,) = server.requests
+    image, text = body["messages"][0]["content"]
+    assert (body["model"], body["max_tokens"], body["temperature"], body["repetition_penalty"]) == ("second", 64, 0, 1.1)
     assert text == {"type": "text", "text": "What is it?"}
-    assert picture["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    assert (answer.finish_reason, answer.completion_tokens, answer.constrained) == ("stop", 5, False)
-    assert model.authorization_headers == {"Bearer sk-test"}
+    assert image["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    assert (response.finish_reason, response.completion_tokens, response.constrained) == ("stop", 5, False)
+    assert server.authorization_headers == {"Bearer sk-test"}
 
 
-async def test_verdict_request_sends_schema_and_max_tokens(server: OpenAiVlm, model: FakeOpenAiServer) -> None:
-    answer = await server.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691))
+async def test_verdict_request_sends_schema_and_max_tokens(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
+    response = await vlm.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691))
 
-    (asked,) = model.requests
-    assert asked["response_format"]["json_schema"]["schema"] == AdVerdictSchema.model_json_schema()
-    assert asked["response_format"]["json_schema"]["strict"] is True
-    assert asked["max_tokens"] == 2691
-    assert answer.constrained
-    assert parse_verdict(answer, AdVerdictSchema) == (AdVerdictSchema.model_validate(AD_VERDICT), False)
-
-
-async def test_server_without_constraints_falls_back_to_repair(server: OpenAiVlm, model: FakeOpenAiServer) -> None:
-    """From then on it is not asked to constrain again."""
-    model.respond = lambda body: 400 if "response_format" in body else f"Sure! ```json\n{json.dumps(AD_VERDICT)}\n```"
-
-    answers = [await server.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691)) for _ in range(2)]
-
-    assert [answer.constrained for answer in answers] == [False, False]
-    assert parse_verdict(answers[0], AdVerdictSchema) == (AdVerdictSchema.model_validate(AD_VERDICT), True)
-    assert ["response_format" in asked for asked in model.requests] == [True, False, False]
+    (body,) = server.requests
+    assert body["response_format"]["json_schema"]["schema"] == AdVerdictSchema.model_json_schema()
+    assert body["response_format"]["json_schema"]["strict"] is True
+    assert body["max_tokens"] == 2691
+    assert response.constrained
+    assert parse_verdict(response, AdVerdictSchema) == (AdVerdictSchema.model_validate(AD_VERDICT), False)
 
 
-async def test_unserved_model_falls_back_to_first_served(model: FakeOpenAiServer) -> None:
-    async with open_openai_vlm(model.url, None, "absent", 5) as server:
-        assert await server.served_model() == "first"
+async def test_server_that_rejects_schema_is_called_without_it_from_then_on(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
+    server.respond = lambda body: 400 if "response_format" in body else f"Sure! ```json\n{json.dumps(AD_VERDICT)}\n```"
+
+    responses = [await vlm.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691)) for _ in range(2)]
+
+    assert [response.constrained for response in responses] == [False, False]
+    assert parse_verdict(responses[0], AdVerdictSchema) == (AdVerdictSchema.model_validate(AD_VERDICT), True)
+    assert ["response_format" in body for body in server.requests] == [True, False, False]
+
+
+async def test_unserved_model_falls_back_to_first_served(server: FakeOpenAiServer) -> None:
+    async with open_openai_vlm(server.url, None, "absent", 5) as vlm:
+        assert await vlm.served_model() == "first"
 
 
 @pytest.mark.parametrize(("status", "kind"), [(500, TemporaryError), (503, TemporaryError), (429, TemporaryError), (401, PermanentError)])
 async def test_status_maps_to_temporary_or_permanent_error(
-    server: OpenAiVlm, model: FakeOpenAiServer, status: int, kind: type[Exception]
+    vlm: OpenAiVlm, server: FakeOpenAiServer, status: int, kind: type[Exception]
 ) -> None:
-    model.respond = lambda _: status
+    server.respond = lambda _: status
     with pytest.raises(kind, match=str(status)):
-        await server.generate(VlmRequest("?"))
+        await vlm.generate(VlmRequest("?"))
 
 
-async def test_unavailable_or_slow_server_raises_temporary_error(server: OpenAiVlm, model: FakeOpenAiServer) -> None:
-    await server.served_model()
+async def test_unavailable_or_slow_server_raises_temporary_error(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
+    await vlm.served_model()
 
-    model.release_event = asyncio.Event()
+    server.release_event = asyncio.Event()
     with pytest.raises(TemporaryError) as slow:
-        await server.generate(VlmRequest("?"), deadline=datetime.now(UTC) + timedelta(seconds=0.1))
-    async with open_openai_vlm("http://127.0.0.1:9/v1", None, "m", 1) as nowhere:
-        with pytest.raises(TemporaryError) as away:
-            await nowhere.generate(VlmRequest("?"))
-    assert (slow.value.code, away.value.code) == ("server-away", "server-away")
+        await vlm.generate(VlmRequest("?"), deadline=datetime.now(UTC) + timedelta(seconds=0.1))
+    async with open_openai_vlm("http://127.0.0.1:9/v1", None, "m", 1) as unreachable:
+        with pytest.raises(TemporaryError) as unavailable:
+            await unreachable.generate(VlmRequest("?"))
+    assert (slow.value.code, unavailable.value.code) == ("server-away", "server-away")
 
 
-async def test_an_engine_without_an_address_says_which_setting_is_missing() -> None:
+async def test_missing_address_names_its_setting() -> None:
     with pytest.raises(PermanentError, match="VLM_BASE_URL"):
         async with open_openai_vlm(None, None, "m", 1):
             pass

@@ -1,4 +1,4 @@
-"""The guard of the ratios, and the page of figures."""
+"""The comparison of ratios with the baseline, and the page of figures."""
 
 import json
 from argparse import Namespace
@@ -6,30 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import guard, report_page
+from benchmarks import ratio_guard, report_page
 
 
-def told(**figures: object) -> dict[str, object]:
-    return {"benches": {name: {"figures": said} for name, said in figures.items()}}
+def report(**figures: object) -> dict[str, object]:
+    return {"benches": {name: {"figures": values} for name, values in figures.items()}}
 
 
 def test_regressed_ratio_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(guard, "KEPT", tmp_path / "ratios.json")
+    monkeypatch.setattr(ratio_guard, "BASELINE_FILE", tmp_path / "ratios.json")
     figures = tmp_path / "figures.json"
-    figures.write_text(json.dumps(told(pipeline={"over_inline": 4.0})))
-    asked = Namespace(figures=figures, keep=True, tolerance=0.25, json=False)
-    assert guard.bench(asked) == 0
-    figures.write_text(json.dumps(told(pipeline={"over_inline": 2.9})))
-    assert guard.bench(Namespace(**vars(asked) | {"keep": False})) == 1
+    figures.write_text(json.dumps(report(pipeline={"over_inline": 4.0})))
+    arguments = Namespace(figures=figures, keep=True, tolerance=0.25, json=False)
+    assert ratio_guard.bench(arguments) == 0
+    figures.write_text(json.dumps(report(pipeline={"over_inline": 2.9})))
+    assert ratio_guard.bench(Namespace(**vars(arguments) | {"keep": False})) == 1
     assert "got worse: pipeline over the inline loop" in capsys.readouterr().out
 
 
 def test_ratio_within_tolerance_passes() -> None:
-    assert not guard.compare({"x": 1.0}, {"x": 0.8}, 0.25)["x"]["worse"]
+    assert not ratio_guard.compare({"x": 1.0}, {"x": 0.8}, 0.25)["x"]["worse"]
 
 
 def test_unmeasured_ratio_fails() -> None:
-    assert guard.compare({"x": 1.0}, {}, 0.25)["x"]["worse"]
+    assert ratio_guard.compare({"x": 1.0}, {}, 0.25)["x"]["worse"]
 
 
 def test_page_update_replaces_tables_only(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_page_update_replaces_tables_only(tmp_path: Path) -> None:
     file.write_text("Words.\n<!-- pipeline -->\nold\n<!-- /pipeline -->\nMore words.\n<!-- http -->\nkept\n<!-- /http -->\n")
     figures = {"orders_per_second": {"bus": 5.0, "inline": 1.0}, "device_busy": {"bus": 0.9, "inline": 0.5}}
     figures |= {"over_inline": 5.0, "bus_share_of_work": 0.1}
-    said = {"command": "atelier bench pipeline", "seconds": 3.0, "figures": figures}
-    report_page.update_page({"conditions": CONDITIONS, "benches": {"pipeline": said}}, file)
+    result = {"command": "atelier bench pipeline", "seconds": 3.0, "figures": figures}
+    report_page.update_page({"conditions": CONDITIONS, "benches": {"pipeline": result}}, file)
     text = file.read_text()
     assert "| bus | 5.0 | 0.9 |" in text
     assert "old" not in text

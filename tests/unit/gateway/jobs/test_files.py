@@ -1,0 +1,90 @@
+"""The files of a job: the claims in its results, and the responses that send them."""
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from bus.errors import PermanentError, TemporaryError
+from bus.storage.claim_store import ClaimStore
+from contracts.job import Job
+from gateway.jobs.files import find_claims, job_files
+from tests.unit.gateway.conftest import OpenFakeGateway
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def claim(uri: str, **fields: Any) -> dict[str, Any]:
+    return {"uri": uri, "sha256": "ab" * 32, "media_type": "image/png", "size": 3} | fields
+
+
+def job(**results: Any) -> dict[str, Any]:
+    steps = [{"step": step, "state": "completed", "at": NOW.isoformat(), "result": result} for step, result in results.items()]
+    now = NOW.isoformat()
+    return {"job_id": "j-1", "state": "completed", "created_at": now, "updated_at": now, "steps": steps, "result": {"files": []}}
+
+
+@pytest.mark.parametrize(
+    ("value", "uris"),
+    [
+        ({"images": [claim("s3://b/1.png"), claim("s3://b/2.png")]}, ["s3://b/1.png", "s3://b/2.png"]),
+        ({"a": {"b": [{"c": claim("s3://b/1.png")}]}}, ["s3://b/1.png"]),
+        (claim("s3://b/1.png", sha256="short"), []),
+        ({"uri": "s3://b/1.png"}, []),
+        (None, []),
+        ("s3://b/1.png", []),
+    ],
+)
+def test_claims_are_found_at_any_depth(value: Any, uris: list[str]) -> None:
+    assert [found.uri for found in find_claims(value)] == uris
+
+
+def test_file_is_named_after_last_segment_and_later_one_wins() -> None:
+    results = {"image": claim("s3://b/x/a%20b.png"), "watermark": claim("s3://b/y/out.png"), "upload": claim("https://cdn/z/out.png")}
+    files = job_files(Job.model_validate(job(**results)))
+    assert {name: file.uri for name, file in files.items()} == {"a b.png": "s3://b/x/a%20b.png", "out.png": "https://cdn/z/out.png"}
+
+
+class FakeStore:
+    """Reads `outcome`: bytes, or an exception to raise."""
+
+    def __init__(self, outcome: bytes | Exception) -> None:
+        self.outcome = outcome
+
+    async def read(self, claim: Any) -> bytes:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("file", "outcome", "status", "title"),
+    [
+        (claim("s3://b/a.png"), b"abc", 200, None),
+        (claim("s3://b/other.png"), b"abc", 404, "file-unknown"),
+        (claim("s3://b/a.png", size=2000), b"abc", 413, "file-too-large"),
+        (claim("s3://b/a.png"), TemporaryError("timeout"), 503, "the store is away"),
+        (claim("s3://b/a.png"), PermanentError("claim-missing", "gone"), 404, "claim-missing"),
+        (claim("s3://b/a.png"), PermanentError("claim-corrupt", "sha256"), 502, "claim-corrupt"),
+        (claim("s3://b/a.png"), PermanentError("claim-refused", "elsewhere"), 404, "claim-refused"),
+        (claim("https://cdn/a.png"), PermanentError("claim-refused", "elsewhere"), 307, None),
+    ],
+)
+async def test_file_response(
+    gateway: OpenFakeGateway, file: dict[str, Any], outcome: bytes | Exception, status: int, title: str | None
+) -> None:
+    store = cast("ClaimStore", FakeStore(outcome))
+    http = gateway({"job.get": job(upload=file)}, store=store, max_file_bytes=1000).http
+    response = await http.get("/jobs/j-1/files/a.png")
+    assert (response.status_code, response.json()["title"] if title else None) == (status, title)
+    if status == 200:
+        assert (response.content, response.headers["content-disposition"]) == (b"abc", "inline")
+        unchanged = await http.get("/jobs/j-1/files/a.png", headers={"If-None-Match": response.headers["etag"]})
+        assert unchanged.status_code == 304
+    if status == 307:
+        assert response.headers["location"] == "https://cdn/a.png"
+
+
+async def test_file_without_store_is_503(gateway: OpenFakeGateway) -> None:
+    response = await gateway({"job.get": job(upload=claim("s3://b/a.png"))}).http.get("/jobs/j-1/files/a.png")
+    assert (response.status_code, response.json()["title"]) == (503, "store-missing")

@@ -1,0 +1,60 @@
+"""OpenAI's error format: statuses, types and codes, by which its clients decide whether to retry."""
+
+from typing import Any
+
+import pytest
+from fastapi.exceptions import RequestValidationError
+
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from contracts.fault import Fault
+from gateway.openai.errors import openai_error, to_openai_problem
+from gateway.problems import HttpProblem
+
+INVALID = RequestValidationError([{"type": "missing", "loc": ("body", "messages", 0, "role"), "msg": "Field required", "input": None}])
+
+
+def fault(code: str) -> ReplyFault:
+    return ReplyFault(Fault(code=code, message="cause", step="text"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "error_type", "code", "param", "is_retryable"),
+    [
+        (INVALID, 400, "invalid_request_error", "invalid_request", "messages.0.role", False),
+        (fault("prompt-too-long"), 400, "invalid_request_error", "context_length_exceeded", None, False),
+        (fault("lora-invalid"), 400, "invalid_request_error", "lora_invalid", None, False),
+        (fault("model-unknown"), 404, "invalid_request_error", "model_not_found", None, False),
+        (fault("cancelled"), 409, "invalid_request_error", "cancelled", None, False),
+        (fault("document-too-large"), 413, "invalid_request_error", "document_too_large", None, False),
+        (fault("server-away"), 503, "server_error", "server_away", None, True),
+        (fault("bug"), 500, "server_error", "bug", None, False),
+        (ReplyTimeout("j-1", 1), 504, "server_error", "no_reply_in_time", None, False),
+    ],
+)
+def test_exception_becomes_openai_error(
+    error: Any,
+    status: int,
+    error_type: str,
+    code: str,
+    param: str | None,
+    is_retryable: bool,
+) -> None:
+    problem = to_openai_problem(error)
+    body = openai_error(problem)["error"]
+    assert (problem.status, body["type"], body["code"], body["param"]) == (status, error_type, code, param)
+    assert ("Retry-After" in problem.headers) is is_retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "title", "error_type", "code"),
+    [
+        (401, "Unauthorized", "invalid_request_error", "invalid_api_key"),
+        (403, "tenant-foreign", "permission_error", "tenant_foreign"),
+        (429, "too many requests", "rate_limit_error", "too_many_requests"),
+        (413, "Content Too Large", "invalid_request_error", "content_too_large"),
+        (503, "the bus is away", "server_error", "the_bus_is_away"),
+    ],
+)
+def test_problem_has_openai_type_and_code(status: int, title: str, error_type: str, code: str) -> None:
+    body = openai_error(HttpProblem(status, title, "detail"))["error"]
+    assert (body["message"], body["type"], body["code"]) == ("detail", error_type, code)

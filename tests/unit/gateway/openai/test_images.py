@@ -1,0 +1,109 @@
+"""Image generation and the list of models."""
+
+from typing import Any, cast
+
+import pytest
+
+from bus.errors import PermanentError, TemporaryError
+from bus.storage.claim_store import ClaimStore
+from contracts.claim import Claim
+from contracts.fault import Fault
+from gateway.openai.images import ImageRequest
+from tests.support.fake_broker import Replier, Reply
+from tests.unit.gateway.conftest import OpenFakeGateway
+from tests.unit.gateway.text.test_status import STATUS
+
+
+@pytest.mark.parametrize(
+    ("fields", "commands"),
+    [
+        ({}, [{"count": 1}]),
+        ({"n": None, "model": "image", "size": "auto", "quality": "auto"}, [{"count": 1}]),
+        ({"n": 4, "model": "sdxl"}, [{"count": 4, "model": "sdxl"}]),
+        ({"n": 9, "seed": 40}, [{"count": 4, "seed": 40}, {"count": 4, "seed": 44}, {"count": 1, "seed": 48}]),
+        ({"size": "128x64"}, [{"count": 1, "width": 128, "height": 64}]),
+        ({"quality": "hd"}, [{"count": 1, "steps": 75}]),
+        ({"quality": "hd", "steps": 5}, [{"count": 1, "steps": 5}]),
+        ({"negative_prompt": "blur", "guidance_scale": 7}, [{"count": 1, "negative_prompt": "blur", "guidance_scale": 7.0}]),
+        ({"user": "me", "unknown": 1}, [{"count": 1}]),
+    ],
+)
+def test_request_becomes_commands(fields: dict[str, Any], commands: list[dict[str, Any]]) -> None:
+    assert list(ImageRequest.model_validate({"prompt": "fox"} | fields).commands()) == [{"prompt": "fox"} | command for command in commands]
+
+
+class FakeStore:
+    """Reads the file's name; `error`: raised instead."""
+
+    def __init__(self, error: Exception | None = None, base_url: str = "https://cdn") -> None:
+        self.error, self.base_url = error, base_url
+
+    async def read(self, claim: Claim) -> bytes:
+        if self.error:
+            raise self.error
+        return claim.uri.encode()
+
+    async def url(self, claim: Claim) -> str:
+        return f"{self.base_url}/{claim.uri.rpartition('/')[2]}"
+
+
+def generate(command: dict[str, Any]) -> Reply:
+    if command["prompt"] == "fails":
+        return Fault(code="lora-missing", message="no such weights", step="image")
+    seeds = [command.get("seed", 1) + index for index in range(command["count"])]
+    claim = {"sha256": "ab" * 32, "media_type": "image/png", "size": 9, "width": 64, "height": 32}
+    images = [claim | {"uri": f"s3://b/{seed}.png"} for seed in seeds]
+    return {"images": images, "seeds": seeds, "metadata": METADATA}
+
+
+METADATA = {"seed": 1, "steps": 1, "guidance_scale": 7.5}
+
+
+async def test_images_are_returned_in_order(gateway: OpenFakeGateway) -> None:
+    opened = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()))
+    body = {"prompt": "fox", "n": 5, "seed": 10, "response_format": "url"}
+    response = (await opened.http.post("/v1/images/generations", json=body)).json()
+    assert [image["url"] for image in response["data"]] == [f"https://cdn/{seed}.png" for seed in range(10, 15)]
+    assert (response["size"], response["seeds"]) == ("64x32", [10, 11, 12, 13, 14])
+    assert len(opened.publisher.commands("image")) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "store", "status", "code"),
+    [
+        ("fox", None, 503, "store_missing"),
+        ("fox", FakeStore(TemporaryError("timeout")), 503, "store_away"),
+        ("fox", FakeStore(PermanentError("claim-corrupt", "sha256")), 500, "claim_corrupt"),
+        ("fails", FakeStore(), 400, "lora_missing"),
+        ("", FakeStore(), 400, "invalid_request"),
+    ],
+)
+async def test_failure_is_openai_error(gateway: OpenFakeGateway, prompt: str, store: FakeStore | None, status: int, code: str) -> None:
+    opened = gateway({"image": generate}, store=cast("ClaimStore", store) if store else None)
+    response = await opened.http.post("/v1/images/generations", json={"prompt": prompt})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+async def test_url_of_folder_store_is_in_jobs_api(gateway: OpenFakeGateway) -> None:
+    opened = gateway({"image": generate}, store=cast("ClaimStore", FakeStore(base_url="file:///store")), question_seconds=0.05)
+    response = (await opened.http.post("/v1/images/generations", json={"prompt": "fox", "response_format": "url"})).json()
+    job_id = opened.publisher.messages[0].job_id
+    assert response["data"][0]["url"] == f"http://gateway/jobs/{job_id}/files/1.png"
+
+
+@pytest.mark.parametrize(
+    ("replies", "models"),
+    [
+        ({}, []),
+        ({"image": generate}, ["image"]),
+        ({"text.status": STATUS | {"lora_adapters": ["bistro"]}}, ["tiny", "bistro"]),
+        ({"text.status": STATUS, "image": generate}, ["tiny", "image"]),
+    ],
+)
+async def test_served_models_are_listed(gateway: OpenFakeGateway, replies: dict[str, Replier], models: list[str]) -> None:
+    http = gateway(replies).http
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == models
+    for model in models:
+        assert (await http.get(f"/v1/models/{model}")).json()["id"] == model
+    unknown = await http.get("/v1/models/gpt-9")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")

@@ -1,0 +1,47 @@
+"""The caller of a request, and the tenants that it may act for."""
+
+import pytest
+from fastapi import Request
+
+from gateway.callers import caller_of, require_operator, resolve_tenant, set_caller, tenant_of
+from gateway.problems import HttpProblem
+
+
+def request_of(name: str | None, *, operator: bool = False) -> Request:
+    scope = {"type": "http"}
+    set_caller(scope, name, operator)
+    return Request(scope)
+
+
+@pytest.mark.parametrize(("name", "operator", "tenant"), [("shop", False, "shop"), ("watch", True, None), (None, False, None)])
+def test_operator_is_bound_to_no_tenant(name: str | None, operator: bool, tenant: str | None) -> None:
+    request = request_of(name, operator=operator)
+    assert (caller_of(request), tenant_of(request)) == (name, tenant)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "requested", "resolved"),
+    [
+        ("shop", False, None, "shop"),
+        ("shop", False, "shop", "shop"),
+        ("watch", True, None, None),
+        ("watch", True, "shop", "shop"),
+        (None, False, "shop", "shop"),
+    ],
+)
+def test_tenant_is_resolved(name: str | None, operator: bool, requested: str | None, resolved: str | None) -> None:
+    assert resolve_tenant(request_of(name, operator=operator), requested) == resolved
+
+
+@pytest.mark.parametrize("requested", ["office", ""])
+def test_other_tenant_is_forbidden(requested: str) -> None:
+    with pytest.raises(HttpProblem) as raised:
+        resolve_tenant(request_of("shop"), requested)
+    assert (raised.value.status, raised.value.title) == (403, "tenant-foreign")
+
+
+def test_operator_is_required() -> None:
+    require_operator(request_of("watch", operator=True))
+    with pytest.raises(HttpProblem) as raised:
+        require_operator(request_of("shop"))
+    assert (raised.value.status, raised.value.title) == (403, "operators-only")

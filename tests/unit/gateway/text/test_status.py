@@ -1,0 +1,79 @@
+"""The cached status of the text worker, and what `/health` and `/status/detailed` report of it."""
+
+from typing import Any
+
+import pytest
+
+from contracts.fault import Fault
+from gateway.text.status import TextStatusCache
+from tests.support.fake_broker import FakePublisher, Replier, make_services
+from tests.unit.gateway.conftest import OpenFakeGateway
+
+STATUS: dict[str, Any] = {
+    "model_name": "tiny",
+    "engine": "vllm",
+    "engine_status": "running",
+    "running_requests": 4,
+    "pending_requests": 2,
+    "tokens_generated": 9,
+    "vision": True,
+    "max_model_len": 128,
+    "gpu_memory_used": 24.5,
+    "gpu_memory_total": 49.0,
+    "engine_config": {"max_num_seqs": 8},
+}
+CONVERSATIONS = {"conversations": [], "total_conversations": 1, "total_messages": 2}
+LOADING = Fault(code="loading", message="the model loads", step="text.status")
+OTHER = Fault(code="internal", message="bug", step="text.status")
+
+
+@pytest.mark.parametrize(
+    ("replies", "served", "loaded", "conversations"),
+    [
+        ({}, False, False, 0),
+        ({"text.status": LOADING}, True, False, 0),
+        ({"text.status": None}, True, False, 0),
+        ({"text.status": STATUS}, True, True, 0),
+        ({"text.status": STATUS, "conversation.list": CONVERSATIONS}, True, True, 1),
+        ({"text.status": OTHER}, False, False, 0),
+    ],
+)
+async def test_snapshot(replies: dict[str, Replier], served: bool, loaded: bool, conversations: int) -> None:
+    snapshot = await TextStatusCache(make_services(FakePublisher(replies)).commands, timeout_seconds=0.01).latest()
+    assert (snapshot.served, snapshot.status is not None, snapshot.loading) == (served, loaded, served and not loaded)
+    assert snapshot.conversations == conversations
+
+
+@pytest.mark.parametrize(("max_age", "queries"), [(60.0, 1), (0.0, 2)])
+async def test_snapshot_is_cached(max_age: float, queries: int) -> None:
+    publisher = FakePublisher({"text.status": STATUS})
+    cache = TextStatusCache(make_services(publisher).commands, max_age_seconds=max_age)
+    await cache.latest()
+    await cache.latest()
+    assert len(publisher.commands("text.status")) == queries
+
+
+@pytest.mark.parametrize(
+    ("replies", "connected", "code", "status"),
+    [
+        ({}, True, 200, "healthy"),
+        ({"text.status": STATUS}, True, 200, "healthy"),
+        ({"text.status": LOADING}, True, 200, "loading"),
+        ({"text.status": STATUS}, False, 503, "unavailable"),
+    ],
+)
+async def test_health(gateway: OpenFakeGateway, replies: dict[str, Replier], connected: bool, code: int, status: str) -> None:
+    opened = gateway(replies)
+    opened.publisher.connected = connected
+    response = await opened.http.get("/health")
+    assert (response.status_code, response.json()["status"], response.json()["broker"]) == (code, status, connected)
+
+
+async def test_detailed_status(gateway: OpenFakeGateway) -> None:
+    loaded = (await gateway({"text.status": STATUS, "conversation.list": CONVERSATIONS}).http.get("/status/detailed")).json()
+    absent = (await gateway().http.get("/status/detailed")).json()
+    assert list(loaded) == list(absent)
+    assert (loaded["model_info"]["name"], loaded["model_info"]["max_num_seqs"], absent["model_info"]["name"]) == ("tiny", "8", None)
+    assert (loaded["gpu_info"]["memory_usage_percent"], absent["gpu_info"]["device_count"]) == (50.0, 0)
+    assert (loaded["server_info"]["multimodal_support"], absent["server_info"]["multimodal_support"]) == ("enabled", "disabled")
+    assert loaded["conversation_info"] == {"active_conversations": 1, "total_messages": 2}
