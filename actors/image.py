@@ -56,13 +56,13 @@ async def image(command: Image, context: Context, *, claims: ClaimStore, executo
     lora = await fetch_lora(command.lora, loras)
     request = build_engine_request(command, context, lora)
     async with open_progress_reporter(command.steps, context.report_progress) as on_step:
-        outcome = await executor.run(
+        execution = await executor.run(
             request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
         )
     images = [
-        await claims.write(picture, media_type="image/png", width=command.width, height=command.height) for picture in outcome.outputs
+        await claims.write(picture, media_type="image/png", width=command.width, height=command.height) for picture in execution.outputs
     ]  # fmt: skip
-    result = build_result(command, request, outcome)
+    result = build_result(command, request, execution)
     return result.model_copy(update={"images": images, "lora_missing": command.lora is not None and lora is None})
 
 
@@ -102,8 +102,8 @@ def derive_seed(message_id: str) -> int:
     return int.from_bytes(hashlib.sha256(message_id.encode()).digest()[:4])
 
 
-def build_result(command: Image, request: DiffusionRequest, outcome: ExecutionResult) -> ImageDone:
-    result: DiffusionResult = outcome.result
+def build_result(command: Image, request: DiffusionRequest, execution: ExecutionResult) -> ImageDone:
+    result: DiffusionResult = execution.result
     return ImageDone(
         images=[],
         metadata=ImageMetadata(seed=request.seed, steps=command.steps, guidance_scale=command.guidance_scale),
@@ -112,6 +112,6 @@ def build_result(command: Image, request: DiffusionRequest, outcome: ExecutionRe
         flagged=list(result.flagged),
         rungs=list(result.oom_fallbacks),
         largest_batch=result.largest_batch,
-        queued_seconds=round(outcome.queued_seconds, 3),
-        compute_seconds=round(outcome.compute_seconds, 3),
+        queued_seconds=round(execution.queued_seconds, 3),
+        compute_seconds=round(execution.compute_seconds, 3),
     )

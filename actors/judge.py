@@ -1,4 +1,4 @@
-"""Judge (stage 2): is the finished advertisement fit for publication? The model's opinion, and measured evidence.
+"""Judge (stage 2): is the finished advertisement fit for publication? Combines the model's opinion with measured evidence.
 
 With ids: the variant must be at (overlay, done); reads the overlaid picture and its layout; marks the variant running, then done together
 with the trace. Without ids: reads a claim and the given regions. A contradiction between opinion and evidence is an issue of the verdict.

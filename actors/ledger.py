@@ -51,13 +51,13 @@ async def record_event(event: Event, context: Context) -> Transactional:
         percent = event.progress.progress_percent if event.progress else 0
         body = event.model_dump(mode="json", exclude_none=True)
         await connection.execute(SQL["upsert_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
-        await connection.execute(SQL["upsert_job"], *_job_row(event))
+        await connection.execute(SQL["upsert_job"], *_upsert_job_arguments(event))
 
     return Transactional(EventRecorded(), write)
 
 
-def _job_row(event: Event) -> tuple[Any, ...]:
-    """The parameters of `upsert_job`: an event of the whole job sets its state; an event of a step means that the job is running."""
+def _upsert_job_arguments(event: Event) -> tuple[Any, ...]:
+    """In the order of the query `upsert_job`. An event of the whole job sets its state; one of a step means that the job is running."""
     is_job_event = event.step == "job"
     result = event.result or {}
     accepted = is_job_event and event.kind is EventKind.ACCEPTED
@@ -104,7 +104,7 @@ async def get_job_events(command: GetJobEvents, context: Context, *, database: P
 
 
 async def claim_job(command: ClaimJob, context: Context, *, database: Pool) -> JobClaimed:
-    """One statement decides, so that two concurrent claims of one id get consistent answers."""
+    """One statement decides, so that two concurrent requests for one id get consistent answers."""
     row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256, command.tenant)
     return JobClaimed.model_validate(dict(row.items()))
 
@@ -156,6 +156,10 @@ ACTORS = (
     job_query("job.list", ListJobs, Jobs, open_with_database(list_jobs), "Returns jobs, the newest first."),
     job_query("job.events", GetJobEvents, JobEvents, open_with_database(get_job_events), "Returns all events of one job."),
     job_query(
-        "job.claim", ClaimJob, JobClaimed, open_with_database(claim_job), "Claims a job id for a request, or returns what has claimed it."
+        "job.claim",
+        ClaimJob,
+        JobClaimed,
+        open_with_database(claim_job),
+        "Reserves a job id for a request, or returns the request that has reserved it.",
     ),
 )

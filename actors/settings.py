@@ -1,20 +1,19 @@
 """The settings of the actors without an engine, one class for each. Engine settings are in `actors/engines/settings.py`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bus.net.ssrf import AddressSettings, StringList, split_commas
-
-Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
+from bus.net.ssrf import AddressSettings
+from bus.settings import PathList, StringList
 
 
 class WatermarkSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="WATERMARK_")
 
-    fonts: Paths = Field((), description="Further fonts (TrueType, OpenType), used after the bundled ones.")
+    fonts: PathList = Field((), description="Further fonts (TrueType, OpenType), used after the bundled ones.")
     max_pixels: int = Field(25_000_000, ge=1, description="A picture with more is rejected before it is decoded.")
     max_bytes: int = Field(64 << 20, ge=1, description="A larger picture is rejected before it is read.")
     signature_max_bytes: int = Field(10 << 20, ge=1, description="A larger signature picture is rejected.")
@@ -40,7 +39,7 @@ class ListenerSettings(BaseSettings):
 class OverlaySettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="OVERLAY_")
 
-    fonts: Paths = Field((), description="Further fonts (TrueType, OpenType), used after the bundled ones.")
+    fonts: PathList = Field((), description="Further fonts (TrueType, OpenType), used after the bundled ones.")
     max_pixels: int = Field(25_000_000, ge=1, description="A picture with more is rejected before it is decoded.")
     threads: int = Field(2, ge=1, description="Pictures processed at once.")
 
@@ -106,7 +105,7 @@ class AttachmentSettings(BaseSettings):
     max_upload_bytes: int = Field(10 << 20, ge=1, validation_alias="MAX_UPLOAD_BYTES", description="A larger file is rejected unread.")
     max_image_side: int = Field(1280, ge=32, validation_alias="MAX_IMAGE_SIDE", description="Pixels. A longer picture is scaled down.")
     max_pixels: int = Field(50_000_000, ge=1, validation_alias="MAX_IMAGE_PIXELS", description="A picture with more is never decoded.")
-    max_letters: int = Field(
+    max_chars: int = Field(
         400_000, ge=1, validation_alias="DOCUMENT_MAX_LETTERS", description="Characters of a document; more are rejected."
     )
     max_pages: int = Field(2000, ge=1, validation_alias="DOCUMENT_MAX_PAGES", description="A document with more is rejected.")

@@ -20,8 +20,8 @@ from contracts.claim import Claim
 from contracts.upload import Upload, UploadDone
 from contracts.wire import Step
 
-EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-"""Media types that may be public. Any other could be a web page that runs scripts on the store's domain."""
+PUBLIC_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+"""Media types that may be public, and the extension of each. Any other could be a web page that runs scripts on the store's domain."""
 
 
 @asynccontextmanager
@@ -68,6 +68,6 @@ def build_object_keys(images: Sequence[Claim], name: str, settings: UploadSettin
 
 
 def file_extension(image: Claim) -> str:
-    if image.media_type not in EXTENSIONS:
-        raise PermanentError("media-refused", f"{image.uri} is {image.media_type!r}; only {', '.join(EXTENSIONS)} are uploaded.")
-    return EXTENSIONS[image.media_type]
+    if image.media_type not in PUBLIC_EXTENSIONS:
+        raise PermanentError("media-refused", f"{image.uri} is {image.media_type!r}; only {', '.join(PUBLIC_EXTENSIONS)} are uploaded.")
+    return PUBLIC_EXTENSIONS[image.media_type]

@@ -1,4 +1,4 @@
-"""Variants: marks a variant failed when its validate or judge step failed finally: by an error, a timeout, a crash or a cancellation.
+"""Variants: marks a variant failed when its validate or judge step failed for good: by an error, a timeout, a crash or a cancellation.
 
 Reads the events of the two steps; the table `atelier.variant_work` has the variant that each message works on. A variant that no message
 works on is not changed, so a request that was refused changes nothing.
@@ -52,5 +52,5 @@ ACTOR = Actor(
     exchange=broker_names.EVENTS_EXCHANGE,
     routing_keys=tuple(f"{step}.{kind}.#" for step in STAGES for kind in ("failed", "cancelled")),
     schema=variant_repository.SCHEMA,
-    description="Marks a variant failed when its validate or judge step failed finally.",
+    description="Marks a variant failed when its validate or judge step failed for good.",
 )

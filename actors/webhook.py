@@ -1,7 +1,8 @@
 """Webhook: notifies the backend of the progress, completion or failure of an image generation.
 
-Reads a `progress`, `complete` or `failed`; returns whether the backend accepted the call. `atelier.webhook_calls` keeps the state of each
-generation's calls, so that they arrive in order and no refund is sent twice; without a database only this process knows it.
+Reads a command of the kind `progress`, `complete` or `failed`; returns whether the backend accepted the call. The table
+`atelier.webhook_calls` keeps the state of each generation's calls, so that they arrive in order and no refund is sent twice; without a
+database only this process knows it.
 """
 
 from collections.abc import AsyncIterator

@@ -55,7 +55,7 @@ class Handler(Protocol):
     async def __call__(self, command: Any, context: Context, /) -> Result | Transactional: ...
 
 
-class Engine(Protocol):
+class ObservableEngine(Protocol):
     """What an actor exposes of its engine to health checks and metrics."""
 
     async def unavailable_reason(self) -> str | None:
@@ -78,7 +78,7 @@ class Resources:
     claims: ClaimStore
     database: Pool | None = None
     set_unready: Callable[[str | None], None] = lambda _: None
-    register_engine: Callable[[Engine], None] = lambda _: None
+    register_engine: Callable[[ObservableEngine], None] = lambda _: None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     """What the actors of one worker share, such as an engine: one dictionary for all of them; see `actors/engines/shared_resource.py`."""
 
@@ -191,7 +191,3 @@ class Adapter:
     queue: str
     translate: Callable[[bytes], TranslatedCommand]
     prefetch: int = 16
-
-    @property
-    def step(self) -> str:
-        return self.name

@@ -1,6 +1,7 @@
 """A delivery: one message from a queue, its properties and headers parsed once."""
 
 import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -9,6 +10,9 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from bus.ids import body_id
 from contracts.wire import Header
+
+OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
+"""The callback of a consumer: processes one message and acknowledges it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ class Delivery:
     @property
     def log_fields(self) -> dict[str, str]:
         """Fields of every log entry about this delivery; they identify one request in the logs of all processes."""
-        fields = {"request_id": self.request_id, "trace_id": self.traceparent.split("-")[1:2] if self.traceparent else None}
-        return {name: value if isinstance(value, str) else value[0] for name, value in fields.items() if value}
+        parts = (self.traceparent or "").split("-")
+        fields = {"request_id": self.request_id, "trace_id": parts[1] if len(parts) > 1 else None}
+        return {name: value for name, value in fields.items() if value}
 
 
 def _to_int(value: Any, default: int) -> int:

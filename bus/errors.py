@@ -3,7 +3,8 @@
 Exception
 ├── TemporaryError           may succeed later: retried after a retry delay
 ├── PermanentError           never succeeds: dead-lettered under its code
-├── EngineCrashed            the model process died: the delivery is requeued, the attempt does not count
+├── AttemptInterrupted       the attempt did not run to its end: the delivery is requeued, the attempt does not count
+│   └── EngineCrashed        the model process died
 ├── CallerGone               the receiver of a streamed reply is gone: the delivery is dropped
 └── PublishError             the broker did not confirm in time
     └── UnroutableMessage    no queue takes the message
@@ -31,7 +32,11 @@ class PermanentError(Exception):
         self.code = code
 
 
-class EngineCrashed(Exception):
+class AttemptInterrupted(Exception):
+    """The attempt did not run to its end, for a reason that says nothing about the message."""
+
+
+class EngineCrashed(AttemptInterrupted):
     """The model process died during the step. The message is not known to be at fault."""
 
 

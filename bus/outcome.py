@@ -1,7 +1,7 @@
 """The outcome of a delivery. Every rule is in this module; nothing here touches the network or the clock.
 
 Rule 1: attempts are counted in our header. The broker's count only says how often a delivery was returned to the queue.
-Rule 2: an error that is neither a TemporaryError nor a PermanentError counts as temporary; the number of attempts is bounded.
+Rule 2: an error of another class than AttemptInterrupted, CallerGone, PermanentError and TemporaryError counts as temporary.
 Rule 3: a requeue is never a retry; it is for an attempt that did not run to its end.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bus.errors import CallerGone, EngineCrashed, PermanentError, TemporaryError
+from bus.errors import AttemptInterrupted, CallerGone, PermanentError, TemporaryError
 from contracts.fault import Fault
 from contracts.wire import Result
 
@@ -36,7 +36,10 @@ class DeadLettered:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Ended without a result and without a dead letter: its deadline has passed, or its job was cancelled."""
+    """Ended without a result and without a dead letter.
+
+    Its deadline has passed, its job was cancelled, its caller is gone, or it is a query that failed.
+    """
 
     fault: Fault
 
@@ -77,7 +80,7 @@ def after_error(
     `delays`: the wait before attempt 2, 3, …; `delay_queue_seconds`: every wait that has a delay queue, the shortest first.
     """
     match error:
-        case EngineCrashed() | asyncio.CancelledError():
+        case AttemptInterrupted() | asyncio.CancelledError():
             return Requeue(str(error) or type(error).__name__)
         case CallerGone():
             return Dropped(fault_from_error(error, CANCELLED, step, attempt))
@@ -95,8 +98,9 @@ def after_error(
 
 def drop_if_past_deadline(outcome: Outcome, error: BaseException, deadline: datetime | None, now: datetime) -> Outcome:
     """A retry that would start after the deadline is dropped at once, if the error has a code that names its cause."""
-    late = isinstance(outcome, Retry) and deadline is not None and now + timedelta(seconds=outcome.delay) >= deadline
-    if not (late and isinstance(outcome, Retry) and isinstance(error, TemporaryError) and error.code != "attempts-exhausted"):
+    if not isinstance(outcome, Retry) or not isinstance(error, TemporaryError) or error.code == "attempts-exhausted":
+        return outcome
+    if deadline is None or now + timedelta(seconds=outcome.delay) < deadline:
         return outcome
     return Dropped(outcome.fault.model_copy(update={"code": error.code}))
 

@@ -1,4 +1,4 @@
-"""The settings of broker and database, and the process-wide settings of a worker."""
+"""The settings of broker and database, the process-wide settings of a worker, and the types of lists in settings."""
 
 import os
 import socket
@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.net.tls import with_broker_ca, with_database_ca
 
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def split_commas(value: Any) -> Any:
+    """The items of `a,b`, as environment variables write lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 def process_wide(name: str) -> AliasChoices:
@@ -95,7 +104,7 @@ class BusSettings(BaseSettings):
 
     @field_validator("retry_delays_seconds", "long_delays_seconds", mode="before")
     @classmethod
-    def split_commas(cls, value: Any) -> Any:
+    def parse_delays(cls, value: Any) -> Any:
         return [float(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="before")

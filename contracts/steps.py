@@ -38,4 +38,4 @@ RESULTS: Mapping[str, type[Result]] = {
 }
 
 DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
-"""What has a dead-letter queue: the steps, the actors that store records, and the adapter of the foreign queue."""
+"""Whose dead letters are ingested: the steps, the actors that store records, and the adapter of the foreign queue."""

@@ -38,7 +38,7 @@ class DocumentReader:
             raise PermanentError("document-too-large", f"The document has {len(data)} bytes; at most {limit} are read (MAX_UPLOAD_BYTES).")
         file_type = await to_thread.run_sync(detect_file_type, data)
         if file_type == "txt":
-            return await to_thread.run_sync(read_plain_text, data, self.settings.max_letters)
+            return await to_thread.run_sync(read_plain_text, data, self.settings.max_chars)
         async with self.semaphore:
             return await run_reader_process(file_type, data, self.settings)
 
@@ -58,7 +58,7 @@ async def run_reader_process(file_type: FileType, data: bytes, settings: Attachm
     limits = {
         "kind": file_type,
         "memory_bytes": settings.memory_bytes,
-        "max_letters": settings.max_letters,
+        "max_chars": settings.max_chars,
         "max_pages": settings.max_pages,
     }
     process = await asyncio.create_subprocess_exec(

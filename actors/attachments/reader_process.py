@@ -111,7 +111,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable()  # pypdf may log a warning for every byte of a damaged file.
     try:
-        output = {"text": read_document(limits["kind"], sys.stdin.buffer.read(), limits["max_letters"], limits["max_pages"])}
+        output = {"text": read_document(limits["kind"], sys.stdin.buffer.read(), limits["max_chars"], limits["max_pages"])}
     except UnreadableDocument as error:
         output = {"code": error.code, "message": str(error)}
     except (MemoryError, RecursionError):

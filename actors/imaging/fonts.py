@@ -110,7 +110,7 @@ def format4_code_points(table: bytes) -> Iterable[int]:
             glyph = point
             if offsets[index]:
                 glyph = struct.unpack_from(">H", table, ranges_at + 2 * index + offsets[index] + 2 * (point - starts[index]))[0]
-            if (glyph + deltas[index]) & 0xFFFF if glyph or not offsets[index] else 0:
+            if (glyph or not offsets[index]) and (glyph + deltas[index]) & 0xFFFF:
                 yield point
 
 

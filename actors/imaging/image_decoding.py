@@ -40,7 +40,7 @@ def decode_image(data: bytes, max_pixels: int, label: str = "The picture", forma
 def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
     if width * height > max_pixels:
         raise PermanentError(
-            IMAGE_TOO_LARGE, f"{label} is {width}×{height}; at most {max_pixels} pixels are decoded (WATERMARK_MAX_PIXELS)."
+            IMAGE_TOO_LARGE, f"{label} is {width}×{height}; at most {max_pixels} pixels are decoded (the setting …_PIXELS of this step)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Conversations in Postgres: their messages, and the turn that is appended in the transaction that stores the step's outcome.
+"""Conversations in Postgres: their messages, and the turn that is appended in the transaction that marks the message done.
 
 The turns of one conversation run one at a time, in order of arrival: a lock of this process first, then an advisory lock for all processes.
 """

@@ -18,7 +18,7 @@ from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready, open_shared
 from actors.vision.model_files import ensure_local_model
 from actors.vision.settings import VlmSettings
-from bus.actor import Engine
+from bus.actor import ObservableEngine
 
 MAX_CONCURRENT_REQUESTS = 64
 """Requests in the engine at once, of all actors together. Only an upper bound: the actors' prefetch counts keep below it."""
@@ -36,7 +36,7 @@ class VlmClient(Protocol):
         ...
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> ObservableEngine: ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class LocalVlmClient:
     executor: Executor
 
     async def generate(self, request: VlmRequest, *, tenant: str | None, deadline: datetime | None) -> VlmResponse:
-        outcome = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
-        response: VlmResponse = outcome.result
+        execution = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
+        response: VlmResponse = execution.result
         return response
 
     async def ready(self) -> str:
@@ -55,7 +55,7 @@ class LocalVlmClient:
         return str(self.executor.info.get("model", ""))
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ObservableEngine:
         return self.executor
 
 
@@ -72,7 +72,7 @@ class RemoteVlmClient:
         return await self.server.served_model()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ObservableEngine:
         return self.server
 
 

@@ -106,7 +106,7 @@ def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
         and parse_host(base_url) != parse_host(configured or "")
     ):
         message = f"The message names {redact_url(base_url)}, a private address."
-        raise PermanentError(ADDRESS_REFUSED, f"{message} WEBHOOK_ALLOWED_HOSTS and ALLOW_PRIVATE_ADDRESSES would allow it.")
+        raise PermanentError(ADDRESS_REFUSED, f"{message} WEBHOOK_ALLOWED_HOSTS and ATELIER_ALLOW_PRIVATE_ADDRESSES would allow it.")
     if configured:
         return Target(strip_webhook_path(configured), trusted=True)
     reason = f"{redact_url(base_url)} is not on WEBHOOK_ALLOWED_HOSTS" if base_url else "The message names no backend"

@@ -1,16 +1,17 @@
-"""Consumers as FastStream subscribers. FastStream documents their typed handlers; deliveries bypass its own call: decision 5."""
+"""Consumers as FastStream subscribers.
+
+FastStream reads their typed handlers for the AsyncAPI document; deliveries do not pass through its handler call (decision 5).
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from bus.actor import Actor
-
-OnMessage = Callable[[AbstractIncomingMessage], Awaitable[None]]
+from bus.delivery import OnMessage
 
 
 def create_broker(url: str, name: str) -> RabbitBroker:
@@ -33,7 +34,7 @@ def subscribe(
     )
     subscriber(_typed_handler(actor) if actor else _untyped_handler)
     broker.include_router(router)
-    subscriber.consume = on_message  # type: ignore[assignment,method-assign] # bypasses FastStream's own call, see decision 5
+    subscriber.consume = on_message  # type: ignore[assignment,method-assign] # see decision 5
     return subscriber
 
 

@@ -32,7 +32,6 @@ class Publisher:
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
         self._connection, self._channel, self._timeout, self._app_id = connection, channel, timeout_seconds, app_id
         self._confirms_late = False
-        self.late_replies = 0
 
     @property
     def connected(self) -> bool:
@@ -80,7 +79,6 @@ class Publisher:
                 raise UnroutableMessage(
                     f"no queue takes {message.routing_key!r} from exchange {message.exchange!r}: is the step's actor or topology missing?"
                 ) from error
-            self.late_replies += 1
             log.info("reply.late", job_id=message.job_id, queue=message.routing_key)
         except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
             self._confirms_late = True
@@ -117,7 +115,7 @@ class Publisher:
 @asynccontextmanager
 async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
     """A connection for publishing alone, so that a blocked publisher never blocks a consumer."""
-    properties: FieldTable = {"connection_name": f"{settings.worker} outbox"}
+    properties: FieldTable = {"connection_name": f"{settings.worker} publisher"}
     connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=properties)
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

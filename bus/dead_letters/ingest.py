@@ -1,12 +1,11 @@
 """Ingest: moves dead letters from their queues into Postgres. A letter is acked after its transaction is committed, never before."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import asyncpg
 import structlog
@@ -16,10 +15,9 @@ from bus.amqp.publisher import Publisher
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.relay import ReplayRelay
 from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
+from bus.delivery import OnMessage
 from bus.errors import PermanentError
 from bus.retry import retry_while_unavailable
-
-MessageCallback = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 
 MAX_BATCH_SIZE = 100
 WRITE_RETRY_SECONDS = 5.0
@@ -90,7 +88,7 @@ class DeadLetterConsumer:
 
     writer: BatchWriter
 
-    async def receive(self, message: AbstractIncomingMessage, *, queue: str) -> None:
+    async def on_message(self, message: AbstractIncomingMessage, *, queue: str) -> None:
         """Store one letter, then ack it. While the database refuses a letter it stays unacked, and its write is repeated."""
         letter = DeadLetterRecord.from_message(message, queue, datetime.now(UTC))
         await self._write(letter)
@@ -111,9 +109,7 @@ class DeadLetterConsumer:
 
 
 @asynccontextmanager
-async def open_ingest(
-    ingest: DeadLetterIngest, pool: asyncpg.Pool | None, publisher: Publisher
-) -> AsyncIterator[dict[str, MessageCallback]]:
+async def open_ingest(ingest: DeadLetterIngest, pool: asyncpg.Pool | None, publisher: Publisher) -> AsyncIterator[dict[str, OnMessage]]:
     """Yield the callback of each queue. A relay task publishes staged replays as long as the context is open.
 
     Raises PermanentError("database-missing").
@@ -123,7 +119,7 @@ async def open_ingest(
     relay_task = asyncio.create_task(ReplayRelay(pool, publisher).run())
     try:
         consumer = DeadLetterConsumer(BatchWriter(DeadLetterRepository(pool)))
-        yield {queue: partial(consumer.receive, queue=queue) for queue in (*ingest.queues, *ingest.foreign_queues)}
+        yield {queue: partial(consumer.on_message, queue=queue) for queue in (*ingest.queues, *ingest.foreign_queues)}
     finally:
         relay_task.cancel()
         await asyncio.wait({relay_task})

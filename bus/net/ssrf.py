@@ -9,7 +9,7 @@ import ipaddress
 import socket
 import ssl
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 from pydantic import BeforeValidator, Field
@@ -17,19 +17,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.tls import create_ssl_context
-from bus.settings import process_wide
+from bus.settings import process_wide, split_commas
 
 NAT64_PREFIX = ipaddress.ip_network("64:ff9b::/96")
 CLOUD_SERVICE_ADDRESSES = frozenset({"168.63.129.16"})
 """Addresses of a cloud's internal services that look public."""
 
 
-def split_commas(value: Any) -> Any:
-    """The items of `a,b`, as environment variables write lists."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(split_commas)]
 
 

@@ -78,7 +78,11 @@ def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    others = logging.StreamHandler(sys.stderr)
-    pre = [*first, structlog.stdlib.add_logger_name]
-    others.setFormatter(ProcessorFormatter(foreign_pre_chain=pre, processors=[ProcessorFormatter.remove_processors_meta, *last]))
-    logging.basicConfig(level=logging.WARNING, handlers=[others])
+    library_handler = logging.StreamHandler(sys.stderr)
+    library_handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
+            processors=[ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[library_handler])

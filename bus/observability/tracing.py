@@ -13,9 +13,10 @@ from bus.delivery import Delivery
 from bus.observability.metrics import outcome_labels
 from bus.observability.settings import TracingSettings
 from bus.outcome import DeadLettered, Outcome
+from contracts.wire import Header
 
 FLUSH_SECONDS = 3.0
-TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+TRACEPARENT, TRACESTATE = Header.TRACEPARENT.value, Header.TRACESTATE.value
 
 _tracer: Any = None
 

@@ -15,7 +15,7 @@ import asyncpg
 import structlog
 
 from bus.actor import DatabaseWrite
-from bus.errors import EngineCrashed, PermanentError
+from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.pool import stateless_connection
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
@@ -69,7 +69,7 @@ class Inbox(Protocol):
         ...
 
 
-class OwnershipLost(EngineCrashed):
+class OwnershipLost(AttemptInterrupted):
     """Another process has acquired the message meanwhile: the result of this run does not count."""
 
 

@@ -68,9 +68,9 @@ delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and
 insert into atelier.cancelled (job_id) values ($1) on conflict do nothing
 
 -- name: purge
-with old_outcomes as (
+with old_results as (
     delete from atelier.inbox where finished_at < now() - $1 * interval '1 day' returning 1
 ), old_cancels as (
     delete from atelier.cancelled where at < now() - $1 * interval '1 day' returning 1
 )
-select (select count(*) from old_outcomes) + (select count(*) from old_cancels)
+select (select count(*) from old_results) + (select count(*) from old_cancels)

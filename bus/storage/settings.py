@@ -1,16 +1,14 @@
 """The settings of the claim store and of foreign assets."""
 
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import NoDecode
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 
-from bus.net.ssrf import AddressSettings, StringList, split_commas
+from bus.net.ssrf import AddressSettings
+from bus.settings import PathList, StringList
 
 WEEK_SECONDS = 7 * 24 * 3600.0
-PathList = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class StoreSettings(AddressSettings):

@@ -1,6 +1,6 @@
-"""The life of one delivery: process → decide → publish_outcome → acknowledge.
+"""The life of one delivery, in `process`: decide its outcome → publish the messages of the outcome → acknowledge → log.
 
-decide:  decode, wait for the crash retry lock, look the message up in the inbox, precheck, run the handler, mark done.
+To decide: decode, wait for the crash retry lock, acquire the message in the inbox, precheck, run the handler, mark done.
 Mark done, then publish, then acknowledge: each stage may run twice, none is lost, and the effect happens once.
 """
 
@@ -19,7 +19,7 @@ from structlog.contextvars import bind_contextvars
 from bus.actor import Actor, Handler, Transactional
 from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
-from bus.errors import EngineCrashed, PermanentError, TemporaryError
+from bus.errors import AttemptInterrupted, PermanentError, TemporaryError
 from bus.observability import metrics, tracing
 from bus.outcome import (
     CANCELLED,
@@ -126,7 +126,7 @@ class DeliveryConsumer:
             yield
 
     async def _decide_deduplicated(self, run: StepRun, command: WireModel) -> Outcome:
-        """The known result of a message that is done already; else the outcome of this run."""
+        """The stored result of a message that is done already; else the outcome of this run."""
         delivery, step = run.delivery, self.actor.step
         entry = await self.inbox.acquire(step, delivery.message_id, delivery.job_id)
         if entry.result is not None:
@@ -173,7 +173,7 @@ class DeliveryConsumer:
                 if _is_delivery_cancelled(cancellable):
                     raise
                 if not cancellable.cancelled:
-                    raise EngineCrashed("the handler cancelled itself") from None
+                    raise AttemptInterrupted("the handler cancelled itself") from None
                 return Dropped(self._fault(run, CANCELLED, "The job was cancelled while the step was running."))
             except TimeoutError:
                 if not limit.expired():

@@ -1,14 +1,12 @@
 """The deliveries in flight, each in a task of its own, and how to wait for them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
-from bus.amqp.broker import OnMessage
+from bus.delivery import OnMessage
 
 CANCEL_TIMEOUT_SECONDS = 5.0
 
@@ -19,9 +17,11 @@ log = structlog.get_logger()
 class InFlightTasks:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def track(self, on_message: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]) -> OnMessage:
-        """`on_message`, with each delivery in its own task: the AMQP library cancels its tasks when a connection is lost, but a run that
-        was started must finish and be marked done. The message is redelivered, and answered from the inbox.
+    def track(self, on_message: OnMessage) -> OnMessage:
+        """`on_message`, with each delivery in a task of its own.
+
+        The AMQP library cancels its tasks when a connection is lost, but a run that was started must finish and be marked done: the
+        message is redelivered, and answered from the inbox.
         """
 
         async def tracked(message: AbstractIncomingMessage) -> None:

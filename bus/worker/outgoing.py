@@ -83,8 +83,8 @@ def build_progress(run: StepRun, progress: Progress) -> list[OutboundMessage]:
     messages = build_events(run, EventKind.PROGRESS, progress=progress)
     if run.slip and run.slip.on_progress:
         fields = progress.model_dump(mode="json", exclude_none=True)
-        mark = f"progress/{progress.progress_percent}"
-        messages.append(_build_detached_command(run, run.slip, run.slip.on_progress, mark, progress=fields))
+        occasion = f"progress/{progress.progress_percent}"
+        messages.append(_build_detached_command(run, run.slip, run.slip.on_progress, occasion, progress=fields))
     return messages
 
 
@@ -154,7 +154,7 @@ def build_events(run: StepRun, kind: EventKind, *, step: str | None = None, **fi
 
 
 def build_reply(run: StepRun, body: dict[str, Any], *, message_type: str | None = None) -> OutboundMessage:
-    """To the reply queue through the default exchange. A reply that no queue takes is counted, not an error: the caller may be gone."""
+    """To the reply queue through the default exchange. A reply that no queue takes is no error: the caller may be gone."""
     delivery = run.delivery
     return OutboundMessage(
         "",
@@ -187,9 +187,12 @@ def read_slip(body: bytes) -> Slip | None:
         return None
 
 
-def _build_detached_command(run: StepRun, slip: Slip, slip_step: SlipStep, mark: str, **extra: Any) -> OutboundMessage:
-    """A command outside the itinerary, after which no step follows. It has no deadline, since it may report that one has passed."""
-    message_id = derived_id(run.delivery.message_id, "aside", slip_step.step, mark)
+def _build_detached_command(run: StepRun, slip: Slip, slip_step: SlipStep, occasion: str, **extra: Any) -> OutboundMessage:
+    """A command outside the itinerary, after which no step follows. It has no deadline, since it may report that one has passed.
+
+    `occasion`: what distinguishes it from other detached commands of the same run; a part of its message id.
+    """
+    message_id = derived_id(run.delivery.message_id, "aside", slip_step.step, occasion)
     body = build_command_body(slip_step, slip, **extra)
     headers = {name: value for name, value in _causation_headers(run).items() if name != Header.DEADLINE} | {Header.DETACHED.value: True}
     return build_command(slip_step.step, body, message_id=message_id, job_id=run.delivery.job_id, headers=headers)

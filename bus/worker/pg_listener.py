@@ -45,10 +45,6 @@ class PgListener:
     sweep_seconds: float = 60.0
     reconnect_seconds: float = 5.0
 
-    @property
-    def step(self) -> str:
-        return self.name
-
 
 @dataclass
 class ListenLoop:

@@ -1,16 +1,15 @@
 """The subscribers of a worker: one for each actor, adapter and dead-letter queue, each with a health check of its queue."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from bus.actor import Actor, Adapter, Handler
 from bus.amqp.broker import create_broker, foreign_queue, quorum_queue, stop_consuming, subscribe
+from bus.delivery import OnMessage
 from bus.observability.health import Health
 from bus.observability.health_checks import queue_check
 from bus.persistence.inbox import NullInbox
@@ -27,7 +26,7 @@ log = structlog.get_logger()
 
 
 class Subscribers:
-    """`name`: the name of their connection."""
+    """The subscribers of one worker, on one connection. `name`: of the worker and its steps."""
 
     def __init__(self, name: str, settings: BusSettings, resources: WorkerResources, health: Health) -> None:
         self._settings, self._resources, self._health = settings, resources, health
@@ -51,9 +50,7 @@ class Subscribers:
         subscriber = subscribe(self._broker, foreign_queue(adapter.queue), on_message, prefetch=adapter.prefetch)
         self._health.checks[f"queue:{adapter.name}"] = queue_check(self._resources.publisher, adapter.queue, subscriber)
 
-    def add_dead_letter_queue(
-        self, name: str, on_message: Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]], *, prefetch: int, foreign: bool
-    ) -> None:
+    def add_dead_letter_queue(self, name: str, on_message: OnMessage, *, prefetch: int, foreign: bool) -> None:
         queue = foreign_queue(name, declare=False) if foreign else quorum_queue(name)
         subscriber = subscribe(self._broker, queue, self._in_flight.track(on_message), prefetch=prefetch)
         self._health.checks[f"queue:{name.removeprefix(work_queue(''))}"] = queue_check(self._resources.publisher, name, subscriber)

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from bus.actor import Actor, Adapter, Engine, Handler, Resources
+from bus.actor import Actor, Adapter, Handler, ObservableEngine, Resources
 from bus.amqp.publisher import Publisher
 from bus.amqp.topology import declare_dead_letter_queues, declare_topology
 from bus.dead_letters.ingest import DeadLetterIngest, open_ingest
@@ -33,8 +33,8 @@ log = structlog.get_logger()
 async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | PgListener] = (), ingests: Sequence[DeadLetterIngest] = ()) -> None:
     """Run a worker with settings from the environment until SIGTERM or SIGINT; running deliveries then have a grace period to finish."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     worker = Worker(actors, adapters, BusSettings(), StoreSettings(), ingests, HealthSettings())
     with open_tracing("-".join(worker.names), TracingSettings()):
         async with worker.run():
@@ -92,10 +92,10 @@ class Worker:
             handlers.append(await stack.enter_async_context(opened))
         return handlers
 
-    def _engine_registrar(self, step: str, stack: AsyncExitStack) -> Callable[[Engine], None]:
+    def _engine_registrar(self, step: str, stack: AsyncExitStack) -> Callable[[ObservableEngine], None]:
         """Adds the engine of an actor to health checks and metrics."""
 
-        def register_engine(engine: Engine) -> None:
+        def register_engine(engine: ObservableEngine) -> None:
             self.health.checks[f"engine:{step}"] = engine.unavailable_reason
             stack.enter_context(metrics.ENGINES.register(step, engine))
 
