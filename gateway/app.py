@@ -40,7 +40,7 @@ def create_app(
 ) -> FastAPI:
     """Raises InsecureBindError on a public address without an API key.
 
-    Metrics are on the health server's own port, since they concern all tenants.
+    Metrics are served on the health server's port, not here, since they show the activity of all tenants.
     """
     vertex = vertex or VertexSettings()
     apis = served_apis(settings, vertex)

@@ -1,4 +1,4 @@
-"""The one place where the gateway publishes a command and awaits its reply. A client that disconnects cancels the work."""
+"""Publishes a command or a query and awaits its reply. Jobs are submitted by `gateway/jobs/submission.py` instead."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -11,11 +11,11 @@ from gateway.deadlines import request_timeout
 from gateway.settings import GatewaySettings
 
 _CALLER = "\0caller"
-"""Default of `tenant`: None and "" are values that a route may pass."""
+"""The default of `tenant`: the caller. None cannot be the default, since it is a value of its own: no tenant."""
 
 
 class CommandClient:
-    """Every method raises ReplyFault, ReplyTimeout and PublishError."""
+    """Every method raises ReplyFault, ReplyTimeout and PublishError. A client that disconnects cancels the work."""
 
     def __init__(self, requests: RequestClient, settings: GatewaySettings) -> None:
         self.requests, self.settings = requests, settings
@@ -43,9 +43,9 @@ class CommandClient:
     async def query(
         self, step: str, fields: dict[str, Any] | None = None, *, seconds: float | None = None, tenant: str | None = None
     ) -> dict[str, Any]:
-        """The reply to a question within `seconds` (default: GATEWAY_QUESTION_SECONDS). Fields that are None are left out.
+        """The reply to a query within `seconds` (default: GATEWAY_QUESTION_SECONDS). Fields that are None are left out.
 
-        ReplyFault and ReplyTimeout carry the id of the job that the question is about, if any.
+        ReplyFault and ReplyTimeout carry the id of the job that the query is about, if any.
         """
         seconds = seconds or self.settings.question_seconds
         body = {name: value for name, value in (fields or {}).items() if value is not None}

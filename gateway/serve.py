@@ -21,8 +21,8 @@ from gateway.settings import GatewaySettings
 log = structlog.get_logger()
 
 
-class Server(uvicorn.Server):
-    """Logs its address when it accepts requests. A signal ends it in order, as a success."""
+class GatewayServer(uvicorn.Server):
+    """Logs its address when it accepts requests. After a signal it shuts down gracefully, and `run` returns instead of raising it again."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             gc.collect()
-            gc.freeze()  # The garbage collector need not scan again what lives as long as the process.
+            gc.freeze()  # Objects that live as long as the process are not scanned again.
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("gateway.ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -53,7 +53,7 @@ def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | No
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(settings.grace_seconds),
     )
-    server = Server(config)
+    server = GatewayServer(config)
     with open_tracing("gateway", TracingSettings()):
         server.run()
     return server.started

@@ -1,4 +1,4 @@
-"""What the routes share: settings, connections to the broker and the store, and the clients built on them."""
+"""What the routes share: settings, connections to the broker and the store, and the clients that use them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -56,7 +56,7 @@ def services_of(request: Request) -> Services:
 async def open_services(
     bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None, sessions: Sessions, health: Health, steps: tuple[str, ...]
 ) -> AsyncIterator[Services]:
-    """Connect, and declare the queues of `steps`: a command published before its worker runs is then answered late instead of refused."""
+    """Connect, and declare the queues of `steps`, so that a command can be published before its worker runs."""
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(open_publisher(bus))
         health.checks["broker"] = broker_check(publisher)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bus.net.ssrf import StringList
+from bus.settings import StringList
 
 DAY_SECONDS = 24 * 3600.0
 API_NAMES = ("jobs", "dead-letters", "vertex", "ad-validation", "text", "openai", "console", "docs")
@@ -25,7 +25,7 @@ class GatewaySettings(BaseSettings):
         (), description="Names of keys that may see all tenants' jobs, order for any tenant, and manage dead letters."
     )
     cors_origins: StringList = Field((), description="Origins whose pages may call, separated by commas; `*` for any.")
-    question_seconds: float = Field(5.0, gt=0, description="How long the reply to a question about a job is awaited.")
+    question_seconds: float = Field(5.0, gt=0, description="How long the reply to a query is awaited.")
     request_seconds: float = Field(300.0, gt=0, description="The deadline of a request without X-Request-Timeout.")
     job_seconds: float = Field(DAY_SECONDS, gt=0, description="The same for a job; one that has not started by then is dropped.")
     longest_seconds: float = Field(7 * DAY_SECONDS, gt=0, description="A longer X-Request-Timeout is reduced to it.")

@@ -33,7 +33,7 @@ JSON_HELP = "print one JSON document and nothing else"
 def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
     arguments = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM raises KeyboardInterrupt, so that it cleans up as Ctrl-C does
     try:
         return int(arguments.call(arguments))
     except SetupError as error:
@@ -163,7 +163,7 @@ def add_reference(commands: Any) -> None:
 
 
 def add_bench(commands: Any) -> None:
-    """The benchmarks with their arguments; outside of a checkout a command that explains how to get them, whatever its arguments."""
+    """The benchmarks with their arguments; outside of a checkout a command that explains how to get them."""
     if is_in_checkout("benchmarks"):
         import_from_checkout("benchmarks.arguments").add_benches(commands, checkout_command)
         return

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.settings import BusSettings
 
 RABBITMQ_SEARCH_PATH = ":".join([
-    "/usr/lib/rabbitmq/bin",  # Debian's own script; the one on PATH is a wrapper that insists on the user `rabbitmq`
+    "/usr/lib/rabbitmq/bin",  # Debian's own script; the one on PATH is a wrapper that requires the user `rabbitmq`
     "/usr/local/sbin",
     "/usr/sbin",
     "/opt/homebrew/sbin",

@@ -23,12 +23,12 @@ FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 STABLE_SECONDS = 60.0
 """A process that ran this long resets the backoff."""
 READY_SECONDS = 90.0
-"""The processes of `up` and `demo` have to be ready by then."""
+"""How long the processes of `up` and `demo` may take to become ready."""
 GATEWAY = "gateway"
 MAX_LINE_BYTES = 1 << 22
 """Longest line of output, in bytes: a JSON log entry with a traceback is long."""
 READY_EVENTS = ("actors.ready", "gateway.ready")
-"""The log events of a process that takes deliveries, or requests."""
+"""The log events with which a worker and a gateway report that they are ready."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ async def open_supervisor(steps: Sequence[str], environment: Mapping[str, str], 
 
 
 def exit_with_parent() -> None:
-    """Block until standard input closes, then send SIGTERM to this process. The other end closes with the parent, however that ends."""
+    """Block until standard input closes, then send SIGTERM to this process. It closes when the parent ends, also when that is killed."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -78,7 +78,7 @@ def apply_vertex_settings(gateway: GatewaySettings, vertex: VertexSettings) -> G
 
 
 class Instance(BaseModel):
-    """One question about an image."""
+    """A prompt, with or without an image."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -114,7 +114,7 @@ class VertexRoute(FormattedRoute):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {500: {"model": VertexError}, 503: {"model": VertexError}}
 
 
-def error_response(status: int, message: str) -> JSONResponse:
+def vertex_error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
@@ -160,19 +160,19 @@ async def is_ready(request: Request, settings: VertexSettings) -> bool:
 async def predict_all(request: Request, settings: VertexSettings) -> Any:
     """All instances concurrently. The first failure cancels the others."""
     if not await is_ready(request, settings):
-        return error_response(503, "Model not ready")
+        return vertex_error(503, "Model not ready")
     failure: BaseException | None = None
     predictions: list[asyncio.Task[str]] = []
     try:
         body = PredictRequest.model_validate_json(await request.body())
         if len(body.instances) > settings.max_instances:
-            return error_response(500, f"{len(body.instances)} instances, at most {settings.max_instances} are allowed in one request")
+            return vertex_error(500, f"{len(body.instances)} instances, at most {settings.max_instances} are allowed in one request")
         seconds = request_timeout(request.headers, services_of(request).settings, settings.predict_seconds)
         async with asyncio.TaskGroup() as group:
             predictions = [group.create_task(predict_one(request, instance, body.parameters or {}, seconds)) for instance in body.instances]
     except* (*REQUEST_ERRORS, PermanentError, TemporaryError, HttpProblem, ValueError) as failures:
         failure = first_failure(failures)
-    return error_response(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
+    return vertex_error(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
 
 
 def first_failure(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -39,7 +39,7 @@ async def show_chat(request: Request, conversation: Annotated[str, Query(max_len
 async def send_message(request: Request) -> Response:
     """Server-sent events for the page's script; for a browser without scripts, a redirect to the conversation with the complete reply."""
     form: SubmittedForm = request.state.form
-    command = await build_command(request, form)
+    command = await build_text_command(request, form)
     if "text/event-stream" in request.headers.get("accept", ""):
         return await sse_response(request, turn_events(request, command, GENERATION_FAILED, {}))
     try:
@@ -49,7 +49,7 @@ async def send_message(request: Request) -> Response:
     return RedirectResponse(f"{CHAT_PATH}?conversation={reply.conversation_id or ''}", 303)
 
 
-async def build_command(request: Request, form: SubmittedForm) -> dict[str, Any]:
+async def build_text_command(request: Request, form: SubmittedForm) -> dict[str, Any]:
     """The text command. Raises HttpProblem(422) for an empty message, HttpProblem(400) for a file that is not an image."""
     fields = form.non_blank("message", "conversation_id", "image_data")
     if "message" not in fields:

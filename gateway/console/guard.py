@@ -59,7 +59,7 @@ async def _authorize_and_handle(request: Request, handle: Handler, cookie_sessio
     if login_required and not request.state.session.key_name and request.url.path not in PUBLIC_PATHS:
         return redirect_to_login(request)
     if request.method == "POST":
-        request.state.form = await read_form(request)
+        request.state.form = await read_urlencoded_form(request)
         if not cookie_session or not is_csrf_valid(request, cookie_session):
             raise HttpProblem(403, "form-refused", FORGED_FORM_DETAIL)
     return await handle(request)
@@ -71,7 +71,7 @@ def is_csrf_valid(request: Request, session: Session) -> bool:
     return same_origin and hmac.compare_digest(request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode())
 
 
-async def read_form(request: Request) -> SubmittedForm:
+async def read_urlencoded_form(request: Request) -> SubmittedForm:
     """Parse a urlencoded body; newlines become `\\n`. Raises HttpProblem(400)."""
     try:
         fields = parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=500)

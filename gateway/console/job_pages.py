@@ -13,7 +13,7 @@ from contracts.job import Job, Jobs
 from gateway.callers import resolve_tenant, tenant_of
 from gateway.console.guard import ConsoleRoute, SubmittedForm, safe_redirect_path
 from gateway.console.job_progress import JobProgress
-from gateway.console.job_view import JobView, load_job_view
+from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.rendering import render_page, render_template
 from gateway.console.timeline import build_timeline
 from gateway.jobs import routes as api
@@ -107,7 +107,7 @@ async def progress_events(request: Request, job_id: str) -> AsyncGenerator[str]:
                 last_status = status
                 yield sse_event("status", status)
         if job := await wait_until_recorded(request, job_id):
-            yield sse_event("result", render_template(request, "part_result.html", view=JobView(job, progress)))
+            yield sse_event("result", render_template(request, "part_result.html", view=ConsoleJobView(job, progress)))
         yield sse_event("end", "end")
 
 

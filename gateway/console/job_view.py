@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from fastapi import Request
 
@@ -10,7 +10,7 @@ from contracts.claim import Claim
 from contracts.job import Job, JobEvents
 from gateway.callers import tenant_of
 from gateway.console.job_progress import JobProgress
-from gateway.jobs.files import INLINE_MEDIA_TYPES, find_claims, job_files
+from gateway.jobs.files import INLINE_MEDIA_TYPES, file_name, find_claims, job_files
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
 
@@ -20,19 +20,19 @@ CONTRAST_FIELDS = ("contrast_ratio", "contrast_required")
 
 
 @dataclass(frozen=True)
-class Picture:
+class JobPicture:
     href: str
     claim: Claim
     seed: int | None = None
 
 
 @dataclass(frozen=True)
-class JobView:
+class ConsoleJobView:
     job: Job
     progress: JobProgress
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[JobPicture]:
         """The pictures of the job's result, else those of the latest step that has any."""
         results = [self.progress.result, *(step.result for step in reversed(self.progress.steps.values()))]
         for result in results:
@@ -42,10 +42,10 @@ class JobView:
                 return [self._picture(index, name, claim) for index, (name, claim) in enumerate(images.items())]
         return []
 
-    def _picture(self, index: int, name: str, claim: Claim) -> Picture:
+    def _picture(self, index: int, name: str, claim: Claim) -> JobPicture:
         seeds = self.seeds
         href = f"{CONSOLE_PATH}/jobs/{self.job.job_id}/files/{quote(name)}"
-        return Picture(href, claim, seeds[index] if index < len(seeds) else None)
+        return JobPicture(href, claim, seeds[index] if index < len(seeds) else None)
 
     @property
     def prompt(self) -> str:
@@ -98,13 +98,9 @@ class JobView:
         return job_files(self.job)
 
 
-def file_name(claim: Claim) -> str:
-    return unquote(urlsplit(claim.uri).path).rpartition("/")[2]
-
-
-async def load_job_view(request: Request, job_id: str) -> JobView:
+async def load_job_view(request: Request, job_id: str) -> ConsoleJobView:
     """Raises ReplyFault("job-unknown"), ReplyTimeout."""
     services = services_of(request)
     job = await services.jobs.get_job(job_id, tenant_of(request))
     events = JobEvents.model_validate(await services.commands.query("job.events", {"job_id": job_id})).events
-    return JobView(job, JobProgress.from_events(events))
+    return ConsoleJobView(job, JobProgress.from_events(events))

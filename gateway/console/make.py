@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gateway.callers import caller_of
 from gateway.console.guard import ConsoleRoute, SubmittedForm
-from gateway.console.job_view import JobView, load_job_view
+from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.order_form import SCHEDULERS, field_errors, form_from_order, order_from_form
 from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
@@ -42,6 +42,6 @@ async def submit_order(request: Request) -> Response:
 
 
 def render_make_page(
-    request: Request, fields: dict[str, Any], view: JobView | None, errors: dict[str, str] | None = None, status: int = 200
+    request: Request, fields: dict[str, Any], view: ConsoleJobView | None, errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
     return render_page(request, "make.html", status, fields=fields, errors=errors or {}, view=view, schedulers=SCHEDULERS)

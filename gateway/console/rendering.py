@@ -1,4 +1,4 @@
-"""Render Jinja2 templates to HTML: everything is escaped, and the headers stop a page from running foreign code."""
+"""Render Jinja2 templates to HTML. Values are escaped, and the content security policy forbids injected scripts."""
 
 import hashlib
 import json
@@ -24,7 +24,6 @@ CONTENT_SECURITY_POLICY = (
 PAGE_HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "same-origin", "Vary": "Cookie, Accept-Language"}
 """Referrer-Policy is not `no-referrer`: with that, a browser sends `Origin: null` with a form."""
 
-SECTIONS = ("make", "jobs", "dead-letters", "workers", "chat")
 THEMES = ("auto", "light", "dark")
 
 
@@ -37,7 +36,7 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES, "sections": SECTIONS}
+    environment.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES}
     environment.filters |= {
         "seconds": format_duration,
         "size": format_size,

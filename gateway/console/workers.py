@@ -1,4 +1,4 @@
-"""The page Workers: worker processes, queue depths, engine counters, and warnings about what does not work."""
+"""The page Workers: worker processes, queue depths, engine counters, and warnings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ NO_WORKER = "No worker responds. Start one: atelier up, or atelier run STEP."
 NO_CONSUMER = "{count} messages are queued for {step}, which has no consumer. Start one: atelier run {step}"
 DEAD_LETTERS_NOT_INGESTED = "{count} dead letters of {step} are not ingested. Start: atelier run dead-letters"
 STEP_NOT_CONSUMING = "{step} on {worker} is not consuming: {reason}"
-PART_FAILED = "{part} of {worker}: {reason}"
+HEALTH_CHECK_FAILED = "{part} of {worker}: {reason}"
 
 router = APIRouter(prefix=PAGE_PATH, route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(require_operator)])
 
@@ -94,7 +94,7 @@ def find_warnings(rows: list[QueueRow], workers: list[WorkerStatus]) -> Iterator
 
 
 def _worker_warnings(worker: WorkerStatus) -> Iterator[WorkerWarning]:
-    """Steps that do not consume, then failed parts of the process that are not the queue or the engine of such a step."""
+    """Steps that do not consume; then failed health checks (`parts`), except those of the queue and engine of such a step."""
     reported: set[str] = set()
     for status in worker.steps:
         if status.reason:
@@ -103,4 +103,4 @@ def _worker_warnings(worker: WorkerStatus) -> Iterator[WorkerWarning]:
             yield WorkerWarning(STEP_NOT_CONSUMING, arguments, status.since)
     for part, reason in worker.parts.items():
         if reason and part not in reported:
-            yield WorkerWarning(PART_FAILED, {"part": part, "worker": worker.worker, "reason": reason})
+            yield WorkerWarning(HEALTH_CHECK_FAILED, {"part": part, "worker": worker.worker, "reason": reason})

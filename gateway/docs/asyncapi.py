@@ -31,7 +31,7 @@ async def asyncapi_document() -> FileResponse:
 
 @cache
 def asyncapi_html() -> str:
-    return render_page(yaml.load(ASYNCAPI_PATH.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506
+    return render_document(yaml.load(ASYNCAPI_PATH.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506
 
 
 STYLE = """\
@@ -41,7 +41,7 @@ padding:.2rem .9rem .2rem 0}section{border-top:1px solid #ccc}summary{cursor:poi
 @media(prefers-color-scheme:dark){body{color:#eee;background:#181818}code,pre{background:#262626}a{color:#8ab4ff}}"""
 
 
-def render_page(document: dict[str, Any]) -> str:
+def render_document(document: dict[str, Any]) -> str:
     info = document["info"]
     parts = [
         f"<h1>{escape(info['title'])} {escape(info['version'])} on the bus</h1><pre>{escape(info['description'])}</pre>",

@@ -1,4 +1,4 @@
-"""The files of a job: the claims in its results, named by the last segment of their URI, read from the store and verified."""
+"""The files of a job: the claims in its results, read from the store and verified."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -16,16 +16,17 @@ from gateway.services import Services, services_of
 
 CHUNK_BYTES = 1 << 18
 INLINE_MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
-"""What a browser may display; it saves every other file."""
+"""Types that are sent with `Content-Disposition: inline`; other files are sent as attachments."""
 
 
 def job_files(job: Job) -> dict[str, Claim]:
     """The files of a job by name; of two with the same name, the later one."""
-    return {
-        unquote(urlsplit(claim.uri).path).rpartition("/")[2]: claim
-        for result in [*(step.result for step in job.steps), job.result]
-        for claim in find_claims(result)
-    }
+    return {file_name(claim): claim for result in [*(step.result for step in job.steps), job.result] for claim in find_claims(result)}
+
+
+def file_name(claim: Claim) -> str:
+    """The last segment of the claim's URI."""
+    return unquote(urlsplit(claim.uri).path).rpartition("/")[2]
 
 
 def find_claims(value: Any) -> Iterator[Claim]:

@@ -59,7 +59,7 @@ class JsonSafe(BaseModel):
 
 
 class PictureOrder(JsonSafe):
-    """What the orders for images share: the signature, and the backend whose webhooks are called."""
+    """The fields that ImageOrder and Ad share: the signature, and the backend whose webhooks are called."""
 
     artist: str | None = Field(None, max_length=200)
     signature: _SignatureFields | None = None
@@ -155,7 +155,7 @@ JobOrder = Annotated[ImageOrder | Ad | Itinerary, Field(discriminator="kind")]
 
 
 def _image_arguments(order: Any) -> dict[str, Any]:
-    """As arguments of its own step: `prompt` is another field in other steps. The seed is a variable, since a loop-back changes it."""
+    """Not variables: other steps have a `prompt` of their own. Only the seed is a variable, since a loop-back changes it."""
     fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed"})
     return fields
 
@@ -187,9 +187,9 @@ def _standard_slip(
     return slip.model_copy(update=hooks) if webhooks else slip
 
 
-def _with_loop_back(steps: list[SlipStep], to: Step, tries: int, fresh: list[str]) -> list[SlipStep]:
+def _with_loop_back(steps: list[SlipStep], to: Step, tries: int, reseed: list[str]) -> list[SlipStep]:
     """Loop back from the step with the gate to an earlier one, up to `tries` times."""
     names = [step.step for step in steps]
     start, gate = names.index(to), next(index for index, step in enumerate(steps) if step.gate)
-    loop_back = LoopBack(stops=steps[start : gate + 1], times=tries, fresh=fresh)
+    loop_back = LoopBack(stops=steps[start : gate + 1], times=tries, fresh=reseed)
     return [*steps[:gate], steps[gate].model_copy(update={"again": loop_back}), *steps[gate + 1 :]]

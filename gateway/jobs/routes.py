@@ -74,9 +74,11 @@ def _links(job_id: str) -> dict[str, str]:
     "",
     status_code=202,
     response_model=SubmitJobResponse,
+    operation_id="place_job_jobs_post",
+    summary="Place Job",
     responses=problem_responses(400, 413) | {200: {"model": SubmitJobResponse, "description": "The job has completed."}},
 )
-async def place_job(
+async def submit_job(
     request: Request,
     order: JobOrder,
     wait: Annotated[float | None, Query(ge=0, le=1e6, description="Seconds to wait for the result.")] = None,
@@ -148,7 +150,7 @@ async def cancel_job(request: Request, job_id: JobId) -> Cancelling:
     except (ReplyTimeout, PublishError):
         if tenant_of(request):  # Without the ledger, the job's tenant is unknown.
             raise
-        job = None  # An operator may cancel it all the same.
+        job = None  # An operator may cancel any job.
     if job and job.state in TERMINAL_STATES:
         raise HttpProblem(409, "job-ended", f"the job is {job.state}", job_id=job_id)
     await services_of(request).commands.requests.cancel(job_id)
@@ -157,10 +159,12 @@ async def cancel_job(request: Request, job_id: JobId) -> Cancelling:
 
 @router.get(
     "/{job_id}/events",
+    operation_id="follow_job_jobs__job_id__events_get",
+    summary="Follow Job",
     responses=problem_responses(404) | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."}},
     response_class=StreamingResponse,
 )
-async def follow_job(
+async def stream_events(
     request: Request,
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(max_length=255, description="Resume after this event.")] = None,

@@ -20,16 +20,14 @@ from contracts.event import Event, EventKind
 from contracts.fault import Fault
 from contracts.job import Job, JobClaimed, unknown_job_message
 from gateway.commands import CommandClient
-from gateway.jobs.orders import Ad, ImageOrder, Itinerary
+from gateway.jobs.orders import JobOrder
 from gateway.problems import HttpProblem
 
 TERMINAL_EVENT_KINDS = frozenset({EventKind.COMPLETED, EventKind.FAILED, EventKind.CANCELLED})
 RECENT_SECONDS, MAX_RECENT = 10.0, 10_000
-"""How long, and how many, accepted jobs are remembered that may not be in the ledger yet."""
+"""How long after its submission a job may be missing from the ledger, and how many submissions are remembered for that."""
 LEDGER_DELAY_SECONDS, LEDGER_POLL_SECONDS = 2.0, 0.1
 MAX_RECORDED_CHARS = 32 << 10
-
-AnyOrder = ImageOrder | Ad | Itinerary
 
 
 class JobService:
@@ -42,7 +40,7 @@ class JobService:
     async def get_job(self, job_id: str, tenant: str | None = None) -> Job:
         """A job from the ledger. A job that was just accepted may take a moment to appear there.
 
-        With a tenant, another tenant's job is unknown. Raises ReplyFault, ReplyTimeout, PublishError.
+        With a `tenant`, the job of another one counts as unknown. Raises ReplyFault, ReplyTimeout, PublishError.
         """
         give_up_at = time.monotonic() + min(LEDGER_DELAY_SECONDS, self._commands.settings.question_seconds)
         while True:
@@ -56,7 +54,7 @@ class JobService:
             await asyncio.sleep(LEDGER_POLL_SECONDS)
 
     async def submit(
-        self, order: AnyOrder, *, seconds: float, wait: float, tenant: str | None, caller: str | None, idempotency_key: str | None
+        self, order: JobOrder, *, seconds: float, wait: float, tenant: str | None, caller: str | None, idempotency_key: str | None
     ) -> "Submission":
         """Submit a job and wait up to `wait` seconds for its result.
 
@@ -89,7 +87,7 @@ class JobService:
                     raise
                 return Submission(job.job_id)
 
-    async def _claim_idempotency_key(self, job_id: str, order: AnyOrder, tenant: str | None) -> bool:
+    async def _claim_idempotency_key(self, job_id: str, order: JobOrder, tenant: str | None) -> bool:
         """Whether the key's job is accepted already. A job that was claimed but not published is published again, with the same ids."""
         sha256 = order_digest(order)
         fields = {"job_id": job_id, "kind": order.kind, "sha256": sha256, "tenant": tenant}
@@ -121,7 +119,7 @@ class JobService:
 
 
 def require_owner(job: Job, tenant: str | None) -> Job:
-    """The job. Raises the ledger's ReplyFault for an unknown job when it is another tenant's."""
+    """The job. Raises ReplyFault("job-unknown"), as the ledger does for an unknown job, when it is another tenant's."""
     if tenant is None or job.tenant == tenant:
         return job
     raise ReplyFault(Fault(code="job-unknown", message=unknown_job_message(job.job_id), step="job.get"), job.job_id)
@@ -149,13 +147,13 @@ async def wait_for_terminal_event(events: "asyncio.Queue[Event]", seconds: float
         return None
 
 
-def recordable(order: AnyOrder) -> dict[str, Any] | None:
+def recordable(order: JobOrder) -> dict[str, Any] | None:
     """The order as the ledger records it; None for one that is too long."""
     fields = order.model_dump(mode="json", exclude_unset=True)
     return fields if len(json.dumps(fields)) <= MAX_RECORDED_CHARS else None
 
 
-def order_digest(order: AnyOrder) -> str:
+def order_digest(order: JobOrder) -> str:
     """Equal for equal orders: whitespace and the order of fields do not count."""
     fields = order.model_dump(mode="json", exclude_unset=True)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

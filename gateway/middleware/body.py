@@ -15,14 +15,14 @@ class LimitedBody:
         self.content_length = content_length(headers)
         self._complete = asyncio.Event()
         self._disconnected = asyncio.Event()
-        self._empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-        if self._empty:
+        self._empty_body_pending = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        if self._empty_body_pending:
             self._complete.set()
 
     async def receive(self) -> Message:
         """The ASGI `receive` of the application. Raises HTTPException(413) above the limit."""
-        if self._empty:
-            self._empty = False
+        if self._empty_body_pending:
+            self._empty_body_pending = False
             return {"type": "http.request", "body": b"", "more_body": False}
         if self._complete.is_set():
             await self._disconnected.wait()

@@ -17,7 +17,7 @@ from bus.errors import PermanentError, PublishError, TemporaryError
 from contracts.claim import Claim
 from contracts.image import ImageDone, SchedulerName
 from contracts.wire import Step
-from gateway.jobs.files import job_files
+from gateway.jobs.files import file_name, job_files
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.problems import HttpProblem
 from gateway.services import Services, services_of
@@ -140,7 +140,7 @@ async def to_picture(request: Request, claim: Claim, job_id: str, response_forma
 async def public_url(request: Request, claim: Claim, job_id: str) -> str:
     """The image's URL: the store's own, or that of the jobs API when the store is a folder."""
     services = services_of(request)
-    url, name = await services.require_store().url(claim), claim.uri.rpartition("/")[2]
+    url, name = await services.require_store().url(claim), file_name(claim)
     if url.startswith("http"):
         return url
     await wait_until_in_ledger(services, job_id, name)

@@ -45,8 +45,8 @@ class CommandResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Services:
-    """What a command works with. Commands outside BROKER_COMMANDS must not use the broker of `settings`."""
+class CommandContext:
+    """The resources of a command. `settings` names a broker that runs only for BROKER_COMMANDS."""
 
     pool: asyncpg.Pool
     settings: BusSettings
@@ -56,7 +56,7 @@ class Services:
         return DeadLetterRepository(self.pool)
 
 
-CommandHandler = Callable[[Services, Namespace], Awaitable[CommandResult]]
+CommandHandler = Callable[[CommandContext, Namespace], Awaitable[CommandResult]]
 
 
 def run_command(name: str, arguments: Namespace) -> int:
@@ -81,7 +81,7 @@ async def run_with_services(handler: CommandHandler, arguments: Namespace, *, ne
             assert pool is not None
             if not await DeadLetterRepository(pool).schema_exists():
                 await apply_schemas(pool, [SCHEMA])
-            return await handler(Services(pool, settings), arguments)
+            return await handler(CommandContext(pool, settings), arguments)
 
 
 @asynccontextmanager
@@ -124,22 +124,22 @@ def parse_selection(arguments: Namespace) -> Selection:
         raise SetupError(str(error)) from error
 
 
-async def list_letters(services: Services, arguments: Namespace) -> CommandResult:
-    page = await services.repository.find(parse_selection(arguments), arguments.limit, arguments.offset)
+async def list_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
+    page = await context.repository.find(parse_selection(arguments), arguments.limit, arguments.offset)
     return CommandResult(document=to_document(page), text=output.format_list(page))
 
 
-async def group_letters(services: Services, arguments: Namespace) -> CommandResult:
-    groups = await services.repository.groups(parse_selection(arguments), by_tenant=arguments.by_tenant, per=arguments.per)
+async def group_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
+    groups = await context.repository.groups(parse_selection(arguments), by_tenant=arguments.by_tenant, per=arguments.per)
     return CommandResult(document={"groups": [to_document(group) for group in groups]}, text=output.format_groups(groups))
 
 
-async def show_letter(services: Services, arguments: Namespace) -> CommandResult:
-    letter = await services.repository.get(arguments.id)
+async def show_letter(context: CommandContext, arguments: Namespace) -> CommandResult:
+    letter = await context.repository.get(arguments.id)
     return CommandResult(document=to_document(letter), text=output.format_letter(letter))
 
 
-async def replay_letters(services: Services, arguments: Namespace) -> CommandResult:
+async def replay_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
     request = ReplayDeadLetters(
         selection=parse_selection(arguments),
         again=arguments.again,
@@ -147,28 +147,28 @@ async def replay_letters(services: Services, arguments: Namespace) -> CommandRes
         dry_run=not arguments.yes,
         by=requested_by(arguments),
     )
-    staged = await replay.stage(services.pool, request)
-    sent = await send_replay(services, arguments, staged.replay_id)
+    staged = await replay.stage(context.pool, request)
+    sent = await send_replay(context, arguments, staged.replay_id)
     return CommandResult(document=to_document(staged) | {"sent": sent}, text=output.format_replayed(staged, sent))
 
 
-async def edit_letter(services: Services, arguments: Namespace) -> CommandResult:
-    body = await read_new_body(services.repository, arguments)
+async def edit_letter(context: CommandContext, arguments: Namespace) -> CommandResult:
+    body = await read_new_body(context.repository, arguments)
     request = EditDeadLetter(id=arguments.id, body=body, dry_run=not arguments.yes, by=requested_by(arguments))
-    edited = await replay.edit(services.pool, request)
-    sent = await send_replay(services, arguments, edited.replay_id)
+    edited = await replay.edit(context.pool, request)
+    sent = await send_replay(context, arguments, edited.replay_id)
     return CommandResult(document=to_document(edited) | {"sent": sent, "body": body}, text=output.format_edited(edited, body, sent))
 
 
-async def send_replay(services: Services, arguments: Namespace, replay_id: int | None) -> int | None:
+async def send_replay(context: CommandContext, arguments: Namespace, replay_id: int | None) -> int | None:
     """Publish a staged replay, possibly beside the actor `dead-letters`, which completes it when this process is killed.
 
     Returns how many letters were sent; None when there is no replay or `--no-wait` leaves it to the actor.
     """
     if replay_id is None or arguments.no_wait:
         return None
-    async with open_publisher(services.settings) as publisher:
-        return await ReplayRelay(services.pool, publisher).complete_replay(replay_id)
+    async with open_publisher(context.settings) as publisher:
+        return await ReplayRelay(context.pool, publisher).complete_replay(replay_id)
 
 
 async def read_new_body(repository: DeadLetterRepository, arguments: Namespace) -> dict[str, Any]:
@@ -203,20 +203,20 @@ def set_field(body: dict[str, Any], path: str, text: str = "") -> None:
     container[int(last) if isinstance(container, list) else last] = value
 
 
-async def change_state(services: Services, arguments: Namespace, new_state: str) -> CommandResult:
+async def change_state(context: CommandContext, arguments: Namespace, new_state: str) -> CommandResult:
     selection = parse_selection(arguments)
-    count = await services.repository.change_state(selection, new_state, by=requested_by(arguments), dry_run=not arguments.yes)
+    count = await context.repository.change_state(selection, new_state, by=requested_by(arguments), dry_run=not arguments.yes)
     return moved_result(arguments, new_state, count)
 
 
-async def purge(services: Services, arguments: Namespace) -> CommandResult:
+async def purge(context: CommandContext, arguments: Namespace) -> CommandResult:
     """Here `--older-than` is the time since the last change, not a filter on the last failure."""
     if not arguments.older_than:
         raise SetupError("give an age: --older-than 30d, counted from the last change of a letter")
     unchanged_since = datetime.now(UTC) - parse_age(arguments.older_than)
     selection = parse_selection(Namespace(**vars(arguments) | {"older_than": None}))
     return moved_result(
-        arguments, "purged", await services.repository.purge(selection, unchanged_since=unchanged_since, dry_run=not arguments.yes)
+        arguments, "purged", await context.repository.purge(selection, unchanged_since=unchanged_since, dry_run=not arguments.yes)
     )
 
 
@@ -225,19 +225,19 @@ def moved_result(arguments: Namespace, to: str, count: int) -> CommandResult:
     return CommandResult(document=to_document(moved), text=output.format_moved(moved))
 
 
-async def export_letters(services: Services, arguments: Namespace) -> CommandResult:
+async def export_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
     count = 0
     with open_output(arguments.to) as out:
-        async for line in jsonl.export_lines(services.pool, parse_selection(arguments)):
+        async for line in jsonl.export_lines(context.pool, parse_selection(arguments)):
             out.write(line + "\n")
             count += 1
     text = f"{output.format_count(count)} written to {arguments.to}" if arguments.to else ""
     return CommandResult(document={"letters": count}, text=text)
 
 
-async def import_letters(services: Services, arguments: Namespace) -> CommandResult:
+async def import_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
     lines = read_input(arguments.file).splitlines()
-    return moved_result(arguments, "imported", await jsonl.import_lines(services.pool, lines, dry_run=not arguments.yes))
+    return moved_result(arguments, "imported", await jsonl.import_lines(context.pool, lines, dry_run=not arguments.yes))
 
 
 def open_output(file: str | None) -> AbstractContextManager[TextIO]:

@@ -14,7 +14,7 @@ STATE_PARTICIPLES = {
     "archived": "archived",
     "unresolved": "restored",
     "resolved": "marked as resolved",
-    "purged": "deleted for ever",
+    "purged": "deleted permanently",
     "imported": "imported",
 }
 

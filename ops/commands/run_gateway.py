@@ -16,7 +16,7 @@ from ops.supervisor import exit_with_parent
 
 
 def run_gateway(arguments: Namespace) -> int:
-    """Returns 1 when the gateway could not start. Raises SetupError for settings that do not allow a start."""
+    """Returns 1 when the gateway could not start. Raises SetupError for invalid settings."""
     configure_logging()
     if arguments.exit_with_parent:
         threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,7 +1,7 @@
 """One server for several processes (`atelier up` beside `atelier demo`): the first one starts it, the last one stops it.
 
-Users are counted with file locks, which the kernel releases when a process ends. A user killed with SIGKILL leaves nothing but a
-running server, which the next user takes over.
+Users are counted with file locks, which the kernel releases when a process ends. After a SIGKILL the server goes
+on running, and the next user adopts it.
 """
 
 import fcntl
@@ -16,14 +16,14 @@ from ops.errors import SetupError
 
 
 class Server(Protocol):
-    """A server that can be started over what an earlier run left behind, and stopped."""
+    """A server that can be started, also when it runs already, and stopped."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
 
 class SharedServer:
-    """This process's share in a server whose lock files are in `folder`. `acquire` and `release` block; both may be called twice."""
+    """This process as one user of a server whose lock files are in `folder`. `acquire` and `release` block; both may be called twice."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server, self._folder = server, folder

@@ -121,7 +121,7 @@ def test_invalid_documented_command_is_detected() -> None:
     assert "does not say so of observing.md" in str(find_error(Command("observing.md", "docker compose up")))
 
 
-@pytest.mark.parametrize("page", ["migration.md", "backend.md", "seeing.md"])
+@pytest.mark.parametrize("page", ["migration.md", "backend.md", "vision.md"])
 def test_documented_http_paths_exist(page: str) -> None:
     app = create_app(BusSettings.model_validate({"amqp_url": "amqp://nowhere"}), GatewaySettings())
     served = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}

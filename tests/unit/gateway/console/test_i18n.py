@@ -15,7 +15,7 @@ WARNINGS = {
     workers.NO_CONSUMER,
     workers.DEAD_LETTERS_NOT_INGESTED,
     workers.STEP_NOT_CONSUMING,
-    workers.PART_FAILED,
+    workers.HEALTH_CHECK_FAILED,
 }
 
 

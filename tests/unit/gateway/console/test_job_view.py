@@ -5,7 +5,7 @@ from typing import Any
 from contracts.event import EventKind
 from contracts.job import Job
 from gateway.console.job_progress import JobProgress
-from gateway.console.job_view import JobView
+from gateway.console.job_view import ConsoleJobView
 from tests.unit.gateway.console.events import START, accepted, job_event, step_event
 
 
@@ -13,9 +13,9 @@ def claim(name: str, media_type: str = "image/png") -> dict[str, Any]:
     return {"uri": f"s3://store/{name}", "sha256": "0" * 64, "size": 1, "media_type": media_type}
 
 
-def view(*events: Any) -> JobView:
+def view(*events: Any) -> ConsoleJobView:
     job = Job(job_id="j", kind="image_order", state="running", created_at=START, updated_at=START)
-    return JobView(job, JobProgress.from_events(events))
+    return ConsoleJobView(job, JobProgress.from_events(events))
 
 
 def image_event(**result: Any) -> Any:

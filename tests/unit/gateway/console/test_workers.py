@@ -8,9 +8,9 @@ from contracts.broker_names import dead_letter_queue, work_queue
 from contracts.discovery import StepStatus, WorkerStatus
 from gateway.console.workers import (
     DEAD_LETTERS_NOT_INGESTED,
+    HEALTH_CHECK_FAILED,
     NO_CONSUMER,
     NO_WORKER,
-    PART_FAILED,
     STEP_NOT_CONSUMING,
     QueueRow,
     build_row,
@@ -68,5 +68,5 @@ def test_step_warning_replaces_those_of_its_queue_and_engine() -> None:
     paused = status(reason="engine loading", since=NOW)
     failed = worker(paused, **{"engine:image": "loading", "queue:image": "paused", "database": "unreachable"})
     warnings = list(find_warnings([row(consumers=1)], [failed]))
-    assert [(warning.text, warning.since) for warning in warnings] == [(STEP_NOT_CONSUMING, NOW), (PART_FAILED, None)]
+    assert [(warning.text, warning.since) for warning in warnings] == [(STEP_NOT_CONSUMING, NOW), (HEALTH_CHECK_FAILED, None)]
     assert warnings[1].arguments == {"part": "database", "worker": "w-1", "reason": "unreachable"}
