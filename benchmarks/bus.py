@@ -68,7 +68,7 @@ async def measure_cell(
 
 def peer_config(name: str, in_flight: int, services: ServiceUrls) -> PeerConfig:
     """Each side has its own queue; those that store outcomes have the database, too."""
-    database = services.database_url if PEERS[name].keeps else None
+    database = services.database_url if PEERS[name].stores_outcomes else None
     return PeerConfig(f"bench-{name.replace('_', '-')}", services.amqp_url, services.store_url, database, in_flight)
 
 

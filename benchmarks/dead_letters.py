@@ -75,22 +75,22 @@ async def measure(letters: int) -> DeadLetterFigures:
 
 async def run(letters: int, settings: BusSettings, store: StoreSettings, pool: asyncpg.Pool, publisher: Publisher) -> DeadLetterFigures:
     ids = await publish_dead_letters(letters, publisher)
-    repository, everything = DeadLetterRepository(pool), Selection(step=STEP)
+    repository, all_of_step = DeadLetterRepository(pool), Selection(step=STEP)
     ingest = DeadLetterIngest("bench", (broker_names.dead_letter_queue(STEP),))
 
     started = time.perf_counter()
     async with Worker((), (), settings, store, (ingest,)).run():
-        while await repository.count(everything) < letters:  # noqa: ASYNC110 nobody sets an event when a row is written
+        while await repository.count(all_of_step) < letters:  # noqa: ASYNC110 nobody sets an event when a row is written
             await asyncio.sleep(POLL_SECONDS)
         ingest_seconds = time.perf_counter() - started
 
         started = time.perf_counter()
-        groups = await repository.groups(everything)
+        groups = await repository.groups(all_of_step)
         group_seconds = time.perf_counter() - started
 
         async with count_arrivals(letters, publisher) as (arrived, complete):
             started = time.perf_counter()
-            await replay.stage(pool, ReplayDeadLetters(selection=everything, dry_run=False))
+            await replay.stage(pool, ReplayDeadLetters(selection=all_of_step, dry_run=False))
             with suppress(TimeoutError):
                 await asyncio.wait_for(complete.wait(), 60 + letters / 20)
             replay_seconds = time.perf_counter() - started

@@ -105,10 +105,10 @@ async def measure_schedule(schedule: Callable[[float], Awaitable[Any]]) -> Sched
 
 async def measure_cancel_latency(executor: Executor, request: DiffusionRequest) -> float:
     """Fill the device, cancel one request, and wait for the first step of a queued one. Returns seconds."""
-    begun, first_step = asyncio.Event(), asyncio.Event()
+    generation_started, first_step = asyncio.Event(), asyncio.Event()
     endless = replace(request, steps=500, count=4)
-    running = [asyncio.create_task(executor.run(endless, weight=5, on_progress=lambda _: begun.set())) for _ in range(2)]
-    await begun.wait()
+    running = [asyncio.create_task(executor.run(endless, weight=5, on_progress=lambda _: generation_started.set())) for _ in range(2)]
+    await generation_started.wait()
 
     def on_progress(event: Progressed) -> None:
         if event.step:

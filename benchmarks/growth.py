@@ -190,5 +190,8 @@ def format_text(figures: Mapping[str, Any]) -> str:
         f"{count:>8} actors    {rate:>9} messages/s  {figures['actors_speedup'][count]:>7} of one"
         for count, rate in figures["by_actors"].items()
     ]
-    lines += [f"{one['ready_seconds']:>8} s to ready  {one['memory_mb']:>7} MB  {command}" for command, one in figures["processes"].items()]
+    lines += [
+        f"{startup['ready_seconds']:>8} s to ready  {startup['memory_mb']:>7} MB  {command}"
+        for command, startup in figures["processes"].items()
+    ]
     return "\n".join([*lines, f"{figures['gateway_import_seconds']:>8} s to import the gateway"])

@@ -82,15 +82,15 @@ async def open_servers(model: Path, folder: Path, tokens: int) -> AsyncIterator[
 
 async def run_clients(port: int, clients: int, requests: int) -> RoundTimes:
     """`clients` that send one request after another, `requests` in all, while `/health` is polled."""
-    times, left = RoundTimes(), requests
+    times, remaining = RoundTimes(), requests
     polling = asyncio.create_task(poll_health(port, times.health_seconds))
     began = time.perf_counter()
 
     async def client() -> None:
-        nonlocal left
+        nonlocal remaining
         with closing(HttpConnection(port)) as connection:
-            while left > 0:
-                left -= 1
+            while remaining > 0:
+                remaining -= 1
                 sent = time.perf_counter()
                 status, response = await connection.request("POST", "/predict", REQUEST_BODY)
                 assert status == 200, response

@@ -23,7 +23,9 @@ def create_app(generate: AskFunction) -> FastAPI:
 
     @app.post("/predict")
     async def predict(body: dict[str, Any]) -> dict[str, list[str]]:
-        predictions = [generate(build_consult_prompt(one["prompt"]), base64.b64decode(one["image"])) for one in body["instances"]]
+        predictions = [
+            generate(build_consult_prompt(instance["prompt"]), base64.b64decode(instance["image"])) for instance in body["instances"]
+        ]
         return {"predictions": predictions}
 
     return app

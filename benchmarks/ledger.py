@@ -108,16 +108,16 @@ async def measure_queries(rows: list[int], pool: asyncpg.Pool) -> dict[str, dict
 
 
 def queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
-    dead_letters, everything = DeadLetterRepository(pool), Selection()
+    dead_letters, unfiltered = DeadLetterRepository(pool), Selection()
     jobs = ledger.SQL["jobs"]
     return {
         "jobs, first page": lambda: pool.fetch(jobs, None, None, None, 50, None),
         "jobs of one state": lambda: pool.fetch(jobs, "failed", None, None, 50, None),
         "jobs of one tenant": lambda: pool.fetch(jobs, None, "tenant-7", None, 50, None),
         "jobs by words that few have": lambda: pool.fetch(jobs, None, None, None, 50, "lantern 999"),
-        "dead letters, first page": lambda: dead_letters.find(everything, 50),
-        "dead letters, grouped": lambda: dead_letters.groups(everything),
-        "dead letters, grouped by the hour": lambda: dead_letters.groups(everything, per="hour"),
+        "dead letters, first page": lambda: dead_letters.find(unfiltered, 50),
+        "dead letters, grouped": lambda: dead_letters.groups(unfiltered),
+        "dead letters, grouped by the hour": lambda: dead_letters.groups(unfiltered, per="hour"),
     }
 
 

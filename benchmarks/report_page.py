@@ -18,9 +18,9 @@ def update_page(report: Mapping[str, Any], page: Path) -> None:
             charts = page.parent / page.stem
             blocks[name] = f"`{result['command']}` took {result['seconds']:.0f} s.\n\n" + TABLES[name](result["figures"], charts)
     for name, block in blocks.items():
-        before, begin, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        text = f"{before}{begin}{block}\n{end}{after}" if end else text
+        before, begin_mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end_mark, after = rest.partition(f"<!-- /{name} -->")
+        text = f"{before}{begin_mark}{block}\n{end_mark}{after}" if end_mark else text
     page.write_text(text)
 
 
@@ -63,8 +63,8 @@ def bus(figures: Mapping[str, Any], charts: Path) -> str:
 def pipeline(figures: Mapping[str, Any], charts: Path) -> str:
     rows = [[side, rate, figures["device_busy"][side]] for side, rate in figures["orders_per_second"].items()]
     chart = bar_chart(charts / "pipeline.svg", "Image orders per second", figures["orders_per_second"])
-    ahead, cost = figures["over_inline"], figures["bus_share_of_work"]
-    last = f"Orders per second over the bus: {ahead} times those of the inline worker. The bus costs {cost:.0%} of the work.\n"
+    speed_ratio, cost = figures["over_inline"], figures["bus_share_of_work"]
+    last = f"Orders per second over the bus: {speed_ratio} times those of the inline worker. The bus costs {cost:.0%} of the work.\n"
     return "\n".join([chart, table(["side", "orders/s", "device busy"], rows), last])
 
 

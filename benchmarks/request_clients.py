@@ -25,10 +25,10 @@ REQUEST_TIMEOUT_SECONDS = 600.0
 @asynccontextmanager
 async def open_aio_pika(settings: BusSettings) -> AsyncIterator[SendRequest]:
     """One reply queue and a map of futures. Commands are persistent and confirmed, as our own client's are."""
-    waiters: dict[str, asyncio.Future[bytes]] = {}
+    pending_replies: dict[str, asyncio.Future[bytes]] = {}
 
     async def on_reply(message: AbstractIncomingMessage) -> None:
-        waiters[message.correlation_id or ""].set_result(message.body)
+        pending_replies[message.correlation_id or ""].set_result(message.body)
 
     async with await aio_pika.connect(settings.broker_url) as connection:
         publishing, consuming = await connection.channel(), await connection.channel()
@@ -38,13 +38,13 @@ async def open_aio_pika(settings: BusSettings) -> AsyncIterator[SendRequest]:
 
         async def request(step: str, body: dict[str, Any]) -> Any:
             correlation_id = str(uuid4())
-            reply = waiters[correlation_id] = asyncio.get_running_loop().create_future()
+            reply = pending_replies[correlation_id] = asyncio.get_running_loop().create_future()
             message = aio_pika.Message(json.dumps(body).encode(), correlation_id=correlation_id, reply_to=queue.name, delivery_mode=2)
             await exchange.publish(message, step)
             try:
                 return json.loads(await reply)
             finally:
-                del waiters[correlation_id]
+                del pending_replies[correlation_id]
 
         yield request
 

@@ -31,11 +31,12 @@ def bench(arguments: Namespace) -> int:
     forecasts = [simulate(times, rate=arguments.rate, replicas=replicas + more, slots=arguments.slots) for more in range(3)]
     if arguments.json:
         figures = {"rate": arguments.rate, "wait": arguments.wait, "slots": arguments.slots, "replicas": replicas}
-        sys.stdout.write(json.dumps(figures | {"foretold": [asdict(one) for one in forecasts]}, indent=2) + "\n")
+        sys.stdout.write(json.dumps(figures | {"foretold": [asdict(forecast) for forecast in forecasts]}, indent=2) + "\n")
         return 0
     sys.stdout.write(f"{replicas} replicas: 95% of orders wait at most {arguments.wait:g} s at {arguments.rate:g} orders per second\n")
-    for one in forecasts:
-        sys.stdout.write(f"  {one.replicas:4} replicas: mean wait {one.mean_wait:.2f} s, p95 {one.p95_wait:.2f} s, {one.busy:.0%} busy\n")
+    for forecast in forecasts:
+        waits = f"mean wait {forecast.mean_wait:.2f} s, p95 {forecast.p95_wait:.2f} s"
+        sys.stdout.write(f"  {forecast.replicas:4} replicas: {waits}, {forecast.busy:.0%} busy\n")
     return 0
 
 

@@ -112,7 +112,7 @@ def summarize(rounds: Mapping[int, Mapping[str, Sequence[TokenRound]]]) -> dict[
 
 
 def rates(rounds: Sequence[TokenRound]) -> list[float]:
-    return [one.rate for one in rounds]
+    return [token_round.rate for token_round in rounds]
 
 
 def format_text(figures: Mapping[str, Any]) -> str:

@@ -80,6 +80,6 @@ def sample_requests(tokens: int, count: int = REQUEST_COUNT) -> Sequence[VlmRequ
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

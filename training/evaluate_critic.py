@@ -78,5 +78,5 @@ def run_requests(engine: VlmEngine, requests: Sequence[VlmRequest]) -> list[str]
     return [answers[request_id] for request_id in range(len(requests))]
 
 
-def accuracy(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits)
+def accuracy(correct: Sequence[bool]) -> float:
+    return sum(correct) / len(correct)

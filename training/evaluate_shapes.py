@@ -121,8 +121,8 @@ def _evaluate_row(pipeline: Any, guidance: float, style: str | None, sample_coun
     expected = [expected_scene(scene, style) for scene, _ in samples]
     pairs = list(zip(detected, expected, strict=True))
     return {
-        "colours_right": sum((one.colour, one.ground) == (two.colour, two.ground) for one, two in pairs) / sample_count,
-        "shape_right": sum(one.shape == two.shape for one, two in pairs) / sample_count,
+        "colours_right": sum((scene.colour, scene.ground) == (target.colour, target.ground) for scene, target in pairs) / sample_count,
+        "shape_right": sum(scene.shape == target.shape for scene, target in pairs) / sample_count,
     }
 
 

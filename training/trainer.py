@@ -97,8 +97,8 @@ def _load_state(state: dict[str, Any], run: TrainingRun, optimizer: Any, ema_par
     import torch
 
     with torch.no_grad():
-        for ours, theirs in (*zip(run.parameters, state["parameters"], strict=True), *zip(ema_parameters, state["means"], strict=True)):
-            ours.copy_(theirs)
+        for current, saved in (*zip(run.parameters, state["parameters"], strict=True), *zip(ema_parameters, state["means"], strict=True)):
+            current.copy_(saved)
     optimizer.load_state_dict(state["optimizer"])
     rng.setstate(state["dice"])
     torch.set_rng_state(state["noise"])

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """The guarantees of a peer. `replies`: it has request and reply over RabbitMQ. `keeps`: outcomes are in Postgres before the ack."""
+    """The guarantees of a peer. `replies`: it has requests with replies over RabbitMQ. `stores_outcomes`: in Postgres, before the ack."""
 
     module: str
     queue: str
     confirms: str
     replies: bool = True
-    keeps: bool = False
+    stores_outcomes: bool = False
     note: str = ""
 
 
 PEERS = {
     "aio_pika": PeerSpec("aio_pika", "quorum", "each"),
     "bus": PeerSpec("atelier", "quorum", "each"),
-    "aio_pika_kept": PeerSpec("aio_pika", "quorum", "each", keeps=True, note="two Postgres statements a message, as the inbox has"),
-    "bus_kept": PeerSpec("atelier", "quorum", "each", keeps=True, note="with the inbox"),
+    "aio_pika_kept": PeerSpec(
+        "aio_pika", "quorum", "each", stores_outcomes=True, note="two Postgres statements a message, as the inbox has"
+    ),
+    "bus_kept": PeerSpec("atelier", "quorum", "each", stores_outcomes=True, note="with the inbox"),
     "faststream": PeerSpec("faststream", "quorum", "each", note="`request()` opens a reply consumer for each question"),
     "celery": PeerSpec(
         "celery", "quorum", "each, one after another", note="`confirm_publish`, `task_acks_late`, threads; replies by rpc://"

@@ -49,31 +49,31 @@ async def database_killed(environment: ChaosEnvironment, rng: random.Random) -> 
     await asyncio.to_thread(environment.postgres.start)
 
 
-async def line_cut(proxy: TcpProxy, rng: random.Random) -> None:
+async def connection_reset(proxy: TcpProxy, rng: random.Random) -> None:
     for _ in range(3):
         proxy.abort_connections()
         await asyncio.sleep(rng.uniform(0.2, 1.0))
 
 
-async def line_stalled(proxy: TcpProxy, rng: random.Random) -> None:
+async def connection_stalled(proxy: TcpProxy, rng: random.Random) -> None:
     """Longer than three heartbeats and than every time-out but the database's: both ends must notice it themselves."""
     proxy.flow_enabled.clear()
     await asyncio.sleep(10)
     proxy.flow_enabled.set()
 
 
-async def line_half_open(proxy: TcpProxy, rng: random.Random) -> None:
+async def connection_half_open(proxy: TcpProxy, rng: random.Random) -> None:
     proxy.half_open()
     await asyncio.sleep(1)
 
 
-async def line_slow(proxy: TcpProxy, rng: random.Random) -> None:
+async def connection_slow(proxy: TcpProxy, rng: random.Random) -> None:
     proxy.delay_seconds = 0.2
     await asyncio.sleep(5)
     proxy.delay_seconds = 0
 
 
-CONNECTION_FAULTS = (line_cut, line_stalled, line_half_open, line_slow)
+CONNECTION_FAULTS = (connection_reset, connection_stalled, connection_half_open, connection_slow)
 
 
 def connection_fault(service: str, fault_function: Callable[[TcpProxy, random.Random], Awaitable[None]]) -> Fault:
@@ -86,12 +86,12 @@ def connection_fault(service: str, fault_function: Callable[[TcpProxy, random.Ra
 
 async def store_refusing(environment: ChaosEnvironment, rng: random.Random) -> None:
     """The folder is unavailable for a moment, as a network disk may be."""
-    moved = environment.store.with_name("store-aside")
-    environment.store.rename(moved)
+    renamed_folder = environment.store.with_name("store-aside")
+    environment.store.rename(renamed_folder)
     environment.store.touch()
     await asyncio.sleep(2)
     environment.store.unlink()
-    moved.rename(environment.store)
+    renamed_folder.rename(environment.store)
 
 
 STORE_FULL_BODY = (

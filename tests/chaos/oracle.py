@@ -130,17 +130,17 @@ class Oracle:
         calls = self.webhook_calls()
         complete, failed = calls["complete"], calls["failed"]
         pictures = self.environment.picture_store.count_pictures()
-        known = set(self.confirmed) | self.unconfirmed
+        published = set(self.confirmed) | self.unconfirmed
         ended = set(failed) | self.dead_lettered | {number for number in complete if pictures[number]}
-        duplicated = [number for number in known if sum(len(ids.get(number, ())) for ids in calls.values()) > 1]
+        duplicated = [number for number in published if sum(len(ids.get(number, ())) for ids in calls.values()) > 1]
         final_calls = [
             call for call in self.environment.backend.requests[self.first_request :] if call.path.endswith(("complete", "failed"))
         ]
         return OrderOutcomes(
             lost=sorted(set(self.confirmed) - ended),
             duplicated=sorted(duplicated),
-            unexpected=sorted((set(complete) | set(failed)) - known),
-            dead_lettered=sorted(self.dead_lettered & known),
+            unexpected=sorted((set(complete) | set(failed)) - published),
+            dead_lettered=sorted(self.dead_lettered & published),
             expired=sorted(set(failed) - self.dead_lettered),
             repeated_calls=len(final_calls) - sum(len(ids) for kind in calls.values() for ids in kind.values()),
         )

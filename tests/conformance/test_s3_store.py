@@ -65,8 +65,8 @@ async def test_fetch_from_other_bucket_needs_setting(s3_settings: Settings) -> N
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
         with pytest.raises(PermanentError, match="ASSET_BUCKETS"):
             await claims.fetch(address, max_bytes=100)
-    for named in ("models", "*"):
-        async with open_claim_store(StoreSettings(**s3_settings, asset_buckets=named)) as claims:
+    for allowed_bucket in ("models", "*"):
+        async with open_claim_store(StoreSettings(**s3_settings, asset_buckets=allowed_bucket)) as claims:
             assert await claims.fetch(address, max_bytes=100) == b"weights"
 
 

@@ -26,8 +26,8 @@ SKY_COLORS = (("#f4c9a0", "#7a4f8f"), ("#bfe0e2", "#2f6f8f"), ("#f7e3b5", "#d979
 
 def draw_landscape(prompt: str, seed: int, size: tuple[int, int]) -> bytes:
     rng = random.Random(hashlib.sha256(f"{prompt} {seed}".encode()).digest())
-    horizon, zenith = (Pillow.new("RGB", size, colour) for colour in rng.choice(SKY_COLORS))
-    picture = Pillow.composite(horizon, zenith, Pillow.linear_gradient("L").resize(size))
+    lower_sky, upper_sky = (Pillow.new("RGB", size, colour) for colour in rng.choice(SKY_COLORS))
+    picture = Pillow.composite(lower_sky, upper_sky, Pillow.linear_gradient("L").resize(size))
     draw, (width, height) = ImageDraw.Draw(picture), size
     radius, x, y = width * rng.uniform(0.06, 0.14), width * rng.uniform(0.2, 0.8), height * rng.uniform(0.15, 0.45)
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="#fff3d6")
@@ -48,9 +48,9 @@ async def generate_images(command: Image, context: Context, *, claims: ClaimStor
     pictures = [draw_landscape(command.prompt, seed + index, size) for index in range(command.count)]
     for percent in (0, 20, 40, 60, 80):
         step = percent * command.steps // 100
-        left = round((100 - percent) / 20 * STEP_SECONDS)
+        remaining_seconds = round((100 - percent) / 20 * STEP_SECONDS)
         await context.report_progress(
-            Progress(current_step=step, total_steps=command.steps, progress_percent=percent, estimated_seconds=left)
+            Progress(current_step=step, total_steps=command.steps, progress_percent=percent, estimated_seconds=remaining_seconds)
         )
         await asyncio.sleep(LONG_STEP_SECONDS if percent == 40 and "dries" in command.prompt else STEP_SECONDS)
     made_with = {"model": "landscape", "scheduler": command.scheduler}

@@ -101,8 +101,8 @@ async def test_document_type_is_detected_from_content(
     async with start_worker(*text_actor.actors):
         alone = await http.post("/multimodal", data={"message": "sum"}, files={"file": ("x.png", data)})
         files = {"file_data": base64.b64encode(data).decode(), "image_data": base64.b64encode(png()).decode(), "file_type": "doc"}
-        both = await http.post("/multimodal", json={"message": "sum"} | files)
-    infos = [response.json()["model_info"] for response in (alone, both)]
+        image_and_document = await http.post("/multimodal", json={"message": "sum"} | files)
+    infos = [response.json()["model_info"] for response in (alone, image_and_document)]
     assert [(info["has_image"], info["has_file"], info["file_type"], info["engine"]) for info in infos] == [
         (False, True, kind, "vLLM+Multimodal"),
         (True, True, kind, "vLLM+Multimodal"),
@@ -206,11 +206,14 @@ async def test_conversations_are_listed_read_and_deleted(
     http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor
 ) -> None:
     async with start_worker(*text_actor.actors):
-        listing, one = (await http.get("/conversations")).json(), (await http.get(f"/conversations/{KNOWN_CONVERSATION}")).json()
+        conversations, conversation = (
+            (await http.get("/conversations")).json(),
+            (await http.get(f"/conversations/{KNOWN_CONVERSATION}")).json(),
+        )
         deleted, unknown = await http.delete(f"/conversations/{KNOWN_CONVERSATION}"), await http.get("/conversations/none")
-    assert listing["total_conversations"] == 1
-    assert set(listing["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
-    assert [(message["role"], message["content"], message.get("image_info")) for message in one["messages"]] == [
+    assert conversations["total_conversations"] == 1
+    assert set(conversations["conversations"][0]) == {"conversation_id", "message_count", "last_message_time", "last_message_preview"}
+    assert [(message["role"], message["content"], message.get("image_info")) for message in conversation["messages"]] == [
         ("user", "무엇?", {"width": 4}),
         ("assistant", "라멘", None),
     ]
@@ -224,8 +227,12 @@ async def test_conversations_return_503_without_text_actor(http: httpx.AsyncClie
 
 async def test_health_and_status_report_engine_state(http: httpx.AsyncClient, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
     """Also without a text actor, and while it loads its model."""
-    absent = (await http.get("/health")).json()
-    assert (absent["status"], absent["model_loaded"], absent["broker"]) == ("healthy", False, True)
+    health_without_actor = (await http.get("/health")).json()
+    assert (health_without_actor["status"], health_without_actor["model_loaded"], health_without_actor["broker"]) == (
+        "healthy",
+        False,
+        True,
+    )
     async with start_worker(*text_actor.actors):
         await asyncio.sleep(1.1)
         health, status = (await http.get("/health")).json(), (await http.get("/status/detailed")).json()

@@ -180,9 +180,11 @@ async def test_expired_command_is_not_started(start_worker: StartWorker, broker_
         return Echoed(text=command.text)
 
     actor = echo_actor(record)
-    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    past_deadline = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async with start_worker(actor):
-        await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(
+            actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past_deadline}, reply_to=broker_client.reply_queue
+        )
         assert (await broker_client.next_reply())[1]["code"] == "deadline-exceeded"
         queue = await broker_client.channel.declare_queue(broker_names.dead_letter_queue(actor.step), passive=True)
         assert queue.declaration_result.message_count == 0
@@ -197,9 +199,11 @@ async def test_step_without_deadline_runs_after_it(start_worker: StartWorker, br
         return Echoed(text=command.text)
 
     actor = echo_actor(notify, enforce_deadline=False)
-    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    past_deadline = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async with start_worker(actor):
-        await broker_client.publish(actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past}, reply_to=broker_client.reply_queue)
+        await broker_client.publish(
+            actor.step, {"text": "x"}, headers={Header.DEADLINE.value: past_deadline}, reply_to=broker_client.reply_queue
+        )
         assert (await broker_client.next_reply())[1] == {"text": "x"}
 
 

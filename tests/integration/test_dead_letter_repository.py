@@ -167,8 +167,8 @@ async def test_dead_letter_queries_are_answered_over_bus(
         assert (await query("dead-letter.replay", {"selection": {"ids": [letter["id"]]}}))["dry_run"] is True
         assert (await query("dead-letter.replay", {"selection": {}}))["code"] == "selection-empty"
         assert (await query("dead-letter.edit", {"id": letter["id"], "body": {"text": "y"}}))["dry_run"] is True
-        moved = await query("dead-letter.move", {"selection": {"ids": [letter["id"]]}, "to": "archived", "dry_run": False})
-        assert moved == {"dry_run": False, "to": "archived", "letters": 1}
+        move_result = await query("dead-letter.move", {"selection": {"ids": [letter["id"]]}, "to": "archived", "dry_run": False})
+        assert move_result == {"dry_run": False, "to": "archived", "letters": 1}
 
 
 async def send_query(broker_client: BrokerClient, step: str, body: dict[str, Any]) -> Any:

@@ -46,10 +46,10 @@ async def test_request_reports_each_step_and_its_output_is_deleted_after_reading
 
 async def test_request_rejected_by_engine_fails_alone() -> None:
     async with open_faulty_executor() as executor:
-        good, bad = await asyncio.gather(executor.run(FaultyRequest()), executor.run(FaultyRequest(steps=0)), return_exceptions=True)
-        assert isinstance(bad, PermanentError)
-        assert bad.code == "no-steps"
-        assert good.result["steps"] == 3  # type: ignore[union-attr]
+        result, error = await asyncio.gather(executor.run(FaultyRequest()), executor.run(FaultyRequest(steps=0)), return_exceptions=True)
+        assert isinstance(error, PermanentError)
+        assert error.code == "no-steps"
+        assert result.result["steps"] == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("fault", ["segfault", "exit", "raise", "hang"])
@@ -121,9 +121,9 @@ async def test_request_cancelled_while_queued_never_reaches_engine() -> None:
 async def test_request_past_its_deadline_never_reaches_engine() -> None:
     steps: list[Progressed] = []
     async with open_faulty_executor() as executor:
-        with pytest.raises(PermanentError) as caught:
+        with pytest.raises(PermanentError) as raised:
             await executor.run(FaultyRequest(), deadline=datetime.now(UTC) - timedelta(seconds=1), on_progress=steps.append)
-        assert caught.value.code == "deadline-exceeded"
+        assert raised.value.code == "deadline-exceeded"
         assert steps == []
 
 

@@ -109,10 +109,10 @@ async def test_event_stream_resumes_at_another_gateway(gateway_starter: GatewayS
                 await anext(chunks)
         actor.resume.set()
         _, http = await gateway_starter.open()
-        rest = await http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": parse_events(received)[-1]["id"]})
-        whole = parse_events((await http.get(f"/jobs/{job_id}/events")).text)
-    assert parse_events(received) + parse_events(rest.text) == whole
-    assert [event["event"] for event in whole if event["event"].startswith(("job", "consult.completed"))] == [
+        resumed_response = await http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": parse_events(received)[-1]["id"]})
+        all_events = parse_events((await http.get(f"/jobs/{job_id}/events")).text)
+    assert parse_events(received) + parse_events(resumed_response.text) == all_events
+    assert [event["event"] for event in all_events if event["event"].startswith(("job", "consult.completed"))] == [
         *("job.accepted", "consult.completed", "consult.completed", "job.completed")
     ]
 

@@ -98,11 +98,11 @@ async def test_port_in_use_is_reported(bus_settings: BusSettings, store_folder: 
 
 
 async def test_starting_process_is_live_but_not_ready(bus_settings: BusSettings, store_folder: Path) -> None:
-    opened = asyncio.Event()
+    may_open = asyncio.Event()
 
     @asynccontextmanager
     async def open_late(resources: Resources) -> AsyncIterator[Handler]:
-        await opened.wait()
+        await may_open.wait()
         yield echo
 
     actor = Actor(step="late", command=Echo, result=Echoed, open=open_late, timeout_seconds=5, prefetch=1)
@@ -118,7 +118,7 @@ async def test_starting_process_is_live_but_not_ready(bus_settings: BusSettings,
         assert (await page.get("/health/live"))[0] == 200
         assert (await page.get("/health/startup"))[0] == 503
         assert "starting" in (await page.wait_until_ready_is(ready=False))[0]
-        opened.set()
+        may_open.set()
         await page.wait_until_ready_is(ready=True)
         assert (await page.get("/health/startup"))[0] == 200
     serving.cancel()
@@ -226,17 +226,17 @@ async def test_deliveries_are_counted_by_outcome(bus_settings: BusSettings, stor
 
 @pytest.mark.usefixtures("purged_queues")
 async def test_paused_actor_is_not_ready_despite_other_consumers(bus_settings: BusSettings, store_folder: Path) -> None:
-    opened: list[Resources] = []
+    opened_resources: list[Resources] = []
 
     @asynccontextmanager
     async def open_pausable(resources: Resources) -> AsyncIterator[Handler]:
-        opened.append(resources)
+        opened_resources.append(resources)
         yield echo
 
     actor = Actor(step="paused", command=Echo, result=Echoed, open=open_pausable, timeout_seconds=5, prefetch=1)
-    async with serve_actor(actor, bus_settings, store_folder) as page, serve_actor(actor, bus_settings, store_folder) as other:
-        opened[0].set_unready("the model does not load")
+    async with serve_actor(actor, bus_settings, store_folder) as page, serve_actor(actor, bus_settings, store_folder) as other_page:
+        opened_resources[0].set_unready("the model does not load")
         assert await page.wait_until_ready_is(ready=False) == ["queue:paused: atelier.paused is not consumed: the model does not load"]
-        await other.wait_until_ready_is(ready=True)
-        opened[0].set_unready(None)
+        await other_page.wait_until_ready_is(ready=True)
+        opened_resources[0].set_unready(None)
         await page.wait_until_ready_is(ready=True)

@@ -57,9 +57,9 @@ class ImageEngineRig:
     def image(self, done: ImageDone, index: int = 0) -> Pillow.Image:
         return Pillow.open(done.images[index].uri.removeprefix("file://"))
 
-    def max_pixel_difference(self, one: ImageDone, other: ImageDone) -> int:
+    def max_pixel_difference(self, first: ImageDone, second: ImageDone) -> int:
         """The largest difference of any value of any pixel."""
-        return max(high for _, high in ImageChops.difference(self.image(one), self.image(other)).getextrema())
+        return max(high for _, high in ImageChops.difference(self.image(first), self.image(second)).getextrema())
 
     def lora(self, name: str, **options: Any) -> Lora:
         return Lora(uri=self.loras[f"tiny-lora-{name}"].as_uri(), **options)
@@ -129,26 +129,26 @@ async def test_requested_previews_are_small_jpegs_in_progress_events(image_engin
 
 async def test_concurrent_orders_share_denoising_steps(image_engine_rig: ImageEngineRig) -> None:
     orders = [variant(seed=number, steps=10 + number, lora=image_engine_rig.lora("abc"[number % 3])) for number in range(5)]
-    done = await asyncio.gather(*(image_engine_rig.draw(order) for order in orders))
-    assert max(one.largest_batch for one in done) == 5
-    assert len({one.images[0].sha256 for one in done}) == 5
+    results = await asyncio.gather(*(image_engine_rig.draw(order) for order in orders))
+    assert max(result.largest_batch for result in results) == 5
+    assert len({result.images[0].sha256 for result in results}) == 5
 
 
 async def test_lora_is_fetched_once_and_changes_image(image_engine_rig: ImageEngineRig) -> None:
-    plain = await image_engine_rig.draw(SMALL)
+    without_lora = await image_engine_rig.draw(SMALL)
     before = image_engine_rig.files.fetch_count
     first, second = await asyncio.gather(*(image_engine_rig.draw(variant(lora=image_engine_rig.lora("a", scale=0.9))) for _ in range(2)))
     assert image_engine_rig.files.fetch_count - before <= 1
     assert image_engine_rig.max_pixel_difference(first, second) <= 1
-    assert image_engine_rig.max_pixel_difference(first, plain) > 8
+    assert image_engine_rig.max_pixel_difference(first, without_lora) > 8
     assert first.made_with["lora_scale"] == "0.9"
 
 
 async def test_missing_lora_is_an_error_only_when_required(image_engine_rig: ImageEngineRig) -> None:
     missing = (image_engine_rig.folder / "missing.safetensors").as_uri()
-    with pytest.raises(PermanentError) as caught:
+    with pytest.raises(PermanentError) as raised:
         await image_engine_rig.draw(variant(lora=Lora(uri=missing)))
-    assert caught.value.code == "lora-missing"
+    assert raised.value.code == "lora-missing"
     without = await image_engine_rig.draw(variant(lora=Lora(uri=missing, required=False)))
     assert without.lora_missing
     assert image_engine_rig.max_pixel_difference(without, await image_engine_rig.draw(SMALL)) <= 1
@@ -162,15 +162,15 @@ async def test_incompatible_lora_fails_only_its_order(image_engine_rig: ImageEng
     incompatible = image_engine_rig.folder / "incompatible.safetensors"
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{name}.lora_A.weight": torch.ones(4, 320), f"{name}.lora_B.weight": torch.ones(320, 4)}, incompatible)
-    bad, good = await asyncio.gather(
+    error, result = await asyncio.gather(
         image_engine_rig.draw(variant(lora=Lora(uri=incompatible.as_uri()))),
         image_engine_rig.draw(variant(lora=image_engine_rig.lora("b"))),
         return_exceptions=True,
     )
-    assert isinstance(bad, PermanentError)
-    assert bad.code == "lora-invalid"
-    assert "incompatible.safetensors" in str(bad)
-    assert isinstance(good, ImageDone)
+    assert isinstance(error, PermanentError)
+    assert error.code == "lora-invalid"
+    assert "incompatible.safetensors" in str(error)
+    assert isinstance(result, ImageDone)
 
 
 async def test_cancelled_order_frees_slot(image_engine_rig: ImageEngineRig) -> None:
@@ -187,9 +187,9 @@ async def test_cancelled_order_frees_slot(image_engine_rig: ImageEngineRig) -> N
 
 
 async def test_unknown_model_is_rejected(image_engine_rig: ImageEngineRig) -> None:
-    with pytest.raises(PermanentError) as caught:
+    with pytest.raises(PermanentError) as raised:
         await image_engine_rig.draw(variant(model="sdxl"))
-    assert caught.value.code == "model-unknown"
+    assert raised.value.code == "model-unknown"
 
 
 async def test_order_is_reproducible_after_engine_kill(image_engine_rig: ImageEngineRig) -> None:

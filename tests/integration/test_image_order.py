@@ -82,14 +82,14 @@ async def test_failing_order_is_dead_lettered_and_reported_once(
     worker_processes: WorkerProcesses, data: dict[str, Any], queue: str, code: str
 ) -> None:
     """The dead letter and the `failed` webhook name the cause; the next order is not affected."""
-    bad, good = next(GENERATION_IDS), next(GENERATION_IDS)
+    failing, succeeding = next(GENERATION_IDS), next(GENERATION_IDS)
     async with worker_processes.start_process(*STEPS):
-        await worker_processes.publish_order(form_c_order(bad, **data))
-        await worker_processes.publish_order(form_c_order(good))
+        await worker_processes.publish_order(form_c_order(failing, **data))
+        await worker_processes.publish_order(form_c_order(succeeding))
         await worker_processes.wait_for_webhooks("complete", "failed")
         letter = await worker_processes.broker_client.take_message(broker_names.dead_letter_queue(queue))
     (failed,) = [call.body for call in worker_processes.backend.requests if call.path.endswith("failed")]
-    assert (failed["generation_id"], failed["error_code"], failed["retry_count"]) == (bad, code.upper().replace("-", "_"), 3)
+    assert (failed["generation_id"], failed["error_code"], failed["retry_count"]) == (failing, code.upper().replace("-", "_"), 3)
     assert letter.headers[Header.FAULT_CODE] == code
 
 
@@ -110,10 +110,10 @@ async def test_worker_killed_at_any_point_is_exactly_once(worker_processes: Work
     others = [other for other in STEPS if other != step]
     async with (
         worker_processes.start_process(*others),
-        worker_processes.start_process(step, crash_point=point, marker_file=marker) as victim,
+        worker_processes.start_process(step, crash_point=point, marker_file=marker) as killed_process,
     ):
         await worker_processes.publish_order(form_c_order(next(GENERATION_IDS)))
-        assert await asyncio.wait_for(victim.wait(), 30) == -9
+        assert await asyncio.wait_for(killed_process.wait(), 30) == -9
         async with worker_processes.start_process(step):
             await worker_processes.wait_for_webhooks("complete")
     assert len(worker_processes.stored_pictures()) == 1
@@ -124,7 +124,7 @@ async def test_webhook_worker_killed_after_call_does_not_repeat_call(worker_proc
     """The inbox and the delivery lock prevent a second call: the backend receives `complete` once."""
     async with worker_processes.start_process(*(step for step in STEPS if step != "webhook")):
         await worker_processes.publish_order(form_c_order(next(GENERATION_IDS)))
-        async with worker_processes.start_process("webhook", crash_point=point, marker_file=tmp_path / "died") as victim:
-            assert await asyncio.wait_for(victim.wait(), 30) == -9
+        async with worker_processes.start_process("webhook", crash_point=point, marker_file=tmp_path / "died") as killed_process:
+            assert await asyncio.wait_for(killed_process.wait(), 30) == -9
         async with worker_processes.start_process("webhook"):
             await worker_processes.wait_for_webhooks("complete")

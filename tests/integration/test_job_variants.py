@@ -99,12 +99,12 @@ async def test_repeated_notification_creates_one_command(
 ) -> None:
     """The source system updates variants that seem stuck. The second command returns the verdict of the first."""
     model.release_event = asyncio.Event()
-    touch = "update public.jobs_variants set updated_at = now() where job_variants_id = $1"
+    update_timestamp = "update public.jobs_variants set updated_at = now() where job_variants_id = $1"
     async with start_worker(adapters=[LISTENER]):
         ids = await source.insert_variant()
         for _ in range(3):
             await asyncio.sleep(0.05)
-            await source.pool.execute(touch, ids["job_variants_id"])
+            await source.pool.execute(update_timestamp, ids["job_variants_id"])
     async with start_worker(validate.ACTOR):
         await model.request_semaphore.acquire()
         model.release_event.set()

@@ -147,11 +147,11 @@ class Test_idempotency_key:  # noqa: N801 - reads as a sentence
                 "/jobs", content=json.dumps(order_body(), indent=3), headers=key | {"Content-Type": "application/json"}
             )
             assert (first.json()["job_id"], second.status_code) == (second.json()["job_id"], 202)
-            waited = await second_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
-            ended = await first_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
+            waiting_response = await second_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
+            ended_response = await first_gateway.post("/jobs", json=order_body(), headers=key, params={"wait": 20})
             listed = (await first_gateway.get("/jobs", params={"limit": 500})).json()["jobs"]
-        assert waited.status_code == ended.status_code == 200
-        assert waited.json()["result"]["result_url"] == ended.json()["result"]["result_url"]
+        assert waiting_response.status_code == ended_response.status_code == 200
+        assert waiting_response.json()["result"]["result_url"] == ended_response.json()["result"]["result_url"]
         assert [job["job_id"] for job in listed].count(first.json()["job_id"]) == 1
 
     async def test_concurrent_submissions_are_one_job(
@@ -223,7 +223,7 @@ async def test_gateway_shutdown_loses_no_job(bus_settings: BusSettings, store_fo
         assert (await wait_until_job_ended(second, job_id))["state"] == "completed"
 
 
-async def test_job_is_cancelled(gateway: OpenGateway, start_worker: StartWorker) -> None:
+async def test_queued_job_is_cancelled_and_ended_job_is_conflict(gateway: OpenGateway, start_worker: StartWorker) -> None:
     """Before its work starts. Cancelling an ended job is a conflict."""
     http = await gateway()
     job_id = (await http.post("/jobs", json=order_body())).json()["job_id"]
@@ -258,12 +258,14 @@ class Test_events:  # noqa: N801
         async with start_worker(*JOB_ACTORS):
             job_id = (await first_gateway.post("/jobs", json=order_body(), params={"wait": 20})).json()["job_id"]
             await wait_until_job_ended(first_gateway, job_id)
-            whole = parse_events((await first_gateway.get(f"/jobs/{job_id}/events")).text)
-            for last in (0, len(whole) // 2, len(whole) - 1):
-                rest = parse_events((await second_gateway.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": whole[last]["id"]})).text)
-                assert rest == whole[last + 1 :]
+            all_events = parse_events((await first_gateway.get(f"/jobs/{job_id}/events")).text)
+            for last in (0, len(all_events) // 2, len(all_events) - 1):
+                resumed_events = parse_events(
+                    (await second_gateway.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": all_events[last]["id"]})).text
+                )
+                assert resumed_events == all_events[last + 1 :]
             unknown = parse_events((await second_gateway.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "?"})).text)
-        assert unknown == whole
+        assert unknown == all_events
 
     async def test_idle_stream_sends_keepalive_and_unknown_job_is_404(self, gateway: OpenGateway, start_worker: StartWorker) -> None:
         http = await gateway(keepalive_seconds=0.2)

@@ -14,11 +14,11 @@ from contracts import broker_names
 from contracts.job import Job, Jobs
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def event(job_id: str, step: str, kind: str, offset: float, **fields: Any) -> dict[str, Any]:
-    at = (T0 + timedelta(seconds=offset)).isoformat()
+    at = (START + timedelta(seconds=offset)).isoformat()
     return {"kind": kind, "step": step, "job_id": job_id, "at": at, "message_id": f"{job_id}/{step}"} | fields
 
 
@@ -62,7 +62,7 @@ async def test_job_state_is_independent_of_event_order(
         job = await wait_for_job(requests, job_id, 2, accepted=True)
     assert (job.state, job.kind, job.itinerary, job.result) == ("completed", "image_generation", ["image", "upload"], {"result_url": "u"})
     assert [(step.step, step.state, step.seconds) for step in job.steps] == [("image", "completed", 1.5), ("upload", "completed", 0.5)]
-    assert job.created_at == T0
+    assert job.created_at == START
 
 
 async def test_replayed_job_is_completed_after_failure(

@@ -189,11 +189,11 @@ async def test_missing_server_names_three_remedies(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = LocalSettings(server_path=str(tmp_path), may_install=False, local_folder=tmp_path / ".local")
 
-    with pytest.raises(SetupError) as caught:
+    with pytest.raises(SetupError) as raised:
         async with local_stack(settings):
             pass
 
-    message = str(caught.value)
+    message = str(raised.value)
     assert all(remedy in message for remedy in ("apt-get install rabbitmq-server", "AMQP_URL=", "docker compose up"))
 
 

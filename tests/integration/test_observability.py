@@ -29,8 +29,8 @@ def rules() -> list[dict[str, Any]]:
 
 
 def dashboard_expressions() -> list[str]:
-    board = json.loads((FOLDER / "grafana/dashboards/atelier.json").read_text())
-    return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    dashboard = json.loads((FOLDER / "grafana/dashboards/atelier.json").read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 
 def run_promtool(*arguments: str, cwd: Path = FOLDER) -> str:

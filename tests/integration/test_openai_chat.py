@@ -44,7 +44,7 @@ def data_url() -> str:
 
 
 async def test_served_models_are_listed(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
-    """Those whose actors consume at present."""
+    """Only models whose actors are consuming."""
     assert [model.id async for model in client.models.list()] == []
     async with start_worker(*text_actor.actors, FAKE_IMAGE_ACTOR):
         await asyncio.sleep(1.1)

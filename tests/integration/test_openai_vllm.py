@@ -63,14 +63,14 @@ async def test_chat_completion_returns_answer_and_usage(client: AsyncOpenAI) -> 
     """The same seed gives the same text, also as a stream, which reports its usage, too."""
     assert [model.id async for model in client.models.list()] == ["tiny"]
     parameters: Any = {"model": "tiny", "messages": user("Tell me of harbours."), "max_tokens": 24, "seed": 5}
-    whole = await client.chat.completions.create(**parameters)
+    completion = await client.chat.completions.create(**parameters)
     stream = await client.chat.completions.create(**parameters, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == completion.choices[0].message.content
     assert len(chunks) > 4
-    assert whole.usage is not None
-    assert 0 < whole.usage.completion_tokens <= 24
-    assert chunks[-1].usage == whole.usage
+    assert completion.usage is not None
+    assert 0 < completion.usage.completion_tokens <= 24
+    assert chunks[-1].usage == completion.usage
 
 
 async def test_structured_output_returns_parsed_class(client: AsyncOpenAI) -> None:

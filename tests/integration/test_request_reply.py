@@ -52,9 +52,9 @@ async def test_timeout_names_job_and_late_reply_is_counted(start_worker: StartWo
 
     actor = echo_actor(slow)
     async with start_worker(actor):
-        with pytest.raises(ReplyTimeout) as late:
+        with pytest.raises(ReplyTimeout) as raised:
             await requests.request(actor.step, {"text": "x"}, seconds=0.3)
-        assert late.value.job_id
+        assert raised.value.job_id
         async with asyncio.timeout(5):
             while not requests.late_replies:
                 await asyncio.sleep(0.02)

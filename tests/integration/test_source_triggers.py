@@ -30,7 +30,7 @@ TRIGGERS = "select tgname from pg_trigger where not tgisinternal order by 1"
 
 @dataclass
 class TriggerDatabase:
-    """Its database, and the job states of its notifications."""
+    """The database of the source system, and the job states in its notifications."""
 
     bus: BusSettings
     connection: asyncpg.Connection
@@ -69,7 +69,7 @@ async def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 async def source(bus_settings: BusSettings, model: FakeOpenAiServer) -> AsyncIterator[TriggerDatabase]:
-    """A database of its own."""
+    """A new database with the tables and triggers of the source system; dropped afterwards."""
     assert bus_settings.database_url
     url, name = bus_settings.database_url.get_secret_value(), f"source_{uuid4().hex[:8]}"
     server = await asyncpg.connect(url)

@@ -31,25 +31,25 @@ async def test_job_of_another_tenant_is_404(http: httpx.AsyncClient, start_worke
     """Its state, events, files and cancellation: the same response as for an unknown job."""
     async with start_worker(*JOB_ACTORS):
         submitted = await http.post("/jobs", json=order_body(), params={"wait": 20}, headers=key("shop"))
-        job_id, never = submitted.json()["job_id"], str(uuid4())
+        job_id, unknown_id = submitted.json()["job_id"], str(uuid4())
         http.headers.update(key("shop"))
         job = await wait_until_job_ended(http, job_id)
         (file,) = [file["name"] for file in job["files"] if file["name"].startswith("job-")]
         for method, path, status in [("GET", "", 200), ("GET", "/events", 200), ("GET", f"/files/{file}", 200), ("DELETE", "", 409)]:
             own, foreign, unknown = [
                 await http.request(method, f"/jobs/{requested_id}{path}", headers=key(name))
-                for requested_id, name in [(job_id, "shop"), (job_id, "office"), (never, "office")]
+                for requested_id, name in [(job_id, "shop"), (job_id, "office"), (unknown_id, "office")]
             ]
             assert own.status_code == status, path
             assert (foreign.status_code, unknown.status_code) == (404, 404), path
-            assert foreign.json() | {"status": 0} == json_about(unknown, never, job_id) | {"status": 0}, path
+            assert foreign.json() | {"status": 0} == json_about(unknown, unknown_id, job_id) | {"status": 0}, path
         as_operator = [await http.get(f"/jobs/{job_id}{path}", headers=key("watch")) for path in ("", "/events", f"/files/{file}")]
     assert job["tenant"] == "shop"
     assert [answer.status_code for answer in as_operator] == [200, 200, 200]
 
 
 def json_about(response: httpx.Response, requested_id: str, other_id: str) -> dict[str, object]:
-    """The body, with the id replaced."""
+    """The fields of a response body; `requested_id` is replaced by `other_id`."""
     return {name: value.replace(requested_id, other_id) if isinstance(value, str) else value for name, value in response.json().items()}
 
 
@@ -100,8 +100,10 @@ async def test_idempotency_key_is_scoped_to_tenant(http: httpx.AsyncClient, star
     """The same Idempotency-Key of two tenants means two jobs. A tenant sees its own one at once."""
     idempotency_key = {"Idempotency-Key": uuid4().hex}
     async with start_worker(*JOB_ACTORS):
-        one, other = [await http.post("/jobs", json=order_body(), headers=idempotency_key | key(name)) for name in ("shop", "office")]
-        own = await http.get(f"/jobs/{one.json()['job_id']}", headers=key("shop"))
-        hidden = await http.get(f"/jobs/{one.json()['job_id']}", headers=key("office"))
-    assert one.json()["job_id"] != other.json()["job_id"]
+        of_shop, of_office = [
+            await http.post("/jobs", json=order_body(), headers=idempotency_key | key(name)) for name in ("shop", "office")
+        ]
+        own = await http.get(f"/jobs/{of_shop.json()['job_id']}", headers=key("shop"))
+        hidden = await http.get(f"/jobs/{of_shop.json()['job_id']}", headers=key("office"))
+    assert of_shop.json()["job_id"] != of_office.json()["job_id"]
     assert (own.status_code, own.json()["tenant"], hidden.status_code) == (200, "shop", 404)

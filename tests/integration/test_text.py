@@ -101,11 +101,11 @@ async def test_turn_of_killed_process_is_stored_once(
     assert bus_settings.database_url
     environment |= {"DATABASE_URL": bus_settings.database_url.get_secret_value()}
     worker_processes = WorkerProcesses(os.environ | environment, tmp_path, WebhookBackend(), broker_client)
-    async with worker_processes.start_process("text", crash_point=point, marker_file=tmp_path / "died") as victim:
-        asking = asyncio.create_task(ask(requests, "once"))
-        assert await asyncio.wait_for(victim.wait(), 60) == -9
+    async with worker_processes.start_process("text", crash_point=point, marker_file=tmp_path / "died") as killed_process:
+        answer_task = asyncio.create_task(ask(requests, "once"))
+        assert await asyncio.wait_for(killed_process.wait(), 60) == -9
     async with start_worker(*ACTORS):
-        answer = await asking
+        answer = await answer_task
         query = {"conversation_id": answer["conversation_id"]}
         stored = await requests.request("conversation.get", query, seconds=10, tenant="t")
         listed = await requests.request("conversation.list", {}, seconds=10, tenant="t")

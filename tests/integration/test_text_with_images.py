@@ -67,9 +67,9 @@ async def test_answer_depends_on_image(http: httpx.AsyncClient) -> None:
 
 async def test_image_and_document_are_both_in_prompt(http: httpx.AsyncClient) -> None:
     files = {"image": ("x.png", png("grey")), "file": ("y.pdf", make_pdf("The harbour is open."))}
-    both = await ask(http, "/multimodal", files=files)
-    assert both != await ask(http, "/multimodal", files={"image": files["image"]})
-    assert both != await ask(http, "/multimodal", files={"file": files["file"]})
+    answer_to_both = await ask(http, "/multimodal", files=files)
+    assert answer_to_both != await ask(http, "/multimodal", files={"image": files["image"]})
+    assert answer_to_both != await ask(http, "/multimodal", files={"file": files["file"]})
 
 
 async def test_openai_client_sends_image(url: str) -> None:

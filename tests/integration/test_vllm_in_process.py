@@ -116,9 +116,11 @@ async def test_lora_changes_output_and_unknown_lora_is_named(requests: RequestCl
     """Also in one batch: a request without an adapter does not get that of its neighbour."""
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 32}
     for _ in range(4):
-        plain, loud = await asyncio.gather(ask(requests, "the same", **options), ask(requests, "the same", lora_adapter="loud", **options))
-        assert plain["response"] != loud["response"]
-    assert loud["model_info"]["lora_adapter"] == "loud"
+        without_lora, with_lora = await asyncio.gather(
+            ask(requests, "the same", **options), ask(requests, "the same", lora_adapter="loud", **options)
+        )
+        assert without_lora["response"] != with_lora["response"]
+    assert with_lora["model_info"]["lora_adapter"] == "loud"
     with pytest.raises(ReplyFault, match="lora-unknown"):
         await ask(requests, "x", lora_adapter="quiet")
 

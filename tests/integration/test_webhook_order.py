@@ -70,11 +70,11 @@ async def processes(webhook_client: WebhookClient, pools: list[asyncpg.Pool]) ->
 
 
 async def test_progress_after_completion_in_another_process_is_dropped(processes: list[Handler], backend: WebhookBackend) -> None:
-    one, two = processes
-    assert (await one(progress(50), make_context("m1"))).delivered
-    assert not (await two(progress(25), make_context("m2"))).delivered
-    assert (await two(COMPLETE, make_context("m3"))).delivered
-    assert not (await one(progress(90), make_context("m4"))).delivered
+    first_process, second_process = processes
+    assert (await first_process(progress(50), make_context("m1"))).delivered
+    assert not (await second_process(progress(25), make_context("m2"))).delivered
+    assert (await second_process(COMPLETE, make_context("m3"))).delivered
+    assert not (await first_process(progress(90), make_context("m4"))).delivered
     assert backend.paths == ["progress", "complete"]
 
 

@@ -88,7 +88,7 @@ class StockPipeline:
         return [np.asarray(image).astype(int) for image in images]
 
 
-def max_pixel_difference(some: list[Any], others: list[Any]) -> int:
+def max_pixel_difference(images: list[Any], other_images: list[Any]) -> int:
     """The largest difference of any value of any pixel, of 255."""
-    assert len(some) == len(others)
-    return max(int(np.abs(one - other).max()) for one, other in zip(some, others, strict=True))
+    assert len(images) == len(other_images)
+    return max(int(np.abs(image - other_image).max()) for image, other_image in zip(images, other_images, strict=True))

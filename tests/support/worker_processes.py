@@ -1,4 +1,4 @@
-"""Actors as processes of their own, image orders for them, and what the outside world sees of their work."""
+"""Actors as processes of their own, image orders for them, and the webhooks and images that they produce."""
 
 import asyncio
 import os

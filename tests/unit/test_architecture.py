@@ -64,11 +64,11 @@ def test_violation_is_found(file: str, code: str, message: str, tmp_path: Path) 
     actors = {"actors/watermark.py": DOCSTRING + FILLING, "actors/image.py": DOCSTRING + FILLING}
     write_files(tmp_path, actors | {file: DOCSTRING + code + ("" if code.startswith("\n") else FILLING)})
 
-    found = find_violations(tmp_path)
+    violations = find_violations(tmp_path)
 
-    assert len(found) == 1
-    assert found[0].startswith(f"{file}: ")
-    assert message in found[0]
+    assert len(violations) == 1
+    assert violations[0].startswith(f"{file}: ")
+    assert message in violations[0]
 
 
 def test_missing_docstring_and_short_module_are_found(tmp_path: Path) -> None:

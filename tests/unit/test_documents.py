@@ -40,7 +40,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Without the variables before it, and without a comment after it."""
+        """The words of the command, without leading environment variables and a trailing comment."""
         words = shlex.split(self.line, comments=True)
         while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
             words.pop(0)
@@ -93,11 +93,11 @@ def find_make_error(target: str, rest: list[str]) -> str | None:
 
 
 def find_parser_error(words: list[str]) -> str | None:
-    """Let the command line's own parser decide. A placeholder such as $ID stands for one word."""
+    """Return what the parser of `atelier` refuses, or None. A placeholder such as $ID stands for one word."""
     try:
         parser().parse_args([re.sub(r"^\$\w+$", "00000000-0000-0000-0000-000000000000", word) for word in words])
-    except SystemExit as ended:
-        return None if ended.code == 0 else f"atelier refuses {' '.join(words)}"
+    except SystemExit as parser_exit:
+        return None if parser_exit.code == 0 else f"atelier refuses {' '.join(words)}"
     return None
 
 
@@ -116,8 +116,15 @@ def test_safe_documented_commands_succeed(words: tuple[str, ...], capsys: pytest
 
 
 def test_invalid_documented_command_is_detected() -> None:
-    wrong = ["make demoo", "atelier run", "atelier doctor --jason", "make demo ARGS='--cuont 2'", "frobnicate now", "python -m ops.nowhere"]
-    assert [line for line in wrong if find_error(Command("observing.md", line)) is None] == []
+    invalid_commands = [
+        "make demoo",
+        "atelier run",
+        "atelier doctor --jason",
+        "make demo ARGS='--cuont 2'",
+        "frobnicate now",
+        "python -m ops.nowhere",
+    ]
+    assert [line for line in invalid_commands if find_error(Command("observing.md", line)) is None] == []
     assert "does not say so of observing.md" in str(find_error(Command("observing.md", "docker compose up")))
 
 
@@ -126,6 +133,7 @@ def test_documented_http_paths_exist(page: str) -> None:
     app = create_app(BusSettings.model_validate({"amqp_url": "amqp://nowhere"}), GatewaySettings())
     served = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     named = set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^\s`]+)`", (ROOT / "docs" / page).read_text()))
+    assert named
     assert sorted((method, path) for method, path in named if not is_served(method, path, served)) == []
 
 
@@ -133,9 +141,12 @@ def is_served(method: str, path: str, served: set[tuple[str, str]]) -> bool:
     return any(verb == method and re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", pattern), path) for verb, pattern in served)
 
 
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_have_targets(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+    for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
@@ -159,8 +170,18 @@ def test_every_page_is_linked_from_readme() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
     known = {name for setting in all_settings() for name in setting.names} | {variable.name for variable in COMPOSE_VARIABLES}
-    quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
-    shown = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9]\b", quoted)
     set_in_commands = [name for command in documented_commands() if command.page == page.name for name in command.variables]
-    named = {*shown, *set_in_commands}
+    named = {*quoted_settings(page), *set_in_commands}
     assert sorted(name for name in named - known if not EXTERNALLY_READ.fullmatch(name)) == []
+
+
+def quoted_settings(page: Path) -> list[str]:
+    quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
+    return re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9]\b", quoted)
+
+
+def test_links_files_and_settings_are_found_in_pages() -> None:
+    """A pattern that matches nothing would let the three tests above pass."""
+    assert sum(len(LINK.findall(page.read_text())) for page in PAGES) > 30
+    assert sum(len(FILE_NAME.findall(page.read_text())) for page in PAGES) > 30
+    assert sum(len(quoted_settings(page)) for page in PAGES) > 30

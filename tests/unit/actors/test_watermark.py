@@ -266,9 +266,9 @@ async def test_signature_of_fifty_megabytes_is_rejected(watermark_rig: Watermark
 
 
 async def test_signature_that_is_no_picture_is_rejected(watermark_rig: WatermarkRig) -> None:
-    wrong = await watermark_rig.store(b"hello")
+    not_an_image = await watermark_rig.store(b"hello")
     with pytest.raises(PermanentError, match="signature") as error:
-        await watermark_rig.sign(plain(), signature={"image_uri": wrong.uri})
+        await watermark_rig.sign(plain(), signature={"image_uri": not_an_image.uri})
     assert error.value.code == "image-unreadable"
 
 

@@ -65,7 +65,7 @@ def test_invalid_deadline_is_ignored(value: Any) -> None:
     assert read_delivery(headers={Header.DEADLINE.value: value}).deadline is None
 
 
-def test_a_deadline_without_a_zone_is_utc() -> None:
+def test_deadline_without_time_zone_is_utc() -> None:
     assert read_delivery(headers={Header.DEADLINE.value: "2026-01-01T00:00:00"}).deadline == datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -50,7 +50,7 @@ def summarize(error: BaseException, attempt: int) -> tuple[object, ...]:
         (TimeoutError(), 1, ("retry", 2.0)),
     ],
 )
-def test_outcome_after_error(error: BaseException, attempt: int, expected: tuple[object, ...]) -> None:
+def test_error_is_retried_dead_lettered_requeued_or_dropped(error: BaseException, attempt: int, expected: tuple[object, ...]) -> None:
     assert summarize(error, attempt) == expected
 
 
@@ -67,7 +67,7 @@ def test_outcome_after_error(error: BaseException, attempt: int, expected: tuple
         ({"crash_count": 10, "cancelled": True}, "cancelled"),
     ],
 )
-def test_outcome_before_processing(changes: dict[str, object], expected: str | None) -> None:
+def test_cancelled_expired_or_crash_looping_delivery_is_not_processed(changes: dict[str, object], expected: str | None) -> None:
     arguments = {"step": "image", "attempt": 1, "crash_count": 0, "delivery_limit": 10, "deadline": None, "now": NOW, "cancelled": False}
     outcome: Outcome | None = precheck(**(arguments | changes))  # type: ignore[arg-type]
     assert (outcome.fault.code if isinstance(outcome, DeadLettered | Dropped) else outcome) == expected

@@ -27,7 +27,7 @@ class FailingCall:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of every wait; none is really waited."""
+    """The seconds of every requested wait; `sleep` is replaced and returns at once."""
     seconds: list[float] = []
 
     async def sleep(delay: float) -> None:

@@ -69,11 +69,11 @@ def slip_with_loop(times: int) -> Slip:
 
 def test_unmet_condition_loops_back_with_new_seed_and_fewer_tries() -> None:
     """Deterministic: a redelivery gives the same slip."""
-    back = advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
-    assert steps(back) == ["image", "validate", "upload"]
-    assert back.variables["seed"] != 7
-    assert back == advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
-    conditional = back.itinerary[1]
+    looped_slip = advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
+    assert steps(looped_slip) == ["image", "validate", "upload"]
+    assert looped_slip.variables["seed"] != 7
+    assert looped_slip == advance(slip_with_loop(2), {"is_valid": False}, COMPLETED)
+    conditional = looped_slip.itinerary[1]
     assert (conditional.gate, conditional.again and conditional.again.times) == ("is_valid", 1)
     assert not is_finished(slip_with_loop(2), {"is_valid": False})
 

@@ -14,7 +14,7 @@ def request_of(name: str | None, *, operator: bool = False) -> Request:
 
 
 @pytest.mark.parametrize(("name", "operator", "tenant"), [("shop", False, "shop"), ("watch", True, None), (None, False, None)])
-def test_operator_is_bound_to_no_tenant(name: str | None, operator: bool, tenant: str | None) -> None:
+def test_caller_has_its_tenant_and_operator_has_none(name: str | None, operator: bool, tenant: str | None) -> None:
     request = request_of(name, operator=operator)
     assert (caller_of(request), tenant_of(request)) == (name, tenant)
 
@@ -29,7 +29,9 @@ def test_operator_is_bound_to_no_tenant(name: str | None, operator: bool, tenant
         (None, False, "shop", "shop"),
     ],
 )
-def test_tenant_is_resolved(name: str | None, operator: bool, requested: str | None, resolved: str | None) -> None:
+def test_tenant_is_callers_own_or_operators_requested_one(
+    name: str | None, operator: bool, requested: str | None, resolved: str | None
+) -> None:
     assert resolve_tenant(request_of(name, operator=operator), requested) == resolved
 
 
@@ -40,7 +42,7 @@ def test_other_tenant_is_forbidden(requested: str) -> None:
     assert (raised.value.status, raised.value.title) == (403, "tenant-foreign")
 
 
-def test_operator_is_required() -> None:
+def test_tenant_without_operator_rights_is_forbidden() -> None:
     require_operator(request_of("watch", operator=True))
     with pytest.raises(HttpProblem) as raised:
         require_operator(request_of("shop"))

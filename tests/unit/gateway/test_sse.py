@@ -22,7 +22,7 @@ from tests.support.fake_broker import FakePublisher, make_services
         (json_data({"a": "1\n2"}), 'data: {"a": "1\\n2"}\n\n'),
     ],
 )
-def test_event_text(text: str, expected: str) -> None:
+def test_event_is_encoded_as_server_sent_event(text: str, expected: str) -> None:
     assert text == expected
 
 

@@ -51,11 +51,11 @@ def run_atelier(installed: Path, *arguments: str) -> "subprocess.CompletedProces
 
 
 def test_wheel_has_all_modules_and_data_files_of_the_packages(wheel: Path) -> None:
-    packed = set(zipfile.ZipFile(wheel).namelist())
+    packaged_files = set(zipfile.ZipFile(wheel).namelist())
     suffixes = (".py", ".sql", ".ttf", ".html", ".css", ".js", ".svg")
-    assert {name for name in files_of(*PACKAGES) if name.endswith(suffixes)} <= packed
-    assert files_of(str(CHECKPOINTS.relative_to(ROOT)), "gateway/console/catalogues") <= packed
-    assert "gateway/docs/asyncapi.yaml" in packed
+    assert {name for name in files_of(*PACKAGES) if name.endswith(suffixes)} <= packaged_files
+    assert files_of(str(CHECKPOINTS.relative_to(ROOT)), "gateway/console/catalogues") <= packaged_files
+    assert "gateway/docs/asyncapi.yaml" in packaged_files
 
 
 def test_wheel_has_neither_benchmarks_nor_training(wheel: Path) -> None:

@@ -8,9 +8,9 @@ from training.posters import CLASS_COUNTS, class_labels, draw_poster, text_patch
 
 
 def test_posters_are_deterministic_by_seed() -> None:
-    one, other = (draw_poster(Random(4)) for _ in range(2))
-    assert np.array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
-    assert one.expected_verdict == other.expected_verdict
+    first, second = (draw_poster(Random(4)) for _ in range(2))
+    assert np.array_equal(np.asarray(first.pixels), np.asarray(second.pixels))
+    assert first.expected_verdict == second.expected_verdict
 
 
 def test_every_verdict_field_takes_both_values() -> None:

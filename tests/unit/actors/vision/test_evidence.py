@@ -24,7 +24,7 @@ def text_picture(text: str, background: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "ratio"),
+    ("first", "second", "ratio"),
     [
         ((0, 0, 0), (255, 255, 255), 21.0),
         ((119, 119, 119), (255, 255, 255), 4.48),
@@ -32,10 +32,10 @@ def text_picture(text: str, background: str) -> Image.Image:
         ((9, 9, 9), (9, 9, 9), 1.0),
     ],
 )
-def test_contrast_ratio_matches_wcag(one: contrast.Color, other: contrast.Color, ratio: float) -> None:
+def test_contrast_ratio_matches_wcag(first: contrast.Color, second: contrast.Color, ratio: float) -> None:
     """Reference values of the WCAG definition."""
-    assert contrast.contrast_ratio(one, other) == pytest.approx(ratio, abs=0.005)
-    assert contrast.contrast_ratio(other, one) == contrast.contrast_ratio(one, other)
+    assert contrast.contrast_ratio(first, second) == pytest.approx(ratio, abs=0.005)
+    assert contrast.contrast_ratio(second, first) == contrast.contrast_ratio(first, second)
 
 
 @pytest.mark.parametrize(("text", "background"), [("#ffffff", "#202020"), ("#202020", "#ffffff"), ("#ffff00", "#0000ff")])
@@ -91,11 +91,11 @@ def test_pixel_box_is_never_empty_or_outside() -> None:
 
 
 def test_contradiction_is_an_issue() -> None:
-    poor = Evidence(contrast_ratio=2.0, contrast_required=4.5, covered_share=0.4)
+    unreadable = Evidence(contrast_ratio=2.0, contrast_required=4.5, covered_share=0.4)
 
-    assert len(find_disagreements(make_verdict(), poor)) == 2
-    assert "2:1" in find_disagreements(make_verdict(), poor)[0]
-    assert find_disagreements(make_verdict(contrast_ok=False, occlusion=True), poor) == []
+    assert len(find_disagreements(make_verdict(), unreadable)) == 2
+    assert "2:1" in find_disagreements(make_verdict(), unreadable)[0]
+    assert find_disagreements(make_verdict(contrast_ok=False, occlusion=True), unreadable) == []
     assert find_disagreements(make_verdict(), Evidence()) == []
 
 

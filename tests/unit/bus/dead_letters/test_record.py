@@ -155,10 +155,10 @@ def test_header_is_converted_to_json(value: Any, expected: Any) -> None:
 
 
 def test_deeply_nested_header_is_truncated() -> None:
-    deep: Any = []
+    nested: Any = []
     for _ in range(500):
-        deep = [deep]
-    value, depth = to_json_value(deep), 0
+        nested = [nested]
+    value, depth = to_json_value(nested), 0
     while isinstance(value, list):
         (value,), depth = value, depth + 1
     assert depth == MAX_HEADER_DEPTH

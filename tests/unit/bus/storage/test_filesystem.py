@@ -35,8 +35,8 @@ async def test_write_leaves_one_readable_file(claims: ClaimStore, root: Path) ->
 async def test_modified_file_is_corrupt_and_rewritten_on_write(claims: ClaimStore, root: Path) -> None:
     claim = await claims.write(PICTURE, media_type="image/png")
     path = next(path for path in root.rglob("*.png"))
-    for wrong in (PICTURE[::-1], b"", PICTURE + b"x"):
-        path.write_bytes(wrong)
+    for modified in (PICTURE[::-1], b"", PICTURE + b"x"):
+        path.write_bytes(modified)
         with pytest.raises(PermanentError) as error:
             await claims.read(claim)
         assert error.value.code == "claim-corrupt"

@@ -23,13 +23,13 @@ def fault(code: str) -> Fault:
 
 @pytest.mark.parametrize(("path", "step", "reply"), [(VALIDATE, "validate", VALID), (JUDGE, "judge", JUDGED)])
 async def test_verdict_is_returned(gateway: OpenFakeGateway, path: str, step: str, reply: dict[str, Any]) -> None:
-    opened = gateway({step: reply | {"unknown": 1}})
-    response = await opened.http.post(path, json=BODY)
+    fake_gateway = gateway({step: reply | {"unknown": 1}})
+    response = await fake_gateway.http.post(path, json=BODY)
     assert response.status_code == 200
     assert response.json().items() >= reply.items()
     assert "unknown" not in response.json()
-    assert opened.publisher.commands(step) == [BODY]
-    assert opened.publisher.messages[0].headers["atelier-tenant"] == "shop"
+    assert fake_gateway.publisher.commands(step) == [BODY]
+    assert fake_gateway.publisher.messages[0].headers["atelier-tenant"] == "shop"
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ async def test_fault_has_status_of_source_system(gateway: OpenFakeGateway, reply
     ],
 )
 async def test_invalid_request_publishes_nothing(gateway: OpenFakeGateway, path: str, changes: dict[str, Any], status: int) -> None:
-    opened = gateway(api_keys=f"shop:{KEY}")
-    response = await opened.http.post(path, json=BODY | changes, headers={"X-API-Key": KEY})
+    fake_gateway = gateway(api_keys=f"shop:{KEY}")
+    response = await fake_gateway.http.post(path, json=BODY | changes, headers={"X-API-Key": KEY})
     assert (response.status_code, list(response.json())) == (status, ["detail"])
-    assert opened.publisher.messages == []
+    assert fake_gateway.publisher.messages == []
 
 
 async def test_empty_tenant_is_not_replaced_by_caller(gateway: OpenFakeGateway) -> None:
-    opened = gateway({"validate": VALID}, api_keys=f"watch:{KEY}", operators="watch")
-    assert (await opened.http.post(VALIDATE, json=BODY | {"tenant_id": ""}, headers={"X-API-Key": KEY})).status_code == 200
-    assert "atelier-tenant" not in opened.publisher.messages[0].headers
+    fake_gateway = gateway({"validate": VALID}, api_keys=f"watch:{KEY}", operators="watch")
+    assert (await fake_gateway.http.post(VALIDATE, json=BODY | {"tenant_id": ""}, headers={"X-API-Key": KEY})).status_code == 200
+    assert "atelier-tenant" not in fake_gateway.publisher.messages[0].headers

@@ -43,22 +43,22 @@ async def test_response_has_empty_id_without_conversation(gateway: OpenFakeGatew
 
 
 async def test_stream_sends_deltas_then_result(gateway: OpenFakeGateway) -> None:
-    opened = gateway({"text": DONE})
-    opened.publisher.deltas["text"] = DELTAS
-    response = await opened.http.post("/generate", json={"message": "x", "stream": True})
+    fake_gateway = gateway({"text": DONE})
+    fake_gateway.publisher.deltas["text"] = DELTAS
+    response = await fake_gateway.http.post("/generate", json={"message": "x", "stream": True})
     events = [block.split("\n")[0] for block in response.text.strip().split("\n\n")]
     assert events == ["event: delta", "event: delta", "event: done"]
-    assert opened.publisher.commands("text")[0]["stream"] is True
-    assert opened.services.open_streams == 0
+    assert fake_gateway.publisher.commands("text")[0]["stream"] is True
+    assert fake_gateway.services.open_streams == 0
 
 
 @pytest.mark.parametrize(("deltas", "status", "event"), [([], 400, None), (DELTAS, 200, "event: error")])
 async def test_failure_is_response_before_first_delta_and_event_after_it(
     gateway: OpenFakeGateway, deltas: list[dict[str, Any]], status: int, event: str | None
 ) -> None:
-    opened = gateway({"text": FULL})
-    opened.publisher.deltas["text"] = deltas
-    response = await opened.http.post("/generate", json={"message": "x", "stream": True})
+    fake_gateway = gateway({"text": FULL})
+    fake_gateway.publisher.deltas["text"] = deltas
+    response = await fake_gateway.http.post("/generate", json={"message": "x", "stream": True})
     assert response.status_code == status
     assert "600 tokens" in response.text
     assert event in response.text if event else response.json() == {"detail": "600 tokens"}
@@ -88,6 +88,8 @@ async def test_invalid_turn_is_422_with_location(gateway: OpenFakeGateway, path:
         (None, 503, {"detail": "vLLM 엔진이 초기화되지 않았습니다"}),
     ],
 )
-async def test_conversation_errors(gateway: OpenFakeGateway, reply: Replier, status: int, body: dict[str, str]) -> None:
+async def test_conversation_deletion_has_source_system_status_and_text(
+    gateway: OpenFakeGateway, reply: Replier, status: int, body: dict[str, str]
+) -> None:
     response = await gateway({"conversation.delete": reply}, question_seconds=0.02).http.delete("/conversations/c")
     assert (response.status_code, response.json()) == (status, body)

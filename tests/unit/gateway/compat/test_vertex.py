@@ -51,18 +51,18 @@ def answer(command: dict[str, Any]) -> Reply:
 
 
 async def test_predictions_have_order_of_instances(gateway: OpenFakeGateway) -> None:
-    opened = gateway(READY | {"consult": answer})
+    fake_gateway = gateway(READY | {"consult": answer})
     body = {"instances": [{"prompt": "a"}, {"prompt": "b", "image": "eA=="}], "parameters": {"max_new_tokens": 5}}
-    response = await opened.http.post("/predict", json=body)
+    response = await fake_gateway.http.post("/predict", json=body)
     assert (response.status_code, response.json()) == (200, {"predictions": ["a", "b"]})
-    commands = sorted(opened.publisher.commands("consult"), key=lambda command: command["prompt"])
+    commands = sorted(fake_gateway.publisher.commands("consult"), key=lambda command: command["prompt"])
     assert commands == [{"prompt": "a", "max_new_tokens": 5}, {"prompt": "b", "image": "eA==", "max_new_tokens": 5}]
 
 
 async def test_long_image_is_stored(gateway: OpenFakeGateway) -> None:
-    opened = gateway(READY | {"consult": answer}, store=cast("ClaimStore", FakeStore()))
-    assert (await opened.http.post("/predict", json={"instances": [{"prompt": "a", "image": LONG_IMAGE}]})).status_code == 200
-    assert opened.publisher.commands("consult")[0]["picture"]["size"] == MAX_INLINE_CHARS
+    fake_gateway = gateway(READY | {"consult": answer}, store=cast("ClaimStore", FakeStore()))
+    assert (await fake_gateway.http.post("/predict", json={"instances": [{"prompt": "a", "image": LONG_IMAGE}]})).status_code == 200
+    assert fake_gateway.publisher.commands("consult")[0]["picture"]["size"] == MAX_INLINE_CHARS
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ async def test_long_image_is_stored(gateway: OpenFakeGateway) -> None:
         (READY, '{"instances": [{"prompt": "a"}]}', 500, "no reply"),
     ],
 )
-async def test_failure_is_one_error(
+async def test_failed_request_returns_one_error_without_predictions(
     gateway: OpenFakeGateway, replies: dict[str, Replier], content: str, status: int, error: str | None
 ) -> None:
-    opened = gateway(replies, vertex={"ready_seconds": 0.02, "max_instances": 2})
-    response = await opened.http.post("/predict", content=content, headers={"X-Request-Timeout": "0.02"})
+    fake_gateway = gateway(replies, vertex={"ready_seconds": 0.02, "max_instances": 2})
+    response = await fake_gateway.http.post("/predict", content=content, headers={"X-Request-Timeout": "0.02"})
     assert (response.status_code, list(response.json())) == (status, ["error"] if error else ["predictions"])
     assert error is None or error in response.json()["error"]
 
 
 @pytest.mark.parametrize(("replies", "status"), [(READY, 200), ({}, 503)])
 async def test_health_on_vertex_needs_consult(gateway: OpenFakeGateway, replies: dict[str, Replier], status: int) -> None:
-    opened = gateway(replies, vertex={"mode": "PREDICTION", "ready_seconds": 0.02})
-    response = await opened.http.get("/health")
+    fake_gateway = gateway(replies, vertex={"mode": "PREDICTION", "ready_seconds": 0.02})
+    response = await fake_gateway.http.get("/health")
     assert (response.status_code, response.json()) == (status, {"status": "healthy" if status == 200 else "loading"})

@@ -91,9 +91,9 @@ def test_integer_text_of_number_field_stays_integer() -> None:
 
 def test_invalid_values_are_reported_by_field() -> None:
     fields = fields_from_body(SCHEMA, {"width": 64, "lora": {}})
-    with pytest.raises(InvalidForm) as caught:
+    with pytest.raises(InvalidForm) as raised:
         body_from_form(fields, {"body.width": "wide", "body.lora": "{", "body.prompt": "ok"})
-    assert caught.value.errors.keys() == {"width", "lora"}
+    assert raised.value.errors.keys() == {"width", "lora"}
 
 
 def test_multiline_depends_on_kind_length_and_newlines() -> None:

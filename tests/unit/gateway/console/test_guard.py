@@ -91,7 +91,9 @@ async def test_former_address_redirects_permanently_to_workers(open_console: Ope
 
 
 @pytest.mark.parametrize(("settings", "secure"), [({}, False), ({"console_secure": True}, True)])
-async def test_session_cookie_attributes(open_console: OpenConsole, settings: dict[str, bool], secure: bool) -> None:
+async def test_session_cookie_is_http_only_and_secure_when_configured(
+    open_console: OpenConsole, settings: dict[str, bool], secure: bool
+) -> None:
     cookie = (await open_console(**settings).get("/console/login")).headers["set-cookie"]
     assert all(attribute in cookie for attribute in ("atelier_session=", "HttpOnly", "SameSite=lax", "Path=/console"))
     assert ("Secure" in cookie) is secure

@@ -52,7 +52,7 @@ def test_failed_job_has_fault_and_no_pending_steps() -> None:
 
 
 @pytest.mark.parametrize(("kind", "percent"), [(EventKind.COMPLETED, 100), (EventKind.CANCELLED, 50)])
-def test_percent_at_end_of_job(kind: EventKind, percent: int) -> None:
+def test_completed_job_is_full_and_cancelled_job_keeps_its_percent(kind: EventKind, percent: int) -> None:
     job = JobProgress.from_events(
         [
             accepted("image"),

@@ -11,9 +11,9 @@ from gateway.jobs.orders import Ad, ImageOrder
 
 
 def errors_of(**fields: str) -> dict[str, str]:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as raised:
         order_from_form(SubmittedForm(fields))
-    return field_errors(caught.value)
+    return field_errors(raised.value)
 
 
 def test_default_form_with_prompt_is_image_order() -> None:

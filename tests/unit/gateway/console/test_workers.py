@@ -39,8 +39,8 @@ def texts(rows: list[QueueRow], *workers: WorkerStatus) -> list[str]:
 def test_row_has_depths_and_statuses_of_all_workers() -> None:
     depths = {work_queue("image"): QueueDepth(3, 2), dead_letter_queue("image"): QueueDepth(5, 0)}
     workers = [worker(status(in_hand=1, per_minute=2.0), status("text")), worker(status(in_hand=2))]
-    built = build_row("image", depths, workers)
-    assert (built.depth, built.dead_letter_count, built.in_flight, built.per_minute) == (QueueDepth(3, 2), 5, 3, 2.0)
+    row_view = build_row("image", depths, workers)
+    assert (row_view.depth, row_view.dead_letter_count, row_view.in_flight, row_view.per_minute) == (QueueDepth(3, 2), 5, 3, 2.0)
 
 
 def test_row_is_unused_without_messages_consumers_and_workers() -> None:

@@ -18,11 +18,12 @@ def document() -> dict[str, Any]:
 
 
 def examples_in(content: dict[str, Any]) -> list[Any]:
-    return [content["example"]] if "example" in content else [named["value"] for named in content.get("examples", {}).values()]
+    return [content["example"]] if "example" in content else [example["value"] for example in content.get("examples", {}).values()]
 
 
 def test_every_content_has_a_valid_example(document: dict[str, Any]) -> None:
     errors = []
+    assert len(list(iter_contents(document))) > 10
     for status, media_type, content in iter_contents(document):
         validator = Draft202012Validator(content.get("schema", {}) | {"components": document["components"]})
         examples = examples_in(content)
@@ -63,9 +64,10 @@ def test_every_kind_of_order_has_an_example(document: dict[str, Any]) -> None:
 
 
 def test_problem_example_has_own_status(document: dict[str, Any]) -> None:
-    for status, media_type, content in iter_contents(document):
-        if media_type == PROBLEM_MEDIA_TYPE:
-            assert str(content["example"]["status"]) == status
+    problems = [(status, content) for status, media_type, content in iter_contents(document) if media_type == PROBLEM_MEDIA_TYPE]
+    assert len(problems) > 10
+    for status, content in problems:
+        assert str(content["example"]["status"]) == status
 
 
 def test_existing_example_is_kept_and_missing_one_built() -> None:

@@ -70,7 +70,7 @@ class FakeStore:
         (claim("https://cdn/a.png"), PermanentError("claim-refused", "elsewhere"), 307, None),
     ],
 )
-async def test_file_response(
+async def test_file_is_sent_or_redirected_or_failure_is_problem(
     gateway: OpenFakeGateway, file: dict[str, Any], outcome: bytes | Exception, status: int, title: str | None
 ) -> None:
     store = cast("ClaimStore", FakeStore(outcome))

@@ -28,7 +28,7 @@ def job(state: str) -> dict[str, Any]:
         ("?wait=0", {"Prefer": "wait=5"}, 202, None),
     ],
 )
-async def test_submission_response(
+async def test_submission_returns_202_or_awaited_result_with_links(
     gateway: OpenFakeGateway, query: str, headers: dict[str, str], status: int, preference: str | None
 ) -> None:
     response = await gateway({"image": {"result_url": "x"}}).http.post(f"/jobs{query}", json=ORDER, headers=headers)
@@ -39,19 +39,19 @@ async def test_submission_response(
 
 
 async def test_order_is_published_for_its_tenant(gateway: OpenFakeGateway) -> None:
-    opened = gateway(api_keys=f"shop:{KEY} watch:{KEY}2", operators="watch")
+    fake_gateway = gateway(api_keys=f"shop:{KEY} watch:{KEY}2", operators="watch")
     for key, body in [(KEY, ORDER), (f"{KEY}2", ORDER | {"tenant": "office"}), (f"{KEY}2", ORDER)]:
-        assert (await opened.http.post("/jobs", json=body, headers={"X-API-Key": key})).status_code == 202
-    refused = await opened.http.post("/jobs", json=ORDER | {"tenant": "office"}, headers={"X-API-Key": KEY})
+        assert (await fake_gateway.http.post("/jobs", json=body, headers={"X-API-Key": key})).status_code == 202
+    refused = await fake_gateway.http.post("/jobs", json=ORDER | {"tenant": "office"}, headers={"X-API-Key": KEY})
     assert refused.status_code == 403
-    tenants = [message.headers["atelier-tenant"] for message in opened.publisher.messages if message.routing_key == "image"]
+    tenants = [message.headers["atelier-tenant"] for message in fake_gateway.publisher.messages if message.routing_key == "image"]
     assert tenants == ["shop", "office", "watch"]
 
 
 async def test_list_passes_filters_without_empty_ones(gateway: OpenFakeGateway) -> None:
-    opened = gateway({"job.list": {"jobs": []}})
-    assert (await opened.http.get("/jobs", params={"state": "failed", "before": "2026-01-01T00:00:00Z"})).json() == {"jobs": []}
-    assert opened.publisher.commands("job.list") == [{"state": "failed", "before": "2026-01-01T00:00:00+00:00", "limit": 50}]
+    fake_gateway = gateway({"job.list": {"jobs": []}})
+    assert (await fake_gateway.http.get("/jobs", params={"state": "failed", "before": "2026-01-01T00:00:00Z"})).json() == {"jobs": []}
+    assert fake_gateway.publisher.commands("job.list") == [{"state": "failed", "before": "2026-01-01T00:00:00+00:00", "limit": 50}]
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,11 @@ async def test_list_passes_filters_without_empty_ones(gateway: OpenFakeGateway) 
         (None, f"{KEY}2", 202, True),
     ],
 )
-async def test_cancellation(gateway: OpenFakeGateway, reply: Replier, key: str, status: int, is_cancelled: bool) -> None:
+async def test_running_job_is_cancelled_and_ended_or_unknown_job_is_not(
+    gateway: OpenFakeGateway, reply: Replier, key: str, status: int, is_cancelled: bool
+) -> None:
     """Without the ledger, only an operator may cancel: the job's tenant is unknown."""
-    opened = gateway({"job.get": reply}, api_keys=f"shop:{KEY} watch:{KEY}2", operators="watch", question_seconds=0.02)
-    response = await opened.http.delete("/jobs/j-1", headers={"X-API-Key": key})
+    fake_gateway = gateway({"job.get": reply}, api_keys=f"shop:{KEY} watch:{KEY}2", operators="watch", question_seconds=0.02)
+    response = await fake_gateway.http.delete("/jobs/j-1", headers={"X-API-Key": key})
     assert response.status_code == status
-    assert any(message.exchange == CONTROL_EXCHANGE for message in opened.publisher.messages) is is_cancelled
+    assert any(message.exchange == CONTROL_EXCHANGE for message in fake_gateway.publisher.messages) is is_cancelled

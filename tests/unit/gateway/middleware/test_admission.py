@@ -141,10 +141,10 @@ async def test_large_body_is_rejected_before_it_is_read() -> None:
 
     async with client_of(app_of(max_body_bytes=1000)) as http:
         assert (await http.post("/echo", content=b"x" * 1000)).json()["bytes"] == 1000
-        announced = await http.post("/echo", content=b"x" * 1001)
-        counted = await http.post("/echo", content=chunks())
-    assert (announced.status_code, counted.status_code) == (413, 413)
-    assert announced.headers["content-type"] == counted.headers["content-type"] == "application/problem+json"
+        with_content_length = await http.post("/echo", content=b"x" * 1001)
+        without_content_length = await http.post("/echo", content=chunks())
+    assert (with_content_length.status_code, without_content_length.status_code) == (413, 413)
+    assert with_content_length.headers["content-type"] == without_content_length.headers["content-type"] == "application/problem+json"
     assert chunks_read < 20
 
 
@@ -180,11 +180,11 @@ async def test_concurrency_is_limited_per_tenant() -> None:
         first = asyncio.create_task(http.get("/slow", headers={"X-API-Key": KEY}))
         await app.state.started.wait()
         rejected = await http.post("/echo", headers={"X-API-Key": "y" * 20})
-        other = await http.post("/echo", headers={"X-API-Key": "z" * 20})
+        of_other_tenant = await http.post("/echo", headers={"X-API-Key": "z" * 20})
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         again = await http.post("/echo", headers={"X-API-Key": KEY})
-    assert (rejected.status_code, other.status_code, again.status_code) == (429, 200, 200)
+    assert (rejected.status_code, of_other_tenant.status_code, again.status_code) == (429, 200, 200)
     assert rejected.headers["content-type"] == "application/problem+json"
     assert (rejected.headers["retry-after"], rejected.headers["ratelimit"]) == ("1", '"at-once";r=0;t=1')
     assert rejected.headers["ratelimit-policy"] == '"at-once";q=1;qu="concurrent-requests"'
@@ -242,23 +242,23 @@ async def test_every_response_has_request_id_and_security_headers() -> None:
     assert (response.status_code, response.headers["content-type"]) == (405, "application/problem+json")
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "ä"])
-async def test_invalid_request_id_is_replaced(bad: str) -> None:
+@pytest.mark.parametrize("invalid_id", ["", "a b", "x" * 129, "ä"])
+async def test_invalid_request_id_is_replaced(invalid_id: str) -> None:
     async with client_of(app_of()) as http:
-        response = await http.post("/echo", headers=[(b"X-Request-Id", bad.encode("latin-1"))])
+        response = await http.post("/echo", headers=[(b"X-Request-Id", invalid_id.encode("latin-1"))])
     assert str(UUID(response.headers["x-request-id"])) == response.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "00-xyz", f"ff-{'a' * 32}-{'b' * 16}-01", f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'A' * 32}-{'b' * 16}-01"]
+    "invalid_traceparent", ["", "00-xyz", f"ff-{'a' * 32}-{'b' * 16}-01", f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'A' * 32}-{'b' * 16}-01"]
 )
-async def test_invalid_traceparent_starts_new_trace(bad: str) -> None:
+async def test_invalid_traceparent_starts_new_trace(invalid_traceparent: str) -> None:
     async with client_of(app_of()) as http:
-        response = await http.post("/echo", headers={"traceparent": bad, "tracestate": "v=1"})
+        response = await http.post("/echo", headers={"traceparent": invalid_traceparent, "tracestate": "v=1"})
     trace = TRACEPARENT_PATTERN.fullmatch(response.headers["traceparent"])
     assert trace is not None
     assert trace[1] not in {"a" * 32, "0" * 32}, "a new trace id"
-    assert Header.TRACESTATE not in request_trace_headers(Headers({"traceparent": bad, "tracestate": "v=1"}))
+    assert Header.TRACESTATE not in request_trace_headers(Headers({"traceparent": invalid_traceparent, "tracestate": "v=1"}))
 
 
 async def test_valid_traceparent_is_continued() -> None:

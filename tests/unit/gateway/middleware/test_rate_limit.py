@@ -1,4 +1,4 @@
-"""A bucket of tokens, in a time of our own."""
+"""The rate limiter: token buckets, with a clock that the test sets."""
 
 from gateway.middleware.rate_limit import MAX_CALLERS, RateLimiter
 

@@ -22,9 +22,9 @@ def test_session_is_valid_in_another_gateway_process() -> None:
     """Sessions are not stored: another process with the same keys accepts the cookie."""
     session = open_sessions().login(KIM)
     assert session is not None
-    read = open_sessions().read_cookie(f"other=1; {SESSION_COOKIE}={session.cookie_value}")
-    assert read is not None
-    assert (read.key_name, read.csrf_token) == ("kim", session.csrf_token)
+    session_from_cookie = open_sessions().read_cookie(f"other=1; {SESSION_COOKIE}={session.cookie_value}")
+    assert session_from_cookie is not None
+    assert (session_from_cookie.key_name, session_from_cookie.csrf_token) == ("kim", session.csrf_token)
 
 
 def test_unknown_key_opens_no_session() -> None:
@@ -52,7 +52,7 @@ def test_session_is_bound_to_key_name() -> None:
     assert open_sessions().read_cookie(f"{SESSION_COOKIE}={forged}.{signature}") is None
 
 
-def test_session_expires() -> None:
+def test_expired_session_is_rejected() -> None:
     session = open_sessions(seconds=-1).login(KIM)
     assert session is not None
     assert session.expires < time.time()
@@ -76,9 +76,9 @@ def test_active_session_is_renewed() -> None:
     session = sessions.login(KIM)
     assert session is not None
     assert sessions.renew(session) is session
-    old = open_sessions(seconds=40).login(KIM)
-    assert old is not None
-    assert sessions.renew(old).expires > old.expires
+    session_near_expiry = open_sessions(seconds=40).login(KIM)
+    assert session_near_expiry is not None
+    assert sessions.renew(session_near_expiry).expires > session_near_expiry.expires
 
 
 def test_malformed_cookie_is_rejected() -> None:

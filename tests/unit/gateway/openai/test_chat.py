@@ -70,25 +70,25 @@ def image(url: str) -> list[dict[str, Any]]:
 async def test_rejected_request_publishes_no_command(
     gateway: OpenFakeGateway, changes: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
-    opened = gateway(SERVED)
-    response = await opened.http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER} | changes)
+    fake_gateway = gateway(SERVED)
+    response = await fake_gateway.http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER} | changes)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
-    assert opened.publisher.commands("text") == []
+    assert fake_gateway.publisher.commands("text") == []
 
 
 async def test_image_url_is_passed_on(gateway: OpenFakeGateway) -> None:
-    opened = gateway(SERVED | {"text": DONE | {"deltas": None}})
-    await opened.http.post("/v1/chat/completions", json={"model": "tiny", "messages": image("https://x/y.png")})
-    content = opened.publisher.commands("text")[0]["messages"][0]["content"]
+    fake_gateway = gateway(SERVED | {"text": DONE | {"deltas": None}})
+    await fake_gateway.http.post("/v1/chat/completions", json={"model": "tiny", "messages": image("https://x/y.png")})
+    content = fake_gateway.publisher.commands("text")[0]["messages"][0]["content"]
     assert content == [{"text": "x"}, {"picture": {"url": "https://x/y.png"}}]
 
 
 @pytest.mark.parametrize(("model", "lora", "answered"), [("text", None, "tiny"), ("tiny", None, "tiny"), ("bistro", "bistro", "bistro")])
 async def test_completion_names_its_model(gateway: OpenFakeGateway, model: str, lora: str | None, answered: str) -> None:
-    opened = gateway(SERVED | {"text": DONE | {"deltas": None}})
-    response = (await opened.http.post("/v1/chat/completions", json={"model": model, "messages": USER})).json()
-    assert opened.publisher.commands("text")[0].get("lora_adapter") == lora
+    fake_gateway = gateway(SERVED | {"text": DONE | {"deltas": None}})
+    response = (await fake_gateway.http.post("/v1/chat/completions", json={"model": model, "messages": USER})).json()
+    assert fake_gateway.publisher.commands("text")[0].get("lora_adapter") == lora
     assert (response["model"], response["choices"][0]["message"]["content"], response["usage"]) == (answered, "one two", DONE["usage"])
 
 
@@ -99,10 +99,10 @@ def data_of(text: str) -> list[Any]:
 
 @pytest.mark.parametrize("include_usage", [True, False])
 async def test_stream_ends_with_usage_and_done(gateway: OpenFakeGateway, include_usage: bool) -> None:
-    opened = gateway(SERVED | {"text": DONE})
-    opened.publisher.deltas["text"] = DELTAS
+    fake_gateway = gateway(SERVED | {"text": DONE})
+    fake_gateway.publisher.deltas["text"] = DELTAS
     body = {"model": "tiny", "messages": USER, "stream": True, "stream_options": {"include_usage": include_usage}}
-    *chunks, done = data_of((await opened.http.post("/v1/chat/completions", json=body)).text)
+    *chunks, done = data_of((await fake_gateway.http.post("/v1/chat/completions", json=body)).text)
     assert done == "[DONE]"
     assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks if chunk["choices"]] == ["", "one ", "two", None]
     assert [chunk["usage"] for chunk in chunks if "usage" in chunk] == ([DONE["usage"]] if include_usage else [])
@@ -111,9 +111,9 @@ async def test_stream_ends_with_usage_and_done(gateway: OpenFakeGateway, include
 
 @pytest.mark.parametrize(("deltas", "status"), [([], 400), (DELTAS, 200)])
 async def test_failed_stream_has_no_done(gateway: OpenFakeGateway, deltas: list[dict[str, Any]], status: int) -> None:
-    opened = gateway(SERVED | {"text": FULL})
-    opened.publisher.deltas["text"] = deltas
-    response = await opened.http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER, "stream": True})
+    fake_gateway = gateway(SERVED | {"text": FULL})
+    fake_gateway.publisher.deltas["text"] = deltas
+    response = await fake_gateway.http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER, "stream": True})
     assert (response.status_code, "[DONE]" in response.text, "context_length_exceeded" in response.text) == (status, False, True)
 
 

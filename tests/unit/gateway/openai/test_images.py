@@ -60,12 +60,12 @@ METADATA = {"seed": 1, "steps": 1, "guidance_scale": 7.5}
 
 
 async def test_images_are_returned_in_order(gateway: OpenFakeGateway) -> None:
-    opened = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()))
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()))
     body = {"prompt": "fox", "n": 5, "seed": 10, "response_format": "url"}
-    response = (await opened.http.post("/v1/images/generations", json=body)).json()
+    response = (await fake_gateway.http.post("/v1/images/generations", json=body)).json()
     assert [image["url"] for image in response["data"]] == [f"https://cdn/{seed}.png" for seed in range(10, 15)]
     assert (response["size"], response["seeds"]) == ("64x32", [10, 11, 12, 13, 14])
-    assert len(opened.publisher.commands("image")) == 2
+    assert len(fake_gateway.publisher.commands("image")) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ async def test_images_are_returned_in_order(gateway: OpenFakeGateway) -> None:
     ],
 )
 async def test_failure_is_openai_error(gateway: OpenFakeGateway, prompt: str, store: FakeStore | None, status: int, code: str) -> None:
-    opened = gateway({"image": generate}, store=cast("ClaimStore", store) if store else None)
-    response = await opened.http.post("/v1/images/generations", json={"prompt": prompt})
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", store) if store else None)
+    response = await fake_gateway.http.post("/v1/images/generations", json={"prompt": prompt})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
 async def test_url_of_folder_store_is_in_jobs_api(gateway: OpenFakeGateway) -> None:
-    opened = gateway({"image": generate}, store=cast("ClaimStore", FakeStore(base_url="file:///store")), question_seconds=0.05)
-    response = (await opened.http.post("/v1/images/generations", json={"prompt": "fox", "response_format": "url"})).json()
-    job_id = opened.publisher.messages[0].job_id
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore(base_url="file:///store")), question_seconds=0.05)
+    response = (await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox", "response_format": "url"})).json()
+    job_id = fake_gateway.publisher.messages[0].job_id
     assert response["data"][0]["url"] == f"http://gateway/jobs/{job_id}/files/1.png"
 
 

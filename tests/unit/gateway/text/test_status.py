@@ -38,7 +38,9 @@ OTHER = Fault(code="internal", message="bug", step="text.status")
         ({"text.status": OTHER}, False, False, 0),
     ],
 )
-async def test_snapshot(replies: dict[str, Replier], served: bool, loaded: bool, conversations: int) -> None:
+async def test_snapshot_has_state_of_text_worker_and_conversation_count(
+    replies: dict[str, Replier], served: bool, loaded: bool, conversations: int
+) -> None:
     snapshot = await TextStatusCache(make_services(FakePublisher(replies)).commands, timeout_seconds=0.01).latest()
     assert (snapshot.served, snapshot.status is not None, snapshot.loading) == (served, loaded, served and not loaded)
     assert snapshot.conversations == conversations
@@ -62,18 +64,20 @@ async def test_snapshot_is_cached(max_age: float, queries: int) -> None:
         ({"text.status": STATUS}, False, 503, "unavailable"),
     ],
 )
-async def test_health(gateway: OpenFakeGateway, replies: dict[str, Replier], connected: bool, code: int, status: str) -> None:
-    opened = gateway(replies)
-    opened.publisher.connected = connected
-    response = await opened.http.get("/health")
+async def test_health_reports_model_loading_and_broker_outage(
+    gateway: OpenFakeGateway, replies: dict[str, Replier], connected: bool, code: int, status: str
+) -> None:
+    fake_gateway = gateway(replies)
+    fake_gateway.publisher.connected = connected
+    response = await fake_gateway.http.get("/health")
     assert (response.status_code, response.json()["status"], response.json()["broker"]) == (code, status, connected)
 
 
-async def test_detailed_status(gateway: OpenFakeGateway) -> None:
+async def test_detailed_status_has_same_fields_with_and_without_worker(gateway: OpenFakeGateway) -> None:
     loaded = (await gateway({"text.status": STATUS, "conversation.list": CONVERSATIONS}).http.get("/status/detailed")).json()
-    absent = (await gateway().http.get("/status/detailed")).json()
-    assert list(loaded) == list(absent)
-    assert (loaded["model_info"]["name"], loaded["model_info"]["max_num_seqs"], absent["model_info"]["name"]) == ("tiny", "8", None)
-    assert (loaded["gpu_info"]["memory_usage_percent"], absent["gpu_info"]["device_count"]) == (50.0, 0)
-    assert (loaded["server_info"]["multimodal_support"], absent["server_info"]["multimodal_support"]) == ("enabled", "disabled")
+    without_worker = (await gateway().http.get("/status/detailed")).json()
+    assert list(loaded) == list(without_worker)
+    assert (loaded["model_info"]["name"], loaded["model_info"]["max_num_seqs"], without_worker["model_info"]["name"]) == ("tiny", "8", None)
+    assert (loaded["gpu_info"]["memory_usage_percent"], without_worker["gpu_info"]["device_count"]) == (50.0, 0)
+    assert (loaded["server_info"]["multimodal_support"], without_worker["server_info"]["multimodal_support"]) == ("enabled", "disabled")
     assert loaded["conversation_info"] == {"active_conversations": 1, "total_messages": 2}

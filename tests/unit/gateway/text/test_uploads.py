@@ -81,23 +81,23 @@ class FakeStore:
 async def test_rejected_upload_publishes_nothing(
     gateway: OpenFakeGateway, image: str, store: FakeStore | None, status: int, detail: str
 ) -> None:
-    opened = gateway(store=cast("ClaimStore", store) if store else None, max_upload_bytes=1000)
-    response = await opened.http.post("/vision", json={"message": "x", "image_data": image})
+    fake_gateway = gateway(store=cast("ClaimStore", store) if store else None, max_upload_bytes=1000)
+    response = await fake_gateway.http.post("/vision", json={"message": "x", "image_data": image})
     assert response.status_code == status
     assert detail in response.json()["detail"]
-    assert opened.publisher.messages == []
+    assert fake_gateway.publisher.messages == []
 
 
 @pytest.mark.parametrize("as_form", [True, False])
 async def test_image_is_stored_and_passed_as_claim(gateway: OpenFakeGateway, as_form: bool) -> None:
     store = FakeStore()
-    opened = gateway({"text": None}, store=cast("ClaimStore", store))
+    fake_gateway = gateway({"text": None}, store=cast("ClaimStore", store))
     body: dict[str, Any] = (
         {"data": {"message": "x"}, "files": {"image": ("x.txt", PNG)}}
         if as_form
         else {"json": {"message": "x", "image_data": base64.b64encode(PNG).decode()}}
     )
-    await opened.http.post("/vision", **body, headers={"X-Request-Timeout": "0.01"})
-    (command,) = opened.publisher.commands("text")
+    await fake_gateway.http.post("/vision", **body, headers={"X-Request-Timeout": "0.01"})
+    (command,) = fake_gateway.publisher.commands("text")
     assert store.written == [(PNG, "image/png")]
     assert [picture["claim"]["media_type"] for picture in command["pictures"]] == ["image/png"]

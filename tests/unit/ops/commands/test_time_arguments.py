@@ -1,4 +1,4 @@
-"""Moments and ages as people write them."""
+"""Timestamps and ages on the command line."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -48,6 +48,7 @@ def test_every_actor_is_deployed_with_sufficient_grace_period() -> None:
 def test_actors_scale_on_queue_length_over_http_api() -> None:
     scaled = [manifest["spec"] for manifest in ALL if manifest["kind"] == "ScaledObject"]
     assert {spec["scaleTargetRef"]["name"] for spec in scaled} <= set(DEPLOYMENTS)
+    assert len(scaled) > 5
     for spec in scaled:
         (trigger,) = spec["triggers"]
         assert (trigger["type"], trigger["metadata"]["protocol"], trigger["metadata"]["mode"]) == ("rabbitmq", "http", "QueueLength")

@@ -55,8 +55,8 @@ def test_unresponsive_process_is_killed_after_grace_period(tmp_path: Path) -> No
 
 
 def test_ports_are_distinct_free_and_not_ephemeral() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert not daemon.is_port_free(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not daemon.is_port_free(listener.getsockname()[1])
     ports = daemon.free_ports(3)
 
     assert len(set(ports)) == 3
