@@ -30,7 +30,7 @@ from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from tests.support.broker_client import BrokerClient, echo_actor, wait_until
 from tests.support.dead_letter_fixtures import (  # noqa: F401
-    LIST_ACTOR,
+    COMPLETION_LISTENER,
     FlakyHandler,
     StartWorkerWithIngest,
     pool,
@@ -262,7 +262,7 @@ async def test_order_replayed_to_foreign_queue_is_resolved(
 
     adapter = Adapter(broker_names.IMAGE_GENERATION_QUEUE, broker_names.IMAGE_GENERATION_QUEUE, translate)
     ingest = DeadLetterIngest("ingest", (broker_names.dead_letter_queue(broker_names.IMAGE_GENERATION_QUEUE),))
-    async with Worker((LIST_ACTOR,), (adapter,), bus_settings, StoreSettings(store_url=store_folder.as_uri()), (ingest,)).run():
+    async with Worker((COMPLETION_LISTENER,), (adapter,), bus_settings, StoreSettings(store_url=store_folder.as_uri()), (ingest,)).run():
         message_id = await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, order, exchange="")
         [letter] = await wait_for_dead_letters(repository, message_id=message_id)
         assert (letter.step, letter.target, letter.state) == (

@@ -18,7 +18,7 @@ from contracts.dead_letter import EditDeadLetter, ReplayDeadLetters, Selection
 from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, echo_actor, wait_until
 from tests.support.dead_letter_fixtures import (  # noqa: F401
-    LIST_ACTOR,
+    COMPLETION_LISTENER,
     FlakyHandler,
     StartWorkerWithIngest,
     pool,

@@ -21,7 +21,7 @@ from contracts import broker_names
 from contracts.dead_letter import ReplayDeadLetters, Selection, WholeDeadLetter
 from tests.support.broker_client import BrokerClient, Echo, Echoed, wait_until
 
-LIST_ACTOR = ACTORS[0]
+COMPLETION_LISTENER = ACTORS[0]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def start_worker_with_ingest(bus_settings: BusSettings, store_folder: Path) -> S
             "ingest", (*(broker_names.dead_letter_queue(actor.step) for actor in actors if not actor.is_query), *queues), foreign
         )
         store = StoreSettings(store_url=store_folder.as_uri())
-        return Worker((LIST_ACTOR, *actors), (), bus_settings, store, (ingest,)).run()
+        return Worker((COMPLETION_LISTENER, *actors), (), bus_settings, store, (ingest,)).run()
 
     return start
 
