@@ -53,25 +53,26 @@ def build_actor() -> Actor:
 
 async def image(command: Image, context: Context, *, claims: ClaimStore, executor: Executor, loras: LoraFileCache) -> ImageDone:
     """Cancellation removes this order, and no other, from the batch at the next denoising step."""
-    lora = await fetch_lora(command.lora, loras)
+    lora = await fetch_lora(command.lora, context.tenant, loras)
     request = build_engine_request(command, context, lora)
     async with open_progress_reporter(command.steps, context.report_progress) as on_step:
         execution = await executor.run(
             request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
         )
+    size = {"width": command.width, "height": command.height}
     images = [
-        await claims.write(picture, media_type="image/png", width=command.width, height=command.height) for picture in execution.outputs
-    ]  # fmt: skip
+        await claims.write(picture, tenant=context.tenant, media_type="image/png", generated=True, **size) for picture in execution.outputs
+    ]
     result = build_result(command, request, execution)
     return result.model_copy(update={"images": images, "lora_missing": command.lora is not None and lora is None})
 
 
-async def fetch_lora(lora: Lora | None, loras: LoraFileCache) -> LoraFile | None:
+async def fetch_lora(lora: Lora | None, tenant: str | None, loras: LoraFileCache) -> LoraFile | None:
     """None when the command has no LoRA, or when it is missing and not required."""
     if lora is None:
         return None
     try:
-        return await loras.fetch(lora)
+        return await loras.fetch(lora, tenant)
     except PermanentError as error:
         if error.code == "lora-missing" and not lora.required:
             return None

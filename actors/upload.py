@@ -1,7 +1,9 @@
 """Upload: puts pictures into the public store.
 
-Reads `images` and `name`; puts each under a key that is derived from the name, so that a repeated upload is one object; returns their
-addresses. With a configured certificate each picture gets its Content Credentials first, because they must be the last change.
+Reads `images` and `name`; puts each under a key that is derived from the name, in the tenant's folder: a repeated upload is one object,
+and a later one with the same name replaces it, as a new order for the same generation does. Returns their addresses. With a configured
+certificate a picture that a model generated gets its Content Credentials first, because they must be the last change; any other picture
+is uploaded byte for byte, with the credentials that it came with.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -52,12 +54,12 @@ async def upload(
     keys = build_object_keys(command.images, command.name, settings)
     files = []
     for image, key in zip(command.images, keys, strict=True):
-        data = await claims.read(image)
-        if sign_credentials:
+        data = await claims.read(image, tenant=context.tenant)
+        if sign_credentials and await claims.is_generated(image, tenant=context.tenant):
             data = await to_thread.run_sync(sign_credentials, data, image.media_type, key.rpartition("/")[2])
-        file = await destination.put(key, data, media_type=image.media_type)
+        file = await destination.put(key, data, tenant=context.tenant, media_type=image.media_type)
         files.append(file.model_copy(update={"width": image.width, "height": image.height}))
-    urls = [await destination.url(file) for file in files]
+    urls = [await destination.url(file, tenant=context.tenant) for file in files]
     return UploadDone(files=files, result_url=urls[0], result_urls=urls)
 
 

@@ -1,8 +1,9 @@
 """The text chunks of a PNG, and how they are passed from actor to actor.
 
 Rules: a picture's own chunks are kept, because only they describe this one picture of the order (such as its seed). Authoritative values
-(artist, job) replace them; the order's metadata only adds missing keys. Characters beyond Latin-1 go into iTXt as UTF-8, the rest into
-tEXt, as the PNG specification requires. EXIF, colour profiles and all other data are dropped.
+(artist, job) replace them; the order's metadata only adds missing keys. A picture that no model of ours generated gets no chunk that says
+how it was generated, neither from its file nor from the order: both are its sender's. Characters beyond Latin-1 go into iTXt as UTF-8,
+the rest into tEXt, as the PNG specification requires. EXIF, colour profiles and all other data are dropped.
 """
 
 import io
@@ -16,16 +17,22 @@ from PIL.PngImagePlugin import PngInfo
 
 KEYWORD_PATTERN = re.compile(r"[!-~\xa1-\xff](?:[ -~\xa1-\xff]{0,77}[!-~\xa1-\xff])?")
 MAX_VALUE_CHARS = 32_768
+GENERATION_KEYS = frozenset(
+    {"model", "model_sha256", "lora_sha256", "lora_scale", "prompt_sha256", "seed", "steps", "guidance_scale", "scheduler"}
+    | {"diffusers_version", "torch_version", "transformers_version", "peft_version"}
+)
+"""The keys by which the image step says how it generated a picture, in lower case."""
 
 log = structlog.get_logger()
 
 
 def merge_text_chunks(
-    existing: Mapping[str, str], order_metadata: Mapping[str, object], authoritative: Mapping[str, str | None]
+    existing: Mapping[str, str], order_metadata: Mapping[str, object], authoritative: Mapping[str, str | None], *, generated: bool
 ) -> dict[str, str]:
-    """The chunks to write: `authoritative` before `existing` before `order_metadata`."""
+    """The chunks to write: `authoritative` before `existing` before `order_metadata`; GENERATION_KEYS only for a generated picture."""
     defaults = {key: to_chunk_text(value) for key, value in order_metadata.items() if value is not None}
-    ranked = {**defaults, **existing, **{key: value for key, value in authoritative.items() if value}}
+    described = {key: value for key, value in {**defaults, **existing}.items() if generated or key.lower() not in GENERATION_KEYS}
+    ranked = {**described, **{key: value for key, value in authoritative.items() if value}}
     return {key: value for key, value in ranked.items() if is_valid_chunk(key, value)}
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from bus.storage.fetcher import AssetFetcher
 from bus.storage.filesystem import FilesystemClaimStore
+from bus.storage.locations import BucketLocation, parse_location
 from bus.storage.s3 import S3ClaimStore
 from bus.storage.s3_client import open_s3_client
 from bus.storage.settings import StoreSettings
@@ -15,42 +14,64 @@ from contracts.claim import Claim
 
 
 class ClaimStore(Protocol):
-    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: the same bytes written twice are one object.
+    """A folder (`file://`) or a bucket (`s3://`). Content-addressed: the same bytes written twice by a tenant are one object.
 
-    Every method raises TemporaryError when the store is unavailable or full.
+    `tenant`: for whom a step acts, from its delivery or the caller's key; None: the installation itself. A tenant's keys lie in its own
+    folder; see `bus/storage/object_keys.py`. Every method raises TemporaryError when the store is unavailable or full.
     """
 
-    async def read(self, claim: Claim) -> bytes:
+    async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
         """The bytes of a claim.
 
-        Raises PermanentError("claim-missing" · "claim-corrupt"; "claim-refused" for an address outside the store).
+        Raises PermanentError("claim-missing" · "claim-corrupt"; "claim-refused" for an address outside the store or the tenant's folder).
         """
         ...
 
-    async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
-        """Store bytes under their sha256 and return the claim on them."""
+    async def read_recorded(self, claim: Claim, *, tenant: str | None) -> bytes:
+        """Like `read`, for a claim from the ledger: also of a key that was written before there were tenants' folders."""
         ...
 
-    async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
-        """Store bytes under a key of the caller's choice; a second write replaces the first. The sha256 is checked after writing.
+    async def write(
+        self,
+        data: bytes,
+        *,
+        tenant: str | None,
+        media_type: str,
+        width: int | None = None,
+        height: int | None = None,
+        generated: bool = False,
+    ) -> Claim:
+        """Store bytes under their sha256 and return the claim on them. `generated`: a model of ours generated the picture."""
+        ...
 
-        Raises PermanentError("key-refused") for a key outside the store, or among the claims.
+    async def is_generated(self, claim: Claim, *, tenant: str | None) -> bool:
+        """Whether the claim was written as `generated`, for the tenant. Call it after `read`, which checks the bytes."""
+        ...
+
+    async def put(self, key: str, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
+        """Store bytes under a key of the caller's choice in the tenant's folder; a second write replaces the first.
+
+        The sha256 is checked after writing. Raises PermanentError("key-refused") for a key outside the folder, or among the claims.
         """
         ...
 
-    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
-        """The bytes at a foreign `file://`, `s3://`, `gs://` or `https://` address.
+    async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        """The bytes at a foreign `file://`, `s3://`, `gs://` or `https://` address. For a tenant, the store is not one.
 
         Raises PermanentError("asset-refused" · "asset-missing" · "asset-too-large").
         """
+        ...
+
+    async def fetch_recorded(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        """Like `fetch`, for an address from the source database: in the store too, outside the folders of other tenants."""
         ...
 
     async def check(self) -> None:
         """Return if the store is usable."""
         ...
 
-    async def url(self, claim: Claim) -> str:
-        """A URL at which clients can read the claim."""
+    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+        """A URL at which clients can read the claim. Raises PermanentError("claim-refused") as `read` does."""
         ...
 
 
@@ -58,11 +79,9 @@ class ClaimStore(Protocol):
 async def open_claim_store(settings: StoreSettings) -> AsyncIterator[ClaimStore]:
     """The claim store that STORE_URL names. It connects at the first call; aioboto3 is imported only for S3."""
     async with AsyncExitStack() as stack:
-        url = urlsplit(settings.store_url)
-        if url.scheme == "s3":
+        location = parse_location(settings.store_url)
+        if isinstance(location, BucketLocation):
             client = await stack.enter_async_context(open_s3_client(settings))
-            fetcher = AssetFetcher(settings, stack, buckets=(url.netloc,), client=client)
-            yield S3ClaimStore(client, url.netloc, url.path.strip("/"), settings, fetcher)
+            yield S3ClaimStore(client, location, settings, AssetFetcher(settings, stack, client=client))
         else:
-            root = Path(unquote(url.path))
-            yield FilesystemClaimStore(root, AssetFetcher(settings, stack, roots=(root,)), settings.store_public_url)
+            yield FilesystemClaimStore(location, AssetFetcher(settings, stack), settings.store_public_url)

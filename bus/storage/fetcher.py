@@ -1,50 +1,51 @@
 """Fetches foreign assets (a LoRA, a signature picture) from addresses in messages, as far as the settings allow it.
 
 Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet; `gs://` is read over https.
+Addresses in our own stores (STORE_URL, UPLOAD_URL) are none of them, whatever the settings allow: there a key needs the right tenant.
 """
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import httpx
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.ssrf import GuardedTransport, redact_url
+from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
+from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, translate_s3_errors
 from bus.storage.settings import StoreSettings
 
 REFUSED, MISSING, TOO_LARGE = "asset-refused", "asset-missing", "asset-too-large"
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""Not an ARN, which may name any bucket by way of an access point."""
 CHUNK_BYTES = 1 << 20
+MAX_ADDRESS_CHARS = 8192
 RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
 
 class AssetFetcher:
-    """`roots` and `buckets`: those of the claim store, always allowed. Without `client` an S3 client is opened when one is first needed."""
+    """Without `client` an S3 client is opened when one is first needed."""
 
-    def __init__(
-        self,
-        settings: StoreSettings,
-        stack: AsyncExitStack,
-        *,
-        roots: tuple[Path, ...] = (),
-        buckets: tuple[str, ...] = (),
-        client: Any = None,
-    ) -> None:
+    def __init__(self, settings: StoreSettings, stack: AsyncExitStack, *, client: Any = None) -> None:
         self._settings, self._stack, self._client = settings, stack, client
-        self._roots, self._buckets = (*roots, *settings.asset_roots), (*buckets, *settings.asset_buckets)
+        self._stores: list[Location] = [parse_location(url) for url in (settings.store_url, settings.upload_url) if url]
+        self._buckets = [parse_bucket(name) for name in settings.asset_buckets if name != "*"]
         self._client_lock = asyncio.Lock()
 
-    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
-        scheme, _, rest = uri.partition("://")
+    async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int, recorded: bool = False) -> bytes:
+        """`recorded`: the address is from the source database, so it may lie in a store, where `may_read` allows it."""
+        scheme, _, rest = check_address(uri).partition("://")
         match scheme:
             case "file":
-                return await to_thread.run_sync(read_asset, uri, self._roots, max_bytes)
+                return await to_thread.run_sync(self._read_file, uri, tenant, max_bytes, recorded)
             case "s3":
-                return await self._fetch_s3(uri, max_bytes)
+                return await self._fetch_s3(uri, tenant, max_bytes, recorded)
             case "gs":
                 return await self._fetch_http(f"https://storage.googleapis.com/{quote(rest)}", max_bytes)
             case "https" | "http":
@@ -52,10 +53,22 @@ class AssetFetcher:
             case _:
                 raise PermanentError(REFUSED, f"{uri[:100]!r} is none of file://, s3://, gs:// and https://.")
 
-    async def _fetch_s3(self, uri: str, max_bytes: int) -> bytes:
+    def _lies_in_store(self, uri: str, tenant: str | None, recorded: bool) -> bool:
+        """Whether the address is in one of the stores. Raises PermanentError("asset-refused") where it may not be read there."""
+        key = next((key for store in self._stores if (key := store.key_of(uri)) is not None), None)
+        if key is not None and not (tenant is None or (recorded and may_read(key, tenant, recorded=True))):
+            raise refused_error(uri, "it lies in the store, whose files a message names by a claim, not by an address")
+        return key is not None
+
+    def _read_file(self, uri: str, tenant: str | None, max_bytes: int, recorded: bool) -> bytes:
+        roots = (Path("/"),) if self._lies_in_store(uri, tenant, recorded) else self._settings.asset_roots
+        return read_asset(uri, roots, max_bytes)
+
+    async def _fetch_s3(self, uri: str, tenant: str | None, max_bytes: int, recorded: bool) -> bytes:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        if not key or not ({bucket, "*"} & set(self._buckets)):
-            raise PermanentError(REFUSED, f"{uri} lies in a bucket that ASSET_BUCKETS does not name.")
+        allowed = "*" in self._settings.asset_buckets or any(place.key_of(uri) for place in self._buckets)
+        if not (self._lies_in_store(uri, tenant, recorded) or allowed) or not has_plain_path(key) or not BUCKET_NAME.fullmatch(bucket):
+            raise PermanentError(REFUSED, f"{uri} lies in a bucket, or below a prefix, that ASSET_BUCKETS does not name.")
         client = await self._s3_client()
         with translate_s3_errors(
             f"fetching {uri}", on_missing=lambda: missing_error(uri), on_refused=lambda: refused_error(uri, "the bucket forbids it")
@@ -86,6 +99,17 @@ class AssetFetcher:
             raise TemporaryError(f"{redact_url(url)} did not respond: {error!r}", code="asset-unreachable") from error
 
 
+def check_address(uri: str) -> str:
+    """The address itself. Raises PermanentError("asset-refused") for one that is too long, or that is not Unicode."""
+    if len(uri) > MAX_ADDRESS_CHARS:
+        raise PermanentError(REFUSED, f"{uri[:100]!r}… is longer than {MAX_ADDRESS_CHARS} characters.")
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise PermanentError(REFUSED, f"{uri[:100]!r} is not Unicode: {error}.") from error
+    return uri
+
+
 async def download(url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int) -> bytes:
     """GET without redirects and without decompression; the size is checked before and while the body is received."""
     async with (
@@ -114,9 +138,8 @@ def raise_for_status(response: httpx.Response) -> None:
 
 def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     """A file below one of the roots; symbolic links are resolved before the check."""
-    url = urlsplit(uri)
-    path = Path(unquote(url.path).replace("\0", "")).resolve()
-    if url.netloc not in ("", "localhost") or not any(path.is_relative_to(root.resolve()) for root in roots):
+    path = file_path(uri)
+    if path is None or not any(path.is_relative_to(root.resolve()) for root in roots):
         raise refused_error(uri, "ASSET_ROOTS does not name its folder")
     try:
         check_size(path.stat().st_size, uri, max_bytes)

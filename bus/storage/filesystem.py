@@ -1,16 +1,16 @@
-"""A folder as the claim store: `claims/ab/abcdef….png` for claims, any other key for `put`. Files are written atomically."""
+"""A folder as the claim store; its keys are those of `object_keys.py`. Files are written atomically."""
 
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import structlog
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
-from bus.storage.object_keys import claim_key, safe_key, sha256_hex, verify_claim
+from bus.storage.locations import FolderLocation
+from bus.storage.object_keys import claim_key, is_generated_key, put_key, readable_key, sha256_hex, verify_claim
 from contracts.claim import Claim
 
 log = structlog.get_logger()
@@ -19,46 +19,60 @@ log = structlog.get_logger()
 class FilesystemClaimStore:
     """Files below one root. File access runs in threads, so that a slow disk never blocks the event loop."""
 
-    def __init__(self, root: Path, fetcher: AssetFetcher, public_url: str | None = None) -> None:
-        self._root, self._fetcher, self._public_url = root, fetcher, public_url
+    def __init__(self, location: FolderLocation, fetcher: AssetFetcher, public_url: str | None = None) -> None:
+        self._location, self._root = location, location.root
+        self._fetcher, self._public_url = fetcher, public_url
 
-    async def read(self, claim: Claim) -> bytes:
-        return verify_claim(claim, await to_thread.run_sync(read_file, self._root, claim_path(claim.uri, self._root), claim.size))
+    async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
+        return verify_claim(claim, await to_thread.run_sync(self._read_file, claim, tenant, False))
 
-    async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
+    async def read_recorded(self, claim: Claim, *, tenant: str | None) -> bytes:
+        return verify_claim(claim, await to_thread.run_sync(self._read_file, claim, tenant, True))
+
+    def _read_file(self, claim: Claim, tenant: str | None, recorded: bool) -> bytes:
+        key = readable_key(self._location, claim, tenant, recorded=recorded)
+        return read_file(self._root, self._root.resolve() / key, claim.size)
+
+    async def write(
+        self,
+        data: bytes,
+        *,
+        tenant: str | None,
+        media_type: str,
+        width: int | None = None,
+        height: int | None = None,
+        generated: bool = False,
+    ) -> Claim:
         sha256 = sha256_hex(data)
-        path = await to_thread.run_sync(write_file_atomically, self._root, claim_key(sha256, media_type), data)
+        key = claim_key(sha256, media_type, tenant=tenant, generated=generated)
+        path = await to_thread.run_sync(write_file_atomically, self._root, key, data)
         log.debug("claim.written", uri=path.as_uri(), size=len(data))
         return Claim(uri=path.as_uri(), sha256=sha256, media_type=media_type, size=len(data), width=width, height=height)
 
-    async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
-        path = await to_thread.run_sync(write_file_atomically, self._root, safe_key(key), data)
+    async def is_generated(self, claim: Claim, *, tenant: str | None) -> bool:
+        key = await to_thread.run_sync(self._location.key_of, claim.uri)
+        return key is not None and is_generated_key(key, tenant)
+
+    async def put(self, key: str, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
+        path = await to_thread.run_sync(write_file_atomically, self._root, put_key(key, tenant), data)
         claim = Claim(uri=path.as_uri(), sha256=sha256_hex(data), media_type=media_type, size=len(data))
-        await self.read(claim)
+        await self.read(claim, tenant=tenant)
         return claim
 
-    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
-        return await self._fetcher.fetch(uri, max_bytes=max_bytes)
+    async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes)
+
+    async def fetch_recorded(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes, recorded=True)
 
     async def check(self) -> None:
         await to_thread.run_sync(check_writable, self._root)
 
-    async def url(self, claim: Claim) -> str:
-        path = claim_path(claim.uri, self._root)
+    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+        key = await to_thread.run_sync(readable_key, self._location, claim, tenant)
         if self._public_url is None:
-            return path.as_uri()
-        return f"{self._public_url.rstrip('/')}/{path.relative_to(self._root.resolve()).as_posix()}"
-
-
-def claim_path(uri: str, root: Path) -> Path:
-    """The file behind a `file://` address. Raises PermanentError("claim-refused") when it resolves outside the root."""
-    url = urlsplit(uri)
-    path = unquote(url.path)
-    if url.scheme == "file" and url.netloc in ("", "localhost") and "\0" not in path:
-        resolved = Path(path).resolve()
-        if resolved.is_relative_to(root.resolve()):
-            return resolved
-    raise PermanentError("claim-refused", f"{uri[:200]!r} is not in this store, {root.as_uri()}. Do all actors use the same STORE_URL?")
+            return (self._root.resolve() / key).as_uri()
+        return f"{self._public_url.rstrip('/')}/{key}"
 
 
 def read_file(root: Path, path: Path, size: int) -> bytes:

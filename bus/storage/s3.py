@@ -8,7 +8,8 @@ import structlog
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
-from bus.storage.object_keys import claim_key, safe_key, sha256_base64, sha256_hex, verify_claim
+from bus.storage.locations import BucketLocation
+from bus.storage.object_keys import claim_key, is_generated_key, put_key, readable_key, sha256_base64, sha256_hex, verify_claim
 from bus.storage.s3_client import translate_s3_errors
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
@@ -19,46 +20,58 @@ log = structlog.get_logger()
 class S3ClaimStore:
     """Objects below one prefix of one bucket."""
 
-    def __init__(self, client: Any, bucket: str, prefix: str, settings: StoreSettings, fetcher: AssetFetcher) -> None:
-        self._client, self._bucket, self._settings, self._fetcher = client, bucket, settings, fetcher
-        self._prefix = f"{prefix}/" if prefix else ""
+    def __init__(self, client: Any, location: BucketLocation, settings: StoreSettings, fetcher: AssetFetcher) -> None:
+        self._client, self._location, self._settings, self._fetcher = client, location, settings, fetcher
+        self._bucket, self._prefix = location.bucket, location.prefix
 
-    async def read(self, claim: Claim) -> bytes:
-        return verify_claim(claim, await self._get(self._key(claim.uri), claim))
+    async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
+        return verify_claim(claim, await self._get(self._prefix + readable_key(self._location, claim, tenant), claim))
 
-    async def write(self, data: bytes, *, media_type: str, width: int | None = None, height: int | None = None) -> Claim:
+    async def read_recorded(self, claim: Claim, *, tenant: str | None) -> bytes:
+        key = readable_key(self._location, claim, tenant, recorded=True)
+        return verify_claim(claim, await self._get(self._prefix + key, claim))
+
+    async def write(
+        self,
+        data: bytes,
+        *,
+        tenant: str | None,
+        media_type: str,
+        width: int | None = None,
+        height: int | None = None,
+        generated: bool = False,
+    ) -> Claim:
         sha256 = sha256_hex(data)
-        uri = await self._put(claim_key(sha256, media_type), data, media_type, sha256)
+        uri = await self._put(claim_key(sha256, media_type, tenant=tenant, generated=generated), data, media_type, sha256)
         log.debug("claim.written", uri=uri, size=len(data))
         return Claim(uri=uri, sha256=sha256, media_type=media_type, size=len(data), width=width, height=height)
 
-    async def put(self, key: str, data: bytes, *, media_type: str) -> Claim:
+    async def is_generated(self, claim: Claim, *, tenant: str | None) -> bool:
+        key = self._location.key_of(claim.uri)
+        return key is not None and is_generated_key(key, tenant)
+
+    async def put(self, key: str, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
         sha256 = sha256_hex(data)
-        uri = await self._put(safe_key(key), data, media_type, sha256)
+        uri = await self._put(put_key(key, tenant), data, media_type, sha256)
         return Claim(uri=uri, sha256=sha256, media_type=media_type, size=len(data))
 
-    async def fetch(self, uri: str, *, max_bytes: int) -> bytes:
-        return await self._fetcher.fetch(uri, max_bytes=max_bytes)
+    async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes)
+
+    async def fetch_recorded(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
+        return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes, recorded=True)
 
     async def check(self) -> None:
         with translate_s3_errors(f"checking the bucket {self._bucket}"):
             await self._client.head_bucket(Bucket=self._bucket)
 
-    async def url(self, claim: Claim) -> str:
-        key = self._key(claim.uri)
+    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+        key = readable_key(self._location, claim, tenant)
         if public := self._settings.store_public_url:
-            return f"{public.rstrip('/')}/{quote(key)}"
-        target, seconds = {"Bucket": self._bucket, "Key": key}, int(self._settings.s3_presign_seconds)
+            return f"{public.rstrip('/')}/{quote(self._prefix + key)}"
+        target, seconds = {"Bucket": self._bucket, "Key": self._prefix + key}, int(self._settings.s3_presign_seconds)
         with translate_s3_errors(f"presigning {claim.uri}"):
             return str(await self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
-
-    def _key(self, uri: str) -> str:
-        start = f"s3://{self._bucket}/"
-        if not uri.startswith(start + self._prefix):
-            raise PermanentError(
-                "claim-refused", f"{uri[:200]!r} is not in this store, {start}{self._prefix}. Do all actors use the same STORE_URL?"
-            )
-        return uri.removeprefix(start)
 
     async def _get(self, key: str, claim: Claim) -> bytes:
         missing = PermanentError("claim-missing", f"No object at {claim.uri}: it was removed, or never written to this store.")

@@ -17,8 +17,11 @@ class StoreSettings(AddressSettings):
     store_url: str = Field(description="`file:///folder` or `s3://bucket/prefix`; default: the bucket AWS_STORAGE_BUCKET_NAME.")
     store_public_url: str | None = Field(None, description="The public base URL of the store, e.g. of a CDN; keys are appended to it.")
     store_timeout_seconds: float = Field(30.0, gt=0, description="One read from or write to S3.")
-    asset_roots: PathList = Field((), description="Folders from which `file://` assets may be fetched, beside the store's own.")
-    asset_buckets: StringList = Field((), description="Buckets from which `s3://` assets may be fetched, beside the store's own. `*`: any.")
+    upload_url: str | None = Field(None, description="`file:///folder` or `s3://bucket/prefix` to upload to; default: the claim store.")
+    asset_roots: PathList = Field((), description="Folders from which `file://` assets may be fetched; the store is never one.")
+    asset_buckets: StringList = Field(
+        (), description="`bucket` or `bucket/prefix` from which `s3://` assets may be fetched; the store is never one. `*`: any other."
+    )
     asset_allowed_hosts: StringList = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
     asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name resolution to last byte.")
     aws_access_key_id: str | None = Field(None, description="Empty: the credentials of the machine's role.")

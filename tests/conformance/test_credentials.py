@@ -38,7 +38,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tm
     monkeypatch.setenv("CREDENTIALS_KEY", str(files["key"]))
 
 
-async def upload_watermarked_image() -> tuple[bytes, bytes, str]:
+async def upload_watermarked_image(*, generated: bool = True, tenant: str | None = "shop") -> tuple[bytes, bytes, str]:
     """The watermarked image, the uploaded file, and the sha256 of its claim."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(file, "PNG")
@@ -47,12 +47,13 @@ async def upload_watermarked_image() -> tuple[bytes, bytes, str]:
         outside = await stack.enter_async_context(httpx.AsyncClient())
         watermark = await stack.enter_async_context(open_watermark(Resources(claims)))
         upload = await stack.enter_async_context(open_upload(Resources(claims)))
-        image = await claims.write(file.getvalue(), media_type="image/png")
-        command = Watermark(images=[image], signature=Signature(text="화가"), artist="화가", metadata={"seed": 7})
-        watermarked: Any = await watermark(command, make_context())
-        done: Any = await upload(Upload(images=watermarked.images, name="gen-7"), make_context())
+        image = await claims.write(file.getvalue(), media_type="image/png", tenant=tenant, generated=generated)
+        command = Watermark(images=[image], signature=Signature(text="화가"), artist="화가", metadata={"seed": 7, "model": "sd-1.5"})
+        context = make_context(tenant=tenant)
+        watermarked: Any = await watermark(command, context)
+        done: Any = await upload(Upload(images=watermarked.images, name="gen-7"), context)
         response = await outside.get(done.result_url)
-        return await claims.read(watermarked.images[0]), response.content, done.files[0].sha256
+        return await claims.read(watermarked.images[0], tenant=tenant), response.content, done.files[0].sha256
 
 
 @pytest.mark.usefixtures("environment")
@@ -67,6 +68,17 @@ async def test_stored_image_carries_valid_manifest() -> None:
     actions = next(assertion["data"]["actions"] for assertion in manifest["assertions"] if assertion["label"].startswith("c2pa.actions"))
     assert [(action["action"], action["digitalSourceType"]) for action in actions] == [("c2pa.created", MODEL_MADE)]
     assert hashlib.sha256(uploaded).hexdigest() == sha256, "the claim describes the signed file"
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("tenant", ["shop", None])
+async def test_picture_that_a_user_sent_is_not_signed_as_generated(tenant: str | None) -> None:
+    """Nor does its PNG say so, although the order's metadata does."""
+    watermarked, uploaded, _ = await upload_watermarked_image(generated=False, tenant=tenant)
+    assert uploaded == watermarked
+    assert b"c2pa" not in uploaded
+    picture = Image.open(io.BytesIO(uploaded))
+    assert picture.text.keys() == {"artist", "job"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("environment")

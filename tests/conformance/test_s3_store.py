@@ -28,10 +28,10 @@ async def put_object(settings: Settings, uri: str, data: bytes) -> None:
 
 async def test_object_has_content_type_and_immutable_cache_control(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
-        claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png")
+        claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png", tenant=None)
         assert claim.uri == "s3://gallery/atelier/generations/gen-7.png"
         async with httpx.AsyncClient() as outside:
-            response = await outside.get(await claims.url(claim))
+            response = await outside.get(await claims.url(claim, tenant=None))
     assert response.content == PICTURE
     assert response.headers["Content-Type"] == "image/png"
     assert "immutable" in response.headers["Cache-Control"]
@@ -39,23 +39,23 @@ async def test_object_has_content_type_and_immutable_cache_control(s3_settings: 
 
 async def test_url_is_presigned_with_expiry(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings, s3_presign_seconds=60)) as claims:
-        url = await claims.url(await claims.write(PICTURE, media_type="image/png"))
+        url = await claims.url(await claims.write(PICTURE, media_type="image/png", tenant=None), tenant=None)
     assert "X-Amz-Expires=60" in urlsplit(url).query
     assert "X-Amz-Signature" in urlsplit(url).query
 
 
 async def test_public_url_has_no_signature(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings, store_public_url="https://cdn.example")) as claims:
-        claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png")
-        assert await claims.url(claim) == "https://cdn.example/atelier/generations/gen-7.png"
+        claim = await claims.put("generations/gen-7.png", PICTURE, media_type="image/png", tenant=None)
+        assert await claims.url(claim, tenant=None) == "https://cdn.example/atelier/generations/gen-7.png"
 
 
 async def test_externally_modified_object_is_corrupt(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
-        claim = await claims.write(PICTURE, media_type="image/png")
+        claim = await claims.write(PICTURE, media_type="image/png", tenant=None)
         await put_object(s3_settings, claim.uri, PICTURE[::-1])
         with pytest.raises(PermanentError) as error:
-            await claims.read(claim)
+            await claims.read(claim, tenant=None)
     assert error.value.code == "claim-corrupt"
 
 
@@ -64,28 +64,28 @@ async def test_fetch_from_other_bucket_needs_setting(s3_settings: Settings) -> N
     await put_object(s3_settings, address, b"weights")
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
         with pytest.raises(PermanentError, match="ASSET_BUCKETS"):
-            await claims.fetch(address, max_bytes=100)
+            await claims.fetch(address, max_bytes=100, tenant=None)
     for allowed_bucket in ("models", "*"):
         async with open_claim_store(StoreSettings(**s3_settings, asset_buckets=allowed_bucket)) as claims:
-            assert await claims.fetch(address, max_bytes=100) == b"weights"
+            assert await claims.fetch(address, max_bytes=100, tenant=None) == b"weights"
 
 
 async def test_folder_store_fetches_from_allowed_bucket(s3_settings: Settings, tmp_path: Path) -> None:
     await put_object(s3_settings, "s3://gallery/lora.safetensors", b"weights")
     async with open_claim_store(StoreSettings(**(s3_settings | {"store_url": tmp_path.as_uri()}), asset_buckets=("gallery",))) as claims:
-        assert await claims.fetch("s3://gallery/lora.safetensors", max_bytes=7) == b"weights"
+        assert await claims.fetch("s3://gallery/lora.safetensors", max_bytes=7, tenant=None) == b"weights"
         for address, code in [("s3://gallery/none", "asset-missing"), ("s3://other/x", "asset-refused")]:
             with pytest.raises(PermanentError) as error:
-                await claims.fetch(address, max_bytes=7)
+                await claims.fetch(address, max_bytes=7, tenant=None)
             assert error.value.code == code
 
 
 async def test_unavailable_store_raises_temporary_error(s3_settings: Settings, unused_tcp_port: int) -> None:
     async with open_claim_store(StoreSettings(**s3_settings)) as claims:
-        claim = await claims.write(PICTURE, media_type="image/png")
+        claim = await claims.write(PICTURE, media_type="image/png", tenant=None)
     unreachable = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{unused_tcp_port}"}
     async with open_claim_store(StoreSettings(**unreachable)) as claims:
-        for attempt in (lambda: claims.read(claim), lambda: claims.write(PICTURE, media_type="image/png")):
+        for attempt in (lambda: claims.read(claim, tenant=None), lambda: claims.write(PICTURE, media_type="image/png", tenant=None)):
             with pytest.raises(TemporaryError):
                 await attempt()
 
@@ -93,7 +93,7 @@ async def test_unavailable_store_raises_temporary_error(s3_settings: Settings, u
 async def test_missing_bucket_is_temporary_error_for_writes(s3_settings: Settings) -> None:
     async with open_claim_store(StoreSettings(**(s3_settings | {"store_url": "s3://nowhere"}))) as claims:
         with pytest.raises(TemporaryError, match="NoSuchBucket"):
-            await claims.write(PICTURE, media_type="image/png")
+            await claims.write(PICTURE, media_type="image/png", tenant=None)
 
 
 def test_bucket_setting_alone_selects_s3_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,4 +115,4 @@ async def test_silent_store_times_out(s3_settings: Settings) -> None:
         settings = s3_settings | {"AWS_S3_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}", "store_timeout_seconds": 1.0}
         async with open_claim_store(StoreSettings(**settings)) as claims, asyncio.timeout(5):
             with pytest.raises(TemporaryError, match="no response in time"):
-                await claims.write(PICTURE, media_type="image/png")
+                await claims.write(PICTURE, media_type="image/png", tenant=None)

@@ -27,7 +27,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, s3_settings: dict[str, Any], tm
 @pytest.mark.usefixtures("environment")
 async def test_repeated_upload_is_one_publicly_readable_object() -> None:
     async with open_claim_store(StoreSettings()) as claims, open_upload(Resources(claims)) as upload, httpx.AsyncClient() as outside:
-        image = await claims.write(b"picture", media_type="image/png")
+        image = await claims.write(b"picture", media_type="image/png", tenant=None)
         for _ in range(2):
             done = await upload(Upload(images=[image], name="gen-7"), make_context())
             assert isinstance(done, UploadDone)
@@ -40,7 +40,7 @@ async def test_repeated_upload_is_one_publicly_readable_object() -> None:
 async def test_public_url_is_sent_to_backend_when_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPLOAD_PUBLIC_URL", "https://stylelicense-media.s3.amazonaws.com")
     async with open_claim_store(StoreSettings()) as claims, open_upload(Resources(claims)) as upload:
-        image = await claims.write(b"picture", media_type="image/png")
+        image = await claims.write(b"picture", media_type="image/png", tenant=None)
         done = await upload(Upload(images=[image], name="gen-7"), make_context())
     assert isinstance(done, UploadDone)
     assert done.result_url == "https://stylelicense-media.s3.amazonaws.com/generations/gen-7.png"

@@ -144,6 +144,15 @@ async def test_lora_is_fetched_once_and_changes_image(image_engine_rig: ImageEng
     assert first.made_with["lora_scale"] == "0.9"
 
 
+async def test_sha256_of_another_tenants_lora_gives_nothing(image_engine_rig: ImageEngineRig) -> None:
+    """Pictures publish the sha256 of their LoRA. Who knows it, but not the address, does not get the weights."""
+    done = await image_engine_rig.draw(variant(lora=image_engine_rig.lora("a")), tenant="shop")
+    stolen = Lora(uri=(image_engine_rig.folder / "absent.safetensors").as_uri(), sha256=done.made_with["lora_sha256"])
+    with pytest.raises(PermanentError) as raised:
+        await image_engine_rig.draw(variant(lora=stolen), tenant="office")
+    assert raised.value.code == "lora-missing"
+
+
 async def test_missing_lora_is_an_error_only_when_required(image_engine_rig: ImageEngineRig) -> None:
     missing = (image_engine_rig.folder / "missing.safetensors").as_uri()
     with pytest.raises(PermanentError) as raised:

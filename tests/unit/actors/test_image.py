@@ -51,7 +51,7 @@ def test_missing_seed_is_derived_from_message_id() -> None:
 
 
 async def test_lora_is_cached_under_its_sha256(loras: LoraFileCache, weights: Path) -> None:
-    file = await loras.fetch(Lora(uri=weights.as_uri(), scale=0.5))
+    file = await loras.fetch(Lora(uri=weights.as_uri(), scale=0.5), None)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert file == LoraFile(loras.folder / f"{sha256}.safetensors", sha256, 0.5, weights.as_uri())
     assert file.path.read_bytes() == weights.read_bytes()
@@ -59,22 +59,22 @@ async def test_lora_is_cached_under_its_sha256(loras: LoraFileCache, weights: Pa
 
 async def test_concurrent_orders_share_one_lora_fetch(loras: LoraFileCache, weights: Path) -> None:
     lora = Lora(uri=weights.as_uri())
-    await asyncio.gather(*(loras.fetch(lora) for _ in range(5)))
-    await loras.fetch(lora)
+    await asyncio.gather(*(loras.fetch(lora, None) for _ in range(5)))
+    await loras.fetch(lora, None)
     assert loras.fetch_count == 1
 
 
 async def test_cached_lora_is_found_by_sha256_without_fetch(loras: LoraFileCache, weights: Path) -> None:
-    file = await loras.fetch(Lora(uri=weights.as_uri()))
-    cached = await loras.fetch(Lora(uri="s3://gone/style.safetensors", sha256=file.sha256))
+    file = await loras.fetch(Lora(uri=weights.as_uri()), None)
+    cached = await loras.fetch(Lora(uri="s3://gone/style.safetensors", sha256=file.sha256), None)
     assert cached.path == file.path
     assert loras.fetch_count == 1
 
 
 async def test_lora_with_wrong_sha256_is_rejected_and_not_cached(loras: LoraFileCache, weights: Path, tmp_path: Path) -> None:
-    other = await loras.fetch(Lora(uri=write_safetensors(tmp_path / "other.safetensors", lora_pair(3)).as_uri()))
+    other = await loras.fetch(Lora(uri=write_safetensors(tmp_path / "other.safetensors", lora_pair(3)).as_uri()), None)
     with pytest.raises(PermanentError) as raised:
-        await loras.fetch(Lora(uri=weights.as_uri(), sha256="0" * 64))
+        await loras.fetch(Lora(uri=weights.as_uri(), sha256="0" * 64), None)
     assert raised.value.code == "lora-invalid"
     assert list(loras.folder.glob("*")) == [other.path], "the folder exists and holds the other file only"
 
@@ -83,7 +83,7 @@ async def test_broken_lora_is_named_and_not_cached(loras: LoraFileCache, tmp_pat
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(PermanentError) as raised:
-        await loras.fetch(Lora(uri=broken.as_uri()))
+        await loras.fetch(Lora(uri=broken.as_uri()), None)
     assert raised.value.code == "lora-invalid"
     assert "broken.safetensors" in str(raised.value)
     assert list(loras.folder.glob("*")) == []
@@ -92,16 +92,16 @@ async def test_broken_lora_is_named_and_not_cached(loras: LoraFileCache, tmp_pat
 async def test_missing_lora_is_an_error_only_when_required(loras: LoraFileCache, tmp_path: Path) -> None:
     uri = (tmp_path / "lost.safetensors").as_uri()
     with pytest.raises(PermanentError) as raised:
-        await fetch_lora(Lora(uri=uri), loras)
+        await fetch_lora(Lora(uri=uri), None, loras)
     assert raised.value.code == "lora-missing"
-    assert await fetch_lora(Lora(uri=uri, required=False), loras) is None
+    assert await fetch_lora(Lora(uri=uri, required=False), None, loras) is None
 
 
 async def test_disk_cache_stays_within_its_size_limit(claims: ClaimStore, tmp_path: Path) -> None:
     files = [write_safetensors(tmp_path / f"{rank}.safetensors", lora_pair(rank)) for rank in (2, 3, 4)]
     limit = files[1].stat().st_size + files[2].stat().st_size
     loras = LoraFileCache(claims, ImageSettings(local_cache=tmp_path / "cache", lora_cache_bytes=limit))
-    cached = [await loras.fetch(Lora(uri=file.as_uri())) for file in files]
+    cached = [await loras.fetch(Lora(uri=file.as_uri()), None) for file in files]
     assert [file.path.exists() for file in cached] == [False, True, True]
 
 

@@ -4,6 +4,7 @@ import io
 import struct
 import unicodedata
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,10 @@ from anyio import CapacityLimiter
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from actors.engines.diffusion.engine import request_metadata
+from actors.engines.diffusion.model import model_metadata
+from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
+from actors.imaging.png_metadata import GENERATION_KEYS
 from actors.settings import WatermarkSettings
 from actors.watermark import watermark
 from bus.actor import Context
@@ -35,20 +40,21 @@ class WatermarkRig:
     def __init__(self, claims: ClaimStore, context: Context) -> None:
         self.claims, self.context = claims, context
 
-    async def store(self, data: bytes, media_type: str = "image/png") -> Claim:
-        return await self.claims.write(data, media_type=media_type)
+    async def store(self, data: bytes, media_type: str = "image/png", *, generated: bool = True) -> Claim:
+        return await self.claims.write(data, media_type=media_type, tenant=self.context.tenant, generated=generated)
 
-    async def sign(self, data: bytes, settings: WatermarkSettings | None = None, **command: Any) -> PngImageFile:
-        images = [(await self.store(data)).model_dump()]
+    async def sign(self, data: bytes, settings: WatermarkSettings | None = None, *, generated: bool = True, **command: Any) -> PngImageFile:
+        images = [(await self.store(data, generated=generated)).model_dump()]
         order = Watermark.model_validate({"images": images, **command})
         done = await watermark(
             order, self.context, claims=self.claims, settings=settings or WatermarkSettings(), threads=CapacityLimiter(2)
         )
         (claim,) = done.images
-        signed = Image.open(io.BytesIO(await self.claims.read(claim)))
+        signed = Image.open(io.BytesIO(await self.claims.read(claim, tenant=None)))
         assert isinstance(signed, PngImageFile)
         signed.load()
         assert (claim.media_type, claim.width, claim.height) == ("image/png", *signed.size)
+        assert await self.claims.is_generated(claim, tenant=None) == generated
         return signed
 
 
@@ -165,7 +171,7 @@ async def test_non_latin_text_is_written_as_itxt(watermark_rig: WatermarkRig, cl
     images = [await watermark_rig.store(plain())]
     order = Watermark(images=images, artist="김민수", metadata={"model": "café"})
     done = await watermark(order, context, claims=claims, settings=WatermarkSettings(), threads=CapacityLimiter(1))
-    data = await claims.read(done.images[0])
+    data = await claims.read(done.images[0], tenant=None)
     assert b"iTXtartist\0" in data
     assert "김민수".encode() in data
     assert b"tEXtmodel\0" + "café".encode("latin-1") in data
@@ -181,6 +187,25 @@ async def test_existing_metadata_is_preserved_and_takes_precedence(watermark_rig
     signed = await watermark_rig.sign(picture, artist="Jane", metadata={"seed": 42, "steps": 50})
     assert signed.text == {"seed": "45", "steps": "50", "prompt": "고양이", "artist": "Jane", "job": "generation-7"}
     assert signed.text["prompt"].lang == "ko"  # type: ignore[union-attr]
+
+
+async def test_picture_of_a_user_keeps_its_metadata_but_none_that_names_a_model(watermark_rig: WatermarkRig) -> None:
+    chunks = PngInfo()
+    for key, value in {"Model": "sd-1.5", "seed": "45", "title": "a cat"}.items():
+        chunks.add_text(key, value)
+    picture = encode_image(Image.new("RGB", (64, 64)), pnginfo=chunks)
+    metadata = {"model": "sd-1.5", "STEPS": 50, "prompt_sha256": "ab", "lora_sha256": "cd", "tags": "cat"}
+    signed = await watermark_rig.sign(picture, generated=False, artist="Jane", metadata=metadata)
+    assert signed.text == {"title": "a cat", "tags": "cat", "artist": "Jane", "job": "generation-7"}
+
+
+@pytest.mark.models
+def test_every_key_that_the_image_step_writes_is_one_of_generation() -> None:
+    """A new key of the engine must be added to GENERATION_KEYS, or a user's picture could carry it."""
+    lora = LoraFile(Path("x"), "ab", 1.0, "s3://x")
+    request = DiffusionRequest(prompt="x", negative_prompt="", seed=1, width=64, height=64, steps=1, guidance_scale=1.0, lora=lora)
+    written = request_metadata(request).keys() | model_metadata("model", "ab").keys() | {"seed"}
+    assert written == GENERATION_KEYS
 
 
 @pytest.mark.parametrize("key", ["", " seed", "seed ", "a  b", "x" * 80, "씨앗", "a\0b"])

@@ -14,45 +14,49 @@ from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
+from bus.storage.object_keys import tenant_prefix
 from contracts.image import Lora
 
 log = structlog.get_logger()
 
+Source = tuple[str | None, str]
+"""The tenant and the address: what one tenant may fetch, another may not."""
 SHA256_CACHE_SECONDS = 300.0
 """How long an address without a sha256 is taken to hold the same bytes."""
 
 
 class LoraFileCache:
-    """Fetches and caches LoRA files. Concurrent orders with the same address share one fetch."""
+    """Fetches and caches LoRA files. A tenant's concurrent orders with the same address share one fetch."""
 
     def __init__(self, claims: ClaimStore, settings: ImageSettings) -> None:
         self.claims, self.settings = claims, settings
         self.folder = settings.local_cache.expanduser() / "loras"
         self.fetch_count = 0
-        self._sha256_by_uri: dict[str, tuple[float, str]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._sha256_by_source: dict[Source, tuple[float, str]] = {}
+        self._locks: dict[Source, asyncio.Lock] = {}
 
-    async def fetch(self, lora: Lora) -> LoraFile:
+    async def fetch(self, lora: Lora, tenant: str | None) -> LoraFile:
         """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when the store is unavailable."""
-        lock = self._locks.setdefault(lora.uri, asyncio.Lock())
+        source = (tenant, lora.uri)
+        lock = self._locks.setdefault(source, asyncio.Lock())
         async with lock:
-            file = await asyncio.to_thread(self._cached, lora) or await self._fetch(lora)
+            file = await asyncio.to_thread(self._cached, lora, source) or await self._fetch(lora, source)
         if not lock.locked():
-            self._locks.pop(lora.uri, None)
+            self._locks.pop(source, None)
         return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri))
 
-    def _cached(self, lora: Lora) -> Path | None:
-        fetched_at, cached_sha256 = self._sha256_by_uri.get(lora.uri, (0.0, ""))
+    def _cached(self, lora: Lora, source: Source) -> Path | None:
+        fetched_at, cached_sha256 = self._sha256_by_source.get(source, (0.0, ""))
         sha256 = lora.sha256 or (cached_sha256 if time.monotonic() - fetched_at < SHA256_CACHE_SECONDS else None)
-        file = self.folder / f"{sha256}.safetensors"
+        file = self._tenant_folder(source[0]) / f"{sha256}.safetensors"
         if not sha256 or not file.exists():
             return None
         os.utime(file)
         return file
 
-    async def _fetch(self, lora: Lora) -> Path:
+    async def _fetch(self, lora: Lora, source: Source) -> Path:
         try:
-            data = await self.claims.fetch(lora.uri, max_bytes=self.settings.lora_max_bytes)
+            data = await self.claims.fetch(lora.uri, tenant=source[0], max_bytes=self.settings.lora_max_bytes)
         except PermanentError as error:
             if error.code == "asset-missing":
                 raise PermanentError("lora-missing", f"there are no LoRA weights at {redact_uri(lora.uri)}: {error}") from None
@@ -60,21 +64,26 @@ class LoraFileCache:
                 raise invalid_lora(redact_uri(lora.uri), str(error)) from None
             raise
         self.fetch_count += 1
-        file = await asyncio.to_thread(self._store, lora, data)
-        self._sha256_by_uri[lora.uri] = (time.monotonic(), file.stem)
+        file = await asyncio.to_thread(self._store, lora, source[0], data)
+        self._sha256_by_source[source] = (time.monotonic(), file.stem)
         return file
 
-    def _store(self, lora: Lora, data: bytes) -> Path:
+    def _tenant_folder(self, tenant: str | None) -> Path:
+        """Each tenant has its own copies: the sha256 of another tenant's weights, which its pictures publish, is no way to use them."""
+        return self.folder / tenant_prefix(tenant)
+
+    def _store(self, lora: Lora, tenant: str | None, data: bytes) -> Path:
         """Validate the bytes and store them under their sha256. Invalid ones are not stored."""
         sha256 = hashlib.sha256(data).hexdigest()
         if lora.sha256 and lora.sha256 != sha256:
             raise invalid_lora(redact_uri(lora.uri), f"its sha256 is {sha256}, the order says {lora.sha256}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{sha256}.{os.getpid()}"
+        folder = self._tenant_folder(tenant)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{sha256}.{os.getpid()}"
         temporary.write_bytes(data)
         try:
             validate_lora(temporary, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
-            file = temporary.rename(self.folder / f"{sha256}.safetensors")
+            file = temporary.rename(folder / f"{sha256}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
         log.info("lora.cached", sha256=sha256, bytes=len(data))
@@ -82,7 +91,7 @@ class LoraFileCache:
         return file
 
     def _evict_until_fits(self, newest: Path) -> None:
-        files = sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        files = sorted(self.folder.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         total = sum(file.stat().st_size for file in files)
         for file in files:
             if total <= self.settings.lora_cache_bytes or file == newest:
