@@ -51,6 +51,8 @@ async def get_conversation(command: GetConversation, context: Context, *, reposi
 
 
 async def delete_conversation(command: DeleteConversation, context: Context, *, repository: ConversationRepository) -> ConversationDeleted:
+    """Another tenant's is refused before the wait for its turn."""
+    await repository.require(command.conversation_id, context.tenant or "")
     async with repository.lock_conversation(command.conversation_id):
         await repository.delete(command.conversation_id, context.tenant or "")
     return ConversationDeleted(conversation_id=command.conversation_id)

@@ -33,9 +33,11 @@ from contracts.wire import Step
 async def judge(
     command: Judge, context: Context, *, verdicts: VerdictService, repository: VariantRepository | None
 ) -> JudgeDone | Transactional:
+    """Raises PermanentError("tenant-foreign") when the body names another tenant than the delivery."""
+    context.resolve_tenant(command.tenant_id)
     if command.job_variants_id:
         return await judge_variant(command, context, verdicts, require_repository(repository, "a claim"))
-    picture = await verdicts.image_loader.from_claim(select_claim(command.image, command.images))
+    picture = await verdicts.image_loader.from_claim(select_claim(command.image, command.images), tenant=context.tenant)
     fields = await evaluate(command, OverlayLayout(), picture, None, context, verdicts)
     return JudgeDone(job_id=command.job_id or context.job_id, **fields)
 
@@ -55,19 +57,20 @@ ACTOR = Actor(
 async def judge_variant(
     command: Judge, context: Context, verdicts: VerdictService, repository: VariantRepository
 ) -> JudgeDone | Transactional:
-    """As in the source system, every failure from here on fails the variant, so the message is recorded as its owner first."""
-    ref = VariantRef.parse(command.job_variants_id, command.job_id, command.tenant_id)
+    """As in the source system, a failure fails the variant, so the message is recorded as its owner first; not for what is refused."""
+    ref = VariantRef.parse(command.job_variants_id, command.job_id, command.tenant_id, context)
     variant = await repository.get_variant(ref)
     redelivered = await repository.is_owner(JUDGE, context)
     once = command.once and not redelivered
     if once and (verdict := await repository.find_earlier_verdict(JUDGE, ref, variant)):
         return JudgeDone(job_id=ref.job_id, **verdict)
+    await check_render_address(command, ref, repository)
     await repository.record_owner(JUDGE, ref, context)
     check_variant_state(variant, redelivered)
     layout = await find_layout(command, ref, repository)
     url = await resolve_image_url(command, variant, layout, repository)
     with translate_image_errors(url):
-        picture = await verdicts.image_loader.from_url(url)
+        picture = await verdicts.image_loader.from_url(url, tenant=context.tenant)
     await repository.mark_running(JUDGE, ref, context, once=once)
     request = {"render_asset_url": url, "overlay_id": command.overlay_id}
     bare_url = await resolve_bare_image_url(variant, repository)
@@ -84,11 +87,21 @@ def check_variant_state(variant: Record, redelivered: bool) -> None:
         raise PermanentError("not-overlaid", message)
 
 
+async def check_render_address(command: Judge, ref: VariantRef, repository: VariantRepository) -> None:
+    """A tenant may name only an address of its variant. Raises PermanentError("render-foreign")."""
+    address = command.render_asset_url
+    if address and ref.acting_tenant and address not in await repository.list_addresses(ref):
+        message = (
+            f"render_asset_url is not recorded for the variant {ref.variant_id}: name its overlaid asset or a rendered layout, or neither"
+        )
+        raise PermanentError("render-foreign", message)
+
+
 async def find_layout(command: Judge, ref: VariantRef, repository: VariantRepository) -> OverlayLayout | None:
-    """The layout that the command names, else the variant's latest. Raises PermanentError("overlay-unknown")."""
+    """The variant's layout that the command names, else its latest. Raises PermanentError("overlay-unknown")."""
     if not command.overlay_id:
         return parse_layout(await repository.get_latest_layout(ref))
-    row = await repository.get_layout(command.overlay_id)
+    row = await repository.get_layout(command.overlay_id, ref)
     if row is None and not command.render_asset_url:
         raise PermanentError("overlay-unknown", f"Overlay layout not found: {command.overlay_id}")
     return parse_layout(row)
@@ -112,14 +125,14 @@ async def resolve_bare_image_url(variant: Record, repository: VariantRepository)
     return await repository.get_asset_url(variant["img_asset_id"]) if variant["img_asset_id"] and variant["overlaid_img_asset_id"] else None
 
 
-async def load_bare_image(command: Judge, url: str | None, verdicts: VerdictService) -> Image.Image | None:
+async def load_bare_image(command: Judge, url: str | None, verdicts: VerdictService, context: Context) -> Image.Image | None:
     """The picture without its text. Used only for the evidence: None when it is not needed or cannot be loaded."""
     if not command.protected_region:
         return None
     try:
         if command.bare_image:
-            return await verdicts.image_loader.from_claim(command.bare_image)
-        return await verdicts.image_loader.from_url(url) if url else None
+            return await verdicts.image_loader.from_claim(command.bare_image, tenant=context.tenant)
+        return await verdicts.image_loader.from_url(url, tenant=context.tenant) if url else None
     except PermanentError:
         return None
 
@@ -128,7 +141,7 @@ async def evaluate(
     command: Judge, layout: OverlayLayout, picture: Image.Image, bare_url: str | None, context: Context, verdicts: VerdictService
 ) -> dict[str, Any]:
     """The verdict and the evidence as the result's fields."""
-    bare = await load_bare_image(command, bare_url, verdicts)
+    bare = await load_bare_image(command, bare_url, verdicts, context)
     verdict = await verdicts.evaluate(AdVerdictSchema, JUDGE_PROMPT, picture, context)
     evidence = measure_evidence(
         picture,

@@ -1,6 +1,8 @@
 """The ledger: listens to all events, stores jobs and their steps in Postgres, and answers queries about them.
 
-It needs no inbox: an event that is delivered twice replaces itself.
+It needs no inbox: an event that is delivered twice changes nothing the second time. A job belongs to the tenant of its claim, else of its
+first event; an event of another tenant is not stored. A job that has ended keeps its end, except that a replay may complete it. Ended jobs
+are deleted after LEDGER_RETENTION_DAYS.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -8,10 +10,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import structlog
 from asyncpg import Connection, Pool, Record
 
+from actors.settings import LedgerSettings
 from bus.actor import Actor, Context, Handler, Resources, Transactional, query_actor, with_database
 from bus.errors import PermanentError
+from bus.persistence.purge import PURGE_INTERVAL_SECONDS, purge_periodically
 from bus.sql import load_queries
 from contracts import broker_names
 from contracts.event import Event, EventKind
@@ -39,21 +44,33 @@ STATE_BY_EVENT_KIND: dict[EventKind, JobState] = {
     EventKind.FAILED: "failed",
     EventKind.CANCELLED: "cancelled",
 }
+TERMINAL_EVENT_KINDS = frozenset({EventKind.COMPLETED, EventKind.FAILED, EventKind.CANCELLED})
 MAX_SEARCH_TEXT_CHARS = 8192
+PURGE_BATCH_SIZE = 1000
+
+log = structlog.get_logger()
 
 
 class EventRecorded(Result):
-    """The event is in the ledger."""
+    """The event is in the ledger, or is none of the job's tenant."""
 
 
 async def record_event(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
-        percent = event.progress.progress_percent if event.progress else 0
-        body = event.model_dump(mode="json", exclude_none=True)
-        await connection.execute(SQL["upsert_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
-        await connection.execute(SQL["upsert_job"], *_upsert_job_arguments(event))
+        job = await connection.fetchrow(SQL["upsert_job"], *_upsert_job_arguments(event))
+        if job is None:
+            log.warning("ledger.event_foreign", job_id=event.job_id, step=event.step, kind=event.kind, tenant=event.tenant)
+        elif job["ended_by"] == (end := _job_end(event)) or end is None:
+            percent = event.progress.progress_percent if event.progress else 0
+            body = event.model_dump(mode="json", exclude_none=True)
+            await connection.execute(SQL["upsert_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
 
     return Transactional(EventRecorded(), write)
+
+
+def _job_end(event: Event) -> str | None:
+    """Names the event that ends a job; None for any other. Of two that say so, only the one that the job was ended by is stored."""
+    return f"{event.kind}/{event.message_id}" if event.step == "job" and event.kind in TERMINAL_EVENT_KINDS else None
 
 
 def _upsert_job_arguments(event: Event) -> tuple[Any, ...]:
@@ -71,6 +88,7 @@ def _upsert_job_arguments(event: Event) -> tuple[Any, ...]:
         result if is_job_event and event.kind is EventKind.COMPLETED else None,
         event.fault.model_dump(mode="json", exclude_none=True) if is_job_event and event.fault else None,
         search_text(result.get("order")) if accepted else None,
+        _job_end(event),
     )
 
 
@@ -90,8 +108,8 @@ def iter_texts(value: Any) -> Iterable[str]:
 
 async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
     """Raises PermanentError("job-unknown")."""
-    row = await database.fetchrow(SQL["job"], command.job_id)
-    if row is None and (claimed := await database.fetchrow(SQL["claimed_job"], command.job_id)):
+    row = await database.fetchrow(SQL["job"], command.job_id, context.tenant)
+    if row is None and (claimed := await database.fetchrow(SQL["claimed_job"], command.job_id, context.tenant)):
         return _to_job(claimed)
     if row is None:
         raise PermanentError("job-unknown", unknown_job_message(command.job_id))
@@ -100,17 +118,32 @@ async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
 
 
 async def get_job_events(command: GetJobEvents, context: Context, *, database: Pool) -> JobEvents:
-    return JobEvents(events=[record["body"] for record in await database.fetch(SQL["all_events"], command.job_id)])
+    return JobEvents(events=[record["body"] for record in await database.fetch(SQL["all_events"], command.job_id, context.tenant)])
 
 
 async def claim_job(command: ClaimJob, context: Context, *, database: Pool) -> JobClaimed:
-    """One statement decides, so that two concurrent requests for one id get consistent answers."""
-    row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256, command.tenant)
+    """One statement decides, so that two concurrent requests for one id get consistent answers.
+
+    Raises PermanentError("tenant-foreign" · "generation-foreign").
+    """
+    tenant = context.resolve_tenant(command.tenant)
+    if tenant and command.generation_id is not None:
+        await claim_generation(command.backend, command.generation_id, tenant, database)
+    row = await database.fetchrow(SQL["claim_job"], command.job_id, command.kind, command.sha256, tenant)
     return JobClaimed.model_validate(dict(row.items()))
 
 
+async def claim_generation(backend: str, generation_id: int, tenant: str, database: Pool) -> None:
+    """Reserve a generation of the backend for its first tenant. Raises PermanentError("generation-foreign") for another one."""
+    if await database.fetchval(SQL["claim_generation"], backend, generation_id, tenant) != tenant:
+        message = f"generation {generation_id} belongs to another tenant: order with a generation id of your own, or without one"
+        raise PermanentError("generation-foreign", message)
+
+
 async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
-    rows = await database.fetch(SQL["jobs"], command.state, command.tenant, command.before, command.limit, command.words)
+    """Raises PermanentError("tenant-foreign")."""
+    tenant = context.resolve_tenant(command.tenant)
+    rows = await database.fetch(SQL["jobs"], command.state, tenant, command.before, command.limit, command.words)
     return Jobs(jobs=[_to_job(row) for row in rows])
 
 
@@ -130,8 +163,26 @@ def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
 
 @asynccontextmanager
 async def open_ledger(resources: Resources) -> AsyncIterator[Handler]:
-    resources.require_database(DATABASE_MISSING)
-    yield record_event
+    """Deletes old jobs in the background, inside the block."""
+    database, days = resources.require_database(DATABASE_MISSING), LedgerSettings().retention_days
+    if not days:
+        yield record_event
+        return
+    async with purge_periodically("jobs", partial(purge_jobs, database, days), PURGE_INTERVAL_SECONDS):
+        yield record_event
+
+
+async def purge_jobs(database: Pool, days: float) -> int:
+    """Delete the jobs that ended more than `days` ago, in batches, with their events and claims; returns how many jobs."""
+    jobs, *_ = [await _purge(database, SQL[name], days) for name in ("purge_jobs", "purge_claims", "purge_generations")]
+    return jobs
+
+
+async def _purge(database: Pool, statement: str, days: float) -> int:
+    rows = 0
+    while count := await database.fetchval(statement, days, PURGE_BATCH_SIZE):
+        rows += count
+    return rows
 
 
 job_query = partial(query_actor, timeout_seconds=10, prefetch=16)

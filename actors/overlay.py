@@ -1,7 +1,8 @@
 """Overlay: draws an advertisement's text over its picture, at a position where it is readable.
 
 Reads the first of `images`, `text` and the font that the validate step recommends; returns the picture with the text as a claim, the bare
-one, and the layout in the form of the source system's `overlay_layouts`. With `job_variants_id` and a database it also inserts the row.
+one, and the layout in the form of the source system's `overlay_layouts`. With `job_variants_id` and a database it also inserts the row, for
+a tenant only when the variant is its own. `proposal_id` is stored in that row and not looked up.
 """
 
 import io
@@ -22,7 +23,7 @@ from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.imaging.text_layout import BLACK, WHITE, Placement, TextBlock, candidate_placements, draw_text, fit_text, with_backdrop
 from actors.settings import OverlaySettings
 from actors.vision.evidence import overlap_area
-from actors.vision.variant_repository import SCHEMA
+from actors.vision.variant_repository import SCHEMA, find_variant
 from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.errors import PermanentError
 from bus.ids import derived_id
@@ -61,14 +62,21 @@ ACTOR = Actor(
 async def overlay(
     command: Overlay, context: Context, *, claims: ClaimStore, database: Pool | None, settings: OverlaySettings, threads: CapacityLimiter
 ) -> OverlayDone | Transactional:
-    """Raises PermanentError("invalid-uuid" · "text-empty" · "glyph-missing" · "image-unreadable" · "image-too-large")."""
+    """Raises PermanentError.
+
+    Its codes: "invalid-uuid", "variant-unknown", "text-empty", "glyph-missing", "image-unreadable", "image-too-large".
+    """
     started, bare = time.perf_counter(), command.images[0]
     ids = [parse_uuid(command.proposal_id), parse_uuid(command.job_variants_id)]
-    render = partial(compose, await claims.read(bare), command, settings)
+    if ids[1] and database and context.tenant:
+        await find_variant(database, ids[1], context.tenant)
+    render = partial(compose, await claims.read(bare, tenant=context.tenant), command, settings)
     png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
-    claim = await claims.write(png, media_type="image/png", width=size[0], height=size[1])
+    generated = await claims.is_generated(bare, tenant=context.tenant)
+    claim = await claims.write(png, tenant=context.tenant, media_type="image/png", width=size[0], height=size[1], generated=generated)
     overlay_id = derived_id(context.message_id, "overlay")
-    rendered = {"asset_id": derived_id(overlay_id, "render"), "url": await claims.url(claim), "width": size[0], "height": size[1]}
+    url = await claims.url(claim, tenant=context.tenant)
+    rendered = {"asset_id": derived_id(overlay_id, "render"), "url": url, "width": size[0], "height": size[1]}
     result = OverlayDone(
         images=[claim],
         bare_image=bare,

@@ -27,6 +27,14 @@ class DeadLetterSettings(BaseSettings):
     foreign_queues: StringList = Field((), description="Further queues of dead letters, declared by their owners; comma-separated.")
 
 
+class LedgerSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="LEDGER_")
+
+    retention_days: float = Field(
+        90.0, ge=0, le=36500, description="How long a job is kept after its end, with its events and claims. 0: for ever."
+    )
+
+
 class ListenerSettings(BaseSettings):
     """Names as in the source system. Durations are seconds."""
 

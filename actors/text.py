@@ -89,7 +89,7 @@ ACTORS = (
 
 async def generate(command: Text, context: Context, *, dependencies: Dependencies) -> TextDone | Transactional:
     run = GenerationRun()
-    prompt = await dependencies.prompt_builder.build(command)
+    prompt = await dependencies.prompt_builder.build(command, context.tenant)
     if command.message is None:
         return await answer(command, context, prompt, None, run, dependencies)
     if dependencies.repository is None:

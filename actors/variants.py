@@ -1,7 +1,7 @@
 """Variants: marks a variant failed when its validate or judge step failed for good: by an error, a timeout, a crash or a cancellation.
 
 Reads the events of the two steps; the table `atelier.variant_work` has the variant that each message works on. A variant that no message
-works on is not changed, so a request that was refused changes nothing.
+works on is not changed, so a request that was refused changes nothing; nor is one of another tenant than the event's.
 """
 
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def mark_failed(event: Event, context: Context) -> Transactional:
     async def write(connection: Connection) -> None:
         key = event.message_id, STAGES[event.step].name
         await connection.execute(SQL["lock_job"], await connection.fetchval(SQL["owned_variant"], *key))
-        variant = await connection.fetchval(SQL["fail"], *key)
+        variant = await connection.fetchval(SQL["fail"], *key, event.tenant)
         if variant:
             log.warning("variant.failed", job_variants_id=str(variant), step=event.step, code=event.fault.code if event.fault else None)
 

@@ -1,8 +1,8 @@
 """Webhook: notifies the backend of the progress, completion or failure of an image generation.
 
 Reads a command of the kind `progress`, `complete` or `failed`; returns whether the backend accepted the call. The table
-`atelier.webhook_calls` keeps the state of each generation's calls, so that they arrive in order and no refund is sent twice; without a
-database only this process knows it.
+`atelier.webhook_calls` keeps the state of each generation's calls and its tenant, so that they arrive in order, no refund is sent twice and
+no tenant calls for another one's generation; without a database only this process knows it.
 """
 
 from collections.abc import AsyncIterator
@@ -14,12 +14,20 @@ from asyncpg import InterfaceError, PostgresError
 
 from actors.settings import WebhookSettings
 from actors.webhooks.delivery_lock import SQL, DeliveryLock, LockedDelivery, MemoryDeliveryLock, PostgresDeliveryLock
-from actors.webhooks.delivery_state import Skip, begin_call, mark_answered, revert_begin
-from actors.webhooks.webhook_client import Target, UnconfirmedDelivery, WebhookClient, open_webhook_client, resolve_target
+from actors.webhooks.delivery_state import Skip, begin_call, claim_generation, mark_answered, revert_begin
+from actors.webhooks.webhook_client import (
+    Target,
+    UnconfirmedDelivery,
+    WebhookClient,
+    open_webhook_client,
+    parse_origin,
+    resolve_target,
+    strip_webhook_path,
+)
 from actors.webhooks.webhook_request import WebhookRequest, build_request
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError, TemporaryError
-from bus.ids import derived_id
+from bus.ids import public_id
 from contracts.webhook import Webhook, WebhookDone
 from contracts.wire import Step
 
@@ -68,8 +76,9 @@ async def deliver_progress(command: Webhook, context: Context, client: WebhookCl
 
 async def deliver(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:
     request, target = build_request(command), resolve_target(command.base_url, client.settings)
-    async with lock.acquire(target.base, command.generation_id) as delivery:
-        state = begin_call(delivery.state, command, context.message_id)
+    async with lock.acquire(backend_name(target, client.settings), command.generation_id) as delivery:
+        owned = claim_generation(delivery.state, command.generation_id, context.tenant)
+        state = begin_call(owned, command, context.message_id)
         if isinstance(state, Skip):
             log.info("webhook.skipped", kind=command.kind, reason=state.reason)
             return WebhookDone(delivered=state.delivered, reason=state.reason)
@@ -77,11 +86,17 @@ async def deliver(command: Webhook, context: Context, client: WebhookClient, loc
         return await send_request(command, request, target, context, client, LockedDelivery(state, delivery.save))
 
 
+def backend_name(target: Target, settings: WebhookSettings) -> str:
+    """Under which a backend's generations are kept: the configured one's base, also when a message names it by its origin."""
+    configured = settings.backend_api_url
+    return strip_webhook_path(configured) if configured and parse_origin(configured) == target.base else target.base
+
+
 async def send_request(
     command: Webhook, request: WebhookRequest, target: Target, context: Context, client: WebhookClient, delivery: LockedDelivery
 ) -> WebhookDone:
     try:
-        status = await client.send(target, request, derived_id(context.message_id, "webhook"))
+        status = await client.send(target, request, public_id(context.message_id, "webhook"))
     except UnconfirmedDelivery as error:
         if command.kind != "failed":
             raise

@@ -36,6 +36,16 @@ class Context:
     report_progress: ReportProgress
     send_delta: SendDelta | None = None
 
+    def resolve_tenant(self, named: str | None) -> str | None:
+        """The tenant to act for: the delivery's; the one that the body names only for a delivery without one, which is the installation's.
+
+        Raises PermanentError("tenant-foreign") when the body names another tenant than the delivery.
+        """
+        if self.tenant and named not in (None, self.tenant):
+            message = f"the message belongs to the tenant {self.tenant!r}, its body names another one: leave the tenant out of the body"
+            raise PermanentError("tenant-foreign", message)
+        return self.tenant or named
+
 
 @dataclass(frozen=True)
 class Transactional:

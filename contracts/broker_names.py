@@ -8,6 +8,15 @@ IMAGE_GENERATION_QUEUE = "image_generation"
 """The foreign queue. It is declared durable and with no arguments, or the backend's own declaration fails with a 406."""
 
 
+REPLY_QUEUE_PREFIXES = ("amq.gen-", "amq_", "amq.rabbitmq.reply-to", "atelier.reply.", "atelier.roll.")
+"""How the names of reply queues begin: those that the broker and client libraries choose, direct reply-to, and those of our processes."""
+
+
+def is_reply_queue(name: str) -> bool:
+    """Whether `reply_to` may name the queue. A worker publishes replies in its own name, so it sends none to any other queue."""
+    return name.startswith(REPLY_QUEUE_PREFIXES)
+
+
 def work_queue(name: str) -> str:
     return f"atelier.{name}"
 

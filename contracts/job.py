@@ -47,6 +47,8 @@ class ClaimJob(Command):
     kind: str = Field(max_length=64)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     tenant: str | None = Field(None, max_length=255, description="The tenant of the job.")
+    generation_id: int | None = Field(None, ge=0, lt=2**63, description="Also reserved for the tenant, unless another one has it.")
+    backend: str = Field("", max_length=2048, description="The backend that the generation id is of, as the order names it.")
 
 
 class JobClaimed(Result):

@@ -1,6 +1,7 @@
 """The command and the result of each step; the bus builds the next command of a slip from these tables."""
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
@@ -37,5 +38,12 @@ RESULTS: Mapping[str, type[Result]] = {
     Step.TEXT: TextDone,
 }
 
-DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, "ledger", "dead-letters", "image_generation")
-"""Whose dead letters are ingested: the steps, the actors that store records, and the adapter of the foreign queue."""
+ClientStep = Literal["image", "watermark", "upload", "consult", "validate", "judge", "overlay", "text"]
+CLIENT_STEPS: tuple[str, ...] = get_args(ClientStep)
+"""The steps that the itinerary of a client may name. The webhook acts in our name at the backend, so only a standard itinerary has it."""
+
+EVENT_STEPS: tuple[str, ...] = ("ledger", "dead-letters", "variants")
+"""The actors whose messages are events."""
+
+DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, *EVENT_STEPS, "image_generation")
+"""Whose dead letters are ingested: the steps, the actors of events, and the adapter of the foreign queue."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from actors.settings import WebhookSettings
 from bus.actor import Adapter, InvalidMessage, TranslatedCommand
-from bus.ids import derived_id
+from bus.ids import derived_id, former_id_header, public_id
 from bus.net.ssrf import has_private_ip_host
 from contracts import broker_names
 from contracts.image import Image
@@ -88,7 +88,8 @@ def _build_command(order: OrderData, base_url: str | None, settings: WebhookSett
         on_failure=SlipStep(step=Step.WEBHOOK, arguments={"kind": "failed"}),
     )
     body = image.model_copy(update={"slip": slip}).model_dump(mode="json", exclude_defaults=True)
-    return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id))
+    headers = former_id_header(_former_message_id(order.generation_id))
+    return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id), headers)
 
 
 def _check_backend_address(base_url: str | None, settings: WebhookSettings) -> None:
@@ -157,7 +158,8 @@ def _failure_webhook(generation_id: int | None) -> TranslatedCommand | None:
         return None
     body = {"kind": "failed", "generation_id": generation_id}
     message_id = derived_id(_message_id(generation_id), "unreadable")
-    return TranslatedCommand(Step.WEBHOOK, body, message_id, _job_id(generation_id))
+    headers = former_id_header(public_id(_former_message_id(generation_id), "unreadable"))
+    return TranslatedCommand(Step.WEBHOOK, body, message_id, _job_id(generation_id), headers)
 
 
 def _error_code(field: str) -> str:
@@ -166,6 +168,11 @@ def _error_code(field: str) -> str:
 
 def _message_id(generation_id: int) -> str:
     return derived_id(broker_names.IMAGE_GENERATION_QUEUE, generation_id)
+
+
+def _former_message_id(generation_id: int) -> str:
+    """The message id of earlier releases, recognised for one release."""
+    return public_id(broker_names.IMAGE_GENERATION_QUEUE, generation_id)
 
 
 def _job_id(generation_id: int) -> str:

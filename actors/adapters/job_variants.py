@@ -9,7 +9,7 @@ from typing import Any
 from actors.settings import ListenerSettings
 from actors.vision.variant_repository import SCHEMA
 from bus.actor import TranslatedCommand
-from bus.ids import derived_id
+from bus.ids import derived_id, former_id_header, public_id
 from bus.sql import load_queries
 from bus.worker.pg_listener import PgListener
 from contracts.wire import Header, Step
@@ -23,9 +23,9 @@ def translate(row: Mapping[str, Any]) -> TranslatedCommand:
     body = {"job_variants_id": variant, "job_id": str(row["job_id"]), "tenant_id": row["tenant_id"], "once": True}
     if row["overlay_id"]:
         body["overlay_id"] = str(row["overlay_id"])
-    message_id = derived_id(variant, step, row["updated_at"].isoformat())
+    state = (variant, step, row["updated_at"].isoformat())
     headers = {Header.TENANT.value: row["tenant_id"]} if row["tenant_id"] else {}
-    return TranslatedCommand(step, body, message_id, f"{variant}-{step}", headers)
+    return TranslatedCommand(step, body, derived_id(*state), f"{variant}-{step}", headers | former_id_header(public_id(*state)))
 
 
 def build_pg_listener(settings: ListenerSettings) -> PgListener:

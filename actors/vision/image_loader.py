@@ -1,9 +1,6 @@
 """Loads pictures from claims, base64, `/assets/…`, `s3://` and `https://` addresses; their size is checked before they are decoded."""
 
-import base64
-import binascii
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -11,6 +8,7 @@ from urllib.parse import unquote
 from anyio import to_thread
 from PIL import Image
 
+from actors.decoding.base64_data import decode_base64
 from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.vision.settings import VisionSettings
 from bus.errors import PermanentError
@@ -18,7 +16,6 @@ from bus.storage.claim_store import ClaimStore
 from bus.storage.fetcher import read_asset
 from contracts.claim import Claim
 
-DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
 ASSETS_PREFIX = "/assets/"
 MIN_SIDE = 8
 """Pixels. A smaller picture is padded with white."""
@@ -28,37 +25,34 @@ MIN_SIDE = 8
 class ImageLoader:
     """Loads pictures as RGB; transparent pixels become white.
 
-    Raises PermanentError("image-unreadable" · "image-too-large" · "asset-refused" · "asset-missing" · "asset-too-large").
+    Raises PermanentError("image-unreadable" · "image-too-large" · "image-too-costly" · "asset-refused" · "asset-missing" ·
+    "asset-too-large").
     """
 
     claims: ClaimStore
     settings: VisionSettings
 
-    async def from_claim(self, claim: Claim) -> Image.Image:
+    async def from_claim(self, claim: Claim, *, tenant: str | None) -> Image.Image:
         self._check_size(claim.size, claim.uri)
-        return await self._decode(await self.claims.read(claim), claim.uri)
+        return await self._decode(await self.claims.read(claim, tenant=tenant), claim.uri)
 
     async def from_base64(self, encoded: str) -> Image.Image:
         """`encoded`: base64, with or without a `data:` prefix."""
-        payload = DATA_URL.sub("", encoded.strip())
-        self._check_size(len(payload) * 3 // 4, "the picture in the message")
-        try:
-            data = base64.b64decode("".join(payload.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise PermanentError("image-unreadable", f"the picture in the message is not valid base64: {error}") from error
-        return await self._decode(data, "the picture in the message")
+        label, limit = "the picture in the message", self.settings.max_image_bytes
+        codes = {"broken_code": "image-unreadable", "large_code": "image-too-large"}
+        return await self._decode(await decode_base64(encoded, max_bytes=limit, label=label, **codes), label)
 
-    async def from_url(self, url: str) -> Image.Image:
-        """`url`: an asset address of the source system, or any address that the store may fetch."""
-        return await self._decode(await self._fetch(url), url)
+    async def from_url(self, url: str, *, tenant: str | None) -> Image.Image:
+        """`url`: from a row of the source database that is the tenant's, not from a message: nothing here binds `/assets/…` to it."""
+        return await self._decode(await self._fetch(url, tenant), url)
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, tenant: str | None) -> bytes:
         limit, root = self.settings.max_image_bytes, self.settings.assets_dir
         if url.startswith("/"):
             uri = to_asset_uri(url, root)
             assert root is not None
             return await to_thread.run_sync(read_asset, uri, (root,), limit)
-        return await self.claims.fetch(url, max_bytes=limit)
+        return await self.claims.fetch_recorded(url, tenant=tenant, max_bytes=limit)
 
     async def _decode(self, data: bytes, label: str) -> Image.Image:
         self._check_size(len(data), label)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 LABELLED_LINE = re.compile(r"^[\s*#>\d.)(_-]*\"?([A-Za-z][A-Za-z _/-]{1,40}?)[\s*\"_]*[:=]\s*(.*)$")
 BOOLEAN_PATTERN = re.compile(r"(yes|true|no|false|suitable|not suitable|unsuitable)(?=$|[.,;:(–—-]|\s+[–—-])")
 TRUE_WORDS = frozenset({"yes", "true", "suitable"})
-SCORE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|(%))?(?=$|[\s.,;(–—-])")
+SCORE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,99})?)\s*(?:/\s*(\d{1,9})|(%))?(?=$|[\s.,;(–—-])")
 EMPTY_WORDS = frozenset({"", "none", "n/a", "no issues", "nothing", "[]", "-", "없음"})
 LABEL_SYNONYMS = {"match_score": "relevance_score", "relevance": "relevance_score", "overall_assessment": "is_valid", "cta": "cta_present"}
 """Labels of the source system's own prompts."""

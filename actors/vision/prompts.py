@@ -2,10 +2,12 @@
 
 import re
 
-CONTROL_TOKENS = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<image>|<pad>|<unk>|\[/?INST\]|<</?SYS>>", re.IGNORECASE)
+CONTROL_TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<image>|<pad>|<unk>|\[/?INST\]|<</?SYS>>", re.IGNORECASE)
+MAX_TOKEN_CHARS = 44
 ROLE_MARKER = re.compile(r"\b(USER|ASSISTANT|SYSTEM)[ \t]*:", re.IGNORECASE)
-TEMPLATE_PREFIX = re.compile(r"^(?:\s*USER:\s*(?:<image>\s*)?)+")
-TEMPLATE_SUFFIX = re.compile(r"(?:\s*ASSISTANT:\s*)+$")
+TEMPLATE_PREFIX = re.compile(r"\s*(?:USER:\s*(?:<image>\s*)?)+")
+REVERSED_TEMPLATE_SUFFIX = re.compile(r"\s*(?::TNATSISSA\s*)+")
+"""The end of a framed prompt, backwards: from its end a prompt is matched once, from its beginning once for each blank."""
 RULE_MARK, THOUGHT_MARK, ANSWER_MARK = "[STRICT RULE]", "Chain-of-Thought:", "Answer:"
 
 CONSULT_RULE = f"""{RULE_MARK} Stay below 150 words in all. Be brief.
@@ -16,9 +18,17 @@ CONSULT_RULE = f"""{RULE_MARK} Stay below 150 words in all. Be brief.
 def build_consult_prompt(prompt: str) -> str:
     """The user's prompt and the format of the answer. A chat template that the sender has already applied is removed."""
     question, _, _ = prompt.partition(RULE_MARK)
-    if TEMPLATE_PREFIX.match(prompt) and TEMPLATE_SUFFIX.search(prompt):
-        question = TEMPLATE_SUFFIX.sub("", TEMPLATE_PREFIX.sub("", question))
+    if TEMPLATE_PREFIX.match(prompt) and REVERSED_TEMPLATE_SUFFIX.match(prompt[::-1]):
+        question = remove_template(question)
     return f"{sanitize_prompt_text(question).strip()}\n\n{CONSULT_RULE}"
+
+
+def remove_template(text: str) -> str:
+    """The text without `USER: <image>` before it and `ASSISTANT:` after it."""
+    start = TEMPLATE_PREFIX.match(text)
+    text = text[start.end() :] if start else text
+    end = REVERSED_TEMPLATE_SUFFIX.match(text[::-1])
+    return text[: len(text) - end.end()] if end else text
 
 
 def build_validate_prompt(ad_copy: str | None, custom_prompt: str | None = None) -> str:
@@ -49,10 +59,19 @@ JUDGE_PROMPT = (
 
 
 def sanitize_prompt_text(text: str) -> str:
-    """Text from users, safe inside a prompt. Control tokens are removed until none is left, also those that a removal creates."""
-    previous = None
-    while previous != text:
-        previous = text
-        text = CONTROL_TOKENS.sub("", text)
+    """Text from users, safe inside a prompt: without invisible characters, control tokens and role markers."""
     text = "".join(char for char in text if char in "\n\t" or char.isprintable() or char == "\u200d")
-    return ROLE_MARKER.sub(r"\1 -", text)
+    return ROLE_MARKER.sub(r"\1 -", remove_control_tokens(text))
+
+
+def remove_control_tokens(text: str) -> str:
+    """In one pass, also those tokens that a removal creates: where a token may end, the end of what is kept is compared."""
+    kept: list[str] = []
+    for char in text:
+        kept.append(char)
+        if char in ">]":
+            tail = "".join(kept[-MAX_TOKEN_CHARS:])
+            start = tail.rfind("<" if char == ">" else "[")
+            if start >= 0 and (token := CONTROL_TOKEN.fullmatch(tail, max(0, start - 1)) or CONTROL_TOKEN.fullmatch(tail, start)):
+                del kept[-len(token[0]) :]
+    return "".join(kept)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from asyncpg import Connection, Pool, Record
 
+from actors.vision.overlay_layout import parse_layout
 from bus.actor import Context, Resources
 from bus.errors import PermanentError, TemporaryError
 from bus.sql import load_queries
@@ -34,20 +35,22 @@ STAGES = {"validate": ANALYZE, "judge": JUDGE}
 
 @dataclass(frozen=True)
 class VariantRef:
-    """The variant, job and tenant of a command, checked for their form."""
+    """The variant, job and tenant of a command, checked for their form. `acting_tenant`: the delivery's; None for the installation's."""
 
     variant_id: str
     job_id: str
     tenant_id: str
+    acting_tenant: str | None = None
 
     @classmethod
-    def parse(cls, variant_id: str | None, job_id: str | None, tenant_id: str | None) -> "VariantRef":
-        """Raises PermanentError("invalid-uuid" · "invalid-message")."""
+    def parse(cls, variant_id: str | None, job_id: str | None, tenant_id: str | None, context: Context) -> "VariantRef":
+        """Raises PermanentError("invalid-uuid" · "invalid-message" · "tenant-foreign")."""
+        tenant_id = context.resolve_tenant(tenant_id)
         if not (variant_id and job_id and tenant_id):
             raise PermanentError("invalid-message", "a variant is named by job_variants_id, job_id and tenant_id together")
         check_uuid(variant_id)
         check_uuid(job_id)
-        return cls(variant_id, job_id, tenant_id)
+        return cls(variant_id, job_id, tenant_id, context.tenant)
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,11 @@ class VariantRepository:
         return cls(resources.database, await resources.database.fetchval(SQL["traces_have_variant"]))
 
     async def get_variant(self, ref: VariantRef) -> Record:
-        """Raises PermanentError("variant-unknown" · "job-mismatch" · "job-not-found" · "tenant-mismatch"), in the source system's words."""
-        row = await self.pool.fetchrow(SQL["variant"], ref.variant_id)
-        if row is None:
-            raise PermanentError("variant-unknown", f"Job variant not found: {ref.variant_id}")
+        """For a tenant, another one's variant is unknown.
+
+        Raises PermanentError("variant-unknown" · "job-mismatch" · "job-not-found" · "tenant-mismatch"), in the source system's words.
+        """
+        row = await find_variant(self.pool, ref.variant_id, ref.acting_tenant)
         if row["job_id"] != UUID(ref.job_id):
             raise PermanentError("job-mismatch", "Job variant job_id mismatch")
         if not row["has_job"]:
@@ -99,10 +103,16 @@ class VariantRepository:
         text: str | None = await self.pool.fetchval(SQL["ad_copy"], ref.job_id)
         return text
 
-    async def get_layout(self, overlay_id: str) -> Record | None:
-        """Raises PermanentError("invalid-uuid")."""
+    async def get_layout(self, overlay_id: str, ref: VariantRef) -> Record | None:
+        """A layout of the variant. Raises PermanentError("invalid-uuid")."""
         check_uuid(overlay_id)
-        return await self.pool.fetchrow(SQL["layout"], overlay_id)
+        return await self.pool.fetchrow(SQL["layout"], overlay_id, ref.variant_id)
+
+    async def list_addresses(self, ref: VariantRef) -> set[str | None]:
+        """The addresses that are recorded for the variant: of its pictures and of its rendered layouts."""
+        assets = {row["image_url"] for row in await self.pool.fetch(SQL["assets_of_variant"], ref.variant_id)}
+        layouts = map(parse_layout, await self.pool.fetch(SQL["layouts_of_variant"], ref.variant_id))
+        return assets | {layout.render_url for layout in layouts if layout}
 
     async def get_latest_layout(self, ref: VariantRef) -> Record | None:
         return await self.pool.fetchrow(SQL["layout_of_variant"], ref.variant_id)
@@ -152,6 +162,14 @@ class VariantRepository:
         raise PermanentError(
             "variant-moved-on", f"variant {ref.variant_id} is at {state[0]}, {state[1]}; {stage.name} follows {stage.preceding_step}, done"
         )
+
+
+async def find_variant(pool: Pool, variant_id: str, tenant: str | None) -> Record:
+    """A variant of the tenant; for the installation (None), of any. Raises PermanentError("variant-unknown")."""
+    row = await pool.fetchrow(SQL["variant"], variant_id, tenant)
+    if row is None:
+        raise PermanentError("variant-unknown", f"Job variant not found: {variant_id}")
+    return row
 
 
 def check_uuid(value: str) -> None:

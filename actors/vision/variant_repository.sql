@@ -63,7 +63,7 @@ create index if not exists variant_work_variant on atelier.variant_work (job_var
 -- name: variant
 select v.job_variants_id, v.job_id, v.img_asset_id, v.overlaid_img_asset_id, v.status, v.current_step, j.tenant_id, j.job_id is not null as has_job
 from public.jobs_variants v left join public.jobs j on j.job_id = v.job_id
-where v.job_variants_id = $1::uuid
+where v.job_variants_id = $1::uuid and ($2::text is null or j.tenant_id = $2)
 
 -- name: asset
 select image_url from public.image_assets where image_asset_id = $1::uuid
@@ -78,11 +78,18 @@ select coalesce(
 )
 
 -- name: layout
-select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_layouts where overlay_id = $1::uuid
+select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_layouts where overlay_id = $1::uuid and job_variants_id = $2::uuid
 
 -- name: layout_of_variant
 select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_layouts
 where job_variants_id = $1::uuid order by created_at desc limit 1
+
+-- name: layouts_of_variant
+select layout, x_ratio, y_ratio, width_ratio, height_ratio from public.overlay_layouts where job_variants_id = $1::uuid
+
+-- name: assets_of_variant
+select image_url from public.image_assets a join public.jobs_variants v on a.image_asset_id in (v.img_asset_id, v.overlaid_img_asset_id)
+where v.job_variants_id = $1::uuid
 
 -- name: record_owner
 insert into atelier.variant_work (message_id, step, job_variants_id) values ($1, $2, $3::uuid) on conflict do nothing
@@ -110,10 +117,11 @@ select job_variants_id from atelier.variant_work where message_id = $1 and step 
 update public.jobs_variants set status = 'done', current_step = $2, updated_at = clock_timestamp() where job_variants_id = $1::uuid
 
 -- name: fail
--- Only the variant that this message worked on.
+-- Only the variant that this message worked on, and only if it is the tenant's, or the installation's message.
 update public.jobs_variants v set status = 'failed', current_step = $2, updated_at = clock_timestamp()
 from atelier.variant_work w
 where w.message_id = $1 and w.step = $2 and v.job_variants_id = w.job_variants_id and not (v.status = 'failed' and v.current_step = $2)
+  and ($3::text is null or exists (select from public.jobs j where j.job_id = v.job_id and j.tenant_id = $3))
 returning v.job_variants_id
 
 -- name: trace

@@ -9,12 +9,18 @@ from pydantic import BaseModel, ValidationError
 from actors.engines.language.requests import VlmResponse
 from actors.vision.labelled_lines import parse_labelled_lines
 from actors.vision.prompts import ANSWER_MARK, THOUGHT_MARK
+from actors.vision.schema_limits import LENGTH_SUFFIX
 from bus.errors import TemporaryError
 
 VerdictT = TypeVar("VerdictT", bound=BaseModel)
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 """Removed from answers: they are not readable, and Postgres cannot store U+0000."""
+
+MAX_ANSWER_CHARS = 1 << 16
+"""More than any model answers; the rest of a text is not searched for a verdict."""
+MAX_OBJECT_STARTS = 64
+"""Braces at which a JSON object is tried: each try may read the whole text."""
 
 SENTENCE_ENDINGS = ("다.", "요.", "습니다.", "세요.", "니다.")
 """Endings of a complete Korean sentence."""
@@ -43,7 +49,8 @@ def parse_verdict(response: VlmResponse, model: type[VerdictT]) -> tuple[Verdict
         if response.finish_reason == "length":
             message = f"the model stopped at its limit of {response.completion_tokens} tokens in the middle of the verdict; allow more"
             raise TemporaryError(message, code="verdict-unfinished") from None
-    for candidate in (*find_json_objects(response.text), parse_labelled_lines(response.text, model)):
+    text = response.text[:MAX_ANSWER_CHARS]
+    for candidate in (*find_json_objects(text), parse_labelled_lines(text, model)):
         try:
             return model.model_validate(repair_fields(candidate, model)), True
         except ValidationError:
@@ -56,7 +63,9 @@ def find_json_objects(text: str) -> list[dict[str, Any]]:
     text = re.sub(r'\\(?![\\"/bfnrtu])', "", text)
     text = re.sub(r",\s*([}\]])", r"\1", text)
     objects, decoder, start = [], json.JSONDecoder(strict=False), 0
-    while (start := text.find("{", start)) >= 0:
+    for _ in range(MAX_OBJECT_STARTS):
+        if (start := text.find("{", start)) < 0:
+            break
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -97,6 +106,7 @@ def _coerce_text(text: str, pattern: str) -> str:
         return text
     if pattern.startswith("^[0-9a-f]"):
         return text.strip().lstrip("#").lower()
-    max_chars = int(re.findall(r"(\d+)\}\$$", pattern)[0])
+    count = LENGTH_SUFFIX.search(pattern)
+    max_chars = int(count[1]) if count else 0
     plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text).replace('"', "'").replace("\\", "/").strip()
     return plain[:max_chars].strip()

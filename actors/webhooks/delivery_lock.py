@@ -69,7 +69,7 @@ class PostgresDeliveryLock:
             row = await connection.fetchrow(SQL["load_state"], target, generation_id)
 
             async def save(state: DeliveryState) -> None:
-                values = (state.percent, state.complete, state.complete_id, state.failed)
+                values = (state.percent, state.complete, state.complete_id, state.failed, state.owner)
                 await connection.execute(SQL["save_state"], target, generation_id, *values)
 
             yield LockedDelivery(DeliveryState(*row) if row else DeliveryState(), save)

@@ -10,6 +10,7 @@ create table if not exists atelier.webhook_calls (
     changed_at timestamptz not null default now(),
     primary key (target, generation_id)
 );
+alter table atelier.webhook_calls add column if not exists tenant text;
 create index if not exists webhook_calls_changed_at on atelier.webhook_calls (changed_at);
 
 -- name: lock
@@ -17,18 +18,20 @@ create index if not exists webhook_calls_changed_at on atelier.webhook_calls (ch
 select pg_advisory_lock(hashtextextended($1, 0))
 
 -- name: load_state
-select percent, complete_state, complete_message_id, failed_state
+-- The tenant is empty for the installation, and null in a row of the previous release.
+select percent, complete_state, complete_message_id, failed_state, tenant
 from atelier.webhook_calls
 where target = $1 and generation_id = $2
 
 -- name: save_state
-insert into atelier.webhook_calls (target, generation_id, percent, complete_state, complete_message_id, failed_state)
-values ($1, $2, $3, $4, $5, $6)
+insert into atelier.webhook_calls (target, generation_id, percent, complete_state, complete_message_id, failed_state, tenant)
+values ($1, $2, $3, $4, $5, $6, $7)
 on conflict (target, generation_id) do update set
     percent = excluded.percent,
     complete_state = excluded.complete_state,
     complete_message_id = excluded.complete_message_id,
     failed_state = excluded.failed_state,
+    tenant = excluded.tenant,
     changed_at = now()
 
 -- name: purge

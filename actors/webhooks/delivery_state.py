@@ -5,24 +5,33 @@ Rule 2: a failed is sent once, and never after a complete has begun, because the
         response is unknown counts as sent.
 Rule 3: a complete is sent until the backend has accepted it, also after a failed: then an operator has replayed the order, and the picture
         exists.
+Rule 4: a generation belongs to the tenant of its first call; another tenant's call is refused. The installation itself (no tenant), for
+        which the backend's own queue speaks, may call for every generation, and takes it over: a tenant that guesses ids stops no order.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bus.errors import PermanentError
 from contracts.webhook import Webhook
 
 CallStatus = Literal["begun", "answered"]
+INSTALLATION = ""
+"""The owner of the generations that belong to no tenant."""
 
 
 @dataclass(frozen=True)
 class DeliveryState:
-    """The calls of one generation so far. `begun`: possibly sent, the response is unknown; `answered`: accepted by the backend."""
+    """The calls of one generation so far. `begun`: possibly sent, the response is unknown; `answered`: accepted by the backend.
+
+    `owner`: the tenant, or INSTALLATION. None: no call yet, or the previous release made them, which knew no owners.
+    """
 
     percent: int | None = None
     complete: CallStatus | None = None
     complete_id: str | None = None
     failed: CallStatus | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,20 @@ class Skip:
 
     reason: str
     delivered: bool = False
+
+
+def claim_generation(state: DeliveryState, generation_id: int, tenant: str | None) -> DeliveryState:
+    """The state with its owner. Raises PermanentError("generation-foreign") when the generation belongs to another tenant.
+
+    A generation without an owner goes to the caller while it is running; one that has ended belongs to the installation.
+    """
+    ended = state.complete == "answered" or state.failed is not None
+    owner = INSTALLATION if state.owner is None and ended else state.owner
+    if tenant and owner not in (None, tenant):
+        whose = "another tenant" if owner else "the installation"
+        message = f"generation {generation_id} belongs to {whose}: order with a generation id of your own, or without one"
+        raise PermanentError("generation-foreign", message)
+    return replace(state, owner=tenant or INSTALLATION)
 
 
 def begin_call(state: DeliveryState, command: Webhook, message_id: str) -> DeliveryState | Skip:

@@ -17,7 +17,7 @@ import httpx
 from actors.settings import WebhookSettings
 from actors.webhooks.webhook_request import WebhookRequest, build_signature_headers
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import GuardedTransport, has_private_ip_host, redact_url
+from bus.net.ssrf import GuardedTransport, has_private_ip_host, redact_url, url_origin
 from bus.net.tls import create_ssl_context
 
 ADDRESS_REFUSED, REJECTED, UNANSWERED = "webhook-address-refused", "webhook-rejected", "webhook-unanswered"
@@ -95,10 +95,14 @@ async def open_webhook_client(settings: WebhookSettings) -> AsyncIterator[Webhoo
 
 
 def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
-    """The backend to call. Raises PermanentError("webhook-address-refused") without one, and for a private address in a message."""
+    """The backend to call: of an address in a message only its origin counts, so that a message chooses no path.
+
+    Raises PermanentError("webhook-address-refused") without a backend, and for a private address in a message.
+    """
     configured = settings.backend_api_url
-    if base_url and is_allowed_host(base_url, settings.webhook_allowed_hosts):
-        return Target(strip_webhook_path(base_url), trusted=False)
+    origin = parse_origin(base_url)
+    if origin and is_allowed_host(origin, settings.webhook_allowed_hosts):
+        return Target(origin, trusted=False)
     if (
         base_url
         and has_private_ip_host(base_url)
@@ -113,12 +117,23 @@ def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
     raise PermanentError(ADDRESS_REFUSED, f"{reason}, and BACKEND_API_URL is not set.")
 
 
-def is_allowed_host(base_url: str, allowed: tuple[str, ...]) -> bool:
+def parse_origin(base_url: str | None) -> str | None:
+    """None when it is not the address of an http or https server."""
     try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL:
-        return False
-    return bool(url.host) and (url.host in allowed or f"{url.host}:{url.port}" in allowed)
+        return url_origin(base_url) if base_url else None
+    except ValueError:
+        return None
+
+
+def is_allowed_host(origin: str, allowed: tuple[str, ...]) -> bool:
+    """Whether an entry names the host of an origin: `host` any port of it, `host:port` that one."""
+    url = httpx.URL(origin)
+    return any(url.host == parse_host(f"{url.scheme}://{entry}") and names_port(entry, url) for entry in allowed)
+
+
+def names_port(entry: str, url: httpx.URL) -> bool:
+    _, colon, port = entry.rpartition("]")[2].partition(":")
+    return not colon or port == str(url.port or {"http": 80, "https": 443}[url.scheme])
 
 
 def parse_host(url: str) -> str:
@@ -129,7 +144,7 @@ def parse_host(url: str) -> str:
 
 
 def strip_webhook_path(url: str) -> str:
-    """The base of an address that may include the path of one of the backend's webhooks."""
+    """The base of a configured address that may include the path of one of the backend's webhooks."""
     return url.partition("/api/webhooks")[0].rstrip("/")
 
 

@@ -1,5 +1,6 @@
 """The ad-validation API: `POST /api/yh/llava/stage1/validate` and `…/stage2/judge`, with its fields, statuses and texts."""
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,12 +13,14 @@ from bus.errors import PublishError
 from contracts.validate import FontRecommendation
 from contracts.verdict import Evidence
 from contracts.wire import Step
-from gateway.callers import resolve_tenant
+from gateway.callers import resolve_tenant, tenant_of
 from gateway.compat.legacy_route import LegacyRoute
 from gateway.deadlines import request_timeout
 from gateway.services import services_of
 
 PREFIX = "/api/yh/llava"
+TENANT_ONLY_FAULT_CODES = frozenset({"variant-unknown", "render-foreign"})
+"""Faults of a request for a tenant that the installation itself may not have. They change nothing."""
 DEFAULT_TIMEOUT_SECONDS = 1800.0
 """As long as the source system's pipeline waits for a step."""
 
@@ -36,6 +39,8 @@ STATUS_BY_FAULT_CODE = {
     "asset-absent": 404,
     "overlay-unknown": 404,
     "render-absent": 404,
+    "tenant-foreign": 403,
+    "render-foreign": 403,
 }
 """The faults that the source system reports; all others are a 500."""
 
@@ -123,16 +128,31 @@ async def request_verdict(
             UUID(value or body.job_id)
         except ValueError as error:
             return detail_response(400, f"Invalid UUID format: {error}")
-    services, tenant = services_of(request), resolve_tenant(request, body.tenant_id)
-    seconds = request_timeout(request.headers, services.settings, DEFAULT_TIMEOUT_SECONDS)
+    tenant = resolve_tenant(request, body.tenant_id)
     try:
-        reply = await services.commands.call(request, step.value, body.model_dump(exclude_none=True), seconds=seconds, tenant=tenant)
+        reply = await call_step(request, step, body, tenant)
     except ReplyFault as fault:
         status = STATUS_BY_FAULT_CODE.get(fault.fault.code, 500)
         return detail_response(status, fault.fault.message if status != 500 else f"{failure_text}: {fault.fault.message}")
     except (ReplyTimeout, PublishError) as error:
         return detail_response(500, f"{failure_text}: {error}")
     return response_model.model_validate(reply)
+
+
+async def call_step(request: Request, step: Step, body: ValidateIn | JudgeIn, tenant: str | None) -> dict[str, Any]:
+    """The step's reply for the tenant. Where no key binds the caller to it, what the tenant may not do is asked for the installation.
+
+    So the source system's callers still get its own answer about another tenant's variant, and may name any rendered picture.
+    """
+    services = services_of(request)
+    seconds = request_timeout(request.headers, services.settings, DEFAULT_TIMEOUT_SECONDS)
+    ask = partial(services.commands.call, request, step.value, body.model_dump(exclude_none=True), seconds=seconds)
+    try:
+        return await ask(tenant=tenant)
+    except ReplyFault as fault:
+        if tenant_of(request) or fault.fault.code not in TENANT_ONLY_FAULT_CODES:
+            raise
+    return await ask(tenant=None)
 
 
 def detail_response(status: int, message: str) -> JSONResponse:

@@ -51,14 +51,19 @@ class JobEventStream:
                 yield live_event
 
     async def _ledger_events(self) -> list[Event]:
-        reply = await self._services.commands.query("job.events", {"job_id": self._job_id})
-        return [self._require_tenant(event) for event in JobEvents.model_validate(reply).events]
+        reply = await self._services.commands.query("job.events", {"job_id": self._job_id}, tenant=self._tenant)
+        return [event for event in JobEvents.model_validate(reply).events if self._is_visible(event)]
 
-    def _require_tenant(self, event: Event) -> Event:
-        """Raises HttpProblem(404) for another tenant's event."""
-        if self._tenant in (None, event.tenant):
+    def _is_visible(self, event: Event) -> bool:
+        """Whether the caller may see the event. Another tenant's counts as none, so that its job is like an unknown one."""
+        return self._tenant in (None, event.tenant)
+
+    async def _next_live(self, live: "asyncio.Queue[Event]", seconds: float) -> Event:
+        """Raises TimeoutError when no visible event arrives within `seconds`."""
+        async with asyncio.timeout(seconds):
+            while not self._is_visible(event := await live.get()):
+                pass
             return event
-        raise self._job_unknown()
 
     def _job_unknown(self) -> HttpProblem:
         return HttpProblem(404, "job-unknown", unknown_job_message(self._job_id), job_id=self._job_id)
@@ -67,7 +72,7 @@ class JobEventStream:
         """The first event of a job that may have been submitted just now. Raises HttpProblem(404) when none arrives."""
         for _ in range(FIRST_EVENT_TRIES):
             try:
-                return [self._require_tenant(await asyncio.wait_for(live.get(), FIRST_EVENT_SECONDS))]
+                return [await self._next_live(live, FIRST_EVENT_SECONDS)]
             except TimeoutError:
                 if past := await self._ledger_events():
                     return past
@@ -87,7 +92,7 @@ class JobEventStream:
         """
         while True:
             try:
-                events: list[Event | None] = [await asyncio.wait_for(live.get(), self._services.settings.keepalive_seconds)]
+                events: list[Event | None] = [await self._next_live(live, self._services.settings.keepalive_seconds)]
             except TimeoutError:
                 events = [None, *await self._missed_events()]
             if events[-1] and is_terminal(events[-1]):

@@ -1,18 +1,20 @@
 """The files of a job: the claims in its results, read from the store and verified."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
-from bus.errors import PermanentError, TemporaryError
+from bus.errors import PermanentError
 from contracts.claim import Claim
 from contracts.job import Job
+from gateway.memory_budget import hold_bytes
 from gateway.problems import HttpProblem
-from gateway.services import Services, services_of
+from gateway.services import services_of
 
 CHUNK_BYTES = 1 << 18
 INLINE_MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
@@ -49,25 +51,34 @@ async def file_response(request: Request, job: Job, name: str) -> Response:
     headers = {"ETag": f'"{claim.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    data = await _read_claim(services_of(request), claim, name)
+    data = await _read_claim(request, job, claim, name)
     if isinstance(data, Response):
         return data
-    disposition = "inline" if claim.media_type in INLINE_MEDIA_TYPES else f'attachment; filename="{name}"'
-    headers |= {"Content-Disposition": disposition, "Content-Length": str(len(data))}
+    headers |= {"Content-Disposition": content_disposition(claim.media_type, name), "Content-Length": str(len(data))}
     return StreamingResponse(_chunks(data), headers=headers, media_type=claim.media_type)
 
 
-async def _read_claim(services: Services, claim: Claim, name: str) -> bytes | Response:
-    """The bytes; or a redirect to a public https URL that this gateway's store cannot read."""
+def content_disposition(media_type: str, name: str) -> str:
+    """RFC 6266: a name that is not plain ASCII is given twice, reduced and as UTF-8."""
+    if media_type in INLINE_MEDIA_TYPES:
+        return "inline"
+    plain = re.sub(r"[^A-Za-z0-9._ ~+@=-]", "_", name)
+    return f'attachment; filename="{plain}"' + (f"; filename*=UTF-8''{quote(name, safe='')}" if plain != name else "")
+
+
+async def _read_claim(request: Request, job: Job, claim: Claim, name: str) -> bytes | Response:
+    """The bytes, whose memory is reserved until they have been sent; or a redirect to an https URL that this store cannot read.
+
+    They are read whole, so that their sha256 is checked before the first byte is sent. Raises TemporaryError.
+    """
+    services = services_of(request)
     limit = services.settings.max_file_bytes
     if claim.size > limit:
         raise HttpProblem(413, "file-too-large", f"{name} has {claim.size} bytes; GATEWAY_MAX_FILE_BYTES is {limit}")
     store = services.require_store()
+    await hold_bytes(request, services.file_memory, claim.size)
     try:
-        async with services.file_read_slots:
-            return await store.read(claim)
-    except TemporaryError as error:
-        raise HttpProblem(503, "the store is away", str(error), {"Retry-After": "5"}) from error
+        return await store.read_recorded(claim, tenant=job.tenant)
     except PermanentError as error:
         if error.code == "claim-refused" and claim.uri.startswith("https://"):
             return RedirectResponse(claim.uri, 307)

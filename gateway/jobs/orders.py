@@ -4,13 +4,14 @@ import json
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from bus.net.ssrf import url_origin
 from contracts.image import Image
 from contracts.itineraries import ITINERARIES
 from contracts.overlay import Overlay
 from contracts.slip import LoopBack, Slip, SlipStep
-from contracts.steps import COMMANDS, RESULTS
+from contracts.steps import COMMANDS, RESULTS, ClientStep
 from contracts.watermark import Signature
 from contracts.wire import Step
 from gateway.strict_model import strict_model
@@ -64,9 +65,15 @@ class PictureOrder(JsonSafe):
     artist: str | None = Field(None, max_length=200)
     signature: _SignatureFields | None = None
     generation_id: int | None = Field(None, ge=0, lt=2**63, description="If set, the backend's webhooks are called.")
-    base_url: str | None = Field(None, max_length=2048, description="The backend; WEBHOOK_ALLOWED_HOSTS must name it.")
+    base_url: str | None = Field(None, max_length=2048, description="The backend, `https://host:port`; WEBHOOK_ALLOWED_HOSTS must name it.")
     prompt_tags: list[str] = Field(default_factory=list, max_length=100)
     tenant: TenantName | None = Field(None, description="The tenant of the job. Default: the name of the API key.")
+
+    @field_validator("base_url")
+    @classmethod
+    def reduce_to_origin(cls, base_url: str | None) -> str | None:
+        """A path, a query or a user is dropped: the paths of the webhooks are ours."""
+        return url_origin(base_url) if base_url else None
 
     def variables(self, job_id: str) -> dict[str, Any]:
         """The slip's variables. The image is named after the job, so that no order overwrites the image of another."""
@@ -110,14 +117,12 @@ class StepOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: Step
+    step: ClientStep
     arguments: dict[str, Any] = Field(default_factory=dict, max_length=64)
     gate: str | None = Field(None, max_length=64, description="A boolean field of the step's result: the job ends here when it is false.")
 
     @model_validator(mode="after")
     def check_step(self) -> Self:
-        if self.step not in COMMANDS:
-            raise ValueError(f"no job may contain {self.step}; the steps are {', '.join(sorted(COMMANDS))}")
         strict_model(COMMANDS[self.step], without=("slip",), optional=True).model_validate(self.arguments)
         result = RESULTS[self.step].model_fields
         if self.gate is not None and (self.gate not in result or result[self.gate].annotation is not bool):

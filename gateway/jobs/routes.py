@@ -16,11 +16,12 @@ from gateway.jobs.event_stream import JobEventStream
 from gateway.jobs.files import file_response, job_files
 from gateway.jobs.orders import JobOrder
 from gateway.jobs.submission import Submission
+from gateway.json_body import JsonRoute
 from gateway.problems import HttpProblem, problem_responses
 from gateway.services import services_of
 from gateway.sse import sse_response
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$", examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])]
 TenantQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
@@ -139,7 +140,7 @@ async def list_jobs(
     """
     fields = {"state": state, "tenant": resolve_tenant(request, tenant), "words": words, "limit": limit}
     fields["before"] = before.isoformat() if before else None
-    return JSONResponse(await services_of(request).commands.query("job.list", fields))
+    return JSONResponse(await services_of(request).commands.query("job.list", fields, tenant=tenant_of(request)))
 
 
 @router.delete("/{job_id}", status_code=202, responses=problem_responses(404, 409))

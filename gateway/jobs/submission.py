@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,8 @@ from bus.amqp.messages import JOB_STEP
 from bus.amqp.publisher import Publisher
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.amqp.subscriptions import JobSubscription
-from bus.ids import derived_id
+from bus.errors import PublishError
+from bus.ids import derived_id, has_secret, public_id
 from contracts.event import Event, EventKind
 from contracts.fault import Fault
 from contracts.job import Job, JobClaimed, unknown_job_message
@@ -28,6 +30,8 @@ RECENT_SECONDS, MAX_RECENT = 10.0, 10_000
 """How long after its submission a job may be missing from the ledger, and how many submissions are remembered for that."""
 LEDGER_DELAY_SECONDS, LEDGER_POLL_SECONDS = 2.0, 0.1
 MAX_RECORDED_CHARS = 32 << 10
+GENERATION_CLAIM_SECONDS = 1.0
+"""How long a submission waits for a ledger that does not answer."""
 
 
 class JobService:
@@ -45,7 +49,7 @@ class JobService:
         give_up_at = time.monotonic() + min(LEDGER_DELAY_SECONDS, self._commands.settings.question_seconds)
         while True:
             try:
-                job = Job.model_validate(await self._commands.query("job.get", {"job_id": job_id}))
+                job = Job.model_validate(await self._commands.query("job.get", {"job_id": job_id}, tenant=tenant))
             except ReplyFault as error:
                 if error.fault.code != "job-unknown" or not self._just_accepted(job_id) or time.monotonic() > give_up_at:
                     raise
@@ -59,10 +63,13 @@ class JobService:
         """Submit a job and wait up to `wait` seconds for its result.
 
         Raises ReplyFault when it fails, ReplyTimeout when it misses its deadline, HttpProblem(422) for a reused Idempotency-Key.
+        ReplyFault("generation-foreign") when the order names another tenant's generation.
         """
-        job_id = str(uuid7()) if idempotency_key is None else derived_id("idempotency-key", caller or "", idempotency_key)
+        job_id = str(uuid7()) if idempotency_key is None else await self._job_id_of_key(caller or "", idempotency_key, tenant)
         if idempotency_key is not None and await self._claim_idempotency_key(job_id, order, tenant):
-            return Submission(job_id, await self._await_result(job_id, wait) if wait else None)
+            return Submission(job_id, await self._await_result(job_id, wait, tenant) if wait else None)
+        if idempotency_key is None:
+            await self._claim_generation(job_id, order, tenant)
         job = JobRequest(
             job_id=job_id,
             kind=order.kind,
@@ -87,24 +94,48 @@ class JobService:
                     raise
                 return Submission(job.job_id)
 
+    async def _job_id_of_key(self, caller: str, idempotency_key: str, tenant: str | None) -> str:
+        """The job id of a key. One that was used before ids were keyed by a secret keeps its former job; for one release."""
+        former_id = public_id("idempotency-key", caller, idempotency_key)
+        try:
+            if has_secret() and await self.get_job(former_id, tenant):
+                return former_id
+        except ReplyFault as error:
+            if error.fault.code != "job-unknown":
+                raise
+        return derived_id("idempotency-key", caller, idempotency_key)
+
     async def _claim_idempotency_key(self, job_id: str, order: JobOrder, tenant: str | None) -> bool:
         """Whether the key's job is accepted already. A job that was claimed but not published is published again, with the same ids."""
         sha256 = order_digest(order)
-        fields = {"job_id": job_id, "kind": order.kind, "sha256": sha256, "tenant": tenant}
-        claimed = JobClaimed.model_validate(await self._commands.query("job.claim", fields))
+        claimed = JobClaimed.model_validate(await self._claim(job_id, order, sha256, tenant))
         if claimed.sha256 != sha256:
             raise HttpProblem(422, "idempotency-key-reused", "This Idempotency-Key was used with another body.", job_id=job_id)
         return claimed.accepted
 
-    async def _await_result(self, job_id: str, wait: float) -> dict[str, Any] | None:
+    async def _claim_generation(self, job_id: str, order: JobOrder, tenant: str | None) -> None:
+        """Reserve the order's generation id for its tenant. Without the ledger it is not reserved: the webhook step decides then."""
+        if tenant is None or getattr(order, "generation_id", None) is None:
+            return
+        with suppress(ReplyTimeout, PublishError):
+            await self._claim(job_id, order, order_digest(order), tenant, seconds=GENERATION_CLAIM_SECONDS)
+
+    async def _claim(
+        self, job_id: str, order: JobOrder, sha256: str, tenant: str | None, *, seconds: float | None = None
+    ) -> dict[str, Any]:
+        fields = {"job_id": job_id, "kind": order.kind, "sha256": sha256, "tenant": tenant}
+        generation = {"generation_id": getattr(order, "generation_id", None), "backend": getattr(order, "base_url", None)}
+        return await self._commands.query("job.claim", fields | (generation if tenant else {}), seconds=seconds, tenant=tenant)
+
+    async def _await_result(self, job_id: str, wait: float, tenant: str | None) -> dict[str, Any] | None:
         """The result of a job that another request submitted; None when it has none in time. Raises ReplyFault when it failed."""
         async with self._subscription.subscribe(job_id) as events:
-            job = await self.get_job(job_id)
+            job = await self.get_job(job_id, tenant)
             if job.fault:
                 raise ReplyFault(job.fault, job_id)
             if job.state == "completed":
                 return job.result or {}
-            event = await wait_for_terminal_event(events, wait)
+            event = await wait_for_terminal_event(events, wait, tenant)
         if event and event.fault:
             raise ReplyFault(event.fault, job_id)
         return event.result or {} if event else None
@@ -136,11 +167,11 @@ def is_terminal(event: Event) -> bool:
     return event.step == JOB_STEP and event.kind in TERMINAL_EVENT_KINDS
 
 
-async def wait_for_terminal_event(events: "asyncio.Queue[Event]", seconds: float) -> Event | None:
-    """The event that ends a job; None when it does not arrive in time."""
+async def wait_for_terminal_event(events: "asyncio.Queue[Event]", seconds: float, tenant: str | None) -> Event | None:
+    """The event of the job's tenant that ends the job; None when it does not arrive in time."""
     try:
         async with asyncio.timeout(seconds):
-            while not is_terminal(event := await events.get()):
+            while not is_terminal(event := await events.get()) or event.tenant != tenant:
                 pass
             return event
     except TimeoutError:

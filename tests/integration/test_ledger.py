@@ -1,5 +1,6 @@
 """The ledger stores jobs from their events, in any order of arrival, and answers queries about them."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -11,10 +12,13 @@ from bus.amqp.publisher import open_publisher
 from bus.amqp.request_reply import ReplyFault, RequestClient, open_request_client
 from bus.settings import BusSettings
 from contracts import broker_names
-from contracts.job import Job, Jobs
+from contracts.fault import Fault
+from contracts.job import Job, JobEvents, Jobs
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTLE_SECONDS = 0.3
+"""The ledger processes events concurrently: by then one that must change nothing has been processed."""
 
 
 def event(job_id: str, step: str, kind: str, offset: float, **fields: Any) -> dict[str, Any]:
@@ -79,6 +83,165 @@ async def test_replayed_job_is_completed_after_failure(
         listed = Jobs.model_validate(await requests.request("job.list", {"state": "completed", "limit": 500}, seconds=5))
     assert (job.state, job.fault, job.result) == ("completed", None, {"result_url": "u"})
     assert job_id in [job.job_id for job in listed.jobs]
+
+
+async def test_event_of_another_tenant_is_not_stored(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    """Neither with another tenant nor with none, neither as a change of the job nor as a step of it."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    forged = [
+        event(job_id, step, kind, 9, message_id=f"forged-{step}", result={"result_url": "forged"}, **tenant)
+        for tenant in ({"tenant": "office"}, {})
+        for step, kind in (("job", "completed"), ("upload", "completed"), ("job", "accepted"))
+    ]
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        await publish_event(broker_client, event(job_id, "image", "completed", 1, tenant="shop"))
+        await wait_until(lambda: has_steps(requests, job_id, 1))
+        for body in forged:
+            await publish_event(broker_client, body)
+        await asyncio.sleep(SETTLE_SECONDS)
+        await publish_event(broker_client, event(job_id, "job", "failed", 2, tenant="shop", fault=FAULT))
+        job = await wait_for_job(requests, job_id, 1)
+        events = JobEvents.model_validate(await requests.request("job.events", {"job_id": job_id}, seconds=5)).events
+    assert (job.state, job.tenant, job.result, job.kind, job.updated_at) == ("failed", "shop", None, None, START + timedelta(seconds=2))
+    assert [(stored.step, stored.kind, stored.tenant) for stored in events] == [("image", "completed", "shop"), ("job", "failed", "shop")]
+
+
+async def test_job_of_the_installation_is_given_to_no_tenant(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    job_id = f"job-{uuid4().hex[:8]}"
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        await publish_event(broker_client, event(job_id, "image", "completed", 1))
+        await wait_until(lambda: has_steps(requests, job_id, 1))
+        await publish_event(broker_client, event(job_id, "image", "failed", 2, tenant="office", message_id="forged", fault=FAULT))
+        await asyncio.sleep(SETTLE_SECONDS)
+        await publish_event(broker_client, event(job_id, "job", "completed", 3, result={"result_url": "u"}))
+        job = await wait_for_job(requests, job_id, 1)
+    assert (job.tenant, job.result, [step.state for step in job.steps]) == (None, {"result_url": "u"}, ["completed"])
+
+
+async def test_claim_sets_the_tenant_before_the_first_event(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    job_id = f"job-{uuid4().hex[:8]}"
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        fields = {"job_id": job_id, "kind": "image_order", "sha256": "0" * 64, "tenant": "shop"}
+        await requests.request("job.claim", fields, seconds=5, tenant="shop")
+        await publish_event(broker_client, event(job_id, "job", "completed", 1, tenant="office", result={"result_url": "forged"}))
+        await publish_event(broker_client, event(job_id, "job", "completed", 2, tenant="shop", result={"result_url": "u"}))
+        job = await wait_for_job(requests, job_id, 0)
+    assert (job.tenant, job.result) == ("shop", {"result_url": "u"})
+
+
+FAULT = {"code": "lora-missing", "message": "x", "step": "image"}
+END = {"completed": {"result": {"result_url": "u"}}, "failed": {"fault": FAULT}, "cancelled": {"fault": FAULT | {"code": "cancelled"}}}
+
+
+@pytest.mark.parametrize("end", END)
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("completed", {"result": {"result_url": "forged"}}),
+        ("failed", {"fault": FAULT | {"code": "forged"}}),
+        ("cancelled", {"fault": FAULT | {"code": "forged"}}),
+    ],
+)
+@pytest.mark.parametrize("message_id", ["other", None])
+async def test_ended_job_keeps_its_end(
+    start_worker: StartWorker,
+    broker_client: BrokerClient,
+    bus_settings: BusSettings,
+    end: str,
+    kind: str,
+    fields: dict[str, Any],
+    message_id: str | None,
+) -> None:
+    """Except for one change: a job that did not succeed is completed by a replay. Nor do the job's stored events change."""
+    if kind == "completed" != end:
+        pytest.skip("a replay may complete a job")
+    job_id = f"job-{uuid4().hex[:8]}"
+    later = event(job_id, "job", kind, 9, tenant="shop", **fields) | ({"message_id": message_id} if message_id else {})
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        first = event(job_id, "job", end, 1, tenant="shop", **END[end])
+        await publish_event(broker_client, first)
+        await wait_until(lambda: has_state(requests, job_id, end))
+        await publish_event(broker_client, later)
+        await publish_event(broker_client, event(job_id, "image", "completed", 2, tenant="shop"))
+        await wait_until(lambda: has_steps(requests, job_id, 1))
+        await asyncio.sleep(SETTLE_SECONDS)
+        job = Job.model_validate(await requests.request("job.get", {"job_id": job_id}, seconds=5))
+        events = JobEvents.model_validate(await requests.request("job.events", {"job_id": job_id}, seconds=5)).events
+    assert (job.state, job.result) == (end, END[end].get("result"))
+    assert job.fault == (Fault.model_validate(END[end]["fault"]) if end != "completed" else None)
+    assert [(stored.kind, stored.result, stored.fault) for stored in events if stored.step == "job"] == [(end, job.result, job.fault)]
+
+
+async def has_steps(requests: RequestClient, job_id: str, count: int) -> bool:
+    try:
+        return len((await requests.request("job.get", {"job_id": job_id}, seconds=5)).get("steps", ())) >= count
+    except ReplyFault:
+        return False
+
+
+async def test_replay_completes_failed_job(start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings) -> None:
+    job_id = f"job-{uuid4().hex[:8]}"
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        await publish_event(broker_client, event(job_id, "job", "failed", 1, fault=FAULT))
+        await wait_until(lambda: has_state(requests, job_id, "failed"))
+        await publish_event(broker_client, event(job_id, "job", "completed", 9, result={"result_url": "u"}))
+
+        async def is_completed() -> bool:
+            return await has_state(requests, job_id, "completed")
+
+        await wait_until(is_completed)
+        job = Job.model_validate(await requests.request("job.get", {"job_id": job_id}, seconds=5))
+    assert (job.result, job.fault, job.updated_at) == ({"result_url": "u"}, None, START + timedelta(seconds=9))
+
+
+async def has_state(requests: RequestClient, job_id: str, state: str) -> bool:
+    try:
+        return bool((await requests.request("job.get", {"job_id": job_id}, seconds=5))["state"] == state)
+    except ReplyFault:
+        return False
+
+
+async def test_completed_step_keeps_its_result(start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings) -> None:
+    """A second event of the same message with another result."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        for result in ({"images": []}, {"images": ["forged"]}):
+            await publish_event(broker_client, event(job_id, "image", "completed", 1, result=result))
+            await wait_until(lambda: has_steps(requests, job_id, 1))
+        await publish_event(broker_client, event(job_id, "job", "completed", 2, result={}))
+        job = await wait_for_job(requests, job_id, 1)
+    assert [step.result for step in job.steps] == [{"images": []}]
+
+
+@pytest.mark.parametrize("step", ["job.get", "job.events", "job.list"])
+async def test_query_of_a_tenant_sees_its_own_jobs_only(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings, step: str
+) -> None:
+    """The tenant is that of the query's header; a body that names another one is refused."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    body = {"words": job_id} if step == "job.list" else {"job_id": job_id}
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        await publish_event(broker_client, event(job_id, "job", "completed", 1, tenant="shop", result={"kind": "x"}))
+        await wait_for_job(requests, job_id, 0)
+        own = await requests.request(step, body, seconds=5, tenant="shop")
+        foreign = await fault_or_reply(requests, step, body, "office")
+        named = await fault_or_reply(requests, "job.list", {"tenant": "shop"}, "office")
+    assert job_id in str(own)
+    assert foreign in ("job-unknown", {"events": []}, {"jobs": []})
+    assert named == "tenant-foreign"
+
+
+async def fault_or_reply(requests: RequestClient, step: str, body: dict[str, Any], tenant: str) -> Any:
+    try:
+        return await requests.request(step, body, seconds=5, tenant=tenant)
+    except ReplyFault as error:
+        return error.fault.code
 
 
 async def test_jobs_are_found_by_full_text_search(

@@ -8,8 +8,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from actors.ledger import ACTORS
 from bus.settings import BusSettings
 from contracts import broker_names
+from contracts.steps import CLIENT_STEPS
 from tests.support.broker_client import BrokerClient, StartWorker
 from tests.support.gateway_app import JOB_ACTORS, open_gateway, order_body, parse_events, wait_until_job_ended
 
@@ -94,6 +96,52 @@ async def test_running_job_events_are_hidden_from_other_tenant(http: httpx.Async
         own, foreign = await asyncio.gather(http.get(path, headers=key("shop")), http.get(path, headers=key("office")))
     assert parse_events(own.text)[-1]["event"] == "job.completed"
     assert (foreign.status_code, foreign.json()["title"]) == (404, "job-unknown")
+
+
+async def test_foreign_event_of_a_running_job_is_hidden(
+    http: httpx.AsyncClient, start_worker: StartWorker, broker_client: BrokerClient
+) -> None:
+    """A live event of another tenant with the same job id neither appears in the stream nor ends it."""
+    async with start_worker(*ACTORS):
+        submitted = await http.post("/jobs", json=order_body(), headers=key("shop"))
+        job_id = submitted.json()["job_id"]
+        stream = asyncio.create_task(http.get(f"/jobs/{job_id}/events", headers=key("shop")))
+        console = asyncio.create_task(http.get(f"/console/jobs/{job_id}/live", headers=key("shop")))
+        await asyncio.sleep(1)
+        for tenant, text in (("office", "FORGED"), (None, "FORGED"), ("shop", "genuine")):
+            event = {"kind": "completed", "step": "job", "job_id": job_id, "at": "2026-01-01T00:00:00Z", "message_id": text}
+            body = event | {"tenant": tenant, "result": {"result_url": text}}
+            await broker_client.publish(
+                broker_names.event_routing_key("job", "completed", job_id), body, exchange=broker_names.EVENTS_EXCHANGE
+            )
+        events, console_events = parse_events((await stream).text), (await console).text
+        job = await http.get(f"/jobs/{job_id}", headers=key("shop"))
+    assert [event["event"] for event in events] == ["job.accepted", "job.completed"]
+    assert "genuine" in events[-1]["data"]
+    assert "FORGED" not in console_events
+    assert job.json()["result"] == {"result_url": "genuine"}
+
+
+async def test_generation_of_another_tenant_is_409_at_submission(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
+    """The first tenant may order it again."""
+    order = order_body(generation_id=uuid4().int >> 70)
+    async with start_worker(*ACTORS):
+        responses = [await http.post("/jobs", json=order, headers=key(name)) for name in ("shop", "office", "shop")]
+        retried = await http.post("/jobs", json=order, headers=key("office") | {"Idempotency-Key": uuid4().hex})
+    assert [response.status_code for response in (*responses, retried)] == [202, 409, 202, 409]
+    assert {response.json()["title"] for response in (responses[1], retried)} == {"generation-foreign"}
+
+
+@pytest.mark.parametrize("stops", [["webhook"], ["consult", "webhook"]])
+async def test_itinerary_with_webhook_is_422_that_names_the_allowed_steps(
+    http: httpx.AsyncClient, broker_client: BrokerClient, stops: list[str]
+) -> None:
+    arguments = {"webhook": {"kind": "failed", "generation_id": 7}, "consult": {"prompt": "x"}}
+    body = {"kind": "itinerary", "stops": [{"step": step, "arguments": arguments[step]} for step in stops]}
+    for name in ("shop", "watch"):
+        response = await http.post("/jobs", json=body, headers=key(name))
+        assert response.status_code == 422
+        assert all(step in response.text for step in CLIENT_STEPS)
 
 
 async def test_idempotency_key_is_scoped_to_tenant(http: httpx.AsyncClient, start_worker: StartWorker) -> None:

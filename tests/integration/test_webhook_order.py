@@ -16,7 +16,7 @@ from actors.webhook import open_webhook, webhook
 from actors.webhooks.delivery_lock import SQL, PostgresDeliveryLock
 from actors.webhooks.webhook_client import WebhookClient, open_webhook_client
 from bus.actor import Handler, Resources
-from bus.errors import TemporaryError
+from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
 from contracts.webhook import Webhook
@@ -141,6 +141,35 @@ async def test_rejected_failed_webhook_is_sent_by_another_process(processes: lis
     with pytest.raises(TemporaryError):
         await processes[0](FAILED, make_context("m1"))
     assert (await processes[1](FAILED, make_context("m1"))).delivered
+
+
+async def test_generation_belongs_to_its_first_tenant_in_every_process(processes: list[Handler], backend: WebhookBackend) -> None:
+    await processes[0](progress(25), make_context("m1", tenant="shop"))
+    for command in (COMPLETE, FAILED):
+        with pytest.raises(PermanentError) as error:
+            await processes[1](command, make_context("m2", tenant="office"))
+        assert error.value.code == "generation-foreign"
+    assert (await processes[1](COMPLETE, make_context("m3", tenant="shop"))).delivered
+    assert backend.paths == ["progress", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_adopted"), [("percent = 25", True), ("complete_state = 'begun'", True), ("complete_state = 'answered'", False)]
+)
+async def test_running_generation_of_the_previous_release_is_finished_by_its_tenant(
+    processes: list[Handler], pools: list[asyncpg.Pool], backend: WebhookBackend, state: str, is_adopted: bool
+) -> None:
+    """Its row names no tenant: a running one belongs to the first that calls, one that has ended to the installation."""
+    await processes[0](progress(25), make_context("m1"))
+    await pools[0].execute(f"update atelier.webhook_calls set tenant = null, {state}")
+    complete = processes[0](COMPLETE, make_context("m2", tenant="shop"))
+    if is_adopted:
+        assert (await complete).delivered
+        assert await pools[0].fetchval("select tenant from atelier.webhook_calls") == "shop"
+    else:
+        with pytest.raises(PermanentError, match="belongs to the installation"):
+            await complete
+        assert backend.paths == ["progress"]
 
 
 async def test_delivery_lock_is_released_after_call(processes: list[Handler], pools: list[asyncpg.Pool]) -> None:

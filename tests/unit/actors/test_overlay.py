@@ -29,11 +29,11 @@ class OverlayRig:
     async def draw(self, picture: Image.Image, text: str = "SALE TODAY", **command: Any) -> tuple[OverlayDone, Image.Image]:
         file = io.BytesIO()
         picture.save(file, "PNG")
-        claim = await self.claims.write(file.getvalue(), media_type="image/png")
+        claim = await self.claims.write(file.getvalue(), media_type="image/png", tenant=None)
         order = Overlay.model_validate({"images": [claim.model_dump()], "text": text, **command})
         done = await overlay(order, self.context, claims=self.claims, database=None, settings=OverlaySettings(), threads=CapacityLimiter(2))
         assert isinstance(done, OverlayDone)
-        return done, Image.open(io.BytesIO(await self.claims.read(done.images[0]))).convert("RGB")
+        return done, Image.open(io.BytesIO(await self.claims.read(done.images[0], tenant=None))).convert("RGB")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from contracts.upload import Upload, UploadDone
 async def upload_pictures(
     claims: ClaimStore, context: Context, *pictures: bytes, media_type: str = "image/png", name: str = "gen-7", **more: Any
 ) -> UploadDone:
-    images = [await claims.write(picture, media_type=media_type, width=8, height=4) for picture in pictures]
+    images = [await claims.write(picture, media_type=media_type, width=8, height=4, tenant=None) for picture in pictures]
     return await upload(Upload(images=images, name=name), context, claims=claims, destination=claims, settings=UploadSettings(**more))
 
 
@@ -27,7 +27,7 @@ async def test_single_image_is_stored_under_order_name(claims: ClaimStore, conte
     assert (tmp_path / "generations" / "gen-7.png").read_bytes() == b"picture"
     assert uploaded.result_url == uploaded.result_urls[0] == (tmp_path / "generations" / "gen-7.png").as_uri()
     assert (uploaded.files[0].width, uploaded.files[0].height, uploaded.files[0].size) == (8, 4, 7)
-    assert await claims.read(uploaded.files[0]) == b"picture"
+    assert await claims.read(uploaded.files[0], tenant=None) == b"picture"
 
 
 async def test_multiple_images_are_stored_in_order_folder(claims: ClaimStore, context: Context, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ async def test_alternative_destination_is_used(
 ) -> None:
     destination = tmp_path / "public place"
     monkeypatch.setenv("UPLOAD_URL", destination.as_uri())
-    image = await claims.write(b"picture", media_type="image/png")
+    image = await claims.write(b"picture", media_type="image/png", tenant=None)
     async with open_upload(Resources(claims)) as handler:
         uploaded = await handler(Upload(images=[image], name="gen-7"), context)
     assert isinstance(uploaded, UploadDone)

@@ -14,7 +14,7 @@ from standardwebhooks import Webhook as StandardWebhook
 from actors.settings import WebhookSettings
 from actors.webhook import webhook
 from actors.webhooks.delivery_lock import MemoryDeliveryLock
-from actors.webhooks.webhook_client import open_webhook_client
+from actors.webhooks.webhook_client import Target, open_webhook_client, resolve_target
 from bus.actor import Context, Handler
 from bus.errors import PermanentError, TemporaryError
 from contracts.webhook import Webhook
@@ -326,6 +326,49 @@ async def test_address_in_message_is_called_when_host_and_private_addresses_are_
     (request,) = backend.requests
     assert request.path == "/api/webhooks/inference/complete"
     assert request.headers["host"].startswith("localhost:")
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "/admin/delete",
+        "/admin?all=1",
+        "/api/webhooks/../admin",
+        "?x=/api/webhooks",
+        "#/api/webhooks",
+        "/x/api/webhooks/y",
+        "//admin",
+        "/%2e%2e",
+    ],
+)
+async def test_address_in_message_chooses_no_path(backend: WebhookBackend, context: Context, suffix: str) -> None:
+    async with open_handler(None, webhook_allowed_hosts="localhost", allow_plain_http=True, allow_private_addresses=True) as handler:
+        await handler(complete_to(backend.url.replace("127.0.0.1", "LOCALHOST") + suffix), context)
+    assert [request.path for request in backend.requests] == ["/api/webhooks/inference/complete"]
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed", "base"),
+    [
+        ("https://backend.example/x", "backend.example", "https://backend.example"),
+        ("https://BACKEND.example:8443", "Backend.Example", "https://backend.example:8443"),
+        ("https://backend.example:8443", "backend.example:8443", "https://backend.example:8443"),
+        ("https://backend.example", "backend.example:443", "https://backend.example"),
+        ("https://backend.example:8443", "backend.example:443", None),
+        ("https://bücher.example", "xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+        ("https://xn--bcher-kva.example", "bücher.example", "https://xn--bcher-kva.example"),
+        ("https://user:word@backend.example", "backend.example", "https://backend.example"),
+        ("https://backend.example@other.example", "backend.example", None),
+        ("https://backend.example.other.example", "backend.example", None),
+        ("https://other.example/backend.example", "backend.example", None),
+        ("https://[2606:4700::1]:8443/x", "[2606:4700::1]", "https://[2606:4700::1]:8443"),
+        ("ftp://backend.example", "backend.example", None),
+    ],
+)
+def test_target_is_origin_of_an_allowed_host(address: str, allowed: str, base: str | None) -> None:
+    settings = WebhookSettings(webhook_allowed_hosts=allowed, backend_api_url="https://configured.example/prefix/")
+    expected = Target(base, trusted=False) if base else Target("https://configured.example/prefix", trusted=True)
+    assert resolve_target(address, settings) == expected
 
 
 async def test_missing_backend_url_is_reported(context: Context) -> None:

@@ -33,8 +33,8 @@ async def test_base64_is_decoded_with_or_without_prefix(image_loader: ImageLoade
 
 
 async def test_claim_is_loaded(image_loader: ImageLoader, claims: ClaimStore) -> None:
-    claim = await claims.write(png(), media_type="image/png")
-    assert (await image_loader.from_claim(claim)).getpixel((0, 0)) == (0, 128, 128)
+    claim = await claims.write(png(), media_type="image/png", tenant=None)
+    assert (await image_loader.from_claim(claim, tenant=None)).getpixel((0, 0)) == (0, 128, 128)
 
 
 async def test_asset_is_loaded_from_assets_folder(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ async def test_asset_is_loaded_from_assets_folder(tmp_path: Path) -> None:
     store = StoreSettings(store_url=(tmp_path / "store").as_uri())
     async with open_claim_store(store) as claims:
         image_loader = ImageLoader(claims, VisionSettings(assets_dir=tmp_path / "assets"))
-        assert (await image_loader.from_url("/assets/yh/tenants/a.png")).size == (40, 30)
+        assert (await image_loader.from_url("/assets/yh/tenants/a.png", tenant=None)).size == (40, 30)
         with pytest.raises(PermanentError) as raised:
-            await image_loader.from_url("/assets/yh/tenants/b.png")
+            await image_loader.from_url("/assets/yh/tenants/b.png", tenant=None)
     assert raised.value.code == "asset-missing"
 
 
@@ -67,7 +67,7 @@ async def test_asset_path_traversal_is_rejected(image_loader: ImageLoader, tmp_p
     (tmp_path / "assets" / "link").symlink_to(tmp_path)
 
     with pytest.raises(PermanentError) as raised:
-        await image_loader.from_url(address)
+        await image_loader.from_url(address, tenant=None)
 
     assert raised.value.code == "asset-refused"
 
@@ -75,7 +75,7 @@ async def test_asset_path_traversal_is_rejected(image_loader: ImageLoader, tmp_p
 @pytest.mark.parametrize("address", ["https://127.0.0.1/a.png", "https://169.254.169.254/latest", "http://[::1]/a.png", "ftp://x/a.png"])
 async def test_private_address_is_refused(image_loader: ImageLoader, address: str) -> None:
     with pytest.raises(PermanentError) as raised:
-        await image_loader.from_url(address)
+        await image_loader.from_url(address, tenant=None)
 
     assert raised.value.code == "asset-refused"
 

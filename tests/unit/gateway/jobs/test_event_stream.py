@@ -78,6 +78,37 @@ async def test_unknown_or_foreign_job_is_404(ledger: list[Event], live: list[Eve
     assert (raised.value.status, raised.value.title) == (404, "job-unknown")
 
 
+def of_tenant(event: Event, tenant: str | None) -> Event:
+    return event.model_copy(update={"tenant": tenant, "message_id": f"foreign-{event.message_id}"})
+
+
+@pytest.mark.parametrize("tenant", ["office", None])
+@pytest.mark.parametrize("where", ["ledger", "live", "live first"])
+async def test_event_of_another_tenant_is_never_shown(where: str, tenant: str | None) -> None:
+    """A job id that two tenants use: neither the other's events nor its end."""
+    foreign = [of_tenant(event, tenant) for event in (IMAGE, COMPLETED)]
+    ledger = [*foreign, ACCEPTED] if where == "ledger" else [ACCEPTED] if where == "live" else []
+    live = [IMAGE, COMPLETED] if where == "ledger" else [*foreign, *([ACCEPTED] if where == "live first" else []), IMAGE, COMPLETED]
+    assert await stream(services_with(ledger, live)) == [None, *ALL]
+
+
+async def test_unknown_and_foreign_job_take_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "FIRST_EVENT_SECONDS", 0.01)
+    queries = []
+    for ledger in (ALL, []):
+        services = services_with(ledger, [])
+        with pytest.raises(HttpProblem):
+            await stream(services, tenant="office")
+        queries.append(len(cast("FakePublisher", services.publisher).messages))
+    assert queries[0] == queries[1] > 1
+
+
+async def test_ledger_is_queried_in_the_name_of_the_tenant() -> None:
+    services = services_with(ALL, [])
+    await stream(services)
+    assert [message.headers["atelier-tenant"] for message in cast("FakePublisher", services.publisher).messages] == ["shop"]
+
+
 async def test_rendered_stream_starts_with_reconnect_delay() -> None:
     text = [chunk async for chunk in JobEventStream(services_with(ALL, []), "j-1", None, None).render()]
     assert text == ["retry: 2000\n\n", *map(format_event, ALL)]

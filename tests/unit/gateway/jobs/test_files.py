@@ -1,7 +1,9 @@
 """The files of a job: the claims in its results, and the responses that send them."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 
@@ -51,7 +53,7 @@ class FakeStore:
     def __init__(self, outcome: bytes | Exception) -> None:
         self.outcome = outcome
 
-    async def read(self, claim: Any) -> bytes:
+    async def read_recorded(self, claim: Any, *, tenant: str | None) -> bytes:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -63,7 +65,7 @@ class FakeStore:
         (claim("s3://b/a.png"), b"abc", 200, None),
         (claim("s3://b/other.png"), b"abc", 404, "file-unknown"),
         (claim("s3://b/a.png", size=2000), b"abc", 413, "file-too-large"),
-        (claim("s3://b/a.png"), TemporaryError("timeout"), 503, "the store is away"),
+        (claim("s3://b/a.png"), TemporaryError("timeout"), 503, "store-away"),
         (claim("s3://b/a.png"), PermanentError("claim-missing", "gone"), 404, "claim-missing"),
         (claim("s3://b/a.png"), PermanentError("claim-corrupt", "sha256"), 502, "claim-corrupt"),
         (claim("s3://b/a.png"), PermanentError("claim-refused", "elsewhere"), 404, "claim-refused"),
@@ -81,8 +83,59 @@ async def test_file_is_sent_or_redirected_or_failure_is_problem(
         assert (response.content, response.headers["content-disposition"]) == (b"abc", "inline")
         unchanged = await http.get("/jobs/j-1/files/a.png", headers={"If-None-Match": response.headers["etag"]})
         assert unchanged.status_code == 304
+    if status == 503:
+        assert response.headers["retry-after"] == "5"
     if status == 307:
         assert response.headers["location"] == "https://cdn/a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.bin", 'attachment; filename="a.bin"'),
+        ('a"b.bin', "attachment; filename=\"a_b.bin\"; filename*=UTF-8''a%22b.bin"),
+        ("그림 1.bin", "attachment; filename=\"__ 1.bin\"; filename*=UTF-8''%EA%B7%B8%EB%A6%BC%201.bin"),
+        ("a\r\nX: y.bin", "attachment; filename=\"a__X_ y.bin\"; filename*=UTF-8''a%0D%0AX%3A%20y.bin"),
+    ],
+)
+async def test_file_name_is_sent_as_rfc_6266(gateway: OpenFakeGateway, name: str, expected: str) -> None:
+    file = claim(f"s3://b/{quote(name)}", media_type="application/octet-stream")
+    http = gateway({"job.get": job(upload=file)}, store=cast("ClaimStore", FakeStore(b"abc"))).http
+    response = await http.get(f"/jobs/j-1/files/{quote(name)}")
+    assert (response.status_code, response.headers["content-disposition"]) == (200, expected)
+
+
+async def test_memory_of_a_file_is_held_until_it_has_been_sent(gateway: OpenFakeGateway) -> None:
+    fake = gateway({"job.get": job(upload=claim("s3://b/a.png"))}, store=cast("ClaimStore", FakeStore(b"abc")))
+    sent, held = asyncio.Event(), list[int]()
+
+    async def send(message: Any) -> None:
+        held.append(fake.services.file_memory.held_bytes)
+        if message["type"] == "http.response.body" and message.get("body"):
+            await sent.wait()
+
+    async def receive() -> Any:
+        await sent.wait()
+        return {"type": "http.disconnect"}
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/jobs/j-1/files/a.png",
+        "raw_path": b"/jobs/j-1/files/a.png",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+        "client": ("::1", 1),
+    }
+    serving = asyncio.create_task(fake.app(scope, receive, send))
+    async with asyncio.timeout(5):
+        while len(held) < 2:
+            await asyncio.sleep(0.01)
+    assert fake.services.file_memory.held_bytes == 3
+    sent.set()
+    await asyncio.wait_for(serving, 5)
+    assert fake.services.file_memory.held_bytes == 0
 
 
 async def test_file_without_store_is_503(gateway: OpenFakeGateway) -> None:

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from contracts.slip import Slip
-from gateway.jobs.orders import JobOrder
+from bus.routing_slip import next_command
+from contracts.slip import Slip, reachable_steps
+from contracts.steps import CLIENT_STEPS, COMMANDS
+from contracts.wire import Step
+from gateway.jobs.orders import Itinerary, JobOrder, StepOrder
 
 ORDERS: TypeAdapter[Any] = TypeAdapter(JobOrder)
 
@@ -73,6 +76,53 @@ def test_invalid_order_is_rejected(fields: dict[str, Any], text: str) -> None:
         ORDERS.validate_python(fields)
 
 
+@pytest.mark.parametrize("place", ["first", "later"])
+def test_itinerary_may_not_name_the_webhook(place: str) -> None:
+    """The error names the steps that it may."""
+    stops = [{"step": "consult", "arguments": {"prompt": "x"}}, {"step": "webhook", "arguments": {"kind": "failed", "generation_id": 7}}]
+    with pytest.raises(ValidationError) as raised:
+        ORDERS.validate_python({"kind": "itinerary", "stops": stops if place == "later" else stops[1:]})
+    assert all(f"'{step}'" in str(raised.value) for step in CLIENT_STEPS)
+
+
+def test_every_step_is_either_allowed_to_clients_or_refused() -> None:
+    """A new step has to be added to one of the two."""
+    assert set(CLIENT_STEPS) | {Step.WEBHOOK} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("step", CLIENT_STEPS)
+def test_variables_of_an_itinerary_lead_to_no_other_step(step: str) -> None:
+    """Whatever variables a client sets, nothing runs beside its steps: no webhook on progress, failure or refusal, no loop back."""
+    fields = {name: "x" for model in COMMANDS.values() for name in model.model_fields} | {"on_failure": {"step": "webhook"}, "again": {}}
+    order = Itinerary.model_construct(kind="itinerary", stops=[StepOrder.model_construct(step=step)], variables=fields, answer=[])
+    slip = order.slip("j-1")
+    assert [reached.step for reached in reachable_steps(slip)] == [step]
+    name, body = next_command(slip)
+    assert name == step
+    assert not Slip.model_validate(body["slip"]).itinerary
+
+
 def test_first_step_may_take_its_fields_from_variables() -> None:
     slip = slip_of(kind="itinerary", stops=[{"step": "consult"}], variables={"prompt": "x"})
     assert (slip.variables, slip.itinerary[0].arguments) == ({"prompt": "x"}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://Backend.example:8443/any/path?x=1", "https://backend.example:8443"),
+        ("http://user:word@backend.example/api/webhooks/x", "http://backend.example"),
+        ("", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image_order", "ad"])
+def test_backend_address_is_reduced_to_its_origin(kind: str, given: str | None, kept: str | None) -> None:
+    slip = slip_of(kind=kind, prompt="x", generation_id=5, base_url=given)
+    assert slip.variables.get("base_url") == kept
+
+
+@pytest.mark.parametrize("address", ["backend.example", "ftp://backend.example", "https:///x", "//backend.example", "https://\ud800/"])
+def test_backend_address_that_is_no_http_address_is_rejected(address: str) -> None:
+    with pytest.raises(ValidationError):
+        slip_of(kind="image_order", prompt="x", base_url=address)

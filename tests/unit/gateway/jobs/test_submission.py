@@ -37,6 +37,7 @@ async def submit(jobs: JobService, *, wait: float = 0, seconds: float = 60, key:
 
 
 def terminal_event(kind: EventKind, **fields: Any) -> Event:
+    fields = {"tenant": "shop"} | fields
     return Event(kind=kind, step="job", job_id=JOB_ID, at=datetime.now(UTC), message_id="m", **fields)
 
 
@@ -131,6 +132,38 @@ async def test_just_accepted_job_is_awaited_in_ledger() -> None:
     assert (await jobs.get_job(JOB_ID)).state == "running"
 
 
+@pytest.mark.parametrize("tenant", ["office", None])
+async def test_end_of_another_tenants_job_is_not_awaited(tenant: str | None) -> None:
+    services = make_services(FakePublisher({"job.claim": claim(accepted=True), "job.get": job()}))
+    deliver(services, terminal_event(EventKind.COMPLETED, tenant=tenant, result={"a": "foreign"}))
+    assert (await submit(services.jobs, wait=0.05, key=KEY)).result is None
+    recorded = make_services(FakePublisher({"job.claim": claim(accepted=True), "job.get": job(tenant="office", state="completed")}))
+    with pytest.raises(ReplyFault, match="job-unknown"):
+        await submit(recorded.jobs, wait=0.05, key=KEY)
+
+
+FOREIGN = Fault(code="generation-foreign", message="generation 7 belongs to another tenant", step="job.claim")
+GENERATION_ORDER = ImageOrder.model_validate({"kind": "image_order", "prompt": "x", "generation_id": 7, "base_url": "https://b.example/x"})
+
+
+async def test_generation_is_claimed_before_the_job_is_published() -> None:
+    publisher = FakePublisher({"job.claim": FOREIGN})
+    with pytest.raises(ReplyFault, match="generation-foreign"):
+        await make_services(publisher).jobs.submit(GENERATION_ORDER, seconds=60, wait=0, tenant="shop", caller="shop", idempotency_key=None)
+    (body,) = publisher.commands("job.claim")
+    assert (body["generation_id"], body["backend"], body["tenant"]) == (7, "https://b.example", "shop")
+    assert [message.headers["atelier-tenant"] for message in publisher.messages] == ["shop"]
+
+
+@pytest.mark.parametrize("tenant", ["shop", None])
+async def test_order_with_generation_is_accepted_without_ledger(tenant: str | None) -> None:
+    """The webhook step decides then. Orders of the installation are not asked about."""
+    publisher = FakePublisher({})
+    await make_services(publisher).jobs.submit(GENERATION_ORDER, seconds=60, wait=0, tenant=tenant, caller=tenant, idempotency_key=None)
+    assert len(publisher.commands("image")) == 1
+    assert len(publisher.commands("job.claim")) == int(tenant is not None)
+
+
 async def test_job_of_another_tenant_is_unknown() -> None:
     jobs = make_services(FakePublisher({"job.get": job()})).jobs
     assert (await jobs.get_job(JOB_ID, "shop")).tenant == (await jobs.get_job(JOB_ID)).tenant == "shop"
@@ -154,7 +187,7 @@ async def test_terminal_event_ends_wait(step: str, kind: EventKind, terminal: bo
     events: asyncio.Queue[Event] = asyncio.Queue()
     events.put_nowait(event)
     assert is_terminal(event) is terminal
-    assert await wait_for_terminal_event(events, 0.01) == (event if terminal else None)
+    assert await wait_for_terminal_event(events, 0.01, "shop") == (event if terminal else None)
 
 
 def test_equal_orders_have_equal_digests() -> None:
