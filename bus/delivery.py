@@ -1,14 +1,20 @@
 """A delivery: one message from a queue, its properties and headers parsed once."""
 
-import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import cached_property
 from typing import Any, Self
+from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from bus.ids import body_id
+from bus.amqp import signing
+from bus.amqp.header_values import SHORT_TEXT_LIMIT, read_count, read_id, read_queue_name, read_text, read_time
+from bus.amqp.tolerant_decoding import undecodable_reason
+from bus.ids import body_id, derived_id, has_secret, public_body_id, public_id
+from bus.persistence.entry_id import content_digest, entry_id
+from contracts.broker_names import is_reply_queue
 from contracts.wire import Header
 
 OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
@@ -26,7 +32,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message and its metadata; the body is not parsed. `redelivery_count`: how often it was returned to the queue."""
+    """A message and its metadata; the body is not parsed. `redelivery_count`: how often it was returned to the queue.
+
+    `former_id`: the id that the message has under the scheme of earlier releases. `refused_reply_to`: a `reply_to` that names no reply
+    queue; `reply_to` is None then, so that nothing is published to it. `signature_fault`: why its signature is refused, where one is due.
+    `undecodable`: why the client library could not decode its properties. None of them is known then, and the ids are new.
+    """
 
     body: bytes
     queue: str
@@ -45,36 +56,63 @@ class Delivery:
     published_at: datetime | None = None
     first_failed_at: str | None = None
     replay: int = 0
+    undecodable: str | None = None
+    former_id: str | None = None
+    refused_reply_to: str | None = None
+    signature_fault: str | None = None
     origin: Origin = field(default_factory=lambda: Origin("", "", ""))
 
     @classmethod
     def from_message(cls, message: AbstractIncomingMessage, queue: str) -> Self:
         headers = message.headers or {}
-        message_id = message.message_id or body_id(queue, message.body)
+        undecodable = undecodable_reason(headers)
+        given_id = str(uuid4()) if undecodable else read_id(message.message_id)
+        message_id = given_id or body_id(queue, message.body)
+        reply_to = read_queue_name(message.reply_to)
         return cls(
             body=message.body,
             queue=queue,
             message_id=message_id,
-            job_id=message.correlation_id or message_id,
-            type=message.type,
-            reply_to=message.reply_to,
-            attempt=max(1, _to_int(headers.get(Header.ATTEMPT), 1)),
-            redelivery_count=_to_int(headers.get("x-delivery-count"), 0),
+            job_id=read_id(message.correlation_id) or message_id,
+            type=read_text(message.type, SHORT_TEXT_LIMIT),
+            reply_to=reply_to if reply_to and is_reply_queue(reply_to) else None,
+            attempt=read_count(headers.get(Header.ATTEMPT), least=1),
+            redelivery_count=read_count(headers.get("x-delivery-count")),
             detached=headers.get(Header.DETACHED) is True,
-            deadline=_to_datetime(headers.get(Header.DEADLINE)),
-            tenant=_to_text(headers.get(Header.TENANT)),
-            traceparent=_to_text(headers.get(Header.TRACEPARENT)),
-            tracestate=_to_text(headers.get(Header.TRACESTATE)),
-            request_id=_to_text(headers.get(Header.REQUEST_ID)),
-            published_at=message.timestamp.astimezone(UTC) if message.timestamp else None,
-            first_failed_at=_to_text(headers.get(Header.FIRST_FAILED_AT)),
-            replay=_to_int(headers.get(Header.REPLAY), 0),
+            deadline=read_time(headers.get(Header.DEADLINE)),
+            tenant=read_text(headers.get(Header.TENANT)),
+            traceparent=read_text(headers.get(Header.TRACEPARENT)),
+            tracestate=read_text(headers.get(Header.TRACESTATE)),
+            request_id=read_text(headers.get(Header.REQUEST_ID)),
+            published_at=read_time(message.timestamp),
+            first_failed_at=read_text(headers.get(Header.FIRST_FAILED_AT)),
+            replay=read_count(headers.get(Header.REPLAY)),
+            undecodable=undecodable,
+            former_id=read_id(headers.get(Header.FORMER_ID)) or (None if given_id else public_body_id(queue, message.body)),
+            refused_reply_to=reply_to if reply_to and not is_reply_queue(reply_to) else None,
+            signature_fault=signing.find_fault(message),
             origin=Origin(
-                _to_text(headers.get(Header.ORIGIN_QUEUE)) or queue,
-                _to_text(headers.get(Header.ORIGIN_EXCHANGE)) or message.exchange or "",
-                _to_text(headers.get(Header.ORIGIN_ROUTING_KEY)) or message.routing_key or "",
+                read_text(headers.get(Header.ORIGIN_QUEUE)) or queue,
+                read_text(headers.get(Header.ORIGIN_EXCHANGE)) or read_text(message.exchange) or "",
+                read_text(headers.get(Header.ORIGIN_ROUTING_KEY)) or read_text(message.routing_key) or "",
             ),
         )
+
+    @cached_property
+    def entry_id(self) -> str:
+        """The id of its inbox entry, equal for every redelivery, retry and replay."""
+        content = content_digest(self.body, detached=self.detached)
+        return entry_id(self.message_id, self.former_id, self.tenant, self.job_id, content)
+
+    def derive_id(self, *parts: str | int) -> tuple[str, dict[str, str]]:
+        """The id of a message that this one causes, and the header with its former id.
+
+        Messages with one id and other content cause messages with other ids.
+        """
+        former = public_id(self.former_id or self.message_id, *parts)
+        if not has_secret():
+            return public_id(self.message_id, *parts), {Header.FORMER_ID.value: former} if self.former_id else {}
+        return derived_id(self.entry_id, *parts), {Header.FORMER_ID.value: former}
 
     @property
     def propagated_headers(self) -> dict[str, Any]:
@@ -100,23 +138,3 @@ class Delivery:
         parts = (self.traceparent or "").split("-")
         fields = {"request_id": self.request_id, "trace_id": parts[1] if len(parts) > 1 else None}
         return {name: value for name, value in fields.items() if value}
-
-
-def _to_int(value: Any, default: int) -> int:
-    """A header may hold a value of any type: one that is no number counts as absent."""
-    with contextlib.suppress(TypeError, ValueError):
-        return int(value)
-    return default
-
-
-def _to_text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    return value[:512] if isinstance(value, str) else None
-
-
-def _to_datetime(value: Any) -> datetime | None:
-    with contextlib.suppress(TypeError, ValueError):
-        moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return None

@@ -6,6 +6,7 @@ Rule 3: a requeue is never a retry; it is for an attempt that did not run to its
 """
 
 import asyncio
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +18,10 @@ from contracts.wire import Result
 
 @dataclass(frozen=True)
 class Done:
+    """`replies`: whether its result may be sent to `reply_to`; not when it was found under the message id alone."""
+
     result: Result
+    replies: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Requeue:
 
 Outcome = Done | Retry | DeadLettered | Dropped | Requeue
 
+FAULT_MESSAGE_LIMIT, STACK_LIMIT = 2000, 4000
+"""Characters."""
 EXPIRED = "deadline-exceeded"
 CANCELLED = "cancelled"
 
@@ -111,5 +117,15 @@ def round_up_delay(delay: float, delay_queue_seconds: Sequence[float]) -> float:
 
 
 def fault_from_error(error: BaseException, code: str, step: str, attempt: int) -> Fault:
-    message = str(error) or type(error).__name__
-    return Fault(code=code, message=message[:2000], step=step, attempts=attempt, exception_type=type(error).__qualname__)
+    message = _publishable(str(error)[:FAULT_MESSAGE_LIMIT]) or type(error).__name__
+    return Fault(code=code, message=message, step=step, attempts=attempt, exception_type=type(error).__qualname__)
+
+
+def format_stack(error: BaseException) -> str:
+    """The end of the traceback. An error's own text, which may quote the message, is in it and may be of any size."""
+    return _publishable("".join(traceback.format_exception(error))[-STACK_LIMIT:])
+
+
+def _publishable(text: str) -> str:
+    """Without NUL characters and lone surrogates, which UTF-8 or Postgres refuse."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -9,13 +9,17 @@ from typing import Any
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter
 from faststream.rabbit.subscriber import RabbitSubscriber
+from yarl import URL
 
 from bus.actor import Actor
+from bus.amqp.tolerant_decoding import make_decoding_tolerant
 from bus.delivery import OnMessage
 
 
 def create_broker(url: str, name: str) -> RabbitBroker:
-    return RabbitBroker(url, logger=None, app_id=name)
+    """The connection of the consumers. `name`: what the broker's management lists it as."""
+    make_decoding_tolerant()
+    return RabbitBroker(str(URL(url).update_query(name=name)), logger=None, app_id=name)
 
 
 def subscribe(

@@ -9,6 +9,8 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import ValidationError
 
+from bus.amqp import signing
+from bus.amqp.exclusive_queue import consume_exclusive, declare_exclusive_queue
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import Publisher
 from bus.amqp.topology import QueueDepth, read_queue_depth
@@ -32,6 +34,8 @@ async def discover_workers(publisher: Publisher, seconds: float) -> list[WorkerS
     received = asyncio.Event()
 
     async def on_message(message: AbstractIncomingMessage) -> None:
+        if signing.is_refused(message, "status"):
+            return
         try:
             statuses.append(WorkerStatus.model_validate_json(message.body))
         except ValidationError as error:
@@ -39,8 +43,8 @@ async def discover_workers(publisher: Publisher, seconds: float) -> list[WorkerS
         received.set()
 
     async with publisher.channel() as channel:
-        queue = await channel.declare_queue(f"atelier.roll.{uuid4()}", exclusive=True, auto_delete=True)
-        await queue.consume(on_message, no_ack=True)
+        queue = await declare_exclusive_queue(channel, "atelier.roll")
+        await consume_exclusive(queue, on_message)
         await publisher.publish(_build_request(queue.name))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

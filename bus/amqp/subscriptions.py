@@ -6,12 +6,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from uuid import uuid4
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pydantic import ValidationError
 
+from bus.amqp import signing
+from bus.amqp.exclusive_queue import consume_exclusive, declare_exclusive_queue
 from bus.amqp.publisher import Publisher
 from contracts import broker_names
 from contracts.event import Event
@@ -25,7 +26,9 @@ def job_binding_key(job_id: str) -> str:
 
 
 def decode_event(message: AbstractIncomingMessage) -> Event | None:
-    """The event of a message; an invalid one is logged and skipped."""
+    """The event of a message; an invalid or unsigned one is logged and skipped."""
+    if signing.is_refused(message, "event"):
+        return None
     try:
         return Event.model_validate_json(message.body)
     except ValidationError as error:
@@ -43,10 +46,10 @@ async def subscribe_events(publisher: Publisher, *keys: str) -> AsyncIterator["a
             events.put_nowait(event)
 
     async with publisher.channel() as channel:
-        queue = await channel.declare_queue(f"atelier.listener.{uuid4()}", exclusive=True, auto_delete=True)
+        queue = await declare_exclusive_queue(channel, "atelier.listener")
         for key in keys:
             await queue.bind(broker_names.EVENTS_EXCHANGE, key)
-        await queue.consume(on_message, no_ack=True)
+        await consume_exclusive(queue, on_message)
         yield events
 
 
@@ -85,7 +88,7 @@ class JobSubscription:
 @asynccontextmanager
 async def open_job_subscription(publisher: Publisher) -> AsyncIterator[JobSubscription]:
     async with publisher.channel() as channel:
-        queue = await channel.declare_queue(f"atelier.listener.{uuid4()}", exclusive=True, auto_delete=True)
+        queue = await declare_exclusive_queue(channel, "atelier.listener")
         subscription = JobSubscription(queue)
-        await queue.consume(subscription.on_message, no_ack=True)
+        await consume_exclusive(queue, subscription.on_message)
         yield subscription

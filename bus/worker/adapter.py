@@ -1,7 +1,6 @@
 """Consumes a foreign queue: translates each message into a command, publishes it with a confirm, then acknowledges the message."""
 
 import time
-import traceback
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -15,9 +14,10 @@ from bus.delivery import Delivery
 from bus.errors import PermanentError
 from bus.ids import derived_id
 from bus.observability import metrics, tracing
-from bus.outcome import DeadLettered, fault_from_error
+from bus.outcome import DeadLettered, fault_from_error, format_stack
 from bus.worker import outgoing
 from bus.worker.outgoing import StepRun
+from bus.worker.raw_dead_letter import publish_raw_dead_letter, require_decodable
 from contracts.event import EventKind
 from contracts.slip import Slip
 from contracts.wire import Header
@@ -34,23 +34,30 @@ class AdapterConsumer:
     worker: str
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        started = time.perf_counter()
-        with tracing.trace_delivery(self.adapter.name, Delivery.from_message(message, self.adapter.queue)) as (delivery, span):
-            code = await self._process(message, delivery)
-            tracing.set_dead_lettered(span, code)
-        metrics.record_translation(self.adapter.name, code, time.perf_counter() - started)
-
-    async def _process(self, message: AbstractIncomingMessage, delivery: Delivery) -> str:
-        """Returns the fault code of a dead-lettered message, else ""."""
-        code = ""
+        """Translate or dead-letter one message, and acknowledge it: whatever it contains, and whatever fails."""
+        started, adapter = time.perf_counter(), self.adapter
         try:
-            await self._publish_command(delivery, self.adapter.translate(message.body))
+            code = await self._process_in_span(message)
         except Exception as error:
-            code = await self._dead_letter(delivery, error)
+            outcome = await publish_raw_dead_letter(self.publisher, message, error, name=adapter.name, queue=adapter.queue)
+            code = outcome.fault.code
         try:
             await message.ack()
         except Exception as error:
-            log.info("delivery.ack_failed", message_id=delivery.message_id, error=repr(error))
+            log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
+        metrics.record_translation(adapter.name, code, time.perf_counter() - started)
+
+    async def _process_in_span(self, message: AbstractIncomingMessage) -> str:
+        """Returns the fault code of a dead-lettered message, else ""."""
+        received = Delivery.from_message(message, self.adapter.queue)
+        require_decodable(received)
+        with tracing.trace_delivery(self.adapter.name, received) as (delivery, span):
+            code = ""
+            try:
+                await self._publish_command(delivery, self.adapter.translate(message.body))
+            except Exception as error:
+                code = await self._dead_letter(delivery, error)
+            tracing.set_dead_lettered(span, code)
         return code
 
     async def _publish_command(self, delivery: Delivery, translated: TranslatedCommand) -> None:
@@ -76,7 +83,7 @@ class AdapterConsumer:
         fault = fault_from_error(error, code, self.adapter.name, 1)
         notification = error.notification if isinstance(error, InvalidMessage) else None
         run = self._step_run(delivery, notification, None)
-        outcome = DeadLettered(fault, "".join(traceback.format_exception(error)))
+        outcome = DeadLettered(fault, format_stack(error))
         messages = outgoing.build_dead_letter(run, outcome, now=datetime.now(UTC))
         if notification:
             body = notification.body | {"fault": fault.model_dump(mode="json")}

@@ -6,7 +6,6 @@ Mark done, then publish, then acknowledge: each stage may run twice, none is los
 
 import asyncio
 import time
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -33,8 +32,10 @@ from bus.outcome import (
     after_error,
     drop_if_past_deadline,
     fault_from_error,
+    format_stack,
     precheck,
 )
+from bus.persistence.entry_id import former_entry_ids
 from bus.persistence.inbox import Inbox, InboxEntry
 from bus.settings import BusSettings
 from bus.worker import outgoing
@@ -42,6 +43,8 @@ from bus.worker.cancellation import CancellableRun, CancellationRegistry
 from bus.worker.decoding import decode_command
 from bus.worker.handler_context import build_context
 from bus.worker.outgoing import StepRun
+from bus.worker.raw_dead_letter import publish_raw_dead_letter, require_decodable
+from contracts.broker_names import EVENTS_EXCHANGE
 from contracts.fault import Fault
 from contracts.wire import Result
 from contracts.wire_model import WireModel
@@ -69,37 +72,59 @@ class DeliveryConsumer:
     crash_retry_lock: asyncio.Lock
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        """Process one message inside its span; count it as in flight meanwhile."""
-        with (
-            metrics.labelled_child(metrics.IN_FLIGHT, self.actor.step).track_inprogress(),
-            tracing.trace_delivery(self.actor.step, Delivery.from_message(message, self.actor.queue)) as (delivery, span),
-        ):
-            tracing.set_outcome(span, await self.process(message, delivery))
+        """Process one message, count it as in flight meanwhile, and acknowledge it: whatever it contains, and whatever fails."""
+        with metrics.labelled_child(metrics.IN_FLIGHT, self.actor.step).track_inprogress():
+            try:
+                run, outcome = await self._process_in_span(message)
+            except Exception as error:
+                await self._end_raw(message, error)
+                return
+            await _acknowledge(message, outcome)
+        _log_outcome(run, outcome)
+        queued = outgoing.queued_seconds(run)
+        metrics.record_delivery(run.step, outcome, attempt=run.delivery.attempt, seconds=run.seconds, queued_seconds=queued)
 
-    async def process(self, message: AbstractIncomingMessage, delivery: Delivery) -> Outcome:
+    async def _process_in_span(self, message: AbstractIncomingMessage) -> tuple[StepRun, Outcome]:
+        received = Delivery.from_message(message, self.actor.queue)
+        require_decodable(received)
+        with tracing.trace_delivery(self.actor.step, received) as (delivery, span):
+            run, outcome = await self.process(delivery)
+            tracing.set_outcome(span, outcome)
+        return run, outcome
+
+    async def process(self, delivery: Delivery) -> tuple[StepRun, Outcome]:
+        """Decide the outcome of a delivery and publish its messages."""
         run = self._start_run(delivery)
         started = time.perf_counter()
         outcome = await self.decide(run)
         run = replace(run, seconds=round(time.perf_counter() - started, 6))
-        outcome = await self.publish_outcome(run, outcome)
+        return run, await self.publish_outcome(run, outcome)
+
+    async def _end_raw(self, message: AbstractIncomingMessage, error: Exception) -> None:
+        """Dead-letter the message raw, then acknowledge it. A query has no dead letters: it is dropped."""
+        step = self.actor.step
+        outcome: Outcome
+        if self.actor.is_query:
+            outcome = Dropped(fault_from_error(error, getattr(error, "code", "failed"), step, 1))
+            log.warning("message.dropped", step=step, code=outcome.fault.code, cause=outcome.fault.message)
+        else:
+            outcome = await publish_raw_dead_letter(self.publisher, message, error, name=step, queue=self.actor.queue)
         await _acknowledge(message, outcome)
-        _log_outcome(run, outcome)
-        queued = outgoing.queued_seconds(run)
-        metrics.record_delivery(run.step, outcome, attempt=delivery.attempt, seconds=run.seconds, queued_seconds=queued)
-        return outcome
+        metrics.record_delivery(step, outcome, attempt=1, seconds=0.0, queued_seconds=None)
 
     def _start_run(self, delivery: Delivery) -> StepRun:
         if not self.actor.enforce_deadline:
             delivery = replace(delivery, deadline=None)
         if fields := delivery.log_fields:
             bind_contextvars(**fields)
+        unsigned = delivery.signature_fault is not None  # nothing but its dead letter is published for it, in our name
         return StepRun(
-            delivery,
+            replace(delivery, reply_to=None) if unsigned else delivery,
             self.actor.step,
             self.settings.worker,
-            outgoing.read_slip(delivery.body),
+            None if unsigned else outgoing.read_slip(delivery.body),
             datetime.now(UTC),
-            emit_events=self.actor.emit_events,
+            emit_events=self.actor.emit_events and not unsigned,
         )
 
     async def decide(self, run: StepRun) -> Outcome:
@@ -117,7 +142,7 @@ class DeliveryConsumer:
 
         Another crash then has a single suspect, and the other messages are already done.
         """
-        crashes = await self.inbox.crash_count(self.actor.step, delivery.message_id, delivery.redelivery_count)
+        crashes = await self.inbox.crash_count(self.actor.step, delivery.entry_id, delivery.redelivery_count)
         if not crashes:
             yield
             return
@@ -128,16 +153,17 @@ class DeliveryConsumer:
     async def _decide_deduplicated(self, run: StepRun, command: WireModel) -> Outcome:
         """The stored result of a message that is done already; else the outcome of this run."""
         delivery, step = run.delivery, self.actor.step
-        entry = await self.inbox.acquire(step, delivery.message_id, delivery.job_id)
+        former_ids = former_entry_ids(delivery.message_id, delivery.former_id)
+        entry = await self.inbox.acquire(step, delivery.entry_id, delivery.job_id, former_ids)
         if entry.result is not None:
-            return Done(self.actor.result.model_validate(entry.result))
+            return Done(self.actor.result.model_validate(entry.result), replies=not entry.former)
         try:
             outcome = self._precheck(delivery, entry) or await self._run_handler(run, command)
         except BaseException:
-            await asyncio.shield(self.inbox.release(step, delivery.message_id))
+            await asyncio.shield(self.inbox.release(step, delivery.entry_id))
             raise
         if not isinstance(outcome, Done):
-            await self.inbox.release(step, delivery.message_id)
+            await self.inbox.release(step, delivery.entry_id)
         return outcome
 
     def _precheck(self, delivery: Delivery, entry: InboxEntry) -> Outcome | None:
@@ -184,7 +210,7 @@ class DeliveryConsumer:
     async def _mark_done(self, delivery: Delivery, returned: Result | Transactional) -> Result:
         result, write = (returned.result, returned.write) if isinstance(returned, Transactional) else (returned, None)
         try:
-            await self.inbox.mark_done(self.actor.step, delivery.message_id, result, write)
+            await self.inbox.mark_done(self.actor.step, delivery.entry_id, result, write)
         finally:
             if isinstance(returned, Transactional) and returned.after_transaction:
                 await returned.after_transaction()
@@ -203,7 +229,8 @@ class DeliveryConsumer:
 
     def _after_error(self, error: Exception, run: StepRun) -> Outcome:
         step, attempt = self.actor.step, run.delivery.attempt
-        if self.actor.is_query:
+        unsigned_event = run.delivery.signature_fault and self.actor.exchange == EVENTS_EXCHANGE
+        if self.actor.is_query or unsigned_event:
             return Dropped(fault_from_error(error, getattr(error, "code", "failed"), step, attempt))
         outcome = after_error(
             error,
@@ -211,7 +238,7 @@ class DeliveryConsumer:
             attempt=attempt,
             delays=self.settings.retry_delays_seconds,
             delay_queue_seconds=self.settings.delay_queue_seconds,
-            stack="".join(traceback.format_exception(error)),
+            stack=format_stack(error),
         )
         return drop_if_past_deadline(outcome, error, run.delivery.deadline, datetime.now(UTC))
 

@@ -2,18 +2,19 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from uuid import uuid4
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
+from bus.amqp import signing
 from bus.amqp.discovery import DISCOVERY_TYPE, build_status_reply
+from bus.amqp.exclusive_queue import consume_exclusive, declare_exclusive_queue
 from bus.amqp.publisher import Publisher
 from bus.errors import PublishError
 from bus.persistence.inbox import Inbox
 from bus.worker.cancellation import CancellationRegistry
 from contracts import broker_names
-from contracts.control import Control
+from contracts.control import REVOKED_TYPE, Control
 from contracts.discovery import DiscoveryRequest, WorkerStatus
 
 StatusSource = Callable[[], Awaitable[WorkerStatus]]
@@ -36,8 +37,12 @@ async def open_control(
     """Consume control messages. Invalid ones are logged and ignored."""
 
     async def on_message(message: AbstractIncomingMessage) -> None:
+        if message.type == REVOKED_TYPE or signing.is_refused(message, "control"):
+            return
         try:
             if report_status and message.reply_to and message.type == DISCOVERY_TYPE:
+                if not broker_names.is_reply_queue(message.reply_to):
+                    raise ValueError("reply_to names no reply queue")
                 DiscoveryRequest.model_validate_json(message.body)
                 await reply_with_status(publisher, report_status, message.reply_to)
                 return
@@ -50,7 +55,7 @@ async def open_control(
             log.info("job.cancelled", job_id=job_id, runs=runs)
 
     async with publisher.channel() as channel:
-        queue = await channel.declare_queue(f"atelier.control.{uuid4()}", exclusive=True, auto_delete=True)
+        queue = await declare_exclusive_queue(channel, "atelier.control")
         await queue.bind(broker_names.CONTROL_EXCHANGE)
-        await queue.consume(on_message, no_ack=True)
+        await consume_exclusive(queue, on_message)
         yield

@@ -3,8 +3,10 @@
 from pydantic import ValidationError
 
 from bus.actor import Actor
+from bus.amqp.signing import FAULT_MESSAGES
 from bus.delivery import Delivery
 from bus.errors import PermanentError, validation_problems
+from contracts.broker_names import REPLY_QUEUE_PREFIXES
 from contracts.slip import Slip, reachable_steps
 from contracts.steps import COMMANDS
 from contracts.wire import message_type
@@ -14,8 +16,10 @@ from contracts.wire_model import WireModel
 def decode_command(delivery: Delivery, actor: Actor, max_bytes: int) -> WireModel:
     """The command of a delivery.
 
-    Raises PermanentError: `message-too-large`, `unknown-version`, `invalid-json`, `invalid-message` or `unknown-step`.
+    Raises PermanentError: `signature-missing`, `signature-invalid`, `reply-to-refused`, `message-too-large`,
+    `unknown-version`, `invalid-json`, `invalid-message` or `unknown-step`.
     """
+    _check_publisher(delivery)
     if len(delivery.body) > max_bytes:
         raise PermanentError(
             "message-too-large",
@@ -30,6 +34,16 @@ def decode_command(delivery: Delivery, actor: Actor, max_bytes: int) -> WireMode
         raise PermanentError(code, validation_problems(error)) from None
     _check_itinerary(getattr(command, "slip", None))
     return command
+
+
+def _check_publisher(delivery: Delivery) -> None:
+    if delivery.signature_fault:
+        raise PermanentError(delivery.signature_fault, FAULT_MESSAGES[delivery.signature_fault])
+    if delivery.refused_reply_to:
+        raise PermanentError(
+            "reply-to-refused",
+            f"reply_to is {delivery.refused_reply_to!r}: name a reply queue, which begins with one of {', '.join(REPLY_QUEUE_PREFIXES)}",
+        )
 
 
 def _check_itinerary(slip: Slip | None) -> None:

@@ -33,7 +33,7 @@ def build_context(run: StepRun, publisher: Publisher) -> Context:
     delivery = run.delivery
     return Context(
         delivery.job_id,
-        delivery.message_id,
+        delivery.former_id or delivery.message_id,  # so that an effect of before the upgrade is recognised; for one release
         delivery.attempt,
         delivery.tenant,
         delivery.deadline,

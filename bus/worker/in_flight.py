@@ -34,7 +34,7 @@ class InFlightTasks:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("delivery.task_failed", error=repr(error), meaning="it is not acknowledged, and redelivered to the next connection")
+            log.error("delivery.task_failed", error=repr(error), meaning="unless it was acknowledged, it is delivered again")
 
     async def drain(self, grace_seconds: float) -> int:
         """Wait for the tasks; cancel those that are left after the grace period and return their number."""

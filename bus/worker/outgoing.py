@@ -1,7 +1,7 @@
 """The messages that an outcome publishes: event, reply, next command, retry, dead letter. Pure: `Publisher` publishes them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,7 +36,8 @@ class StepRun:
 
 def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> list[OutboundMessage]:
     match outcome:
-        case Done(result):
+        case Done(result, replies):
+            run = run if replies else replace(run, delivery=replace(run.delivery, reply_to=None))
             return build_completed(run, result.model_dump(mode="json", exclude_none=True))
         case Retry():
             return [build_retry(run, outcome, now=now)]
@@ -67,13 +68,13 @@ def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessag
 def build_next_command(run: StepRun, slip: Slip) -> OutboundMessage:
     step, body = next_command(slip)
     replied = run.slip is not None and run.slip.reply_here
-    message_id = derived_id(run.delivery.message_id, "next", step)
+    message_id, former_id = run.delivery.derive_id("next", step)
     return build_command(
         step,
         body,
         message_id=message_id,
         job_id=run.delivery.job_id,
-        headers=_causation_headers(run),
+        headers=_causation_headers(run) | former_id,
         reply_to=None if replied else run.delivery.reply_to,
     )
 
@@ -192,9 +193,10 @@ def _build_detached_command(run: StepRun, slip: Slip, slip_step: SlipStep, occas
 
     `occasion`: what distinguishes it from other detached commands of the same run; a part of its message id.
     """
-    message_id = derived_id(run.delivery.message_id, "aside", slip_step.step, occasion)
+    message_id, former_id = run.delivery.derive_id("aside", slip_step.step, occasion)
     body = build_command_body(slip_step, slip, **extra)
     headers = {name: value for name, value in _causation_headers(run).items() if name != Header.DEADLINE} | {Header.DETACHED.value: True}
+    headers |= former_id
     return build_command(slip_step.step, body, message_id=message_id, job_id=run.delivery.job_id, headers=headers)
 
 
@@ -202,9 +204,11 @@ def _failure_headers(run: StepRun, fault: Fault, now: datetime) -> dict[str, Any
     """Headers of a failed message; origin and first failure are kept from its first failure on."""
     delivery = run.delivery
     detached = {Header.DETACHED.value: True} if delivery.detached else {}
+    former_id = {Header.FORMER_ID.value: delivery.former_id} if delivery.former_id else {}
     return (
         delivery.propagated_headers
         | detached
+        | former_id
         | {
             Header.ORIGIN_QUEUE.value: delivery.origin.queue,
             Header.ORIGIN_EXCHANGE.value: delivery.origin.exchange,

@@ -63,7 +63,7 @@ class ListenLoop:
         while True:
             try:
                 await self._listen()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:
                 seconds = self.listener.reconnect_seconds
                 log.warning("pg_listener.disconnected", listener=self.listener.name, error=repr(error), reconnect_seconds=seconds)
             self.listening.clear()
@@ -103,10 +103,14 @@ class ListenLoop:
             self.notified.set()
 
     async def _publish_due(self, connection: asyncpg.Connection, ids: list[str] | None) -> None:
+        """A row whose command cannot be built or published is logged, and tried again by the next sweep; the others go on."""
         for row in await connection.fetch(self.listener.due_query, ids):
-            command = self.listener.translate(dict(row))
-            if command.message_id not in self.recently_published:
-                await self._publish(command)
+            try:
+                command = self.listener.translate(dict(row))
+                if command.message_id not in self.recently_published:
+                    await self._publish(command)
+            except Exception as error:
+                log.error("pg_listener.row_failed", listener=self.listener.name, error=repr(error)[:500])
 
     async def _publish(self, command: TranslatedCommand) -> None:
         ids = {"message_id": command.message_id, "job_id": command.job_id}

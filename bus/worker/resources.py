@@ -9,6 +9,7 @@ from asyncpg import Pool
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.observability.health import HealthCheck
 from bus.observability.health_checks import broker_check, database_check, store_check
+from bus.persistence import installation_secret
 from bus.persistence.inbox import SCHEMA, Inbox, open_inbox, purge_inbox_loop
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.settings import BusSettings
@@ -34,7 +35,8 @@ async def open_resources(settings: BusSettings, store_settings: StoreSettings, s
     """Open the resources in order, close them in reverse. `schemas`: idempotent DDL beside the inbox's own."""
     async with open_publisher(settings) as publisher, open_pool(settings) as pool:
         if pool:
-            await apply_schemas(pool, [SCHEMA, *schemas])
+            await apply_schemas(pool, [SCHEMA, installation_secret.SCHEMA, *schemas])
+        await installation_secret.use_installation_secret(settings, pool)
         async with (
             open_inbox(pool) as inbox,
             purge_inbox_loop(inbox, settings.inbox_retention_days),

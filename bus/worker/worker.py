@@ -81,7 +81,7 @@ class Worker:
 
     def _schemas(self) -> list[str]:
         actors = [actor.schema for actor in self.actors if actor.schema]
-        return [*actors, *(ingest.schema for ingest in self.ingests), *(listener.schema for listener in self.listeners)]
+        return [*actors, *(ingest.schema for ingest in self.ingests), *(listener.schema for listener in self.listeners if listener.schema)]
 
     async def _open_handlers(self, resources: WorkerResources, stack: AsyncExitStack) -> list[Handler]:
         shared: dict[Hashable, Any] = {}

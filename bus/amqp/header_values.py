@@ -1,0 +1,57 @@
+"""Values of AMQP properties and headers, typed and clamped: a publisher may put any type and any size there.
+
+What these functions return can be published again, stored in Postgres and logged. None of them raises.
+"""
+
+import contextlib
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+SHORT_TEXT_LIMIT = 255
+"""Bytes of a property, by the protocol."""
+TEXT_LIMIT = 512
+"""Bytes of a text header."""
+COUNT_LIMIT = 1_000_000
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+"""Between them, a time can be converted to every time zone and added to."""
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and lone surrogates."""
+
+
+def read_count(value: Any, *, least: int = 0) -> int:
+    """A number from `least` to COUNT_LIMIT; `least` for a value that is no number."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return max(least, min(int(value), COUNT_LIMIT))
+    return least
+
+
+def read_text(value: Any, limit: int = TEXT_LIMIT) -> str | None:
+    """A text of at most `limit` bytes, unsafe characters replaced; None for a value that is no text."""
+    if isinstance(value, bytes | bytearray):
+        value = value[:limit].decode(errors="replace")
+    if not isinstance(value, str):
+        return None
+    return UNSAFE.sub("\ufffd", value[:limit]).encode()[:limit].decode(errors="ignore")
+
+
+def read_id(value: Any) -> str | None:
+    """An id as its publisher chose it. The digest of one that is too long or has unsafe characters, so that two ids stay two."""
+    if not isinstance(value, str) or not value:
+        return None
+    encoded = value.encode(errors="surrogatepass")
+    return value if len(encoded) <= SHORT_TEXT_LIMIT and not UNSAFE.search(value) else hashlib.sha256(encoded).hexdigest()
+
+
+def read_queue_name(value: Any) -> str | None:
+    """The name of a queue; None for one that has unsafe characters: a changed name would be that of another queue."""
+    return value if isinstance(value, str) and value and read_id(value) == value else None
+
+
+def read_time(value: Any) -> datetime | None:
+    """A time between EARLIEST and LATEST, from a datetime or ISO 8601, in UTC if it has no time zone. None for anything else."""
+    with contextlib.suppress(TypeError, ValueError):
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        return max(EARLIEST, min(moment if moment.tzinfo else moment.replace(tzinfo=UTC), LATEST))
+    return None
