@@ -3,12 +3,13 @@
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bus.ids import MIN_SECRET_LENGTH
 from bus.net.tls import with_broker_ca, with_database_ca
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -55,6 +56,17 @@ class BusSettings(BaseSettings):
         description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS)."
     )
     database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it no message is deduplicated: at-least-once.")
+    secret: SecretStr | None = Field(
+        None,
+        min_length=MIN_SECRET_LENGTH,
+        validation_alias="ATELIER_SECRET",
+        description="The secret of the installation, the same in every process, which keys message ids. `openssl rand -hex 32` makes one.",
+    )
+    sign_messages: Literal["off", "on"] = Field(
+        "off",
+        validation_alias="ATELIER_SIGN_MESSAGES",
+        description="on: sign our own messages with ATELIER_SECRET, and refuse commands, events and replies without a valid signature.",
+    )
     tls_ca_file: Path | None = Field(
         None,
         validation_alias=process_wide("TLS_CA_FILE"),
@@ -114,6 +126,16 @@ class BusSettings(BaseSettings):
         if "amqp_url" not in values and (broker := RabbitMqSettings()).host:
             values["amqp_url"] = broker.url
         return values
+
+    @model_validator(mode="after")
+    def require_secret_to_sign(self) -> Self:
+        if self.sign_messages == "on" and self.secret is None:
+            raise ValueError("ATELIER_SIGN_MESSAGES=on needs ATELIER_SECRET, the same in every process: `openssl rand -hex 32` makes one")
+        return self
+
+    @property
+    def secret_text(self) -> str | None:
+        return self.secret.get_secret_value() if self.secret else None
 
     @property
     def delay_queue_seconds(self) -> tuple[float, ...]:

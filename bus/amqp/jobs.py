@@ -10,7 +10,7 @@ from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command, build_ev
 from bus.amqp.propagation import propagated_headers
 from bus.amqp.publisher import Publisher
 from bus.errors import PublishError
-from bus.ids import derived_id
+from bus.ids import derived_id, former_id_header, public_id
 from bus.routing_slip import next_command
 from contracts.event import Event, EventKind
 from contracts.slip import Slip
@@ -46,7 +46,8 @@ class JobRequest:
 
     def command_message(self) -> OutboundMessage:
         step, body = next_command(self.slip)
-        return build_command(step, body, message_id=self.message_id, job_id=self.job_id, headers=self.headers, reply_to=self.reply_to)
+        headers = self.headers | former_id_header(public_id(self.job_id, "order"))
+        return build_command(step, body, message_id=self.message_id, job_id=self.job_id, headers=headers, reply_to=self.reply_to)
 
     def accepted_event(self) -> OutboundMessage:
         result: dict[str, Any] = {"kind": self.kind, "itinerary": [slip_step.step for slip_step in self.slip.itinerary]}

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pydantic_core import to_json
 
-from bus.ids import derived_id
+from bus.ids import public_id
 from contracts import broker_names
 from contracts.control import Control
 from contracts.event import Event
@@ -49,9 +49,12 @@ def build_event(event: Event, headers: dict[str, Any]) -> OutboundMessage:
 
 
 def event_message_id(event: Event) -> str:
-    """The id of the message that carries an event, derived from the event alone."""
+    """The id of the message that carries an event, derived from the event alone, by the gateway as well.
+
+    It needs no secret: the event's own message id is one that only processes with the secret can compute, and no inbox holds events.
+    """
     percent = [event.progress.progress_percent] if event.progress else []
-    return derived_id(event.message_id, event.step, event.kind, *percent)
+    return public_id(event.message_id, event.step, event.kind, *percent)
 
 
 def build_cancel(job_id: str) -> OutboundMessage:

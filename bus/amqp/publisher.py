@@ -13,11 +13,15 @@ from aio_pika.exceptions import PublishError as Unroutable
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
+from bus import ids
+from bus.amqp import signing
 from bus.amqp.messages import OutboundMessage
-from bus.amqp.topology import read_queue_depth
+from bus.amqp.tolerant_decoding import make_decoding_tolerant
+from bus.amqp.topology import declare_dead_letter_queues, read_queue_depth
 from bus.errors import PublishError, UnroutableMessage
 from bus.retry import retry_while_unavailable
 from bus.settings import BusSettings
+from contracts import broker_names
 
 log = structlog.get_logger()
 
@@ -76,6 +80,7 @@ class Publisher:
             await self._basic_publish(message)
         except Unroutable as error:
             if message.mandatory:
+                await self._restore_dead_letter_queue(message)
                 raise UnroutableMessage(
                     f"no queue takes {message.routing_key!r} from exchange {message.exchange!r}: is the step's actor or topology missing?"
                 ) from error
@@ -83,6 +88,17 @@ class Publisher:
         except (TimeoutError, DeliveryError, AMQPError, ChannelInvalidStateError, OSError) as error:
             self._confirms_late = True
             raise PublishError(f"the broker did not confirm {message.type or 'a message'} to {message.routing_key!r}: {error!r}") from error
+
+    async def _restore_dead_letter_queue(self, message: OutboundMessage) -> None:
+        """Declare the dead-letter queue that somebody has deleted, so that the next attempt to publish succeeds."""
+        if message.exchange or not message.routing_key.startswith(broker_names.dead_letter_queue("")):
+            return
+        log.warning("dead_letter_queue.missing", queue=message.routing_key)
+        try:
+            async with asyncio.timeout(self._timeout), self.channel() as channel:
+                await declare_dead_letter_queues(channel, message.routing_key)
+        except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            log.error("dead_letter_queue.not_restored", queue=message.routing_key, error=repr(error))
 
     async def _basic_publish(self, message: OutboundMessage) -> None:
         async with asyncio.timeout(self._timeout):
@@ -108,13 +124,18 @@ class Publisher:
             message_type=message.type or None,
             app_id=self._app_id,
             timestamp=datetime.now(UTC),
-            headers=message.headers,
+            headers=message.headers | signing.signature_headers(message),
         )
 
 
 @asynccontextmanager
 async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
-    """A connection for publishing alone, so that a blocked publisher never blocks a consumer."""
+    """A connection for publishing alone, so that a blocked publisher never blocks a consumer.
+
+    Whoever publishes derives ids and signs: the process uses the secret of these settings from here on.
+    """
+    use_secrets(settings)
+    make_decoding_tolerant()
     properties: FieldTable = {"connection_name": f"{settings.worker} publisher"}
     connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=properties)
     try:
@@ -122,3 +143,10 @@ async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
         yield Publisher(connection, channel, settings.publish_timeout_seconds, settings.worker)
     finally:
         await connection.close()
+
+
+def use_secrets(settings: BusSettings) -> None:
+    """The secret of the settings for the ids and the signatures of this process. Without one the ids stay as they are."""
+    if settings.secret_text:
+        ids.use_secret(settings.secret_text)
+    signing.sign_with(settings.secret_text if settings.sign_messages == "on" else None)

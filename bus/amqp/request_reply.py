@@ -15,6 +15,8 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic_core import from_json
 
+from bus.amqp import signing
+from bus.amqp.exclusive_queue import consume_exclusive
 from bus.amqp.messages import OutboundMessage, build_cancel, build_command
 from bus.amqp.propagation import propagated_headers
 from bus.amqp.publisher import Publisher
@@ -184,27 +186,37 @@ class RequestClient:
         await self._publisher.publish(build_cancel(job_id))
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        """Complete a pending reply, or add a delta to it. A message that nobody awaits is counted."""
+        """Complete a pending reply, or add a delta to it. A message that nobody awaits is counted, an unsigned one dropped."""
+        if signing.is_refused(message, "reply"):
+            return
         job_id, kind = message.correlation_id or "", message.type or ""
         pending = self._pending.get(job_id)
         if pending is None or pending.future.done():
             self.late_replies += 1
             log.info("reply.late", job_id=job_id)
             return
-        try:
-            body = from_json(message.body)
-        except ValueError as error:
-            body, kind = Fault(code="reply-unreadable", message=str(error), step="gateway").model_dump(), "fault.v1"
-        if kind.endswith(".delta.v1"):
+        body = decode_reply(message.body, kind)
+        if kind.endswith(".delta.v1") and not isinstance(body, Fault):
             if pending.stream:
                 pending.stream.put(body)
             return
-        if kind == "fault.v1":
-            pending.future.set_exception(ReplyFault(Fault.model_validate(body), job_id))
+        if isinstance(body, Fault):
+            pending.future.set_exception(ReplyFault(body, job_id))
         else:
             pending.future.set_result(body)
         if pending.stream:
             pending.stream.end()
+
+
+def decode_reply(body: bytes, kind: str) -> dict[str, Any] | Fault:
+    """The fields of a reply, or its fault: `reply-unreadable` for one that is not an object, or not the fault that its type says."""
+    try:
+        fields = from_json(body)
+        if not isinstance(fields, dict):
+            raise ValueError(f"the reply is not a JSON object: {type(fields).__name__}")
+        return Fault.model_validate(fields) if kind == "fault.v1" else fields
+    except ValueError as error:
+        return Fault(code="reply-unreadable", message=str(error)[:500], step="gateway")
 
 
 @asynccontextmanager
@@ -213,5 +225,5 @@ async def open_request_client(publisher: Publisher) -> AsyncIterator[RequestClie
     client = RequestClient(publisher, f"atelier.reply.{uuid4()}")
     async with publisher.channel() as channel:
         queue = await channel.declare_queue(client.reply_queue, exclusive=True, auto_delete=True)
-        await queue.consume(client.on_message, no_ack=True)
+        await consume_exclusive(queue, client.on_message)
         yield client

@@ -3,15 +3,18 @@
 Rule 1: a work queue and a dead-letter queue have `x-queue-type: quorum` and no other argument.
 Rule 2: a delay queue has a fanout exchange of the same name. When the delay is over, its messages are dead-lettered to the default
 exchange under their own routing key: the name of the queue that they failed in.
-Rule 3: a foreign queue is declared exactly as its owner declares it.
+Rule 3: a foreign queue is declared exactly as its owner declares it. It is also bound to the commands exchange under its name, because a
+publisher without the right to the default exchange, which reaches every queue, publishes there.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import structlog
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.common import FieldTable
 
 from bus.actor import Actor, Adapter
@@ -20,6 +23,9 @@ from contracts import broker_names
 QUORUM_ARGUMENTS: FieldTable = {"x-queue-type": "quorum"}
 AT_LEAST_ONCE_ARGUMENTS: FieldTable = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
 """Of a delay queue: default dead-lettering loses the messages that expire while the broker dies. Requires reject-publish."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,14 @@ async def declare_command_queues(channel: AbstractChannel, steps: Iterable[str])
         await declare_step_queues(channel, step)
 
 
+async def declare_command_queues_if_permitted(channel: AbstractChannel, steps: Iterable[str]) -> None:
+    """As `declare_command_queues`. The broker closes the channel where its user may not declare; `atelier prepare` has done it there."""
+    try:
+        await declare_command_queues(channel, steps)
+    except ChannelAccessRefused as error:
+        log.info("topology.not_permitted", reason=str(error), remedy="the queues must exist: run atelier prepare, or an actor")
+
+
 async def declare_topology(
     channel: AbstractChannel,
     actors: Iterable[Actor],
@@ -87,7 +101,8 @@ async def declare_topology(
     for actor in actors:
         await declare_step_queues(channel, actor.step, exchange=actor.exchange, routing_keys=actor.binding_keys)
     for adapter in adapters:
-        await channel.declare_queue(adapter.queue, durable=True)
+        queue = await channel.declare_queue(adapter.queue, durable=True)
+        await queue.bind(broker_names.COMMANDS_EXCHANGE, adapter.queue)
         await declare_dead_letter_queues(channel, broker_names.dead_letter_queue(adapter.name))
     for delay in delay_queue_seconds:
         await declare_delay_queue(channel, delay)

@@ -22,6 +22,8 @@ from bus.retry import retry_while_unavailable
 MAX_BATCH_SIZE = 100
 WRITE_RETRY_SECONDS = 5.0
 """Between two attempts to write a letter that the database refuses."""
+UNSTORABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, TypeError)
+"""Errors of a record itself: writing it again cannot succeed."""
 
 log = structlog.get_logger()
 
@@ -89,9 +91,15 @@ class DeadLetterConsumer:
     writer: BatchWriter
 
     async def on_message(self, message: AbstractIncomingMessage, *, queue: str) -> None:
-        """Store one letter, then ack it. While the database refuses a letter it stays unacked, and its write is repeated."""
-        letter = DeadLetterRecord.from_message(message, queue, datetime.now(UTC))
-        await self._write(letter)
+        """Store one letter, then ack it. A letter that the database can never hold is stored as its raw body."""
+        now = datetime.now(UTC)
+        try:
+            letter = DeadLetterRecord.from_message(message, queue, now)
+            await self._write(letter)
+        except Exception as error:
+            log.error("dead_letter.stored_raw", queue=queue, error=repr(error)[:500])
+            letter = DeadLetterRecord.raw(message.body, queue, now, repr(error))
+            await self._write(letter)
         try:
             await message.ack()
         except Exception as error:
@@ -99,9 +107,12 @@ class DeadLetterConsumer:
         log.info("dead_letter.stored", step=letter.step, code=letter.code, job_id=letter.job_id, message_id=letter.message_id, id=letter.id)
 
     async def _write(self, letter: DeadLetterRecord) -> None:
+        """Repeat the write while the database refuses it. Raises an error of UNSTORABLE at once."""
         while True:
             try:
                 return await self.writer.write(letter)
+            except UNSTORABLE:
+                raise
             except Exception as error:
                 fields = {"queue": letter.dead_queue, "message_id": letter.message_id, "error": repr(error)}
                 log.error("dead_letter.store_failed", **fields, wait_seconds=WRITE_RETRY_SECONDS)

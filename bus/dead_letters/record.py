@@ -4,20 +4,24 @@ import contextlib
 import hashlib
 import math
 import re
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import PurePath
 from typing import Any, Self
+from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from bus.ids import body_id
+from bus.amqp.header_values import read_id, read_time
+from bus.amqp.tolerant_decoding import undecodable_reason
+from bus.ids import public_body_id
 from contracts import broker_names
 from contracts.wire import Header
 
 DEAD_LETTER_QUEUE_PREFIX = broker_names.dead_letter_queue("")
-FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+?) *$', re.MULTILINE)
+FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+)$', re.MULTILINE)
 FINGERPRINT_FRAMES = 8
 """Innermost frames that count. The outer ones are the same for every failure, and may be cut off."""
 MAX_HEADER_DEPTH = 16
@@ -64,8 +68,9 @@ class DeadLetterRecord:
     def from_message(cls, message: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
         """Read a message of the queue `dead_queue`. Never raises: a field that is missing or malformed has a fallback."""
         headers = {sanitize_text(name): to_json_value(value) for name, value in (message.headers or {}).items()}
+        undecodable = undecodable_reason(message.headers)
         death = first_death_entry(headers)
-        message_id = sanitize_text(message.message_id or body_id(dead_queue, message.body))
+        message_id = read_id(message.message_id) or public_body_id(dead_queue, message.body)
         target = _text_field(headers, Header.ORIGIN_QUEUE) or _first_death_queue(headers, death) or source_queue(dead_queue)
         first = _timestamp_header(headers, Header.FIRST_FAILED_AT)
         last = _timestamp_header(headers, Header.LAST_FAILED_AT) or _death_time(death)
@@ -77,13 +82,13 @@ class DeadLetterRecord:
             target=target,
             step=step_of(dead_queue, target),
             message_id=message_id,
-            job_id=sanitize_text(message.correlation_id or message_id),
+            job_id=read_id(message.correlation_id) or message_id,
             tenant=_text_field(headers, Header.TENANT),
             type=message.type and sanitize_text(message.type),
             content_type=message.content_type and sanitize_text(message.content_type),
             content_encoding=message.content_encoding and sanitize_text(message.content_encoding),
-            code=_text_field(headers, Header.FAULT_CODE) or _death_code(death),
-            message=_text_field(headers, Header.FAULT_MESSAGE) or _death_message(death),
+            code="undecodable-properties" if undecodable else _text_field(headers, Header.FAULT_CODE) or _death_code(death),
+            message=undecodable or _text_field(headers, Header.FAULT_MESSAGE) or _death_message(death),
             exception_type=_text_field(headers, Header.EXCEPTION_TYPE),
             stack=_text_field(headers, Header.EXCEPTION_STACK) or "",
             attempts=_non_negative_int(headers.get(Header.ATTEMPT.value)) or _non_negative_int(death.get("count")) or 1,
@@ -93,6 +98,35 @@ class DeadLetterRecord:
             last_failed_at=last or first or now,
             headers=headers,
             body=message.body,
+        )
+
+    @classmethod
+    def raw(cls, body: bytes, dead_queue: str, now: datetime, reason: str) -> Self:
+        """The letter of a message of which only the body can be read or stored. `reason`: why."""
+        message_id, target = str(uuid4()), source_queue(dead_queue)
+        return cls(
+            id=_digest(dead_queue, message_id),
+            failure_id=_digest(dead_queue, message_id, "raw"),
+            dead_queue=dead_queue,
+            target=target,
+            step=step_of(dead_queue, target),
+            message_id=message_id,
+            job_id=message_id,
+            tenant=None,
+            type=None,
+            content_type=None,
+            content_encoding=None,
+            code="letter-unstorable",
+            message=sanitize_text(reason)[:2000],
+            exception_type=None,
+            stack="",
+            attempts=1,
+            origin_exchange=None,
+            origin_key=None,
+            first_failed_at=now,
+            last_failed_at=now,
+            headers={},
+            body=body,
         )
 
 
@@ -149,18 +183,16 @@ def _non_negative_int(value: Any) -> int:
 
 
 def _timestamp_header(headers: dict[str, Any], name: str) -> datetime | None:
-    with contextlib.suppress(ValueError):
-        return as_utc(datetime.fromisoformat(_text_field(headers, name) or ""))
-    return None
+    return read_time(_text_field(headers, name))
 
 
 def _death_time(death_entry: dict[str, Any]) -> datetime | None:
     with contextlib.suppress(ValueError, OverflowError, OSError):
         match death_entry.get("time"):
             case str() as text:
-                return as_utc(datetime.fromisoformat(text))
+                return read_time(text)
             case int() | float() as seconds:
-                return datetime.fromtimestamp(seconds, UTC)
+                return read_time(datetime.fromtimestamp(seconds, UTC))
     return None
 
 
@@ -170,8 +202,8 @@ def _digest(*parts: str) -> str:
 
 def stack_fingerprint(stack: str) -> tuple[str, ...]:
     """`package/file.py:function` of the innermost frames, the outermost of them first."""
-    frames = [f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function']}" for frame in FRAME_PATTERN.finditer(stack)]
-    return tuple(frames[-FINGERPRINT_FRAMES:])
+    frames = deque(FRAME_PATTERN.finditer(stack[-MAX_HEADER_TEXT:]), FINGERPRINT_FRAMES)
+    return tuple(f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function'].rstrip(' ') or ' '}" for frame in frames)
 
 
 def compute_group_id(step: str, code: str, exception_type: str | None, fingerprint: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from contracts import broker_names
 from contracts.dead_letter import EditDeadLetter, Edited, ReplayDeadLetters, Replayed
 from contracts.event import Event
 from contracts.image_generation import FlatOrder, NestedOrder
-from contracts.steps import COMMANDS
+from contracts.steps import COMMANDS, EVENT_STEPS
 from contracts.wire import Header, message_type
 
 MAX_IDS_RETURNED = 20
@@ -33,6 +33,7 @@ FAILURE_HEADERS = frozenset({
     Header.EXCEPTION_TYPE.value,
     Header.EXCEPTION_STACK.value,
     Header.REPLAY.value,
+    Header.SIGNATURE.value,
 })  # fmt: skip
 """Headers of the failed delivery. A replay drops the deadline too: it has passed, and the operator wants the work done."""
 SENDER_SELECTED_HEADERS = frozenset({"cc", "bcc"})
@@ -112,7 +113,7 @@ def contract_of(step: str, body: dict[str, Any]) -> type[BaseModel] | None:
     """The model of a message of `step`; None for a foreign queue, whose contract is unknown."""
     if step == broker_names.IMAGE_GENERATION_QUEUE:
         return FlatOrder if "data" not in body and "prompt_tags" in body else NestedOrder
-    return Event if step == "ledger" else COMMANDS.get(step)
+    return Event if step in EVENT_STEPS else COMMANDS.get(step)
 
 
 def build_replay_message(row: asyncpg.Record | dict[str, Any]) -> OutboundMessage:
@@ -125,6 +126,7 @@ def build_replay_message(row: asyncpg.Record | dict[str, Any]) -> OutboundMessag
     }
     if row["sent_as"] != row["message_id"]:
         headers[Header.CAUSATION.value] = row["message_id"]
+        headers.pop(Header.FORMER_ID.value, None)  # an edited message is a new one
     return OutboundMessage(
         exchange="",
         routing_key=row["target"],

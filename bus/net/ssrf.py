@@ -20,8 +20,19 @@ from bus.net.tls import create_ssl_context
 from bus.settings import process_wide, split_commas
 
 NAT64_PREFIX = ipaddress.ip_network("64:ff9b::/96")
-CLOUD_SERVICE_ADDRESSES = frozenset({"168.63.129.16"})
-"""Addresses of a cloud's internal services that look public."""
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only IPv6 addresses that IANA has assigned to the public internet, less those of SPECIAL_NETWORKS."""
+SPECIAL_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
+        "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        "168.63.129.16/32",  # an internal service of a cloud
+        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+    )
+)  # fmt: skip
+"""IANA's special-purpose registries (RFC 6890) and multicast. `ipaddress` alone is not enough: its lists differ between Python releases,
+and `is_global` is true for site-local addresses. The tunnels 6to4 and Teredo are refused as a whole."""
 
 
 PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(split_commas)]
@@ -99,23 +110,47 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet. An IPv6 address that embeds an IPv4 address is judged by that."""
+    """Whether an IP address belongs to the public internet. An IPv6 address that maps or translates an IPv4 address is judged by that."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in NAT64_PREFIX:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64_PREFIX else ip.ipv4_mapped
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and str(ip) not in CLOUD_SERVICE_ADDRESSES
+        if ip not in GLOBAL_UNICAST:
+            return False
+    return ip.is_global and not any(ip in network for network in SPECIAL_NETWORKS)
 
 
 def has_private_ip_host(url: str) -> bool:
     """Whether a URL's host is an IP address outside the public internet. Resolves no names."""
     try:
-        return not is_public(httpx.URL(url).host)
+        return not is_public(_literal_address(httpx.URL(url).host))
     except (ValueError, httpx.InvalidURL):
         return False
+
+
+def _literal_address(host: str) -> str:
+    """The host as an IP address; also an IPv4 address in the short, octal, hexadecimal or integer form. Raises ValueError for a name."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        if not host.isascii() or " " in host:
+            raise
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError as error:
+        raise ValueError(f"{host!r} is not an address") from error
+
+
+def url_origin(url: str) -> str:
+    """`scheme://host` or `scheme://host:port` of an http or https URL: lower case, without user, path, query. Raises ValueError."""
+    try:
+        parsed = httpx.URL(url.strip())
+    except httpx.InvalidURL as error:
+        raise ValueError(f"not a URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host or "%" in parsed.host:
+        raise ValueError("not an address of the form https://host or https://host:port")
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii').lower()}"
 
 
 def pin_to_address(request: httpx.Request, address: str) -> httpx.Request:

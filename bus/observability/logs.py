@@ -16,7 +16,12 @@ from structlog.stdlib import ProcessorFormatter
 _SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
 _COUNT_NAME = re.compile(r"^(max_|new_|prompt_|completion_)*tokens$", re.IGNORECASE)
 _PROMPT_NAME = re.compile(r"prompt|^(question|text|prediction|negative|messages|body|payload)$", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)")
+MAX_TEXT_CHARS = 16_000
+"""A longer text is cut before it is masked; its beginning and its end are logged."""
+MAX_ITEMS, MAX_DEPTH = 1_000, 20
+"""Of lists and mappings; what lies beyond them is not logged."""
+_WORD = re.compile(r"\S+")
+_URL_USER = re.compile(r"(://[^:/@]+:).+")
 _BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 _NAMED_SECRET = re.compile(r"(?i)((?:token|secret|password|api_?key|signature)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&}]+")
 _MAYBE_SECRET = re.compile(r"[=:]|bearer|basic", re.IGNORECASE)
@@ -53,11 +58,28 @@ def mask_value(name: str, value: Any) -> Any:
 
 
 def mask_text(text: str) -> str:
+    text = cut_text(text)
     if not _MAYBE_SECRET.search(text):  # most have none: one search instead of four
         return text
-    text = _URL_PASSWORD.sub(r"\1***\2", text)
+    if "://" in text and "@" in text:
+        text = _WORD.sub(_mask_url_passwords, text)
     text = _BEARER.sub(r"\1 ***", text)
     return _PYDANTIC_INPUT.sub(r"\1***", _NAMED_SECRET.sub(r"\1***", text))
+
+
+def cut_text(text: str) -> str:
+    """At most MAX_TEXT_CHARS. The words at the cut are left out whole: half a secret is not recognised as one."""
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    half = MAX_TEXT_CHARS // 2
+    head, tail = text[:half].rsplit(None, 1)[0], text[-half:].split(None, 1)[-1]
+    return f"{head} … ({len(text) - len(head) - len(tail)} characters are not logged) … {tail}"
+
+
+def _mask_url_passwords(word: re.Match[str]) -> str:
+    """A word without blanks. What precedes an `@` is searched for `://user:`; nothing is searched twice."""
+    *before, last = word[0].split("@")
+    return "@".join([*(_URL_USER.sub(r"\1***", part, count=1) for part in before), last])
 
 
 def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:

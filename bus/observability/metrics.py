@@ -24,6 +24,7 @@ STEP_SECONDS = Histogram("atelier_step_seconds", "One delivery, from arrival to 
 WAIT_SECONDS = Histogram("atelier_queue_wait_seconds", "From publish to arrival.", ["step"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
 ATTEMPTS = Histogram("atelier_attempts", "The attempt number of each delivery.", ["step"], buckets=(1, 2, 3, 4, 6, 10), registry=REGISTRY)
 DEAD_LETTERS = Counter("atelier_dead_letters", "Dead-lettered messages.", ["step", "code"], registry=REGISTRY)
+UNSIGNED_MESSAGES = Counter("atelier_signatures_refused", "Messages dropped for their signature.", ["kind"], registry=REGISTRY)
 IN_FLIGHT = Gauge("atelier_in_hand", "Deliveries in flight.", ["step"], registry=REGISTRY)
 PART_READY = Gauge("atelier_part_ready", "1: this dependency responds.", ["part"], registry=REGISTRY)
 READY = Gauge("atelier_ready", "1: the process is ready.", registry=REGISTRY)

@@ -1,13 +1,15 @@
 """The inbox: which messages are done, and with what result, so that a message that is delivered twice has its effect once.
 
-A process acquires a message before it runs the handler, so that two deliveries of it never run concurrently. Each process holds one
-advisory lock while it is connected; a message whose owner's lock is gone is free to be acquired again.
+An entry belongs to a message with its tenant, job and content; see `entry_id.py`. A process acquires a message before it runs the
+handler, so that two deliveries of it never run concurrently. Each process holds one advisory lock while it is connected; a message whose
+owner's lock is gone is free to be acquired again.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ import structlog
 from bus.actor import DatabaseWrite
 from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.pool import stateless_connection
+from bus.persistence.purge import purge_periodically
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
 from contracts.wire import Result
@@ -26,37 +29,45 @@ SCHEMA = SQL["schema"]
 LIVENESS_LOCK_CLASS = 4_273
 LIVENESS_CHECK_SECONDS = 5.0
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
-PURGE_INTERVAL_SECONDS = 3600.0
+MAX_CANCELLED = 10_000
+"""Cancelled jobs that a process without a database remembers, the latest."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class InboxEntry:
-    """What the inbox knows of a message: its result if it is done, whether its job is cancelled, how many processes crashed on it."""
+    """What the inbox knows of a message: its result if it is done, whether its job is cancelled, how many processes crashed on it.
+
+    `former`: an earlier release stored the result, under the message id alone. Who sends that id may be another publisher.
+    """
 
     result: dict[str, Any] | None
     cancelled: bool
     crash_count: int = 0
+    former: bool = False
 
 
 class Inbox(Protocol):
     is_persistent: bool
     """Whether results and crash counts outlive this process."""
 
-    async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
+    async def crash_count(self, step: str, entry_id: str, redelivery_count: int) -> int:
         """How many processes may have crashed on the message. `redelivery_count`: how often it was returned to its queue."""
         ...
 
-    async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
-        """Acquire a message; waits while another delivery of it is running. Not acquired when the entry has a result."""
+    async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
+        """Acquire a message; waits while another delivery of it is running. Not acquired when the entry has a result.
+
+        `former_ids`: the message's entries of earlier releases, recognised for one release.
+        """
         ...
 
-    async def mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
+    async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
         """Store the result, in one transaction with the actor's own write, and release the message. Raises OwnershipLost."""
         ...
 
-    async def release(self, step: str, message_id: str) -> None:
+    async def release(self, step: str, entry_id: str) -> None:
         """Release a message that is not done."""
         ...
 
@@ -79,14 +90,14 @@ class InFlightKeys:
     def __init__(self) -> None:
         self._events: dict[tuple[str, str], asyncio.Event] = {}
 
-    async def acquire(self, step: str, message_id: str) -> None:
+    async def acquire(self, step: str, entry_id: str) -> None:
         """Wait while another delivery of the message is in flight."""
-        while released := self._events.get((step, message_id)):
+        while released := self._events.get((step, entry_id)):
             await released.wait()
-        self._events[step, message_id] = asyncio.Event()
+        self._events[step, entry_id] = asyncio.Event()
 
-    def release(self, step: str, message_id: str) -> None:
-        if released := self._events.pop((step, message_id), None):
+    def release(self, step: str, entry_id: str) -> None:
+        if released := self._events.pop((step, entry_id), None):
             released.set()
 
 
@@ -98,20 +109,20 @@ class NullInbox:
     def __init__(self, pool: asyncpg.Pool | None = None) -> None:
         self._pool = pool
         self._in_flight = InFlightKeys()
-        self._cancelled: set[str] = set()
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
 
-    async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
+    async def crash_count(self, step: str, entry_id: str, redelivery_count: int) -> int:
         """No record of running messages exists: every return but the first, which a lost connection explains, counts as a crash."""
         return max(0, redelivery_count - 1)
 
-    async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
-        await self._in_flight.acquire(step, message_id)
+    async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
+        await self._in_flight.acquire(step, entry_id)
         return InboxEntry(None, job_id in self._cancelled)
 
-    async def mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
+    async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
         if write:
             await retry_while_unavailable(lambda: self._write(step, write), "database")
-        await self.release(step, message_id)
+        await self.release(step, entry_id)
 
     async def _write(self, step: str, write: DatabaseWrite) -> None:
         if self._pool is None:
@@ -119,11 +130,13 @@ class NullInbox:
         async with self._pool.acquire() as connection, connection.transaction():
             await write(connection)
 
-    async def release(self, step: str, message_id: str) -> None:
-        self._in_flight.release(step, message_id)
+    async def release(self, step: str, entry_id: str) -> None:
+        self._in_flight.release(step, entry_id)
 
     async def cancel(self, job_id: str) -> None:
-        self._cancelled.add(job_id)
+        self._cancelled[job_id] = None
+        if len(self._cancelled) > MAX_CANCELLED:
+            self._cancelled.popitem(last=False)
 
     async def purge(self, days: float) -> int:
         return 0
@@ -140,45 +153,43 @@ class PostgresInbox:
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.liveness_lock_held = asyncio.Event()
 
-    async def crash_count(self, step: str, message_id: str, redelivery_count: int) -> int:
+    async def crash_count(self, step: str, entry_id: str, redelivery_count: int) -> int:
         """A message that was returned without ever running has crashed no process."""
         if not redelivery_count:
             return 0
         return (
-            await retry_while_unavailable(
-                lambda: self._pool.fetchval(SQL["crash_count"], step, message_id, LIVENESS_LOCK_CLASS), "database"
-            )
+            await retry_while_unavailable(lambda: self._pool.fetchval(SQL["crash_count"], step, entry_id, LIVENESS_LOCK_CLASS), "database")
             or 0
         )
 
-    async def acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
-        await self._in_flight.acquire(step, message_id)
+    async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
+        await self._in_flight.acquire(step, entry_id)
         try:
-            entry = await self._acquire(step, message_id, job_id)
+            entry = await self._acquire(step, entry_id, job_id, list(former_ids))
         except BaseException:
-            self._in_flight.release(step, message_id)
+            self._in_flight.release(step, entry_id)
             raise
         if entry.result is not None:
-            self._in_flight.release(step, message_id)
+            self._in_flight.release(step, entry_id)
         return entry
 
-    async def _acquire(self, step: str, message_id: str, job_id: str) -> InboxEntry:
+    async def _acquire(self, step: str, entry_id: str, job_id: str, former_ids: list[str]) -> InboxEntry:
         poll = FIRST_POLL_SECONDS
         while True:
             row = await retry_while_unavailable(
-                lambda: self._fetchrow(SQL["acquire"], step, message_id, self.owner, LIVENESS_LOCK_CLASS, job_id), "database"
+                lambda: self._fetchrow(SQL["acquire"], step, entry_id, self.owner, LIVENESS_LOCK_CLASS, job_id, former_ids), "database"
             )
             if row["owned"] or row["result"] is not None:
-                return InboxEntry(row["result"], row["cancelled"], row["deaths"])
+                return InboxEntry(row["result"], row["cancelled"], row["deaths"], row["former"])
             await asyncio.sleep(poll)
             poll = min(poll * 2, LONGEST_POLL_SECONDS)
 
-    async def mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        await retry_while_unavailable(lambda: self._mark_done(step, message_id, result, write), "database")
-        self._in_flight.release(step, message_id)
+    async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
+        await retry_while_unavailable(lambda: self._mark_done(step, entry_id, result, write), "database")
+        self._in_flight.release(step, entry_id)
 
-    async def _mark_done(self, step: str, message_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        statement = (SQL["mark_done"], step, message_id, self.owner, result.model_dump(mode="json", exclude_none=True))
+    async def _mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
+        statement = (SQL["mark_done"], step, entry_id, self.owner, result.model_dump(mode="json", exclude_none=True))
         if write is None:  # one statement is its own transaction, and saves two round trips
             owned = await self._fetchrow(*statement)
         else:
@@ -186,17 +197,17 @@ class PostgresInbox:
                 if owned := await connection.fetchval(*statement):
                     await write(connection)
         if not owned:
-            raise OwnershipLost(f"message {message_id} of {step} has been acquired by another process")
+            raise OwnershipLost(f"message {entry_id} of {step} has been acquired by another process")
 
     async def _fetchrow(self, *statement: Any) -> Any:
         async with stateless_connection(self._pool) as connection:
             return await connection.fetchrow(*statement)
 
-    async def release(self, step: str, message_id: str) -> None:
+    async def release(self, step: str, entry_id: str) -> None:
         try:
-            await retry_while_unavailable(lambda: self._fetchrow(SQL["release"], step, message_id, self.owner), "database")
+            await retry_while_unavailable(lambda: self._fetchrow(SQL["release"], step, entry_id, self.owner), "database")
         finally:
-            self._in_flight.release(step, message_id)
+            self._in_flight.release(step, entry_id)
 
     async def cancel(self, job_id: str) -> None:
         await retry_while_unavailable(lambda: self._pool.execute(SQL["cancel"], job_id), "database")
@@ -235,17 +246,6 @@ async def open_inbox(pool: asyncpg.Pool | None) -> AsyncIterator[Inbox]:
         liveness_task.cancel()
 
 
-@asynccontextmanager
-async def purge_inbox_loop(inbox: Inbox, days: float) -> AsyncIterator[None]:
+def purge_inbox_loop(inbox: Inbox, days: float) -> AbstractAsyncContextManager[None]:
     """Delete entries older than `days` at intervals, inside the block."""
-
-    async def purge_periodically() -> None:
-        while inbox.is_persistent:
-            await asyncio.sleep(PURGE_INTERVAL_SECONDS)
-            log.info("inbox.purged", entries=await inbox.purge(days))
-
-    task = asyncio.create_task(purge_periodically())
-    try:
-        yield
-    finally:
-        task.cancel()
+    return purge_periodically("inbox", lambda: inbox.purge(days)) if inbox.is_persistent else nullcontext()

@@ -26,24 +26,31 @@ create table if not exists atelier.cancelled (
 -- name: acquire
 -- One round trip: acquire the message unless it is done or another live process owns it; return what is known of it and of its job.
 -- A message that this process owns is acquired again: it repeats the statement only when the first response was lost.
-with acquired as (
+-- $6: the entries of an earlier release, for one release. A live process of that release may still run one.
+with live as (
+    select objid from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 2
+        and database = (select oid from pg_database where datname = current_database())
+        and classid = $4::integer::oid
+), former as (
+    select result, owner from atelier.inbox where step = $1 and message_id = any($6::text[])
+), acquired as (
     insert into atelier.inbox as known (step, message_id, owner)
-    values ($1, $2, $3)
+    select $1::text, $2::text, $3::integer
+    where not exists (select from former where result is not null or owner::oid in (select objid from live))
     on conflict (step, message_id) do update set
         owner = excluded.owner, deaths = known.deaths + coalesce(known.owner <> excluded.owner, false)::integer
     where known.result is null
-        and (known.owner is null or known.owner = excluded.owner or not exists (
-            select from pg_locks
-            where locktype = 'advisory' and granted and objsubid = 2
-                and database = (select oid from pg_database where datname = current_database())
-                and classid = $4::integer::oid and objid = known.owner::oid
-        ))
+        and (known.owner is null or known.owner = excluded.owner or not exists (select from live where objid = known.owner::oid))
     returning deaths
+), entry as (
+    select result from atelier.inbox where step = $1 and message_id = $2
 )
 select
     exists (select from acquired) as owned,
     coalesce((select deaths from acquired), 0) as deaths,
-    (select result from atelier.inbox where step = $1 and message_id = $2) as result,
+    coalesce((select result from entry), (select result from former where result is not null limit 1)) as result,
+    (select result from entry) is null and exists (select from former where result is not null) as former,
     exists (select from atelier.cancelled where job_id = $5) as cancelled
 
 -- name: mark_done

@@ -2,7 +2,11 @@
 
 import json
 import math
+import random
+import re
+import time
 from decimal import Decimal
+from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -257,3 +261,20 @@ def test_body_that_breaks_its_contract_is_rejected(step: str, body: dict[str, An
 @pytest.mark.parametrize(("per_second", "expected"), [(None, 200), (0.1, 1), (1, 1), (20, 4), (1e5, 200)])
 def test_batch_size_shrinks_with_rate_limit(per_second: float | None, expected: int) -> None:
     assert batch_size(per_second) == expected
+
+
+def test_fingerprint_of_hostile_stack_takes_milliseconds() -> None:
+    started = time.process_time()
+    stack_fingerprint('  File "a.py", line 1, in ' + " " * 40_000 + "x")
+    stack_fingerprint(" " * 40_000)
+    stack_fingerprint('  File "' * 5_000)
+    assert time.process_time() - started < 0.5
+
+
+def test_fingerprint_is_that_of_former_pattern() -> None:
+    former = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+?) *$', re.MULTILINE)
+    numbers = random.Random(18)
+    for _ in range(5_000):
+        stack = "".join(numbers.choices([' File "', "a/b.py", '", line 7, in ', "call", " ", "  ", "\n"], k=numbers.randint(0, 14)))
+        expected = [f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function']}" for frame in former.finditer(stack)]
+        assert stack_fingerprint(stack) == tuple(expected[-8:])

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import AddressSettings, GuardedTransport, has_private_ip_host, is_public, redact_url, resolve_allowed
+from bus.net.ssrf import AddressSettings, GuardedTransport, has_private_ip_host, is_public, redact_url, resolve_allowed, url_origin
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 PRIVATE = [
@@ -24,6 +24,9 @@ PRIVATE = [
     "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.2.1", "198.18.0.1", "168.63.129.16",
     "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1",
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::1",
+    "192.0.0.1", "192.0.0.8", "192.0.0.9", "192.0.0.170", "192.0.0.192", "192.88.99.1", "198.51.100.7", "203.0.113.7", "239.1.1.1",
+    "100::1", "100:0:0:1::1", "64:ff9b:1::808:808", "2001::1", "2001:1::1", "2001:2::1", "2001:20::1", "2001:1ff::1", "2002:808:808::1",
+    "3fff::1", "3fff:fff::1", "4000::1", "5f00::1", "fec0::1", "feff::1", "ff0e::1", "::ffff:192.0.0.192", "64:ff9b::c000:c0",
 ]  # fmt: skip
 
 
@@ -32,7 +35,20 @@ def test_non_public_address_is_detected(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "1.1.1.1",
+        "2606:4700:4700::1111",
+        "2001:4860:4860::8888",
+        "2a00:1450::1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::808:808",
+        "192.0.1.1",
+        "192.88.98.1",
+    ],
+)
 def test_public_address_is_detected(address: str) -> None:
     assert is_public(address)
 
@@ -163,10 +179,44 @@ async def test_every_redirect_hop_is_checked(http_backend: WebhookBackend) -> No
         ("https://localhost", False),
         ("", False),
         ("https://[", False),
+        ("http://0x7f000001/", True),
+        ("http://2130706433/", True),
+        ("http://0x7f.1/", True),
+        ("http://0177.0.0.1/", False),  # not a URL for httpx, so no request can go there
+        ("http://127.1/", True),
+        ("http://0x8080808/", False),
+        ("http://a.b/", False),
     ],
 )
 def test_private_ip_literal_is_detected_without_dns(url: str, private: bool) -> None:
     assert has_private_ip_host(url) is private
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://Backend.Example/any/path?x=1#y", "https://backend.example"),
+        ("HTTPS://user:word@backend.example:8443/x", "https://backend.example:8443"),
+        ("http://backend.example:80/", "http://backend.example"),
+        ("https://bücher.example/x", "https://xn--bcher-kva.example"),
+        ("https://[2001:DB8::1]:8000/x", "https://[2001:db8::1]:8000"),
+        ("https://backend.example/api/webhooks/generation/7/status", "https://backend.example"),
+        (r"https://backend.example\@other.example/", "https://other.example"),
+        ("https://backend.example@other.example/", "https://other.example"),
+        ("ftp://backend.example", None),
+        ("backend.example", None),
+        ("//backend.example/x", None),
+        ("https:///x", None),
+        ("https://[fe80::1%25eth0]/", None),
+        ("", None),
+    ],
+)
+def test_url_is_reduced_to_its_origin(url: str, origin: str | None) -> None:
+    if origin is None:
+        with pytest.raises(ValueError):
+            url_origin(url)
+    else:
+        assert url_origin(url) == origin
 
 
 def test_redacted_url_has_no_credentials() -> None:

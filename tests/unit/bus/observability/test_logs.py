@@ -3,13 +3,16 @@
 import json
 import os
 import pty
+import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from bus.observability.logs import mask_value
+from bus.observability.logs import MAX_TEXT_CHARS, mask_text, mask_value
 
 ROOT = Path(__file__).parents[4]
 PROMPT = "a portrait of my neighbour"
@@ -84,3 +87,24 @@ def test_values_are_masked_by_name_at_any_depth(name: str, value: object, shown:
         assert "neighbour" not in str(masked)
     else:
         assert masked == shown
+
+
+@pytest.mark.parametrize("text", ["://a:" * 12_000, "/x?token=" * 7_000, "bearer " * 9_000, "input_value='" * 5_000, "x" * 30_000_000])
+def test_long_text_is_cut_before_it_is_masked(text: str) -> None:
+    started = time.process_time()
+    masked = mask_text(text)
+    assert time.process_time() - started < 0.5
+    assert len(masked) < 2 * MAX_TEXT_CHARS
+
+
+def test_half_a_secret_at_the_cut_is_not_logged() -> None:
+    filler = " x" * (MAX_TEXT_CHARS // 4 - 8)
+    text = f"{filler} amqp://me:{'pw01' * 20}@host {'x ' * MAX_TEXT_CHARS}"
+    assert "pw01" not in mask_text(text)
+
+
+def test_password_of_address_is_masked_as_by_former_pattern() -> None:
+    former, numbers = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)"), random.Random(18)
+    for _ in range(20_000):
+        text = "".join(numbers.choices([":", "/", "://", "@", " ", "a", "b", "\n", "://a:"], k=numbers.randint(0, 14)))
+        assert mask_text(text) == former.sub(r"\1***\2", text)
