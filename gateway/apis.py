@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from gateway.admin import dead_letters
 from gateway.compat import ad_validation, chat, conversations, text_status, vertex
 from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
-from gateway.docs import asyncapi
+from gateway.docs import asyncapi, swagger_ui
 from gateway.jobs import routes as jobs
 from gateway.openai import chat as openai_chat
 from gateway.openai import images, models
@@ -19,11 +19,15 @@ JOB_STEPS = ("job.get", "job.list", "job.events", "job.claim")
 
 @dataclass(frozen=True)
 class Api:
-    """`query_steps`: the steps that it queries, whose queues the gateway declares. `upload_paths`: whose bodies may contain files."""
+    """`query_steps`: the steps that it queries, whose queues the gateway declares. `upload_paths`: whose bodies may contain files.
+
+    `form_paths`: whose bodies may be forms instead of JSON.
+    """
 
     routers: tuple[APIRouter, ...]
     query_steps: tuple[str, ...] = ()
     upload_paths: frozenset[str] = frozenset()
+    form_paths: frozenset[str] = frozenset()
 
 
 def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
@@ -33,10 +37,15 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
         "dead-letters": Api((dead_letters.router,), dead_letters.QUERY_STEPS),
         "vertex": Api((vertex.create_router(vertex_settings),), vertex.QUERY_STEPS),
         "ad-validation": Api((ad_validation.router,)),
-        "text": Api((chat.router, conversations.router, text_status.router), conversations.QUERY_STEPS, chat.UPLOAD_PATHS),
+        "text": Api(
+            (chat.router, conversations.router, text_status.router),
+            conversations.QUERY_STEPS,
+            upload_paths=chat.UPLOAD_PATHS,
+            form_paths=chat.UPLOAD_PATHS,
+        ),
         "openai": Api((openai_chat.router, images.router, models.router), ("job.get",), openai_chat.UPLOAD_PATHS),
         "console": Api(CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS)),
-        "docs": Api((asyncapi.router,)),
+        "docs": Api((swagger_ui.router, asyncapi.router)),
     }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -18,8 +17,10 @@ from contracts.steps import COMMANDS
 from gateway.apis import Api, query_steps, served_apis
 from gateway.compat.vertex import VertexSettings
 from gateway.docs.openapi import DocumentedApp
+from gateway.middleware.addresses import trust_proxies
 from gateway.middleware.admission import AdmissionMiddleware
 from gateway.middleware.api_keys import ApiKeys
+from gateway.middleware.origins import OriginMiddleware
 from gateway.middleware.sessions import Sessions
 from gateway.middleware.tracing import TracingMiddleware
 from gateway.problems import error_formats, install_error_handlers
@@ -28,7 +29,6 @@ from gateway.settings import GatewaySettings
 from gateway.text.status import TextStatusSnapshot, health_fields
 
 EXPOSED_HEADERS = ["X-Request-Id", "traceparent", "RateLimit", "RateLimit-Policy", "Retry-After", "Location", "Preference-Applied"]
-NO_DOCS = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 def create_app(
@@ -46,7 +46,7 @@ def create_app(
     apis = served_apis(settings, vertex)
     keyless = vertex.keyless if "vertex" in settings.apis else frozenset()
     keys = ApiKeys(settings, keyless)
-    sessions = Sessions(keys, settings.console_session_seconds)
+    sessions = Sessions(keys, settings.console_session_seconds, settings.console_session_max_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,8 +57,14 @@ def create_app(
             health.started = True
             yield
 
-    docs: dict[str, Any] = {} if "docs" in settings.apis else NO_DOCS
-    app = DocumentedApp(title="Atelier", lifespan=lifespan, description="Generative media over RabbitMQ.", **docs)
+    app = DocumentedApp(
+        title="Atelier",
+        lifespan=lifespan,
+        description="Generative media over RabbitMQ.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if "docs" in settings.apis else None,
+    )
     _include_routes(app, apis)
     install_error_handlers(app)
     app.add_middleware(
@@ -69,12 +75,15 @@ def create_app(
         sessions=sessions if "console" in settings.apis else None,
         upload_paths=frozenset[str]().union(*(api.upload_paths for api in apis)),
     )
+    form_paths = frozenset[str]().union(*(api.form_paths for api in apis))
+    app.add_middleware(OriginMiddleware, settings=settings, keys_needed=keys.needed, form_paths=form_paths)
     if settings.cors_origins:
         origins = list(settings.cors_origins)
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS, max_age=600
         )
     app.add_middleware(TracingMiddleware)
+    trust_proxies(app, settings.trusted_proxies)
     return app
 
 

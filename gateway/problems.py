@@ -13,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from bus.errors import PublishError
+from bus.errors import PublishError, TemporaryError
 
 STATUS_BY_FAULT_CODE = {
     "job-unknown": 404,
+    "generation-foreign": 409,
     "invalid-message": 422,
     "deadline-exceeded": 504,
     "cancelled": 409,
@@ -30,6 +31,7 @@ STATUS_BY_FAULT_CODE = {
 """HTTP status by fault code. Every other fault is a 502: an upstream worker failed, not the gateway."""
 
 RequestError = ReplyFault | ReplyTimeout | PublishError
+RETRY_AFTER = {"Retry-After": "5"}
 REQUEST_ERRORS = (ReplyFault, ReplyTimeout, PublishError)
 """What publishing a command and awaiting its reply may raise."""
 
@@ -98,15 +100,22 @@ def to_problem(error: Exception) -> HttpProblem:
             extensions: dict[str, Any] = {"step": fault.step} | ({"job_id": job_id} if job_id else {})
             return HttpProblem(STATUS_BY_FAULT_CODE.get(fault.code, 502), fault.code, fault.message, **extensions)
         case ReplyTimeout(job_id=job_id):
-            return HttpProblem(504, "no reply in time", str(error), None, **({"job_id": job_id} if job_id else {}))
+            return HttpProblem(504, "no reply in time", str(error), RETRY_AFTER, **({"job_id": job_id} if job_id else {}))
         case PublishError():
-            return HttpProblem(503, "the bus is away", str(error), {"Retry-After": "5"})
+            return HttpProblem(503, "the bus is away", str(error), RETRY_AFTER)
+        case TemporaryError():
+            return store_unavailable(error)
         case RequestValidationError():
             return HttpProblem(422, "invalid-request", describe_validation_error(error), errors=_validation_errors(error))
         case HTTPException(status_code=status, detail=detail, headers=headers):
             return HttpProblem(status, HTTPStatus(status).phrase, str(detail), headers)
         case _:
             return HttpProblem(500, "internal error", "The request failed in the gateway. Its log has the reason under the request's id.")
+
+
+def store_unavailable(error: TemporaryError) -> HttpProblem:
+    """The claim store, the only dependency that raises TemporaryError in a gateway, cannot be read or written now."""
+    return HttpProblem(503, "store-away", str(error), RETRY_AFTER)
 
 
 def describe_validation_error(error: RequestValidationError) -> str:
@@ -123,7 +132,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def respond(request: Request, error: Exception) -> JSONResponse:
         return error_response(request.scope, to_problem(error))
 
-    for kind in (HttpProblem, *REQUEST_ERRORS, RequestValidationError, HTTPException):
+    for kind in (HttpProblem, *REQUEST_ERRORS, TemporaryError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, respond)
 
 

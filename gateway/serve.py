@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ import uvicorn
 
 from bus.observability.settings import HealthSettings, TracingSettings
 from bus.observability.tracing import open_tracing
+from bus.persistence.installation_secret import warn_without_secret
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from gateway.app import create_app
 from gateway.compat.vertex import VertexSettings
+from gateway.connections import ConnectionLimits, allow_file_descriptors
+from gateway.http_protocol import bounded_protocol
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger()
@@ -41,6 +45,7 @@ class GatewayServer(uvicorn.Server):
 
 def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | None, vertex: VertexSettings) -> bool:
     """Returns False when it could not start: the broker is unavailable, or the port is in use."""
+    limits = ConnectionLimits.from_settings(settings, allow_file_descriptors(settings.max_connections))
     config = uvicorn.Config(
         create_app(bus, settings, store, HealthSettings(), vertex),
         host=settings.host,
@@ -50,10 +55,14 @@ def serve(bus: BusSettings, settings: GatewaySettings, store: StoreSettings | No
         server_header=False,
         proxy_headers=False,
         lifespan="on",
-        timeout_keep_alive=75,
+        http=bounded_protocol(limits),
+        ws="none",
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=round(settings.grace_seconds),
     )
     server = GatewayServer(config)
+    if bus.secret is None:
+        warn_without_secret()
     with open_tracing("gateway", TracingSettings()):
         server.run()
     return server.started

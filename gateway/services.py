@@ -1,6 +1,5 @@
 """What the routes share: settings, connections to the broker and the store, and the clients that use them."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,8 +8,9 @@ from fastapi import Request
 
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.request_reply import open_request_client
+from bus.amqp.revocations import receive_revocations
 from bus.amqp.subscriptions import JobSubscription, open_job_subscription
-from bus.amqp.topology import declare_command_queues
+from bus.amqp.topology import declare_command_queues_if_permitted
 from bus.observability.health import Health
 from bus.observability.health_checks import broker_check, store_check
 from bus.settings import BusSettings
@@ -18,12 +18,11 @@ from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
 from gateway.commands import CommandClient
 from gateway.jobs.submission import JobService
+from gateway.memory_budget import MemoryBudget
 from gateway.middleware.sessions import Sessions
 from gateway.problems import HttpProblem
 from gateway.settings import GatewaySettings
 from gateway.text.status import TextStatusCache
-
-MAX_FILES_IN_MEMORY = 8
 
 
 @dataclass
@@ -36,9 +35,13 @@ class Services:
     jobs: JobService
     text_status: TextStatusCache
     store: ClaimStore | None = None
-    file_read_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FILES_IN_MEMORY))
     open_streams: int = 0
     """Event streams that are being sent."""
+    file_memory: MemoryBudget = field(init=False)
+    """For the files of responses, until they have been sent."""
+
+    def __post_init__(self) -> None:
+        self.file_memory = MemoryBudget(max(self.settings.file_memory_bytes, 2 * self.settings.max_file_bytes), "files")
 
     def require_store(self) -> ClaimStore:
         """Raises HttpProblem(503) when the gateway runs without one."""
@@ -61,9 +64,10 @@ async def open_services(
         publisher = await stack.enter_async_context(open_publisher(bus))
         health.checks["broker"] = broker_check(publisher)
         async with publisher.channel() as channel:
-            await declare_command_queues(channel, steps)
+            await declare_command_queues_if_permitted(channel, steps)
         commands = CommandClient(await stack.enter_async_context(open_request_client(publisher)), settings)
         subscription = await stack.enter_async_context(open_job_subscription(publisher))
+        await stack.enter_async_context(receive_revocations(publisher, sessions.revoke))
         services = Services(
             settings=settings,
             sessions=sessions,

@@ -1,5 +1,6 @@
 """The settings of the gateway."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
@@ -44,7 +45,47 @@ class GatewaySettings(BaseSettings):
     rate_seconds: float = Field(60.0, gt=0, description="The window of the rate limit.")
     console_session_seconds: float = Field(12 * 3600.0, ge=60, description="How long a login to the console lasts after the last visit.")
     console_secure: bool = Field(False, description="The console is reached over https through a proxy: its cookies are `Secure`.")
+    header_seconds: float = Field(10.0, gt=0, description="A connection whose next request has no complete headers by then is closed.")
+    idle_seconds: float = Field(75.0, gt=0, description="How long a connection without a request stays open after a response.")
+    body_seconds: float = Field(
+        30.0, gt=0, description="A body that is so far behind GATEWAY_MIN_BYTES_PER_SECOND is a 408, and its connection is closed."
+    )
+    send_seconds: float = Field(
+        60.0, gt=0, description="A client that is so far behind GATEWAY_MIN_BYTES_PER_SECOND in reading its response is disconnected."
+    )
+    min_bytes_per_second: int = Field(4096, ge=1, description="The slowest connection that may send and read without an end.")
+    max_connections: int = Field(
+        4000, ge=1, description="Open connections; for one more, the one that waits longest for its client is closed."
+    )
+    address_connections: int = Field(2000, ge=1, description="The same for the connections of one address.")
+    max_header_bytes: int = Field(32 << 10, ge=1024, description="Longer headers are a 431; an address above half of it is a 414.")
+    max_json_values: int = Field(50_000, ge=1, description="A JSON body with more values is a 413.")
+    body_memory_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="Bodies above 64 KiB that are in memory; a tenant may hold half. Further ones wait, then are a 503.",
+    )
+    file_memory_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Files that are being sent; a tenant may hold half. Further ones wait, then are a 503."
+    )
+    anonymous_requests: int = Field(
+        64, ge=4, description="Concurrent requests without a valid key, such as the login page; an address may have a quarter."
+    )
     grace_seconds: float = Field(10.0, gt=0, description="How long requests in progress may take after SIGTERM.")
+    allowed_hosts: StringList = Field(
+        (),
+        description="Hosts of the Host header besides loopback ones and GATEWAY_HOST, `host` or `host:port`. Empty: with keys any, without "
+        "keys no other.",
+    )
+    trusted_proxies: StringList = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, such as `10.0.0.0/8`."
+    )
+    failed_keys: int = Field(
+        60, ge=0, description="Requests and logins without a valid key that an address may make in a minute; 0: no limit."
+    )
+    console_session_max_seconds: float = Field(
+        24 * 3600.0, ge=60, description="How long after its login a session of the console ends, whatever it is used."
+    )
 
     @field_validator("apis")
     @classmethod
@@ -52,3 +93,11 @@ class GatewaySettings(BaseSettings):
         if unknown := set(apis) - set(API_NAMES):
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}; the APIs are {', '.join(API_NAMES)}")
         return apis
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def check_trusted_proxies(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        """Not `*`: then anybody could claim any address."""
+        for network in networks:
+            ip_network(network)
+        return networks

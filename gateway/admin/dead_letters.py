@@ -19,10 +19,11 @@ from contracts.dead_letter import (
 )
 from gateway.callers import caller_of, require_operator
 from gateway.jobs.routes import TimestampQuery
+from gateway.json_body import JsonRoute
 from gateway.problems import problem_responses
 from gateway.services import services_of
 
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"], dependencies=[Depends(require_operator)])
+router = APIRouter(prefix="/dead-letters", tags=["dead letters"], dependencies=[Depends(require_operator)], route_class=JsonRoute)
 
 QUERY_STEPS = tuple(f"dead-letter.{operation}" for operation in ("list", "groups", "get", "replay", "edit", "move"))
 

@@ -1,15 +1,18 @@
 """The request bodies of the CloudLLM API: JSON as in the source system, or a form with files."""
 
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
-from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from gateway.json_body import run_parser, validate_body
+from gateway.problems import HttpProblem
 from gateway.text.uploads import check_upload_size
 
+MAX_FORM_FIELDS, MAX_FORM_ESCAPES = 32, 1_000_000
 FORM_MEDIA_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -71,7 +74,7 @@ async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, byt
         if request.headers.get("content-type", "").startswith(FORM_MEDIA_TYPES):
             fields, files = await read_form(request)
             return model.model_validate(fields), files
-        return await to_thread.run_sync(model.model_validate_json, await request.body()), {}
+        return await validate_body(request, model), {}
     except ValidationError as error:
         entries = error.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError([entry | {"loc": ("body", *entry["loc"])} for entry in entries]) from error
@@ -80,7 +83,9 @@ async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, byt
 async def read_form(request: Request) -> tuple[dict[str, str], dict[str, bytes]]:
     """The fields and files of a form, without empty ones. Raises HttpProblem(413)."""
     fields, files = {}, {}
-    async with request.form(max_files=2, max_fields=32) as form:
+    if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return await read_urlencoded(request), {}
+    async with request.form(max_files=2, max_fields=MAX_FORM_FIELDS) as form:
         for name, value in form.items():
             if isinstance(value, UploadFile):
                 check_upload_size(request, value.size or 0)
@@ -88,6 +93,17 @@ async def read_form(request: Request) -> tuple[dict[str, str], dict[str, bytes]]
             elif value:
                 fields[name] = value
     return fields, {name: data for name, data in files.items() if data}
+
+
+async def read_urlencoded(request: Request) -> dict[str, str]:
+    """The fields that are not blank. Raises HttpProblem(413, 422)."""
+    body = await request.body()
+    if body.count(b"&") >= MAX_FORM_FIELDS or body.count(b"%") > MAX_FORM_ESCAPES:
+        raise HttpProblem(413, "form-too-large", f"the form has more than {MAX_FORM_FIELDS} fields or {MAX_FORM_ESCAPES} escapes")
+    try:
+        return dict(await run_parser(parse_qsl, body.decode(), size=len(body)))
+    except UnicodeDecodeError:
+        raise HttpProblem(422, "form-unreadable", "the form is not UTF-8") from None
 
 
 def missing_field(field: str) -> RequestValidationError:

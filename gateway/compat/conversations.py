@@ -11,9 +11,9 @@ from contracts.conversation import Conversation, ConversationLine, Conversations
 from contracts.text import Role
 from gateway.callers import caller_of
 from gateway.compat.legacy_route import LegacyRoute
-from gateway.problems import REQUEST_ERRORS, HttpProblem, RequestError
+from gateway.problems import REQUEST_ERRORS, RETRY_AFTER, HttpProblem, RequestError
 from gateway.services import services_of
-from gateway.text.client import ENGINE_NOT_READY, RETRY_AFTER
+from gateway.text.client import ENGINE_NOT_READY
 
 QUERY_STEPS = tuple(f"conversation.{operation}" for operation in ("list", "get", "delete"))
 CONVERSATION_NOT_FOUND = "대화를 찾을 수 없습니다"

@@ -6,17 +6,19 @@ Each instance is one command. The predictions have the order of the instances; i
 import asyncio
 import base64
 import binascii
+from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bus.errors import PermanentError, TemporaryError
+from bus.errors import PermanentError, PublishError, TemporaryError
 from contracts.wire import Step
+from gateway.callers import caller_of
 from gateway.deadlines import request_timeout
+from gateway.json_body import run_parser, validate_body
 from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
 from gateway.services import services_of
 from gateway.settings import GatewaySettings
@@ -164,7 +166,7 @@ async def predict_all(request: Request, settings: VertexSettings) -> Any:
     failure: BaseException | None = None
     predictions: list[asyncio.Task[str]] = []
     try:
-        body = PredictRequest.model_validate_json(await request.body())
+        body = await validate_body(request, PredictRequest)
         if len(body.instances) > settings.max_instances:
             return vertex_error(500, f"{len(body.instances)} instances, at most {settings.max_instances} are allowed in one request")
         seconds = request_timeout(request.headers, services_of(request).settings, settings.predict_seconds)
@@ -172,6 +174,8 @@ async def predict_all(request: Request, settings: VertexSettings) -> Any:
             predictions = [group.create_task(predict_one(request, instance, body.parameters or {}, seconds)) for instance in body.instances]
     except* (*REQUEST_ERRORS, PermanentError, TemporaryError, HttpProblem, ValueError) as failures:
         failure = first_failure(failures)
+    if isinstance(failure, TemporaryError | PublishError):
+        raise failure  # A 503 with Retry-After.
     return vertex_error(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
 
 
@@ -197,8 +201,8 @@ async def image_fields(request: Request, image: str | None) -> dict[str, Any]:
     if len(image) <= MAX_INLINE_CHARS or store is None:
         return {"image": image}
     try:
-        data = await to_thread.run_sync(lambda: base64.b64decode(image.partition("base64,")[2] or image, validate=True))
+        data = await run_parser(partial(base64.b64decode, validate=True), image.partition("base64,")[2] or image, size=len(image))
     except (binascii.Error, ValueError) as error:
         raise PermanentError("image-unreadable", f"the image is not base64: {error}") from error
-    claim = await store.write(data, media_type="application/octet-stream")
+    claim = await store.write(data, tenant=caller_of(request), media_type="application/octet-stream")
     return {"picture": claim.model_dump(mode="json", exclude_none=True)}

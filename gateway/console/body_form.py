@@ -1,9 +1,12 @@
 """Convert a message body to form fields and back. The JSON schema of its contract gives the types, the body the values."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from gateway.json_body import parse_json
 
 SCALAR_TYPES = ("string", "integer", "number", "boolean")
 CONSTRAINT_ATTRIBUTES = {"minimum": "min", "maximum": "max", "multipleOf": "step", "maxLength": "maxlength"}
@@ -101,7 +104,7 @@ def _field_kind(field_schema: Mapping[str, Any], value: Any, choices: tuple[str,
 def _field_text(kind: str, value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) and kind != "json" else json.dumps(value, ensure_ascii=False, indent=2)
+    return value if isinstance(value, str) and kind != "json" else json_text(value, indent=2)
 
 
 def _matches_type(kind: str, value: Any) -> bool:
@@ -129,14 +132,29 @@ def _parse_value(body_field: BodyField, text: str) -> Any:
         case "integer":
             return int(text)
         case "number":
-            return float(text) if any(character in text for character in ".eE") else int(text)
+            return finite(float(text)) if any(character in text for character in ".eE") else int(text)
         case "boolean":
             return text.strip().lower() == "true"
         case "json":
-            return json.loads(text)
+            return parse_json(text)
         case _:
             return text
 
 
+def finite(number: float) -> float:
+    """Raises ValueError for infinity and NaN, which are no JSON."""
+    if not math.isfinite(number):
+        raise ValueError("a number must be finite")
+    return number
+
+
 def _display_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON; for a value with more levels than Python can write, a note that does not parse, so that it is not submitted by mistake."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+    except RecursionError:
+        return "(too deeply nested to be shown)"

@@ -1,6 +1,7 @@
 """The page Chat: conversations with the text actor. Replies are streamed; a message may carry a picture."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -8,7 +9,7 @@ from fastapi.responses import RedirectResponse, Response
 from gateway.compat.chat import store_image, turn_events
 from gateway.compat.chat_requests import VisionTurn
 from gateway.compat.conversations import delete_conversation, get_conversation, list_conversations
-from gateway.console.guard import ConsoleRoute, SubmittedForm
+from gateway.console.guard import ConsoleRoute, SubmittedForm, validate_input
 from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import REQUEST_ERRORS, HttpProblem
@@ -46,7 +47,7 @@ async def send_message(request: Request) -> Response:
         reply = await generate_text(request, command)
     except REQUEST_ERRORS as error:
         raise to_legacy_problem(error, GENERATION_FAILED) from error
-    return RedirectResponse(f"{CHAT_PATH}?conversation={reply.conversation_id or ''}", 303)
+    return RedirectResponse(f"{CHAT_PATH}?conversation={quote(reply.conversation_id or '', safe='')}", 303)
 
 
 async def build_text_command(request: Request, form: SubmittedForm) -> dict[str, Any]:
@@ -54,7 +55,7 @@ async def build_text_command(request: Request, form: SubmittedForm) -> dict[str,
     fields = form.non_blank("message", "conversation_id", "image_data")
     if "message" not in fields:
         raise HttpProblem(422, "message-missing", "The message is empty.")
-    turn = VisionTurn.model_validate(fields)
+    turn = validate_input(VisionTurn, fields)
     picture = await store_image(request, turn, {})
     return turn.command() | ({"pictures": [picture]} if picture else {})
 

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -15,8 +16,9 @@ from gateway.admin.dead_letters import DeadLetterId, Edit
 from gateway.callers import caller_of, require_operator
 from gateway.console import trend
 from gateway.console.body_form import BodyField, InvalidForm, body_from_form, diff, fields_from_body
-from gateway.console.guard import ConsoleRoute, SubmittedForm
+from gateway.console.guard import ConsoleRoute, SubmittedForm, validate_input
 from gateway.console.rendering import render_page
+from gateway.json_body import parse_json
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
 from gateway.services import services_of
@@ -38,13 +40,16 @@ async def query_dead_letters(request: Request, operation: str, **fields: Any) ->
 
 
 def build_selection(fields: dict[str, str]) -> dict[str, Any]:
-    """The selection as the bus expects it. `id` selects a single dead letter. Blank and unknown fields are ignored."""
+    """The selection as the bus expects it. `id` selects a single dead letter. Blank and unknown fields are ignored.
+
+    Raises HttpProblem(422).
+    """
     selection: dict[str, Any] = {name: fields[name] for name in SELECTION_FIELDS if fields.get(name)}
     if fields.get("id"):
         selection["ids"] = [fields["id"]]
     if fields.get("everything"):
         selection["everything"] = True
-    return Selection.model_validate(selection).model_dump(mode="json", exclude_none=True)
+    return validate_input(Selection, selection).model_dump(mode="json", exclude_none=True)
 
 
 @router.get("")
@@ -81,11 +86,11 @@ async def list_dead_letters(
     state: QueryText = "",
     tenant: QueryText = "",
     job_id: QueryText = "",
-    offset: int = 0,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> Response:
     fields = {"group": group, "step": step, "code": code, "state": state, "tenant": tenant, "job_id": job_id}
     result = DeadLetters.model_validate(
-        await query_dead_letters(request, "list", selection=build_selection(fields), limit=PAGE_SIZE, offset=max(offset, 0))
+        await query_dead_letters(request, "list", selection=build_selection(fields), limit=PAGE_SIZE, offset=offset)
     )
     return render_page(
         request, "dead_letters.html", result=result, fields=fields, states=DEAD_LETTER_STATES, offset=offset, page_size=PAGE_SIZE
@@ -160,8 +165,8 @@ async def execute(request: Request) -> Response:
     form: SubmittedForm = request.state.form
     await run_action(request, form, dry_run=False)
     if form.get("id"):
-        return RedirectResponse(f"{PAGE_PATH}/{form['id']}", 303)
-    query = "&".join(f"{name}={form[name]}" for name in ("group", "step", "code") if form.get(name))
+        return RedirectResponse(f"{PAGE_PATH}/{quote(form['id'], safe='')}", 303)
+    query = urlencode({name: form[name] for name in SELECTION_FIELDS if form.get(name)})
     return RedirectResponse(f"{PAGE_PATH}/list?{query}" if query else PAGE_PATH, 303)
 
 
@@ -190,10 +195,18 @@ async def edit(request: Request, letter_id: DeadLetterId) -> Response:
     if old_body is None:
         raise HttpProblem(409, "body-not-editable", "the body of this dead letter is not a JSON object, or it is truncated")
     if "body_json" in form:
-        order = Edit.model_validate({"body": json.loads(form["body_json"]), "dry_run": False})
+        order = validate_input(Edit, {"body": parse_submitted_json(form["body_json"]), "dry_run": False})
         await query_dead_letters(request, "edit", id=letter_id, body=order.body, dry_run=False, by=operator_name(request))
         return RedirectResponse(f"{PAGE_PATH}/{letter_id}", 303)
     return await preview_edit(request, dead_letter, old_body, form)
+
+
+def parse_submitted_json(text: str) -> Any:
+    """Raises HttpProblem(422)."""
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise HttpProblem(422, "input-invalid", f"the body is not JSON: {error}") from None
 
 
 async def preview_edit(request: Request, dead_letter: WholeDeadLetter, old_body: dict[str, Any], form: SubmittedForm) -> Response:

@@ -2,20 +2,25 @@
 
 import hmac
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote
 
+import structlog
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from bus.errors import TemporaryError
 from gateway.console.rendering import path_and_query, render_page
+from gateway.middleware.origins import is_from_other_site
 from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
 from gateway.problems import REQUEST_ERRORS, HttpProblem, to_problem
 from gateway.services import services_of
 
+MAX_LOGGED_PATH_CHARS = 512
 FORGED_FORM_DETAIL = (
     "The form was not submitted from a page of this session (CSRF check failed). "
     "Nothing was changed; reload the page and submit it again."
@@ -23,7 +28,11 @@ FORGED_FORM_DETAIL = (
 PUBLIC_PATHS = frozenset({f"{CONSOLE_PATH}/login", f"{CONSOLE_PATH}/choices"})
 """Paths that need no login."""
 
+EXPECTED_ERRORS = (HttpProblem, *REQUEST_ERRORS, TemporaryError, RequestValidationError, HTTPException)
+Model = TypeVar("Model", bound=BaseModel)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+log = structlog.get_logger()
 
 
 class SubmittedForm(dict[str, str]):
@@ -46,7 +55,10 @@ class ConsoleRoute(APIRoute):
             request.state.session = sessions.renew(cookie_session) if cookie_session else sessions.create()
             try:
                 response = await _authorize_and_handle(request, handle, cookie_session)
-            except (HttpProblem, *REQUEST_ERRORS, RequestValidationError, HTTPException) as error:
+            except EXPECTED_ERRORS as error:
+                response = error_page(request, error)
+            except Exception as error:
+                log.exception("request.failed", method=request.method, path=request.scope["path"][:MAX_LOGGED_PATH_CHARS])
                 response = error_page(request, error)
             set_session_cookie(request, response, request.state.session)
             return response
@@ -56,7 +68,7 @@ class ConsoleRoute(APIRoute):
 
 async def _authorize_and_handle(request: Request, handle: Handler, cookie_session: Session | None) -> Response:
     login_required = services_of(request).sessions.login_required
-    if login_required and not request.state.session.key_name and request.url.path not in PUBLIC_PATHS:
+    if login_required and not request.state.session.key_name and request.scope["path"] not in PUBLIC_PATHS:
         return redirect_to_login(request)
     if request.method == "POST":
         request.state.form = await read_urlencoded_form(request)
@@ -67,8 +79,9 @@ async def _authorize_and_handle(request: Request, handle: Handler, cookie_sessio
 
 def is_csrf_valid(request: Request, session: Session) -> bool:
     """Whether the form has the session's CSRF token and, as far as the browser says, comes from the same origin."""
-    same_origin = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
-    return same_origin and hmac.compare_digest(request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode())
+    return not is_from_other_site(request.headers) and hmac.compare_digest(
+        request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode()
+    )
 
 
 async def read_urlencoded_form(request: Request) -> SubmittedForm:
@@ -78,6 +91,15 @@ async def read_urlencoded_form(request: Request) -> SubmittedForm:
     except ValueError as error:
         raise HttpProblem(400, "form-unreadable", f"the form cannot be read: {error}") from None
     return SubmittedForm({name: values[-1].replace("\r\n", "\n") for name, values in fields.items()})
+
+
+def validate_input(model: type[Model], fields: dict[str, Any]) -> Model:
+    """The model of what a visitor has entered. Raises HttpProblem(422) with the fields that are wrong, without their values."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()[:10])
+        raise HttpProblem(422, "input-invalid", "; ".join(reasons)) from None
 
 
 def redirect_to_login(request: Request) -> Response:

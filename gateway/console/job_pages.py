@@ -52,7 +52,7 @@ async def list_jobs(
         "before": before or None,
         "limit": PAGE_SIZE,
     }
-    jobs = Jobs.model_validate(await services_of(request).commands.query("job.list", query)).jobs
+    jobs = Jobs.model_validate(await services_of(request).commands.query("job.list", query, tenant=tenant_of(request))).jobs
     older = jobs[-1].created_at.isoformat() if len(jobs) == PAGE_SIZE else None
     return render_page(request, "jobs.html", jobs=jobs, states=JOB_STATES, state=state, tenant=tenant, words=words, older=older)
 

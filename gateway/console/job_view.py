@@ -102,5 +102,6 @@ async def load_job_view(request: Request, job_id: str) -> ConsoleJobView:
     """Raises ReplyFault("job-unknown"), ReplyTimeout."""
     services = services_of(request)
     job = await services.jobs.get_job(job_id, tenant_of(request))
-    events = JobEvents.model_validate(await services.commands.query("job.events", {"job_id": job_id})).events
-    return ConsoleJobView(job, JobProgress.from_events(events))
+    reply = await services.commands.query("job.events", {"job_id": job_id}, tenant=tenant_of(request))
+    own = [event for event in JobEvents.model_validate(reply).events if event.tenant == job.tenant]
+    return ConsoleJobView(job, JobProgress.from_events(own))

@@ -54,7 +54,9 @@ def asset_url(name: str) -> str:
 
 
 def path_and_query(request: Request) -> str:
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    """Of the request, as in its first line. Not from `request.url`, whose parts may come from the Host header."""
+    query = request.scope["query_string"].decode("latin-1")
+    return quote(request.scope["path"], safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
 
 
 def render_page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
@@ -74,7 +76,7 @@ def render_template(request: Request, template: str, **context: Any) -> str:
         key_name=session.key_name,
         login_required=services_of(request).sessions.login_required,
         current_url=path_and_query(request),
-        section=request.url.path.removeprefix(CONSOLE_PATH).strip("/").partition("/")[0],
+        section=request.scope["path"].removeprefix(CONSOLE_PATH).strip("/").partition("/")[0],
         **context,
     )  # fmt: skip
 

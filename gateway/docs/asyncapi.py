@@ -12,7 +12,9 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 
 ASYNCAPI_PATH = Path(__file__).parent / "asyncapi.yaml"
-PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
 
 router = APIRouter(tags=["documents"])
 

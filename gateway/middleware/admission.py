@@ -1,23 +1,35 @@
-"""Admission of a request: API key or session, rate, body size and concurrency are checked before its body is read."""
+"""Admission of a request: API key or session, rate, body size, concurrency and memory are checked before its body is read.
+
+What a request holds (a slot, bytes of the memory for bodies or files) it holds until its response has been sent.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import set_caller
+from gateway.docs.swagger_ui import ASSET_PATHS, DOCS_PATH
+from gateway.memory_budget import MemoryBudget
+from gateway.middleware.addresses import address_of
 from gateway.middleware.api_keys import ApiKeys
 from gateway.middleware.body import LimitedBody, content_length
 from gateway.middleware.disconnect import cancel_on_disconnect
-from gateway.middleware.rate_limit import RateLimiter
-from gateway.middleware.sessions import CONSOLE_PATH, Sessions
+from gateway.middleware.rate_limit import RateLimiter, count_failure
+from gateway.middleware.sessions import Sessions, is_console_path
 from gateway.problems import HttpProblem, error_response
 from gateway.settings import GatewaySettings
 
-EXEMPT_PATHS = frozenset({"/health", "/docs", "/redoc", "/openapi.json", "/asyncapi", "/asyncapi.yaml"})
-"""Paths that need no key and have no limits."""
+HEALTH_PATH = "/health"
+"""Needs no key and has no limits, so that a load balancer sees the gateway's state whatever else is requested."""
+DOCUMENT_PATHS = frozenset({DOCS_PATH, "/redoc", "/openapi.json", "/asyncapi", "/asyncapi.yaml", *ASSET_PATHS})
+"""Paths that need no key."""
+ANONYMOUS_BODY_BYTES = 16 << 10
+"""The longest body without a valid key: a login."""
+SMALL_BODY_BYTES = 64 << 10
+"""A body up to this size is held whatever else is; the number of requests bounds how many there are."""
 
 
 class AdmissionMiddleware:
@@ -38,43 +50,64 @@ class AdmissionMiddleware:
         self._app, self._settings, self._keys, self._sessions = app, settings, keys, sessions
         self._keyless, self._upload_paths = keyless, upload_paths
         self._rate_limiter = RateLimiter(settings.rate_requests, settings.rate_seconds)
-        self._in_flight, self._in_flight_by_caller, self._uploads_in_flight = 0, Counter[str | None](), 0
+        self._slots = Slots(settings.max_requests, settings.tenant_requests)
+        self._anonymous_slots = Slots(settings.anonymous_requests, settings.anonymous_requests // 4)
+        self._uploads_in_flight = 0
+        largest_body = settings.max_body_bytes + 2 * (settings.max_upload_bytes * 4 // 3)
+        self._body_memory = MemoryBudget(max(settings.body_memory_bytes, 2 * largest_body), "bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in EXEMPT_PATHS or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or scope["path"] == HEALTH_PATH or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
         rate_headers: dict[str, str] = {}
-        try:
-            body = self._admit(scope, receive, rate_headers)
-            with self._concurrency_slot(scope["state"]["caller"]), self._upload_slot(body):
+        with ExitStack() as guards:
+            scope.setdefault("state", {})["guards"] = guards
+            try:
+                body = self._admit(scope, receive, rate_headers)
+                self._take_slots(guards, scope, body)
+                await self._reserve_memory(guards, scope, body)
                 await cancel_on_disconnect(self._app, scope, body, send_with_headers(send, rate_headers))
-        except HttpProblem as problem:
-            problem.headers = rate_headers | problem.headers
-            await error_response(scope, problem)(scope, receive, send)
+            except HttpProblem as problem:
+                problem.headers = rate_headers | problem.headers
+                await error_response(scope, problem)(scope, receive, send)
 
     def _admit(self, scope: Scope, receive: Receive, rate_headers: dict[str, str]) -> LimitedBody:
         """Adds the RateLimit headers of the response to `rate_headers`. Raises HttpProblem(401, 413, 429)."""
         headers = Headers(scope=scope)
-        name = self._authenticate(scope["path"], headers)
-        set_caller(scope, name, operator=name in self._settings.operators)
-        rate = self._rate_limiter.take(name or f"at {(scope.get('client') or ('',))[0]}")
-        rate_headers.update(rate.headers)
-        if rate.retry_after_seconds is not None:
-            raise HttpProblem(429, "too many requests", "The rate limit is exceeded.", {"Retry-After": str(rate.retry_after_seconds)})
-        limit, length = self._body_limit(scope["path"], headers), content_length(headers)
+        try:
+            name = self._authenticate(scope["path"], headers)
+        except HttpProblem as refusal:
+            self._take_rate(f"at {address_of(scope)}", rate_headers)
+            raise count_failure(self._keys.failures, address_of(scope), refusal) from None
+        set_caller(scope, name, operator=not self._keys.needed or name in self._settings.operators)
+        self._take_rate(name or f"at {address_of(scope)}", rate_headers)
+        limit, length = self._body_limit(scope, headers), content_length(headers)
         if length > limit:
             raise HttpProblem(413, "Content Too Large", f"The body has {length} bytes, {limit} are allowed.")
         return LimitedBody(receive, headers, limit)
 
-    def _body_limit(self, path: str, headers: Headers) -> int:
+    def _take_rate(self, caller: str, rate_headers: dict[str, str]) -> None:
+        """Raises HttpProblem(429)."""
+        rate = self._rate_limiter.take(caller)
+        rate_headers.update(rate.headers)
+        if rate.retry_after_seconds is not None:
+            raise HttpProblem(429, "too many requests", "The rate limit is exceeded.", {"Retry-After": str(rate.retry_after_seconds)})
+
+    def _is_anonymous(self, scope: Scope) -> bool:
+        """Whether a key is needed on other paths, but this request has none: the login page, or the documents."""
+        return self._keys.needed and scope["state"]["caller"] is None and scope["path"] not in self._keyless
+
+    def _body_limit(self, scope: Scope, headers: Headers) -> int:
+        if self._is_anonymous(scope):
+            return min(ANONYMOUS_BODY_BYTES, self._settings.max_body_bytes)
         limit, file_limit = self._settings.max_body_bytes, self._settings.max_upload_bytes
-        return limit + 2 * (file_limit * 4 // 3) if path in self._upload_paths and content_length(headers) else limit
+        return limit + 2 * (file_limit * 4 // 3) if scope["path"] in self._upload_paths and content_length(headers) else limit
 
     def _authenticate(self, path: str, headers: Headers) -> str | None:
-        if path in self._keyless:
+        if path in self._keyless or path in DOCUMENT_PATHS:
             return None
-        if self._sessions and (path == CONSOLE_PATH or path.startswith(f"{CONSOLE_PATH}/")):
+        if self._sessions and is_console_path(path):
             session = self._sessions.read_cookie(headers.get("cookie", ""))  # Without one, the console redirects to its login.
             return session.key_name if session else None
         return self._caller_by_key(headers)
@@ -91,12 +124,51 @@ class AdmissionMiddleware:
             raise HttpProblem(401, "Unauthorized", detail, {"WWW-Authenticate": "Bearer"})
         return name
 
+    def _take_slots(self, guards: ExitStack, scope: Scope, body: LimitedBody) -> None:
+        """Anonymous requests have slots of their own: they take none from callers with a key. Raises HttpProblem(429, 503)."""
+        if self._is_anonymous(scope):
+            guards.enter_context(self._anonymous_slots.take(f"at {address_of(scope)}"))
+        else:
+            guards.enter_context(self._slots.take(scope["state"]["caller"]))
+        guards.enter_context(self._upload_slot(body))
+
+    async def _reserve_memory(self, guards: ExitStack, scope: Scope, body: LimitedBody) -> None:
+        """The bytes of a body until its request is answered; without a Content-Length its limit, until it is complete.
+
+        Raises HttpProblem(503).
+        """
+        if body.largest_size > SMALL_BODY_BYTES:
+            reservation = await self._body_memory.reserve(scope["state"]["caller"], body.largest_size)
+            guards.callback(reservation.release)
+            body.on_complete = lambda size: reservation.resize(size if size > SMALL_BODY_BYTES else 0)
+
     @contextmanager
-    def _concurrency_slot(self, caller: str | None) -> Iterator[None]:
+    def _upload_slot(self, body: LimitedBody) -> Iterator[None]:
+        """A slot among the requests with large bodies, which are held in memory. Raises HttpProblem(503)."""
+        large = body.content_length > self._settings.max_body_bytes
+        if large and self._uploads_in_flight >= self._settings.max_uploads:
+            detail = f"{self._uploads_in_flight} requests with large files are in progress already."
+            raise HttpProblem(503, "busy", detail, {"Retry-After": "1"})
+        self._uploads_in_flight += large
+        try:
+            yield
+        finally:
+            self._uploads_in_flight -= large
+
+
+class Slots:
+    """Concurrent requests: how many there may be, and how many of one caller."""
+
+    def __init__(self, limit: int, caller_limit: int) -> None:
+        self._limit, self._caller_limit = limit, caller_limit
+        self._in_flight, self._in_flight_by_caller = 0, Counter[str | None]()
+
+    @contextmanager
+    def take(self, caller: str | None) -> Iterator[None]:
         """A slot among all concurrent requests, and among those of this caller. Raises HttpProblem(429, 503)."""
-        if self._in_flight >= self._settings.max_requests:
+        if self._in_flight >= self._limit:
             raise HttpProblem(503, "busy", f"{self._in_flight} requests are in progress already.", {"Retry-After": "1"})
-        if caller and self._in_flight_by_caller[caller] >= self._settings.tenant_requests:
+        if caller and self._in_flight_by_caller[caller] >= self._caller_limit:
             detail = f"{self._in_flight_by_caller[caller]} of your requests are in progress already."
             raise HttpProblem(429, "too many at once", detail, self._concurrency_headers)
         self._in_flight += 1
@@ -111,21 +183,8 @@ class AdmissionMiddleware:
 
     @property
     def _concurrency_headers(self) -> dict[str, str]:
-        policy = f'"at-once";q={self._settings.tenant_requests};qu="concurrent-requests"'
+        policy = f'"at-once";q={self._caller_limit};qu="concurrent-requests"'
         return {"RateLimit-Policy": policy, "RateLimit": '"at-once";r=0;t=1', "Retry-After": "1"}
-
-    @contextmanager
-    def _upload_slot(self, body: LimitedBody) -> Iterator[None]:
-        """A slot among the requests with large bodies, which are held in memory. Raises HttpProblem(503)."""
-        large = body.content_length > self._settings.max_body_bytes
-        if large and self._uploads_in_flight >= self._settings.max_uploads:
-            detail = f"{self._uploads_in_flight} requests with large files are in progress already."
-            raise HttpProblem(503, "busy", detail, {"Retry-After": "1"})
-        self._uploads_in_flight += large
-        try:
-            yield
-        finally:
-            self._uploads_in_flight -= large
 
 
 def send_with_headers(send: Send, extra_headers: dict[str, str]) -> Send:

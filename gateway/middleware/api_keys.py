@@ -10,8 +10,10 @@ from pathlib import Path
 
 import structlog
 
+from gateway.middleware.rate_limit import RateLimiter
 from gateway.settings import GatewaySettings
 
+FAILURE_WINDOW_SECONDS = 60.0
 RELOAD_CHECK_SECONDS = 1.0
 MIN_KEY_LENGTH = 16
 
@@ -32,6 +34,7 @@ class ApiKeys:
     """Names by the SHA-256 of their key. `needed` is false only on a loopback address without any key.
 
     `keyless`: paths that need no key; with them, the gateway may start without a key, and refuses all other paths.
+    `failures`: by address, requests and logins without a valid key.
     Raises InsecureBindError, ValueError.
     """
 
@@ -40,6 +43,7 @@ class ApiKeys:
         self._file, self._checked_at = settings.api_keys_file, 0.0
         self._loaded_signature: FileSignature = ()
         self._names_by_digest = dict(self._from_setting)
+        self.failures = RateLimiter(settings.failed_keys, FAILURE_WINDOW_SECONDS)
         if self._file:
             self._load_file(_file_signature(self._file), self._file)
         self.needed = bool(self._from_setting or self._file) or not is_loopback(settings.host)

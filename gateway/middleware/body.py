@@ -1,6 +1,7 @@
 """A request body with a size limit, which also reports that its client has disconnected."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -8,11 +9,16 @@ from starlette.types import Message, Receive
 
 
 class LimitedBody:
-    """Counts the bytes that the application receives. Once the body is complete, it waits for the disconnect of the client."""
+    """Counts the bytes that the application receives. Once the body is complete, it waits for the disconnect of the client.
+
+    `largest_size`: the declared size, or the limit when none is declared. `on_complete` is called with the size.
+    """
 
     def __init__(self, receive: Receive, headers: Headers, limit: int) -> None:
         self._receive, self._limit, self._bytes = receive, limit, 0
         self.content_length = content_length(headers)
+        self.largest_size = limit if "transfer-encoding" in headers and not self.content_length else self.content_length
+        self.on_complete: Callable[[int], None] = lambda _: None
         self._complete = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._empty_body_pending = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
@@ -33,6 +39,7 @@ class LimitedBody:
             raise HTTPException(413, f"The body has more than the {self._limit} bytes allowed.")
         if message["type"] == "http.disconnect" or not message.get("more_body"):
             self._complete.set()
+            self.on_complete(self._bytes)
         return message
 
     async def wait_for_disconnect(self) -> None:

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.problems import HttpProblem
+
 MAX_CALLERS = 10_000
 
 
@@ -59,3 +61,15 @@ class RateLimiter:
             "RateLimit-Policy": f'"default";q={self._limit};w={math.ceil(self._seconds)}',
             "RateLimit": f'"default";r={math.floor(bucket.tokens)};t={full_in}',
         }
+
+
+def count_failure(failures: RateLimiter, address: str, refusal: HttpProblem) -> HttpProblem:
+    """The response to a request without a valid key: `refusal`, or a 429 when its address has made too many of them.
+
+    A valid key is accepted all the same, so that nobody can lock out its owner from a shared address.
+    """
+    wait = failures.take(address).retry_after_seconds
+    if wait is None:
+        return refusal
+    detail = f"Too many requests without a valid key came from this address. Send a valid key, or try again in {wait} s."
+    return HttpProblem(429, "too many failures", detail, {"Retry-After": str(wait)})

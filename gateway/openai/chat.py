@@ -16,9 +16,10 @@ from contracts.text import TextDone, Usage
 from gateway.openai.chat_requests import ChatRequest
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error, to_openai_problem
 from gateway.openai.models import lora_adapter_of
-from gateway.problems import REQUEST_ERRORS, HttpProblem, RequestError
+from gateway.problems import REQUEST_ERRORS, RETRY_AFTER, HttpProblem, RequestError
+from gateway.services import services_of
 from gateway.sse import json_data, sse_response
-from gateway.text.client import RETRY_AFTER, generate_text, stream_text
+from gateway.text.client import generate_text, stream_text
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -51,6 +52,7 @@ class ChatCompletion(BaseModel):
 @router.post("/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Generate text; with `stream`, as server-sent events. A disconnect cancels the generation."""
+    body.check_text_length(services_of(request).settings.max_body_bytes)
     lora = await lora_adapter_of(request, body.model)
     command = await body.command(request, lora)
     if body.stream:

@@ -96,6 +96,14 @@ class ChatRequest(LenientModel):
         }
         return {name: value for name, value in fields.items() if value is not None} | response_format_fields(self.response_format)
 
+    def check_text_length(self, limit: int) -> None:
+        """A longer body is allowed for pictures only. Raises HttpProblem(413)."""
+        contents = [message.content for message in self.messages]
+        texts = [text for text in contents if isinstance(text, str)]
+        texts += [part.text for parts in contents if not isinstance(parts, str) for part in parts if isinstance(part, TextPart)]
+        if (length := sum(map(len, texts))) > limit:
+            raise HttpProblem(413, "message-too-large", f"the messages have {length} characters, {limit} are allowed", param="messages")
+
 
 def response_format_fields(response_format: ResponseFormat | None) -> dict[str, Any]:
     """Raises HttpProblem(400)."""

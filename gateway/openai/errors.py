@@ -8,7 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from gateway.problems import FormattedRoute, HttpProblem, describe_validation_error
+from gateway.json_body import JsonRoute
+from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_validation_error
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES
 
 STATUS_BY_FAULT_CODE = {"model-unknown": 404, "cancelled": 409, "document-too-large": 413} | dict.fromkeys(UNAVAILABLE_CODES, 503)
@@ -42,9 +43,9 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
             return HttpProblem(400, "invalid-request", describe_validation_error(error), param=param)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
-            return HttpProblem(status, fault.code, fault.message, {"Retry-After": "5"} if status == 503 else None)
+            return HttpProblem(status, fault.code, fault.message, RETRY_AFTER if status == 503 else None)
         case ReplyTimeout():
-            return HttpProblem(504, "no-reply-in-time", str(error))
+            return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
 
 
 def openai_error(problem: HttpProblem) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def error_code(problem: HttpProblem) -> str:
     return OPENAI_CODES.get(problem.title, problem.title.lower().replace("-", "_").replace(" ", "_"))
 
 
-class OpenAIRoute(FormattedRoute):
+class OpenAIRoute(JsonRoute, FormattedRoute):
     """An invalid request is a 400 that names the field."""
 
     @staticmethod

@@ -17,9 +17,11 @@ from bus.errors import PermanentError, PublishError, TemporaryError
 from contracts.claim import Claim
 from contracts.image import ImageDone, SchedulerName
 from contracts.wire import Step
+from gateway.callers import caller_of
 from gateway.jobs.files import file_name, job_files
+from gateway.memory_budget import hold_bytes
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
-from gateway.problems import HttpProblem
+from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import Services, services_of
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
@@ -27,6 +29,8 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 DEFAULT_IMAGE_MODEL = "image"
 """The name by which a client may request whatever model the image actor has."""
 MAX_IMAGES_PER_COMMAND = 4
+BYTES_PER_IMAGE_BYTE = 3
+"""The image, its base64 text, and the response."""
 LEDGER_POLL_SECONDS = 0.05
 STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
 """Diffusion steps by quality; other qualities leave the number to the actor."""
@@ -101,7 +105,7 @@ async def generate(request: Request, body: ImageRequest) -> Pictures:
             batches = [
                 group.create_task(generate_batch(request, command, body.response_format or "b64_json")) for command in body.commands()
             ]
-    except* (ReplyFault, ReplyTimeout, HttpProblem) as failures:
+    except* (*REQUEST_ERRORS, TemporaryError, HttpProblem) as failures:
         failure = failures.exceptions[0]
     else:
         return merge_batches([batch.result() for batch in batches])
@@ -125,14 +129,14 @@ async def generate_batch(request: Request, command: dict[str, Any], response_for
 
 
 async def to_picture(request: Request, claim: Claim, job_id: str, response_format: str) -> Picture:
-    """Raises HttpProblem(500, 503)."""
-    store = services_of(request).require_store()
+    """Raises HttpProblem(500, 503), TemporaryError."""
+    services = services_of(request)
+    store = services.require_store()
     try:
         if response_format == "url":
             return Picture(url=await public_url(request, claim, job_id))
-        return Picture(b64_json=base64.b64encode(await store.read(claim)).decode())
-    except TemporaryError as error:
-        raise HttpProblem(503, "store-away", str(error), {"Retry-After": "5"}) from error
+        await hold_bytes(request, services.file_memory, claim.size * BYTES_PER_IMAGE_BYTE)
+        return Picture(b64_json=base64.b64encode(await store.read(claim, tenant=caller_of(request))).decode())
     except PermanentError as error:
         raise HttpProblem(500, error.code, str(error)) from error
 
@@ -140,7 +144,7 @@ async def to_picture(request: Request, claim: Claim, job_id: str, response_forma
 async def public_url(request: Request, claim: Claim, job_id: str) -> str:
     """The image's URL: the store's own, or that of the jobs API when the store is a folder."""
     services = services_of(request)
-    url, name = await services.require_store().url(claim), file_name(claim)
+    url, name = await services.require_store().url(claim, tenant=caller_of(request)), file_name(claim)
     if url.startswith("http"):
         return url
     await wait_until_in_ledger(services, job_id, name)

@@ -10,7 +10,7 @@ from fastapi import Request
 from bus.amqp.request_reply import ReplyFault
 from contracts.text import TextDone
 from contracts.wire import Step
-from gateway.problems import HttpProblem, RequestError
+from gateway.problems import RETRY_AFTER, HttpProblem, RequestError
 from gateway.services import services_of
 from gateway.text.uploads import UNSUPPORTED_FILE_TYPE
 
@@ -28,7 +28,6 @@ INVALID_TEXT_REQUEST_CODES = frozenset({
 })  # fmt: skip
 """Faults of the request itself: a retry fails again."""
 TOO_LARGE_CODES = frozenset({"document-too-large"})
-RETRY_AFTER = {"Retry-After": "5"}
 
 
 async def generate_text(request: Request, command: dict[str, Any]) -> TextDone:

@@ -6,10 +6,10 @@ import io
 import zipfile
 from typing import Any
 
-from anyio import to_thread
 from fastapi import Request
 
-from bus.errors import TemporaryError
+from gateway.callers import caller_of
+from gateway.json_body import run_parser
 from gateway.problems import HttpProblem
 from gateway.services import services_of
 
@@ -29,13 +29,10 @@ UNSUPPORTED_FILE_TYPE = "지원하지 않는 파일 형식입니다. 지원 형�
 
 
 async def store_upload(request: Request, data: bytes, media_type: str) -> dict[str, Any]:
-    """Store a file: its claim, as a field of a command. Raises HttpProblem(413, 503)."""
+    """Store a file: its claim, as a field of a command. Raises HttpProblem(413), TemporaryError."""
     check_upload_size(request, len(data))
     store = services_of(request).require_store()
-    try:
-        claim = await store.write(data, media_type=media_type)
-    except TemporaryError as error:
-        raise HttpProblem(503, "store-away", str(error), {"Retry-After": "5"}) from error
+    claim = await store.write(data, tenant=caller_of(request), media_type=media_type)
     return {"claim": claim.model_dump(mode="json", exclude_none=True)}
 
 
@@ -50,7 +47,7 @@ async def decode_base64(request: Request, text: str) -> bytes:
     """Decode base64, with or without a `data:` prefix. Raises HttpProblem(400, 413)."""
     check_upload_size(request, len(text) // 4 * 3 - 2)
     try:
-        return await to_thread.run_sync(parse_base64, text)
+        return await run_parser(parse_base64, text, size=len(text))
     except (binascii.Error, ValueError) as error:
         raise HttpProblem(400, "not-base64", f"the file is not base64: {error}") from error
 

@@ -24,7 +24,7 @@ class FakeGateway:
         bus = BusSettings.model_validate({"amqp_url": "amqp://x"})
         self.app = create_app(bus, GatewaySettings.model_validate(settings), vertex=VertexSettings.model_validate(vertex))
         self.app.state.services = self.services
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://gateway")
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
 
 
 OpenFakeGateway = Callable[..., FakeGateway]

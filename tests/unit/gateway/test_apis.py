@@ -50,7 +50,8 @@ async def test_console_session_does_not_open_paths_without_console(gateway: Open
 
 async def test_uploads_are_large_only_for_served_apis(gateway: OpenFakeGateway) -> None:
     for apis, status in (("text", 422), ("jobs", 413)):
-        response = await gateway(apis=apis, max_body_bytes=100).http.post("/vision", content=b"x" * 200)
+        http = gateway(apis=apis, max_body_bytes=100).http
+        response = await http.post("/vision", content=b"x" * 200, headers={"Content-Type": "application/json"})
         assert response.status_code == status
 
 

@@ -1,12 +1,14 @@
 """Server-sent events: the text of events, and the response whose first chunk decides its status."""
 
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from fastapi import Request
 
+from gateway.memory_budget import guards_of
 from gateway.problems import HttpProblem
 from gateway.services import Services
 from gateway.sse import event, json_data, json_event, sse_response
@@ -43,17 +45,22 @@ class Chunks:
 
 
 def request_with(services: Services) -> Request:
-    return cast("Request", SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(services=services))))
+    scope = {"state": {"guards": ExitStack()}}
+    return cast("Request", SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(services=services)), scope=scope))
 
 
 async def test_stream_is_counted_and_closed() -> None:
+    """Counted from before its first chunk until its request ends, also when the response is never sent."""
     services, chunks = make_services(FakePublisher({})), Chunks("a", "b")
-    response = await sse_response(request_with(services), chunks.generate())
+    request = request_with(services)
+    response = await sse_response(request, chunks.generate())
     body: AsyncGenerator[Any] = cast("AsyncGenerator[Any]", response.body_iterator)
     assert await anext(body) == "a"
     assert services.open_streams == 1
     assert [chunk async for chunk in body] == ["b"]
-    assert (services.open_streams, chunks.closed, response.media_type) == (0, True, "text/event-stream")
+    assert (services.open_streams, chunks.closed, response.media_type) == (1, True, "text/event-stream")
+    guards_of(request.scope).close()
+    assert services.open_streams == 0
 
 
 async def test_disconnect_closes_generator() -> None:
@@ -62,13 +69,14 @@ async def test_disconnect_closes_generator() -> None:
     body: AsyncGenerator[Any] = cast("AsyncGenerator[Any]", response.body_iterator)
     await anext(body)
     await body.aclose()
-    assert (services.open_streams, chunks.closed) == (0, True)
+    assert chunks.closed
 
 
 async def test_error_before_first_chunk_is_raised() -> None:
     services = make_services(FakePublisher({}))
-    with pytest.raises(HttpProblem, match="unknown"):
-        await sse_response(request_with(services), Chunks(HttpProblem(404, "job-unknown", "unknown")).generate())
+    request = request_with(services)
+    with pytest.raises(HttpProblem, match="unknown"), guards_of(request.scope):
+        await sse_response(request, Chunks(HttpProblem(404, "job-unknown", "unknown")).generate())
     assert services.open_streams == 0
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from bus.errors import TemporaryError
 from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.fault import Fault
@@ -42,7 +43,7 @@ LONG_IMAGE = base64.b64encode(b"x" * (MAX_INLINE_CHARS)).decode()
 
 
 class FakeStore:
-    async def write(self, data: bytes, *, media_type: str) -> Claim:
+    async def write(self, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
         return Claim(uri="s3://b/x", sha256="ab" * 32, media_type=media_type, size=len(data))
 
 
@@ -80,7 +81,8 @@ async def test_failed_request_returns_one_error_without_predictions(
     gateway: OpenFakeGateway, replies: dict[str, Replier], content: str, status: int, error: str | None
 ) -> None:
     fake_gateway = gateway(replies, vertex={"ready_seconds": 0.02, "max_instances": 2})
-    response = await fake_gateway.http.post("/predict", content=content, headers={"X-Request-Timeout": "0.02"})
+    headers = {"X-Request-Timeout": "0.02", "Content-Type": "application/json"}
+    response = await fake_gateway.http.post("/predict", content=content, headers=headers)
     assert (response.status_code, list(response.json())) == (status, ["error"] if error else ["predictions"])
     assert error is None or error in response.json()["error"]
 
@@ -90,3 +92,15 @@ async def test_health_on_vertex_needs_consult(gateway: OpenFakeGateway, replies:
     fake_gateway = gateway(replies, vertex={"mode": "PREDICTION", "ready_seconds": 0.02})
     response = await fake_gateway.http.get("/health")
     assert (response.status_code, response.json()) == (status, {"status": "healthy" if status == 200 else "loading"})
+
+
+class UnavailableStore:
+    async def write(self, data: bytes, **fields: Any) -> Claim:
+        raise TemporaryError("timeout")
+
+
+async def test_unavailable_store_is_503_with_retry_after(gateway: OpenFakeGateway) -> None:
+    fake_gateway = gateway({"consult.ready": {"ready": True}}, store=cast("ClaimStore", UnavailableStore()))
+    image = "A" * (MAX_INLINE_CHARS + 4)
+    response = await fake_gateway.http.post("/predict", json={"instances": [{"prompt": "x", "image": image}]})
+    assert (response.status_code, response.headers.get("retry-after"), response.json()) == (503, "5", {"error": "timeout"})

@@ -13,6 +13,7 @@ from gateway.middleware.sessions import Sessions
 from gateway.problems import install_error_handlers
 from gateway.services import Services
 from gateway.settings import GatewaySettings
+from tests.support.fake_broker import FakePublisher
 
 KEY = "k" * 20
 
@@ -32,7 +33,7 @@ async def open_console() -> AsyncIterator[OpenConsole]:
         app.state.services = Services(
             settings=gateway_settings,
             sessions=sessions,
-            publisher=absent,
+            publisher=cast("Any", FakePublisher({})),
             subscription=absent,
             commands=absent,
             jobs=absent,
@@ -41,7 +42,7 @@ async def open_console() -> AsyncIterator[OpenConsole]:
         for router in ROUTERS:
             app.include_router(router)
         install_error_handlers(app)
-        clients.append(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway"))
+        clients.append(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost"))
         return clients[-1]
 
     yield open_client

@@ -104,3 +104,32 @@ def test_multiline_depends_on_kind_length_and_newlines() -> None:
 def test_diff_lists_changed_added_and_removed_fields() -> None:
     changes = list(diff({"same": 1, "changed": "a", "removed": None}, {"same": 1, "changed": [2], "added": "b"}))
     assert changes == [("changed", "a", "[2]"), ("removed", "null", ""), ("added", "", "b")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lora", "[" * 100_000),
+        ("lora", '{"a": NaN}'),
+        ("lora", "[1e999]"),
+        ("scale", "1e999"),
+        ("scale", "-1e999"),
+        ("width", "9" * 5000),
+    ],
+)
+def test_value_that_is_no_standard_json_is_an_error_of_its_field(name: str, text: str) -> None:
+    with pytest.raises(InvalidForm) as raised:
+        body_from_form(list(fields_by_name({}).values()), {"body.prompt": "x", f"body.{name}": text})
+    assert list(raised.value.errors) == [name]
+
+
+def test_value_that_is_nested_too_deeply_is_shown_as_a_note() -> None:
+    """And is not submitted by mistake: the note is no JSON."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    fields = fields_by_name({"lora": deep})
+    assert "too deeply nested" in fields["lora"].value
+    with pytest.raises(InvalidForm):
+        body_from_form(list(fields.values()), form_of(list(fields.values())))
+    assert [name for name, _, _ in diff({"lora": deep}, {})] == ["lora"]

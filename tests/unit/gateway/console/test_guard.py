@@ -97,3 +97,22 @@ async def test_session_cookie_is_http_only_and_secure_when_configured(
     cookie = (await open_console(**settings).get("/console/login")).headers["set-cookie"]
     assert all(attribute in cookie for attribute in ("atelier_session=", "HttpOnly", "SameSite=lax", "Path=/console"))
     assert ("Secure" in cookie) is secure
+
+
+@pytest.mark.parametrize("host", ["x/console/login?", "x/console/login#", "localhost/console/choices", "x@y/console/login?"])
+async def test_host_header_does_not_choose_the_path_that_is_checked(host: str, open_console: OpenConsole) -> None:
+    """Every page that needs a login, and a form of one."""
+    console = open_console()
+    for path in ("/console/make", "/console/jobs", "/console/dead-letters", "/console/workers", "/console/chat", "/console/nowhere"):
+        response = await console.get(path, headers={"Host": host})
+        assert (response.status_code, response.headers["location"].startswith("/console/login?next=/console/")) == (303, True), path
+        assert host not in response.headers["location"]
+
+
+async def test_unexpected_error_is_an_error_page(open_console: OpenConsole) -> None:
+    """The services of this console are missing."""
+    console = open_console()
+    await log_in(console)
+    response = await console.get("/console/jobs")
+    assert (response.status_code, response.headers["content-type"]) == (500, "text/html; charset=utf-8")
+    assert "NoneType" not in response.text

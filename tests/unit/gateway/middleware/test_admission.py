@@ -33,6 +33,7 @@ def app_of(keyless: tuple[str, ...] = (), upload_paths: tuple[str, ...] = (), **
     async def echo(request: Request) -> dict[str, Any]:
         return {"bytes": len(await request.body()), "caller": request.scope["state"]["caller"]}
 
+    @app.get("/asyncapi")
     @app.get("/slow")
     async def slow() -> None:
         app.state.started.set()
@@ -53,7 +54,7 @@ def app_of(keyless: tuple[str, ...] = (), upload_paths: tuple[str, ...] = (), **
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,30 @@ async def test_only_known_api_key_is_accepted(headers: dict[str, str], status: i
     if status == 401:
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/echo", "/none"])
+async def test_requests_without_valid_key_are_limited_by_address(path: str) -> None:
+    """The valid key of the same address is accepted all the same, and another address has a limit of its own."""
+    app = app_of(api_keys=f"shop:{KEY}", failed_keys=3)
+    async with client_of(app) as http:
+        refused = [await http.post(path, headers={"X-API-Key": f"{number}" * 20}) for number in range(4)]
+        without = await http.post(path)
+        valid = await http.post("/echo", headers={"X-API-Key": KEY})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=("192.0.2.9", 1)), base_url="http://localhost") as other:
+        elsewhere = await other.post(path)
+    assert [response.status_code for response in (*refused, without, valid, elsewhere)] == [401, 401, 401, 429, 429, 200, 401]
+    assert 1 <= int(without.headers["retry-after"]) <= 20
+    assert without.headers["content-type"] == "application/problem+json"
+
+
+async def test_addresses_of_one_ipv6_network_share_a_limit() -> None:
+    app, statuses = app_of(api_keys=f"shop:{KEY}", failed_keys=2), []
+    for number in range(4):
+        transport = httpx.ASGITransport(app, client=(f"2001:db8:1:2:{number}::1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            statuses.append((await http.post("/echo")).status_code)
+    assert statuses == [401, 401, 429, 429]
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"api_keys": f"shop:{KEY}"}])

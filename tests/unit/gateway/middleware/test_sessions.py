@@ -7,15 +7,26 @@ from typing import Any
 
 import pytest
 
+from gateway.middleware import sessions as sessions_module
 from gateway.middleware.api_keys import ApiKeys
-from gateway.middleware.sessions import SESSION_COOKIE, Sessions
+from gateway.middleware.sessions import SESSION_COOKIE, Session, Sessions
 from gateway.settings import GatewaySettings
 
 KIM, LEE = "k" * 20, "l" * 20
 
 
-def open_sessions(seconds: float = 3600, **settings: Any) -> Sessions:
-    return Sessions(ApiKeys(GatewaySettings.model_validate({"api_keys": f"kim:{KIM} lee:{LEE}"} | settings)), seconds)
+def open_sessions(seconds: float = 3600, max_seconds: float = 7200, **settings: Any) -> Sessions:
+    return Sessions(ApiKeys(GatewaySettings.model_validate({"api_keys": f"kim:{KIM} lee:{LEE}"} | settings)), seconds, max_seconds)
+
+
+def read(sessions: Sessions, session: Session) -> Session | None:
+    return sessions.read_cookie(f"{SESSION_COOKIE}={session.cookie_value}")
+
+
+def log_in(sessions: Sessions) -> Session:
+    session = sessions.login(KIM)
+    assert session is not None
+    return session
 
 
 def test_session_is_valid_in_another_gateway_process() -> None:
@@ -92,3 +103,59 @@ def test_malformed_cookie_is_rejected() -> None:
         f"{SESSION_COOKIE}=bnVsbA.00",
     ):
         assert open_sessions().read_cookie(header) is None
+
+
+def test_renewed_session_ends_a_fixed_time_after_its_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is renewed."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    sessions = open_sessions(seconds=100, max_seconds=250)
+    session, ends, renewals = log_in(sessions), now + 250, 0
+    for _ in range(30):
+        current = read(sessions, session)
+        if current is None:
+            break
+        renewed = sessions.renew(current)
+        renewals += renewed is not current
+        session, now = renewed, now + 20
+    assert renewals >= 2
+    assert ends - 20 <= now <= ends + 21
+    assert read(sessions, session) is None
+
+
+def test_session_at_its_end_is_not_renewed_with_every_request() -> None:
+    sessions = open_sessions(seconds=3600, max_seconds=60)
+    session = log_in(sessions)
+    assert sessions.renew(session) is session
+
+
+def test_revoked_session_is_refused_with_every_cookie_it_had() -> None:
+    sessions = open_sessions(seconds=100)
+    other, session = log_in(sessions), log_in(sessions)
+    renewed = open_sessions(seconds=400).renew(session)
+    assert renewed.cookie_value != session.cookie_value
+    assert read(sessions, renewed) is not None
+    sessions.revoke(session.session_id, session.ends)
+    assert (read(sessions, session), read(sessions, renewed)) == (None, None)
+    assert read(sessions, other) is not None
+
+
+def test_revocations_take_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of sessions that are over anyway are forgotten first."""
+    monkeypatch.setattr(sessions_module, "MAX_REVOKED", 50)
+    sessions = open_sessions()
+    for number in range(200):
+        sessions.revoke(f"over-{number}", time.time() - 1)
+    session = log_in(sessions)
+    sessions.revoke(session.session_id, session.ends)
+    for number in range(40):
+        sessions.revoke(f"other-{number}", 1e18)
+    assert read(sessions, session) is None
+    assert len(sessions._revoked) <= 50
+
+
+def test_cookie_of_the_former_format_is_refused() -> None:
+    sessions = open_sessions()
+    payload = base64.urlsafe_b64encode(f'["kim",{round(time.time()) + 900},"0011223344556677"]'.encode()).decode().rstrip("=")
+    secret = sessions._signing_secrets("kim")[0]
+    assert sessions.read_cookie(f"{SESSION_COOKIE}={payload}.{sessions_module._sign(secret, 'session', payload)}") is None

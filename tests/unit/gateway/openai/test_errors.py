@@ -28,7 +28,7 @@ def fault(code: str) -> ReplyFault:
         (fault("document-too-large"), 413, "invalid_request_error", "document_too_large", None, False),
         (fault("server-away"), 503, "server_error", "server_away", None, True),
         (fault("bug"), 500, "server_error", "bug", None, False),
-        (ReplyTimeout("j-1", 1), 504, "server_error", "no_reply_in_time", None, False),
+        (ReplyTimeout("j-1", 1), 504, "server_error", "no_reply_in_time", None, True),
     ],
 )
 def test_exception_becomes_openai_error(

@@ -38,12 +38,12 @@ class FakeStore:
     def __init__(self, error: Exception | None = None, base_url: str = "https://cdn") -> None:
         self.error, self.base_url = error, base_url
 
-    async def read(self, claim: Claim) -> bytes:
+    async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
         if self.error:
             raise self.error
         return claim.uri.encode()
 
-    async def url(self, claim: Claim) -> str:
+    async def url(self, claim: Claim, *, tenant: str | None) -> str:
         return f"{self.base_url}/{claim.uri.rpartition('/')[2]}"
 
 
@@ -88,7 +88,7 @@ async def test_url_of_folder_store_is_in_jobs_api(gateway: OpenFakeGateway) -> N
     fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore(base_url="file:///store")), question_seconds=0.05)
     response = (await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox", "response_format": "url"})).json()
     job_id = fake_gateway.publisher.messages[0].job_id
-    assert response["data"][0]["url"] == f"http://gateway/jobs/{job_id}/files/1.png"
+    assert response["data"][0]["url"] == f"http://localhost/jobs/{job_id}/files/1.png"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,12 @@ async def test_served_models_are_listed(gateway: OpenFakeGateway, replies: dict[
         assert (await http.get(f"/v1/models/{model}")).json()["id"] == model
     unknown = await http.get("/v1/models/gpt-9")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_unavailable_broker_is_503_with_retry_after(gateway: OpenFakeGateway) -> None:
+    """In OpenAI's format; it was a 500, which the client library does not retry in time."""
+    fake_gateway = gateway({})
+    fake_gateway.publisher.connected = False
+    response = await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox"})
+    assert (response.status_code, response.headers.get("retry-after")) == (503, "5")
+    assert response.json()["error"]["type"] == "server_error"

@@ -61,7 +61,7 @@ class FakeStore:
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.written = error, list[tuple[bytes, str]]()
 
-    async def write(self, data: bytes, *, media_type: str) -> Claim:
+    async def write(self, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
         if self.error:
             raise self.error
         self.written.append((data, media_type))
