@@ -5,7 +5,7 @@ import io
 import zipfile
 from typing import Literal
 
-from bus.errors import PermanentError
+from actors.decoding.protocol import Refused
 
 FileType = Literal["pdf", "docx", "txt"]
 
@@ -21,7 +21,7 @@ CONTROL_CHARACTERS = frozenset(map(chr, range(32))) - frozenset("\t\n\v\f\r\x1b"
 
 
 def detect_file_type(data: bytes) -> FileType:
-    """Raises PermanentError("document-unsupported" · "document-broken" · "document-encrypted")."""
+    """Raises Refused("document-unsupported" · "document-broken" · "document-encrypted")."""
     if b"%PDF-" in data[:PDF_HEADER_WINDOW]:
         return "pdf"
     if data.startswith(b"PK\x03\x04"):
@@ -36,20 +36,20 @@ def detect_archive_type(data: bytes) -> FileType:
     try:
         names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise PermanentError(BROKEN, f"The file begins as a DOCX but is damaged or cut short: {error}.") from error
+        raise Refused(BROKEN, f"The file begins as a DOCX but is damaged or cut short: {error}.") from error
     if "word/document.xml" not in names:
-        raise PermanentError(UNSUPPORTED, "The file is an archive, but no DOCX. Send PDF, DOCX or plain text.")
+        raise Refused(UNSUPPORTED, "The file is an archive, but no DOCX. Send PDF, DOCX or plain text.")
     return "docx"
 
 
 def refuse_legacy_office(data: bytes) -> FileType:
     if "EncryptedPackage".encode("utf-16-le") in data:
-        raise PermanentError(ENCRYPTED, "The document is protected by a password. Save it without one and send it again.")
-    raise PermanentError(UNSUPPORTED, "The file is an Office document of the old format (DOC). Save it as DOCX or PDF and send it again.")
+        raise Refused(ENCRYPTED, "The document is protected by a password. Save it without one and send it again.")
+    raise Refused(UNSUPPORTED, "The file is an Office document of the old format (DOC). Save it as DOCX or PDF and send it again.")
 
 
 def decode_text(data: bytes) -> str:
-    """Plain text in UTF-8, UTF-16 with a byte order mark, or cp949. Raises PermanentError("document-unsupported")."""
+    """Plain text in UTF-8, UTF-16 with a byte order mark, or cp949. Raises Refused("document-unsupported")."""
     encodings = [name for bom, name in BOM_ENCODINGS if data.startswith(bom)] or FALLBACK_ENCODINGS
     for encoding in encodings:
         try:
@@ -58,4 +58,4 @@ def decode_text(data: bytes) -> str:
             continue
         if not CONTROL_CHARACTERS & set(text):
             return text
-    raise PermanentError(UNSUPPORTED, "The file is neither PDF nor DOCX nor plain text (UTF-8, UTF-16 or cp949).")
+    raise Refused(UNSUPPORTED, "The file is neither PDF nor DOCX nor plain text (UTF-8, UTF-16 or cp949).")

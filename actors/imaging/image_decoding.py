@@ -1,53 +1,55 @@
-"""Decodes untrusted image files: only the allowed formats, a pixel limit that is checked before decoding, no truncated files."""
+"""Decodes untrusted image files in a process that can be killed: allowed formats only, a limit of pixels, of time and of memory."""
 
-import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.PngImagePlugin import iTXt
 
-from bus.errors import PermanentError
+from actors.decoding.pictures import TOO_COSTLY, TOO_LARGE, UNREADABLE, picture_cpu_seconds
+from actors.decoding.pool import DecoderPool, Job
 
 DECODED_FORMATS = ("PNG", "JPEG", "WEBP")
-IMAGE_UNREADABLE, IMAGE_TOO_LARGE = "image-unreadable", "image-too-large"
+IMAGE_UNREADABLE, IMAGE_TOO_LARGE = UNREADABLE, TOO_LARGE
+BASE_MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 512 << 20, 32
+"""Address space of a decoder: its libraries, and a few copies of the pixels."""
+PICTURES = DecoderPool()
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Decoded pixels in their original mode, and the text chunks of a PNG."""
+    """Decoded pixels, RGB or RGBA, and the text chunks of a PNG."""
 
     pixels: Image.Image
     text_chunks: dict[str, str]
 
 
 def decode_image(data: bytes, max_pixels: int, label: str = "The picture", formats: tuple[str, ...] = DECODED_FORMATS) -> DecodedImage:
-    """The first frame of a PNG, JPEG or WebP (or of `formats`), fully decoded and rotated as its EXIF orientation says.
+    """The first frame of a PNG, JPEG or WebP (or of `formats`), fully decoded and rotated as its EXIF orientation says. Blocks.
 
-    Raises PermanentError("image-unreadable" · "image-too-large").
+    Raises PermanentError("image-unreadable" · "image-too-large" · "image-too-costly").
     """
-    try:
-        opened = Image.open(io.BytesIO(data), formats=formats)
-        check_pixels(opened.width, opened.height, max_pixels, label)
-        opened.load()
-        return DecodedImage(ImageOps.exif_transpose(opened), dict(getattr(opened, "text", {})))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PermanentError(IMAGE_TOO_LARGE, f"{label} has too many pixels to be decoded: {error}") from error
-    except (PermanentError, MemoryError):
-        raise
-    except Exception as error:  # The decoders may raise anything for a malicious file.
-        raise PermanentError(IMAGE_UNREADABLE, f"{label} is not a complete {', '.join(formats)} ({len(data)} bytes): {error}") from error
+    arguments = {"max_pixels": max_pixels, "formats": formats, "label": label}
+    answer, pixels = PICTURES.decode(picture_job(arguments, max_pixels), data)
+    chunks = {key: iTXt(*parts) if any(parts[1:]) else parts[0] for key, parts in answer["text"].items()}
+    return DecodedImage(Image.frombytes(answer["mode"], tuple(answer["size"]), pixels), chunks)
 
 
-def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
-    if width * height > max_pixels:
-        raise PermanentError(
-            IMAGE_TOO_LARGE, f"{label} is {width}×{height}; at most {max_pixels} pixels are decoded (the setting …_PIXELS of this step)."
-        )
+def picture_job(arguments: dict[str, object], max_pixels: int) -> Job:
+    """The time that the decoder takes is limited for the picture's own pixels; `cpu_seconds` and the rest for `max_pixels`."""
+    cpu_seconds = picture_cpu_seconds(max_pixels)
+    return Job(
+        kind="picture",
+        arguments=arguments,
+        cpu_seconds=cpu_seconds,
+        wall_seconds=10 + 3 * cpu_seconds,
+        memory_bytes=BASE_MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_pixels,
+        max_answer_bytes=4 * max_pixels,
+        broken_code=UNREADABLE,
+        costly_code=TOO_COSTLY,
+    )
 
 
 def to_rgba(picture: Image.Image) -> Image.Image:
-    """RGBA from any mode. Sixteen bits per pixel are scaled to eight; Pillow alone would clip them to white."""
-    if picture.mode.startswith(("I", "F")):
-        picture = picture.convert("I").point(lambda level: level / 256).convert("L")
     return picture.convert("RGBA")
 
 

@@ -84,6 +84,10 @@ class ConversationRepository:
             raise conversation_unknown()
         return [ConversationMessage.model_validate(dict(row)) for row in rows]
 
+    async def require(self, conversation_id: str, tenant: str) -> None:
+        if not await self.pool.fetchval(SQL["conversation_exists"], conversation_id, tenant):
+            raise conversation_unknown()
+
     async def delete(self, conversation_id: str, tenant: str) -> None:
         if not await self.pool.fetchval(SQL["delete"], conversation_id, tenant):
             raise conversation_unknown()

@@ -1,22 +1,18 @@
 """Builds the messages for a model: the system prompt, the history, and the question with its pictures and documents."""
 
-import base64
-import binascii
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from actors.attachments.documents import DocumentReader
 from actors.attachments.image_preparation import prepare_image
+from actors.decoding.base64_data import decode_base64
 from actors.engines.remote.openai_vlm import data_url
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
 from contracts.conversation import ConversationMessage
 from contracts.text import Document, Message, Picture, Text
-
-DATA_URL = re.compile(r"^data:[\w.+/-]+;base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,22 +38,22 @@ class PromptBuilder:
     documents: DocumentReader
     settings: AttachmentSettings
 
-    async def build(self, command: Text) -> Prompt:
+    async def build(self, command: Text, tenant: str | None) -> Prompt:
         """Raises PermanentError("invalid-message"), or the error of a picture or a document that cannot be read."""
         if (command.message is None) == (command.messages is None):
             raise PermanentError("invalid-message", "send either message or messages")
         system = [{"role": "system", "content": command.system}] if command.system else []
         if command.messages is not None:
-            messages = [await self._to_openai_message(message) for message in command.messages]
+            messages = [await self._to_openai_message(message, tenant) for message in command.messages]
             has_images = any(isinstance(message["content"], list) for message in messages)
             unused = ConversationMessage(role="user", content="", timestamp=datetime.now(UTC))
             return Prompt([*system, *messages], unused, has_images, has_documents=False)
-        return await self._build_turn(command, system)
+        return await self._build_turn(command, system, tenant)
 
-    async def _build_turn(self, command: Text, system_messages: list[dict[str, Any]]) -> Prompt:
-        document_texts = [await self._document_text(document) for document in command.documents]
+    async def _build_turn(self, command: Text, system_messages: list[dict[str, Any]], tenant: str | None) -> Prompt:
+        document_texts = [await self._document_text(document, tenant) for document in command.documents]
         text = "\n\n".join([*document_texts, command.message or ""])
-        pictures = [await self._image_part(picture) for picture in command.pictures]
+        pictures = [await self._image_part(picture, tenant) for picture in command.pictures]
         content: Any = [*pictures, {"type": "text", "text": text}] if pictures else text
         user_message = ConversationMessage(
             role="user",
@@ -68,36 +64,37 @@ class PromptBuilder:
         )
         return Prompt([*system_messages, {"role": "user", "content": content}], user_message, bool(pictures), bool(document_texts))
 
-    async def _to_openai_message(self, message: Message) -> dict[str, Any]:
+    async def _to_openai_message(self, message: Message, tenant: str | None) -> dict[str, Any]:
         if isinstance(message.content, str):
             return {"role": message.role, "content": message.content}
         parts = [
-            await self._image_part(part.picture) if part.picture else {"type": "text", "text": part.text or ""} for part in message.content
+            await self._image_part(part.picture, tenant) if part.picture else {"type": "text", "text": part.text or ""}
+            for part in message.content
         ]
         if all(part["type"] == "text" for part in parts):
             return {"role": message.role, "content": "\n".join(part["text"] for part in parts)}
         return {"role": message.role, "content": parts}
 
-    async def _image_part(self, picture: Picture) -> dict[str, Any]:
-        url = data_url(await prepare_image(await self._load_bytes(picture), self.settings))
+    async def _image_part(self, picture: Picture, tenant: str | None) -> dict[str, Any]:
+        url = data_url(await prepare_image(await self._load_bytes(picture, tenant), self.settings))
         return {"type": "image_url", "image_url": {"url": url}}
 
-    async def _document_text(self, document: Document) -> str:
-        text = await self.documents.extract_text(await self._load_bytes(document))
+    async def _document_text(self, document: Document, tenant: str | None) -> str:
+        text = await self.documents.extract_text(await self._load_bytes(document, tenant))
         return f"[{document.name or 'document'}]\n{text}"
 
-    async def _load_bytes(self, attachment: Picture | Document) -> bytes:
+    async def _load_bytes(self, attachment: Picture | Document, tenant: str | None) -> bytes:
         url = getattr(attachment, "url", None)
         if attachment.claim:
-            return await self.claims.read(attachment.claim)
+            return await self.claims.read(attachment.claim, tenant=tenant)
         if url:
-            return await self.claims.fetch(url, max_bytes=self.settings.max_upload_bytes)
+            return await self.claims.fetch(url, tenant=tenant, max_bytes=self.settings.max_upload_bytes)
         if not attachment.data:
             raise PermanentError("invalid-message", "a picture or document has neither a claim nor data")
-        try:
-            return base64.b64decode("".join(DATA_URL.sub("", attachment.data.strip()).split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise PermanentError("invalid-message", f"the attachment is not valid base64: {error}") from error
+        limit, large_code = self.settings.max_upload_bytes, "image-too-large" if isinstance(attachment, Picture) else "document-too-large"
+        return await decode_base64(
+            attachment.data, max_bytes=limit, broken_code="invalid-message", large_code=large_code, label="the attachment"
+        )
 
 
 def with_history(prompt: Prompt, history: tuple[tuple[str, str], ...], turns: int) -> list[dict[str, Any]]:

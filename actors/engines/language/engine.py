@@ -83,7 +83,7 @@ class VlmEngine:
             image=f"{token}\n" if request.image else "", text=strip_special_tokens(request.text, self._special_tokens)
         )
         try:
-            images = [Image.open(io.BytesIO(request.image)).convert("RGB")] if request.image else None
+            images = [Image.open(io.BytesIO(request.image), formats=("PNG",)).convert("RGB")] if request.image else None
             inputs = self._loaded.processor(images=images, text=[prompt], return_tensors="pt")
         except Exception as error:
             code = "image-unreadable" if request.image else "prompt-unreadable"

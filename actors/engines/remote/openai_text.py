@@ -213,7 +213,7 @@ def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]
 
 async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The JSON of each server-sent event. Raises TemporaryError when one has an error."""
-    async for line in response.aiter_lines():
+    async for line in text_lines(response.aiter_text()):
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             continue
@@ -221,6 +221,18 @@ async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         if "error" in event:
             raise TemporaryError(f"the model server failed: {str(event['error'])[:500]}", code="server-failed")
         yield event
+
+
+async def text_lines(parts: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The lines of a stream. Only line feeds end one: the JSON of an event may contain other line separators, such as U+2028."""
+    pending: list[str] = []
+    async for part in parts:
+        *lines, rest = part.split("\n")
+        for line in lines:
+            yield "".join([*pending, line])
+            pending.clear()
+        pending.append(rest)
+    yield "".join(pending)
 
 
 async def raise_for_status(response: httpx.Response) -> None:

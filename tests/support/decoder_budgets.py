@@ -1,0 +1,290 @@
+"""The table of decoders: for each call of a decoding function that reads input from outside, the hostile inputs and what is called."""
+
+import asyncio
+import base64
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from tests.support import hostile_files as files
+
+CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 5.0, 60.0, 3 << 30
+"""Of one hostile input; the busiest takes a fifth of the time. Memory is the address space of the process that runs them all."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`call` reads each of `inputs`, or refuses it with an error that is made for it: no RecursionError, MemoryError or TypeError."""
+
+    call: Callable[[Any], Any]
+    inputs: Callable[[], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """Not from outside, or read elsewhere before; `reason` says by whom it was written."""
+
+    reason: str
+
+
+def read_order(data: bytes) -> None:
+    from actors.adapters.image_generation import _parse_json
+
+    _parse_json(data)
+
+
+def read_document(data: bytes) -> None:
+    from actors.attachments.documents import DocumentReader
+    from actors.settings import AttachmentSettings
+
+    asyncio.run(DocumentReader(AttachmentSettings(read_seconds=5.0, memory_bytes=1 << 28)).extract_text(data))
+
+
+def read_base64(text: str) -> None:
+    from actors.decoding.base64_data import decode_base64
+
+    codes = {"broken_code": "broken", "large_code": "large", "label": "it"}
+    asyncio.run(decode_base64(text, max_bytes=10 << 20, **codes))
+
+
+def read_picture(data: bytes) -> None:
+    from actors.imaging.image_decoding import decode_image
+
+    decode_image(data, 25_000_000)
+
+
+def read_weights(data: bytes) -> None:
+    from actors.engines.diffusion.lora.validation import validate_lora
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        validate_lora(Path(file.name), "it", max_bytes=1 << 30, max_rank=256)
+
+
+def read_answer(text: str) -> None:
+    from actors.llm.json_extraction import extract_json_object
+
+    extract_json_object(text)
+
+
+def read_verdict(text: str) -> None:
+    from actors.engines.language.requests import VlmResponse
+    from actors.vision.verdict_parser import parse_verdict
+    from contracts.verdict import ImageVerdictSchema
+
+    parse_verdict(VlmResponse(text=text, prompt_tokens=1, completion_tokens=1, finish_reason="stop", model="m"), ImageVerdictSchema)
+
+
+def read_overlay_text(text: str) -> None:
+    from actors.imaging.fonts import normalize_text
+
+    normalize_text(text[:500])
+
+
+def read_command(data: bytes) -> None:
+    from contracts.consult import Consult
+
+    Consult.model_validate_json(data)
+
+
+def read_event(data: bytes) -> None:
+    from contracts.event import Event
+
+    Event.model_validate_json(data)
+
+
+def read_export_line(data: bytes) -> None:
+    from bus.dead_letters.jsonl import _parse_line
+
+    _parse_line(data.decode(errors="replace"), 1)
+
+
+def read_json_body(data: bytes) -> None:
+    from gateway.json_body import parse_json
+
+    parse_json(data)
+
+
+def read_session(data: str) -> None:
+    from gateway.middleware.api_keys import ApiKeys
+    from gateway.middleware.sessions import Sessions
+    from gateway.settings import GatewaySettings
+
+    Sessions(ApiKeys(GatewaySettings()), 60.0).read_cookie(f"atelier_session={data}")
+
+
+def read_upload(text: str) -> None:
+    from gateway.text.uploads import parse_base64
+
+    parse_base64(text)
+
+
+def read_slip(data: bytes) -> None:
+    from bus.worker.outgoing import read_slip
+
+    read_slip(b'{"slip":' + data)
+
+
+def read_content(data: bytes) -> None:
+    from bus.persistence.entry_id import content_digest
+
+    content_digest(b'{"slip":' + data)
+
+
+def read_archive(data: bytes) -> None:
+    from gateway.text.uploads import document_type
+
+    document_type(data)
+
+
+def read_form(body: bytes) -> None:
+    parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=500)
+
+
+def hostile_forms() -> Iterable[bytes]:
+    yield b"a=" + quote("\u2028" * 100_000).encode()
+    yield b"&" * 1_000_000
+    yield b"a&" * 500_000
+    yield b"%" * 1_000_000
+
+
+def hostile_marks() -> Iterable[str]:
+    """Combining marks, whose order takes quadratic time: the texts of overlays and signatures have at most 500 characters."""
+    yield "e\u0301\u0323" * 1_000_000
+    yield "\u0315\u0300" * 1_000_000
+
+
+def hostile_cookies() -> Iterable[str]:
+    yield from (base64.urlsafe_b64encode(data).decode() for data in files.hostile_json(60_000))
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    from actors.engines.language.requests import PromptTooLong
+    from bus.actor import InvalidMessage
+    from bus.errors import PermanentError, TemporaryError
+
+    return PermanentError, TemporaryError, InvalidMessage, PromptTooLong, ValidationError, ValueError
+
+
+ORDER = Budget(read_order, files.hostile_json)
+DOCUMENT = Budget(read_document, files.hostile_documents)
+BASE64 = Budget(read_base64, files.hostile_base64)
+PICTURE = Budget(read_picture, files.hostile_pictures)
+WEIGHTS = Budget(read_weights, files.hostile_weights)
+ANSWER = Budget(read_answer, files.hostile_texts_of_json)
+VERDICT = Budget(read_verdict, files.hostile_texts_of_json)
+COMMAND = Budget(read_command, files.hostile_json)
+EVENT = Budget(read_event, files.hostile_json)
+VALUE = Budget(from_json, files.hostile_json)
+FORM = Budget(read_form, hostile_forms)
+SESSION = Budget(read_session, hostile_cookies)
+UPLOAD = Budget(read_upload, files.hostile_base64)
+
+OWN_PROCESS = Trusted("written by another process of this installation")
+OWN_FILE = Trusted("a file of this package or of this installation")
+MODEL_SERVER = Trusted("the answer of a server that the settings name")
+GUARDED_FORM = Trusted("the console's form, parsed before by gateway/console/guard.py")
+OPERATOR = Trusted("read by the command line of the operator, who may stop it")
+
+DECODERS: dict[tuple[str, str], Budget | Trusted] = {
+    ("actors/adapters/image_generation.py", "json.loads"): ORDER,
+    ("actors/attachments/document_reader.py", "defusedxml.ElementTree.iterparse"): DOCUMENT,
+    ("actors/attachments/document_reader.py", "pypdf.PdfReader"): DOCUMENT,
+    ("actors/attachments/document_reader.py", "zipfile.ZipFile"): DOCUMENT,
+    ("actors/attachments/file_types.py", "zipfile.ZipFile"): DOCUMENT,
+    ("actors/decoding/base64_data.py", "base64.b64decode"): BASE64,
+    ("actors/decoding/pictures.py", "PIL.Image.open"): PICTURE,
+    ("actors/decoding/protocol.py", "json.loads"): OWN_PROCESS,
+    ("actors/engines/diffusion/lora/tensors.py", "safetensors.torch.load_file"): Trusted("a file that lora/validation.py has accepted"),
+    ("actors/engines/diffusion/lora/validation.py", "json.loads"): WEIGHTS,
+    ("actors/engines/diffusion/lora/validation.py", "struct.unpack"): WEIGHTS,
+    ("actors/engines/diffusion/tiny_stable_diffusion.py", "safetensors.safe_open"): OWN_FILE,
+    ("actors/engines/language/engine.py", "PIL.Image.open"): Trusted("a PNG that the worker has encoded; in the model process"),
+    ("actors/engines/language/grammar.py", "json.loads"): Trusted("a schema that the worker has encoded; in the model process"),
+    ("actors/engines/process/framing.py", "pickle.loads"): OWN_PROCESS,
+    ("actors/engines/remote/openai_client.py", "json.loads"): Trusted("a schema that the worker has encoded"),
+    ("actors/engines/remote/openai_text.py", ".json"): MODEL_SERVER,
+    ("actors/engines/remote/openai_text.py", "json.loads"): MODEL_SERVER,
+    ("actors/engines/remote/openai_vlm.py", ".json"): MODEL_SERVER,
+    ("actors/imaging/content_credentials.py", "c2pa.Builder"): Trusted("pictures that a model generated and the watermark step encoded"),
+    ("actors/imaging/content_credentials.py", "c2pa.Reader"): OWN_FILE,
+    ("actors/imaging/fonts.py", "struct.unpack_from"): OWN_FILE,
+    ("actors/imaging/fonts.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
+    ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
+    ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
+    ("actors/llm/json_extraction.py", "json.loads"): ANSWER,
+    ("actors/vision/overlay_layout.py", "json.loads"): Trusted("a row of the source database"),
+    ("actors/vision/verdict_parser.py", ".model_validate_json"): VERDICT,
+    ("actors/vision/verdict_parser.py", ".raw_decode"): VERDICT,
+    ("actors/vision/verdict_parser.py", "json.JSONDecoder"): VERDICT,
+    ("actors/webhooks/webhook_request.py", "base64.b64decode"): Trusted("a secret of the settings"),
+    ("bus/amqp/discovery.py", ".model_validate_json"): COMMAND,
+    ("bus/amqp/request_reply.py", "pydantic_core.from_json"): VALUE,
+    ("bus/amqp/revocations.py", ".model_validate_json"): COMMAND,
+    ("bus/amqp/subscriptions.py", ".model_validate_json"): EVENT,
+    ("bus/amqp/tolerant_decoding.py", "struct.unpack"): Trusted("fields of fixed length; tests/unit/bus/amqp/ draws every kind of them"),
+    ("bus/dead_letters/jsonl.py", ".model_validate_json"): Budget(read_export_line, files.hostile_json),
+    ("bus/dead_letters/jsonl.py", "base64.b64decode"): Budget(read_export_line, files.hostile_json),
+    ("bus/dead_letters/jsonl.py", "json.loads"): Trusted("JSON that the line above has written"),
+    ("bus/persistence/entry_id.py", "json.loads"): Budget(read_content, files.hostile_json),
+    ("bus/persistence/pool.py", "pydantic_core.from_json"): Trusted("a row of our own database"),
+    ("bus/storage/prefix_sync.py", ".json"): Trusted("the answer of the store that the settings name"),
+    ("bus/storage/prefix_sync.py", "base64.b64decode"): Trusted("the answer of the store that the settings name"),
+    ("bus/worker/control.py", ".model_validate_json"): COMMAND,
+    ("bus/worker/decoding.py", ".model_validate_json"): COMMAND,
+    ("bus/worker/outgoing.py", "json.loads"): Budget(read_slip, files.hostile_json),
+    ("bus/worker/pg_listener.py", "json.loads"): Trusted("a notification of Postgres: at most 8000 bytes"),
+    ("gateway/compat/chat_requests.py", ".form"): Trusted("multipart: MAX_FORM_FIELDS and two files, read in parts"),
+    ("gateway/compat/chat_requests.py", "urllib.parse.parse_qsl"): FORM,
+    ("gateway/compat/vertex.py", "base64.b64decode"): UPLOAD,
+    ("gateway/console/auth.py", ".form"): GUARDED_FORM,
+    ("gateway/console/chat_page.py", ".form"): GUARDED_FORM,
+    ("gateway/console/dead_letter_pages.py", ".form"): GUARDED_FORM,
+    ("gateway/console/dead_letter_pages.py", "json.loads"): VALUE,
+    ("gateway/console/guard.py", ".form"): GUARDED_FORM,
+    ("gateway/console/guard.py", "urllib.parse.parse_qs"): FORM,
+    ("gateway/console/i18n.py", "json.loads"): OWN_FILE,
+    ("gateway/console/job_pages.py", ".form"): GUARDED_FORM,
+    ("gateway/console/make.py", ".form"): GUARDED_FORM,
+    ("gateway/docs/asyncapi.py", "yaml.load"): OWN_FILE,
+    ("gateway/json_body.py", ".model_validate_json"): COMMAND,
+    ("gateway/json_body.py", "pydantic_core.from_json"): Budget(read_json_body, files.hostile_json),
+    ("gateway/middleware/sessions.py", "base64.urlsafe_b64decode"): SESSION,
+    ("gateway/middleware/sessions.py", "json.loads"): SESSION,
+    ("gateway/openai/chat_requests.py", ".form"): Trusted("a URL's data that FastAPI has parsed, not a form"),
+    ("gateway/text/uploads.py", "base64.b64decode"): UPLOAD,
+    ("gateway/text/uploads.py", "zipfile.ZipFile"): Budget(read_archive, files.hostile_documents),
+}
+
+
+def trusted_reader(path: str) -> Trusted | None:
+    """The command line and its documents are run by the operator."""
+    return OPERATOR if path.startswith("ops/") else None
+
+
+def run_budget(place: str, name: str) -> list[str]:
+    """What went wrong with any of the inputs: too much time, or an error that is no refusal."""
+    budget = DECODERS[place, name]
+    assert isinstance(budget, Budget)
+    accepted = refusals()
+    return [problem for number, data in enumerate(budget.inputs()) if (problem := _run_one(budget, number, data, accepted))]
+
+
+def _run_one(budget: Budget, number: int, data: Any, accepted: tuple[type[Exception], ...]) -> str | None:
+    label = f"input {number}, {data[:40]!r}… ({len(data)})"
+    started = time.process_time()
+    try:
+        budget.call(data)
+    except Exception as error:
+        if not isinstance(error, accepted):
+            return f"{label}: {error!r}"[:300]
+    seconds = time.process_time() - started
+    return f"{label}: {seconds:.1f} s" if seconds > CPU_SECONDS else None
