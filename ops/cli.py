@@ -143,6 +143,13 @@ def add_doctor(commands: Any) -> None:
 def add_topology(commands: Any) -> None:
     topology = commands.add_parser("topology", help="the exchanges and queues, and the policies that may be set on them")
     topology.add_argument("--json", action="store_true", help=JSON_HELP)
+    users = topology.add_argument_group("users of RabbitMQ")
+    users.add_argument("--users", action="store_true", help="one user and permission set per role: publisher, actor, gateway, operator")
+    users.add_argument("--apply", action="store_true", help="create or update them, with rabbitmqctl on this machine")
+    users.add_argument("--management", metavar="URL", help="apply over the management plugin, as the user of AMQP_URL")
+    users.add_argument("--foreign-queue", action="store_true", help="a publisher may use the default exchange, which reaches every queue")
+    users.add_argument("--definitions", action="store_true", help="print the document that RabbitMQ imports, with hashes of the passwords")
+    users.add_argument("--passwords", action="store_true", help="print the passwords and the URLs")
     topology.set_defaults(call=lazy_command("ops.commands.topology", "topology"))
 
     prepare = commands.add_parser("prepare", help="declare exchanges and queues, set policies, make the bucket; before the first actor")

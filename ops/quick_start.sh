@@ -6,6 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+passwords="RABBITMQ_PASSWORD RABBITMQ_PUBLISHER_PASSWORD RABBITMQ_ACTOR_PASSWORD RABBITMQ_GATEWAY_PASSWORD RABBITMQ_OPERATOR_PASSWORD \
+  POSTGRES_PASSWORD S3_ROOT_PASSWORD S3_PASSWORD ATELIER_SECRET GRAFANA_PASSWORD"
 gpu=auto model="" wait_seconds=300 check=no
 while [ $# -gt 0 ]; do
   case $1 in
@@ -40,7 +42,7 @@ fi
 if [ "$gpu" = yes ]; then pass "GPU: $(nvidia-smi -L | head -n 1)"; else pass "no GPU: CPU actors only"; fi
 
 if [ -f .env ]; then
-  for name in RABBITMQ_PASSWORD POSTGRES_PASSWORD S3_PASSWORD GATEWAY_API_KEYS; do
+  for name in $passwords GATEWAY_API_KEYS; do
     grep -Eq "^$name=.+" .env || fail ".env does not set $name" "Add a line $name=… to .env; see .env.example."
   done
   pass ".env exists"
@@ -49,9 +51,7 @@ elif [ "$check" = yes ]; then
 else
   umask 077
   {
-    echo "RABBITMQ_PASSWORD=$(secret)"
-    echo "POSTGRES_PASSWORD=$(secret)"
-    echo "S3_PASSWORD=$(secret)"
+    for name in $passwords; do echo "$name=$(secret)"; done
     echo "GATEWAY_API_KEYS=me:$(secret)"
     cat .env.example
   } > .env.new
@@ -71,7 +71,7 @@ docker compose "${profiles[@]}" up -d || fail "the services could not be started
 
 for ((waited = 0; waited < wait_seconds; waited += 2)); do
   states=$(docker compose "${profiles[@]}" ps --format '{{.Service}} {{.State}} {{.Health}}')
-  waiting=$(echo "$states" | grep -Ecv ' healthy$|^prepare ' || true)
+  waiting=$(echo "$states" | grep -Ecv ' healthy$|^(prepare|s3-user) ' || true)
   if [ -n "$states" ] && [ "$waiting" = 0 ]; then
     address=$(docker compose port gateway 8080)
     pass "healthy after $waited seconds"
@@ -80,5 +80,5 @@ for ((waited = 0; waited < wait_seconds; waited += 2)); do
   fi
   sleep "${QUICK_START_PAUSE:-2}"
 done
-echo "$states" | grep -Ev ' healthy$|^prepare ' >&2 || true
+echo "$states" | grep -Ev ' healthy$|^(prepare|s3-user) ' >&2 || true
 fail "not everything became healthy within $wait_seconds seconds" "See docker compose logs of the services above; --wait gives more time."

@@ -27,6 +27,8 @@ class LocalSettings(BaseSettings):
     amqp_url: SecretStr | None = None
     database_url: SecretStr | None = None
     store_url: str | None = None
+    secret: SecretStr | None = Field(None, validation_alias="ATELIER_SECRET")
+    sign_messages: str = Field("off", validation_alias="ATELIER_SIGN_MESSAGES")
     rabbitmq_host: str | None = Field(None, description="Names a broker where AMQP_URL is not set; see `RabbitMqSettings`.")
     aws_storage_bucket_name: str | None = Field(None, description="Names a store where STORE_URL is not set; see `StoreSettings`.")
     local_folder: Path = Field(
@@ -52,6 +54,28 @@ class LocalSettings(BaseSettings):
     @property
     def given_store_url(self) -> str | None:
         return self.store_url or (f"s3://{self.aws_storage_bucket_name}" if self.aws_storage_bucket_name else None)
+
+
+class BrokerUserSettings(BaseSettings):
+    """The passwords of the broker's users; `atelier topology --users` generates those that are not set."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, env_prefix="RABBITMQ_")
+
+    publisher_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-publisher`.")
+    actor_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-actor`.")
+    gateway_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-gateway`.")
+    operator_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-operator`.")
+
+    publisher_foreign_queue: bool = Field(
+        False, description="The user `atelier-publisher` may use the default exchange, which reaches every queue, as an older backend does."
+    )
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        """The passwords that are set, by role."""
+        names = [name for name in type(self).model_fields if name.endswith("_password")]
+        given = {name.removesuffix("_password"): getattr(self, name) for name in names}
+        return {role: password.get_secret_value() for role, password in given.items() if password}
 
 
 def inherited_environment() -> dict[str, str]:

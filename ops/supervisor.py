@@ -111,13 +111,21 @@ def with_health_port(environment: Mapping[str, str], index: int) -> dict[str, st
 
 
 @asynccontextmanager
-async def open_supervisor(steps: Sequence[str], environment: Mapping[str, str], write_line: LineWriter) -> AsyncIterator[Supervisor]:
+async def open_supervisor(
+    steps: Sequence[str], environment: Mapping[str, str], write_line: LineWriter, gateway_environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Supervisor]:
     """One process per entry, each `atelier run <step>`; an entry may name several steps, separated by blanks.
 
-    On exit all processes are stopped at the same time.
+    `gateway_environment`: what replaces `environment` in the gateway's process. On exit all processes are stopped at the same time.
     """
+    environments = {GATEWAY: environment if gateway_environment is None else gateway_environment}
     children = [
-        ChildProcess(step, [sys.executable, "-m", "ops.cli", *child_arguments(step)], with_health_port(environment, number), write_line)
+        ChildProcess(
+            step,
+            [sys.executable, "-m", "ops.cli", *child_arguments(step)],
+            with_health_port(environments.get(step, environment), number),
+            write_line,
+        )
         for number, step in enumerate(steps)
     ]
     tasks = [asyncio.create_task(child.supervise()) for child in children]

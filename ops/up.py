@@ -12,8 +12,11 @@ from anyio import to_thread
 from rich.console import Console
 from rich.text import Text
 
-from bus.observability.logs import configure_logging
+from bus.observability.logs import configure_logging, mask_text
+from bus.settings import BusSettings
+from ops.commands.prepare import declare_all
 from ops.errors import SetupError
+from ops.local.rabbitmq_users import PASSWORDS_FILE
 from ops.local.stack import ServiceUrls, llm_server, local_stack, stop_orphans
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, make_tiny_models
 from ops.registry import MODULES, NEEDS_MODELS
@@ -45,13 +48,23 @@ async def run_until_stopped(steps: Sequence[str], settings: LocalSettings) -> No
         environment = await actor_environment(urls, steps, settings)
         for server in llm_servers:
             environment |= server.environment
-        async with open_supervisor(steps, environment, coloured_line_writer(console, steps)) as supervisor:
+        gateway_environment = environment | {"AMQP_URL": urls.amqp_url_of("gateway")}
+        if GATEWAY in steps and urls.amqp_urls:  # its user may not declare the queues
+            await declare_all(BusSettings.model_validate({"amqp_url": urls.amqp_url}))
+        async with open_supervisor(steps, environment, coloured_line_writer(console, steps), gateway_environment) as supervisor:
             if await completes_before(stop, supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
-                for name, value in urls.environment.items():
-                    console.print(f"  {name}={value}", soft_wrap=True)
+                console.print(describe_services(urls, settings), soft_wrap=True, markup=False)
                 await stop.wait()
             console.print("Stopping …")
+
+
+def describe_services(urls: ServiceUrls, settings: LocalSettings) -> str:
+    """The URLs of the services without passwords, and where the passwords are."""
+    lines = [f"  {name}={mask_text(value)}" for name, value in urls.environment.items() if name != "ATELIER_SECRET"]
+    if urls.amqp_urls:
+        lines.append(f"  users and passwords of the broker: {settings.local_folder.resolve() / 'rabbitmq' / PASSWORDS_FILE}")
+    return "\n".join(lines)
 
 
 def needs_llm_server(steps: Sequence[str], environment: Mapping[str, str]) -> bool:

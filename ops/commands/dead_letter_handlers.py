@@ -32,6 +32,7 @@ from ops.commands import dead_letter_output as output
 from ops.commands.time_arguments import parse_age, parse_time
 from ops.errors import SetupError
 from ops.local.postgres import EmbeddedPostgres
+from ops.local.secret_file import secret_fields
 from ops.local.shared_server import SharedServer, shared_servers
 from ops.local.stack import local_stack
 from ops.settings import LocalSettings
@@ -76,7 +77,8 @@ def run_command(name: str, arguments: Namespace) -> int:
 async def run_with_services(handler: CommandHandler, arguments: Namespace, *, needs_broker: bool) -> CommandResult:
     """Open the database, with its tables, and run a command on it."""
     async with service_urls(needs_broker=needs_broker) as (amqp_url, database_url):
-        settings = BusSettings.model_validate({"amqp_url": amqp_url, "database_url": database_url})
+        secrets = secret_fields(LocalSettings()) if needs_broker else {}
+        settings = BusSettings.model_validate({"amqp_url": amqp_url, "database_url": database_url} | secrets)
         async with open_pool(settings) as pool:
             assert pool is not None
             if not await DeadLetterRepository(pool).schema_exists():
@@ -90,7 +92,7 @@ async def service_urls(*, needs_broker: bool) -> AsyncIterator[tuple[str, str]]:
     settings = LocalSettings()
     if needs_broker:
         async with local_stack(settings) as stack:
-            yield stack.amqp_url, stack.database_url
+            yield stack.amqp_url_of("operator"), stack.database_url
         return
     if settings.given_database_url:
         yield settings.given_amqp_url or "amqp://none", settings.given_database_url
@@ -185,13 +187,16 @@ async def read_new_body(repository: DeadLetterRepository, arguments: Namespace) 
             raise ValueError("it is not a JSON object")
         for change in arguments.set:
             set_field(body, *change.split("=", 1))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise SetupError(f"the new body cannot be read: {error}") from error
     return body
 
 
 def set_field(body: dict[str, Any], path: str, text: str = "") -> None:
-    """Set one field; the path `a.b.0.c` goes through objects and lists. `text` is JSON, or else a string. Raises ValueError, TypeError."""
+    """Set one field; the path `a.b.0.c` goes through objects and lists. `text` is JSON, or else a string.
+
+    Raises ValueError, TypeError, LookupError or AttributeError for a path that the body does not have.
+    """
     *parents, last = path.split(".")
     container: Any = body
     for key in parents:
@@ -236,7 +241,7 @@ async def export_letters(context: CommandContext, arguments: Namespace) -> Comma
 
 
 async def import_letters(context: CommandContext, arguments: Namespace) -> CommandResult:
-    lines = read_input(arguments.file).splitlines()
+    lines = read_input(arguments.file).split("\n")  # a string may contain other line separators, such as U+2028
     return moved_result(arguments, "imported", await jsonl.import_lines(context.pool, lines, dry_run=not arguments.yes))
 
 

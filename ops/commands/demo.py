@@ -8,6 +8,7 @@ from argparse import Namespace
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bus.amqp.publisher import Publisher, open_publisher
@@ -31,6 +32,15 @@ AD_PROCESSES = ("text overlay watermark upload webhook ledger", "image", "valida
 JOB_SECONDS, WEBHOOK_SECONDS = 600.0, 30.0
 
 
+@dataclass(frozen=True)
+class DemoStack:
+    """`publisher`: a backend's connection, or a gateway's for an advertisement. `operator`: the one that follows the events."""
+
+    backend: FakeBackend
+    publisher: Publisher
+    operator: Publisher
+
+
 def demo(arguments: Namespace) -> int:
     configure_logging("WARNING")
     return asyncio.run(run_demo(arguments, LocalSettings()))
@@ -41,17 +51,15 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
     started = time.monotonic()
     folder = settings.local_folder.resolve()
     with open_display(quiet=arguments.json) as display:
-        async with open_demo_stack(folder, settings, display, ad=arguments.ad) as (backend, publisher):
-            job = await publish_and_follow(arguments, folder, backend, publisher, display)
-        report = job.report(backend, round(time.monotonic() - started, 3))
+        async with open_demo_stack(folder, settings, display, ad=arguments.ad) as stack:
+            job = await publish_and_follow(arguments, folder, stack, display)
+        report = job.report(stack.backend, round(time.monotonic() - started, 3))
     sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n" if arguments.json else display.summary(report, job.events))
     return 0 if report["ok"] else 1
 
 
 @asynccontextmanager
-async def open_demo_stack(
-    folder: Path, settings: LocalSettings, display: DemoDisplay, *, ad: bool
-) -> AsyncIterator[tuple[FakeBackend, Publisher]]:
+async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDisplay, *, ad: bool) -> AsyncIterator[DemoStack]:
     """Services of the demo's own (the actors of a running `atelier up` would consume its orders), a fake backend, and the actors."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
     llm_servers = [llm_server(own.local_folder)] if ad else []
@@ -61,11 +69,14 @@ async def open_demo_stack(
         environment = inherited_environment() | urls.environment | demo_environment(folder, backend, await making_models)
         for server in llm_servers:
             environment |= server.environment
-        processes, bus = AD_PROCESSES if ad else PROCESSES, BusSettings.model_validate(_bus_urls(urls))
         display.set_status("starting the actors")
-        async with open_supervisor(processes, environment, display.record_line) as supervisor, open_publisher(bus) as publisher:
+        async with (
+            open_supervisor(AD_PROCESSES if ad else PROCESSES, environment, display.record_line) as supervisor,
+            open_publisher(bus_settings(urls, "gateway" if ad else "publisher")) as publisher,
+            open_publisher(bus_settings(urls, "operator")) as operator,
+        ):
             await supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)
-            yield backend, publisher
+            yield DemoStack(backend, publisher, operator)
 
 
 async def make_tiny_models_in_subprocess(folder: Path) -> dict[str, Path]:
@@ -91,23 +102,21 @@ def demo_environment(folder: Path, backend: FakeBackend, models: dict[str, Path]
     }
 
 
-def _bus_urls(urls: ServiceUrls) -> dict[str, str]:
-    return {"amqp_url": urls.amqp_url, "database_url": urls.database_url}
+def bus_settings(urls: ServiceUrls, role: str) -> BusSettings:
+    return BusSettings.model_validate({"amqp_url": urls.amqp_url_of(role), "database_url": urls.database_url, **urls.secrets})
 
 
-async def publish_and_follow(
-    arguments: Namespace, folder: Path, backend: FakeBackend, publisher: Publisher, display: DemoDisplay
-) -> DemoJob:
+async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStack, display: DemoDisplay) -> DemoJob:
     """Publish one order and follow its job until it has ended and the backend has received the last webhook."""
     generation_id = time.time_ns() // 1_000_000
     job = DemoJob(f"generation-{generation_id}")
-    async with subscribe_events(publisher, job_binding_key(job.job_id)) as events:
+    async with subscribe_events(stack.operator, job_binding_key(job.job_id)) as events:
         display.set_status("publishing an order")
-        await publish_order(arguments, generation_id, job.job_id, folder / "models", publisher)
+        await publish_order(arguments, generation_id, job.job_id, folder / "models", stack.publisher)
         async with asyncio.timeout(JOB_SECONDS):
             while not job.is_finished:
                 job.events.append(await events.get())
                 display.show_event(job.events[-1])
     async with asyncio.timeout(WEBHOOK_SECONDS):
-        await backend.finished.wait()
+        await stack.backend.finished.wait()
     return job

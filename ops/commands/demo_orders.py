@@ -1,12 +1,14 @@
 """The demo's orders: a picture, in the form that the real backend publishes, or an advertisement, as the gateway submits one."""
 
 from argparse import Namespace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from bus.amqp.jobs import JobRequest, submit_job
 from bus.amqp.publisher import Publisher
+from contracts import broker_names
 from gateway.jobs.orders import Ad
 from ops.commands.demo_backend import image_order_message
 
@@ -18,7 +20,8 @@ async def publish_order(arguments: Namespace, generation_id: int, job_id: str, m
         await submit_job(ad_order(arguments, generation_id, job_id), publisher)
     else:
         data = image_data(arguments, (models / "loras" / "tiny-neat.safetensors").as_uri())
-        await publisher.publish(image_order_message(generation_id, data))
+        order = image_order_message(generation_id, data)
+        await publisher.publish(replace(order, exchange=broker_names.COMMANDS_EXCHANGE))  # a publisher may not use the default exchange
 
 
 def ad_order(arguments: Namespace, generation_id: int, job_id: str) -> JobRequest:

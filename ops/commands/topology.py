@@ -23,6 +23,10 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def topology(arguments: Namespace) -> int:
+    if arguments.users:
+        from ops.commands.broker_users import users
+
+        return users(arguments)
     described = describe_topology()
     sys.stdout.write(json.dumps(described, indent=2) + "\n" if arguments.json else format_topology(described))
     return 0

@@ -19,7 +19,7 @@ TABLE_HEADER = "\n| setting | default | unit | meaning |\n|---|---|---|---|\n"
 COMPOSE_HEADER = """
 ## docker-compose.yml
 
-The compose file reads these variables from `.env`, beside the settings above.
+The compose file reads these variables from `.env`, beside the settings above. A container gets the settings of its own process alone.
 """
 ENV_HEADER = """\
 # Copy to .env, and remove the # of a line to set its value. docs/configuration.md has all settings.
@@ -38,10 +38,20 @@ class ComposeVariable:
 
 
 COMPOSE_VARIABLES = (
-    ComposeVariable("RABBITMQ_PASSWORD", None, "secret", "The broker's password."),
+    ComposeVariable("RABBITMQ_PASSWORD", None, "secret", "Of the broker's administrator, `atelier`."),
+    ComposeVariable("RABBITMQ_PUBLISHER_PASSWORD", None, "secret", "Of the broker's user `atelier-publisher`, for backends."),
+    ComposeVariable("RABBITMQ_ACTOR_PASSWORD", None, "secret", "Of the broker's user `atelier-actor`."),
+    ComposeVariable("RABBITMQ_GATEWAY_PASSWORD", None, "secret", "Of the broker's user `atelier-gateway`."),
+    ComposeVariable("RABBITMQ_OPERATOR_PASSWORD", None, "secret", "Of the broker's user `atelier-operator`."),
     ComposeVariable("POSTGRES_PASSWORD", None, "secret", "The database's password."),
-    ComposeVariable("S3_PASSWORD", None, "secret", "The S3 server's password, at least 8 characters."),
+    ComposeVariable("S3_ROOT_PASSWORD", None, "secret", "Of the S3 server's administrator, at least 8 characters."),
+    ComposeVariable("S3_PASSWORD", None, "secret", "Of the S3 user `atelier`, who may use one bucket; at least 8 characters."),
+    ComposeVariable("ATELIER_SECRET", None, "secret", "The secret of the installation, such as the output of `openssl rand -hex 32`."),
     ComposeVariable("GATEWAY_API_KEYS", None, "secret", "`name:key` pairs of the clients that may call the gateway."),
+    ComposeVariable("GRAFANA_PASSWORD", None, "secret", "Of Grafana's administrator; used with the profile `watch`."),
+    ComposeVariable(
+        "RABBITMQ_PUBLISHER_FOREIGN_QUEUE", "false", "true or false", "An older backend publishes through the default exchange."
+    ),
     ComposeVariable("ATELIER_TAG", "latest", "text", "The tag of the images."),
     ComposeVariable("ACTOR_CPUS", "1", "cores", "Limit of each CPU actor."),
     ComposeVariable("ACTOR_MEMORY", "1g", "bytes with a unit", "Limit of each CPU actor."),
@@ -57,11 +67,13 @@ COMPOSE_VARIABLES = (
     ComposeVariable("VLLM_PUBLISHED_PORT", "8000", "port", "The vLLM server on 127.0.0.1."),
     ComposeVariable("PROMETHEUS_PUBLISHED_PORT", "9090", "port", "Prometheus on 127.0.0.1."),
     ComposeVariable("GRAFANA_PUBLISHED_PORT", "3000", "port", "Grafana on 127.0.0.1."),
-    ComposeVariable("GRAFANA_PASSWORD", "change-me", "secret", "Profile `watch`: the password of Grafana's administrator."),
     ComposeVariable("VLLM_MODEL", "Qwen/Qwen2.5-Coder-7B-Instruct", "text", "Profile `vllm`: the model."),
     ComposeVariable("VLLM_GPU_MEMORY_UTILIZATION", "0.85", "share", "Profile `vllm`: share of the device memory that the server takes."),
     ComposeVariable("VLLM_MAX_MODEL_LEN", "4096", "tokens", "Profile `vllm`: the longest context."),
     ComposeVariable("VLLM_DTYPE", "auto", "text", "Profile `vllm`: the type of the weights."),
+    ComposeVariable(
+        "VLLM_EXTRA_ARGUMENTS", "", "arguments", "Profile `vllm`: such as `--trust-remote-code`, which runs code of the model's repository."
+    ),
     ComposeVariable("HUGGING_FACE_HUB_TOKEN", "", "secret", "Profile `vllm`: for a gated model."),
 )
 """tests/unit/ops/test_compose_file.py compares this list with docker-compose.yml."""
@@ -105,7 +117,11 @@ def env_example() -> str:
     """`.env.example`. Every line is a comment, so that a copy changes nothing until it is edited."""
     catalog = {setting.name: setting for setting in all_settings()}
     parts = [ENV_HEADER, "\n# ---- docker-compose.yml: required\n"]
-    parts += [env_entry(variable.name, variable.default, variable.description, variable.unit) for variable in COMPOSE_VARIABLES[:4]]
+    parts += [
+        env_entry(variable.name, variable.default, variable.description, variable.unit)
+        for variable in COMPOSE_VARIABLES
+        if variable.default is None
+    ]
     parts.append(
         "\n# ---- Without docker-compose.yml: where the services are; local ones are started by `atelier up` where these are not set\n"
     )

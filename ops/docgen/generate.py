@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ops.docgen import kubernetes
+from ops.docgen import kubernetes, process_settings
 from ops.docgen.asyncapi.document import build_document, to_yaml
 from ops.docgen.compatibility import find_breaking_changes, released_schemas
 from ops.docgen.configuration import configuration_page, env_example
@@ -17,6 +17,7 @@ GENERATED_FILES: dict[str, Callable[[], str]] = {
     "docs/asyncapi.yaml": lambda: to_yaml(build_document()),
     "docs/schemas.json": schemas_json,
     "ops/deploy/actors.yaml": kubernetes.actors_manifest,
+    "ops/deploy/settings.yml": process_settings.settings_file,
 }
 """Path relative to the checkout, and the function that makes its text."""
 

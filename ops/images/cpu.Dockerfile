@@ -4,7 +4,9 @@ FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/atelier
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
+COPY ops/images/cpu.txt requirements.txt
+RUN /opt/atelier/bin/pip install --require-hashes --requirement requirements.txt
+COPY pyproject.toml README.md ./
 COPY contracts contracts
 COPY bus bus
 COPY actors actors
@@ -12,7 +14,7 @@ COPY gateway gateway
 COPY ops ops
 # gateway/docs/asyncapi.yaml is a link into docs
 COPY docs docs
-RUN /opt/atelier/bin/pip install --constraint constraints.txt ".[s3]"
+RUN /opt/atelier/bin/pip install --no-deps --no-index --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="atelier" org.opencontainers.image.description="Gateway and CPU actors"

@@ -57,13 +57,24 @@ def log_tail(*logs: Path) -> str:
     return "\n".join(line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()[-15:])
 
 
-def start(command: Sequence[str], *, record: Path, log: Path, env: Mapping[str, str], user: struct_passwd | None = None) -> psutil.Process:
-    """Start `command` in its own session, which a Ctrl-C at the terminal does not reach, and write its pid and start time to `record`."""
+def start(
+    command: Sequence[str],
+    *,
+    record: Path,
+    log: Path,
+    env: Mapping[str, str],
+    user: struct_passwd | None = None,
+    folder: Path = Path("/"),
+) -> psutil.Process:
+    """Start `command` in its own session, which a Ctrl-C at the terminal does not reach, and write its pid and start time to `record`.
+
+    `folder`: its current folder.
+    """
     with log.open("ab") as output:
         child = subprocess.Popen(
             command,
             env=dict(env),
-            cwd="/",
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

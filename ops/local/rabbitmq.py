@@ -97,10 +97,15 @@ class RabbitNode:
         self._stop_node()
         self.start()
 
+    @property
+    def control_program(self) -> Path:
+        return self._server.with_name("rabbitmqctl")
+
     def rabbitmqctl(self, *arguments: str) -> None:
         """Run `rabbitmqctl` against this node. Raises CalledProcessError when it fails."""
-        program = self._server.with_name("rabbitmqctl")
-        subprocess.run([program, "-q", *arguments], env=self.environment, check=True, capture_output=True, timeout=RABBITMQCTL_SECONDS)
+        subprocess.run(
+            [self.control_program, "-q", *arguments], env=self.environment, check=True, capture_output=True, timeout=RABBITMQCTL_SECONDS
+        )
 
     @cached_property
     def environment(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ starts in 5 seconds instead of 8, with 20 MB less memory (RabbitMQ 3.10.8, two c
 import re
 from pathlib import Path
 
-APPLICATIONS = re.compile(r"\{\s*(?:applications|included_applications|optional_applications)\s*,\s*\[([^\]]*)\]", re.DOTALL)
+APPLICATIONS = re.compile(r"\{\s*(?:applications|included_applications|optional_applications)\s*,\s*\[([^\[\]{]*)\]", re.DOTALL)
 
 
 def link_slim_installation(server: Path, folder: Path) -> Path | None:

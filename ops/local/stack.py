@@ -1,9 +1,10 @@
 """The local services that no setting provides: RabbitMQ, PostgreSQL and the store, under one folder."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from anyio import to_thread
@@ -12,25 +13,36 @@ from ops.local.llm_server import LlmServer
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
+from ops.local.rabbitmq_users import RoleNode
+from ops.local.secret_file import secret_fields
 from ops.local.shared_server import SharedServer, shared_servers
 from ops.local.tiny_models import CHECKPOINTS, TINY_LLM
-from ops.settings import LocalSettings
+from ops.settings import BrokerUserSettings, LocalSettings
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class ServiceUrls:
-    """The URLs of the services."""
+    """The URLs of the services. `amqp_urls`: those of the broker's users by role; empty for a broker that is given, with one user for all.
+
+    `amqp_url`: the administrator's on the private node. `secrets`: fields of `BusSettings`.
+    """
 
     amqp_url: str
     database_url: str
     store_url: str
+    amqp_urls: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def amqp_url_of(self, role: str) -> str:
+        return self.amqp_urls.get(role, self.amqp_url)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of the processes that use them."""
-        return {"AMQP_URL": self.amqp_url, "DATABASE_URL": self.database_url, "STORE_URL": self.store_url}
+        """The settings of the actors."""
+        urls = {"AMQP_URL": self.amqp_url_of("actor"), "DATABASE_URL": self.database_url, "STORE_URL": self.store_url}
+        return urls | ({"ATELIER_SECRET": secret} if (secret := self.secrets.get("secret")) else {})
 
 
 @asynccontextmanager
@@ -44,15 +56,18 @@ async def local_stack(settings: LocalSettings, *extra_servers: LlmServer) -> Asy
     amqp, database = settings.given_amqp_url, settings.given_database_url
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
-        shared.append(SharedServer(node, node.folder))
+        role_node = RoleNode(node, BrokerUserSettings())
+        shared.append(SharedServer(role_node, node.folder))
     if not database:
         server = EmbeddedPostgres(folder / "postgres")
         shared.append(SharedServer(server, server.folder))
     async with shared_servers(*shared):
         urls = ServiceUrls(
+            amqp_urls={} if amqp else role_node.urls,
             amqp_url=amqp or node.url,
             database_url=database or server.url,
             store_url=settings.given_store_url or local_store_url(settings),
+            secrets=await to_thread.run_sync(secret_fields, settings),
         )
         log.info("stack.ready", rabbitmq="given" if amqp else "private", postgres="given" if database else "embedded", store=urls.store_url)
         yield urls

@@ -23,7 +23,7 @@ async def store_picture() -> Claim:
     picture = io.BytesIO()
     Image.new("RGB", (256, 256), "teal").save(picture, "PNG")
     async with open_claim_store(StoreSettings()) as claims:
-        return await claims.write(picture.getvalue(), media_type="image/png", width=256, height=256)
+        return await claims.write(picture.getvalue(), media_type="image/png", width=256, height=256, tenant=None)
 
 
 def run_order(key: str, steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,22 +29,39 @@ fi
 
 log "images"
 substitute() { podman build -q --network host --target "$1" -t "substitute-$1" "$here" > /dev/null; podman tag "substitute-$1" "$2"; }
-build() { podman build -q --format docker --network host ${WHEELS:+--volume "$WHEELS:$WHEELS:ro"} -f "ops/images/$1" -t "$2" . > /dev/null; }
+build() { podman build -q --format docker --network host ${WHEELS:+--volume "$WHEELS:$WHEELS:ro"} "${@:3}" -f "ops/images/$1" -t "$2" . > /dev/null; }
+# The requirements of the GPU image with the torch of WHEELS and without CUDA's libraries: the hash of a torch for CPUs is another one.
+cpu_torch() {
+  awk -v hash="$(sha256sum "$WHEELS"/torch-*.whl | awk '{print $1; exit}')" '
+    /^[a-z]/ {skip = /^(nvidia-|cuda-|triton)/ && !/^nvidia-ml-py/; torch = /^torch==/}
+    torch && /--hash/ {next}
+    torch {print; print "    --hash=sha256:" hash; next}
+    !skip' ops/images/gpu.txt
+}
 image_of() { awk -v service="  $1:" '$0 ~ "^" service {on = 1} on && $1 == "image:" {print $2; exit}' docker-compose.yml; }
 podman tag localhost/atelier-debian "docker.io/library/$(awk '/^FROM/ {print $2; exit}' ops/images/cpu.Dockerfile)"
 substitute rabbitmq "docker.io/library/$(image_of rabbitmq)"
 substitute postgres "docker.io/library/$(image_of postgres)"
-substitute s3 "docker.io/$(image_of s3)"
+substitute s3 "$(awk '$2 == "&s3-image" {print $3}' docker-compose.yml)"
 substitute prometheus "docker.io/$(image_of prometheus)"
 build cpu.Dockerfile localhost/atelier:latest
-build gpu.Dockerfile localhost/atelier-gpu:latest
+if [ -n "${WHEELS:-}" ]; then
+  cpu_torch > ops/images/without-cuda.txt && trap 'rm -f ops/images/without-cuda.txt' EXIT
+  build gpu.Dockerfile localhost/atelier-gpu:latest --build-arg REQUIREMENTS=ops/images/without-cuda.txt
+  rm ops/images/without-cuda.txt
+else
+  build gpu.Dockerfile localhost/atelier-gpu:latest
+fi
 
 [ -x "$work/venv/bin/podman-compose" ] || { python3 -m venv "$work/venv" && "$work/venv/bin/pip" install -q podman-compose==1.6.0; }
 secret() { python3 -c 'import secrets; print(secrets.token_hex(16))'; }
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 key=$(secret)
 {
-  echo "RABBITMQ_PASSWORD=$(secret)"; echo "POSTGRES_PASSWORD=$(secret)"; echo "S3_PASSWORD=$(secret)"; echo "GATEWAY_API_KEYS=shop:$key"
+  for name in RABBITMQ RABBITMQ_PUBLISHER RABBITMQ_ACTOR RABBITMQ_GATEWAY RABBITMQ_OPERATOR POSTGRES S3_ROOT S3 GRAFANA; do
+    echo "${name}_PASSWORD=$(secret)"
+  done
+  echo "ATELIER_SECRET=$(secret)"; echo "GATEWAY_API_KEYS=shop:$key"
   for name in AMQP RABBITMQ_UI S3 GATEWAY PROMETHEUS; do echo "${name}_PUBLISHED_PORT=$(port)"; done
 } > "$work/env"
 files="-f docker-compose.yml -f $here/without-gpu.yml --profile gpu --profile watch"
@@ -64,6 +81,7 @@ log "services"
 compose up -d --no-deps rabbitmq postgres s3 > "$work/up.log"
 for service in rabbitmq postgres s3; do healthy "$service"; done
 log "prepare"
+compose run --rm --no-deps s3-user
 compose run --rm --no-deps prepare
 log "actors"
 compose run --rm --no-deps image models tiny --folder /models

@@ -1,5 +1,6 @@
 """The local services start, answer, survive a kill, are shared, and leave no process behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -96,6 +97,25 @@ async def test_committed_row_survives_database_kill(postgres: EmbeddedPostgres) 
         assert await connection.fetchval("select value from durable") == "persistent"
     finally:
         await connection.close()
+
+
+async def test_database_starts_in_closed_folders_and_changes_no_mode(tmp_path: Path) -> None:
+    """All folders above the data are closed to the server's user, as the home of root is."""
+    folder = tmp_path / "closed" / "postgres"
+    folder.mkdir(parents=True)
+    for closed in (folder, folder.parent):
+        closed.chmod(0o700)
+    modes = {path: path.stat().st_mode for path in (folder, *folder.parents)}
+    server = EmbeddedPostgres(folder)
+    try:
+        server.start()
+        server.restart()
+        connection = await asyncpg.connect(server.url)
+        assert await connection.fetchval("select 1") == 1
+        await connection.close()
+    finally:
+        server.stop()
+    assert {path: path.stat().st_mode for path in modes} == modes
 
 
 async def test_database_requires_password(postgres: EmbeddedPostgres) -> None:
@@ -197,15 +217,18 @@ async def test_missing_server_names_three_remedies(tmp_path: Path, monkeypatch: 
     assert all(remedy in message for remedy in ("apt-get install rabbitmq-server", "AMQP_URL=", "docker compose up"))
 
 
+@pytest.mark.timeout(300)
 def test_up_stops_on_ctrl_c_and_down_cleans_up_after_kill(tmp_path: Path) -> None:
-    """`atelier up watermark` and Ctrl-C; `atelier up` again in the same folder and SIGKILL; `atelier down`."""
-    first = start_up(tmp_path)
+    """`atelier up` and Ctrl-C; `atelier up` again in the same folder and SIGKILL; `atelier down`. No secret is printed."""
+    first, started = start_up(tmp_path)
     first.send_signal(signal.SIGINT)
     output = first.communicate(timeout=60)[0]
     assert first.returncode == 0, output
+    assert "AMQP_URL=amqp://atelier-actor:***@127.0.0.1:" in started + output
+    assert [secret for secret in secrets_in(tmp_path) if secret in started + output] == []
     assert processes_in(tmp_path) == []
 
-    second = start_up(tmp_path)
+    second, _ = start_up(tmp_path)
     second.kill()
     second.communicate(timeout=60)
     assert processes_in(tmp_path) != []
@@ -214,21 +237,35 @@ def test_up_stops_on_ctrl_c_and_down_cleans_up_after_kill(tmp_path: Path) -> Non
     assert processes_in(tmp_path) == []
 
 
-def start_up(folder: Path) -> "subprocess.Popen[str]":
+def secrets_in(folder: Path) -> list[str]:
+    """The passwords of the services of a folder, and the secret of the installation."""
+    identities = [json.loads(file.read_text()) for file in folder.rglob("identity.json")]
+    users = [json.loads(file.read_text()) for file in folder.rglob("users.json")]
+    files = [file for file in folder.rglob("*") if file.name in {"identity.json", "users.json", "secret"}]
+    assert len(files) >= 3
+    assert [file for file in files if file.stat().st_mode & 0o077] == []
+    passwords = [identity["password"] for identity in identities] + [password for by_user in users for password in by_user.values()]
+    assert len(passwords) == 2 + 4
+    return passwords + [file.read_text().strip() for file in files if file.name == "secret"]
+
+
+def start_up(folder: Path) -> "tuple[subprocess.Popen[str], str]":
+    """The running process, and what it has printed."""
     environment = {name: value for name, value in os.environ.items() if name not in {"AMQP_URL", "DATABASE_URL", "STORE_URL"}}
     up = subprocess.Popen(
-        [sys.executable, "-m", "ops.cli", "up", "watermark"],
+        [sys.executable, "-m", "ops.cli", "up", "watermark", "gateway"],
         cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert up.stdout is not None
     output = []
     for line in up.stdout:
         output.append(line)
-        if "Everything is up" in line:
-            return up
+        if "users and passwords of the broker" in line:  # the last line of the report
+            return up, "".join(output)
     raise AssertionError("".join(output))
 
 
 def processes_in(folder: Path) -> list[str]:
-    """The names of the processes whose command line has the folder."""
-    return [p.name() for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
+    """The names of the processes whose command line or current folder has the folder."""
+    processes = psutil.process_iter(["cmdline", "cwd"])
+    return [p.name() for p in processes if str(folder) in " ".join([*(p.info["cmdline"] or ()), p.info["cwd"] or ""])]

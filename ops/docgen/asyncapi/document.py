@@ -16,7 +16,8 @@ DESCRIPTION = """\
 Atelier is a set of actors that exchange messages over RabbitMQ. A client publishes a command and consumes the events of its job.
 
 * **To order images** as the backend of a source system does, publish to the queue `image_generation`.
-* **To run any step**, publish its command to `atelier.commands` with the step as routing key. `reply_to` gets the result or a fault.
+* **To run any step**, publish its command to `atelier.commands` with the step as routing key. `reply_to` gets the result or a fault;
+  it names a reply queue, such as one that the broker names for you (`amq.gen-…`), or the message is dead-lettered.
 * **To follow a job**, bind a queue of your own to `atelier.events`; `job.#` are the events of whole jobs.
 * Messages contain no binary data: an image is a claim, a URI with its sha256.
 * Ignore unknown fields. A message may be delivered twice, with the same `message_id`.

@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from contracts import wire
+from contracts.broker_names import REPLY_QUEUE_PREFIXES
 from contracts.wire import Header
 
 FAILURE_HEADERS = frozenset(header for header in Header if header.name.startswith(("ORIGIN", "FIRST", "LAST", "FAULT", "EXCEPTION")))
-ATTEMPT_HEADERS = frozenset({Header.ATTEMPT, Header.DETACHED, Header.REPLAY})
+ATTEMPT_HEADERS = frozenset({Header.ATTEMPT, Header.DETACHED, Header.REPLAY, Header.FORMER_ID})
 SCHEMA_BY_TYPE = {"int": {"type": "integer"}, "bool": {"type": "boolean"}, "ISO 8601": {"type": "string", "format": "date-time"}}
 
 AMQP_PROPERTIES: dict[str, dict[str, Any]] = {
-    "message_id": {"type": "string", "description": "A message with the id of an earlier one is a duplicate and is processed once."},
+    "message_id": {"type": "string", "description": "A message with the id, tenant, job and content of an earlier one is processed once."},
     "correlation_id": {"type": "string", "description": "The job's id, the same in every message of the job."},
     "type": {"type": "string", "description": "Name and version of the message."},
-    "reply_to": {"type": "string", "description": "The queue for the reply. Without it no reply is sent."},
+    "reply_to": {
+        "type": "string",
+        "description": f"The queue for the reply. Its name begins with one of {', '.join(REPLY_QUEUE_PREFIXES)}.",
+    },
     "content_type": {"type": "string", "const": "application/json"},
     "delivery_mode": {"type": "integer", "const": 2, "description": "Persistent."},
     "timestamp": {"type": "integer", "description": "Time of publishing, in seconds since 1970."},

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from ops.broker_roles import broker_roles
 from ops.docgen.configuration import COMPOSE_VARIABLES
 from ops.docgen.generate import ROOT
+from ops.docgen.process_settings import CONNECTION_CLASSES, settings_of_process
 from ops.docgen.settings_catalog import all_settings
 from ops.registry import MODULES, NEEDS_MODELS
 
@@ -24,6 +26,24 @@ def compose_document() -> dict[str, Any]:
 
 
 SERVICES = compose_document()["services"]
+RAW_SERVICES = yaml.safe_load(TEXT)["services"]
+"""With the variables as they are written."""
+PASSED = yaml.safe_load((ROOT / "ops/deploy/settings.yml").read_text())["services"]
+BROKER_PASSWORDS = {f"RABBITMQ_{role.upper()}_PASSWORD" for role in broker_roles()}
+ACTOR_SECRETS = {"RABBITMQ_ACTOR_PASSWORD", "POSTGRES_PASSWORD", "S3_PASSWORD", "ATELIER_SECRET"}
+SECRETS = {
+    "rabbitmq": {"RABBITMQ_PASSWORD"},
+    "postgres": {"POSTGRES_PASSWORD"},
+    "s3": {"S3_ROOT_PASSWORD"},
+    "s3-user": {"S3_ROOT_PASSWORD", "S3_PASSWORD"},
+    "prepare": {"RABBITMQ_PASSWORD", "S3_PASSWORD", *BROKER_PASSWORDS},
+    "operator": ACTOR_SECRETS - {"RABBITMQ_ACTOR_PASSWORD"} | {"RABBITMQ_OPERATOR_PASSWORD"},
+    "gateway": {"RABBITMQ_GATEWAY_PASSWORD", "S3_PASSWORD", "ATELIER_SECRET", "GATEWAY_API_KEYS"},
+    "vllm": {"HUGGING_FACE_HUB_TOKEN"},
+    "prometheus": set(),
+    "grafana": {"GRAFANA_PASSWORD"},
+}
+"""The secrets of each container, beside the actors', which have ACTOR_SECRETS."""
 
 
 def test_file_is_valid_compose_file() -> None:
@@ -53,7 +73,7 @@ def test_service_has_health_check_limit_restart_policy_and_pinned_image(name: st
     assert service["healthcheck"]
     assert service["restart"]
     assert name == "vllm" or service["mem_limit"]
-    assert re.search(r":[\w.-]*\d|atelier", service["image"]), "an image is pinned to a version"
+    assert re.search(r":v?\d+\.\d+(\.\d+)?|:RELEASE\.\d{4}-|^atelier", service["image"]), "an image is pinned to an exact version"
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "ports are published on loopback only"
 
 
@@ -69,6 +89,85 @@ def test_dependent_services_wait_for_healthy_dependencies() -> None:
         }
 
 
+def process_of(service: dict[str, Any]) -> str | None:
+    """The step, or the gateway, that a service runs."""
+    match service.get("command"):
+        case ["run", step]:
+            return str(step)
+        case ["gateway", *_]:
+            return "gateway"
+    return None
+
+
+@pytest.mark.parametrize("name", RAW_SERVICES)
+def test_container_gets_secrets_of_its_own_only(name: str) -> None:
+    service = RAW_SERVICES[name]
+    secrets = {variable.name for variable in COMPOSE_VARIABLES if variable.unit == "secret"}
+    expected = ACTOR_SECRETS if service.get("command", [""])[0] == "run" else SECRETS[name]
+    assert {variable for variable, _, _ in VARIABLE.findall(json.dumps(service)) if variable in secrets} == expected
+    assert "env_file" not in service, "a shared file would give every container the secrets of all"
+
+
+@pytest.mark.parametrize("name", [name for name, service in RAW_SERVICES.items() if process_of(service)])
+def test_container_gets_settings_that_its_process_reads_and_no_other_secret(name: str) -> None:
+    """The settings of each process are found in its code."""
+    service, process = RAW_SERVICES[name], process_of(RAW_SERVICES[name])
+    assert process is not None
+    assert service["extends"] == {"file": "ops/deploy/settings.yml", "service": process}
+    passed = PASSED[process]["environment"]
+    assert set(passed.values()) == {None}, "the value is that of .env or the shell"
+    given = set(service["environment"]) | set(passed)
+    read = {setting.name for setting in settings_of_process(process) if setting.settings_class not in CONNECTION_CLASSES}
+    set_by_file = {name for name in read if name.startswith("AWS_")} | ({"DATABASE_URL"} if process == "gateway" else set())
+    assert read - set_by_file <= given
+    secret = {setting.name for setting in all_settings() if setting.unit == "secret"}
+    assert given & secret <= read - {"AWS_SESSION_TOKEN"}
+    assert not given & BROKER_PASSWORDS
+
+
+def test_webhook_secrets_reach_two_containers_and_gateway_has_no_database() -> None:
+    for name in ("INTERNAL_API_TOKEN", "WEBHOOK_SECRET"):
+        assert {process for process, passed in PASSED.items() if name in passed["environment"]} == {"webhook", "image_generation"}
+    assert "DATABASE_URL" not in {*RAW_SERVICES["gateway"]["environment"], *PASSED["gateway"]["environment"]}
+    assert "VLM_API_KEY" in PASSED["judge"]["environment"]
+    assert "VLM_API_KEY" not in PASSED["image"]["environment"]
+
+
+def test_containers_use_broker_user_of_their_role() -> None:
+    users = {
+        name: match[1]
+        for name, service in RAW_SERVICES.items()
+        if (match := re.match(r"amqp://([\w-]+):", str(service.get("environment", {}).get("AMQP_URL"))))
+    }
+    assert {user for name, user in users.items() if process_of(RAW_SERVICES[name]) not in {None, "gateway"}} == {"atelier-actor"}
+    assert {name: users[name] for name in ("gateway", "operator", "prepare")} == {
+        "gateway": "atelier-gateway", "operator": "atelier-operator", "prepare": "atelier",
+    }  # fmt: skip
+
+
+def test_store_user_is_not_root_and_may_use_one_bucket() -> None:
+    environments = [service["environment"] for service in SERVICES.values() if "AWS_ACCESS_KEY_ID" in service.get("environment", {})]
+    users = {environment["AWS_ACCESS_KEY_ID"] for environment in environments}
+    assert users == {"atelier"}
+    assert SERVICES["s3"]["environment"]["MINIO_ROOT_USER"] not in users
+    policy = json.loads((ROOT / "ops/deploy/s3-policy.json").read_text())
+    assert {resource for statement in policy["Statement"] for resource in statement["Resource"]} == {
+        "arn:aws:s3:::atelier", "arn:aws:s3:::atelier/*",
+    }  # fmt: skip
+    actions = [action for statement in policy["Statement"] for action in statement["Action"]]
+    assert actions
+    assert not [action for action in actions if "*" in action or "Policy" in action or "Acl" in action]
+
+
+def test_vllm_runs_code_of_model_repository_only_when_asked() -> None:
+    """The other flags are those of the hint system's compose file, which this service replaces."""
+    command = SERVICES["vllm"]["command"]
+    assert "trust-remote-code" not in command
+    assert "${VLLM_EXTRA_ARGUMENTS:-}" in RAW_SERVICES["vllm"]["command"]
+    for flag in ("gpu-memory-utilization=0.85", "max-model-len=4096", "tensor-parallel-size=1", "dtype=auto", "max-num-seqs=256"):
+        assert f"--{flag}" in command
+
+
 def test_every_variable_is_documented_with_its_default_and_no_secret_is_in_the_file() -> None:
     documented = {variable.name: variable.default for variable in COMPOSE_VARIABLES}
     settings = {setting.name for setting in all_settings()}
@@ -77,7 +176,7 @@ def test_every_variable_is_documented_with_its_default_and_no_secret_is_in_the_f
             assert documented[name] == (None if operator == "?" else default), name
         else:
             assert name in settings, f"{name} is in docker-compose.yml and not in docs/configuration.md"
-        assert operator == "?" or not re.search(r"PASSWORD|KEY|TOKEN", name) or default in {"", "change-me"}, name
+        assert operator == "?" or not re.search(r"PASSWORD|KEY|TOKEN|SECRET", name) or default == "", name
     assert set(documented) <= {name for name, _, _ in VARIABLE.findall(TEXT)}
 
 

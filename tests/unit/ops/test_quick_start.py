@@ -98,7 +98,7 @@ def test_gpu_without_runtime_warns_and_uses_cpu(checkout: Path, run_quick_start:
 
 def test_env_file_without_password_is_rejected(checkout: Path, run_quick_start: Run) -> None:
     (checkout / ".env").write_text("RABBITMQ_PASSWORD=x\n")
-    assert ".env does not set POSTGRES_PASSWORD" in run_quick_start().stderr
+    assert ".env does not set RABBITMQ_PUBLISHER_PASSWORD" in run_quick_start().stderr
 
 
 def test_unhealthy_service_is_named_after_timeout(checkout: Path, run_quick_start: Run) -> None:

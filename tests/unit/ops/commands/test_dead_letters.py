@@ -1,12 +1,13 @@
 """The command line of `atelier dead-letters`. No database."""
 
 from argparse import ArgumentParser, Namespace
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 
 from contracts.dead_letter import DeadLetterState
-from ops.commands.dead_letter_handlers import HANDLERS, parse_selection, set_field
+from ops.commands.dead_letter_handlers import HANDLERS, parse_selection, read_new_body, set_field
 from ops.commands.dead_letters import STATES, add_commands
 from ops.errors import SetupError
 
@@ -58,3 +59,13 @@ def test_field_is_set_by_path(path: str, text: str, expected: dict[str, Any]) ->
     body: dict[str, Any] = {"a": 1, "list": [{"b": 1}]}
     set_field(body, path, text)
     assert body == expected
+
+
+@pytest.mark.parametrize("change", ["list.7.b=1", "list.7=1", "a.b.c=1", "list.x=1", "a=" + "[" * 5000])
+async def test_path_that_the_body_lacks_is_refused_with_its_cause(change: str) -> None:
+    class Repository:
+        async def get(self, _: str) -> Any:
+            return SimpleNamespace(body='{"a": 1, "list": [{"b": 1}]}', body_cut=False)
+
+    with pytest.raises(SetupError, match="the new body cannot be read"):
+        await read_new_body(Repository(), parse("edit", "id", "--set", change))  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ import yaml
 
 from actors.engines.settings import ImageSettings
 from ops.docgen.generate import ROOT
+from ops.docgen.process_settings import settings_of_process
+from ops.docgen.settings_catalog import all_settings
 from ops.registry import MODULES, NEEDS_MODELS
 
 VERSION = "1.30"
@@ -59,3 +61,39 @@ def test_actors_scale_on_queue_length_over_http_api() -> None:
 def test_every_scalable_deployment_has_disruption_budget() -> None:
     budgets = {manifest["metadata"]["name"] for manifest in ALL if manifest["kind"] == "PodDisruptionBudget"}
     assert budgets == set(DEPLOYMENTS) - {"job-variants"}
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    for manifest in ALL:
+        if manifest["kind"] in {"Deployment", "Job"}:
+            for container in manifest["spec"]["template"]["spec"]["containers"]:
+                yield manifest["metadata"]["name"], container
+
+
+def secret_keys(container: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The Secret and its key of each variable that has one."""
+    references = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if "valueFrom" in entry}
+    return {name: (reference["name"], reference["key"]) for name, reference in references.items()}
+
+
+def test_pods_get_single_secrets_by_reference() -> None:
+    """No pod gets a whole Secret, and none has a secret in its manifest."""
+    secret = {setting.name for setting in all_settings() if setting.unit == "secret"}
+    found = dict(containers())
+    assert len(found) == len(MODULES) + 2
+    for name, container in found.items():
+        assert [source for source in container.get("envFrom", []) if "secretRef" in source] == [], name
+        assert [entry["name"] for entry in container["env"] if entry["name"] in secret and "value" in entry] == [], name
+
+
+def test_pods_use_broker_user_of_their_role_and_secrets_of_their_process() -> None:
+    found = {name: secret_keys(container) for name, container in containers()}
+    assert found["gateway"]["AMQP_URL"] == ("atelier-gateway", "AMQP_URL")
+    assert found["prepare"]["AMQP_URL"][0] == "rabbitmq-default-user"
+    assert {found[step.replace("_", "-")]["AMQP_URL"] for step in MODULES} == {("atelier-actor", "AMQP_URL")}
+    assert "DATABASE_URL" not in found["gateway"]
+    for step in MODULES:
+        read = {setting.name for setting in settings_of_process(step)} | {"HF_TOKEN"}
+        assert set(found[step.replace("_", "-")]) <= read
+    assert {name for name, keys in found.items() if "WEBHOOK_SECRET" in keys} == {"webhook", "image-generation"}
+    assert {name for name, keys in found.items() if {"atelier-broker"} & {secret for secret, _ in keys.values()}} == {"prepare"}
