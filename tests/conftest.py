@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from bus import ids
+from bus.amqp import signing
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
@@ -62,6 +64,8 @@ SETTING_PREFIXES = (
         "AIP_",
         "ALLOW",
         "ASSET_",
+        "ATELIER_SECRET",
+        "ATELIER_SIGN_MESSAGES",
         "AWS_",
         "BACKEND_",
         "CREDENTIALS_",
@@ -70,6 +74,7 @@ SETTING_PREFIXES = (
         "HEALTH_",
         "IMAGE_",
         "INTERNAL_API_TOKEN",
+        "LEDGER_",
         "MAX_CONCURRENT",
     ),
     *("OTEL_", "S3_", "STORE_", "TLS_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
@@ -81,3 +86,10 @@ def _clear_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test sees the defaults and what it sets itself, not what the developer's shell exports."""
     for name in [name for name in os.environ if name.startswith(SETTING_PREFIXES)]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_secret() -> None:
+    """A worker in this process keys the ids of the whole process, by the secret of its settings or of its database."""
+    ids.use_secret(None)
+    signing.sign_with(None)

@@ -26,6 +26,8 @@ TABLE_COLUMNS = (
     "dead_lettered",
     "expired",
     "repeated_calls",
+    "hostile",
+    "hostile_lost",
     "recover_seconds",
     "seconds",
 )

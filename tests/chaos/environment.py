@@ -50,6 +50,8 @@ class ChaosEnvironment:
     exit_count: int = 0
     failed_orders: list[int] = field(default_factory=list)
     kind: str = "folder"
+    hostile_bodies: set[bytes] = field(default_factory=set)
+    """Of the hostile messages that the broker confirmed and a consumer must dead-letter; see `tests/chaos/attack.py`."""
 
     @property
     def store(self) -> Path:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from contracts import broker_names
+from tests.chaos.attack import publish_hostile_messages
 from tests.chaos.environment import GRACE_SECONDS, ChaosEnvironment
 from tests.support.tcp_proxy import TcpProxy
 
@@ -183,6 +184,11 @@ async def queue_deleted(environment: ChaosEnvironment, rng: random.Random) -> No
     await asyncio.to_thread(environment.node.rabbitmqctl, "delete_queue", broker_names.work_queue("upload"))
 
 
+async def hostile_messages(environment: ChaosEnvironment, rng: random.Random) -> None:
+    """A publisher sends messages that no client library would send, to every queue of the pipeline and to the control exchange."""
+    environment.hostile_bodies |= await asyncio.to_thread(publish_hostile_messages, environment.node.url, rng.randrange(1 << 31))
+
+
 FAULTS_BEFORE_LOAD = frozenset({"queue-deleted"})
 """Faults that happen before the orders are published: deleting a queue deletes its messages."""
 
@@ -211,6 +217,7 @@ FAULTS_BY_KIND: dict[str, tuple[Fault, ...]] = {
         memory_alarm,
         actors_killed_under_alarm,
         queue_deleted,
+        hostile_messages,
         *CONNECTION_FAULTS_BY_SERVICE,
     ),
     "bucket": (store_full, store_hanging_up, *STORE_CONNECTION_FAULTS),

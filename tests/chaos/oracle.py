@@ -21,6 +21,7 @@ from tests.chaos.environment import ChaosEnvironment
 
 ORDER_NUMBERS = count(1)
 STEPS = ("image", "watermark", "upload", "webhook")
+DEAD_LETTERING = (broker_names.IMAGE_GENERATION_QUEUE, *STEPS, "ledger")
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Oracle:
     confirmed: list[int] = field(default_factory=list)
     unconfirmed: set[int] = field(default_factory=set)
     dead_lettered: set[int] = field(default_factory=set)
+    causes_of_hostile: dict[bytes, str] = field(default_factory=dict)
+    """The fault code of each dead letter that was a hostile message, by its body."""
     first_request: int = 0
     deadline_seconds: float | None = None
     _channel: AbstractChannel | None = None
@@ -102,10 +105,14 @@ class Oracle:
         calls = self.webhook_calls()
         return set(self.confirmed) - set(calls["complete"]) - set(calls["failed"]) - self.dead_lettered
 
+    def unsettled_hostile(self) -> set[bytes]:
+        """Hostile messages that the broker confirmed and that are not dead-lettered."""
+        return self.environment.hostile_bodies - set(self.causes_of_hostile)
+
     async def wait_until_finished(self, seconds: float) -> None:
         """Wait until every confirmed order has ended, then a moment longer for duplicates; give up after `seconds`."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while self.unfinished_orders() and asyncio.get_running_loop().time() < deadline:
+        while (self.unfinished_orders() or self.unsettled_hostile()) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.2)
             await self.poll_dead_letters()
         await asyncio.sleep(1.0)
@@ -120,11 +127,15 @@ class Oracle:
             await self.close_connection()
 
     async def read_dead_letters(self) -> None:
-        for step in STEPS:
+        for step in DEAD_LETTERING:
             queue = await (await self.channel()).get_queue(broker_names.dead_letter_queue(step), ensure=False)
             while (letter := await queue.get(fail=False, no_ack=True)) is not None:
-                assert letter.headers["atelier-fault-code"]
-                self.dead_lettered.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
+                cause = str(letter.headers["atelier-fault-code"])
+                assert cause
+                if letter.body in self.environment.hostile_bodies:
+                    self.causes_of_hostile[letter.body] = cause
+                else:
+                    self.dead_lettered.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
 
     def outcomes(self) -> OrderOutcomes:
         calls = self.webhook_calls()

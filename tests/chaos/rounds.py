@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from tests.chaos.attack import longest_silence
 from tests.chaos.environment import ChaosEnvironment
 from tests.chaos.faults import FAULTS_BEFORE_LOAD, FAULTS_BY_NAME, ORDER_DEADLINES
 from tests.chaos.oracle import Oracle
@@ -16,6 +17,9 @@ PROMPTS = ["quiet harbour", "quiet dusk", "harbour with reports", "quiet fails",
 FINISH_TIMEOUT_SECONDS = 240.0
 """A message that was in a delay queue when the broker was killed may come up to three minutes late: RabbitMQ waits that long for a
 confirm before it dead-letters the message again."""
+
+MAX_SILENCE_SECONDS = 5.0
+"""While hostile messages arrive, no step may be silent for longer between two of its events."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,20 @@ class RoundResult:
     left_in_queues: int
     recover_seconds: float
     seconds: float
+    hostile: int = 0
+    hostile_lost: int = 0
+    longest_silence_seconds: float = 0.0
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, duplicated, unexpected or left over, and no order expired unless the round has deadlines."""
+        """Nothing lost, duplicated, unexpected or left over, and no order expired unless the round has deadlines.
+
+        Under hostile messages also: each of them is dead-lettered with a cause, and every step goes on.
+        """
         unexpectedly_expired = self.expired and self.name not in ORDER_DEADLINES
-        return not (self.lost or self.duplicated or self.unexpected or self.left_in_queues or unexpectedly_expired)
+        silent = self.hostile and self.longest_silence_seconds > MAX_SILENCE_SECONDS
+        problems = (self.lost, self.duplicated, self.unexpected, self.left_in_queues, unexpectedly_expired, self.hostile_lost, silent)
+        return not any(problems)
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -48,15 +60,20 @@ class RoundResult:
 async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, per_second: float, rng: random.Random) -> RoundResult:
     """A third of the orders before the fault, the rest during and after it."""
     oracle, started = Oracle(environment, deadline_seconds=ORDER_DEADLINES.get(fault)), time.monotonic()
+    environment.hostile_bodies.clear()
     if fault in FAULTS_BEFORE_LOAD:
         await FAULTS_BY_NAME[fault](environment, rng)
     publishing = asyncio.create_task(oracle.publish(orders, per_second, PROMPTS))
+    silence = asyncio.create_task(longest_silence(environment.node.url)) if fault == "hostile-messages" else None
+    if silence:
+        publishing.add_done_callback(lambda _: silence.cancel())
     await asyncio.sleep(orders / per_second / 3)
     if fault not in FAULTS_BEFORE_LOAD:
         await FAULTS_BY_NAME[fault](environment, rng)
     fault_ended, requests = time.monotonic(), len(environment.backend.requests)
     recovery = asyncio.create_task(seconds_to_next_request(environment, requests, fault_ended))
     await publishing
+    silence_seconds = await silence if silence else 0.0
     await oracle.wait_until_finished(FINISH_TIMEOUT_SECONDS)
     recovery.cancel()
     outcomes = oracle.outcomes()
@@ -78,6 +95,9 @@ async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, 
         left_in_queues=leftovers,
         recover_seconds=round(await result_or_nan(recovery), 2),
         seconds=round(time.monotonic() - started, 1),
+        hostile=len(environment.hostile_bodies),
+        hostile_lost=len(oracle.unsettled_hostile()),
+        longest_silence_seconds=round(silence_seconds, 2),
     )
 
 

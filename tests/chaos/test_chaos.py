@@ -23,9 +23,10 @@ async def environment() -> AsyncIterator[ChaosEnvironment]:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("fault", ["actors-killed", "broker-killed", "database-killed", "backend-failing"])
+@pytest.mark.parametrize("fault", ["actors-killed", "broker-killed", "database-killed", "backend-failing", "hostile-messages"])
 async def test_every_confirmed_order_ends_once(environment: ChaosEnvironment, fault: str) -> None:
     """One image and one `complete`, or a dead letter and one `failed`; nothing duplicated, unexpected or left over."""
     result = await play_round(environment, fault, orders=60, per_second=12, rng=random.Random(11))
     assert result.clean, result.as_dict
+    assert bool(result.hostile) == (fault == "hostile-messages")
     assert (result.confirmed, result.effects + result.dead_lettered) == (60, 60)

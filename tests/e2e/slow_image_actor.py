@@ -54,7 +54,7 @@ async def generate_images(command: Image, context: Context, *, claims: ClaimStor
         )
         await asyncio.sleep(LONG_STEP_SECONDS if percent == 40 and "dries" in command.prompt else STEP_SECONDS)
     made_with = {"model": "landscape", "scheduler": command.scheduler}
-    return await store_images(command, pictures, claims, made_with=made_with, compute_seconds=5 * STEP_SECONDS)
+    return await store_images(command, pictures, claims, context.tenant, made_with=made_with, compute_seconds=5 * STEP_SECONDS)
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ KEY = "a-key-for-the-tests-0001"
 @pytest.fixture
 async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(bus_settings, GatewaySettings.model_validate({"question_seconds": 1, "api_keys": f"kim:{KEY}"}))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
         yield client
 
 

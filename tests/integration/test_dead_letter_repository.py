@@ -205,7 +205,8 @@ async def wait_for_stored(repository: DeadLetterRepository, step: str, count: in
 @pytest.fixture
 async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(bus_settings, GatewaySettings(question_seconds=5))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
         yield client
 
 
@@ -232,7 +233,8 @@ async def test_dead_letter_queries_are_answered_over_http(
         assert (await http.post("/dead-letters/replay", json={"selection": {"step": "a\0"}})).status_code == 422
         assert (await http.post(f"{path}/edit", json={"body": {"text": 1}})).json()["dry_run"] is True
         assert (await http.post("/dead-letters/none/edit", json={"body": {}})).status_code == 404
-        invalid_json = await http.post(f"{path}/edit", content=b'{"body": {"a": NaN, "b": "\\ud800"}}')
+        not_json = b'{"body": {"a": NaN, "b": "\\ud800"}}'
+        invalid_json = await http.post(f"{path}/edit", content=not_json, headers={"Content-Type": "application/json"})
         assert invalid_json.status_code == 422
         handler.failing = False
         dry = (await http.post("/dead-letters/replay", json={"selection": {"ids": [letter["id"]]}})).json()

@@ -16,7 +16,8 @@ from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 @pytest.fixture
 async def http(bus_settings: BusSettings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(bus_settings, GatewaySettings(question_seconds=1))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
         yield client
 
 

@@ -1,15 +1,10 @@
 """Fuzzed requests that the OpenAPI document allows, and others: the gateway never fails."""
 
-import asyncio
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
@@ -20,6 +15,7 @@ from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from ops.registry import load_actors
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
+from tests.support.gateway_thread import serve_in_thread
 
 DOCUMENTED = [status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 25
@@ -40,25 +36,14 @@ ServedGateway = tuple[str, tuple[str, ...]]
 
 @pytest.fixture
 def served_gateway(bus_settings: BusSettings, store_folder: Path) -> Iterator[ServedGateway]:
-    """A gateway on a free port, with ledger, conversations and a fake image actor, in a thread with an event loop."""
+    """A gateway with ledger, conversations and a fake image actor."""
     store = StoreSettings(store_url=store_folder.as_uri())
     limits = GatewaySettings(question_seconds=3, request_seconds=0.3, rate_requests=0, keepalive_seconds=0.2, longest_wait_seconds=0.2)
     components = load_actors(["ledger", "dead-letters", "conversations"])
     app = create_app(bus_settings, limits, store)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-
-        async def serve() -> None:
-            async with Worker([*components.actors, FAKE_IMAGE_ACTOR], (), bus_settings, store, components.ingests).run():
-                await server.serve([listening])
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()))
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", tuple(prefix for prefix, _ in app.state.error_formats)
-        server.should_exit = True
-        thread.join(30)
+    actors = [*components.actors, FAKE_IMAGE_ACTOR]
+    with serve_in_thread(app, lambda: Worker(actors, (), bus_settings, store, components.ingests).run()) as url:
+        yield url, tuple(prefix for prefix, _ in app.state.error_formats)
 
 
 def fuzz_operation(operation: schemathesis.APIOperation, foreign_prefixes: tuple[str, ...]) -> int:

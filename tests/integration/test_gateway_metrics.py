@@ -16,7 +16,7 @@ async def test_http_metrics_use_route_patterns_and_hide_from_tenants(bus_setting
     app = create_app(bus_settings, settings, None, HealthSettings(port=0, keep_seconds=0))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", headers={"X-API-Key": KEY}) as tenant,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers={"X-API-Key": KEY}) as tenant,
         httpx.AsyncClient(base_url=app.state.health_url) as prometheus,
     ):
         for number in range(3):

@@ -178,9 +178,9 @@ async def test_store_connection_uses_tls(certificates: Certificates) -> None:
             }
             async with open_claim_store(StoreSettings(**settings, tls_ca_file=certificates.authority)) as claims:
                 assert isinstance(claims, S3ClaimStore)
-                assert await claims.read(await claims.write(b"picture", media_type="image/png")) == b"picture"
+                assert await claims.read(await claims.write(b"picture", media_type="image/png", tenant=None), tenant=None) == b"picture"
             async with open_claim_store(StoreSettings(**settings)) as claims:
                 with pytest.raises(TemporaryError, match="CERTIFICATE_VERIFY_FAILED"):
-                    await claims.write(b"picture", media_type="image/png")
+                    await claims.write(b"picture", media_type="image/png", tenant=None)
     finally:
         server.stop()

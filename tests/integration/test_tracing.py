@@ -56,7 +56,7 @@ async def test_job_over_three_processes_is_one_trace(bus_settings: BusSettings, 
                 open_supervisor(["watermark", "upload"], environment, lambda step, line: None) as supervisor,
                 start_worker(FAKE_IMAGE_ACTOR),
                 app.router.lifespan_context(app),
-                httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=60) as http,
+                httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as http,
             ):
                 await supervisor.wait_until_ready(timeout_seconds=60)
                 response = await http.post("/jobs?wait=30", json=ORDER, headers={"traceparent": CLIENT})

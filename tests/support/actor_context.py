@@ -8,5 +8,5 @@ async def ignore_progress(progress: Progress) -> None:
     """Progress is not reported."""
 
 
-def make_context(message_id: str = "message-1", job_id: str = "generation-7") -> Context:
-    return Context(job_id=job_id, message_id=message_id, attempt=1, tenant=None, deadline=None, report_progress=ignore_progress)
+def make_context(message_id: str = "message-1", job_id: str = "generation-7", tenant: str | None = None) -> Context:
+    return Context(job_id=job_id, message_id=message_id, attempt=1, tenant=tenant, deadline=None, report_progress=ignore_progress)

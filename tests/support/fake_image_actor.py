@@ -29,14 +29,15 @@ async def generate_images(command: Image, context: Context, *, claims: ClaimStor
         await asyncio.sleep(1.5)
     for percent in () if "quiet" in command.prompt else (0, 25, 50, 75, 90):
         await context.report_progress(Progress(current_step=percent, total_steps=100, progress_percent=percent))
-    done = await store_images(command, [solid_color_png(command, index) for index in range(command.count)], claims)
+    done = await store_images(command, [solid_color_png(command, index) for index in range(command.count)], claims, context.tenant)
     return Transactional(done, partial(record_run, context.job_id)) if transactional else done
 
 
-async def store_images(command: Image, images: Sequence[bytes], claims: ClaimStore, **facts: Any) -> ImageDone:
+async def store_images(command: Image, images: Sequence[bytes], claims: ClaimStore, tenant: str | None, **facts: Any) -> ImageDone:
     """Store PNGs of the command's size; returns the result that describes them. `facts`: its optional fields."""
     seed = image_seed(command)
-    stored = [await claims.write(image, media_type="image/png", width=command.width, height=command.height) for image in images]
+    size = {"width": command.width, "height": command.height}
+    stored = [await claims.write(image, tenant=tenant, media_type="image/png", generated=True, **size) for image in images]
     metadata = ImageMetadata(seed=seed, steps=command.steps, guidance_scale=command.guidance_scale)
     return ImageDone(images=stored, metadata=metadata, seeds=[seed + index for index in range(command.count)], **facts)
 

@@ -26,7 +26,7 @@ async def open_gateway(bus: BusSettings, store: Path, **settings: Any) -> AsyncI
     app = create_app(bus, GatewaySettings.model_validate(settings), StoreSettings(store_url=store.as_uri()))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=30) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30) as client,
     ):
         yield client
 

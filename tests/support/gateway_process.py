@@ -57,7 +57,7 @@ async def open_gateway_process(bus: BusSettings, **settings: str) -> AsyncIterat
     process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while b"gateway.ready" not in (line := await process.stderr.readline()):
                 assert line, "the gateway ended"
         drain = asyncio.create_task(process.stderr.read())

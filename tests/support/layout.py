@@ -4,8 +4,8 @@ SUB_PACKAGES = frozenset({
     "contracts",
     "bus", "bus/amqp", "bus/worker", "bus/persistence", "bus/net", "bus/storage", "bus/observability", "bus/dead_letters",
     "actors", "actors/adapters", "actors/attachments", "actors/imaging", "actors/llm", "actors/vision", "actors/webhooks",
-    "actors/engines", "actors/engines/process", "actors/engines/diffusion", "actors/engines/diffusion/lora", "actors/engines/language",
-    "actors/engines/remote", "actors/engines/vllm",
+    "actors/decoding", "actors/engines", "actors/engines/process", "actors/engines/diffusion", "actors/engines/diffusion/lora",
+    "actors/engines/language", "actors/engines/remote", "actors/engines/vllm",
     "gateway", "gateway/middleware", "gateway/jobs", "gateway/text", "gateway/admin", "gateway/compat", "gateway/openai", "gateway/docs",
     "gateway/console",
     "ops", "ops/commands", "ops/local", "ops/docgen", "ops/docgen/asyncapi",
@@ -16,9 +16,10 @@ FILES_AT_TOP: dict[str, frozenset[str]] = {
     "bus": frozenset({"actor", "delivery", "outcome", "routing_slip", "errors", "ids", "retry", "sql", "settings"}),
     "gateway": frozenset(
         {"app", "apis", "services", "commands", "serve", "settings", "problems", "callers", "deadlines", "strict_model", "sse"}
+        | {"connections", "http_protocol", "json_body", "memory_budget"}
     ),
     "actors/engines": frozenset({"settings", "shared_resource"}),
-    "ops": frozenset({"cli", "registry", "supervisor", "up", "settings", "errors", "checkout"}),
+    "ops": frozenset({"cli", "registry", "supervisor", "up", "settings", "errors", "checkout", "broker_roles", "broker_users"}),
 }
 """The modules that stand in a package itself; what is missing here is free. Steps stand in actors/, one module each."""
 

@@ -74,7 +74,7 @@ def find_error(command: Command) -> str | None:
             return find_parser_error(words)
         case ["python" | "python3", "-m", module, *_]:
             return None if importlib.util.find_spec(module) else f"no module {module}"
-        case ["pip", "install", *_] | ["pre-commit", "install"] | ["cd" | "cp" | "git", *_]:
+        case ["pip", "install", *_] | ["pre-commit", "install"] | ["cd" | "cp" | "git", *_] | ["openssl", "rand", "-hex", "32"]:
             return None
         case [program, *_] if (ROOT / program).is_file():
             return None if os.access(ROOT / program, os.X_OK) else f"{program} is not executable"
