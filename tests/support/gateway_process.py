@@ -31,7 +31,7 @@ class GatewayProcess:
         data = json.dumps(body).encode() if body is not None else b""
         head = [
             f"{method} {path} HTTP/1.1",
-            "Host: x",
+            "Host: localhost",
             "Connection: close",
             "Content-Type: application/json",
             f"Content-Length: {len(data)}",
