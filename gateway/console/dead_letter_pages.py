@@ -166,7 +166,8 @@ async def execute(request: Request) -> Response:
     await run_action(request, form, dry_run=False)
     if form.get("id"):
         return RedirectResponse(f"{PAGE_PATH}/{quote(form['id'], safe='')}", 303)
-    query = urlencode({name: form[name] for name in SELECTION_FIELDS if form.get(name)})
+    kept = [name for name in SELECTION_FIELDS if name != "state" and form.get(name)]  # the action has changed the state
+    query = urlencode({name: form[name] for name in kept})
     return RedirectResponse(f"{PAGE_PATH}/list?{query}" if query else PAGE_PATH, 303)
 
 
