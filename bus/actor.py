@@ -26,6 +26,7 @@ class Context:
     """What a handler knows of its delivery. `report_progress` publishes a progress event.
 
     `send_delta` sends a part of the reply ahead of it, numbered from 0 in its field `sequence`; None when nobody awaits a reply.
+    `message_id` names what the message has done, also before the upgrade to keyed ids; `event_message_id` is the id in its events.
     """
 
     job_id: str
@@ -35,6 +36,11 @@ class Context:
     deadline: datetime | None
     report_progress: ReportProgress
     send_delta: SendDelta | None = None
+    keyed_message_id: str | None = None
+
+    @property
+    def event_message_id(self) -> str:
+        return self.keyed_message_id or self.message_id
 
     def resolve_tenant(self, named: str | None) -> str | None:
         """The tenant to act for: the delivery's; the one that the body names only for a delivery without one, which is the installation's.

@@ -39,4 +39,5 @@ def build_context(run: StepRun, publisher: Publisher) -> Context:
         delivery.deadline,
         report_progress,
         send_delta if delivery.reply_to else None,
+        delivery.message_id,
     )
