@@ -42,7 +42,7 @@ class Stack:
 
 
 @pytest.fixture
-async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -> AsyncIterator[Stack]:
+async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path, purged_queues: None) -> AsyncIterator[Stack]:
     assert bus_settings.database_url
     model = tmp_path / "model"
     model.mkdir()
@@ -61,7 +61,6 @@ async def stack(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -
         )
 
 
-@pytest.mark.usefixtures("purged_queues")
 async def test_doctor_passes_when_all_services_are_up(stack: Stack, start_worker: StartWorker) -> None:
     async with start_worker(FAKE_IMAGE_ACTOR):
         assert await stack.run_doctor("image") == (0, {})
@@ -102,7 +101,6 @@ async def test_doctor_reports_wrong_broker_password(stack: Stack, rabbitmq: Rabb
     assert "not-the-password" not in json.dumps(failed)
 
 
-@pytest.mark.usefixtures("purged_queues")
 async def test_doctor_reports_missing_database(stack: Stack, postgres: EmbeddedPostgres) -> None:
     postgres.kill()
     try:
@@ -113,7 +111,6 @@ async def test_doctor_reports_missing_database(stack: Stack, postgres: EmbeddedP
     assert "start that server" in failed["postgres"]["cure"]
 
 
-@pytest.mark.usefixtures("purged_queues")
 async def test_doctor_reports_missing_store(stack: Stack, store_folder: Path) -> None:
     shutil.rmtree(store_folder)
     store_folder.touch()
@@ -122,7 +119,6 @@ async def test_doctor_reports_missing_store(stack: Stack, store_folder: Path) ->
     assert "STORE_URL" in failed["store"]["cure"]
 
 
-@pytest.mark.usefixtures("purged_queues")
 async def test_doctor_reports_missing_backend(stack: Stack) -> None:
     stack.environment["BACKEND_API_URL"] = "http://127.0.0.1:9"
     status, failed = await stack.run_doctor()
@@ -130,7 +126,6 @@ async def test_doctor_reports_missing_backend(stack: Stack) -> None:
     assert "BACKEND_API_URL" in failed["webhooks"]["cure"]
 
 
-@pytest.mark.usefixtures("purged_queues")
 async def test_doctor_reports_missing_model(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "model" / "model_index.json").unlink()
     status, failed = await stack.run_doctor()

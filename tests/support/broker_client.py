@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from bus.actor import Actor, Handler, Resources
 from contracts import broker_names
-from contracts.steps import COMMANDS
+from contracts.steps import COMMANDS, EVENT_STEPS
 from contracts.wire import Command, Result
 
 
@@ -83,7 +83,7 @@ async def _collect_event(events: "asyncio.Queue[dict[str, Any]]", message: Abstr
 
 async def purge_queues(connection: AbstractConnection) -> None:
     """Purge the queues that all tests share, so that no message of another test is processed."""
-    steps = [*COMMANDS, "ledger"]
+    steps = [*COMMANDS, *EVENT_STEPS]
     delay_queues = [broker_names.retry_exchange(delay) for delay in (0.1, 0.2, 0.5)]
     dead = map(broker_names.dead_letter_queue, [*steps, broker_names.IMAGE_GENERATION_QUEUE])
     channel = await connection.channel()
