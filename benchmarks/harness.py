@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -16,10 +17,10 @@ Side = TypeVar("Side")
 
 @asynccontextmanager
 async def private_services(folder: Path) -> AsyncIterator[ServiceUrls]:
-    """A RabbitMQ node, a PostgreSQL server and a claim store in `folder`, whatever the environment names."""
+    """A RabbitMQ node with one user for all, a PostgreSQL server and a claim store in `folder`, whatever the environment names."""
     settings = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=folder)
     async with local_stack(settings) as urls:
-        yield urls
+        yield replace(urls, amqp_urls={})
 
 
 def alternate(sides: Sequence[Side], rounds: int) -> Iterator[Side]:
