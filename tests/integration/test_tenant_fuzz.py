@@ -27,7 +27,7 @@ KEYS = {name: f"{name}-{'k' * 32}" for name in ("shop", "office")}
 SECRET_TEXT = "recipe of the shop"
 LIMITS: dict[str, Any] = {"question_seconds": 3, "request_seconds": 2, "rate_requests": 0, "keepalive_seconds": 0.2, "failed_keys": 0}
 FUZZED = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     database=None,
     derandomize=True,
@@ -111,7 +111,7 @@ def fuzz_operation(operation: Any, shop: Shop) -> int:
         case.query = {name: with_reference(value, reference) if in_body else value for name, value in (case.query or {}).items()}
         if in_body and not isinstance(case.body, bytes | schemathesis.core.NotSet):
             case.body = with_reference(copy.deepcopy(case.body), reference)
-        response = case.call(timeout=30, headers={"X-API-Key": KEYS["office"], "X-Request-Timeout": "2"})
+        response = case.call(timeout=30, headers={"X-API-Key": KEYS["office"], "X-Request-Timeout": "0.5"})
         assert SECRET_TEXT.encode() not in response.content, (case.method, case.formatted_path, response.text[:500])
         assert shop.file not in response.content, (case.method, case.formatted_path)
 
@@ -119,7 +119,7 @@ def fuzz_operation(operation: Any, shop: Shop) -> int:
     return sent
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_one_tenant_never_sees_or_changes_the_data_of_another(url: str, shop: Shop) -> None:
     before = shop.state()
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
