@@ -30,11 +30,11 @@ up: $(RUN_STAMP) ## Run the local services and all actors in the foreground unti
 test: $(TEST_STAMP) $(VLLM_STAMP) ## Run all tests, on a private RabbitMQ and an embedded PostgreSQL.
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests.
+check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests that load no model.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(BIN)/python -m pytest tests/unit -m "not models" $(ARGS)
 
 test-lowest: $(TEST_STAMP) ## Run the tests of contracts, bus and gateway on the lowest versions that pyproject.toml allows.
 	@test -x .venv-lowest/bin/python || $(BIN)/python -m venv .venv-lowest
