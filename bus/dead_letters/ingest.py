@@ -91,30 +91,30 @@ class DeadLetterConsumer:
     writer: BatchWriter
 
     async def on_message(self, message: AbstractIncomingMessage, *, queue: str) -> None:
-        """Store one letter, then ack it. A letter that the database can never hold is stored as its raw body."""
+        """Store one dead letter, then ack it. One that the database can never hold is stored as its raw body."""
         now = datetime.now(UTC)
         try:
-            letter = DeadLetterRecord.from_message(message, queue, now)
-            await self._write(letter)
+            record = DeadLetterRecord.from_message(message, queue, now)
+            await self._write(record)
         except Exception as error:
             log.error("dead_letter.stored_raw", queue=queue, error=repr(error)[:500])
-            letter = DeadLetterRecord.raw(message.body, queue, now, repr(error))
-            await self._write(letter)
+            record = DeadLetterRecord.raw(message.body, queue, now, repr(error))
+            await self._write(record)
         try:
             await message.ack()
         except Exception as error:
-            log.info("delivery.ack_failed", message_id=letter.message_id, error=repr(error))
-        log.info("dead_letter.stored", step=letter.step, code=letter.code, job_id=letter.job_id, message_id=letter.message_id, id=letter.id)
+            log.info("delivery.ack_failed", message_id=record.message_id, error=repr(error))
+        log.info("dead_letter.stored", step=record.step, code=record.code, job_id=record.job_id, message_id=record.message_id, id=record.id)
 
-    async def _write(self, letter: DeadLetterRecord) -> None:
+    async def _write(self, record: DeadLetterRecord) -> None:
         """Repeat the write while the database refuses it. Raises an error of UNSTORABLE at once."""
         while True:
             try:
-                return await self.writer.write(letter)
+                return await self.writer.write(record)
             except UNSTORABLE:
                 raise
             except Exception as error:
-                fields = {"queue": letter.dead_queue, "message_id": letter.message_id, "error": repr(error)}
+                fields = {"queue": record.dead_queue, "message_id": record.message_id, "error": repr(error)}
                 log.error("dead_letter.store_failed", **fields, wait_seconds=WRITE_RETRY_SECONDS)
                 await asyncio.sleep(WRITE_RETRY_SECONDS)
 

@@ -102,7 +102,7 @@ class DeadLetterRecord:
 
     @classmethod
     def raw(cls, body: bytes, dead_queue: str, now: datetime, reason: str) -> Self:
-        """The letter of a message of which only the body can be read or stored. `reason`: why."""
+        """The dead letter of a message of which only the body can be read or stored. `reason`: why."""
         message_id, target = str(uuid4()), source_queue(dead_queue)
         return cls(
             id=_digest(dead_queue, message_id),
@@ -116,7 +116,7 @@ class DeadLetterRecord:
             type=None,
             content_type=None,
             content_encoding=None,
-            code="letter-unstorable",
+            code="dead-letter-unstorable",
             message=sanitize_text(reason)[:2000],
             exception_type=None,
             stack="",

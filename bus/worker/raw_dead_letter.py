@@ -33,9 +33,9 @@ async def publish_raw_dead_letter(
     """Dead-letter a message of `queue` because of `error`. `name`: of the step or the adapter."""
     code = error.code if isinstance(error, PermanentError) else "internal-error"
     outcome = DeadLettered(fault_from_error(error, code, name, 1), format_stack(error))
-    letter = build_raw_dead_letter(message.body, outcome, name=name, queue=queue)
-    await publisher.publish_until_confirmed(letter)
-    fields = {"step": name, "code": code, "cause": outcome.fault.message, "message_id": letter.message_id}
+    dead_letter = build_raw_dead_letter(message.body, outcome, name=name, queue=queue)
+    await publisher.publish_until_confirmed(dead_letter)
+    fields = {"step": name, "code": code, "cause": outcome.fault.message, "message_id": dead_letter.message_id}
     log.error("message.dead_lettered_raw", exception_type=outcome.fault.exception_type, **fields)
     return outcome
 

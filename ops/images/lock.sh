@@ -8,7 +8,7 @@ trap 'rm -r "$folder"' EXIT
 echo 'setuptools>=77' > "$folder/build.in"
 grep -v '^#' constraints.txt > "$folder/cpu"
 grep -Ev '^(triton|nvidia-)' "$folder/cpu" > "$folder/gpu"
-options=(--universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet)
+options=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet)
 for image in cpu gpu; do
   extras=(--extra s3)
   [ "$image" = cpu ] || extras+=(--extra models)

@@ -129,13 +129,13 @@ class Oracle:
     async def read_dead_letters(self) -> None:
         for step in DEAD_LETTERING:
             queue = await (await self.channel()).get_queue(broker_names.dead_letter_queue(step), ensure=False)
-            while (letter := await queue.get(fail=False, no_ack=True)) is not None:
-                cause = str(letter.headers["atelier-fault-code"])
+            while (dead_letter := await queue.get(fail=False, no_ack=True)) is not None:
+                cause = str(dead_letter.headers["atelier-fault-code"])
                 assert cause
-                if letter.body in self.environment.hostile_bodies:
-                    self.causes_of_hostile[letter.body] = cause
+                if dead_letter.body in self.environment.hostile_bodies:
+                    self.causes_of_hostile[dead_letter.body] = cause
                 else:
-                    self.dead_lettered.add(int((letter.correlation_id or "-0").removeprefix("generation-")))
+                    self.dead_lettered.add(int((dead_letter.correlation_id or "-0").removeprefix("generation-")))
 
     def outcomes(self) -> OrderOutcomes:
         calls = self.webhook_calls()

@@ -21,7 +21,7 @@ from bus.amqp.messages import build_cancel
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.request_reply import ReplyTimeout, open_request_client
 from bus.amqp.subscriptions import job_binding_key, subscribe_events
-from bus.amqp.topology import declare_command_queues, declare_dead_letter_queues, declare_topology
+from bus.amqp.topology import declare_command_queues, declare_dead_letter_queues, declare_topology, read_queue_depth
 from bus.errors import PublishError
 from bus.settings import BusSettings
 from contracts import broker_names
@@ -114,6 +114,8 @@ async def test_actor_declares_whole_topology(urls: dict[str, str], bus_settings:
         actors = [*participants.command_actors, *participants.event_actors]
         await declare_topology(channel, actors, participants.adapters, COMMANDS, (*bus_settings.delay_queue_seconds, 17.0))
         await declare_dead_letter_queues(channel, *participants.dead_letter_queues)
+        depths = [await read_queue_depth(channel, actor.queue) for actor in actors]
+    assert all(depths), "every queue exists"
 
 
 Act = Callable[[AbstractChannel], Awaitable[Any]]

@@ -237,3 +237,4 @@ async def test_hostile_order_ends_and_honest_ones_are_accepted(
         await hostile_traffic.collect_dead_letters("image_generation")
         await hostile_traffic.send(broker_names.IMAGE_GENERATION_QUEUE, messages, honest)
         await hostile_traffic.expect_dead_letters(messages)
+    assert hostile_traffic.causes.keys() == {message.body for message in messages}, "no honest order is dead-lettered"

@@ -83,5 +83,5 @@ async def test_letter_that_the_database_refuses_is_stored_as_its_body(
     async with start_worker_with_ingest(actor):
         await broker_client.publish(actor.step, {"text": "x"})
         [letter] = await wait_for_dead_letters(repository, step=actor.step)
-    assert (letter.code, letter.body, letter.target) == ("letter-unstorable", '{"text": "x"}', actor.queue)
+    assert (letter.code, letter.body, letter.target) == ("dead-letter-unstorable", '{"text": "x"}', actor.queue)
     assert await queue_size(broker_client, broker_names.dead_letter_queue(actor.step)) == 0

@@ -139,15 +139,14 @@ FAULT = {"code": "lora-missing", "message": "x", "step": "image"}
 END = {"completed": {"result": {"result_url": "u"}}, "failed": {"fault": FAULT}, "cancelled": {"fault": FAULT | {"code": "cancelled"}}}
 
 
-@pytest.mark.parametrize("end", END)
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("completed", {"result": {"result_url": "forged"}}),
-        ("failed", {"fault": FAULT | {"code": "forged"}}),
-        ("cancelled", {"fault": FAULT | {"code": "forged"}}),
-    ],
-)
+FORGED_ENDS: dict[str, dict[str, Any]] = {
+    "completed": {"result": {"result_url": "forged"}},
+    "failed": {"fault": FAULT | {"code": "forged"}},
+    "cancelled": {"fault": FAULT | {"code": "forged"}},
+}
+
+
+@pytest.mark.parametrize(("end", "kind"), [(end, kind) for end in END for kind in FORGED_ENDS if not kind == "completed" != end])
 @pytest.mark.parametrize("message_id", ["other", None])
 async def test_ended_job_keeps_its_end(
     start_worker: StartWorker,
@@ -155,14 +154,11 @@ async def test_ended_job_keeps_its_end(
     bus_settings: BusSettings,
     end: str,
     kind: str,
-    fields: dict[str, Any],
     message_id: str | None,
 ) -> None:
     """Except for one change: a job that did not succeed is completed by a replay. Nor do the job's stored events change."""
-    if kind == "completed" != end:
-        pytest.skip("a replay may complete a job")
     job_id = f"job-{uuid4().hex[:8]}"
-    later = event(job_id, "job", kind, 9, tenant="shop", **fields) | ({"message_id": message_id} if message_id else {})
+    later = event(job_id, "job", kind, 9, tenant="shop", **FORGED_ENDS[kind]) | ({"message_id": message_id} if message_id else {})
     async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
         first = event(job_id, "job", end, 1, tenant="shop", **END[end])
         await publish_event(broker_client, first)

@@ -69,6 +69,7 @@ async def test_open_ledger_purges_at_intervals_and_survives_a_database_error(poo
             return await remaining(pool, "jobs") == []
 
         await wait_until(is_purged)
+    assert await pool.fetchval("select count(*) from atelier.jobs") == 0
 
 
 async def test_retention_of_zero_keeps_everything(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def healthy() -> Actor:
 
 
 async def expect_answer(broker_client: BrokerClient, actor: Actor, seconds: float = SILENCE_SECONDS) -> None:
+    """Fails when a command to the actor is not answered in time."""
     await broker_client.publish(actor.step, {"text": "honest"}, reply_to=broker_client.reply_queue)
     assert await broker_client.next_reply(seconds) == (f"{actor.step}.done.v1", {"text": "honest"})
 
@@ -58,7 +59,10 @@ async def read_depth(amqp_url: str, queue: str) -> QueueDepth | None:
 
 
 async def test_hanging_handler_delays_no_other_queue(start_worker: StartWorker, broker_client: BrokerClient, healthy: Actor) -> None:
+    hanging_ids = []
+
     async def hang(command: Echo, context: Context) -> Echoed:
+        hanging_ids.append(context.message_id)
         await asyncio.Event().wait()
         return Echoed(text="")
 
@@ -67,6 +71,7 @@ async def test_hanging_handler_delays_no_other_queue(start_worker: StartWorker, 
         for _ in range(3):
             await broker_client.publish(hanging.step, {"text": "x"})
         await expect_answer(broker_client, healthy)
+        assert len(hanging_ids) == 1, "the first of them hangs, and its prefetch keeps the others in the queue"
 
 
 async def test_deleted_queue_is_consumed_again_and_others_go_on(
@@ -84,6 +89,7 @@ async def test_deleted_queue_is_consumed_again_and_others_go_on(
 
         await wait_until(is_consumed, 20)
         await expect_answer(broker_client, deleted)
+    assert await is_empty(broker_client, deleted.queue)
 
 
 async def test_channel_that_the_broker_closes_takes_no_other_along(
