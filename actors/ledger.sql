@@ -108,9 +108,10 @@ with claimed as (
 select claimed.*, exists (select from atelier.job_events e where e.job_id = $1) as accepted from claimed
 
 -- name: claim_generation
--- Returns the owner: the first tenant. The update changes nothing, as above.
+-- Returns the owner: the first tenant. Its own use makes the claim young again, so that a generation in use is not purged.
 insert into atelier.generation_claims as claim (backend, generation_id, tenant) values ($1, $2, $3)
-on conflict (backend, generation_id) do update set tenant = claim.tenant
+on conflict (backend, generation_id) do update set
+    claimed_at = case when claim.tenant = excluded.tenant then now() else claim.claimed_at end
 returning tenant
 
 -- name: claimed_job

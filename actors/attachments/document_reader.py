@@ -43,7 +43,7 @@ def _read_parts(data: bytes, max_pages: int) -> Iterator[str]:
 
 
 def join_limited(parts: Iterator[str], max_chars: int) -> str:
-    texts, chars = [], 0
+    texts, chars = [], -1  # no line break before the first part
     for text in parts:
         texts.append(text)
         chars += len(text) + 1

@@ -14,8 +14,8 @@ FIRST_CPU_SECONDS, PIXELS_PER_CPU_SECOND = 2.0, 5_000_000
 """The time of a decoder: for the file itself, and for its pixels. The slowest honest files need a tenth of it."""
 MAX_SCANS = 100
 """Scans of a JPEG. Encoders write about ten; each scan costs a pass over all pixels."""
-MAX_TEXT_CHARS = 4 << 20
-"""Characters of all text chunks of a PNG."""
+MAX_TEXT_CHARS = 1 << 20
+"""Characters of all text chunks of a PNG. As JSON each may take twelve bytes, and a frame holds 16 MiB of it."""
 
 
 def picture_cpu_seconds(pixels: int) -> float:

@@ -99,9 +99,10 @@ class DecoderProcess:
         try:
             send_frame(self.connection, job.to_request(), data)
             header, body = receive_frame(self.connection, job.max_answer_bytes)
-        except (OSError, EOFError, ValueError) as error:
-            raise DecoderDied(str(error)) from None
-        if header.pop("retires"):
+            retires = header.pop("retires")
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DecoderDied(repr(error)) from None  # also for an answer of another form, after which the process is not used again
+        if retires:
             self.close()
         return header, body
 
@@ -123,14 +124,17 @@ class Call:
 
     def kill(self) -> None:
         self.killed = True
-        if self.running is not None:
-            self.running.kill()
+        running = self.running
+        if running is not None:
+            running.kill()
 
     @contextmanager
     def time_limit(self, decoder: DecoderProcess) -> Iterator[None]:
         timer = threading.Timer(self.job.wall_seconds, self.kill)
         timer.daemon = True
         self.running = decoder.process
+        if self.killed:
+            decoder.process.kill()
         timer.start()
         try:
             yield

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from actors.decoding.protocol import Refused, receive_frame, send_frame
@@ -17,6 +18,7 @@ Decoded = tuple[dict[str, Any], bytes]
 RETIREMENT_BYTES = 384 << 20
 """A process whose memory has been larger ends after its answer, because freed memory may stay with it."""
 MAX_FILE_BYTES = 1 << 30
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 def decode(job: str, data: bytes, arguments: dict[str, Any]) -> Decoded:
@@ -72,10 +74,18 @@ def serve(connection: socket.socket) -> None:
         except (EOFError, ConnectionError):
             return
         header, body = answer(request, bytes(data))
-        retires = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > RETIREMENT_BYTES
+        retires = peak_bytes() > RETIREMENT_BYTES
         send_frame(connection, header | {"retires": retires}, body)
         if retires:
             return
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has used. Not `ru_maxrss`: Linux starts that one at the peak of the parent."""
+    for line in PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def merge_text_chunks(
     existing: Mapping[str, str], order_metadata: Mapping[str, object], authoritative: Mapping[str, str | None], *, generated: bool
 ) -> dict[str, str]:
     """The chunks to write: `authoritative` before `existing` before `order_metadata`; GENERATION_KEYS only for a generated picture."""
-    defaults = {key: to_chunk_text(value) for key, value in order_metadata.items() if value is not None}
+    taken = {key.lower() for key in existing}  # `Seed` is no second value of `seed`
+    defaults = {key: to_chunk_text(value) for key, value in order_metadata.items() if value is not None and key.lower() not in taken}
     described = {key: value for key, value in {**defaults, **existing}.items() if generated or key.lower() not in GENERATION_KEYS}
     ranked = {**described, **{key: value for key, value in authoritative.items() if value}}
     return {key: value for key, value in ranked.items() if is_valid_chunk(key, value)}

@@ -24,8 +24,11 @@ CONNECTION_CLASSES = frozenset({"RabbitMqSettings", "LocalSettings", "BrokerUser
 CONNECTIONS = frozenset({"AMQP_URL", "DATABASE_URL", "ATELIER_SECRET", "STORE_URL", "GATEWAY_API_KEYS", "HEALTH_HOST", "HEALTH_PORT"})
 CONNECTION_PREFIX = "AWS_"
 """What docker-compose.yml sets itself, to its own services and with the passwords of their users."""
-EVERY_PROCESS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
-MODEL_PROCESSES = ("HF_TOKEN", "HF_HUB_OFFLINE")
+EVERY_PROCESS = (
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    *("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG", "OTEL_RESOURCE_ATTRIBUTES"),
+)
+MODEL_PROCESSES = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT", "PYTORCH_CUDA_ALLOC_CONF")
 """Read by libraries, not by a settings class."""
 
 

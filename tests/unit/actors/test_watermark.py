@@ -199,6 +199,14 @@ async def test_picture_of_a_user_keeps_its_metadata_but_none_that_names_a_model(
     assert signed.text == {"title": "a cat", "tags": "cat", "artist": "Jane", "job": "generation-7"}
 
 
+async def test_order_adds_no_key_that_differs_from_one_of_the_picture_in_case_alone(watermark_rig: WatermarkRig) -> None:
+    chunks = PngInfo()
+    chunks.add_text("seed", "45")
+    picture = encode_image(Image.new("RGB", (64, 64)), pnginfo=chunks)
+    signed = await watermark_rig.sign(picture, metadata={"Seed": 1, "SEED": 2, "seed": 3, "tags": "cat"})
+    assert signed.text == {"seed": "45", "tags": "cat", "job": "generation-7"}
+
+
 @pytest.mark.models
 def test_every_key_that_the_image_step_writes_is_one_of_generation() -> None:
     """A new key of the engine must be added to GENERATION_KEYS, or a user's picture could carry it."""

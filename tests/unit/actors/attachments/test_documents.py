@@ -74,6 +74,7 @@ async def test_unreadable_document_names_reason(data: bytes, code: str) -> None:
 async def test_document_over_limits_is_rejected() -> None:
     """In bytes, characters or pages."""
     assert (await extraction_error(b"x" * 11, MAX_UPLOAD_BYTES=10)).code == "document-too-large"
+    assert await extract_text(b"x" * 100, DOCUMENT_MAX_LETTERS=100) == "x" * 100
     for data in (b"x" * 101, make_docx("x" * 60, "y" * 60), make_pdf("x" * 60, "y" * 60)):
         assert (await extraction_error(data, DOCUMENT_MAX_LETTERS=100)).code == "document-too-long"
     assert (await extraction_error(make_pdf("a", "b", "c"), DOCUMENT_MAX_PAGES=2)).code == "document-too-long"

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from actors.attachments.documents import document_job
-from actors.decoding.pool import DecoderPool
+from actors.decoding.pictures import MAX_TEXT_CHARS
+from actors.decoding.pool import Call, DecoderPool
 from actors.imaging.image_decoding import PICTURES, decode_image, flatten_on_white, picture_job
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
@@ -51,6 +53,47 @@ def test_job_over_its_time_is_killed_and_next_one_is_decoded(limits: dict[str, f
     assert raised.value.code == "document-too-complex"
     assert pool.decode(job, b"text")[1] == b"text"
     pool.close()
+
+
+def test_process_is_used_again_also_where_its_parent_is_large() -> None:
+    """Linux counts the parent's peak into `ru_maxrss` of a child."""
+    pool, ballast = DecoderPool(1), b"x" * (500 << 20)
+    job = picture_job({"max_pixels": 10_000, "formats": ("PNG",), "label": "It"}, 10_000)
+    for _ in range(3):
+        pool.decode(job, encode(Image.new("RGB", (8, 8))))
+    assert len(ballast) > 0
+    assert len(pool._decoders) == 1
+    pool.close()
+
+
+def test_call_that_is_cancelled_before_it_begins_is_killed() -> None:
+    pool, job = DecoderPool(1), document_job(AttachmentSettings())
+    call = Call(job, make_docx(*["word " * 20] * 100_000))
+    call.kill()
+    started = time.monotonic()
+    with pytest.raises(PermanentError):
+        pool._run(call)
+    assert time.monotonic() - started < 5
+    pool.close()
+
+
+def png_with_text(*texts: str) -> bytes:
+    chunks = PngInfo()
+    for number, text in enumerate(texts):
+        chunks.add_itxt(f"text {number}", text, zip=True)
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=chunks)
+        return file.getvalue()
+
+
+def test_most_text_chunks_fit_into_an_answer_and_more_are_refused() -> None:
+    """Each of these characters takes twelve bytes of JSON."""
+    text = "\U0001f600" * 200_000
+    assert 5 * len(text) <= MAX_TEXT_CHARS < 6 * len(text)
+    assert list(decode_image(png_with_text(*[text] * 5), MAX_PIXELS).text_chunks.values()) == [text] * 5
+    with pytest.raises(PermanentError) as raised:
+        decode_image(png_with_text(*[text] * 6), MAX_PIXELS)
+    assert raised.value.code == "image-too-costly"
 
 
 def test_job_over_its_memory_is_refused_for_good() -> None:
