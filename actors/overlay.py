@@ -74,7 +74,7 @@ async def overlay(
     png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
     generated = await claims.is_generated(bare, tenant=context.tenant)
     claim = await claims.write(png, tenant=context.tenant, media_type="image/png", width=size[0], height=size[1], generated=generated)
-    overlay_id = derived_id(context.message_id, "overlay")
+    overlay_id = derived_id(context.keyed_id, "overlay")
     url = await claims.url(claim, tenant=context.tenant)
     rendered = {"asset_id": derived_id(overlay_id, "render"), "url": url, "width": size[0], "height": size[1]}
     result = OverlayDone(

@@ -26,7 +26,7 @@ class Context:
     """What a handler knows of its delivery. `report_progress` publishes a progress event.
 
     `send_delta` sends a part of the reply ahead of it, numbered from 0 in its field `sequence`; None when nobody awaits a reply.
-    `message_id` names what the message has done, also before the upgrade to keyed ids; `event_message_id` is the id in its events.
+    `message_id` names what the message has done, also before the upgrade to keyed ids; `keyed_id` is the id in its events.
     """
 
     job_id: str
@@ -39,7 +39,7 @@ class Context:
     keyed_message_id: str | None = None
 
     @property
-    def event_message_id(self) -> str:
+    def keyed_id(self) -> str:
         return self.keyed_message_id or self.message_id
 
     def resolve_tenant(self, named: str | None) -> str | None:

@@ -80,7 +80,7 @@ class Delivery:
             redelivery_count=read_count(headers.get("x-delivery-count")),
             detached=headers.get(Header.DETACHED) is True,
             deadline=read_time(headers.get(Header.DEADLINE)),
-            tenant=read_text(headers.get(Header.TENANT)),
+            tenant=read_text(headers.get(Header.TENANT)) or None,
             traceparent=read_text(headers.get(Header.TRACEPARENT)),
             tracestate=read_text(headers.get(Header.TRACESTATE)),
             request_id=read_text(headers.get(Header.REQUEST_ID)),

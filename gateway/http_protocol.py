@@ -5,6 +5,7 @@ the first of these, and neither the length nor the number of headers. `bounded_p
 """
 
 import asyncio
+import socket
 import time
 from enum import Enum, auto
 from http import HTTPStatus
@@ -12,14 +13,16 @@ from typing import Any
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.connections import ConnectionLimits, ConnectionTable, Pace
+from gateway.middleware.addresses import address_of
 
 CHECK_SECONDS = 1.0
 MAX_HEADERS = 128
 MAX_PIPELINED = 16
 """Requests that a client may send before it has the response to the first one."""
+UNSENT_BYTES = 64 << 10
 SEND_CHUNK_BYTES = 256 << 10
 """A longer part of a response is sent piece by piece, each when the kernel has taken the one before."""
 
@@ -54,17 +57,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._body_pace = Pace(self.limits.body_seconds, self.limits.bytes_per_second)
         self._send_pace = Pace(self.limits.send_seconds, self.limits.bytes_per_second)
         self._refusal: HTTPStatus | None = None
+        self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def address(self) -> str | None:
-        return self.client[0] if self.client else None
+        """Of the client; of one with IPv6 the network, since all of it is his."""
+        return address_of({"client": self.client}) if self.client else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if not self.table.admit(self):
             transport.abort()
             return
+        limit_unsent_bytes(transport)
         transport.set_write_buffer_limits(high=0)  # `send` returns when the kernel has all bytes, so that a request's guards cover them.
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
 
@@ -72,7 +78,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.table.remove(self)
         if self._timer:
             self._timer.cancel()
+        self._disconnect_running()
         super().connection_lost(exc)
+
+    def _disconnect_running(self) -> None:
+        """uvicorn tells only the request that it has parsed last; with pipelining another one runs."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def evict(self) -> None:
         self.transport.abort()
@@ -185,12 +198,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer, unless another response has begun, and close. The application learns that its client is gone."""
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        running = self._running
+        if running is None or running.response_complete or not running.response_started:
             self.transport.write(refusal(status))
-            if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        self._disconnect_running()
         self.transport.close()
 
     def _close(self, reason: str) -> None:
@@ -201,16 +212,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The application, whose `send` returns when the kernel has taken the bytes: it holds its guards until then."""
 
         async def send_and_drain(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
             body = message.get("body", b"")
-            starts = range(0, max(1, len(body)), SEND_CHUNK_BYTES)
-            for start in starts:
-                piece = {**message, "body": body[start : start + SEND_CHUNK_BYTES]} if len(starts) > 1 else message
-                await send(piece if start == starts[-1] else {**piece, "more_body": True})
-                self._written_bytes += len(piece.get("body", b""))
+            for start in range(0, len(body), SEND_CHUNK_BYTES):
+                piece = body[start : start + SEND_CHUNK_BYTES]
+                await send({**message, "body": piece, "more_body": True})
+                self._written_bytes += len(piece)
             if self.flow.write_paused:
                 await self.flow.drain()
+            if not message.get("more_body"):  # by itself, since uvicorn counts the request as disconnected after it
+                await send({**message, "body": b"", "more_body": False})
 
+        self._running = getattr(receive, "__self__", None)  # the request's cycle
         await self._application(scope, receive, send_and_drain)
+
+
+def limit_unsent_bytes(transport: asyncio.Transport) -> None:
+    """With megabytes in its buffer the kernel takes nothing for minutes from a slow reader, whose progress would not be seen."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def bounded_protocol(limits: ConnectionLimits) -> type[BoundedHttpProtocol]:

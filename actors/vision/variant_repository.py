@@ -119,11 +119,11 @@ class VariantRepository:
 
     async def record_owner(self, stage: Stage, ref: VariantRef, context: Context) -> None:
         """Record that this message works on the variant."""
-        await self.pool.execute(SQL["record_owner"], context.event_message_id, stage.name, ref.variant_id)
+        await self.pool.execute(SQL["record_owner"], context.keyed_id, stage.name, ref.variant_id)
 
     async def is_owner(self, stage: Stage, context: Context) -> bool:
         """Whether this message has worked on a variant before: it is delivered again after a failure or a crash."""
-        return bool(await self.pool.fetchval(SQL["is_owner"], context.event_message_id, stage.name))
+        return bool(await self.pool.fetchval(SQL["is_owner"], context.keyed_id, stage.name))
 
     async def mark_running(self, stage: Stage, ref: VariantRef, context: Context, *, once: bool = False) -> None:
         """Mark the variant running for this message. `once`: raises TemporaryError unless the preceding step is done."""
@@ -132,11 +132,11 @@ class VariantRepository:
                 await connection.execute(SQL["start"], ref.variant_id, stage.name)
             elif not await connection.fetchval(SQL["start_once"], ref.variant_id, stage.name, stage.preceding_step):
                 raise TemporaryError(f"another message works on variant {ref.variant_id} meanwhile", delay=30)
-            await connection.execute(SQL["record_owner"], context.event_message_id, stage.name, ref.variant_id)
+            await connection.execute(SQL["record_owner"], context.keyed_id, stage.name, ref.variant_id)
 
     async def mark_done(self, connection: Connection, stage: Stage, ref: VariantRef, context: Context, trace: VlmTrace) -> None:
         """Store the trace and mark the variant done, in the caller's transaction."""
-        ids: tuple[Any, ...] = (derive_trace_id(context.message_id), ref.job_id)
+        ids: tuple[Any, ...] = (derive_trace_id(context.keyed_id), ref.job_id)
         request = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in trace.request.items()}
         values = (stage.operation, request, trace.response, trace.latency_ms)
         if self.traces_have_variant:

@@ -102,7 +102,7 @@ async def evaluate_variant(
     async def write(connection: Connection) -> None:
         await repository.mark_done(connection, stage, ref, context, trace)
 
-    ids = {"job_id": ref.job_id, "vlm_trace_id": derive_trace_id(context.message_id)}
+    ids = {"job_id": ref.job_id, "vlm_trace_id": derive_trace_id(context.keyed_id)}
     return Transactional(result.model_validate(ids | fields), write)
 
 

@@ -51,7 +51,8 @@ def build_event(event: Event, headers: dict[str, Any]) -> OutboundMessage:
 def event_message_id(event: Event) -> str:
     """The id of the message that carries an event, derived from the event alone, by the gateway as well.
 
-    It needs no secret: the event's own message id is one that only processes with the secret can compute, and no inbox holds events.
+    It needs no secret: the event's own message id is one that only processes with the secret can compute, and an inbox entry
+    of an event is bound to its content.
     """
     percent = [event.progress.progress_percent] if event.progress else []
     return public_id(event.message_id, event.step, event.kind, *percent)

@@ -75,7 +75,7 @@ class BatchWriter:
         batch = self.pending[:MAX_BATCH_SIZE]
         try:
             await retry_while_unavailable(lambda: self.repository.insert([write.record for write in batch]), "database")
-        except (asyncpg.PostgresError, ValueError, OverflowError) as error:
+        except (asyncpg.PostgresError, *UNSTORABLE) as error:
             log.warning("dead_letters.batch_refused", error=repr(error))
             batch = [own_write]
             await retry_while_unavailable(lambda: self.repository.insert([own_write.record]), "database")

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -44,16 +45,18 @@ def classify_name(name: str) -> str:
     return "prompt" if _PROMPT_NAME.search(name) else "plain"
 
 
-def mask_value(name: str, value: Any) -> Any:
+def mask_value(name: str, value: Any, depth: int = 0) -> Any:
     classification = classify_name(name)
     if classification == "secret":
         return "***"
     if classification == "prompt" and not isinstance(value, int | float | bool | None):
         return f"*** ({len(str(value))} characters)"
+    if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
+        return "…"
     if isinstance(value, Mapping):
-        return {key: mask_value(str(key), inner) for key, inner in value.items()}
+        return {key: mask_value(str(key), inner, depth + 1) for key, inner in islice(value.items(), MAX_ITEMS)}
     if isinstance(value, list | tuple):
-        return [mask_value("", inner) for inner in value]
+        return [mask_value("", inner, depth + 1) for inner in value[:MAX_ITEMS]]
     return mask_text(value) if isinstance(value, str) else value
 
 
@@ -72,7 +75,8 @@ def cut_text(text: str) -> str:
     if len(text) <= MAX_TEXT_CHARS:
         return text
     half = MAX_TEXT_CHARS // 2
-    head, tail = text[:half].rsplit(None, 1)[0], text[-half:].split(None, 1)[-1]
+    heads, tails = text[:half].rsplit(None, 1), text[-half:].split(None, 1)
+    head, tail = heads[0] if len(heads) == 2 else "", tails[1] if len(tails) == 2 else ""
     return f"{head} … ({len(text) - len(head) - len(tail)} characters are not logged) … {tail}"
 
 

@@ -135,6 +135,7 @@ class NullInbox:
 
     async def cancel(self, job_id: str) -> None:
         self._cancelled[job_id] = None
+        self._cancelled.move_to_end(job_id)
         if len(self._cancelled) > MAX_CANCELLED:
             self._cancelled.popitem(last=False)
 

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway import http_protocol
@@ -58,9 +58,32 @@ class Served:
 
         return Large(b"x" * LARGE_BYTES)
 
+    async def endless(self, request: Request) -> Response:
+        """A stream that ends when its client has gone."""
+
+        async def parts() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x"
+                await asyncio.sleep(0.05)
+
+        self.started += 1
+        return EndlessResponse(parts(), self)
+
     async def slow(self, request: Request) -> Response:
         await asyncio.sleep(1.2)
         return PlainTextResponse("slow")
+
+
+class EndlessResponse(StreamingResponse):
+    def __init__(self, parts: AsyncIterator[bytes], served: Served) -> None:
+        super().__init__(parts)
+        self.served = served
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.served.ended += 1
 
 
 @asynccontextmanager
@@ -71,6 +94,7 @@ async def serve(**limits: Any) -> AsyncIterator[Served]:
         Route("/body", served.body, methods=["POST"]),
         Route("/large", served.large),
         Route("/slow", served.slow),
+        Route("/endless", served.endless),
     ]
     served.protocol = bounded_protocol(ConnectionLimits(**LIMITS | limits))
     config = uvicorn.Config(Starlette(routes=routes), port=0, log_config=None, lifespan="off", http=served.protocol, ws="none")
@@ -233,6 +257,32 @@ async def test_slow_but_steady_reader_receives_everything() -> None:
                 await asyncio.sleep(0.05)
         writer.close()
     assert received > LARGE_BYTES
+
+
+async def test_reader_of_a_few_kilobytes_a_second_is_served_on() -> None:
+    """The kernel buffers little, so that its progress is seen: four times the lowest rate, for longer than the limit."""
+    async with serve(send_seconds=2, bytes_per_second=10_000) as served:
+        reader, writer = await open_slow_reader(served.port)
+        started = time.monotonic()
+        while time.monotonic() - started < 8:
+            assert await reader.read(4_000), "disconnected"
+            await asyncio.sleep(0.1)
+        writer.close()
+
+
+@pytest.mark.parametrize("garbage", [False, True])
+async def test_running_request_ends_with_its_client_also_behind_a_pipelined_one(garbage: bool) -> None:
+    """Also when a later request is refused, whose answer must not stand within the response of the first."""
+    async with serve() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(6)
+        if garbage:
+            writer.write(b"garbage\r\n\r\n")
+            assert b"HTTP/1.1" not in await reader.read()
+        writer.transport.abort()
+        await wait_until_true(lambda: served.ended == 1)
 
 
 async def wait_until_true(condition: Any) -> None:
