@@ -58,7 +58,7 @@ def has_more_values(data: bytes, limit: int) -> bool:
     """Whether JSON has more than `limit` values. Text in strings does not count."""
     if len(data) <= limit or sum(map(data.count, (b",", b":", b"[", b"{"))) <= limit:
         return False
-    return data.count(b'"') > 4 * limit or count_values(data) > limit
+    return data.count(b'"') - data.count(b'\\"') > 4 * limit or count_values(data) > limit
 
 
 async def run_parser(function: Callable[..., Result], *arguments: Any, size: int) -> Result:

@@ -97,7 +97,8 @@ class GatewaySettings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def check_trusted_proxies(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        """Not `*`: then anybody could claim any address."""
+        """Neither `*` nor all addresses: then anybody could claim any address."""
         for network in networks:
-            ip_network(network)
+            if ip_network(network).prefixlen == 0:
+                raise ValueError(f"{network} trusts every client: name the networks of the proxies")
         return networks

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from gateway.json_body import run_parser, validate_body
+from gateway.middleware.origins import FORM_MEDIA_TYPES, media_type_of
 from gateway.problems import HttpProblem
 from gateway.text.uploads import check_upload_size
 
 MAX_FORM_FIELDS, MAX_FORM_ESCAPES = 32, 1_000_000
-FORM_MEDIA_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 class Turn(BaseModel):
@@ -71,7 +71,7 @@ def turn_request_body(model: type[Turn], *files: str) -> dict[str, Any]:
 async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, bytes]]:
     """The turn and the files by field. Raises RequestValidationError, HttpProblem(413)."""
     try:
-        if request.headers.get("content-type", "").startswith(FORM_MEDIA_TYPES):
+        if media_type_of(request.headers.get("content-type", "")) in FORM_MEDIA_TYPES:
             fields, files = await read_form(request)
             return model.model_validate(fields), files
         return await validate_body(request, model), {}
@@ -83,7 +83,7 @@ async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, byt
 async def read_form(request: Request) -> tuple[dict[str, str], dict[str, bytes]]:
     """The fields and files of a form, without empty ones. Raises HttpProblem(413)."""
     fields, files = {}, {}
-    if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+    if media_type_of(request.headers.get("content-type", "")) == "application/x-www-form-urlencoded":
         return await read_urlencoded(request), {}
     async with request.form(max_files=2, max_fields=MAX_FORM_FIELDS) as form:
         for name, value in form.items():

@@ -60,7 +60,7 @@ class OriginMiddleware:
                 raise HttpProblem(421, "host-unknown", detail)
 
     def _check_media_type(self, path: str, content_type: str) -> None:
-        media_type = content_type.partition(";")[0].strip().lower()
+        media_type = media_type_of(content_type)
         if is_json_media_type(media_type) or (media_type in FORM_MEDIA_TYPES and path in self._form_paths):
             return
         allowed = "application/json or multipart/form-data" if path in self._form_paths else "application/json"
@@ -70,6 +70,11 @@ class OriginMiddleware:
 
 def has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0 ") != ""
+
+
+def media_type_of(content_type: str) -> str:
+    """In lower case, without parameters."""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def is_json_media_type(media_type: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -17,6 +18,8 @@ from starlette.routing import Route
 from gateway import http_protocol
 from gateway.connections import ConnectionLimits
 from gateway.http_protocol import MAX_HEADERS, MAX_PIPELINED, bounded_protocol
+from gateway.middleware.body import LimitedBody
+from gateway.middleware.disconnect import cancel_on_disconnect
 
 LIMITS: dict[str, Any] = {
     "header_seconds": 0.4,
@@ -57,7 +60,7 @@ class Served:
                 finally:
                     served.ended += 1
 
-        return Large(b"x" * LARGE_BYTES)
+        return Large(b"x" * int(request.query_params.get("size", LARGE_BYTES)))
 
     async def endless(self, request: Request) -> Response:
         """A stream that ends when its client has gone."""
@@ -87,8 +90,16 @@ class EndlessResponse(StreamingResponse):
             self.served.ended += 1
 
 
+def watch(app: Any) -> Any:
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        await cancel_on_disconnect(app, scope, LimitedBody(receive, Headers(scope=scope), 1000), send)
+
+    return watched
+
+
 @asynccontextmanager
-async def serve(**limits: Any) -> AsyncIterator[Served]:
+async def serve(*, watched: bool = False, **limits: Any) -> AsyncIterator[Served]:
+    """`watched`: inside the gateway's own watcher of disconnects."""
     served = Served()
     routes = [
         Route("/small", served.small),
@@ -98,7 +109,8 @@ async def serve(**limits: Any) -> AsyncIterator[Served]:
         Route("/endless", served.endless),
     ]
     served.protocol = bounded_protocol(ConnectionLimits(**LIMITS | limits))
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_config=None, lifespan="off", http=served.protocol, ws="none")
+    app: Any = Starlette(routes=routes)
+    config = uvicorn.Config(watch(app) if watched else app, port=0, log_config=None, lifespan="off", http=served.protocol, ws="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -233,6 +245,21 @@ async def test_reader_that_takes_nothing_is_disconnected() -> None:
         await wait_until_true(lambda: served.ended == 1)
         await wait_until_true(lambda: len(served.protocol.table) == 0)
         writer.close()
+
+
+async def test_request_lasts_until_its_last_part_has_been_taken() -> None:
+    """Also inside the watcher of disconnects: for uvicorn a request whose last part is in its buffer has no client any more."""
+    loop = asyncio.get_running_loop()
+    async with serve(send_seconds=60, watched=True) as served:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.setblocking(False)
+            await loop.sock_connect(connection, ("127.0.0.1", served.port))
+            await loop.sock_sendall(connection, b"GET /large?size=250000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.sleep(2)
+            assert served.ended == 0
+            while served.ended == 0:
+                assert await loop.sock_recv(connection, 65536)
 
 
 async def test_request_lasts_until_its_response_has_been_sent() -> None:

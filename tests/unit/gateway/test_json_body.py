@@ -85,6 +85,7 @@ def test_values_are_counted_outside_strings(value: Any, structure: int) -> None:
 
 def test_text_does_not_count_as_values() -> None:
     assert not has_more_values(json.dumps({"message": "1, 2: [{" * 10_000}).encode(), 1000)
+    assert not has_more_values(json.dumps({"message": json.dumps({"a": "b"}) * 3_000}).encode(), 1000), "escaped quotes are text"
     assert has_more_values(b'["",' + b'"",' * 10_000 + b"1]", 1000)
     assert has_more_values(b"[" + b"1," * 2000 + b"1]", 1000)
     assert not has_more_values(b"[" + b"1," * 998 + b"1]", 1000)

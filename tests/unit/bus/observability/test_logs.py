@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bus.observability.logs import MAX_TEXT_CHARS, mask_text, mask_value
+from bus.observability.logs import MAX_ITEMS, MAX_TEXT_CHARS, mask_text, mask_value
 
 ROOT = Path(__file__).parents[4]
 PROMPT = "a portrait of my neighbour"
@@ -95,6 +96,28 @@ def test_long_text_is_cut_before_it_is_masked(text: str) -> None:
     masked = mask_text(text)
     assert time.process_time() - started < 0.5
     assert len(masked) < 2 * MAX_TEXT_CHARS
+
+
+@pytest.mark.parametrize("text", [" " * 9000 + "a=b" * 4000, "a=b" * 4000 + " " * 9000, " " * 20_000 + "a=b"])
+def test_text_with_half_of_it_blank_is_logged(text: str) -> None:
+    assert len(mask_text(text)) < 2 * MAX_TEXT_CHARS
+
+
+def test_half_a_secret_in_a_text_without_blanks_is_not_logged() -> None:
+    secret = '"password":"' + "Z" * 40 + '"'
+    text = "{" + '"a":1,' * 2000 + secret
+    text += "," + "b" * (MAX_TEXT_CHARS // 2 - 20) + "}"
+    assert len(text) > MAX_TEXT_CHARS
+    assert "ZZZ" not in mask_text(text)
+
+
+def test_large_and_deep_values_are_cut() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"k": deep}
+    assert len(str(mask_value("x", deep))) < 500
+    assert len(mask_value("x", list(range(1_000_000)))) == MAX_ITEMS
+    assert len(mask_value("x", {str(number): 1 for number in range(5000)})) == MAX_ITEMS
 
 
 def test_half_a_secret_at_the_cut_is_not_logged() -> None:

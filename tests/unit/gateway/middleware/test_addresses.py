@@ -56,7 +56,7 @@ async def test_only_a_trusted_proxy_names_the_client(trusted: str, peer: str, fo
         assert (await http.get("/", headers=headers)).json() == client
 
 
-@pytest.mark.parametrize("value", ["*", "10.0.0.0/33", "proxy.example"])
+@pytest.mark.parametrize("value", ["*", "10.0.0.0/33", "proxy.example", "0.0.0.0/0", "::/0"])
 def test_only_addresses_and_networks_can_be_trusted(value: str) -> None:
     with pytest.raises(ValidationError):
         GatewaySettings.model_validate({"trusted_proxies": value})
