@@ -59,8 +59,9 @@ mutations: $(TEST_STAMP) ## Remove one safeguard after another and check that th
 test-compose: ## Run docker-compose.yml with podman, without a GPU; needs root.
 	@tests/compose/run.sh
 
-documents: $(TEST_STAMP) ## Generate the documents that come from the code: settings, schemas, AsyncAPI, Kubernetes.
+documents: $(TEST_STAMP) ## Generate the documents that come from the code: settings, schemas, AsyncAPI, Kubernetes, promises.
 	@$(BIN)/python -m ops.docgen
+	@$(BIN)/python -m tests.support.promises
 
 screenshots: $(TEST_STAMP) ## Take screenshots of the console into docs/console/, with a headless Chromium.
 	@$(BIN)/python -m tests.e2e.screenshots

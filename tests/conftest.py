@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bus import ids
 from bus.amqp import signing
@@ -16,6 +17,11 @@ from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
+
+
+settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy-machine")
+"""How long an example takes is no property of the code: tests of durations measure them by themselves."""
 
 
 @pytest.fixture(scope="session")

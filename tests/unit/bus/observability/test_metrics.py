@@ -41,10 +41,11 @@ def test_label_cardinality_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_label_is_a_tenant_or_a_job() -> None:
     record_delivery("labelled", Done(Result()), attempt=1, seconds=0.1, queued_seconds=0.2)
     metrics.record_request("BREW", "/v1/jobs/{job_id}", 418, 0.1)
+    metrics.UNSIGNED_MESSAGES.labels("command").inc()
 
     families = list(text_string_to_metric_families(render().decode()))
     labels = {label for family in families for sample in family.samples for label in sample.labels}
-    assert labels <= {"step", "outcome", "code", "le", "part", "cause", "method", "route", "status"}
+    assert labels <= {"step", "outcome", "code", "le", "part", "cause", "method", "route", "status", "kind"}
     assert {sample.labels.get("method") for family in families for sample in family.samples} & {"BREW"} == set()
 
 
