@@ -104,3 +104,31 @@ async def test_error_while_opening_is_raised_and_the_next_user_opens_anew() -> N
     opener.error = None
     async with open_shared(shared, "key", opener.open) as resource:
         assert resource == 1
+
+
+async def test_user_that_joins_an_unready_resource_gets_the_current_reason() -> None:
+    shared, opener, late, later = dict[Hashable, Any](), Opener(), list[str | None](), list[str | None]()
+    async with open_shared(shared, "key", opener.open):
+        opener.set_unready("the device is lost")
+        async with open_shared(shared, "key", opener.open, late.append):
+            opener.set_unready(None)
+            async with open_shared(shared, "key", opener.open, later.append):
+                assert (late, later) == (["the device is lost", None], [])
+
+
+async def test_failed_opening_is_not_kept_while_a_user_still_leaves() -> None:
+    """A user that arrives after the failure opens anew, and keeps its resource when the users of the failed one leave."""
+    shared, opener = dict[Hashable, Any](), Opener()
+    opener.error = ValueError("no model")
+    async with AsyncExitStack() as user:
+        leaving = open_shared(shared, "key", opener.open)
+        failed = asyncio.create_task(leaving.__aenter__())
+        while not shared or not shared["key"].has_failed:
+            await asyncio.sleep(0)
+        opener.error = None
+        assert await user.enter_async_context(open_shared(shared, "key", opener.open)) == 1
+        with pytest.raises(ValueError, match="no model"):
+            await failed
+        assert shared["key"].listeners
+        assert opener.closed == 0
+    assert (opener.closed, shared) == (1, {})
