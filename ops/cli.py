@@ -136,6 +136,7 @@ def add_train_tiny(models: Any) -> None:
 def add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what is missing on this machine and among its services, and how to fix it")
     doctor.add_argument("steps", nargs="*", metavar="STEP", help="steps that must have a consumer; default: those whose queue has messages")
+    doctor.add_argument("--services", action="store_true", help="only the services and model servers, not this machine")
     doctor.add_argument("--json", action="store_true", help=JSON_HELP)
     doctor.set_defaults(call=lazy_command("ops.commands.doctor", "doctor"))
 

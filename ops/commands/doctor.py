@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from ops.commands import doctor_host, doctor_services
+from ops.commands import doctor_host, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
 from ops.registry import require_known
 from ops.settings import LocalSettings
@@ -31,9 +31,11 @@ SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
 
 
 def doctor(arguments: Namespace) -> int:
-    """Returns 0 when every check passes. Raises SetupError for an unknown step."""
+    """Returns 0 when every check passes, warnings included. Raises SetupError for an unknown step."""
     require_known(arguments.steps)
-    checks = asyncio.run(run_checks(LocalSettings(), arguments.steps))
+    settings = LocalSettings()
+    host_checks = [] if arguments.services else [check(settings) for check in HOST_CHECKS]
+    checks = [*host_checks, *asyncio.run(run_service_checks(settings, arguments.steps))]
     ok = all(check.ok for check in checks)
     if arguments.json:
         sys.stdout.write(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2) + "\n")
@@ -42,15 +44,16 @@ def doctor(arguments: Namespace) -> int:
     return 0 if ok else 1
 
 
-async def run_checks(settings: LocalSettings, steps: Sequence[str] = ()) -> list[Check]:
-    services = await asyncio.gather(*(check(settings) for check in SERVICE_CHECKS), doctor_services.check_queues(settings, steps))
-    return [*(check(settings) for check in HOST_CHECKS), *services]
+async def run_service_checks(settings: LocalSettings, steps: Sequence[str] = ()) -> list[Check]:
+    services = (*(check(settings) for check in SERVICE_CHECKS), doctor_services.check_queues(settings, steps))
+    models, *checks = await asyncio.gather(doctor_models.check_model_servers(), *services)
+    return [*checks, *models]
 
 
 def print_checks(checks: list[Check]) -> None:
     console = Console(highlight=False)
     for check in checks:
-        sign = "[green]✓[/green]" if check.ok else "[red]✗[/red]"
+        sign = "[yellow]![/yellow]" if check.warning else "[green]✓[/green]" if check.ok else "[red]✗[/red]"
         console.print(sign, f"{check.name}: {check.detail}", markup=True, soft_wrap=True)
-        if not check.ok:
+        if check.cure:
             console.print(f"    cure: {check.cure}", markup=False, soft_wrap=True)

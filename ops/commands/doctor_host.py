@@ -13,12 +13,13 @@ from ops.settings import LocalSettings
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. `cure` is empty when it passed."""
+    """The result of one check. `cure` is empty when it passed without a warning, which `ok` includes."""
 
     name: str
     ok: bool
     detail: str
     cure: str = ""
+    warning: bool = False
 
 
 DISK_BYTES_NEEDED = 6 << 30

@@ -47,10 +47,15 @@ def default_response(request: dict[str, Any]) -> FakeResponse:
 
 @dataclass
 class FakeOpenAiServer:
-    """Each request releases `request_semaphore`; with a `release_event` no response is given until it is set."""
+    """Each request releases `request_semaphore`; with a `release_event` no response is given until it is set.
+
+    `health_status`: of `/health`. `models`: the names of `/v1/models`.
+    """
 
     respond: Callable[[dict[str, Any]], FakeResponse] = default_response
     finish_reason: str = "stop"
+    health_status: int = 200
+    models: tuple[str, ...] = ("first", "second")
     requests: list[dict[str, Any]] = field(default_factory=list)
     authorization_headers: set[str] = field(default_factory=set)
     release_event: asyncio.Event | None = None
@@ -74,8 +79,10 @@ class FakeOpenAiServer:
             writer.close()
 
     async def _respond(self, path: str, request_body: bytes) -> tuple[int, Any]:
+        if path == "/health":
+            return self.health_status, {}
         if path.endswith("/models"):
-            return 200, {"data": [{"id": "first"}, {"id": "second"}]}
+            return 200, {"data": [{"id": name} for name in self.models]}
         request = json.loads(request_body)
         self.requests.append(request)
         self.request_semaphore.release()

@@ -20,19 +20,24 @@ NAMES = {
 
 
 def test_json_document_has_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    status = doctor.doctor(Namespace(json=True, steps=[]))
+    status = doctor.doctor(Namespace(json=True, steps=[], services=False))
 
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] == (status == 0)
     assert {check["name"] for check in document["checks"]} == NAMES
-    assert all(set(check) == {"name", "ok", "detail", "cure"} for check in document["checks"])
-    assert all(bool(check["cure"]) != check["ok"] for check in document["checks"])
+    assert all(set(check) == {"name", "ok", "detail", "cure", "warning"} for check in document["checks"])
+    assert all(bool(check["cure"]) == (not check["ok"] or check["warning"]) for check in document["checks"])
 
 
 def test_text_output_lists_checks_with_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.print_checks([Check("store", False, "/data [x] cannot be written", "let this user write"), Check("disk", True, "9 GiB free")])
+    warning = Check("model-server-text", True, "serves b, and not a", "set VLLM_MODEL", warning=True)
+    doctor.print_checks(
+        [Check("store", False, "/data [x] cannot be written", "let this user write"), Check("disk", True, "9 GiB free"), warning]
+    )
 
     output = capsys.readouterr().out
+    assert "! model-server-text: serves b, and not a" in output
+    assert "cure: set VLLM_MODEL" in output
     assert "✗ store: /data" in output
     assert "cure: let this user write" in output
     assert "✓ disk: 9 GiB free" in output
@@ -40,7 +45,15 @@ def test_text_output_lists_checks_with_remedy(capsys: pytest.CaptureFixture[str]
 
 def test_unknown_step_is_named() -> None:
     with pytest.raises(SetupError, match="No actor serves watermrak"):
-        doctor.doctor(Namespace(json=True, steps=["watermrak"]))
+        doctor.doctor(Namespace(json=True, steps=["watermrak"], services=False))
+
+
+def test_services_are_checked_without_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a container, which has no models extra."""
+    doctor.doctor(Namespace(json=True, steps=[], services=True))
+
+    names = {check["name"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert names == {"rabbitmq", "postgres", "store", "webhooks", "queues"}
 
 
 async def test_missing_rabbitmq_server_is_reported_with_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
