@@ -8,8 +8,15 @@ from gateway.console.guard import ConsoleRoute
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
 
+start_router = APIRouter(include_in_schema=False)
 moved_router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 not_found_router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
+
+
+@start_router.get("/")
+async def redirect_to_chat() -> Response:
+    """The chat page, where the page of a vLLM deployment is: at the root of its port."""
+    return RedirectResponse(chat_page.CHAT_PATH, 303)
 
 
 @moved_router.get("/workshop")
@@ -24,6 +31,7 @@ async def page_not_found(request: Request, rest: str) -> Response:
 
 
 ROUTERS = (
+    start_router,
     auth.static_router,
     auth.router,
     make.router,

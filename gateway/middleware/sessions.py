@@ -26,7 +26,8 @@ MAX_REVOKED = 100_000
 
 
 def is_console_path(path: str) -> bool:
-    return path == CONSOLE_PATH or path.startswith(f"{CONSOLE_PATH}/")
+    """`/` redirects to the console."""
+    return path in ("/", CONSOLE_PATH) or path.startswith(f"{CONSOLE_PATH}/")
 
 
 @dataclass(frozen=True)

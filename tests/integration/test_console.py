@@ -83,6 +83,18 @@ async def test_unauthenticated_visitor_sees_only_login(http: httpx.AsyncClient) 
     assert (fragment.status_code, fragment.headers["hx-redirect"]) == (401, "/console/login")
 
 
+async def test_root_leads_to_chat_page(http: httpx.AsyncClient) -> None:
+    """Where a vLLM deployment has its page: at the root of a port. A visitor without a session logs in first."""
+    assert (await http.get("/", follow_redirects=False)).headers["location"] == "/console/chat"
+    login = await http.get("/", follow_redirects=True)
+    assert (login.status_code, login.url.path, login.url.params["next"]) == (200, "/console/login", "/console/chat")
+    assert (await http.post("/", json={})).status_code == 405
+    await log_in(http)
+    chat = await http.get("/", follow_redirects=True)
+    assert (chat.status_code, chat.url.path) == (200, "/console/chat")
+    assert 'id="chat-form"' in chat.text
+
+
 @pytest.mark.parametrize("url", ["https://evil.example/", "//evil.example", "/\\evil.example", "/consoled", "/console/\n//evil", "/jobs"])
 async def test_login_redirects_only_to_console(http: httpx.AsyncClient, url: str) -> None:
     csrf = csrf_token(await http.get("/console/login"))
