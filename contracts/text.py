@@ -142,10 +142,13 @@ class TextStatus(Result):
     tokens_generated: int = Field(description="Since the worker started; it grows while the engine makes progress.")
     last_token_at: float | None = Field(None, description="Unix time in seconds.")
     max_model_len: int | None = None
-    vision: bool | None = Field(None, description="None: unknown.")
+    vision: bool | None = Field(None, description="Whether the model reads images. None: unknown, because its server did not answer.")
     lora_adapters: list[str] = Field(default_factory=list)
     device: str | None = None
-    gpu_memory_used: float | None = Field(None, description="GB.")
+    gpu_count: int | None = Field(None, description="GPUs of the engine. 0: it runs on a CPU; None: unknown, as with most servers.")
+    gpu_memory_used: float | None = Field(None, description="GB on all GPUs of the engine; None: no GPU, or unknown.")
     gpu_memory_total: float | None = None
+    gpu_utilization: float | None = Field(None, description="Percent, the mean of the GPUs.")
+    cache_utilization: float | None = Field(None, description="Percent of the key-value cache that running requests occupy.")
     engine_config: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict, description="The versions of vllm, torch and python, when known.")

@@ -7,13 +7,14 @@ hundreds of bytes of memory for two bytes of JSON.
 import json
 import math
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, from_json
 from starlette.exceptions import HTTPException
 
 from gateway.services import services_of
@@ -82,7 +83,17 @@ def _parse_bounded(body: bytes, parse: Callable[[bytes], Result], max_values: in
 
 async def validate_body(request: Request, model: type[Model]) -> Model:
     """The JSON body as a model. Raises ValidationError, HTTPException(413)."""
-    return await parse_body(request, model.model_validate_json)
+    return await parse_body(request, partial(validate_json, model))
+
+
+def validate_json(model: type[Model], body: bytes) -> Model:
+    """The model of standard JSON with finite numbers. Raises ValidationError, for other text with the type `json_invalid`."""
+    try:
+        value = parse_json(body)
+    except ValueError as error:
+        detail = InitErrorDetails(type="json_invalid", loc=(), input=None, ctx={"error": str(error)})
+        raise ValidationError.from_exception_data(model.__name__, [detail]) from None
+    return model.model_validate(value)
 
 
 class JsonRequest(Request):

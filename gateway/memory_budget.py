@@ -19,16 +19,18 @@ class MemoryBudget:
     def __init__(self, limit_bytes: int, what: str) -> None:
         self._limit_bytes, self._what = limit_bytes, what
         self.held_bytes, self._held_by_tenant = 0, Counter[str | None]()
+        self.share_bytes = limit_bytes // 2
+        """What one tenant may hold."""
         self._released = asyncio.Condition()
         self._notifying: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, tenant: str | None, count: int) -> "Reservation":
+    async def reserve(self, tenant: str | None, count: int, wait_seconds: float = WAIT_SECONDS) -> "Reservation":
         """Wait until the bytes are free. Raises HttpProblem(413) when they never are, HttpProblem(503) when they are not in time."""
-        share = self._limit_bytes // 2
+        share = self.share_bytes
         if count > share:
             raise HttpProblem(413, "Content Too Large", f"{count} bytes of {self._what}; a request may hold {share} of them in memory")
         try:
-            async with asyncio.timeout(WAIT_SECONDS), self._released:
+            async with asyncio.timeout(wait_seconds), self._released:
                 await self._released.wait_for(
                     lambda: self.held_bytes + count <= self._limit_bytes and self._held_by_tenant[tenant] + count <= share
                 )
@@ -74,7 +76,7 @@ def guards_of(scope: Scope) -> ExitStack:
     return guards
 
 
-async def hold_bytes(request: Request, budget: MemoryBudget, count: int) -> None:
-    """Reserve bytes until the request has been answered. Raises like `MemoryBudget.reserve`."""
-    reservation = await budget.reserve(caller_of(request), count)
+async def hold_bytes(request: Request, budget: MemoryBudget, count: int, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Reserve bytes until the request has been answered: once in a request, or it waits for itself. Raises like `MemoryBudget.reserve`."""
+    reservation = await budget.reserve(caller_of(request), count, wait_seconds)
     guards_of(request.scope).callback(reservation.release)

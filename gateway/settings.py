@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.settings import StringList
@@ -17,8 +17,12 @@ class GatewaySettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="GATEWAY_", env_ignore_empty=True, populate_by_name=True)
 
-    host: str = Field("127.0.0.1", description="The address to listen on. Any but a loopback address needs API keys.")
-    port: int = Field(8080, ge=0, le=65535, description="0 takes any free port.")
+    host: str = Field(
+        "127.0.0.1",
+        validation_alias=AliasChoices("GATEWAY_HOST", "LLM_HOST"),
+        description="The address to listen on. Any but a loopback address needs API keys.",
+    )
+    port: int = Field(8080, ge=0, le=65535, validation_alias=AliasChoices("GATEWAY_PORT", "LLM_PORT"), description="0 takes any free port.")
     apis: StringList = Field(API_NAMES, description="The APIs to serve, separated by commas. All other paths are a 404.")
     api_keys: SecretStr | None = Field(None, description="`name:key` pairs, separated by commas or spaces. The name is the tenant.")
     api_keys_file: Path | None = Field(None, description="The same, one per line; `#` begins a comment. Read again when it changes.")
@@ -86,6 +90,11 @@ class GatewaySettings(BaseSettings):
     console_session_max_seconds: float = Field(
         24 * 3600.0, ge=60, description="How long after its login a session of the console ends, whatever it is used."
     )
+
+    @property
+    def max_upload_body_bytes(self) -> int:
+        """The longest body of a route that takes files: two of them as base64, which is a third longer than the file."""
+        return self.max_body_bytes + 2 * (self.max_upload_bytes * 4 // 3)
 
     @field_validator("apis")
     @classmethod

@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict
 from contracts.text import ModelInfo, TextDone
 from gateway.compat.chat_requests import GenerateTurn, MultimodalTurn, Turn, VisionTurn, missing_field, parse_turn, turn_request_body
 from gateway.compat.legacy_route import LegacyRoute
+from gateway.json_body import run_parser
 from gateway.problems import REQUEST_ERRORS, HttpProblem
-from gateway.services import services_of
 from gateway.sse import json_event, sse_response
-from gateway.text.client import VISION_UNAVAILABLE, generate_text, stream_text, to_legacy_problem
+from gateway.text.client import VISION_UNSUPPORTED, generate_text, lacks_vision, stream_text, to_legacy_problem
 from gateway.text.uploads import DOCUMENT_MEDIA_TYPES, UNSUPPORTED_FILE_TYPE, decode_base64, document_type, image_media_type, store_upload
 
 router = APIRouter(tags=["writing"], route_class=LegacyRoute)
 
 UPLOAD_PATHS = frozenset({"/vision", "/multimodal"})
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 413: {}, 422: {}, 500: {}, 503: {}}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 413: {}, 422: {}, 500: {}, 501: {}, 503: {}}
 GENERATE_FAILED, VISION_FAILED, MULTIMODAL_FAILED = "생성 오류", "이미지 분석 오류", "멀티모달 분석 오류"
 
 
@@ -67,13 +67,15 @@ async def multimodal(request: Request) -> Response:
 
 
 async def store_image(request: Request, turn: VisionTurn, files: dict[str, bytes]) -> dict[str, Any] | None:
-    """The claim on the turn's image; None without one. Raises HttpProblem(400, 413, 503)."""
+    """The claim on the turn's image; None without one. Raises HttpProblem(400, 413, 501, 503)."""
     data = files.get("image") or files.get("image_data") or (await decode_base64(request, turn.image_data) if turn.image_data else None)
     if data is None:
         return None
     media_type = image_media_type(data)
     if media_type is None:
         raise HttpProblem(400, "image-unreadable", UNSUPPORTED_FILE_TYPE)
+    if await lacks_vision(request):
+        raise HttpProblem(501, "vision-unsupported", VISION_UNSUPPORTED)
     return await store_upload(request, data, media_type)
 
 
@@ -82,7 +84,7 @@ async def store_document(request: Request, turn: MultimodalTurn, files: dict[str
     data = files.get("file") or files.get("file_data") or (await decode_base64(request, turn.file_data) if turn.file_data else None)
     if data is None:
         return None, None
-    file_type = document_type(data)
+    file_type = await run_parser(document_type, data, size=len(data))
     if file_type is None:
         raise HttpProblem(400, "document-unsupported", UNSUPPORTED_FILE_TYPE)
     return await store_upload(request, data, DOCUMENT_MEDIA_TYPES[file_type]), file_type
@@ -92,21 +94,12 @@ async def answer_turn(
     request: Request, turn: Turn, attachments: dict[str, Any], action: str, extra_info: dict[str, Any] | None = None
 ) -> Response:
     command = turn.command() | attachments
-    if "pictures" in attachments:
-        await require_vision_model(request)
     if turn.stream:
         return await sse_response(request, turn_events(request, command, action, extra_info or {}))
     try:
         return JSONResponse(generation_body(await generate_text(request, command), extra_info or {}))
     except REQUEST_ERRORS as error:
         raise to_legacy_problem(error, action) from error
-
-
-async def require_vision_model(request: Request) -> None:
-    """Raises HttpProblem(503) when the model is known to lack vision."""
-    status = (await services_of(request).text_status.latest()).status
-    if status and status.vision is False:
-        raise HttpProblem(503, "model-blind", VISION_UNAVAILABLE)
 
 
 async def turn_events(request: Request, command: dict[str, Any], action: str, extra_info: dict[str, Any]) -> AsyncGenerator[str]:

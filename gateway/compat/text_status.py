@@ -44,7 +44,7 @@ def status_sections(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, An
             "lora_adapters": status.lora_adapters if status else [],
         },
         "gpu_info": gpu_section(status),
-        "vllm_info": engine_stats(status) | {"tokens_generated": status.tokens_generated if status else 0} | {"versions": versions},
+        "vllm_info": batch_section(status) | {"versions": versions},
         "engine_config": config,
         "conversation_info": {"active_conversations": snapshot.conversations, "total_messages": snapshot.messages},
         "features": {
@@ -57,13 +57,23 @@ def status_sections(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, An
     }
 
 
+def batch_section(status: TextStatus | None) -> dict[str, Any]:
+    """The engine's batch. `max_num_seqs`: its size; `cache_utilization`: percent of the key-value cache in use."""
+    return engine_stats(status) | {
+        "max_num_seqs": status.engine_config.get("max_num_seqs") if status else None,
+        "cache_utilization": status.cache_utilization if status else None,
+        "tokens_generated": status.tokens_generated if status else 0,
+    }
+
+
 def gpu_section(status: TextStatus | None) -> dict[str, Any]:
+    """The GPUs of the engine, as it reports them: null where there is none, or where its server does not say."""
     used, total = (status.gpu_memory_used, status.gpu_memory_total) if status else (None, None)
     return {
-        "available": total is not None,
-        "device_count": 1 if total is not None else 0,
+        "available": bool(status.gpu_count) if status and status.gpu_count is not None else None,
+        "device_count": status.gpu_count if status else None,
         "memory_used_gb": used,
         "memory_total_gb": total,
         "memory_usage_percent": round(100 * used / total, 1) if used is not None and total else None,
-        "utilization": None,
+        "utilization": status.gpu_utilization if status else None,
     }

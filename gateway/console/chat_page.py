@@ -14,7 +14,7 @@ from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.sse import sse_response
-from gateway.text.client import generate_text, to_legacy_problem
+from gateway.text.client import generate_text, lacks_vision, to_legacy_problem
 
 CHAT_PATH = f"{CONSOLE_PATH}/chat"
 GENERATION_FAILED = "The reply could not be generated"
@@ -51,11 +51,13 @@ async def send_message(request: Request) -> Response:
 
 
 async def build_text_command(request: Request, form: SubmittedForm) -> dict[str, Any]:
-    """The text command. Raises HttpProblem(422) for an empty message, HttpProblem(400) for a file that is not an image."""
+    """The text command. Raises HttpProblem: 422 for an empty message, 400 for a file that is no image, 501 for one to a text-only model."""
     fields = form.non_blank("message", "conversation_id", "image_data")
     if "message" not in fields:
         raise HttpProblem(422, "message-missing", "The message is empty.")
     turn = validate_input(VisionTurn, fields)
+    if turn.image_data and await lacks_vision(request):
+        raise HttpProblem(501, "vision-unsupported", "The served model reads no pictures.")
     picture = await store_image(request, turn, {})
     return turn.command() | ({"pictures": [picture]} if picture else {})
 

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from gateway.openai.errors import NO_RETRY
 from gateway.problems import HttpProblem
+from gateway.text.client import lacks_vision
 from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
 CHAT_REQUEST_EXAMPLE: dict[str, JsonValue] = {"model": "text", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
@@ -36,10 +38,8 @@ class ChatMessage(LenientModel):
 
 
 class NamedSchema(LenientModel):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
-
     name: str = "answer"
-    form: dict[str, Any] = Field(alias="schema")
+    json_schema: dict[str, Any] = Field(alias="schema")
 
 
 class ResponseFormat(LenientModel):
@@ -80,7 +80,8 @@ class ChatRequest(LenientModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     async def command(self, request: Request, lora: str | None) -> dict[str, Any]:
-        """The text step's command, with OpenAI's defaults. Images are stored. Raises HttpProblem(400, 413, 503)."""
+        """The text step's command, with OpenAI's defaults. Images are stored. Raises HttpProblem(400, 413, 501, 503)."""
+        await self.check_vision(request)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         fields = {
             "messages": [await to_message_fields(request, index, message) for index, message in enumerate(self.messages)],
@@ -95,6 +96,19 @@ class ChatRequest(LenientModel):
             "lora_adapter": lora,
         }
         return {name: value for name, value in fields.items() if value is not None} | response_format_fields(self.response_format)
+
+    async def check_vision(self, request: Request) -> None:
+        """Raises HttpProblem(501) when a message has an image, and the served model reads none."""
+        contents = enumerate(message.content for message in self.messages)
+        images = [
+            f"messages.{index}.content.{position}"
+            for index, parts in contents
+            if not isinstance(parts, str)
+            for position, part in enumerate(parts)
+            if isinstance(part, ImagePart)
+        ]
+        if images and await lacks_vision(request):
+            raise HttpProblem(501, "vision-unsupported", "the served model reads no images: send text only", NO_RETRY, param=images[0])
 
     def check_text_length(self, limit: int) -> None:
         """A longer body is allowed for pictures only. Raises HttpProblem(413)."""
@@ -113,7 +127,7 @@ def response_format_fields(response_format: ResponseFormat | None) -> dict[str, 
         return {"json_only": True}
     if response_format.json_schema is None:
         raise HttpProblem(400, "invalid-request", "json_schema is missing", param="response_format.json_schema")
-    return {"json_schema": response_format.json_schema.form}
+    return {"json_schema": response_format.json_schema.json_schema}
 
 
 async def to_message_fields(request: Request, index: int, message: ChatMessage) -> dict[str, Any]:

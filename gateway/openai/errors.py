@@ -10,12 +10,18 @@ from pydantic import BaseModel, Field
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from gateway.json_body import JsonRoute
 from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_validation_error
-from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES
+from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES, UNSUPPORTED_CODES
 
-STATUS_BY_FAULT_CODE = {"model-unknown": 404, "cancelled": 409, "document-too-large": 413} | dict.fromkeys(UNAVAILABLE_CODES, 503)
+STATUS_BY_FAULT_CODE = (
+    {"model-unknown": 404, "cancelled": 409, "document-too-large": 413}
+    | dict.fromkeys(UNSUPPORTED_CODES, 501)
+    | dict.fromkeys(UNAVAILABLE_CODES, 503)
+)
 """Faults of the server, and faults with a status of their own."""
 INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | {"lora-invalid", "scheduler-unknown", "size-unknown"}
 """Faults of the request: a 400, which no client retries."""
+NO_RETRY = {"X-Should-Retry": "false"}
+"""OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
 OPENAI_CODES = {"prompt-too-long": "context_length_exceeded", "model-unknown": "model_not_found"}
 """Fault codes that OpenAI's clients know by another name."""
 
@@ -33,7 +39,9 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 429, 500, 503, 504)}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 429, 500, 501, 503, 504)
+}
 
 
 def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout) -> HttpProblem:
@@ -43,7 +51,7 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
             return HttpProblem(400, "invalid-request", describe_validation_error(error), param=param)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
-            return HttpProblem(status, fault.code, fault.message, RETRY_AFTER if status == 503 else None)
+            return HttpProblem(status, fault.code, fault.message, {501: NO_RETRY, 503: RETRY_AFTER}.get(status))
         case ReplyTimeout():
             return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
 

@@ -13,11 +13,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
-from bus.errors import PermanentError, PublishError, TemporaryError
+from bus.errors import PermanentError, PublishError
 from contracts.claim import Claim
 from contracts.image import ImageDone, SchedulerName
 from contracts.wire import Step
 from gateway.callers import caller_of
+from gateway.deadlines import request_timeout
 from gateway.jobs.files import file_name, job_files
 from gateway.memory_budget import hold_bytes
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
@@ -31,6 +32,9 @@ DEFAULT_IMAGE_MODEL = "image"
 MAX_IMAGES_PER_COMMAND = 4
 BYTES_PER_IMAGE_BYTE = 3
 """The image, its base64 text, and the response."""
+MAX_BYTES_PER_PIXEL = 3.1
+"""Of a PNG whose pixels are noise."""
+DEFAULT_SIDE = 512
 LEDGER_POLL_SECONDS = 0.05
 STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
 """Diffusion steps by quality; other qualities leave the number to the actor."""
@@ -69,6 +73,27 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=50)
     scheduler: SchedulerName | None = None
 
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Width and height; None: the actor's default."""
+        if not self.size or self.size == "auto":
+            return None
+        width, height = map(int, self.size.split("x"))
+        return width, height
+
+    @property
+    def as_base64(self) -> bool:
+        return self.response_format != "url"
+
+    def check_memory(self, share_bytes: int) -> None:
+        """Before any work: whether the images fit into a response. Raises HttpProblem(400)."""
+        width, height = self.sides or (DEFAULT_SIDE, DEFAULT_SIDE)
+        image_bytes = int(width * height * MAX_BYTES_PER_PIXEL) * BYTES_PER_IMAGE_BYTE
+        if self.as_base64 and image_bytes * (self.n or 1) > share_bytes:
+            most = share_bytes // image_bytes
+            detail = f"a response with b64_json holds at most {most} images of {width}x{height}: ask for fewer, or for response_format url"
+            raise HttpProblem(400, "too-many-pixels", detail, param="n")
+
     def commands(self) -> Iterator[dict[str, Any]]:
         """One command per four images. Image number i has the seed `seed` + i."""
         fields = self.model_dump(include={"prompt", "negative_prompt", "guidance_scale", "scheduler"}, exclude_none=True)
@@ -76,8 +101,8 @@ class ImageRequest(BaseModel):
             fields["model"] = self.model
         if steps := self.steps or STEPS_BY_QUALITY.get(self.quality or ""):
             fields["steps"] = steps
-        if self.size and self.size != "auto":
-            fields["width"], fields["height"] = map(int, self.size.split("x"))
+        if self.sides:
+            fields["width"], fields["height"] = self.sides
         count = self.n or 1
         for first in range(0, count, MAX_IMAGES_PER_COMMAND):
             seed = {} if self.seed is None else {"seed": self.seed + first}
@@ -100,42 +125,46 @@ class Pictures(BaseModel):
 @router.post("/images/generations", response_model=Pictures, response_model_exclude_none=True, responses=ERROR_RESPONSES)
 async def generate(request: Request, body: ImageRequest) -> Pictures:
     """Generate images. A disconnect cancels the generation."""
+    services_of(request).require_store()
+    body.check_memory(services_of(request).file_memory.share_bytes)
     try:
         async with asyncio.TaskGroup() as group:
-            batches = [
-                group.create_task(generate_batch(request, command, body.response_format or "b64_json")) for command in body.commands()
-            ]
-    except* (*REQUEST_ERRORS, TemporaryError, HttpProblem) as failures:
+            batches = [group.create_task(generate_batch(request, command)) for command in body.commands()]
+    except* (*REQUEST_ERRORS, HttpProblem) as failures:
         failure = failures.exceptions[0]
     else:
-        return merge_batches([batch.result() for batch in batches])
+        return await build_response(request, [batch.result() for batch in batches], as_base64=body.as_base64)
     raise failure
 
 
-def merge_batches(batches: list[tuple[ImageDone, list[Picture]]]) -> Pictures:
-    first = batches[0][0].images[0]
+async def generate_batch(request: Request, command: dict[str, Any]) -> tuple[str, ImageDone]:
+    """The job's id, and its result."""
+    job_id = str(uuid4())
+    return job_id, ImageDone.model_validate(await services_of(request).commands.call(request, Step.IMAGE.value, command, job_id=job_id))
+
+
+async def build_response(request: Request, batches: list[tuple[str, ImageDone]], *, as_base64: bool) -> Pictures:
+    """The images of all batches, in order. Raises HttpProblem(500, 503), TemporaryError."""
+    claims = [(claim, job_id) for job_id, done in batches for claim in done.images]
+    services = services_of(request)
+    if as_base64:
+        total = sum(claim.size for claim, _ in claims) * BYTES_PER_IMAGE_BYTE
+        await hold_bytes(request, services.file_memory, total, request_timeout(request.headers, services.settings))
+    first = claims[0][0]
     return Pictures(
         created=int(time.time()),
-        data=[picture for _, pictures in batches for picture in pictures],
+        data=[await to_picture(request, claim, job_id, as_base64=as_base64) for claim, job_id in claims],
         size=f"{first.width}x{first.height}",
-        seeds=[seed for done, _ in batches for seed in done.seeds],
+        seeds=[seed for _, done in batches for seed in done.seeds],
     )
 
 
-async def generate_batch(request: Request, command: dict[str, Any], response_format: str) -> tuple[ImageDone, list[Picture]]:
-    job_id = str(uuid4())
-    done = ImageDone.model_validate(await services_of(request).commands.call(request, Step.IMAGE.value, command, job_id=job_id))
-    return done, [await to_picture(request, claim, job_id, response_format) for claim in done.images]
-
-
-async def to_picture(request: Request, claim: Claim, job_id: str, response_format: str) -> Picture:
+async def to_picture(request: Request, claim: Claim, job_id: str, *, as_base64: bool) -> Picture:
     """Raises HttpProblem(500, 503), TemporaryError."""
-    services = services_of(request)
-    store = services.require_store()
+    store = services_of(request).require_store()
     try:
-        if response_format == "url":
+        if not as_base64:
             return Picture(url=await public_url(request, claim, job_id))
-        await hold_bytes(request, services.file_memory, claim.size * BYTES_PER_IMAGE_BYTE)
         return Picture(b64_json=base64.b64encode(await store.read(claim, tenant=caller_of(request))).decode())
     except PermanentError as error:
         raise HttpProblem(500, error.code, str(error)) from error

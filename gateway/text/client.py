@@ -15,7 +15,7 @@ from gateway.services import services_of
 from gateway.text.uploads import UNSUPPORTED_FILE_TYPE
 
 ENGINE_NOT_READY = "vLLM 엔진이 초기화되지 않았습니다"
-VISION_UNAVAILABLE = "멀티모달 기능이 사용할 수 없습니다"
+VISION_UNSUPPORTED = "vLLM의 멀티모달 지원이 안정화되면 구현 예정"
 UNAVAILABLE_CODES = frozenset({
     *("loading", "server-away", "server-failed", "server-slow", "server-not-ready", "attempts-exhausted", "deadline-exceeded"),
     *("engine-full", "engine-crash", "out-of-memory", "timeout", "conversation-busy"),
@@ -23,11 +23,23 @@ UNAVAILABLE_CODES = frozenset({
 """Faults of the model server or engine: a retry may succeed."""
 INVALID_TEXT_REQUEST_CODES = frozenset({
     *("invalid-message", "message-too-large", "prompt-too-long", "schema-refused", "token-limit-too-small", "lora-missing", "lora-unknown"),
+    "json-incomplete",
     *("image-unreadable", "image-too-large", "asset-refused", "asset-missing", "asset-too-large", "server-refused"),
     *("document-broken", "document-encrypted", "document-empty", "document-too-long", "document-too-complex"),
 })  # fmt: skip
 """Faults of the request itself: a retry fails again."""
 TOO_LARGE_CODES = frozenset({"document-too-large"})
+UNSUPPORTED_CODES = frozenset({"vision-unsupported", "json-unsupported"})
+"""What the served model or its server cannot do: images, constrained decoding. A 501."""
+
+
+async def lacks_vision(request: Request) -> bool:
+    """Whether the served model is known to read no images; ask before an image is stored.
+
+    A model that was replaced since the last status refuses the image itself, with the fault `vision-unsupported`.
+    """
+    status = (await services_of(request).text_status.latest()).status
+    return status is not None and status.vision is False
 
 
 async def generate_text(request: Request, command: dict[str, Any]) -> TextDone:
@@ -61,6 +73,8 @@ def to_legacy_problem(error: RequestError, action: str) -> HttpProblem:
         return HttpProblem(503, code, ENGINE_NOT_READY, RETRY_AFTER)
     if code == "document-unsupported":
         return HttpProblem(400, code, UNSUPPORTED_FILE_TYPE)
+    if code in UNSUPPORTED_CODES:
+        return HttpProblem(501, code, VISION_UNSUPPORTED if code == "vision-unsupported" else message)
     if code in TOO_LARGE_CODES:
         return HttpProblem(413, code, message)
     return HttpProblem(400, code, message) if code in INVALID_TEXT_REQUEST_CODES else HttpProblem(500, code, f"{action}: {message}")

@@ -93,6 +93,7 @@ def health_fields(snapshot: TextStatusSnapshot, uptime: float) -> dict[str, Any]
 
 
 def engine_stats(status: TextStatus | None) -> dict[str, Any]:
+    """The engine and its batch: requests that are in it, and those that wait for a place in it."""
     return {
         "engine_status": status.engine_status if status else "stopped",
         "pending_requests": status.pending_requests if status else 0,

@@ -2,12 +2,11 @@
 
 import base64
 import binascii
-import io
-import zipfile
 from typing import Any
 
 from fastapi import Request
 
+from contracts.claim import Claim
 from gateway.callers import caller_of
 from gateway.json_body import run_parser
 from gateway.problems import HttpProblem
@@ -25,6 +24,10 @@ DOCUMENT_MEDIA_TYPES = {
     "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "txt": "text/plain",
 }
+WORD_PART = b"word/document.xml"
+"""The file in a DOCX that has its text. An archive lists the names of its files uncompressed."""
+MAX_INLINE_CHARS = 256 << 10
+"""A longer base64 text is stored, and the command carries a claim on it: a message is limited to 1 MiB."""
 UNSUPPORTED_FILE_TYPE = "지원하지 않는 파일 형식입니다. 지원 형식: pdf, docx, txt, png, jpg, jpeg, gif, bmp, webp"
 
 
@@ -34,6 +37,14 @@ async def store_upload(request: Request, data: bytes, media_type: str) -> dict[s
     store = services_of(request).require_store()
     claim = await store.write(data, tenant=caller_of(request), media_type=media_type)
     return {"claim": claim.model_dump(mode="json", exclude_none=True)}
+
+
+async def store_base64(request: Request, text: str, tenant: str | None) -> Claim:
+    """Store a file that a body contains as base64. Raises HttpProblem(400, 413, 503), TemporaryError."""
+    data = await decode_base64(request, text)
+    check_upload_size(request, len(data))
+    media_type = image_media_type(data) or "application/octet-stream"
+    return await services_of(request).require_store().write(data, tenant=tenant, media_type=media_type)
 
 
 def check_upload_size(request: Request, size: int) -> None:
@@ -69,13 +80,6 @@ def document_type(data: bytes) -> str | None:
     if b"%PDF-" in data[:1024]:
         return "pdf"
     if data.startswith(b"PK\x03\x04"):
-        return "docx" if b"word/" in data or has_word_part(data) else None
+        return "docx" if WORD_PART in data else None
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     return "txt" if data and (is_utf16 or b"\0" not in data) and not image_media_type(data) else None
-
-
-def has_word_part(data: bytes) -> bool:
-    try:
-        return "word/document.xml" in zipfile.ZipFile(io.BytesIO(data)).namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False

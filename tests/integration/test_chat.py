@@ -142,7 +142,7 @@ async def test_image_is_withheld_from_text_only_model(
     text_actor.has_vision = False
     async with start_worker(*text_actor.actors):
         response = await http.post("/vision", data={"message": "what"}, files={"image": ("x.png", png())})
-    assert (response.status_code, response.json()) == (503, {"detail": "멀티모달 기능이 사용할 수 없습니다"})
+    assert (response.status_code, response.json()) == (501, {"detail": "vLLM의 멀티모달 지원이 안정화되면 구현 예정"})
     assert text_actor.commands == []
 
 

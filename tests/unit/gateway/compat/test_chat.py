@@ -6,8 +6,10 @@ import pytest
 
 from contracts.fault import Fault
 from gateway.compat.chat_requests import GenerateTurn
+from gateway.text.client import VISION_UNSUPPORTED
 from tests.support.fake_broker import Replier
 from tests.unit.gateway.conftest import OpenFakeGateway
+from tests.unit.gateway.text.test_status import STATUS
 
 TIMINGS = {"generation_ms": 1.0, "total_ms": 2.0, "tokens_generated": 2, "tokens_per_second": 5.0}
 DONE: dict[str, Any] = {
@@ -62,6 +64,25 @@ async def test_failure_is_response_before_first_delta_and_event_after_it(
     assert response.status_code == status
     assert "600 tokens" in response.text
     assert event in response.text if event else response.json() == {"detail": "600 tokens"}
+
+
+@pytest.mark.parametrize("body", [{"stream": True}, {"stream": False}])
+@pytest.mark.parametrize("path", ["/vision", "/multimodal"])
+async def test_image_for_a_model_without_vision_is_501(gateway: OpenFakeGateway, path: str, body: dict[str, bool]) -> None:
+    """Before the image is stored: there is no store here."""
+    fake_gateway = gateway({"text.status": STATUS | {"vision": False}, "text": DONE})
+    response = await fake_gateway.http.post(path, json={"message": "x", "image_data": "iVBORw0KGgo="} | body)
+    assert (response.status_code, response.json()) == (501, {"detail": VISION_UNSUPPORTED})
+    assert fake_gateway.publisher.commands("text") == []
+
+
+@pytest.mark.parametrize("path", ["/generate", "/vision", "/multimodal"])
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+async def test_numbers_that_are_not_finite_are_refused(gateway: OpenFakeGateway, path: str, number: str) -> None:
+    """Also in fields that the API does not know."""
+    body = f'{{"message": "x", "image_data": "iVBORw0KGgo=", "unknown": {number}}}'
+    response = await gateway({"text": DONE}).http.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["detail"][0]["type"]) == (422, "json_invalid")
 
 
 @pytest.mark.parametrize(

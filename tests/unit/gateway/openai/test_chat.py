@@ -84,6 +84,29 @@ async def test_image_url_is_passed_on(gateway: OpenFakeGateway) -> None:
     assert content == [{"text": "x"}, {"picture": {"url": "https://x/y.png"}}]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("url", ["https://x/y.png", "data:image/png;base64,iVBORw0KGgo="])
+async def test_image_for_a_model_without_vision_is_501(gateway: OpenFakeGateway, url: str, stream: bool) -> None:
+    """The header keeps the official client from repeating it."""
+    fake_gateway = gateway({"text.status": STATUS | {"vision": False}, "text": DONE})
+    body = {"model": "tiny", "messages": [*USER, *image(url)], "stream": stream}
+    response = await fake_gateway.http.post("/v1/chat/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, response.headers["x-should-retry"]) == (501, "false")
+    assert (error["code"], error["param"]) == ("vision_unsupported", "messages.1.content.1")
+    assert fake_gateway.publisher.commands("text") == []
+
+
+async def test_schema_is_read_under_its_documented_name_only(gateway: OpenFakeGateway) -> None:
+    schema = {"type": "object"}
+    for name, status in (("schema", 200), ("form", 400), ("json_schema", 400)):
+        fake_gateway = gateway(SERVED | {"text": DONE | {"deltas": None}})
+        response_format = {"type": "json_schema", "json_schema": {"name": "a", name: schema}}
+        body = {"model": "tiny", "messages": USER, "response_format": response_format}
+        assert (await fake_gateway.http.post("/v1/chat/completions", json=body)).status_code == status
+        assert [command["json_schema"] for command in fake_gateway.publisher.commands("text")] == [schema] * (status == 200)
+
+
 @pytest.mark.parametrize(("model", "lora", "answered"), [("text", None, "tiny"), ("tiny", None, "tiny"), ("bistro", "bistro", "bistro")])
 async def test_completion_names_its_model(gateway: OpenFakeGateway, model: str, lora: str | None, answered: str) -> None:
     fake_gateway = gateway(SERVED | {"text": DONE | {"deltas": None}})

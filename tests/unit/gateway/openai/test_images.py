@@ -1,5 +1,6 @@
 """Image generation and the list of models."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -43,7 +44,7 @@ class FakeStore:
             raise self.error
         return claim.uri.encode()
 
-    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+    async def url(self, claim: Claim, *, tenant: str | None, permanent: bool = False) -> str:
         return f"{self.base_url}/{claim.uri.rpartition('/')[2]}"
 
 
@@ -84,6 +85,35 @@ async def test_failure_is_openai_error(gateway: OpenFakeGateway, prompt: str, st
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("fields", [{"size": "2048x2048", "n": 10}, {"size": "1024x1024", "n": 10}, {"n": 10, "response_format": "url"}])
+async def test_images_that_fit_no_response_are_refused_before_any_work(gateway: OpenFakeGateway, fields: dict[str, Any]) -> None:
+    """A refusal names how many would fit; `url` needs no memory. GATEWAY_MAX_FILE_BYTES decides the least memory for files."""
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()), file_memory_bytes=200 << 20, max_file_bytes=1 << 20)
+    response = await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox"} | fields)
+    if fields.get("size") == "2048x2048":
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, "too_many_pixels", "n")
+        assert "at most 2 images of 2048x2048" in error["message"]
+        assert fake_gateway.publisher.messages == []
+    else:
+        assert (response.status_code, len(response.json()["data"])) == (200, 10)
+
+
+async def test_images_wait_for_memory_as_long_as_their_request(gateway: OpenFakeGateway) -> None:
+    """Once for all of a request: with one reservation for each image, two requests could wait for each other."""
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()))
+    budget = fake_gateway.services.file_memory
+    held = await budget.reserve(None, budget.share_bytes)
+    post = fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox", "n": 9})
+    waiting = asyncio.create_task(post)
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    assert len(fake_gateway.publisher.commands("image")) == 3
+    held.release()
+    assert (await asyncio.wait_for(waiting, 5)).status_code == 200
+    assert budget.held_bytes == 0
+
+
 async def test_url_of_folder_store_is_in_jobs_api(gateway: OpenFakeGateway) -> None:
     fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore(base_url="file:///store")), question_seconds=0.05)
     response = (await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox", "response_format": "url"})).json()
@@ -111,7 +141,7 @@ async def test_served_models_are_listed(gateway: OpenFakeGateway, replies: dict[
 
 async def test_unavailable_broker_is_503_with_retry_after(gateway: OpenFakeGateway) -> None:
     """In OpenAI's format; it was a 500, which the client library does not retry in time."""
-    fake_gateway = gateway({})
+    fake_gateway = gateway({}, store=cast("ClaimStore", FakeStore()))
     fake_gateway.publisher.connected = False
     response = await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox"})
     assert (response.status_code, response.headers.get("retry-after")) == (503, "5")

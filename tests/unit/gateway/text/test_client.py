@@ -6,7 +6,7 @@ from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError
 from contracts.fault import Fault
 from gateway.problems import RequestError
-from gateway.text.client import ENGINE_NOT_READY, to_legacy_problem
+from gateway.text.client import ENGINE_NOT_READY, VISION_UNSUPPORTED, to_legacy_problem
 from gateway.text.uploads import UNSUPPORTED_FILE_TYPE
 
 
@@ -22,6 +22,9 @@ def fault(code: str) -> ReplyFault:
         (ReplyTimeout("j-1", 1), 503, ENGINE_NOT_READY, True),
         (PublishError("nack"), 503, ENGINE_NOT_READY, True),
         (fault("prompt-too-long"), 400, "cause", False),
+        (fault("json-incomplete"), 400, "cause", False),
+        (fault("json-unsupported"), 501, "cause", False),
+        (fault("vision-unsupported"), 501, VISION_UNSUPPORTED, False),
         (fault("document-unsupported"), 400, UNSUPPORTED_FILE_TYPE, False),
         (fault("document-too-large"), 413, "cause", False),
         (fault("bug"), 500, "action: cause", False),

@@ -20,6 +20,9 @@ STATUS: dict[str, Any] = {
     "max_model_len": 128,
     "gpu_memory_used": 24.5,
     "gpu_memory_total": 49.0,
+    "gpu_count": 1,
+    "gpu_utilization": 91.0,
+    "cache_utilization": 12.5,
     "engine_config": {"max_num_seqs": 8},
 }
 CONVERSATIONS = {"conversations": [], "total_conversations": 1, "total_messages": 2}
@@ -78,6 +81,25 @@ async def test_detailed_status_has_same_fields_with_and_without_worker(gateway: 
     without_worker = (await gateway().http.get("/status/detailed")).json()
     assert list(loaded) == list(without_worker)
     assert (loaded["model_info"]["name"], loaded["model_info"]["max_num_seqs"], without_worker["model_info"]["name"]) == ("tiny", "8", None)
-    assert (loaded["gpu_info"]["memory_usage_percent"], without_worker["gpu_info"]["device_count"]) == (50.0, 0)
+    assert (loaded["vllm_info"]["running_requests"], loaded["vllm_info"]["max_num_seqs"], loaded["vllm_info"]["cache_utilization"]) == (
+        4,
+        8,
+        12.5,
+    )
     assert (loaded["server_info"]["multimodal_support"], without_worker["server_info"]["multimodal_support"]) == ("enabled", "disabled")
     assert loaded["conversation_info"] == {"active_conversations": 1, "total_messages": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpu_info"),
+    [
+        ({}, (True, 1, 24.5, 49.0, 50.0, 91.0)),
+        ({"gpu_count": 0, "gpu_memory_used": None, "gpu_memory_total": None, "gpu_utilization": None}, (False, 0, None, None, None, None)),
+        ({"gpu_count": None, "gpu_memory_used": None, "gpu_memory_total": None, "gpu_utilization": None}, (None,) * 6),
+    ],
+)
+async def test_gpu_state_is_what_the_engine_reports(gateway: OpenFakeGateway, fields: dict[str, Any], gpu_info: tuple[Any, ...]) -> None:
+    """A server that does not say whether it has a GPU is not reported as one without."""
+    http = gateway({"text.status": STATUS | fields}).http
+    assert tuple((await http.get("/status/detailed")).json()["gpu_info"].values()) == gpu_info
+    assert (await http.get("/health")).json()["gpu_memory_used"] == gpu_info[2]
