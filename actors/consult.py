@@ -62,7 +62,7 @@ async def is_ready(command: IsConsultReady, context: Context, *, client: VlmClie
     """Raises TemporaryError while the model loads."""
     try:
         async with asyncio.timeout(settings.warm_seconds):
-            return ConsultReady(model=await client.ready())
+            return ConsultReady(model=await client.ready(), loaded=client.loaded)
     except TimeoutError:
         raise TemporaryError("the model is loading", code="loading") from None
 

@@ -32,3 +32,4 @@ class IsConsultReady(Command):
 
 class ConsultReady(Result):
     model: str
+    loaded: bool = Field(True, description="false: the model is loaded at the first question.")

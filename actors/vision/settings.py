@@ -42,9 +42,20 @@ class VlmSettings(BaseSettings):
     )
     device: str = Field("auto", validation_alias=AliasChoices("VLM_DEVICE", "DEVICE_TYPE"), description="`auto`, `cpu`, `cuda`, `cuda:1` …")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on CUDA, float32 on a CPU.")
-    quantization: Quantization = Field("auto", description="auto: half precision where it fits on the device, else 8 bits; none on a CPU.")
+    quantization: Quantization = Field(
+        "auto", description="`none`, `8bit`, `4bit` or auto: 8 bits on CUDA, none on a CPU and none on Vertex AI (AIP_MODE)."
+    )
     use_quantization: bool | None = Field(
-        None, validation_alias="USE_QUANTIZATION", description="true: 8 bits on CUDA. false: none. Used where VLM_QUANTIZATION is auto."
+        None,
+        validation_alias="USE_QUANTIZATION",
+        description="true: as auto, never on a CPU. false: none. Used where VLM_QUANTIZATION is auto.",
+    )
+    vertex_mode: str | None = Field(None, validation_alias="AIP_MODE", description="Set by Vertex AI only.")
+    warm: bool = Field(True, description="Load the model at start; false: at the first request, until which the step counts as ready.")
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Of the device, for weights that are not quantized; the rest stays in main memory. None: what is free.",
     )
     max_rows: int = Field(8, ge=1, le=64, description="Requests in one batch.")
     window_seconds: float = Field(0.005, ge=0, description="How long the first request of a batch waits for others.")
@@ -68,17 +79,16 @@ class VlmSettings(BaseSettings):
 
     def build_options(self, model: str) -> VlmOptions:
         """For the transformers engine. `model`: the local folder, or a hub id."""
-        device = "cuda:0" if self.device == "cuda" else self.device
         return VlmOptions(
-            model=model, cache_dir=self.model_dir.expanduser(), device=device, dtype=self.dtype,
-            quantization=self._resolve_quantization(device), max_rows=self.max_rows,
-            window_seconds=self.window_seconds, threads=self.threads, prompt_template=self.frame,
+            model=model, cache_dir=self.model_dir.expanduser(), device="cuda:0" if self.device == "cuda" else self.device,
+            dtype=self.dtype, quantization=self._resolve_quantization(), max_rows=self.max_rows, window_seconds=self.window_seconds,
+            threads=self.threads, prompt_template=self.frame, max_memory_bytes=self.max_memory_bytes,
         )  # fmt: skip
 
-    def _resolve_quantization(self, device: str) -> Quantization:
-        if self.quantization != "auto" or self.use_quantization is None:
-            return self.quantization
-        return "8bit" if self.use_quantization and device != "cpu" else "none"
+    def _resolve_quantization(self) -> Quantization:
+        """`auto` is resolved in the model process, which knows the device. On Vertex AI the default is none."""
+        wanted = not self.vertex_mode if self.use_quantization is None else self.use_quantization
+        return self.quantization if self.quantization != "auto" or wanted else "none"
 
 
 class VisionSettings(BaseSettings):

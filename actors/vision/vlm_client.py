@@ -1,6 +1,5 @@
 """Clients of a vision-language model: a local engine in its own process, or a server. Actors with the same settings share one."""
 
-import asyncio
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -36,14 +35,20 @@ class VlmClient(Protocol):
         ...
 
     @property
+    def loaded(self) -> bool:
+        """False: the model is loaded at the first request, and there was none."""
+        ...
+
+    @property
     def engine(self) -> ObservableEngine: ...
 
 
 @dataclass(frozen=True)
 class LocalVlmClient:
-    """The transformers engine in its process."""
+    """The transformers engine in its process. `model`: the name that its answers have."""
 
     executor: Executor
+    model: str
 
     async def generate(self, request: VlmRequest, *, tenant: str | None, deadline: datetime | None) -> VlmResponse:
         execution = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
@@ -51,8 +56,15 @@ class LocalVlmClient:
         return response
 
     async def ready(self) -> str:
+        """A model that is loaded at the first request counts as ready before it."""
+        if not self.loaded:
+            return self.model
         await self.executor.ready()
-        return str(self.executor.info.get("model", ""))
+        return self.model
+
+    @property
+    def loaded(self) -> bool:
+        return self.executor.is_wanted
 
     @property
     def engine(self) -> ObservableEngine:
@@ -70,6 +82,10 @@ class RemoteVlmClient:
 
     async def ready(self) -> str:
         return await self.server.served_model()
+
+    @property
+    def loaded(self) -> bool:
+        return True
 
     @property
     def engine(self) -> ObservableEngine:
@@ -92,17 +108,13 @@ async def open_client(settings: VlmSettings, set_unready: SetUnready) -> AsyncIt
     options = settings.build_options(await ensure_local_model(settings))
     spec = EngineSpec("actors.engines.language.engine:open_engine", options)
     async with open_executor(
-        spec, ExecutorSettings(), max_in_flight=MAX_CONCURRENT_REQUESTS, capacity=settings.max_rows, set_unready=set_unready
+        spec,
+        ExecutorSettings(),
+        max_in_flight=MAX_CONCURRENT_REQUESTS,
+        capacity=settings.max_rows,
+        set_unready=set_unready,
+        lazy=not settings.warm,
     ) as executor:
-        warning = asyncio.create_task(warn_if_unquantized(executor))
-        try:
-            yield LocalVlmClient(executor)
-        finally:
-            warning.cancel()
-
-
-async def warn_if_unquantized(executor: Executor) -> None:
-    """One warning when the model could not be quantized as configured."""
-    await executor.ready()
-    if reason := executor.info.get("fallback"):
-        log.warning("engine.unquantized", reason=reason)
+        if not settings.warm:
+            log.info("model.deferred", message=f"{options.model} is loaded at the first request", model=options.model)
+        yield LocalVlmClient(executor, options.model)

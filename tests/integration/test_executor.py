@@ -222,3 +222,18 @@ async def read_number(file: Path) -> int:
     while not (file.exists() and file.read_text().endswith("\n")):
         await asyncio.sleep(0.02)
     return int(file.read_text())
+
+
+async def test_lazy_executor_starts_its_process_for_the_first_request(tmp_path: Path) -> None:
+    """Until then it counts as available, and closes without having started one."""
+    starts = tmp_path / "starts"
+    spec = EngineSpec("tests.support.faulty_engine:open_faulty_engine", {"start_log": str(starts)})
+    async with open_executor(spec, ExecutorSettings(), max_in_flight=4, capacity=2, lazy=True) as executor:
+        await asyncio.sleep(0.1)
+        assert (executor.is_wanted, await executor.unavailable_reason(), starts.exists()) == (False, None, False)
+        results = await asyncio.gather(*(executor.run(FaultyRequest()) for _ in range(3)))
+        assert {result.result["steps"] for result in results} == {3}
+        assert (executor.is_wanted, len(starts.read_text().splitlines())) == (True, 1)
+    async with open_executor(spec, ExecutorSettings(), max_in_flight=4, capacity=2, lazy=True):
+        pass
+    assert len(starts.read_text().splitlines()) == 1

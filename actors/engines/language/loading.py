@@ -1,17 +1,29 @@
 """Loads a LLaVA-architecture model: device, precision, quantization with a fallback, and the memory it takes."""
 
+import os
+import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.engines.language.requests import VlmOptions
+import structlog
+
+from actors.engines.language.requests import ResolvedQuantization, VlmOptions
 from actors.engines.process.gpu import choose_device, choose_dtype, free_memory
 from actors.engines.process.protocol import EngineHost
+
+log = structlog.get_logger()
 
 STEP_SECONDS_BY_DEVICE = {"cuda": 60.0, "cpu": 900.0}
 """The longest time without a heartbeat: there is one after each token, and the first of a long prompt takes minutes on a CPU."""
 MEMORY_HEADROOM = 1.25
-"""The free memory that half precision needs, as a multiple of the weights: they and the cache of a batch."""
+"""The device memory that unquantized weights need, as a multiple of their size: they and the cache of a batch."""
+FREE_SHARE = 0.9
+"""The share of the free device memory that is used when a model does not fit."""
+UNKNOWN_MODEL_BYTES = 15 << 30
+"""Assumed for a hub id: 7 billion parameters in half precision."""
+GIBIBYTE = 1 << 30
+BITS = {"none": "no quantization", "8bit": "8-bit quantization", "4bit": "4-bit quantization"}
 
 
 @dataclass
@@ -25,7 +37,10 @@ class LoadedModel:
 
 
 def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
-    """Load processor and model. Raises what transformers raises when it cannot be loaded even without quantization."""
+    """Load processor and model. Raises what transformers raises when it cannot be loaded even without quantization.
+
+    The field `message` of the log entries has the words of the ad pipeline's own log.
+    """
     import torch
     from transformers import AutoProcessor
 
@@ -33,64 +48,103 @@ def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     host.report_load_progress(f"loading {options.model}", options.load_seconds, None)
+    log.info("model.loading", message=f"Loading LLaVa model: {options.model} on {device}")
     processor = AutoProcessor.from_pretrained(options.model, cache_dir=options.cache_dir)
     processor.tokenizer.padding_side = "left"
     before = used_memory_bytes(device)
     model, quantization = _load_weights(options, device)
     model.eval()
+    memory = measure_memory(device)
     info = {
         "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **quantization,
         "step_seconds": STEP_SECONDS_BY_DEVICE["cuda" if device.startswith("cuda") else "cpu"],
-        "memory_before_bytes": before, "memory_after_bytes": used_memory_bytes(device), "model_bytes": model.get_memory_footprint(),
+        "memory_before_bytes": before, "memory_after_bytes": memory["allocated_bytes"], "model_bytes": model.get_memory_footprint(),
     }  # fmt: skip
+    log.info("model.loaded", message=describe_load(info, memory), **memory)
     return LoadedModel(model, processor, device, info)
+
+
+def describe_load(info: dict[str, Any], memory: dict[str, float]) -> str:
+    """One line: how the model was loaded, and the memory of its device."""
+    allocated, peak, total = (memory[name] / GIBIBYTE for name in ("allocated_bytes", "peak_bytes", "total_bytes"))
+    loaded = f"Model loaded with {BITS[info['quantization']]} as {info['dtype']}"
+    name = "GPU memory" if info["device"].startswith("cuda") else "Memory of the process"
+    return f"{loaded}. {name}: allocated {allocated:.2f} GB, peak {peak:.2f} GB, total {total:.2f} GB, usage {memory['share']:.1%}"
 
 
 def _load_weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]]:
     """The model and its `quantization`. When quantizing fails it is loaded without, and `fallback` says why."""
-    wanted = _choose_quantization(options, device)
+    wanted, why = choose_quantization(options, device)
+    setting = "Disabled" if wanted == "none" else f"Enabled ({wanted.replace('bit', '-bit')})"
+    log.info("model.quantization", message=f"Quantization setting: {setting}", quantization=wanted, reason=why)
     if wanted == "none":
-        return _load_unquantized(options, device), {"quantization": "none"}
+        return _load(options, device, "none"), {"quantization": "none", "quantization_reason": why}
     try:
-        model = _load_quantized(options, device, wanted)
+        model = _load(options, device, wanted)
         _smoke_test(model, device)
-        return model, {"quantization": wanted}
+        return model, {"quantization": wanted, "quantization_reason": why}
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     # Outside the except block: the traceback would keep half a model in memory.
     free_memory()
-    return _load_unquantized(options, device), {
-        "quantization": "none",
-        "fallback": f"{wanted} failed, so the weights are not quantized: {reason}",
-    }
+    fallback = f"{BITS[wanted]} failed, so the weights are not quantized: {reason}"
+    log.warning("model.unquantized", message=f"{BITS[wanted]} failed. Falling back to standard loading", reason=reason)
+    return _load(options, device, "none"), {"quantization": "none", "quantization_reason": fallback, "fallback": fallback}
 
 
-def _load_unquantized(options: VlmOptions, device: str) -> Any:
-    import torch
+def choose_quantization(options: VlmOptions, device: str) -> tuple[ResolvedQuantization, str]:
+    """The quantization and the reason. `auto`: 8 bits on CUDA, as in the ad pipeline; none on a CPU, where it only costs time."""
+    if options.quantization != "auto":
+        return options.quantization, "the settings name it"
+    if device.startswith("cuda"):
+        return "8bit", "auto: 8 bits on CUDA; VLM_QUANTIZATION=none loads half precision"
+    return "none", "auto: never on a CPU, where it only costs time; VLM_QUANTIZATION=8bit asks for it by name"
+
+
+def _load(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> Any:
     from transformers import LlavaForConditionalGeneration
 
-    dtype = choose_dtype(options.dtype, device)
-    return LlavaForConditionalGeneration.from_pretrained(
-        options.model, cache_dir=options.cache_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", device_map={"": device}
-    )
+    return LlavaForConditionalGeneration.from_pretrained(options.model, **load_arguments(options, device, quantization))
 
 
-def _load_quantized(options: VlmOptions, device: str, bits: str) -> Any:
+def load_arguments(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> dict[str, Any]:
+    """What `from_pretrained` gets beside the name of the model."""
     import torch
-    from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+    from transformers import BitsAndBytesConfig
 
-    config = {
-        "8bit": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0),
-        "4bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16),
-    }[bits]()
-    return LlavaForConditionalGeneration.from_pretrained(
-        options.model,
-        cache_dir=options.cache_dir,
-        quantization_config=config,
-        dtype=torch.float16,
-        attn_implementation="sdpa",
-        device_map={"": device},
+    arguments = {"cache_dir": options.cache_dir, "attn_implementation": "sdpa"}
+    if quantization == "none":
+        dtype = choose_dtype(options.dtype, device)
+        return arguments | {"dtype": getattr(torch, dtype)} | choose_placement(options, device, dtype)
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+        if quantization == "8bit"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
     )
+    return arguments | {"quantization_config": config, "dtype": torch.float16, "device_map": {"": device}}
+
+
+def choose_placement(options: VlmOptions, device: str, dtype: str) -> dict[str, Any]:
+    """The whole model on its device; on CUDA what does not fit there stays in main memory, which is slow."""
+    if not device.startswith("cuda"):
+        return {"device_map": {"": device}}
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = options.max_memory_bytes or free
+    if MEMORY_HEADROOM * weight_bytes(options, dtype) <= min(limit, free):
+        return {"device_map": {"": device}}
+    on_device = options.max_memory_bytes or int(FREE_SHARE * free)
+    log.warning("model.split", message="The model does not fit on the device; the rest stays in main memory", max_memory_bytes=on_device)
+    index = int(device.partition(":")[2] or 0)
+    return {"device_map": "auto", "max_memory": {index: on_device, "cpu": available_memory_bytes()}}
+
+
+def weight_bytes(options: VlmOptions, dtype: str) -> int:
+    """The size of the weights: that of the files of a folder, else UNKNOWN_MODEL_BYTES; twice as much in float32."""
+    files = list(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
+    size = sum(file.stat().st_size for file in files) or UNKNOWN_MODEL_BYTES
+    return 2 * size if dtype == "float32" else size
 
 
 def _smoke_test(model: Any, device: str) -> None:
@@ -103,22 +157,17 @@ def _smoke_test(model: Any, device: str) -> None:
         model.get_image_features(pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=device))
 
 
-def _choose_quantization(options: VlmOptions, device: str) -> str:
-    """`auto` keeps half precision where it fits, since 8 bits save memory, not time, and never quantizes on a CPU."""
-    if options.quantization != "auto":
-        return options.quantization
-    if not device.startswith("cuda"):
-        return "none"
-    import torch
+def measure_memory(device: str) -> dict[str, float]:
+    """Bytes allocated now, at the peak and in total, and the share of the total; for a CPU, of this process and its machine."""
+    if device.startswith("cuda"):
+        import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    return "none" if free > MEMORY_HEADROOM * half_precision_bytes(options) else "8bit"
-
-
-def half_precision_bytes(options: VlmOptions) -> int:
-    """The bytes of the weights in half precision: the size of the files in a folder, else that of 7 billion parameters."""
-    files = list(Path(options.model).glob("*.safetensors")) if Path(options.model).is_dir() else []
-    return sum(file.stat().st_size for file in files) or 15 << 30
+        allocated, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        allocated, peak = used_memory_bytes(device), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"allocated_bytes": allocated, "peak_bytes": max(peak, allocated), "total_bytes": total, "share": round(allocated / total, 4)}
 
 
 def used_memory_bytes(device: str) -> int:
@@ -129,3 +178,8 @@ def used_memory_bytes(device: str) -> int:
         return int(torch.cuda.memory_allocated(device))
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
+
+
+def available_memory_bytes() -> int:
+    """Main memory that is available without swapping."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

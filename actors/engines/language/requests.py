@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from bus.errors import PermanentError
 
-Quantization = Literal["auto", "none", "8bit", "4bit"]
+ResolvedQuantization = Literal["none", "8bit", "4bit"]
+Quantization = ResolvedQuantization | Literal["auto"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -43,7 +44,10 @@ class VlmResponse:
 
 @dataclass(frozen=True)
 class VlmOptions:
-    """Options of the transformers engine. `model`: a folder or a hub id; `window_seconds`: how long the first request waits for others."""
+    """Options of the transformers engine. `model`: a folder or a hub id; `window_seconds`: how long the first request waits for others.
+
+    `max_memory_bytes`: of the device, for weights that are not quantized; None: what is free.
+    """
 
     model: str
     cache_dir: Path | None = None
@@ -55,6 +59,7 @@ class VlmOptions:
     load_seconds: float = 900.0
     threads: int | None = None
     prompt_template: str = "USER: {image}{text}\nASSISTANT:"
+    max_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

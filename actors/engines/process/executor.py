@@ -82,10 +82,21 @@ class RequestState:
 
 
 class Executor:
-    """Runs requests with `run`. `set_unready` is called with the reason when none can be served, and with None when they can again."""
+    """Runs requests with `run`. `set_unready` is called with the reason when none can be served, and with None when they can again.
+
+    `lazy`: the first process is started for the first request, which waits for it; until then the executor counts as available.
+    """
 
     def __init__(
-        self, spec: EngineSpec, settings: ExecutorSettings, *, max_in_flight: int, capacity: int, shm_dir: Path, set_unready: SetUnready
+        self,
+        spec: EngineSpec,
+        settings: ExecutorSettings,
+        *,
+        max_in_flight: int,
+        capacity: int,
+        shm_dir: Path,
+        set_unready: SetUnready,
+        lazy: bool = False,
     ) -> None:
         self.spec, self.settings, self.max_in_flight, self.capacity, self.shm_dir = spec, settings, max_in_flight, capacity, shm_dir
         self.unready_reason: str | None = "the model process is starting"
@@ -98,7 +109,15 @@ class Executor:
         self._process: ProcessHandle | None = None
         self._engine_open = asyncio.Event()
         self._closing = asyncio.Event()
+        self._wanted = asyncio.Event()
+        if not lazy:
+            self._wanted.set()
         self._last_request_id = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a process was started or is being started. A lazy executor has none before its first request."""
+        return self._wanted.is_set()
 
     @property
     def healthy(self) -> bool:
@@ -125,6 +144,8 @@ class Executor:
 
     async def unavailable_reason(self) -> str | None:
         """Why no request would be started now; None when one would."""
+        if not self.is_wanted:
+            return None
         return self.unready_reason or (None if self._engine_open.is_set() else "the model process exited and is being restarted")
 
     def snapshot(self) -> dict[str, Any]:
@@ -145,6 +166,7 @@ class Executor:
             raise TemporaryError(f"{self.max_in_flight} requests are already in flight: set the prefetch no higher", code="engine-full")
         state = RequestState(request, tenant, weight, deadline, on_progress, asyncio.get_running_loop().create_future())
         self._queue.push(tenant, state)
+        self._wanted.set()
         self._dispatch()
         try:
             finished = await state.future
@@ -246,6 +268,7 @@ class Executor:
 
     async def supervise(self) -> None:
         """Run one process after another until closed, with the breaker's delay between them."""
+        await self._wanted.wait()
         while not self._closing.is_set():
             await self._wait_before_restart(self._breaker.restart_delay_seconds())
             process_exit = await self._run_process()
@@ -316,6 +339,7 @@ class Executor:
     async def close(self) -> None:
         """Fail every request with EngineCrashed and stop the process; it is killed when it does not exit in time."""
         self._closing.set()
+        self._wanted.set()
         for state in [*self._queue.clear(), *self._running.values()]:
             resolve(state, EngineCrashed("the executor is closing"))
         process = self._process
@@ -351,11 +375,17 @@ def delete_outputs(files: tuple[Path, ...]) -> None:
 
 @asynccontextmanager
 async def open_executor(
-    spec: EngineSpec, settings: ExecutorSettings, *, max_in_flight: int, capacity: int, set_unready: SetUnready = lambda _: None
+    spec: EngineSpec,
+    settings: ExecutorSettings,
+    *,
+    max_in_flight: int,
+    capacity: int,
+    set_unready: SetUnready = lambda _: None,
+    lazy: bool = False,
 ) -> AsyncIterator[Executor]:
-    """An executor with its process, which starts at once; requests may be run before it is ready."""
+    """An executor with its process, which starts at once, or for the first request; requests may be run before it is ready."""
     shm_dir = create_shm_dir()
-    executor = Executor(spec, settings, max_in_flight=max_in_flight, capacity=capacity, shm_dir=shm_dir, set_unready=set_unready)
+    executor = Executor(spec, settings, max_in_flight=max_in_flight, capacity=capacity, shm_dir=shm_dir, set_unready=set_unready, lazy=lazy)
     supervisor = asyncio.create_task(executor.supervise())
     try:
         yield executor

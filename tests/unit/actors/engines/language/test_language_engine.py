@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -230,10 +231,14 @@ def test_quantized_model_has_its_layers_and_takes_less_memory(tmp_path: Path, bi
 
 
 def test_failed_quantization_falls_back_and_reports_why(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> object:
-        raise RuntimeError("no kernel for this device")
+    real_load = loading._load
 
-    monkeypatch.setattr(loading, "_load_quantized", fail)
+    def load(options: VlmOptions, device: str, quantization: Any) -> object:
+        if quantization != "none":
+            raise RuntimeError("no kernel for this device")
+        return real_load(options, device, quantization)
+
+    monkeypatch.setattr(loading, "_load", load)
     engine = open_vlm_engine(tiny_models["tiny-llava"], quantization="8bit")
 
     assert engine.info["quantization"] == "none"
@@ -248,7 +253,10 @@ def test_kernel_failure_on_first_token_falls_back(tiny_models: dict[str, Path], 
         def __call__(self, **_: object) -> None:
             raise RuntimeError("shape is invalid for this kernel")
 
-    monkeypatch.setattr(loading, "_load_quantized", lambda *_: FailingModel())
+    real_load = loading._load
+    monkeypatch.setattr(
+        loading, "_load", lambda options, device, bits: FailingModel() if bits == "4bit" else real_load(options, device, bits)
+    )
     engine = open_vlm_engine(tiny_models["tiny-llava"], quantization="4bit")
 
     assert engine.info["quantization"] == "none"
