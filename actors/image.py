@@ -14,6 +14,8 @@ from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult,
 from actors.engines.process.executor import ExecutionResult, Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
+from actors.imaging.signature_asset import fetch_signature
+from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
@@ -35,7 +37,8 @@ async def open_image(resources: Resources) -> AsyncIterator[Handler]:
         set_unready=resources.set_unready,
     ) as executor:
         resources.register_engine(executor)
-        yield partial(image, claims=resources.claims, executor=executor, loras=LoraFileCache(resources.claims, settings))
+        loras, max_bytes = LoraFileCache(resources.claims, settings), WatermarkSettings().signature_max_bytes
+        yield partial(image, claims=resources.claims, executor=executor, loras=loras, signature_max_bytes=max_bytes)
 
 
 def build_actor() -> Actor:
@@ -51,8 +54,14 @@ def build_actor() -> Actor:
     )
 
 
-async def image(command: Image, context: Context, *, claims: ClaimStore, executor: Executor, loras: LoraFileCache) -> ImageDone:
-    """Cancellation removes this order, and no other, from the batch at the next denoising step."""
+async def image(
+    command: Image, context: Context, *, claims: ClaimStore, executor: Executor, loras: LoraFileCache, signature_max_bytes: int
+) -> ImageDone:
+    """Cancellation removes this order, and no other, from the batch at the next denoising step.
+
+    A LoRA or a signature that is missing is found before the order reaches the engine.
+    """
+    await fetch_signature(command.signature, context.tenant, claims, signature_max_bytes)
     lora = await fetch_lora(command.lora, context.tenant, loras)
     request = build_engine_request(command, context, lora)
     async with open_progress_reporter(command.steps, context.report_progress) as on_step:

@@ -75,7 +75,7 @@ async def overlay(
     generated = await claims.is_generated(bare, tenant=context.tenant)
     claim = await claims.write(png, tenant=context.tenant, media_type="image/png", width=size[0], height=size[1], generated=generated)
     overlay_id = derived_id(context.keyed_id, "overlay")
-    url = await claims.url(claim, tenant=context.tenant)
+    url = await claims.url(claim, tenant=context.tenant, permanent=True)
     rendered = {"asset_id": derived_id(overlay_id, "render"), "url": url, "width": size[0], "height": size[1]}
     result = OverlayDone(
         images=[claim],

@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.net.ssrf import AddressSettings
 from bus.settings import PathList, StringList
 
+MIN_TOKEN_CHARS = 32
+
 
 class WatermarkSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="WATERMARK_")
@@ -17,8 +19,19 @@ class WatermarkSettings(BaseSettings):
     max_pixels: int = Field(25_000_000, ge=1, description="A picture with more is rejected before it is decoded.")
     max_bytes: int = Field(64 << 20, ge=1, description="A larger picture is rejected before it is read.")
     signature_max_bytes: int = Field(10 << 20, ge=1, description="A larger signature picture is rejected.")
-    signature_required: bool = Field(True, description="False: a missing signature picture is left out, as in the source system.")
     threads: int = Field(2, ge=1, description="Pictures processed at once.")
+
+
+class OrderSettings(BaseSettings):
+    """How orders from the queue `image_generation` are read."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="ORDER_")
+
+    assets_required: bool = Field(
+        False,
+        description="True: an order whose LoRA or signature picture is missing fails before anything is drawn. "
+        "False: the base model draws it, or it stays unsigned, and the `complete` webhook says so.",
+    )
 
 
 class DeadLetterSettings(BaseSettings):
@@ -97,12 +110,22 @@ class WebhookSettings(AddressSettings):
     backend_api_url: str | None = Field(
         None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"), description="Base address of the backend's webhooks."
     )
-    internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`.")
+    internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`; at least 32 characters.")
     webhook_allowed_hosts: StringList = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
     webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, during a key rotation.")
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="Time limit of one call, from name resolution to the response's end.")
     webhook_memory_days: int = Field(90, ge=1, description="How long the state of a generation's calls is kept.")
     webhook_source: str = Field("inference-server", description="Sent as `X-Request-Source`.")
+
+    @field_validator("internal_api_token")
+    @classmethod
+    def check_token_length(cls, token: SecretStr | None) -> SecretStr | None:
+        """The backend refuses a shorter one. The error names the length, not the token."""
+        if token is not None and len(token.get_secret_value()) < MIN_TOKEN_CHARS:
+            length = len(token.get_secret_value())
+            cure = "make one with `openssl rand -hex 32`, and set it at the backend too"
+            raise ValueError(f"it has {length} characters, at least {MIN_TOKEN_CHARS} are needed: {cure}")
+        return token
 
 
 class AttachmentSettings(BaseSettings):

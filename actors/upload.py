@@ -7,9 +7,10 @@ is uploaded byte for byte, with the credentials that it came with.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import structlog
 from anyio import to_thread
 
 from actors.imaging.content_credentials import CredentialSigner, load_credential_signer
@@ -17,6 +18,7 @@ from actors.settings import CredentialSettings, UploadSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.public_address import EXPIRY_CURE
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
 from contracts.upload import Upload, UploadDone
@@ -26,17 +28,26 @@ PUBLIC_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "web
 """Media types that may be public, and the extension of each. Any other could be a web page that runs scripts on the store's domain."""
 
 
+log = structlog.get_logger()
+
+
 @asynccontextmanager
 async def open_upload(resources: Resources) -> AsyncIterator[Handler]:
     settings = UploadSettings()
     sign_credentials = await to_thread.run_sync(load_credential_signer, CredentialSettings())
-    if settings.url is None:
-        yield partial(upload, claims=resources.claims, destination=resources.claims, settings=settings, sign_credentials=sign_credentials)
-        return
-    store = StoreSettings(store_url=settings.url)
-    store = store.model_copy(update={"store_public_url": settings.public_url or store.store_public_url})
-    async with open_claim_store(store) as destination:
+    async with AsyncExitStack() as stack:
+        destination = resources.claims
+        if settings.url is not None:
+            destination = await stack.enter_async_context(open_claim_store(destination_settings(settings, settings.url)))
+        if reason := destination.link_expiry:
+            log.warning("upload.links_expire", reason=reason, remedy=EXPIRY_CURE)
         yield partial(upload, claims=resources.claims, destination=destination, settings=settings, sign_credentials=sign_credentials)
+
+
+def destination_settings(settings: UploadSettings, url: str) -> StoreSettings:
+    """The settings of the store at `url`, UPLOAD_URL."""
+    store = StoreSettings(store_url=url)
+    return store.model_copy(update={"store_public_url": settings.public_url or store.store_public_url})
 
 
 ACTOR = Actor(step=Step.UPLOAD, command=Upload, result=UploadDone, open=open_upload, timeout_seconds=120, prefetch=4)
@@ -59,7 +70,7 @@ async def upload(
             data = await to_thread.run_sync(sign_credentials, data, image.media_type, key.rpartition("/")[2])
         file = await destination.put(key, data, tenant=context.tenant, media_type=image.media_type)
         files.append(file.model_copy(update={"width": image.width, "height": image.height}))
-    urls = [await destination.url(file, tenant=context.tenant) for file in files]
+    urls = [await destination.url(file, tenant=context.tenant, permanent=True) for file in files]
     return UploadDone(files=files, result_url=urls[0], result_urls=urls)
 
 

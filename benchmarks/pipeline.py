@@ -76,7 +76,7 @@ async def measure(arguments: Namespace) -> dict[str, Any]:
 
 def worker_environment(backend: FakeBackend, model: Path, folder: Path) -> dict[str, str]:
     own = {"IMAGE_MODEL": str(model), "IMAGE_THREADS": str(THREADS), "IMAGE_LOCAL_CACHE": str(folder / "cache")}
-    return own | {"BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "bench"}
+    return own | {"BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "bench" * 8}
 
 
 @asynccontextmanager

@@ -199,9 +199,13 @@ class InvalidMessage(PermanentError):
         self.notification = notification
 
 
+class IgnoredMessage(Exception):
+    """The foreign message is not for this adapter. It is acknowledged and logged with this reason; nobody is informed."""
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """Reads a foreign queue. `translate` is pure: the message body in, a command out. It raises InvalidMessage."""
+    """Reads a foreign queue. `translate` is pure: the message body in, a command out. It raises InvalidMessage and IgnoredMessage."""
 
     name: str
     queue: str

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from contracts.claim import Claim
+from contracts.watermark import Signature
 from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
@@ -34,6 +35,9 @@ class Image(Command):
     seed: int | None = Field(None, ge=0, lt=2**63, description="None: a random seed, which the result reports.")
     count: int = Field(1, ge=1, le=4, description="The number of images; image i has the seed `seed + i`.")
     lora: Lora | None = None
+    signature: Signature | None = Field(
+        None, description="Not drawn here: its image is fetched before anything is generated, so that a later step does not fail for it."
+    )
     model: str | None = Field(None, description="One of the worker's IMAGE_MODELS; None: its IMAGE_MODEL.")
     deterministic: bool = Field(False, description="Never share a batch with other commands.")
     preview: bool = Field(False, description="Add a small JPEG to each progress event.")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from contracts.watermark import Opacity
 from contracts.wire_model import WireModel
 
 ASPECT_RATIO_SIZES: Mapping[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (1024, 1024), "1:2": (512, 1024), "2:1": (1024, 512)}
@@ -33,11 +34,11 @@ class Parameters(WireModel):
 class SignatureConfig(WireModel):
     position: str = "bottom-right"
     size: str = "medium"
-    opacity: float = 0.7
+    opacity: Opacity = 0.7
 
 
 class OrderData(WireModel):
-    """The `data` of forms A and C. `count` and `allow_base_model` are our additions: by default one image, and the LoRA is required."""
+    """The `data` of forms A and C. `count` and `allow_base_model` are our additions: by default one image; see ORDER_ASSETS_REQUIRED."""
 
     generation_id: GenerationId
     style_id: int | None = None

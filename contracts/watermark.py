@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from contracts.claim import Claim
 from contracts.wire import Command, Result
@@ -12,9 +12,23 @@ SignaturePosition = Literal["top-left", "top-center", "top-right", "bottom-left"
 SignatureSize = Literal["small", "medium", "large"]
 
 
-def normalize_opacity(value: object) -> object:
-    """Convert the older scale (integers from 0 to 255) to the newer one (0 to 1). An integer above 1 is on the older scale."""
-    return value / 255 if isinstance(value, int) and not isinstance(value, bool) and 1 < value <= 255 else value
+def normalize_opacity(value: float) -> float:
+    """The fraction, from 0 to 1. A whole number above 1 is of 255; 1 itself is the fraction, fully opaque, since 1 of 255 is invisible.
+
+    Raises ValueError for any other number.
+    """
+    if 0 <= value <= 1:
+        return value
+    if not (1 < value <= 255 and value.is_integer()):
+        raise ValueError("an opacity is a fraction from 0 to 1, or a whole number from 2 to 255")
+    return value / 255
+
+
+Opacity = Annotated[
+    float,
+    Field(description="A fraction from 0 to 1, or a whole number from 2 to 255, which is a part of 255; 1 is fully opaque."),
+    AfterValidator(normalize_opacity),
+]
 
 
 class Signature(WireModel):
@@ -24,7 +38,8 @@ class Signature(WireModel):
     image_uri: str | None = Field(None, description="`s3://`, `https://` or `file://`; used instead of the text.")
     position: SignaturePosition = "bottom-right"
     size: SignatureSize = Field("medium", description="Fraction of the image's width: small .15, medium .25, large .35.")
-    opacity: Annotated[float, BeforeValidator(normalize_opacity), Field(ge=0, le=1)] = 0.7
+    opacity: Opacity = 0.7
+    required: bool = Field(True, description="False: when the image is missing, draw the text, or nothing.")
 
 
 class Watermark(Command):
@@ -40,3 +55,4 @@ class WatermarkDone(Result):
     """Claims on the signed images."""
 
     images: list[Claim]
+    signature_missing: bool = Field(False, description="The signature's image was missing and not required.")

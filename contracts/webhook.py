@@ -20,6 +20,8 @@ class Webhook(Command):
     result_urls: list[str] = Field(default_factory=list)
     metadata: dict[str, Any] = Field(default_factory=dict)
     prompt_tags: list[str] = Field(default_factory=list, description="Added to the metadata of `complete`.")
+    lora_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
+    signature_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
     fault: Fault | None = None
 
 

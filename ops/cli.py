@@ -39,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SetupError as error:
         sys.stderr.write(f"atelier: {error}\n")
         return 1
+    except ValueError as error:
+        from ops.settings_errors import describe_settings_error
+
+        if (message := describe_settings_error(error)) is None:
+            raise
+        sys.stderr.write(f"atelier: {message}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from actors.settings import WebhookSettings
-from bus.actor import Adapter, InvalidMessage, TranslatedCommand
+from actors.settings import OrderSettings, WebhookSettings
+from bus.actor import Adapter, IgnoredMessage, InvalidMessage, TranslatedCommand
 from bus.ids import derived_id, former_id_header, public_id
 from bus.net.ssrf import has_private_ip_host
 from contracts import broker_names
@@ -22,22 +22,22 @@ from contracts.slip import Slip, SlipStep
 from contracts.watermark import Signature
 from contracts.wire import Step
 
-GOOGLE_STORAGE = "https://storage.googleapis.com/"
-
 
 def build_adapter() -> Adapter:
-    return Adapter(
-        name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=partial(translate, settings=WebhookSettings())
-    )
+    settings = {"webhooks": WebhookSettings(), "orders": OrderSettings()}
+    return Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=partial(translate, **settings))
 
 
-def translate(body: bytes, settings: WebhookSettings) -> TranslatedCommand:
-    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id."""
+def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings) -> TranslatedCommand:
+    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id.
+
+    Raises IgnoredMessage for a message of another type: a failure would be a refund to whoever sent it.
+    """
     message = _parse_json(body)
     generation_id = read_generation_id(message)
     try:
         order, base_url = _parse_order(message)
-        return _build_command(order, base_url, settings)
+        return _build_command(order, base_url, webhooks, orders)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
@@ -64,14 +64,15 @@ def _parse_order(message: Any) -> tuple[OrderData, str | None]:
         fields = flat.model_dump(include=set(OrderData.model_fields))
         return OrderData(**fields, lora_path=flat.lora_model_url), _origin(flat.webhook_url)
     if message.get("type", "image_generation") != "image_generation":
-        raise InvalidMessage("unknown-type", f"type is {message['type']!r}; this queue accepts 'image_generation'")
+        raise IgnoredMessage(f"type is {str(message['type'])[:100]!r}; this queue accepts 'image_generation'")
     nested = NestedOrder.model_validate({"type": "image_generation", **message})
     return nested.data, _origin(nested.callback_url)
 
 
-def _build_command(order: OrderData, base_url: str | None, settings: WebhookSettings) -> TranslatedCommand:
-    _check_backend_address(base_url, settings)
-    image = Image.model_validate(_image_fields(order))
+def _build_command(order: OrderData, base_url: str | None, webhooks: WebhookSettings, orders: OrderSettings) -> TranslatedCommand:
+    _check_backend_address(base_url, webhooks)
+    signature = _signature(order, orders)
+    image = Image.model_validate(_image_fields(order, orders) | {"signature": signature if signature.image_uri else None})
     name = f"gen-{order.generation_id}"
     variables = {
         "generation_id": order.generation_id,
@@ -79,7 +80,7 @@ def _build_command(order: OrderData, base_url: str | None, settings: WebhookSett
         "name": name,
         "artist": order.artist_name,
         "prompt_tags": order.prompt_tags,
-        "signature": _signature(order).model_dump(mode="json", exclude_none=True),
+        "signature": signature.model_dump(mode="json", exclude_none=True),
     }
     slip = Slip(
         itinerary=[SlipStep(step=Step.WATERMARK), SlipStep(step=Step.UPLOAD), SlipStep(step=Step.WEBHOOK, arguments={"kind": "complete"})],
@@ -99,7 +100,7 @@ def _check_backend_address(base_url: str | None, settings: WebhookSettings) -> N
         raise InvalidMessage("webhook-address-refused", f"{base_url} is a private address; only BACKEND_API_URL may name one")
 
 
-def _image_fields(order: OrderData) -> dict[str, Any]:
+def _image_fields(order: OrderData, orders: OrderSettings) -> dict[str, Any]:
     parameters = order.parameters or Parameters()
     width, height = _size(order, parameters)
     if not 1 <= order.count <= 4:
@@ -116,7 +117,8 @@ def _image_fields(order: OrderData) -> dict[str, Any]:
         "count": order.count,
     }
     if order.lora_path:
-        image["lora"] = {"uri": _to_https_url(order.lora_path), "required": not order.allow_base_model}
+        required = orders.assets_required and not order.allow_base_model
+        image["lora"] = {"uri": order.lora_path, "required": required}
     return image
 
 
@@ -134,17 +136,9 @@ def _size(order: OrderData, parameters: Parameters) -> tuple[int, int]:
     return parameters.width or 512, parameters.height or 512
 
 
-def _signature(order: OrderData) -> Signature:
-    config = order.signature_config
-    image_uri = _to_https_url(order.signature_path) if order.signature_path else None
-    return Signature.model_validate(
-        {"text": order.artist_name, "image_uri": image_uri, "position": config.position, "size": config.size, "opacity": config.opacity}
-    )
-
-
-def _to_https_url(uri: str) -> str:
-    """A Google bucket is read over HTTPS."""
-    return GOOGLE_STORAGE + uri.removeprefix("gs://") if uri.startswith("gs://") else uri
+def _signature(order: OrderData, orders: OrderSettings) -> Signature:
+    asset = {"text": order.artist_name, "image_uri": order.signature_path or None, "required": orders.assets_required}
+    return Signature.model_validate(order.signature_config.model_dump() | asset)
 
 
 def _origin(url: str | None) -> str | None:

@@ -17,6 +17,8 @@ WEBHOOK_PATH = "/api/webhooks/inference/"
 SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
 ERROR_CODES = {"out-of-memory": "GPU_OOM", "attempts-exhausted": "GENERATION_FAILED", "cancelled": "CANCELLED"}
 """Fault code to the backend's error code; any other code is written in upper snake case."""
+ADDED_METADATA = ("prompt_tags", "lora_missing", "signature_missing")
+"""Fields of the command that are added to the metadata of `complete` unless they are empty or false."""
 MAX_ERROR_MESSAGE_CHARS = 1000
 FINAL_RETRY_COUNT = 3
 """With a smaller count the backend would submit the failed order again."""
@@ -37,7 +39,7 @@ def build_request(command: Webhook) -> WebhookRequest:
             estimate = {"progress_percent": progress.progress_percent, "estimated_seconds": progress.estimated_seconds}
             return json_request("PATCH", command, progress=steps | estimate)
         case Webhook(kind="complete", result_url=str() as url):
-            metadata = command.metadata | ({"prompt_tags": command.prompt_tags} if command.prompt_tags else {})
+            metadata = command.metadata | {name: value for name in ADDED_METADATA if (value := getattr(command, name))}
             metadata_field = {"metadata": metadata} if metadata else {}
             urls_field = {"result_urls": command.result_urls} if len(command.result_urls) > 1 else {}
             return json_request("POST", command, result_url=url, **urls_field, **metadata_field)

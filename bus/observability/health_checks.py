@@ -9,6 +9,7 @@ from aiormq import Channel
 from bus.amqp.publisher import Publisher
 from bus.amqp.topology import read_queue_depth
 from bus.errors import TemporaryError
+from bus.observability import metrics
 from bus.observability.health import HealthCheck
 from bus.storage.claim_store import ClaimStore
 
@@ -26,13 +27,17 @@ def broker_check(publisher: Publisher) -> HealthCheck:
 def queue_check(
     publisher: Publisher, queue: str, subscriber: "RabbitSubscriber", pause_reason: Callable[[], str | None] = lambda: None
 ) -> HealthCheck:
-    """The queue exists, and this process consumes it: its consumer count alone may be that of other processes."""
+    """The queue exists, and this process consumes it: its consumer count alone may be that of other processes.
+
+    The check also measures how many messages wait.
+    """
 
     async def check() -> str | None:
         if not publisher.connected:
             return f"{queue} cannot be checked: the broker is unavailable"
         async with publisher.channel() as channel:
             depth = await read_queue_depth(channel, queue)
+        metrics.record_queue_length(queue, depth.ready if depth else None)
         if depth is None:
             return f"{queue} is gone; the consumer returns when the queue does"
         if reason := pause_reason():

@@ -3,6 +3,7 @@
 No tenant, job or message is a label. The rules and the dashboard in `ops/observability/` use the names of these metrics.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ ATTEMPTS = Histogram("atelier_attempts", "The attempt number of each delivery.",
 DEAD_LETTERS = Counter("atelier_dead_letters", "Dead-lettered messages.", ["step", "code"], registry=REGISTRY)
 UNSIGNED_MESSAGES = Counter("atelier_signatures_refused", "Messages dropped for their signature.", ["kind"], registry=REGISTRY)
 IN_FLIGHT = Gauge("atelier_in_hand", "Deliveries in flight.", ["step"], registry=REGISTRY)
+QUEUE_MESSAGES = Gauge("atelier_queue_messages", "Messages that wait in a queue that this process consumes.", ["queue"], registry=REGISTRY)
 PART_READY = Gauge("atelier_part_ready", "1: this dependency responds.", ["part"], registry=REGISTRY)
 READY = Gauge("atelier_ready", "1: the process is ready.", registry=REGISTRY)
 HTTP_REQUESTS = Counter("atelier_gateway_requests", "HTTP requests.", ["method", "route", "status"], registry=REGISTRY)
@@ -160,6 +162,11 @@ def outcome_labels(outcome: Outcome) -> tuple[str, str]:
             return "dropped", CODE_LABELS.limit(fault.code)
         case Requeue():
             return "requeued", ""
+
+
+def record_queue_length(queue: str, ready: int | None) -> None:
+    """`ready`: how many messages wait; None for a queue that does not exist. A process consumes few queues, so the labels are bounded."""
+    labelled_child(QUEUE_MESSAGES, queue).set(math.nan if ready is None else ready)
 
 
 def record_health(results: Mapping[str, str | None], *, started: bool) -> None:

@@ -70,8 +70,16 @@ class ClaimStore(Protocol):
         """Return if the store is usable."""
         ...
 
-    async def url(self, claim: Claim, *, tenant: str | None) -> str:
-        """A URL at which clients can read the claim. Raises PermanentError("claim-refused") as `read` does."""
+    async def url(self, claim: Claim, *, tenant: str | None, permanent: bool = False) -> str:
+        """A URL at which clients can read the claim. `permanent`: for a record that is kept, where the settings allow one that lasts.
+
+        Raises PermanentError("claim-refused") as `read` does.
+        """
+        ...
+
+    @property
+    def link_expiry(self) -> str | None:
+        """Why even its permanent URLs expire; None when they do not."""
         ...
 
 

@@ -68,7 +68,9 @@ class FilesystemClaimStore:
     async def check(self) -> None:
         await to_thread.run_sync(check_writable, self._root)
 
-    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+    link_expiry: None = None
+
+    async def url(self, claim: Claim, *, tenant: str | None, permanent: bool = False) -> str:
         key = await to_thread.run_sync(readable_key, self._location, claim, tenant)
         if self._public_url is None:
             return (self._root.resolve() / key).as_uri()

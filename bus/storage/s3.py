@@ -10,6 +10,7 @@ from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
 from bus.storage.locations import BucketLocation
 from bus.storage.object_keys import claim_key, is_generated_key, put_key, readable_key, sha256_base64, sha256_hex, verify_claim
+from bus.storage.public_address import describe_expiry, permanent_base
 from bus.storage.s3_client import translate_s3_errors
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
@@ -65,9 +66,13 @@ class S3ClaimStore:
         with translate_s3_errors(f"checking the bucket {self._bucket}"):
             await self._client.head_bucket(Bucket=self._bucket)
 
-    async def url(self, claim: Claim, *, tenant: str | None) -> str:
+    @property
+    def link_expiry(self) -> str | None:
+        return describe_expiry(self._settings)
+
+    async def url(self, claim: Claim, *, tenant: str | None, permanent: bool = False) -> str:
         key = readable_key(self._location, claim, tenant)
-        if public := self._settings.store_public_url:
+        if public := permanent_base(self._settings) if permanent else self._settings.store_public_url:
             return f"{public.rstrip('/')}/{quote(self._prefix + key)}"
         target, seconds = {"Bucket": self._bucket, "Key": self._prefix + key}, int(self._settings.s3_presign_seconds)
         with translate_s3_errors(f"presigning {claim.uri}"):

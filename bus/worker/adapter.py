@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
-from bus.actor import Adapter, InvalidMessage, TranslatedCommand
+from bus.actor import Adapter, IgnoredMessage, InvalidMessage, TranslatedCommand
 from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command
 from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
@@ -48,13 +48,15 @@ class AdapterConsumer:
         metrics.record_translation(adapter.name, code, time.perf_counter() - started)
 
     async def _process_in_span(self, message: AbstractIncomingMessage) -> str:
-        """Returns the fault code of a dead-lettered message, else ""."""
+        """Returns the fault code of a dead-lettered message, else "", as for an ignored one."""
         received = Delivery.from_message(message, self.adapter.queue)
         require_decodable(received)
         with tracing.trace_delivery(self.adapter.name, received) as (delivery, span):
             code = ""
             try:
                 await self._publish_command(delivery, self.adapter.translate(message.body))
+            except IgnoredMessage as ignored:
+                log.warning("message.ignored", adapter=self.adapter.name, reason=str(ignored))
             except Exception as error:
                 code = await self._dead_letter(delivery, error)
             tracing.set_dead_lettered(span, code)

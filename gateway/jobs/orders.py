@@ -160,8 +160,8 @@ JobOrder = Annotated[ImageOrder | Ad | Itinerary, Field(discriminator="kind")]
 
 
 def _image_arguments(order: Any) -> dict[str, Any]:
-    """Not variables: other steps have a `prompt` of their own. Only the seed is a variable, since a loop-back changes it."""
-    fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed"})
+    """Not variables: other steps have a `prompt` of their own. Only the seed is one, since a loop-back changes it, and the signature."""
+    fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed", "signature"})
     return fields
 
 

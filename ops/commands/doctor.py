@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from ops.commands import doctor_host, doctor_models, doctor_services
+from ops.commands import doctor_host, doctor_links, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
 from ops.registry import require_known
 from ops.settings import LocalSettings
@@ -21,6 +21,7 @@ HOST_CHECKS: tuple[Callable[[LocalSettings], Check], ...] = (
     doctor_host.check_vision_model,
     doctor_host.check_device,
     doctor_host.check_disk_space,
+    doctor_links.check_links,
 )
 SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
     doctor_services.check_broker,

@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(420)]
 RULES = {
     "claim": "watermark.images[] upload.images[] consult.picture validate.image validate.images[] judge.image judge.images[] "
     "judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim",
-    "address": "image.lora.uri watermark.signature.image_uri webhook.base_url webhook.result_url webhook.result_urls[] validate.asset_url "
+    "address": "image.lora.uri image.signature.image_uri watermark.signature.image_uri webhook.base_url webhook.result_url "
+    "webhook.result_urls[] validate.asset_url "
     "judge.render_asset_url text.messages[].content[].picture.url text.pictures[].url",
     "name": "upload.name image.model image.lora.sha256 text.lora_adapter",
     "id": "webhook.generation_id validate.job_variants_id validate.job_id judge.job_variants_id judge.job_id judge.overlay_id "
@@ -46,6 +47,8 @@ RULES = {
     "tenant": "validate.tenant_id judge.tenant_id",
     "content": "image.prompt image.negative_prompt image.width image.height image.steps image.guidance_scale image.scheduler image.seed "
     "image.count image.lora.scale image.lora.required image.deterministic image.preview "
+    "image.signature.text image.signature.position image.signature.size image.signature.opacity image.signature.required "
+    "watermark.signature.required webhook.lora_missing webhook.signature_missing "
     "watermark.signature.text watermark.signature.position watermark.signature.size watermark.signature.opacity watermark.artist "
     "watermark.metadata webhook.kind webhook.progress.current_step webhook.progress.total_steps webhook.progress.progress_percent "
     "webhook.progress.estimated_seconds webhook.progress.preview webhook.metadata webhook.prompt_tags[] webhook.fault.code "

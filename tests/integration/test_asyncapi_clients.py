@@ -47,7 +47,7 @@ async def test_node_client_orders_image_and_receives_events(
 ) -> None:
     folder = await asyncio.to_thread(external_programs.install_node_packages)
     async with open_webhook_backend() as backend, AsyncExitStack() as stack:
-        for name, value in {"BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "secret"}.items():
+        for name, value in {"BACKEND_API_URL": backend.url, "INTERNAL_API_TOKEN": "secret" * 6}.items():
             monkeypatch.setenv(name, value)
         await stack.enter_async_context(start_worker(*LEDGER, FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD, WEBHOOK, adapters=(build_adapter(),)))
         process = await asyncio.create_subprocess_exec(

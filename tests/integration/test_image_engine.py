@@ -73,7 +73,8 @@ async def image_engine_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
     store = StoreSettings(store_url=(folder / "store").as_uri(), asset_roots=(folder,))
     async with open_claim_store(store) as claims, open_image_executor(settings) as executor:
         files = LoraFileCache(claims, settings)
-        yield ImageEngineRig(partial(image, claims=claims, executor=executor, loras=files), executor, folder, models, files)
+        handler = partial(image, claims=claims, executor=executor, loras=files, signature_max_bytes=1 << 20)
+        yield ImageEngineRig(handler, executor, folder, models, files)
 
 
 @asynccontextmanager

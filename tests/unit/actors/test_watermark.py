@@ -310,8 +310,10 @@ async def test_missing_signature_is_an_error_unless_optional(watermark_rig: Wate
     with pytest.raises(PermanentError) as error:
         await watermark_rig.sign(plain(), signature={"image_uri": missing})
     assert error.value.code == "signature-missing"
-    unsigned = await watermark_rig.sign(plain(), WatermarkSettings(signature_required=False), signature={"image_uri": missing})
+    unsigned = await watermark_rig.sign(plain(), signature={"image_uri": missing, "required": False})
     assert drawn_box(unsigned) is None
+    named = await watermark_rig.sign(plain(), signature={"image_uri": missing, "required": False, "text": "Kim"})
+    assert drawn_box(named) is not None, "the artist's name is drawn instead"
 
 
 async def test_same_order_gives_same_bytes(watermark_rig: WatermarkRig) -> None:

@@ -379,4 +379,4 @@ async def test_missing_backend_url_is_reported(context: Context) -> None:
 
 
 def test_secrets_are_masked_in_settings_repr() -> None:
-    assert "s3cr3t" not in repr(WebhookSettings(webhook_secret="s3cr3t", internal_api_token="s3cr3t"))
+    assert "s3cr3t" not in repr(WebhookSettings(webhook_secret="s3cr3t", internal_api_token="s3cr3t" * 6))

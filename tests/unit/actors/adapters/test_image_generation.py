@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from actors.adapters.image_generation import translate
-from actors.settings import WebhookSettings
-from bus.actor import InvalidMessage, TranslatedCommand
+from actors.settings import OrderSettings, WebhookSettings
+from bus.actor import IgnoredMessage, InvalidMessage, TranslatedCommand
 
 FORM_A: dict[str, Any] = {
     "task_id": "5e0b",
@@ -48,8 +48,8 @@ FORM_C: dict[str, Any] = {
 }
 
 
-def translate_order(message: Any) -> TranslatedCommand:
-    return translate(json.dumps(message).encode(), WebhookSettings())
+def translate_order(message: Any, **orders: Any) -> TranslatedCommand:
+    return translate(json.dumps(message).encode(), WebhookSettings(), OrderSettings(**orders))
 
 
 def form_c_with(**data: Any) -> dict[str, Any]:
@@ -78,14 +78,40 @@ def test_form_b_is_flat_and_signs_with_artist_name() -> None:
 def test_form_c_maps_ratio_signature_and_gs_path() -> None:
     body = translate_order(FORM_C).body
     assert (body.get("width", 512), body["height"]) == (512, 1024)
-    assert body["lora"]["uri"] == "https://storage.googleapis.com/media/models/style-10/adapter_model.safetensors"
+    assert body["lora"]["uri"] == "gs://media/models/style-10/adapter_model.safetensors"
     assert body["slip"]["variables"]["signature"] == {
         "image_uri": "https://media.example/signature.png",
         "position": "top-left",
         "size": "large",
         "opacity": 0.5,
+        "required": False,
     }
+    assert body["signature"] == body["slip"]["variables"]["signature"], "the image step looks for it before it draws"
     assert "base_url" not in body["slip"]["variables"], "form C's webhook_url is read by no consumer"
+
+
+@pytest.mark.parametrize(
+    ("given", "fraction"), [(0, 0.0), (0.5, 0.5), (1, 1.0), (1.0, 1.0), (2, 2 / 255), (128, 128 / 255), (128.0, 128 / 255), (255, 1.0)]
+)
+def test_opacity_is_a_fraction_or_a_whole_number_of_255(given: float, fraction: float) -> None:
+    command = translate_order(form_c_with(signature_config={"opacity": given}))
+    assert command.body["slip"]["variables"]["signature"]["opacity"] == pytest.approx(fraction)
+
+
+def test_missing_assets_are_an_error_where_the_setting_or_default_says_so() -> None:
+    lenient, strict = translate_order(FORM_C).body, translate_order(FORM_C, assets_required=True).body
+    assert [body["lora"].get("required", True) for body in (lenient, strict)] == [False, True]
+    assert [body["signature"].get("required", True) for body in (lenient, strict)] == [False, True]
+    allowed = translate_order(form_c_with(allow_base_model=True), assets_required=True).body
+    assert allowed["lora"]["required"] is False
+
+
+@pytest.mark.parametrize("kind", ["model_training", "x" * 100_000, 5, None, {"a": [1]}])
+def test_message_of_another_type_is_ignored(kind: Any) -> None:
+    """Also one with a generation id: a `failed` webhook would refund it."""
+    with pytest.raises(IgnoredMessage) as raised:
+        translate_order({"type": kind, "data": {"generation_id": 500, "style_id": 1}})
+    assert len(str(raised.value)) < 200
 
 
 def test_itinerary_is_watermark_upload_webhook() -> None:
@@ -111,7 +137,6 @@ def test_size_string_is_parsed() -> None:
         (b"\xff", "invalid-json", False),
         (b"[" * 100_000, "invalid-json", False),
         ([], "invalid-message", False),
-        ({"type": "model_training", "data": {"style_id": 1}}, "unknown-type", False),
         ({"type": "image_generation", "data": {"prompt": "x"}}, "invalid-message", False),
         (form_c_with(prompt=5), "invalid-message", True),
         (form_c_with(aspect_ratio="3:1"), "unknown-size", True),
@@ -123,6 +148,8 @@ def test_size_string_is_parsed() -> None:
         (form_c_with(generation_id="500", count=5), "invalid-count", True),
         (form_c_with(generation_id="the first"), "invalid-message", False),
         (form_c_with(signature_config={"position": "middle"}), "invalid-message", True),
+        (form_c_with(signature_config={"opacity": 256}), "invalid-message", True),
+        (form_c_with(signature_config={"opacity": 1.5}), "invalid-message", True),
         (form_c_with(prompt="", prompt_tags=[]), "invalid-message", True),
         (form_c_with(prompt="x" * 5000), "invalid-message", True),
         (FORM_B | {"webhook_url": "http://169.254.169.254/latest"}, "webhook-address-refused", True),
@@ -131,7 +158,7 @@ def test_size_string_is_parsed() -> None:
 )
 def test_invalid_order_is_rejected_and_backend_notified_when_possible(message: Any, code: str, notified: bool) -> None:
     with pytest.raises(InvalidMessage) as raised:
-        translate(message if isinstance(message, bytes) else json.dumps(message).encode(), WebhookSettings())
+        translate(message if isinstance(message, bytes) else json.dumps(message).encode(), WebhookSettings(), OrderSettings())
     assert (raised.value.code, raised.value.notification is not None) == (code, notified)
     if raised.value.notification:
         assert raised.value.notification.body == {"kind": "failed", "generation_id": 500}

@@ -1,0 +1,28 @@
+"""The picture of a signature, fetched from the address that an order names: before drawing, to see that it exists, and to sign with."""
+
+import structlog
+
+from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
+from contracts.watermark import Signature
+
+log = structlog.get_logger()
+
+
+async def fetch_signature(signature: Signature | None, tenant: str | None, claims: ClaimStore, max_bytes: int) -> bytes | None:
+    """None when the signature names no picture, or one that is missing and not required.
+
+    Raises PermanentError("signature-missing" · "asset-too-large" · "asset-refused"), and TemporaryError when its server is unavailable.
+    """
+    if signature is None or not signature.image_uri:
+        return None
+    try:
+        return await claims.fetch(signature.image_uri, tenant=tenant, max_bytes=max_bytes)
+    except PermanentError as error:
+        if error.code != "asset-missing":
+            raise
+        if signature.required:
+            message = f"{error} A signature with `required: false` is left out; so is one of a queued order without ORDER_ASSETS_REQUIRED."
+            raise PermanentError("signature-missing", message) from error
+        log.warning("signature.skipped", reason=str(error))
+        return None
