@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from gateway.admin import dead_letters
 from gateway.compat import ad_validation, chat, conversations, text_status, vertex
+from gateway.console.chat_page import CHAT_PATH
 from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
 from gateway.docs import asyncapi, swagger_ui
 from gateway.jobs import routes as jobs
@@ -33,9 +34,9 @@ class Api:
 def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
     """In the order of their routes: of two with the same path, the first one is served."""
     return {
-        "jobs": Api((jobs.router,), JOB_STEPS),
+        "jobs": Api((jobs.router,), JOB_STEPS, jobs.UPLOAD_PATHS),
         "dead-letters": Api((dead_letters.router,), dead_letters.QUERY_STEPS),
-        "vertex": Api((vertex.create_router(vertex_settings),), vertex.QUERY_STEPS),
+        "vertex": Api((vertex.create_router(vertex_settings),), vertex.QUERY_STEPS, frozenset({vertex_settings.predict_route})),
         "ad-validation": Api((ad_validation.router,)),
         "text": Api(
             (chat.router, conversations.router, text_status.router),
@@ -44,7 +45,9 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
             form_paths=chat.UPLOAD_PATHS,
         ),
         "openai": Api((openai_chat.router, images.router, models.router), ("job.get",), openai_chat.UPLOAD_PATHS),
-        "console": Api(CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS)),
+        "console": Api(
+            CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS), upload_paths=frozenset({CHAT_PATH})
+        ),
         "docs": Api((swagger_ui.router, asyncapi.router)),
     }
 

@@ -4,9 +4,6 @@ Each instance is one command. The predictions have the order of the instances; i
 """
 
 import asyncio
-import base64
-import binascii
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,14 +15,13 @@ from bus.errors import PermanentError, PublishError, TemporaryError
 from contracts.wire import Step
 from gateway.callers import caller_of
 from gateway.deadlines import request_timeout
-from gateway.json_body import run_parser, validate_body
+from gateway.json_body import validate_body
 from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
 from gateway.services import services_of
 from gateway.settings import GatewaySettings
+from gateway.text.uploads import MAX_INLINE_CHARS, store_base64
 
 QUERY_STEPS = ("consult.ready",)
-MAX_INLINE_CHARS = 256 << 10
-"""A longer image is stored, and the command carries a claim on it."""
 
 
 class VertexSettings(BaseSettings):
@@ -42,7 +38,7 @@ class VertexSettings(BaseSettings):
     health_needs_consult: bool | None = Field(
         None,
         validation_alias="GATEWAY_HEALTH_NEEDS_CONSULT",
-        description="/health is 503 until a consult actor is ready. None: on Vertex AI only.",
+        description="/health is 503 until a consult actor is ready. None: where a variable AIP_… names a port or a route.",
     )
     predict_seconds: float = Field(
         300.0, gt=0, validation_alias="GATEWAY_PREDICT_SECONDS", description="The deadline of a prediction without X-Request-Timeout."
@@ -63,20 +59,16 @@ class VertexSettings(BaseSettings):
 
     @property
     def needs_consult(self) -> bool:
-        return self.on_vertex if self.health_needs_consult is None else self.health_needs_consult
+        """Whether this is the source system's server: on Vertex AI, or where its routes are named."""
+        names_a_route = not {"predict_route", "health_route"}.isdisjoint(self.model_fields_set)
+        return self.on_vertex or names_a_route if self.health_needs_consult is None else self.health_needs_consult
 
 
 def apply_vertex_settings(gateway: GatewaySettings, vertex: VertexSettings) -> GatewaySettings:
-    """On Vertex AI: listen on all addresses of the container, on its port, and accept bodies of 10 MB."""
+    """On Vertex AI: listen on all addresses of the container, on its port."""
     if not vertex.on_vertex:
         return gateway
-    return gateway.model_copy(
-        update={
-            "host": "0.0.0.0",  # noqa: S104
-            "port": vertex.http_port or gateway.port,
-            "max_body_bytes": max(gateway.max_body_bytes, 10 << 20),
-        }
-    )
+    return gateway.model_copy(update={"host": "0.0.0.0", "port": vertex.http_port or gateway.port})  # noqa: S104
 
 
 class Instance(BaseModel):
@@ -85,13 +77,15 @@ class Instance(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     prompt: str = Field("", max_length=20_000)
-    image: str | None = Field(None, description="base64.")
+    image: str | None = Field(None, description="base64, with or without a `data:` prefix; at most MAX_UPLOAD_BYTES.")
 
 
 class PredictRequest(BaseModel):
     """A request as Vertex AI sends it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"instances": [{"prompt": "왜 건조한가요?", "image": "iVBORw0KGgo="}]}]}
+    )
 
     instances: list[Instance] = Field(max_length=1000)
     parameters: dict[str, Any] | None = None
@@ -116,6 +110,13 @@ class VertexRoute(FormattedRoute):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {500: {"model": VertexError}, 503: {"model": VertexError}}
 
 
+def predict_body() -> dict[str, Any]:
+    """OpenAPI's `requestBody`; the body is validated by the handler, whose errors are this API's."""
+    schema = PredictRequest.model_json_schema()
+    schema["properties"]["instances"]["items"] = schema.pop("$defs")["Instance"]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def vertex_error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
@@ -138,6 +139,7 @@ def create_router(settings: VertexSettings) -> APIRouter:
         methods=["POST"],
         response_model=Predictions,
         responses=ERROR_RESPONSES,
+        openapi_extra=predict_body(),
         route_class_override=VertexRoute,
     )
     if settings.needs_consult or settings.health_route != "/health":
@@ -160,7 +162,7 @@ async def is_ready(request: Request, settings: VertexSettings) -> bool:
 
 
 async def predict_all(request: Request, settings: VertexSettings) -> Any:
-    """All instances concurrently. The first failure cancels the others."""
+    """All instances concurrently, once their images have been stored one after another. The first failure cancels the others."""
     if not await is_ready(request, settings):
         return vertex_error(503, "Model not ready")
     failure: BaseException | None = None
@@ -170,8 +172,9 @@ async def predict_all(request: Request, settings: VertexSettings) -> Any:
         if len(body.instances) > settings.max_instances:
             return vertex_error(500, f"{len(body.instances)} instances, at most {settings.max_instances} are allowed in one request")
         seconds = request_timeout(request.headers, services_of(request).settings, settings.predict_seconds)
+        commands = [await build_command(request, instance, body.parameters or {}) for instance in body.instances]
         async with asyncio.TaskGroup() as group:
-            predictions = [group.create_task(predict_one(request, instance, body.parameters or {}, seconds)) for instance in body.instances]
+            predictions = [group.create_task(predict_one(request, command, seconds)) for command in commands]
     except* (*REQUEST_ERRORS, PermanentError, TemporaryError, HttpProblem, ValueError) as failures:
         failure = first_failure(failures)
     if isinstance(failure, TemporaryError | PublishError):
@@ -185,24 +188,18 @@ def first_failure(group: BaseExceptionGroup[Any]) -> BaseException:
     return first_failure(cause) if isinstance(cause, BaseExceptionGroup) else cause
 
 
-async def predict_one(request: Request, instance: Instance, parameters: dict[str, Any], seconds: float) -> str:
-    command: dict[str, Any] = {"prompt": instance.prompt} | await image_fields(request, instance.image)
+async def build_command(request: Request, instance: Instance, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The consult command, with a short image inline, or a claim on a long one. Raises HttpProblem(400, 413, 503), TemporaryError."""
+    command: dict[str, Any] = {"prompt": instance.prompt}
     if isinstance(max_new_tokens := parameters.get("max_new_tokens"), int):
         command["max_new_tokens"] = max_new_tokens
+    image, instance.image = instance.image, None  # held once: the whole body is in memory, too
+    if image and len(image) > MAX_INLINE_CHARS:
+        claim = await store_base64(request, image, caller_of(request))
+        return command | {"picture": claim.model_dump(mode="json", exclude_none=True)}
+    return command | ({"image": image} if image else {})
+
+
+async def predict_one(request: Request, command: dict[str, Any], seconds: float) -> str:
     reply = await services_of(request).commands.call(request, Step.CONSULT.value, command, seconds=seconds)
     return str(reply["prediction"])
-
-
-async def image_fields(request: Request, image: str | None) -> dict[str, Any]:
-    """The image in the command: inline if small, else as a claim. Raises PermanentError("image-unreadable")."""
-    store = services_of(request).store
-    if not image:
-        return {}
-    if len(image) <= MAX_INLINE_CHARS or store is None:
-        return {"image": image}
-    try:
-        data = await run_parser(partial(base64.b64decode, validate=True), image.partition("base64,")[2] or image, size=len(image))
-    except (binascii.Error, ValueError) as error:
-        raise PermanentError("image-unreadable", f"the image is not base64: {error}") from error
-    claim = await store.write(data, tenant=caller_of(request), media_type="application/octet-stream")
-    return {"picture": claim.model_dump(mode="json", exclude_none=True)}

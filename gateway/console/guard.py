@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote
 
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from bus.errors import TemporaryError
+from gateway.compat.chat_requests import MAX_FORM_ESCAPES
 from gateway.console.rendering import path_and_query, render_page
+from gateway.json_body import run_parser
 from gateway.middleware.origins import is_from_other_site
 from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
 from gateway.problems import REQUEST_ERRORS, HttpProblem, to_problem
@@ -85,9 +88,13 @@ def is_csrf_valid(request: Request, session: Session) -> bool:
 
 
 async def read_urlencoded_form(request: Request) -> SubmittedForm:
-    """Parse a urlencoded body; newlines become `\\n`. Raises HttpProblem(400)."""
+    """Parse a urlencoded body; newlines become `\\n`. Raises HttpProblem(400, 413)."""
+    body = await request.body()
+    if body.count(b"%") > MAX_FORM_ESCAPES:
+        raise HttpProblem(413, "form-too-large", f"the form has more than {MAX_FORM_ESCAPES} escapes")
     try:
-        fields = parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=500)
+        parse = partial(parse_qs, body.decode(), keep_blank_values=True, max_num_fields=500)
+        fields = await run_parser(parse, size=len(body))
     except ValueError as error:
         raise HttpProblem(400, "form-unreadable", f"the form cannot be read: {error}") from None
     return SubmittedForm({name: values[-1].replace("\r\n", "\n") for name, values in fields.items()})

@@ -14,6 +14,7 @@ from gateway.callers import caller_of, resolve_tenant, tenant_of
 from gateway.deadlines import request_timeout, requested_wait
 from gateway.jobs.event_stream import JobEventStream
 from gateway.jobs.files import file_response, job_files
+from gateway.jobs.inline_files import store_inline_files
 from gateway.jobs.orders import JobOrder
 from gateway.jobs.submission import Submission
 from gateway.json_body import JsonRoute
@@ -28,6 +29,7 @@ TenantQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
 SearchTextQuery = Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 TimestampQuery = Annotated[datetime | None, Query(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 
+UPLOAD_PATHS = frozenset({"/jobs"})
 TERMINAL_STATES = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -95,6 +97,7 @@ async def submit_job(
     seconds = request_timeout(request.headers, services.settings, services.settings.job_seconds)
     waited = requested_wait(request.headers, services.settings, wait)
     tenant = resolve_tenant(request, order.tenant) or caller
+    order = await store_inline_files(request, order, tenant)
     submission = await services.jobs.submit(
         order, seconds=seconds, wait=waited, tenant=tenant, caller=caller, idempotency_key=idempotency_key
     )

@@ -35,7 +35,7 @@ SMALL_BODY_BYTES = 64 << 10
 class AdmissionMiddleware:
     """`keyless`: further paths that need no key. `sessions`: authenticates the console; None without one.
 
-    `upload_paths`: a body with a Content-Length may hold two base64 files of MAX_UPLOAD_BYTES besides GATEWAY_MAX_BODY_BYTES.
+    `upload_paths`: a body with a Content-Length may hold two files of MAX_UPLOAD_BYTES as base64 besides GATEWAY_MAX_BODY_BYTES.
     """
 
     def __init__(
@@ -53,8 +53,7 @@ class AdmissionMiddleware:
         self._slots = Slots(settings.max_requests, settings.tenant_requests)
         self._anonymous_slots = Slots(settings.anonymous_requests, settings.anonymous_requests // 4)
         self._uploads_in_flight = 0
-        largest_body = settings.max_body_bytes + 2 * (settings.max_upload_bytes * 4 // 3)
-        self._body_memory = MemoryBudget(max(settings.body_memory_bytes, 2 * largest_body), "bodies")
+        self._body_memory = MemoryBudget(max(settings.body_memory_bytes, 2 * settings.max_upload_body_bytes), "bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == HEALTH_PATH or scope["method"] == "OPTIONS":
@@ -101,8 +100,8 @@ class AdmissionMiddleware:
     def _body_limit(self, scope: Scope, headers: Headers) -> int:
         if self._is_anonymous(scope):
             return min(ANONYMOUS_BODY_BYTES, self._settings.max_body_bytes)
-        limit, file_limit = self._settings.max_body_bytes, self._settings.max_upload_bytes
-        return limit + 2 * (file_limit * 4 // 3) if scope["path"] in self._upload_paths and content_length(headers) else limit
+        takes_files = scope["path"] in self._upload_paths and content_length(headers)
+        return self._settings.max_upload_body_bytes if takes_files else self._settings.max_body_bytes
 
     def _authenticate(self, path: str, headers: Headers) -> str | None:
         if path in self._keyless or path in DOCUMENT_PATHS:

@@ -36,7 +36,7 @@ class LimitedBody:
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._limit:
-            raise HTTPException(413, f"The body has more than the {self._limit} bytes allowed.")
+            raise HTTPException(413, f"More than the {self._limit} bytes allowed; only a body with a Content-Length may hold files.")
         if message["type"] == "http.disconnect" or not message.get("more_body"):
             self._complete.set()
             self.on_complete(self._bytes)

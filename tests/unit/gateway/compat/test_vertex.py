@@ -9,8 +9,9 @@ from bus.errors import TemporaryError
 from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.fault import Fault
-from gateway.compat.vertex import MAX_INLINE_CHARS, VertexSettings, apply_vertex_settings
+from gateway.compat.vertex import VertexSettings, apply_vertex_settings
 from gateway.settings import GatewaySettings
+from gateway.text.uploads import MAX_INLINE_CHARS
 from tests.support.fake_broker import Replier, Reply
 from tests.unit.gateway.conftest import OpenFakeGateway
 
@@ -33,7 +34,6 @@ def test_container_uses_vertex_host_and_port(monkeypatch: pytest.MonkeyPatch) ->
     settings = apply_vertex_settings(GatewaySettings(), vertex)
 
     assert (settings.host, settings.port) == ("0.0.0.0", 8085)
-    assert settings.max_body_bytes >= 10_000_000
     assert (vertex.predict_route, vertex.health_route, vertex.needs_consult) == ("/v1/ask", "/v1/alive", True)
     assert vertex.keyless == {"/v1/ask", "/v1/alive"}
 

@@ -1,0 +1,151 @@
+"""Every route that takes pictures has one limit, into which a photo fits as base64; all other routes have the limit of a message."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fastapi.routing import APIRoute
+
+import gateway.console
+from bus.storage.claim_store import ClaimStore
+from contracts.claim import Claim
+from contracts.steps import COMMANDS
+from gateway.apis import all_apis
+from gateway.compat.vertex import VertexSettings
+from gateway.settings import GatewaySettings
+from gateway.text.uploads import MAX_INLINE_CHARS
+from tests.unit.gateway.conftest import OpenFakeGateway
+
+PHOTO = b"\xff\xd8\xff" + b"x" * 1_750_000
+PHOTO_BASE64 = base64.b64encode(PHOTO).decode()
+TEMPLATES = Path(str(gateway.console.__file__)).parent / "templates"
+STEP_ARGUMENTS = "arguments"
+LIMITS = {"max_body_bytes": 1000, "max_upload_bytes": 3000}
+LARGEST_BODY = 1000 + 2 * 4000
+
+
+class RecordingStore:
+    def __init__(self) -> None:
+        self.written: list[tuple[int, str | None, str]] = []
+
+    async def write(self, data: bytes, *, tenant: str | None, media_type: str) -> Claim:
+        self.written.append((len(data), tenant, media_type))
+        return Claim(uri="s3://b/x", sha256="ab" * 32, media_type=media_type, size=len(data))
+
+
+def takes_files(schema: Any, definitions: dict[str, Any], commands: tuple[dict[str, Any], ...] = ()) -> bool:
+    """Whether a body has a field for a file, at any depth: binary, or a text that its description calls base64.
+
+    `commands`: the schemas of what a field `arguments` holds.
+    """
+    seen: set[str] = set()
+
+    def search(part: Any) -> bool:
+        if isinstance(part, list):
+            return any(map(search, part))
+        if not isinstance(part, dict):
+            return False
+        if (reference := str(part.get("$ref", "")).rpartition("/")[2]) and reference not in seen:
+            seen.add(reference)
+            return search(definitions[reference])
+        is_file = part.get("format") == "binary" or "base64" in str(part.get("description", ""))
+        holds_command = STEP_ARGUMENTS in part.get("properties", {})
+        in_command = holds_command and any(takes_files(command, command.get("$defs", {})) for command in commands)
+        return (is_file and "properties" not in part) or in_command or any(map(search, part.values()))
+
+    return search(schema)
+
+
+def form_actions() -> Iterator[str]:
+    """The addresses of the console's forms with a file."""
+    for template in TEMPLATES.glob("*.html"):
+        for action, body in re.findall(r'<form[^>]*action="{{ path }}([^"]*)"[^>]*>(.*?)</form>', template.read_text(), re.DOTALL):
+            if 'type="file"' in body:
+                yield f"/console{action}"
+
+
+async def picture_paths(open_gateway: OpenFakeGateway) -> set[str]:
+    document = (await open_gateway().http.get("/openapi.json")).json()
+    definitions = document["components"]["schemas"]
+    bodies = {path: operations["post"].get("requestBody", {}) for path, operations in document["paths"].items() if "post" in operations}
+    commands = tuple(command.model_json_schema() for command in COMMANDS.values())
+    return {path for path, body in bodies.items() if takes_files(body, definitions, commands)} | set(form_actions())
+
+
+def posted_paths() -> set[str]:
+    apis = all_apis(VertexSettings.model_validate({})).values()
+    routes = (route for api in apis for router in api.routers for route in router.routes)
+    return {route.path for route in routes if isinstance(route, APIRoute) and "POST" in route.methods}
+
+
+async def test_routes_that_take_pictures_are_found(gateway: OpenFakeGateway) -> None:
+    paths = await picture_paths(gateway)
+    assert paths == {"/predict", "/vision", "/multimodal", "/v1/chat/completions", "/jobs", "/console/chat"}
+    assert paths < posted_paths()
+
+
+async def test_routes_that_take_pictures_share_one_limit_and_others_have_that_of_a_message(gateway: OpenFakeGateway) -> None:
+    http, paths = gateway(question_seconds=0.01, vertex={"ready_seconds": 0.01}, **LIMITS).http, await picture_paths(gateway)
+    for path in posted_paths():
+        limit = LARGEST_BODY if path in paths else 1000
+        fits, too_large = [
+            await http.post(path.replace("{", "").replace("}", ""), content=b"x" * size, headers={"Content-Type": "application/json"})
+            for size in (limit, limit + 1)
+        ]
+        assert (fits.status_code == 413, too_large.status_code) == (False, 413), path
+
+
+@pytest.mark.parametrize("api", ["jobs", "text", "openai", "console", "vertex"])
+def test_a_photo_and_its_growth_as_base64_fit(api: str) -> None:
+    settings = GatewaySettings.model_validate({"apis": api})
+    assert len(PHOTO_BASE64) > settings.max_body_bytes, "the limit of a message"
+    assert settings.max_upload_bytes * 4 // 3 + settings.max_body_bytes <= settings.max_upload_body_bytes
+
+
+async def test_body_without_length_may_not_hold_files(gateway: OpenFakeGateway) -> None:
+    """The memory for its limit would be held until it is complete."""
+
+    async def body() -> Any:
+        yield b"x" * 1001
+
+    response = await gateway(**LIMITS).http.post("/vision", content=body(), headers={"Content-Type": "application/json"})
+    assert (response.status_code, "Content-Length" in response.text) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ({"step": "consult", "arguments": {"prompt": "?", "image": PHOTO_BASE64}}, ["picture"]),
+        ({"step": "text", "arguments": {"message": "?", "pictures": [{"data": f"data:image/jpeg;base64,{PHOTO_BASE64}"}]}}, ["pictures"]),
+    ],
+)
+async def test_photo_inside_a_job_becomes_its_claim(gateway: OpenFakeGateway, stop: dict[str, Any], expected: list[str]) -> None:
+    store = RecordingStore()
+    fake_gateway = gateway(store=cast("ClaimStore", store))
+    response = await fake_gateway.http.post("/jobs", json={"kind": "itinerary", "tenant": "shop", "stops": [stop]})
+    assert response.status_code == 202, response.text
+    assert store.written == [(len(PHOTO), "shop", "image/jpeg")]
+    command = fake_gateway.publisher.commands(stop["step"])[0]
+    assert set(expected) < command.keys()
+    assert PHOTO_BASE64[:100] not in str(command)
+
+
+async def test_photo_in_a_variable_becomes_a_claim_and_a_short_one_stays(gateway: OpenFakeGateway) -> None:
+    store = RecordingStore()
+    fake_gateway = gateway(store=cast("ClaimStore", store))
+    stops = [{"step": "consult", "arguments": {"prompt": "?"}}]
+    for image in (PHOTO_BASE64, "eA=="):
+        body = {"kind": "itinerary", "stops": stops, "variables": {"image": image}}
+        assert (await fake_gateway.http.post("/jobs", json=body)).status_code == 202
+    with_claim, inline = fake_gateway.publisher.commands("consult")
+    assert (with_claim["picture"]["size"], "image" in with_claim, inline["image"]) == (len(PHOTO), False, "eA==")
+
+
+async def test_long_text_that_is_not_base64_is_refused(gateway: OpenFakeGateway) -> None:
+    fake_gateway = gateway(store=cast("ClaimStore", RecordingStore()))
+    stops = [{"step": "consult", "arguments": {"prompt": "?", "image": "é" * (MAX_INLINE_CHARS + 1)}}]
+    response = await fake_gateway.http.post("/jobs", json={"kind": "itinerary", "stops": stops})
+    assert (response.status_code, fake_gateway.publisher.messages) == (400, [])
