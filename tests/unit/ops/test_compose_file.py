@@ -1,13 +1,17 @@
 """docker-compose.yml is valid by the Compose specification, and has every actor, limit, health check and documented variable."""
 
 import json
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from compose_spec import PyCompose
 
+from actors.llm.settings import VllmSettings
 from ops.broker_roles import broker_roles
 from ops.docgen.configuration import COMPOSE_VARIABLES
 from ops.docgen.generate import ROOT
@@ -29,6 +33,7 @@ SERVICES = compose_document()["services"]
 RAW_SERVICES = yaml.safe_load(TEXT)["services"]
 """With the variables as they are written."""
 PASSED = yaml.safe_load((ROOT / "ops/deploy/settings.yml").read_text())["services"]
+MODEL_SERVER_FIELDS = {"TextSettings", "VlmSettings", "StepOverrides"}
 BROKER_PASSWORDS = {f"RABBITMQ_{role.upper()}_PASSWORD" for role in broker_roles()}
 ACTOR_SECRETS = {"RABBITMQ_ACTOR_PASSWORD", "POSTGRES_PASSWORD", "S3_PASSWORD", "ATELIER_SECRET"}
 SECRETS = {
@@ -39,7 +44,7 @@ SECRETS = {
     "prepare": {"RABBITMQ_PASSWORD", "S3_PASSWORD", *BROKER_PASSWORDS},
     "operator": ACTOR_SECRETS - {"RABBITMQ_ACTOR_PASSWORD"} | {"RABBITMQ_OPERATOR_PASSWORD"},
     "gateway": {"RABBITMQ_GATEWAY_PASSWORD", "S3_PASSWORD", "ATELIER_SECRET", "GATEWAY_API_KEYS"},
-    "vllm": {"HUGGING_FACE_HUB_TOKEN"},
+    "vllm-server": {"HUGGING_FACE_HUB_TOKEN"},
     "prometheus": set(),
     "grafana": {"GRAFANA_PASSWORD"},
 }
@@ -72,7 +77,7 @@ def test_service_has_health_check_limit_restart_policy_and_pinned_image(name: st
     service = SERVICES[name]
     assert service["healthcheck"]
     assert service["restart"]
-    assert name == "vllm" or service["mem_limit"]
+    assert name == "vllm-server" or service["mem_limit"]
     assert re.search(r":v?\d+\.\d+(\.\d+)?|:RELEASE\.\d{4}-|^atelier", service["image"]), "an image is pinned to an exact version"
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "ports are published on loopback only"
 
@@ -159,13 +164,63 @@ def test_store_user_is_not_root_and_may_use_one_bucket() -> None:
     assert not [action for action in actions if "*" in action or "Policy" in action or "Acl" in action]
 
 
-def test_vllm_runs_code_of_model_repository_only_when_asked() -> None:
-    """The other flags are those of the hint system's compose file, which this service replaces."""
-    command = SERVICES["vllm"]["command"]
-    assert "trust-remote-code" not in command
-    assert "${VLLM_EXTRA_ARGUMENTS:-}" in RAW_SERVICES["vllm"]["command"]
+def run_vllm_server(tmp_path: Path, **environment: str) -> list[str]:
+    """The arguments with which ops/deploy/vllm_server.sh starts `vllm` in the environment of the container."""
+    program = tmp_path / "vllm"
+    program.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    service = SERVICES["vllm-server"]["environment"]
+    given = {name: value for name, value in service.items() if value is not None} | environment
+    command = ["bash", str(ROOT / "ops/deploy/vllm_server.sh")]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | given
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_vllm_server_has_its_names_and_every_engine_argument() -> None:
+    service = RAW_SERVICES["vllm-server"]
+    assert service["networks"]["default"]["aliases"] == ["vllm"]
+    assert {f"VLLM_{name.upper()}" for name in VllmSettings.model_fields} <= set(service["environment"])
+    assert "./ops/deploy/vllm_server.sh:/vllm_server.sh:ro" in service["volumes"]
+    assert RAW_SERVICES["text"]["environment"]["VLLM_SERVER_URL"] == "${VLLM_SERVER_URL:-http://vllm-server:8000/v1}"
+
+
+def test_vllm_server_starts_with_defaults_and_runs_code_of_model_repository_only_when_asked(tmp_path: Path) -> None:
+    """The flags are those of the compose file that this service replaces, without --trust-remote-code."""
+    arguments = run_vllm_server(tmp_path)
+    assert arguments[:2] == ["serve", "Qwen/Qwen2.5-Coder-7B-Instruct"]
     for flag in ("gpu-memory-utilization=0.85", "max-model-len=4096", "tensor-parallel-size=1", "dtype=auto", "max-num-seqs=256"):
-        assert f"--{flag}" in command
+        assert f"--{flag}" in arguments
+    assert "--enable-prefix-caching" in arguments
+    assert not [argument for argument in arguments if "trust-remote-code" in argument or argument.endswith("=")]
+    assert "--trust-remote-code" in run_vllm_server(tmp_path, VLLM_TRUST_REMOTE_CODE="true")
+    assert "--trust-remote-code" not in run_vllm_server(tmp_path, VLLM_TRUST_REMOTE_CODE="False")
+
+
+def test_every_engine_argument_reaches_vllm_server(tmp_path: Path) -> None:
+    values = {name: "true" if "bool" in str(field.annotation) else "7" for name, field in VllmSettings.model_fields.items()}
+    environment = {f"VLLM_{name.upper()}": value for name, value in values.items()}
+    arguments = run_vllm_server(tmp_path, **environment, VLLM_EXTRA_ARGUMENTS="--seed 7  --api-server-count=2")
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        assert (flag if value == "true" else f"{flag}=7") in arguments
+    assert arguments[-3:] == ["--seed", "7", "--api-server-count=2"]
+    with pytest.raises(subprocess.CalledProcessError):
+        run_vllm_server(tmp_path, VLLM_ENFORCE_EAGER="perhaps")
+
+
+def test_operator_knows_model_servers_that_doctor_asks() -> None:
+    """The names that it reads, from the fields of the settings."""
+    names = {name for setting in all_settings() if setting.settings_class in MODEL_SERVER_FIELDS for name in setting.names}
+    fields = {name for name in names if name.rpartition("_")[2] in {"ENGINE", "URL", "MODEL", "KEY", "NAME"}} - {"AIP_STORAGE_URI"}
+    assert len(fields) > 15
+    assert fields <= set(SERVICES["operator"]["environment"])
+
+
+def test_chat_page_has_port_of_its_own_and_override_runs_text_without_server() -> None:
+    assert SERVICES["gateway"]["ports"] == ["127.0.0.1:8080:8080", "127.0.0.1:7860:8080"]
+    override = yaml.safe_load((ROOT / "ops/deploy/embedded-text.yml").read_text())["services"]
+    assert override["text"]["environment"]["VLLM_SERVER_URL"] == "", "an empty value is no server"
+    assert override["text"]["build"] == SERVICES["image"]["build"]
 
 
 def test_every_variable_is_documented_with_its_default_and_no_secret_is_in_the_file() -> None:
