@@ -168,3 +168,8 @@ def redact_url(url: httpx.URL | str) -> str:
     except httpx.InvalidURL:
         return "an invalid URL"
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+def describe_http_error(error: Exception) -> str:
+    """The kind of an error, and the text of one that concerns the connection alone: others may quote a header, which may hold a token."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, httpx.ConnectError) else type(error).__name__

@@ -1,6 +1,7 @@
 """Fetches foreign assets (a LoRA, a signature picture) from addresses in messages, as far as the settings allow it.
 
-Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet; `gs://` is read over https.
+Reads `file://` below allowed folders, `s3://` from allowed buckets, `https://` on the public internet, and `gs://`: with the credentials
+of this installation for itself, and for a tenant where the settings name the bucket; else without any, as a public object.
 Addresses in our own stores (STORE_URL, UPLOAD_URL) are none of them, whatever the settings allow: there a key needs the right tenant.
 """
 
@@ -9,14 +10,15 @@ import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import GuardedTransport, redact_url
-from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
+from bus.net.ssrf import GuardedTransport, describe_http_error
+from bus.net.tls import create_ssl_context
+from bus.storage.gcs import GcsCredentials, GcsSettings
+from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location, redact_uri
 from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, translate_s3_errors
 from bus.storage.settings import StoreSettings
@@ -37,21 +39,23 @@ class AssetFetcher:
         self._stores: list[Location] = [parse_location(url) for url in (settings.store_url, settings.upload_url) if url]
         self._buckets = [parse_bucket(name) for name in settings.asset_buckets if name != "*"]
         self._client_lock = asyncio.Lock()
+        self._gcs = GcsSettings()
+        self._gcs_credentials = GcsCredentials(self._gcs)
 
     async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int, recorded: bool = False) -> bytes:
         """`recorded`: the address is from the source database, so it may lie in a store, where `may_read` allows it."""
-        scheme, _, rest = check_address(uri).partition("://")
+        scheme = check_address(uri).partition("://")[0]
         match scheme:
             case "file":
                 return await to_thread.run_sync(self._read_file, uri, tenant, max_bytes, recorded)
             case "s3":
                 return await self._fetch_s3(uri, tenant, max_bytes, recorded)
             case "gs":
-                return await self._fetch_http(f"https://storage.googleapis.com/{quote(rest)}", max_bytes)
+                return await self._fetch_gcs(uri, tenant, max_bytes)
             case "https" | "http":
                 return await self._fetch_http(uri, max_bytes)
             case _:
-                raise PermanentError(REFUSED, f"{uri[:100]!r} is none of file://, s3://, gs:// and https://.")
+                raise PermanentError(REFUSED, f"The address begins with {scheme[:20]!r}, with none of file://, s3://, gs:// and https://.")
 
     def _lies_in_store(self, uri: str, tenant: str | None, recorded: bool) -> bool:
         """Whether the address is in one of the stores. Raises PermanentError("asset-refused") where it may not be read there."""
@@ -66,17 +70,43 @@ class AssetFetcher:
 
     async def _fetch_s3(self, uri: str, tenant: str | None, max_bytes: int, recorded: bool) -> bytes:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        allowed = "*" in self._settings.asset_buckets or any(place.key_of(uri) for place in self._buckets)
+        allowed = "*" in self._settings.asset_buckets or self._is_named(uri)
         if not (self._lies_in_store(uri, tenant, recorded) or allowed) or not has_plain_path(key) or not BUCKET_NAME.fullmatch(bucket):
-            raise PermanentError(REFUSED, f"{uri} lies in a bucket, or below a prefix, that ASSET_BUCKETS does not name.")
+            raise refused_error(uri, "it lies in a bucket, or below a prefix, that ASSET_BUCKETS does not name")
         client = await self._s3_client()
         with translate_s3_errors(
-            f"fetching {uri}", on_missing=lambda: missing_error(uri), on_refused=lambda: refused_error(uri, "the bucket forbids it")
+            f"fetching {redact_uri(uri)}",
+            on_missing=lambda: missing_error(uri),
+            on_refused=lambda: refused_error(uri, "the bucket forbids it"),
         ):
             response = await client.get_object(Bucket=bucket, Key=key)
             async with response["Body"] as body:
                 check_size(response["ContentLength"], uri, max_bytes)
                 return bytes(await body.read())
+
+    def _is_named(self, uri: str) -> bool:
+        """Whether ASSET_BUCKETS names the bucket, or a prefix of the address."""
+        return any(place.key_of(uri) for place in self._buckets)
+
+    async def _fetch_gcs(self, uri: str, tenant: str | None, max_bytes: int) -> bytes:
+        bucket, _, key = uri.removeprefix("gs://").partition("/")
+        if not BUCKET_NAME.fullmatch(bucket) or not has_plain_path(f"{bucket}/{key}"):
+            raise refused_error(uri, "it is not of the form gs://bucket/key")
+        url = httpx.URL(self._gcs.object_url(bucket, key), params={"alt": "media"})
+        if not self._is_named(uri):
+            self._check_host(url)
+        headers = await self._gcs_credentials.headers() if self._may_use_credentials(uri, tenant) else {}
+        # The settings name the host; the guard is for requests that a tenant's address causes without a setting that allows them.
+        transport = self._direct_transport() if headers else GuardedTransport(self._settings, REFUSED)
+        return await self._download(url, transport, max_bytes, origin=redact_uri(uri), headers=headers)
+
+    def _may_use_credentials(self, uri: str, tenant: str | None) -> bool:
+        """For the installation itself; for a tenant in a bucket that ASSET_BUCKETS names, unless it may be the bucket of a store."""
+        in_store = any(store.key_of(f"s3://{uri.removeprefix('gs://')}") is not None for store in self._stores)
+        return tenant is None or (self._is_named(uri) and not in_store)
+
+    def _direct_transport(self) -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(verify=create_ssl_context(self._settings.tls_ca_file))
 
     async def _s3_client(self) -> Any:
         async with self._client_lock:
@@ -85,55 +115,73 @@ class AssetFetcher:
         return self._client
 
     async def _fetch_http(self, uri: str, max_bytes: int) -> bytes:
-        hosts = self._settings.asset_allowed_hosts
         try:
             url = httpx.URL(uri)
         except httpx.InvalidURL as error:
             raise refused_error(uri, "it is not a URL") from error
+        self._check_host(url)
+        return await self._download(url, GuardedTransport(self._settings, REFUSED), max_bytes, origin=redact_uri(uri))
+
+    def _check_host(self, url: httpx.URL) -> None:
+        hosts = self._settings.asset_allowed_hosts
         if hosts and url.host not in hosts:
-            raise refused_error(uri, "ASSET_ALLOWED_HOSTS does not name its host")
+            raise refused_error(str(url), "ASSET_ALLOWED_HOSTS does not name its host")
+
+    async def _download(
+        self, url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int, *, origin: str, headers: dict[str, str] | None = None
+    ) -> bytes:
         try:
             async with asyncio.timeout(self._settings.asset_timeout_seconds):
-                return await download(url, GuardedTransport(self._settings, REFUSED), max_bytes)
+                return await download(url, transport, max_bytes, origin=origin, headers=headers)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise TemporaryError(f"{redact_url(url)} did not respond: {error!r}", code="asset-unreachable") from error
+            raise TemporaryError(f"{origin} did not respond: {describe_http_error(error)}", code="asset-unreachable") from error
 
 
 def check_address(uri: str) -> str:
     """The address itself. Raises PermanentError("asset-refused") for one that is too long, or that is not Unicode."""
     if len(uri) > MAX_ADDRESS_CHARS:
-        raise PermanentError(REFUSED, f"{uri[:100]!r}… is longer than {MAX_ADDRESS_CHARS} characters.")
+        raise PermanentError(REFUSED, f"The address has {len(uri)} characters, more than {MAX_ADDRESS_CHARS}.")
     try:
         uri.encode()
     except UnicodeEncodeError as error:
-        raise PermanentError(REFUSED, f"{uri[:100]!r} is not Unicode: {error}.") from error
+        raise PermanentError(REFUSED, f"The address is not Unicode: {error.reason} at {error.start}.") from error
     return uri
 
 
-async def download(url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int) -> bytes:
-    """GET without redirects and without decompression; the size is checked before and while the body is received."""
+async def download(
+    url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int, *, origin: str, headers: dict[str, str] | None = None
+) -> bytes:
+    """GET without redirects and without decompression; the size is checked before and while the body is received.
+
+    `headers` go to this host alone. `origin`: the address for messages, without secrets.
+    """
     async with (
         httpx.AsyncClient(transport=transport, timeout=10.0, trust_env=False, headers={"Accept-Encoding": "identity"}) as client,
-        client.stream("GET", url) as response,
+        client.stream("GET", url, headers=headers) as response,
     ):
-        raise_for_status(response)
-        check_size(int(response.headers.get("Content-Length", 0)), redact_url(url), max_bytes)
+        raise_for_status(response, origin)
+        check_size(int(response.headers.get("Content-Length", 0)), origin, max_bytes)
         data = bytearray()
         async for chunk in response.aiter_raw(CHUNK_BYTES):
             data += chunk
-            check_size(len(data), redact_url(url), max_bytes)
+            check_size(len(data), origin, max_bytes)
         return bytes(data)
 
 
-def raise_for_status(response: httpx.Response) -> None:
+def raise_for_status(response: httpx.Response, origin: str) -> None:
     """Raises PermanentError or TemporaryError for any status but 200."""
-    uri, status = redact_url(response.url), response.status_code
+    status, authorized = response.status_code, "Authorization" in response.request.headers
     if status in (404, 410):
-        raise PermanentError(MISSING, f"{uri} responded with {status}.")
+        raise PermanentError(MISSING, f"{origin} responded with {status}.")
     if status in RETRYABLE_STATUSES or status >= 500:
-        raise TemporaryError(f"{uri} responded with {status}", code="asset-unreachable")
+        raise TemporaryError(f"{origin} responded with {status}", code="asset-unreachable")
+    if authorized and status == 401:
+        raise TemporaryError(f"{origin} responded with 401: GCS_TOKEN is not valid, or no longer", code="asset-unreachable")
+    if origin.startswith("gs://") and status in (401, 403):
+        cure = "GCS_TOKEN may not read it" if authorized else "it is not public; GCS_TOKEN, and for tenants ASSET_BUCKETS, give access"
+        raise refused_error(origin, f"it responded with {status}: {cure}")
     if status != 200:
-        raise refused_error(uri, f"it responded with {status}; redirects are not followed")
+        raise refused_error(origin, f"it responded with {status}; redirects are not followed")
 
 
 def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
@@ -147,18 +195,18 @@ def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise missing_error(uri) from error
     except OSError as error:
-        raise TemporaryError(f"{uri} cannot be read: {error}") from error
+        raise TemporaryError(f"{redact_uri(uri)} cannot be read: {error.strerror}") from error
 
 
 def check_size(size: int, uri: str, max_bytes: int) -> None:
     """Raises PermanentError("asset-too-large")."""
     if size > max_bytes:
-        raise PermanentError(TOO_LARGE, f"{uri} is larger than the {max_bytes} bytes allowed.")
+        raise PermanentError(TOO_LARGE, f"{redact_uri(uri)} is larger than the {max_bytes} bytes allowed.")
 
 
 def missing_error(uri: str) -> PermanentError:
-    return PermanentError(MISSING, f"There is no asset at {uri}.")
+    return PermanentError(MISSING, f"There is no asset at {redact_uri(uri)}.")
 
 
 def refused_error(uri: str, reason: str) -> PermanentError:
-    return PermanentError(REFUSED, f"{redact_url(uri)} is not fetched: {reason}.")
+    return PermanentError(REFUSED, f"{redact_uri(uri)} is not fetched: {reason}.")

@@ -41,28 +41,30 @@ class FolderLocation:
 
 @dataclass(frozen=True)
 class BucketLocation:
-    """`prefix`: "", or a path that ends in a slash."""
+    """`prefix`: "", or a path that ends in a slash. `scheme`: s3, or gs for Google Cloud Storage."""
 
     bucket: str
     prefix: str = ""
+    scheme: str = "s3"
 
     @property
     def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        return f"{self.scheme}://{self.bucket}/{self.prefix}"
 
     def key_of(self, uri: str) -> str | None:
-        return uri.removeprefix(self.uri) if uri.startswith(self.uri) and has_plain_path(uri.removeprefix("s3://")) else None
+        return uri.removeprefix(self.uri) if uri.startswith(self.uri) and has_plain_path(uri.removeprefix(f"{self.scheme}://")) else None
 
 
 def parse_location(url: str) -> FolderLocation | BucketLocation:
     """The location of `file:///folder`, `s3://bucket` or `s3://bucket/prefix`."""
-    return parse_bucket(url.removeprefix("s3://")) if url.startswith("s3://") else FolderLocation(Path(unquote(urlsplit(url).path)))
+    return parse_bucket(url) if url.startswith("s3://") else FolderLocation(Path(unquote(urlsplit(url).path)))
 
 
 def parse_bucket(name: str) -> BucketLocation:
-    """The location of `bucket` or `bucket/prefix`, as ASSET_BUCKETS names it."""
-    bucket, _, prefix = name.partition("/")
-    return BucketLocation(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+    """The location of `bucket`, `bucket/prefix`, `s3://bucket/prefix` or `gs://bucket/prefix`, as ASSET_BUCKETS names it."""
+    scheme = "gs" if name.startswith("gs://") else "s3"
+    bucket, _, prefix = name.removeprefix(f"{scheme}://").partition("/")
+    return BucketLocation(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "", scheme)
 
 
 def file_path(uri: str) -> Path | None:
@@ -87,3 +89,12 @@ def is_same_folder(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
+
+
+def redact_uri(uri: str) -> str:
+    """An address for messages and logs, without query, fragment and user, which may be secret."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "an invalid address"
+    return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()

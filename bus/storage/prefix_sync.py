@@ -14,14 +14,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import httpx
 from anyio import to_thread
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
+from bus.net.ssrf import describe_http_error
+from bus.storage.gcs import GcsCredentials, GcsSettings
 from bus.storage.s3_client import open_s3_client, translate_s3_errors
 from bus.storage.settings import StoreSettings
 
@@ -30,19 +29,6 @@ OnProgress = Callable[[int, int], None]
 
 COMPLETE_MARKER = ".whole.json"
 CHUNK_BYTES = 1 << 20
-
-
-class GcsSettings(BaseSettings):
-    """Access to Google Cloud Storage. On Google's machines the token comes from the metadata server."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
-
-    gcs_api_url: str = Field("https://storage.googleapis.com", description="Google Cloud Storage, or a server with the same API.")
-    gcs_token: SecretStr | None = Field(None, description="An OAuth access token; without one a public bucket can be read.")
-    gcs_metadata_url: str = Field(
-        "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
-        description="The metadata server from which a machine of Google's gets its token.",
-    )
 
 
 @dataclass(frozen=True)
@@ -155,9 +141,9 @@ async def open_source(url: str) -> AsyncIterator[ObjectSource]:
             yield S3Prefix(client, bucket, prefix)
         return
     settings = GcsSettings()
-    async with httpx.AsyncClient(base_url=settings.gcs_api_url, timeout=httpx.Timeout(60, connect=10)) as http:
-        http.headers.update(await gcs_auth_headers(settings))
-        yield GcsPrefix(http, bucket, prefix)
+    async with httpx.AsyncClient(timeout=httpx.Timeout(60, connect=10)) as http:
+        http.headers.update(await GcsCredentials(settings).headers())
+        yield GcsPrefix(http, settings, bucket, prefix)
 
 
 class S3Prefix:
@@ -191,14 +177,14 @@ class S3Prefix:
 
 
 class GcsPrefix:
-    def __init__(self, http: httpx.AsyncClient, bucket: str, prefix: str) -> None:
-        self._http, self._bucket, self._prefix = http, bucket, prefix
+    def __init__(self, http: httpx.AsyncClient, settings: GcsSettings, bucket: str, prefix: str) -> None:
+        self._http, self._settings, self._bucket, self._prefix = http, settings, bucket, prefix
 
     async def list_objects(self) -> list[RemoteObject]:
         objects, token = [], ""
         while True:
             params = {"prefix": self._prefix, "fields": "items(name,size,md5Hash),nextPageToken"} | ({"pageToken": token} if token else {})
-            page = (await self._get(f"/storage/v1/b/{quote(self._bucket, safe='')}/o", params)).json()
+            page = (await self._get(self._settings.object_url(self._bucket, "").rstrip("/"), params)).json()
             for item in page.get("items", []):
                 name = item["name"].removeprefix(self._prefix)
                 md5 = base64.b64decode(item["md5Hash"]).hex() if "md5Hash" in item else None
@@ -208,11 +194,11 @@ class GcsPrefix:
             if not token:
                 return objects
 
-    async def _get(self, path: str, params: dict[str, str]) -> httpx.Response:
+    async def _get(self, url: str, params: dict[str, str]) -> httpx.Response:
         try:
-            response = await self._http.get(path, params=params)
+            response = await self._http.get(url, params=params)
         except httpx.HTTPError as error:
-            raise TemporaryError(f"gs://{self._bucket} did not respond: {error!r}", code="model-unreachable") from error
+            raise TemporaryError(f"gs://{self._bucket} did not respond: {describe_http_error(error)}", code="model-unreachable") from error
         self._raise_for_status(response)
         return response
 
@@ -226,25 +212,15 @@ class GcsPrefix:
             raise TemporaryError(f"gs://{self._bucket} responded with {response.status_code}", code="model-unreachable")
 
     async def read(self, entry: RemoteObject, start: int) -> AsyncIterator[bytes]:
-        path = f"/storage/v1/b/{quote(self._bucket, safe='')}/o/{quote(entry.key, safe='')}"
+        url = self._settings.object_url(self._bucket, entry.key)
         try:
-            async with self._http.stream("GET", path, params={"alt": "media"}, headers={"Range": f"bytes={start}-"}) as response:
+            async with self._http.stream("GET", url, params={"alt": "media"}, headers={"Range": f"bytes={start}-"}) as response:
                 self._raise_for_status(response)
                 if start and response.status_code != 206:
                     raise TemporaryError(f"gs://{self._bucket} does not resume {entry.key}", code="model-unreachable")
                 async for chunk in response.aiter_raw():
                     yield chunk
         except httpx.HTTPError as error:
-            raise TemporaryError(f"gs://{self._bucket}/{entry.key} was interrupted: {error!r}", code="model-unreachable") from error
-
-
-async def gcs_auth_headers(settings: GcsSettings) -> dict[str, str]:
-    """The authorization header; empty without a token, which is enough for public buckets."""
-    if settings.gcs_token:
-        return {"Authorization": f"Bearer {settings.gcs_token.get_secret_value()}"}
-    try:
-        async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
-            response = await http.get(settings.gcs_metadata_url, headers={"Metadata-Flavor": "Google"})
-        return {"Authorization": f"Bearer {response.json()['access_token']}"} if response.status_code == 200 else {}
-    except (httpx.HTTPError, ValueError, KeyError):
-        return {}
+            raise TemporaryError(
+                f"gs://{self._bucket}/{entry.key} was interrupted: {describe_http_error(error)}", code="model-unreachable"
+            ) from error

@@ -20,7 +20,9 @@ class StoreSettings(AddressSettings):
     upload_url: str | None = Field(None, description="`file:///folder` or `s3://bucket/prefix` to upload to; default: the claim store.")
     asset_roots: PathList = Field((), description="Folders from which `file://` assets may be fetched; the store is never one.")
     asset_buckets: StringList = Field(
-        (), description="`bucket` or `bucket/prefix` from which `s3://` assets may be fetched; the store is never one. `*`: any other."
+        (),
+        description="`bucket` or `bucket/prefix` from which `s3://` assets may be fetched; the store is never one. `*`: any other. "
+        "`gs://bucket` or `gs://bucket/prefix`: tenants too may read it with this installation's GCS_TOKEN.",
     )
     asset_allowed_hosts: StringList = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
     asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name resolution to last byte.")

@@ -1,87 +1,17 @@
 """Copying a prefix of a bucket: once for concurrent callers, resumed after interruptions, verified; for each kind of bucket."""
 
 import asyncio
-import base64
-import hashlib
-import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import pytest
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.prefix_sync import COMPLETE_MARKER, sync_prefix
-from tests.support.webhook_backend import read_request
+from tests.support.google_storage import GoogleBucket, open_google
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "sub/vocab.txt": "한글".encode()}
-
-
-@dataclass
-class GoogleBucket:
-    """Google's JSON API for one bucket, on a real socket. `break_off`: close after so many bytes of the next media response."""
-
-    objects: dict[str, bytes]
-    break_off: int | None = None
-    reads: list[tuple[str, int]] = field(default_factory=list)
-    url: str = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                request = await read_request(reader)
-                url = urlsplit(request.path)
-                query = parse_qs(url.query)
-                if query.get("alt") == ["media"]:
-                    await self._media(writer, unquote(url.path.rpartition("/")[2]), int(request.headers["range"][6:-1]))
-                else:
-                    self._list(writer, query["prefix"][0], query.get("pageToken", ["0"])[0])
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    def _list(self, writer: asyncio.StreamWriter, prefix: str, page: str) -> None:
-        """One object a page."""
-        names = [name for name in sorted(self.objects) if name.startswith(prefix)]
-        listed = names[int(page) : int(page) + 1]
-        items = [
-            {
-                "name": name,
-                "size": str(len(self.objects[name])),
-                "md5Hash": base64.b64encode(hashlib.md5(self.objects[name]).digest()).decode(),
-            }
-            for name in listed
-        ]
-        next_page = {"nextPageToken": str(int(page) + 1)} if int(page) + 1 < len(names) else {}
-        body = json.dumps({"items": items} | next_page).encode()
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-
-    async def _media(self, writer: asyncio.StreamWriter, name: str, start: int) -> None:
-        self.reads.append((name, start))
-        body = self.objects[name][start:]
-        writer.write(f"HTTP/1.1 206 Partial Content\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-        if self.break_off is not None and len(body) > self.break_off:
-            writer.write(body[: self.break_off])
-            self.break_off = None
-            await writer.drain()
-            raise ConnectionError
-        writer.write(body)
-
-
-@asynccontextmanager
-async def open_google(objects: dict[str, bytes]) -> AsyncIterator[GoogleBucket]:
-    bucket = GoogleBucket(objects)
-    server = await asyncio.start_server(bucket.serve, "127.0.0.1", 0)
-    bucket.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield bucket
-    finally:
-        server.close()
 
 
 @pytest.fixture(autouse=True)
