@@ -14,6 +14,7 @@ for image in cpu gpu; do
   [ "$image" = cpu ] || extras+=(--extra models)
   uv pip compile pyproject.toml "$folder/build.in" "${extras[@]}" --constraint "$folder/$image" "${options[@]}" -o "$folder/$image.txt"
   {
+    # shellcheck disable=SC2016 # the backquotes are text
     echo '# What the image installs, with the hashes of all its files; `ops/images/lock.sh` writes it from pyproject.toml and constraints.txt.'
     cat "$folder/$image.txt"
   } > "ops/images/$image.txt"
