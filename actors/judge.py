@@ -15,6 +15,7 @@ from actors.vision.overlay_layout import OverlayLayout, parse_layout
 from actors.vision.prompts import JUDGE_PROMPT
 from actors.vision.variant_repository import JUDGE, VariantRef, VariantRepository
 from actors.vision.verdict_service import (
+    AD_DEFAULT,
     VerdictService,
     evaluate_variant,
     require_repository,
@@ -142,7 +143,8 @@ async def evaluate(
 ) -> dict[str, Any]:
     """The verdict and the evidence as the result's fields."""
     bare = await load_bare_image(command, bare_url, verdicts, context)
-    verdict = await verdicts.evaluate(AdVerdictSchema, JUDGE_PROMPT, picture, context)
+    default = AD_DEFAULT if command.default_verdict else None
+    verdict = await verdicts.evaluate(AdVerdictSchema, JUDGE_PROMPT, picture, context, default=default)
     evidence = measure_evidence(
         picture,
         text_region=command.text_region or layout.region,
@@ -151,5 +153,7 @@ async def evaluate(
         protected=command.protected_region,
         bare=bare,
     )
-    issues = [*verdict.opinion.issues, *find_disagreements(verdict.opinion, evidence)]
-    return verdict_fields(verdict) | {"issues": issues, "evidence": evidence.model_dump(mode="json", exclude_none=True)}
+    fields = verdict_fields(verdict)
+    disagreements = find_disagreements(verdict.opinion, evidence) if verdict.opinion else []
+    issues = [*fields["issues"], *disagreements]
+    return fields | {"issues": issues, "evidence": evidence.model_dump(mode="json", exclude_none=True)}

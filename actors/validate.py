@@ -12,6 +12,7 @@ from actors.vision import variant_repository
 from actors.vision.prompts import build_validate_prompt
 from actors.vision.variant_repository import ANALYZE, VariantRef, VariantRepository
 from actors.vision.verdict_service import (
+    IMAGE_DEFAULT,
     VerdictService,
     evaluate_variant,
     require_repository,
@@ -22,7 +23,7 @@ from actors.vision.verdict_service import (
 )
 from bus.actor import Actor, Context, Transactional
 from contracts.validate import Validate, ValidateDone
-from contracts.verdict import ImageVerdictSchema
+from contracts.verdict import ImageAnswer, ImageVerdictSchema
 from contracts.wire import Step
 
 
@@ -73,5 +74,7 @@ async def evaluate(
     command: Validate, ad_copy: str | None, picture: Image.Image, context: Context, verdicts: VerdictService
 ) -> dict[str, Any]:
     """The model's verdict as the result's fields."""
-    verdict = await verdicts.evaluate(ImageVerdictSchema, build_validate_prompt(ad_copy, command.prompt), picture, context)
+    prompt = build_validate_prompt(ad_copy, command.prompt)
+    default = IMAGE_DEFAULT if command.default_verdict else None
+    verdict = await verdicts.evaluate(ImageAnswer, prompt, picture, context, schema=ImageVerdictSchema, default=default)
     return verdict_fields(verdict)

@@ -6,7 +6,7 @@ The input is given by ids, which the worker looks up in the source system's tabl
 from pydantic import Field
 
 from contracts.claim import Claim
-from contracts.validate import RecordId
+from contracts.validate import DEFAULT_VERDICT_DESCRIPTION, RecordId
 from contracts.verdict import Evidence, HexColor, Region
 from contracts.wire import Command, Result
 
@@ -27,6 +27,7 @@ class Judge(Command):
     large_text: bool = Field(False, description="At least 24 pixels, or 18.7 in bold: WCAG then requires a contrast of 3 instead of 4.5.")
     protected_region: Region | None = Field(None, description="What must not be covered, such as the product.")
     once: bool = Field(False, description="If the variant has passed this stage already, return its stored verdict.")
+    default_verdict: bool = Field(False, description=DEFAULT_VERDICT_DESCRIPTION)
 
 
 class JudgeDone(Result):
@@ -42,4 +43,5 @@ class JudgeDone(Result):
     issues: list[str] = Field(description="The issues that the model reports, and each contradiction between its verdict and the evidence.")
     evidence: Evidence = Evidence()
     repaired: bool = False
+    defaulted: bool = False
     seen_by: str = ""

@@ -3,15 +3,27 @@
 The input is given by ids, which the worker looks up in the source system's tables, or in full: a claim and a text.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from contracts.claim import Claim
 from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
 RecordId = Annotated[str, Field(max_length=255)]
+COLOR_WORDS = {"light": "ffffff", "dark": "000000"}
+"""What the source system's prompt calls the colours of a text."""
+
+
+def color_digits(color: Any) -> Any:
+    """Six hex digits for `light` and `dark`; any other value as it is."""
+    return COLOR_WORDS.get(color.strip().lower(), color) if isinstance(color, str) else color
+
+
+DEFAULT_VERDICT_DESCRIPTION = (
+    "The model is asked again when its answer holds no verdict; after the last time the result is the source system's default verdict."
+)
 
 
 class Validate(Command):
@@ -32,16 +44,17 @@ class Validate(Command):
     ad_copy_text: str | None = Field(None, max_length=4000)
     prompt: str | None = Field(None, max_length=4000, description="Replaces the standard prompt.")
     once: bool = Field(False, description="If the variant has passed this stage already, return its stored verdict.")
+    default_verdict: bool = Field(False, description=DEFAULT_VERDICT_DESCRIPTION)
 
 
 class FontRecommendation(WireModel):
-    """A font that would suit the image."""
+    """A font that would suit the image; also in the three fields `style`, `size` and `color` of the source system's prompt."""
 
-    font_style: str
-    font_name: str
-    font_size_category: str
-    font_color_hex: str
-    reasoning: str
+    font_style: str = Field(validation_alias=AliasChoices("font_style", "style"))
+    font_name: str = ""
+    font_size_category: str = Field(validation_alias=AliasChoices("font_size_category", "size"))
+    font_color_hex: Annotated[str, BeforeValidator(color_digits)] = Field(validation_alias=AliasChoices("font_color_hex", "color"))
+    reasoning: str = ""
 
 
 class ValidateDone(Result):
@@ -59,6 +72,7 @@ class ValidateDone(Result):
     repaired: bool = Field(
         False, description="The model server could not constrain the output; the answer was repaired to fit this schema."
     )
+    defaulted: bool = Field(False, description="The model's answers held no verdict: these are the default values.")
     seen_by: str = Field(
         "",
         description="The name of the model. It is not called `model`, because it becomes a variable, and the image command has a `model`.",

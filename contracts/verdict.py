@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from contracts.wire_model import WireModel
 
 
-def bounded_text(max_length: int) -> Any:
-    """One to `max_length` characters without control characters, quotes and backslashes: none needs an escape in JSON."""
-    return Field(pattern=rf"^[^\x00-\x1f\x22\x5c\x7f]{{1,{max_length}}}$")
+def bounded_text(max_length: int, min_length: int = 1) -> Any:
+    """`min_length` to `max_length` characters without control characters, quotes and backslashes: none needs an escape in JSON."""
+    return Field(pattern=rf"^[^\x00-\x1f\x22\x5c\x7f]{{{min_length},{max_length}}}$")
 
 
 Analysis = Annotated[str, bounded_text(240)]
@@ -39,8 +39,15 @@ class FontVerdictSchema(VerdictSchema):
     reasoning: Annotated[str, bounded_text(160)]
 
 
-class ImageVerdictSchema(VerdictSchema):
-    """Whether an image suits its advertisement."""
+class FontAnswer(FontVerdictSchema):
+    """The font of an answer that was not constrained: the source system asks for style, size and colour only."""
+
+    font_name: Annotated[str, bounded_text(40, 0)] = ""
+    reasoning: Annotated[str, bounded_text(160, 0)] = ""
+
+
+class ImageOpinion(VerdictSchema):
+    """Whether an image suits its advertisement, without the font."""
 
     is_valid: bool
     image_quality_ok: bool
@@ -48,7 +55,18 @@ class ImageVerdictSchema(VerdictSchema):
     analysis: Analysis
     issues: Remarks
     recommendations: Remarks
+
+
+class ImageVerdictSchema(ImageOpinion):
+    """Whether an image suits its advertisement."""
+
     font_recommendation: FontVerdictSchema
+
+
+class ImageAnswer(ImageOpinion):
+    """What is accepted of an answer that was not constrained: the source system's prompt without a text asks for no font."""
+
+    font_recommendation: FontAnswer | None = None
 
 
 class AdVerdictSchema(VerdictSchema):

@@ -51,6 +51,8 @@ def build_validate_prompt(ad_copy: str | None, custom_prompt: str | None = None)
 
 JSON_INSTRUCTION = "Answer with one JSON object and nothing else."
 
+AGAIN_INSTRUCTION = "The last answer could not be read. Write only the JSON object, with every field."
+
 JUDGE_PROMPT = (
     "This is a finished advertisement with its text laid over the picture. Is it what was ordered: one clear message on a fitting picture? "
     "Does the text cover something that matters? Is the contrast of text and background high enough to read it easily? "

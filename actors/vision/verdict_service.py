@@ -4,33 +4,45 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic
 
+import structlog
 from asyncpg import Connection
 from PIL import Image
 
 from actors.engines.language.requests import VlmRequest
 from actors.vision.image_loader import ImageLoader
+from actors.vision.prompts import AGAIN_INSTRUCTION
 from actors.vision.schema_limits import max_json_bytes
 from actors.vision.settings import VisionSettings, VlmSettings
 from actors.vision.variant_repository import Stage, VariantRef, VariantRepository, VlmTrace, derive_trace_id
-from actors.vision.verdict_parser import VerdictT, parse_verdict
+from actors.vision.verdict_parser import VerdictT, parse_verdict, readable_text
 from actors.vision.vlm_client import VlmClient, open_vlm_client
 from bus.actor import Context, Handler, OpenHandler, Resources, Transactional
-from bus.errors import PermanentError
+from bus.errors import PermanentError, TemporaryError
 from contracts.claim import Claim
+from contracts.verdict import VerdictSchema
 from contracts.wire import Result
+
+log = structlog.get_logger()
+ANSWERS = 3
+"""How often the model is asked before its verdict is the default one."""
+UNREADABLE_ISSUE = "JSON 파싱 실패"
 
 
 @dataclass(frozen=True)
 class Verdict(Generic[VerdictT]):
-    """`opinion`: the verdict's fields. `repaired`: the answer did not match the schema and was repaired."""
+    """`opinion`: the verdict's fields. `repaired`: the answer did not match the schema and was repaired.
 
-    opinion: VerdictT
+    `default_fields`: replace the fields of an opinion that no answer held.
+    """
+
+    opinion: VerdictT | None
     repaired: bool
     model_name: str
+    default_fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,19 +53,51 @@ class VerdictService:
     image_loader: ImageLoader
     settings: VisionSettings
 
-    async def evaluate(self, model: type[VerdictT], prompt: str, picture: Image.Image, context: Context) -> Verdict[VerdictT]:
-        """A verdict in the schema of `model`. Raises TemporaryError when the answer holds none."""
-        max_bytes = max_json_bytes(model)
+    async def evaluate(
+        self,
+        accepted: type[VerdictT],
+        prompt: str,
+        picture: Image.Image,
+        context: Context,
+        *,
+        schema: type[VerdictSchema] | None = None,
+        default: dict[str, Any] | None = None,
+    ) -> Verdict[VerdictT]:
+        """A verdict in `schema` (default: `accepted`), or at least in `accepted`. Raises TemporaryError when the answer holds none.
+
+        With `default` the model is asked up to ANSWERS times; then the verdict has these fields, and the last answer as its analysis.
+        """
+        schema = schema or accepted
+        max_bytes = max_json_bytes(schema)
         request = VlmRequest(
             text=prompt,
             image=await self.image_loader.encode_for_model(picture),
             max_new_tokens=min(self.settings.verdict_max_new_tokens, max_bytes),
-            schema=json.dumps(model.model_json_schema()),
+            schema=json.dumps(schema.model_json_schema()),
             max_answer_bytes=max_bytes,
         )
-        response = await self.client.generate(request, tenant=context.tenant, deadline=context.deadline)
-        opinion, repaired = parse_verdict(response, model)
-        return Verdict(opinion, repaired, response.model)
+        for _ in range(ANSWERS):
+            response = await self.client.generate(request, tenant=context.tenant, deadline=context.deadline)
+            try:
+                opinion, repaired = parse_verdict(response, accepted, schema)
+                return Verdict(opinion, repaired, response.model)
+            except TemporaryError:
+                if default is None:
+                    raise
+            request = replace(request, text=f"{prompt}\n{AGAIN_INSTRUCTION}")
+        log.warning("verdict.defaulted", answers=ANSWERS, job_id=context.job_id)
+        return Verdict(None, False, response.model, default | {"analysis": readable_text(response.text)})
+
+
+IMAGE_DEFAULT = {
+    "is_valid": False,
+    "image_quality_ok": False,
+    "relevance_score": 0.0,
+    "issues": [UNREADABLE_ISSUE],
+    "recommendations": [],
+}
+AD_DEFAULT = {"on_brief": False, "occlusion": False, "contrast_ok": False, "cta_present": False, "issues": [UNREADABLE_ISSUE]}
+"""The source system's verdicts for an answer that it cannot parse."""
 
 
 def with_verdicts(step: str, handler: Callable[..., Coroutine[Any, Any, Result | Transactional]]) -> OpenHandler:
@@ -108,7 +152,8 @@ async def evaluate_variant(
 
 def verdict_fields(verdict: Verdict[VerdictT]) -> dict[str, Any]:
     """The fields that a verdict contributes to the step's result."""
-    return verdict.opinion.model_dump(mode="json") | {"repaired": verdict.repaired, "seen_by": verdict.model_name}
+    fields = verdict.opinion.model_dump(mode="json") if verdict.opinion else verdict.default_fields
+    return fields | {"repaired": verdict.repaired, "defaulted": verdict.opinion is None, "seen_by": verdict.model_name}
 
 
 @contextmanager

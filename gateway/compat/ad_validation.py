@@ -59,7 +59,7 @@ class ValidateIn(BaseModel):
 
 
 class ValidateOut(BaseModel):
-    """The verdict of stage 1."""
+    """The verdict of stage 1. Extensions: `repaired`, and `defaulted` for the default verdict after answers that could not be read."""
 
     job_id: str
     vlm_trace_id: str
@@ -71,6 +71,7 @@ class ValidateOut(BaseModel):
     recommendations: list[str]
     font_recommendation: FontRecommendation | None = None
     repaired: bool = False
+    defaulted: bool = False
 
 
 class JudgeIn(BaseModel):
@@ -84,7 +85,7 @@ class JudgeIn(BaseModel):
 
 
 class JudgeOut(BaseModel):
-    """The verdict of stage 2. `evidence` is an extension: measurements besides the model's opinion."""
+    """The verdict of stage 2. Extensions: `evidence`, measurements besides the model's opinion; `repaired`; `defaulted`, as in stage 1."""
 
     job_id: str
     vlm_trace_id: str
@@ -96,6 +97,7 @@ class JudgeOut(BaseModel):
     issues: list[str]
     evidence: Evidence = Evidence()
     repaired: bool = False
+    defaulted: bool = False
 
 
 class ErrorDetail(BaseModel):
@@ -146,7 +148,8 @@ async def call_step(request: Request, step: Step, body: ValidateIn | JudgeIn, te
     """
     services = services_of(request)
     seconds = request_timeout(request.headers, services.settings, DEFAULT_TIMEOUT_SECONDS)
-    ask = partial(services.commands.call, request, step.value, body.model_dump(exclude_none=True), seconds=seconds)
+    command = body.model_dump(exclude_none=True) | {"default_verdict": True}
+    ask = partial(services.commands.call, request, step.value, command, seconds=seconds)
     try:
         return await ask(tenant=tenant)
     except ReplyFault as fault:

@@ -163,7 +163,7 @@ async def test_validated_variant_is_finished_with_trace_and_fires_triggers(visio
     assert response.status_code == 200, response.text
     assert set(verdict) == {
         "job_id", "vlm_trace_id", "is_valid", "image_quality_ok", "relevance_score", "analysis", "issues", "recommendations",
-        "font_recommendation", "repaired",
+        "font_recommendation", "repaired", "defaulted",
     }  # fmt: skip
     assert (verdict["job_id"], verdict["vlm_trace_id"], verdict["repaired"]) == (ids["job_id"], str(trace["vlm_trace_id"]), False)
     assert 0 <= verdict["relevance_score"] <= 1

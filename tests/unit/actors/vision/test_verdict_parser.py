@@ -7,7 +7,7 @@ import pytest
 from actors.engines.language.requests import VlmResponse
 from actors.vision.verdict_parser import parse_verdict, trim_repetition
 from bus.errors import TemporaryError
-from contracts.verdict import AdVerdictSchema, ImageVerdictSchema
+from contracts.verdict import AdVerdictSchema, ImageAnswer, ImageVerdictSchema
 
 AD = {"on_brief": True, "occlusion": False, "contrast_ok": True, "cta_present": False, "analysis": "clear", "issues": ["small text"]}
 IMAGE = {
@@ -103,6 +103,37 @@ def test_labelled_lines_are_parsed_as_verdict() -> None:
     assert image_repaired
     assert ad.model_dump() == AD | {"analysis": "clear and to the point", "issues": ["small text", "dull", "pale"]}
     assert image.model_dump() == IMAGE
+
+
+FONTS = [
+    ({"style": "serif", "size": "large", "color": "light"}, ("serif", "large", "ffffff")),
+    ({"style": "Sans-Serif", "size": "Small", "color": "dark"}, ("sans-serif", "small", "000000")),
+    ({"style": "bold", "size": "medium", "color": "#AA00FF"}, ("bold", "medium", "aa00ff")),
+]
+
+
+@pytest.mark.parametrize(("font", "expected"), FONTS)
+def test_font_of_the_source_systems_prompt_is_accepted(font: dict[str, str], expected: tuple[str, ...]) -> None:
+    """Style, size and colour without a name and a reason, which are not invented."""
+    answer = "Sure: " + json.dumps(IMAGE | {"font_recommendation": font}, ensure_ascii=False)
+    verdict, repaired = parse_verdict(make_response(answer), ImageAnswer, ImageVerdictSchema)
+
+    read = verdict.font_recommendation
+    assert repaired
+    assert read is not None
+    assert (read.font_style, read.font_size_category, read.font_color_hex, read.font_name, read.reasoning) == (*expected, "", "")
+
+
+def test_answer_without_a_font_is_accepted_as_the_prompt_without_a_text_asks_for_none() -> None:
+    answer = json.dumps({name: value for name, value in IMAGE.items() if name != "font_recommendation"})
+    verdict, repaired = parse_verdict(make_response(answer), ImageAnswer, ImageVerdictSchema)
+    assert (verdict.font_recommendation, repaired, verdict.relevance_score) == (None, True, 0.35)
+
+
+def test_unknown_font_is_no_verdict() -> None:
+    for font in ({"style": "round", "size": "large", "color": "light"}, {"style": "serif", "size": "large"}, "large"):
+        with pytest.raises(TemporaryError):
+            parse_verdict(make_response(json.dumps(IMAGE | {"font_recommendation": font})), ImageAnswer, ImageVerdictSchema)
 
 
 @pytest.mark.parametrize(

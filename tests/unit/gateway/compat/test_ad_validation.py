@@ -28,7 +28,7 @@ async def test_verdict_is_returned(gateway: OpenFakeGateway, path: str, step: st
     assert response.status_code == 200
     assert response.json().items() >= reply.items()
     assert "unknown" not in response.json()
-    assert fake_gateway.publisher.commands(step) == [BODY]
+    assert fake_gateway.publisher.commands(step) == [BODY | {"default_verdict": True}]
     assert fake_gateway.publisher.messages[0].headers["atelier-tenant"] == "shop"
 
 
