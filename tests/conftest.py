@@ -17,11 +17,19 @@ from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
-
+from tests.support.gpu import missing_gpu
 
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")
 """How long an example takes is no property of the code: tests of durations measure them by themselves."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none, with the reason."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and (reason := missing_gpu()):
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +91,7 @@ SETTING_PREFIXES = (
         "LEDGER_",
         "MAX_CONCURRENT",
     ),
-    *("OTEL_", "S3_", "STORE_", "TLS_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
+    *("ORDER_", "OTEL_", "S3_", "STORE_", "TLS_", "UPLOAD_", "WATERMARK_", "WEBHOOK_"),
 )
 
 
