@@ -24,7 +24,7 @@ from bus.observability.logs import configure_logging
 from ops.local.stack import ServiceUrls
 
 WARMUP_COUNT, MIN_COUNT, MAX_COUNT = 48, 24, 20_000
-BASELINE_OF = {"bus": "aio_pika", "bus_kept": "aio_pika_kept"}
+BASELINE_OF = {"bus": "aio_pika", "bus_kept": "aio_pika_kept", "middleware": "bus", "middleware_kept": "bus_kept"}
 
 
 def bench(arguments: Namespace) -> int:
@@ -73,9 +73,11 @@ def peer_config(name: str, in_flight: int, services: ServiceUrls) -> PeerConfig:
 
 
 def summarize(speeds: Mapping[str, Mapping[str, Sequence[Throughput]]]) -> dict[str, Any]:
-    """By cell: medians with minimum and maximum, and each side's share of bare aio-pika in the same round.
+    """By cell: medians with minimum and maximum, and each side's share of its baseline in the same round.
 
-    `cpu_share` is the same for processor time: bare aio-pika's divided by the side's own. It is steadier on a busy machine.
+    The baseline is bare aio-pika where `BASELINE_OF` names no other.
+
+    `cpu_share` is the same for processor time: the baseline's divided by the side's own. It is steadier on a busy machine.
     """
     shares = ratios_by_cell(speeds, lambda ours, baseline: ours.messages_per_second / baseline.messages_per_second)
     cpu_shares = ratios_by_cell(speeds, lambda ours, baseline: baseline.cpu_microseconds / ours.cpu_microseconds)
@@ -102,7 +104,7 @@ def summarize_speeds(speeds: Sequence[Throughput]) -> dict[str, float]:
 def ratios_by_cell(
     speeds: Mapping[str, Mapping[str, Sequence[Throughput]]], ratio: Callable[[Throughput, Throughput], float]
 ) -> dict[str, dict[str, float]]:
-    """Each side against bare aio-pika with the same guarantees: the median of the rounds' ratios."""
+    """Each side against its baseline: the median of the rounds' ratios."""
     return {
         cell: {
             side: round(median(map(ratio, values, by_side[baseline])), 3)
@@ -121,11 +123,11 @@ def median_by_mode(name: str, shares: Mapping[str, Mapping[str, float]]) -> dict
 
 
 def format_text(figures: Mapping[str, Any]) -> str:
-    lines = [f"{'mode, bytes, in flight':>24} {'side':>14} {'messages/s':>11} {'cpu µs':>8} {'of aio-pika':>12} {'by cpu':>8}"]
+    lines = [f"{'mode, bytes, in flight':>24} {'side':>14} {'messages/s':>11} {'cpu µs':>8} {'of baseline':>12} {'by cpu':>8}"]
     for cell, sides in figures["cells"].items():
         for side, values in sides.items():
             share, cpu_share = figures["share"][cell].get(side, ""), figures["cpu_share"][cell].get(side, "")
             lines.append(f"{cell:>24} {side:>14} {values['per_second']:>11} {values['cpu_us']:>8} {share:>12} {cpu_share:>8}")
-    lines.append(f"median share of bare aio-pika with the same guarantees: {figures['median_share']}")
+    lines.append(f"median share of the baseline: {figures['median_share']}")
     lines.append(f"by processor time: {figures['median_cpu_share']}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ import asyncpg
 import psutil
 
 from benchmarks.bus import peer_config
-from benchmarks.harness import median_ratio, print_figures, private_services
+from benchmarks.harness import make_tiny_models_in_subprocess, median_ratio, print_figures, private_services
 from benchmarks.peers.peer_processes import start_peer_process
 from benchmarks.peers.workload import Workload
 from benchmarks.processes import start_process
@@ -32,7 +32,6 @@ from bus.observability.logs import configure_logging
 from bus.persistence.pool import open_pool
 from bus.settings import BusSettings
 from contracts import broker_names
-from ops.commands.demo import make_tiny_models_in_subprocess
 from ops.local.stack import ServiceUrls
 from ops.settings import inherited_environment
 

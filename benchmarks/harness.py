@@ -1,7 +1,9 @@
 """What the benchmarks share: private local services, rounds in alternating order, statistics of the rounds, and the printed result."""
 
+import asyncio
 import json
 import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,7 +11,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
+from ops.errors import SetupError
 from ops.local.stack import ServiceUrls, local_stack
+from ops.local.tiny_models import tiny_model_paths
 from ops.settings import LocalSettings
 
 Side = TypeVar("Side")
@@ -21,6 +25,18 @@ async def private_services(folder: Path) -> AsyncIterator[ServiceUrls]:
     settings = LocalSettings(amqp_url=None, database_url=None, store_url=None, rabbitmq_host=None, local_folder=folder)
     async with local_stack(settings) as urls:
         yield replace(urls, amqp_urls={})
+
+
+async def make_tiny_models_in_subprocess(folder: Path) -> dict[str, Path]:
+    """Make those that are missing, in a subprocess, so that the benchmark itself does not import torch. Raises SetupError."""
+    paths = tiny_model_paths(folder)
+    if not all(path.exists() for path in paths.values()):
+        command = [sys.executable, "-m", "ops.cli", "models", "tiny", "--folder", str(folder)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise SetupError(f"The tiny models could not be made:\n{output.decode(errors='replace')[-2000:]}")
+    return paths
 
 
 def alternate(sides: Sequence[Side], rounds: int) -> Iterator[Side]:

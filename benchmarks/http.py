@@ -21,11 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.harness import alternate, median_ratio, percentiles_ms, print_figures, private_services
+from benchmarks.harness import alternate, make_tiny_models_in_subprocess, median_ratio, percentiles_ms, print_figures, private_services
 from benchmarks.processes import start_process
 from benchmarks.request_clients import HttpConnection
 from bus.observability.logs import configure_logging
-from ops.commands.demo import make_tiny_models_in_subprocess
 from ops.settings import inherited_environment
 from ops.supervisor import open_supervisor
 

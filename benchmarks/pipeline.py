@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import alternate, median_ratio, print_figures, private_services
+from benchmarks.harness import alternate, make_tiny_models_in_subprocess, median_ratio, print_figures, private_services
 from benchmarks.processes import start_process
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.observability.logs import configure_logging
 from bus.settings import BusSettings
-from ops.commands.demo import PROCESSES, make_tiny_models_in_subprocess
+from ops.commands.demo import PROCESSES
 from ops.commands.demo_backend import FakeBackend, image_order_message, open_fake_backend
 from ops.local.stack import ServiceUrls
 from ops.settings import inherited_environment

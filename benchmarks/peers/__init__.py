@@ -25,6 +25,8 @@ PEERS = {
         "aio_pika", "quorum", "each", stores_outcomes=True, note="two Postgres statements a message, as the inbox has"
     ),
     "bus_kept": PeerSpec("atelier", "quorum", "each", stores_outcomes=True, note="with the inbox"),
+    "middleware": PeerSpec("atelier_middleware", "quorum", "each", note="this bus, its deliveries through FastStream's middleware"),
+    "middleware_kept": PeerSpec("atelier_middleware", "quorum", "each", stores_outcomes=True, note="the same, with the inbox"),
     "faststream": PeerSpec("faststream", "quorum", "each", note="`request()` opens a reply consumer for each question"),
     "celery": PeerSpec(
         "celery", "quorum", "each, one after another", note="`confirm_publish`, `task_acks_late`, threads; replies by rpc://"

@@ -39,20 +39,20 @@ class Subscribers:
         resources = self._resources
         inbox = resources.inbox if actor.deduplicate else NullInbox(resources.pool)
         consumer = DeliveryConsumer(actor, handler, inbox, resources.publisher, self.cancellations, self._settings, self._crash_retry_lock)
-        queue, on_message = quorum_queue(actor.queue, actor.binding_keys[0]), self._in_flight.track(consumer.on_message)
-        subscriber = subscribe(self._broker, queue, on_message, prefetch=actor.prefetch, actor=actor)
+        queue, track = quorum_queue(actor.queue, actor.binding_keys[0]), self._in_flight.track
+        subscriber = subscribe(self._broker, queue, consumer.on_message, prefetch=actor.prefetch, track=track, actor=actor)
         self._pausable.append((readiness, subscriber))
         self._health.checks[f"queue:{actor.step}"] = queue_check(resources.publisher, actor.queue, subscriber, readiness.pause_reason)
 
     def add_adapter(self, adapter: Adapter) -> None:
         consumer = AdapterConsumer(adapter, self._resources.publisher, self._settings.worker)
-        on_message = self._in_flight.track(consumer.on_message)
-        subscriber = subscribe(self._broker, foreign_queue(adapter.queue), on_message, prefetch=adapter.prefetch)
+        queue, track = foreign_queue(adapter.queue), self._in_flight.track
+        subscriber = subscribe(self._broker, queue, consumer.on_message, prefetch=adapter.prefetch, track=track)
         self._health.checks[f"queue:{adapter.name}"] = queue_check(self._resources.publisher, adapter.queue, subscriber)
 
     def add_dead_letter_queue(self, name: str, on_message: OnMessage, *, prefetch: int, foreign: bool) -> None:
         queue = foreign_queue(name, declare=False) if foreign else quorum_queue(name)
-        subscriber = subscribe(self._broker, queue, self._in_flight.track(on_message), prefetch=prefetch)
+        subscriber = subscribe(self._broker, queue, on_message, prefetch=prefetch, track=self._in_flight.track)
         self._health.checks[f"queue:{name.removeprefix(work_queue(''))}"] = queue_check(self._resources.publisher, name, subscriber)
 
     @asynccontextmanager
