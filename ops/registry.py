@@ -31,6 +31,9 @@ MODULES: dict[str, str] = {
 }
 """Step or foreign queue to module. A module defines ACTOR, ACTORS, ADAPTER or INGEST, or a function such as `build_actor` that makes it."""
 
+PROCESS_GROUPS: dict[str, tuple[str, ...]] = {"vision": ("consult", "validate", "judge")}
+"""Steps that one process serves, by its name. They share one copy of the model; each further process would load another on the device."""
+
 NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 """Steps that need the `models` extra."""
 
@@ -45,11 +48,35 @@ class WorkerComponents:
 
 
 def load_actors(steps: list[str]) -> WorkerComponents:
-    """Import the components that serve `steps`. Raises SetupError for an unknown step."""
-    require_known(steps)
-    modules = [import_module(MODULES[step]) for step in steps]
+    """Import the components that serve `steps`, which may be names of groups. Raises SetupError for an unknown step."""
+    modules = [import_module(MODULES[step]) for step in expand_groups(steps)]
     actors = [actor for group in components_of(modules, "ACTORS") for actor in group] + components_of(modules, "ACTOR")
     return WorkerComponents(actors, components_of(modules, "ADAPTER"), components_of(modules, "INGEST"))
+
+
+def steps_of(process: str) -> tuple[str, ...]:
+    """The steps of a group, or the one step itself."""
+    return PROCESS_GROUPS.get(process, (process,))
+
+
+def expand_groups(names: Sequence[str]) -> list[str]:
+    """Each step once, in order. Raises SetupError for a name that is neither a step nor a group."""
+    steps = list(dict.fromkeys(step for name in names for step in steps_of(name)))
+    require_known(steps)
+    return steps
+
+
+def processes_of(names: Sequence[str]) -> list[str]:
+    """The processes that serve steps or groups: the arguments of one `atelier run` each, several steps of a group separated by blanks.
+
+    Raises SetupError for a name that is neither a step nor a group.
+    """
+    steps = expand_groups(names)
+    group_of = {step: group for group in PROCESS_GROUPS for step in PROCESS_GROUPS[group]}
+    processes: dict[str, list[str]] = {}
+    for step in steps:
+        processes.setdefault(group_of.get(step, step), []).append(step)
+    return [name if set(served) == set(steps_of(name)) else " ".join(served) for name, served in processes.items()]
 
 
 def components_of(modules: Sequence[ModuleType], name: str) -> list[Any]:
@@ -61,7 +88,7 @@ def components_of(modules: Sequence[ModuleType], name: str) -> list[Any]:
 def require_known(steps: Sequence[str]) -> None:
     """Raises SetupError for a step that no module serves."""
     if unknown := [step for step in steps if step not in MODULES]:
-        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(MODULES)}.")
+        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join((*MODULES, *PROCESS_GROUPS))}.")
 
 
 def queue_of(step: str) -> str:

@@ -1,10 +1,10 @@
-"""`atelier up`: the local services and one process per actor in the foreground, until Ctrl-C."""
+"""`atelier up`: the local services and the actors' processes in the foreground, until Ctrl-C."""
 
 import asyncio
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from rich.text import Text
 from bus.observability.logs import configure_logging, mask_text
 from bus.settings import BusSettings
 from ops.commands.prepare import declare_all
-from ops.errors import SetupError
+from ops.local.model_choice import ModelChoice, choose_models, format_choices, merged_environment, require_libraries
 from ops.local.rabbitmq_users import PASSWORDS_FILE
 from ops.local.stack import ServiceUrls, llm_server, local_stack, stop_orphans
-from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, make_tiny_models
-from ops.registry import MODULES, NEEDS_MODELS
+from ops.local.tiny_models import copy_trained_models, tiny_model_paths
+from ops.registry import MODULES, expand_groups, processes_of
 from ops.settings import LocalSettings, inherited_environment
 from ops.supervisor import GATEWAY, READY_SECONDS, LineWriter, open_supervisor
 
@@ -28,7 +28,9 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_
 
 def up(arguments: Namespace) -> int:
     configure_logging()
-    asyncio.run(run_until_stopped(arguments.steps or [*MODULES, GATEWAY], LocalSettings()))
+    named = arguments.steps or [*MODULES, GATEWAY]
+    steps = expand_groups([name for name in named if name != GATEWAY])
+    asyncio.run(run_until_stopped([*processes_of(steps), *([GATEWAY] if GATEWAY in named else [])], steps, LocalSettings()))
     return 0
 
 
@@ -37,21 +39,26 @@ def down(_: Namespace) -> int:
     return 0
 
 
-async def run_until_stopped(steps: Sequence[str], settings: LocalSettings) -> None:
+async def run_until_stopped(processes: Sequence[str], steps: Sequence[str], settings: LocalSettings) -> None:
     """Run until SIGINT or SIGTERM; then stop the actors first and the services after them."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
-    llm_servers = [llm_server(settings.local_folder.resolve())] if needs_llm_server(steps, inherited_environment()) else []
+    folder = settings.local_folder.resolve()
+    choices = choose_models(steps, tiny_model_paths(folder / "models"))
+    require_libraries(choices)
+    if choices:
+        console.print(f"Models:\n{format_choices(choices)}", soft_wrap=True, markup=False)
+    llm_servers = [llm_server(folder) for choice in choices if choice.use == "text" and choice.is_toy]
     async with local_stack(settings, *llm_servers) as urls:
-        environment = await actor_environment(urls, steps, settings)
+        environment = await actor_environment(urls, choices, folder / "models")
         for server in llm_servers:
             environment |= server.environment
         gateway_environment = environment | {"AMQP_URL": urls.amqp_url_of("gateway")}
-        if GATEWAY in steps and urls.amqp_urls:  # its user may not declare the queues
+        if GATEWAY in processes and urls.amqp_urls:  # its user may not declare the queues
             await declare_all(BusSettings.model_validate({"amqp_url": urls.amqp_url}))
-        async with open_supervisor(steps, environment, coloured_line_writer(console, steps), gateway_environment) as supervisor:
+        async with open_supervisor(processes, environment, coloured_line_writer(console, processes), gateway_environment) as supervisor:
             if await completes_before(stop, supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
                 console.print(describe_services(urls, settings), soft_wrap=True, markup=False)
@@ -67,11 +74,6 @@ def describe_services(urls: ServiceUrls, settings: LocalSettings) -> str:
     return "\n".join(lines)
 
 
-def needs_llm_server(steps: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the text actor runs and no language model server or engine is configured for it."""
-    return "text" in steps and {"VLLM_SERVER_URL", "TEXT_ENGINE"}.isdisjoint(environment)
-
-
 async def completes_before(stop: asyncio.Event, coroutine: Coroutine[None, None, None]) -> bool:
     """Await `coroutine` and return True; or cancel it and return False as soon as `stop` is set."""
     running, stopping = asyncio.create_task(coroutine), asyncio.create_task(stop.wait())
@@ -84,32 +86,19 @@ async def completes_before(stop: asyncio.Event, coroutine: Coroutine[None, None,
     return True
 
 
-async def actor_environment(urls: ServiceUrls, steps: Sequence[str], settings: LocalSettings) -> dict[str, str]:
-    """The environment of the actors. Where no model is configured they get the tiny models and may load their LoRAs."""
-    environment = {"PYTHONUNBUFFERED": "1"} | inherited_environment() | urls.environment
-    if not NEEDS_MODELS.isdisjoint(steps) and not {"IMAGE_MODEL", "VLM_MODEL"} <= environment.keys():
-        folder = settings.local_folder.resolve() / "models"
-        paths = await to_thread.run_sync(ensure_tiny_models, folder)
-        tiny = {"IMAGE_MODEL": str(paths[TINY_DIFFUSION]), "VLM_MODEL": str(paths[TINY_VLM]), "ASSET_ROOTS": str(folder)}
-        environment = tiny | environment
-    return environment
+async def actor_environment(urls: ServiceUrls, choices: Sequence[ModelChoice], models: Path) -> dict[str, str]:
+    """The environment of the actors, with the chosen models. Toys are copied to the folder `models` where they are missing."""
+    if any(choice.is_toy for choice in choices):
+        await to_thread.run_sync(copy_trained_models, models)
+    return merged_environment({"PYTHONUNBUFFERED": "1"} | inherited_environment() | urls.environment, choices, models)
 
 
-def ensure_tiny_models(folder: Path) -> dict[str, Path]:
-    """Make the tiny models. Raises SetupError when the `models` extra is not installed."""
-    try:
-        return make_tiny_models(folder)
-    except ImportError as error:
-        message = f"The image actor needs the models extra ({error}): pip install -e '.[models]' --constraint constraints.txt"
-        raise SetupError(message) from error
+def coloured_line_writer(console: Console, processes: Sequence[str]) -> LineWriter:
+    """Prints each line behind the name of its process, in the process's colour."""
+    width = max(map(len, processes))
+    colours = dict(zip(processes, cycle(COLOURS), strict=False))
 
-
-def coloured_line_writer(console: Console, steps: Sequence[str]) -> LineWriter:
-    """Prints each line behind the name of its step, in the step's colour."""
-    width = max(map(len, steps))
-    colours = dict(zip(steps, cycle(COLOURS), strict=False))
-
-    def write_line(step: str, line: str) -> None:
-        console.print(Text.assemble((f"{step:>{width}} │ ", colours[step]), Text.from_ansi(line)), soft_wrap=True)
+    def write_line(process: str, line: str) -> None:
+        console.print(Text.assemble((f"{process:>{width}} │ ", colours[process]), Text.from_ansi(line)), soft_wrap=True)
 
     return write_line

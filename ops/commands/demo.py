@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 from argparse import Namespace
-from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from anyio import to_thread
 
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.subscriptions import job_binding_key, subscribe_events
@@ -19,9 +21,9 @@ from ops.commands.demo_backend import FakeBackend, open_fake_backend
 from ops.commands.demo_orders import publish_order
 from ops.commands.demo_output import DemoDisplay, open_display
 from ops.commands.demo_report import DemoJob
-from ops.errors import SetupError
+from ops.local.model_choice import ModelChoice, choose_models, merged_environment, require_libraries
 from ops.local.stack import ServiceUrls, llm_server, local_stack
-from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, tiny_model_paths
+from ops.local.tiny_models import copy_trained_models, tiny_model_paths
 from ops.settings import LocalSettings, inherited_environment
 from ops.supervisor import READY_SECONDS, open_supervisor
 
@@ -34,11 +36,15 @@ JOB_SECONDS, WEBHOOK_SECONDS = 600.0, 30.0
 
 @dataclass(frozen=True)
 class DemoStack:
-    """`publisher`: a backend's connection, or a gateway's for an advertisement. `operator`: the one that follows the events."""
+    """`publisher`: a backend's connection, or a gateway's for an advertisement. `operator`: the one that follows the events.
+
+    `choices`: the models of the actors.
+    """
 
     backend: FakeBackend
     publisher: Publisher
     operator: Publisher
+    choices: Sequence[ModelChoice]
 
 
 def demo(arguments: Namespace) -> int:
@@ -54,6 +60,7 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
         async with open_demo_stack(folder, settings, display, ad=arguments.ad) as stack:
             job = await publish_and_follow(arguments, folder, stack, display)
         report = job.report(stack.backend, round(time.monotonic() - started, 3))
+        report["models"] = [choice.to_json() for choice in stack.choices]
     sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n" if arguments.json else display.summary(report, job.events))
     return 0 if report["ok"] else 1
 
@@ -62,44 +69,27 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
 async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDisplay, *, ad: bool) -> AsyncIterator[DemoStack]:
     """Services of the demo's own (the actors of a running `atelier up` would consume its orders), a fake backend, and the actors."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
-    llm_servers = [llm_server(own.local_folder)] if ad else []
-    display.set_status("starting RabbitMQ and PostgreSQL, making the models")
-    making_models = asyncio.create_task(make_tiny_models_in_subprocess(folder / "models"))
+    models, processes = folder / "models", AD_PROCESSES if ad else PROCESSES
+    choices = choose_models(" ".join(processes).split(), tiny_model_paths(models))
+    require_libraries(choices)
+    display.show_models(choices)
+    llm_servers = [llm_server(own.local_folder) for choice in choices if choice.use == "text" and choice.is_toy]
+    display.set_status("starting RabbitMQ and PostgreSQL")
+    if any(choice.is_toy for choice in choices):
+        await to_thread.run_sync(copy_trained_models, models)
     async with local_stack(own, *llm_servers) as urls, open_fake_backend() as backend:
-        environment = inherited_environment() | urls.environment | demo_environment(folder, backend, await making_models)
+        own_environment = {"BACKEND_API_URL": backend.url, "MODEL_DIR": os.environ.get("MODEL_DIR", str(models))}
+        environment = merged_environment(inherited_environment() | urls.environment | own_environment, choices, models)
         for server in llm_servers:
             environment |= server.environment
         display.set_status("starting the actors")
         async with (
-            open_supervisor(AD_PROCESSES if ad else PROCESSES, environment, display.record_line) as supervisor,
+            open_supervisor(processes, environment, display.record_line) as supervisor,
             open_publisher(bus_settings(urls, "gateway" if ad else "publisher")) as publisher,
             open_publisher(bus_settings(urls, "operator")) as operator,
         ):
             await supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)
-            yield DemoStack(backend, publisher, operator)
-
-
-async def make_tiny_models_in_subprocess(folder: Path) -> dict[str, Path]:
-    """Make those that are missing, in a subprocess, so that the demo itself does not import torch. Raises SetupError."""
-    paths = tiny_model_paths(folder)
-    if not all(path.exists() for path in paths.values()):
-        command = [sys.executable, "-m", "ops.cli", "models", "tiny", "--folder", str(folder)]
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
-        output, _ = await process.communicate()
-        if process.returncode:
-            raise SetupError(f"The tiny models could not be made:\n{output.decode(errors='replace')[-2000:]}")
-    return paths
-
-
-def demo_environment(folder: Path, backend: FakeBackend, models: dict[str, Path]) -> dict[str, str]:
-    """The models of the actors, and the URL of their backend."""
-    return {
-        "BACKEND_API_URL": backend.url,
-        "IMAGE_MODEL": str(models[TINY_DIFFUSION]),
-        "VLM_MODEL": str(models[TINY_VLM]),
-        "MODEL_DIR": str(folder / "models"),
-        "ASSET_ROOTS": str(folder / "models"),
-    }
+            yield DemoStack(backend, publisher, operator, choices)
 
 
 def bus_settings(urls: ServiceUrls, role: str) -> BusSettings:
@@ -112,7 +102,7 @@ async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStac
     job = DemoJob(f"generation-{generation_id}")
     async with subscribe_events(stack.operator, job_binding_key(job.job_id)) as events:
         display.set_status("publishing an order")
-        await publish_order(arguments, generation_id, job.job_id, folder / "models", stack.publisher)
+        await publish_order(arguments, generation_id, job.job_id, style_lora(folder / "models", stack.choices), stack.publisher)
         async with asyncio.timeout(JOB_SECONDS):
             while not job.is_finished:
                 job.events.append(await events.get())
@@ -120,3 +110,9 @@ async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStac
     async with asyncio.timeout(WEBHOOK_SECONDS):
         await stack.backend.finished.wait()
     return job
+
+
+def style_lora(models: Path, choices: Sequence[ModelChoice]) -> str | None:
+    """The address of the toy's LoRA, which fits no other model."""
+    toy_draws = any(choice.use == "image" and choice.is_toy for choice in choices)
+    return tiny_model_paths(models)["tiny-neat"].as_uri() if toy_draws else None

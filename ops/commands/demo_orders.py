@@ -3,7 +3,6 @@
 from argparse import Namespace
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from bus.amqp.jobs import JobRequest, submit_job
@@ -15,12 +14,12 @@ from ops.commands.demo_backend import image_order_message
 AD_SECONDS = 600.0
 
 
-async def publish_order(arguments: Namespace, generation_id: int, job_id: str, models: Path, publisher: Publisher) -> None:
+async def publish_order(arguments: Namespace, generation_id: int, job_id: str, lora: str | None, publisher: Publisher) -> None:
+    """`lora`: of a picture's order."""
     if arguments.ad:
         await submit_job(ad_order(arguments, generation_id, job_id), publisher)
     else:
-        data = image_data(arguments, (models / "loras" / "tiny-neat.safetensors").as_uri())
-        order = image_order_message(generation_id, data)
+        order = image_order_message(generation_id, image_data(arguments, lora))
         await publisher.publish(replace(order, exchange=broker_names.COMMANDS_EXCHANGE))  # a publisher may not use the default exchange
 
 
@@ -37,7 +36,7 @@ def ad_order(arguments: Namespace, generation_id: int, job_id: str) -> JobReques
     return JobRequest(job_id=job_id, kind="ad", slip=Ad.model_validate(order).slip(job_id), deadline=deadline, original_request=order)
 
 
-def image_data(arguments: Namespace, lora: str) -> dict[str, Any]:
+def image_data(arguments: Namespace, lora: str | None) -> dict[str, Any]:
     """The `data` of an order. A size in pixels is passed as a parameter of form A."""
     data = {
         "prompt": arguments.prompt,

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from contracts.event import Event, EventKind
+from ops.local.model_choice import ModelChoice, format_choices
 
 TIMELINE_WIDTH = 40
 
@@ -26,6 +27,9 @@ class DemoDisplay:
 
     def set_status(self, status: str) -> None:
         self._bar.update(self._task, description=status)
+
+    def show_models(self, choices: Sequence[ModelChoice]) -> None:
+        self._console.print(f"models:\n{format_choices(choices)}", markup=False, highlight=False, soft_wrap=True)
 
     def record_line(self, step: str, line: str) -> None:
         self._lines.append(f"{step}: {line}")

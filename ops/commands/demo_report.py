@@ -10,7 +10,7 @@ from contracts.event import Event, EventKind
 from ops.commands.demo_backend import FakeBackend
 from ops.commands.demo_output import is_itinerary_step
 
-AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief", "occlusion", "contrast_ok", "cta_present")
+AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief", "occlusion", "contrast_ok", "cta_present", "seen_by")
 
 
 @dataclass

@@ -31,12 +31,18 @@ def tiny_model_paths(folder: Path) -> dict[str, Path]:
     return models | {name: folder / "loras" / f"{name}.safetensors" for name in (*STYLE_LORAS, *RANDOM_LORAS)}
 
 
-def make_tiny_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
-    """Write the checkpoints that are missing, or all with `force`; return the path of each. The first call takes a few seconds."""
+def copy_trained_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
+    """Copy the trained checkpoints that are missing, or all with `force`, without torch; return the path of every tiny checkpoint."""
     paths = tiny_model_paths(folder)
     for name in (TINY_DIFFUSION, TINY_VLM, TINY_LLM, *STYLE_LORAS):
         if force or not paths[name].exists():
             _write_atomically(paths[name], partial(copy_checkpoint, CHECKPOINTS / paths[name].relative_to(folder)))
+    return paths
+
+
+def make_tiny_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
+    """Write the checkpoints that are missing, or all with `force`; return the path of each. The random ones need torch."""
+    paths = copy_trained_models(folder, force=force)
     model = paths[RANDOM_DIFFUSION]
     if force or not (model / "model_index.json").exists():
         _write_atomically(model, write_tiny_diffusion)

@@ -1,0 +1,121 @@
+"""Which model draws, sees and writes in `atelier up` and `atelier demo`: the one that a setting names, else one that ships with Atelier."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import AliasChoices
+
+from actors.llm.settings import TextSettings
+from actors.vision.settings import VlmSettings
+from bus.observability.logs import mask_text
+from ops.errors import SetupError
+from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM
+from ops.registry import PROCESS_GROUPS
+
+TOY = "a toy of Atelier's own"
+SERVED_FIRST = "the server's first model"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """`use`: image, text, vision, or the vision steps that have a model of their own. `source`: which setting names the model.
+
+    `environment`: what the actors' processes get so that they use it; empty where the settings name it. `is_toy`: it ships with Atelier.
+    `is_remote`: a server runs it.
+    """
+
+    use: str
+    model: str
+    source: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_toy: bool = False
+    is_remote: bool = False
+
+    def to_json(self) -> dict[str, str]:
+        return {"use": self.use, "model": self.model, "source": self.source}
+
+
+def choose_models(steps: Iterable[str], tiny_models: Mapping[str, Path]) -> list[ModelChoice]:
+    """The choices for those of `steps` that need a model. Settings are read from this process's environment, as the actors read them."""
+    served = set(steps)
+    choices = [choose_image_model(tiny_models[TINY_DIFFUSION])] if "image" in served else []
+    choices += choose_vision_models([step for step in PROCESS_GROUPS["vision"] if step in served], tiny_models[TINY_VLM])
+    return [*choices, choose_text_model()] if "text" in served else choices
+
+
+def choose_image_model(toy: Path) -> ModelChoice:
+    if named := os.environ.get("IMAGE_MODEL"):
+        return ModelChoice("image", named, "IMAGE_MODEL")
+    return ModelChoice("image", toy.name, f"{TOY}; IMAGE_MODEL names another", {"IMAGE_MODEL": str(toy)}, is_toy=True)
+
+
+def choose_vision_models(steps: Sequence[str], toy: Path) -> list[ModelChoice]:
+    """One choice for all steps with the same model; a step may have its own, such as JUDGE_MODEL."""
+    named: dict[tuple[str, str, bool], list[str]] = {}
+    toy_steps: list[str] = []
+    for step in steps:
+        settings = VlmSettings.for_step(step)
+        variable = naming_variable(step)
+        if variable is None and settings.engine != "openai":
+            toy_steps.append(step)
+        else:
+            model, is_remote = settings.model if variable else SERVED_FIRST, settings.engine == "openai"
+            named.setdefault((model, describe_vision_source(settings, variable), is_remote), []).append(step)
+    made = [
+        ModelChoice(name_steps(served, steps), model, source, is_remote=is_remote) for (model, source, is_remote), served in named.items()
+    ]
+    if not toy_steps:
+        return made
+    source = f"{TOY}; VLM_MODEL names another"
+    return [*made, ModelChoice(name_steps(toy_steps, steps), toy.name, source, {"VLM_MODEL": str(toy)}, is_toy=True)]
+
+
+def naming_variable(step: str) -> str | None:
+    """The variable that names the model of a vision step."""
+    alias = VlmSettings.model_fields["model"].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return next((str(name) for name in (f"{step.upper()}_MODEL", *alias.choices) if os.environ.get(str(name))), None)
+
+
+def describe_vision_source(settings: VlmSettings, variable: str | None) -> str:
+    if settings.engine == "openai":
+        return f"{mask_text(settings.base_url or 'no VLM_BASE_URL')}, a server"
+    return str(variable)
+
+
+def name_steps(steps: Sequence[str], all_steps: Sequence[str]) -> str:
+    return "vision" if list(steps) == list(all_steps) else " ".join(steps)
+
+
+def choose_text_model() -> ModelChoice:
+    settings = TextSettings()
+    if settings.server_url:
+        return ModelChoice("text", settings.model or SERVED_FIRST, f"{mask_text(settings.server_url)}, VLLM_SERVER_URL", is_remote=True)
+    if os.environ.get("TEXT_ENGINE"):
+        return ModelChoice("text", settings.model or "none is named", f"TEXT_ENGINE={settings.engine}, VLLM_MODEL")
+    return ModelChoice("text", TINY_LLM, f"{TOY}; VLLM_SERVER_URL names a server", is_toy=True)
+
+
+def require_libraries(choices: Iterable[ModelChoice]) -> None:
+    """Raises SetupError when a model is to run here and the extra `models` is not installed."""
+    local = [choice.use for choice in choices if not choice.is_remote]
+    if local and find_spec("torch") is None:
+        message = "pip install -e '.[models]' --constraint constraints.txt, or name a server (VLLM_SERVER_URL; VLM_ENGINE=openai)"
+        raise SetupError(f"The models for {', '.join(local)} need torch, which the extra `models` installs: {message}")
+
+
+def merged_environment(environment: Mapping[str, str], choices: Iterable[ModelChoice], models: Path) -> dict[str, str]:
+    """`environment` with the choices. Toy LoRAs, in the folder `models`, may be fetched where no other folders are named."""
+    merged = {"ASSET_ROOTS": str(models)} | dict(environment)
+    for choice in choices:
+        merged |= choice.environment
+    return merged
+
+
+def format_choices(choices: Sequence[ModelChoice]) -> str:
+    """One line for each."""
+    width = max((len(choice.use) for choice in choices), default=0)
+    return "\n".join(f"  {choice.use:<{width}}  {choice.model}  ({choice.source})" for choice in choices)
