@@ -1,6 +1,7 @@
 """The architecture rules, as code that reads code. Each rule yields the violations of one file."""
 
 import ast
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from tests.support.layout import FILES_AT_TOP, SHORT_MODULES, SUB_PACKAGES
 from tests.support.vocabulary import find_retired_words
 
 PRODUCT = ("contracts", "bus", "actors", "gateway", "ops")
-PACKAGES = (*PRODUCT, "benchmarks", "training", "tests")
+PACKAGES = (*PRODUCT, "benchmarks", "examples", "training", "tests")
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "contracts": frozenset(),
@@ -19,10 +20,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "gateway": frozenset({"bus", "contracts"}),
     "ops": frozenset({"actors", "gateway", "bus", "contracts"}),
     "benchmarks": frozenset(PRODUCT),
+    "examples": frozenset(),
     "training": frozenset(PRODUCT),
     "tests": frozenset(PACKAGES),
 }
-"""Imports go one way: ops > (gateway | actors) > bus > contracts. Benchmarks and training stand above them, in no wheel."""
+"""Imports go one way: ops > (gateway | actors) > bus > contracts. Benchmarks and training stand above them, in no wheel.
+
+Examples use the product from outside."""
+
+EXAMPLE_LIBRARIES = frozenset({"examples", "httpx", "openai", "pydantic"})
+"""What an application beside the product needs: a client of its HTTP API. All else is Python's own."""
 
 BROKER_AND_STORE_LIBRARIES = frozenset({"faststream", "aio_pika", "aiormq", "pika", "aioboto3", "aiobotocore", "boto3", "botocore"})
 """Only the bus speaks AMQP and S3; a benchmark measures the libraries beside it."""
@@ -134,6 +141,14 @@ def check_broker_imports(source: SourceFile) -> Iterator[str]:
             yield f"line {found.line}: only the bus imports {found.top_level_package}"
 
 
+def check_example_imports(source: SourceFile) -> Iterator[str]:
+    if source.package != "examples":
+        return
+    for found in imported_names(source.tree):
+        if found.top_level_package not in EXAMPLE_LIBRARIES | sys.stdlib_module_names | set(PACKAGES):
+            yield f"line {found.line}: an example imports {', '.join(sorted(EXAMPLE_LIBRARIES))} and not {found.top_level_package}"
+
+
 def check_database_imports(source: SourceFile) -> Iterator[str]:
     if source.package == "bus":
         return
@@ -240,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     check_import_direction,
     check_actor_isolation,
     check_broker_imports,
+    check_example_imports,
     check_database_imports,
     check_model_imports,
     check_environment_reads,

@@ -21,6 +21,12 @@ VIOLATIONS = {
     "the gateway imports an actor": ("gateway/app.py", "from actors.image import ACTOR", "gateway must not import actors.image"),
     "the gateway imports one late": ("gateway/app.py", "def f():\n    import actors.image", "gateway must not import actors.image"),
     "the product imports a benchmark": ("ops/cli.py", "from benchmarks import bus", "ops must not import benchmarks.bus"),
+    "an example imports the product": ("examples/hints/app.py", "from contracts import text", "examples must not import contracts.text"),
+    "an example has a heavy library": (
+        "examples/hints/app.py",
+        "import fastapi",
+        "openai, pydantic and not fastapi",
+    ),
     "a relative import": ("actors/image.py", "from .watermark import sign", "a relative import"),
     "actors import each other": ("actors/image.py", "from actors.watermark import sign", "image must not import the actor watermark"),
     "actors import each other by name": ("actors/image.py", "from actors import watermark", "image must not import the actor watermark"),

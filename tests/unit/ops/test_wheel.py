@@ -1,4 +1,4 @@
-"""The wheel contains the packages with their data, and neither benchmarks nor training; their commands explain where they run."""
+"""The wheel contains the packages with their data, and neither benchmarks, examples nor training; their commands explain where they run."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from ops.docgen.generate import ROOT
 from ops.local.tiny_models import CHECKPOINTS
 
 PACKAGES = ("contracts", "bus", "actors", "gateway", "ops")
-CHECKOUT_ONLY = ("benchmarks", "training", "tests")
+CHECKOUT_ONLY = ("benchmarks", "examples", "training", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, because a build leaves files behind in its source folder."""
     source = tmp_path_factory.mktemp("source")
     for folder in (*PACKAGES, *CHECKOUT_ONLY):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, source)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", "."]
