@@ -14,6 +14,8 @@ from typing import Any
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
+from bus.observability.settings import LogSettings
+
 _SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
 _COUNT_NAME = re.compile(r"^(max_|new_|prompt_|completion_)*tokens$", re.IGNORECASE)
 _PROMPT_NAME = re.compile(r"prompt|^(question|text|prediction|negative|messages|body|payload)$", re.IGNORECASE)
@@ -86,8 +88,9 @@ def _mask_url_passwords(word: re.Match[str]) -> str:
     return "@".join([*(_URL_USER.sub(r"\1***", part, count=1) for part in before), last])
 
 
-def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:
-    """Log to standard error. `json`: None means JSON unless standard error is a terminal."""
+def configure_logging(level: str | None = None, *, json: bool | None = None) -> None:
+    """Log to standard error. `level`: None means LOG_LEVEL. `json`: None means JSON unless standard error is a terminal."""
+    level = level or LogSettings().level
     json = not sys.stderr.isatty() if json is None else json
     # A plain traceback: the rich one shows local variables, which may hold secrets.
     colours = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
@@ -100,7 +103,7 @@ def configure_logging(level: str = "INFO", *, json: bool | None = None) -> None:
     last: list[Any] = [structlog.processors.format_exc_info, mask_entry, renderer]
     structlog.configure(
         processors=[*first, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

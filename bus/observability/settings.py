@@ -1,6 +1,8 @@
-"""The settings of the health server and of tracing."""
+"""The settings of the health server, of the log and of tracing."""
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +15,16 @@ class HealthSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 in a container. It requires no key: do not expose it.")
     check_seconds: float = Field(3.0, gt=0, description="A dependency that has not responded by then counts as unavailable.")
     keep_seconds: float = Field(1.0, ge=0, description="How long the results of the checks are cached.")
+
+
+class LogSettings(BaseSettings):
+    """Read from variables that begin with `LOG_`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="LOG_")
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = Field(
+        "INFO", description="The least severe log entries that are written: DEBUG, INFO, WARNING or ERROR."
+    )
 
 
 class TracingSettings(BaseSettings):

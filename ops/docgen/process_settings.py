@@ -19,7 +19,7 @@ FILE_HEADER = """\
 # these services, so that a container gets the values that .env or the shell sets for its own process, and no others.
 """
 GATEWAY = "gateway"
-WORKER_MODULES, GATEWAY_MODULES = ("bus.worker.worker",), ("ops.commands.run_gateway",)
+WORKER_MODULES, GATEWAY_MODULES = ("bus.worker.worker", "bus.observability.logs"), ("ops.commands.run_gateway",)
 CONNECTION_CLASSES = frozenset({"RabbitMqSettings", "LocalSettings", "BrokerUserSettings"})
 CONNECTIONS = frozenset({"AMQP_URL", "DATABASE_URL", "ATELIER_SECRET", "STORE_URL", "GATEWAY_API_KEYS", "HEALTH_HOST", "HEALTH_PORT"})
 CONNECTION_PREFIX = "AWS_"

@@ -131,3 +131,12 @@ def test_password_of_address_is_masked_as_by_former_pattern() -> None:
     for _ in range(20_000):
         text = "".join(numbers.choices([":", "/", "://", "@", " ", "a", "b", "\n", "://a:"], k=numbers.randint(0, 14)))
         assert mask_text(text) == former.sub(r"\1***\2", text)
+
+
+@pytest.mark.parametrize(("level", "written"), [(None, ["info", "warning"]), ("warning", ["warning"]), ("ERROR", [])])
+def test_log_level_is_a_setting(level: str | None, written: list[str]) -> None:
+    program = "import structlog\nfrom bus.observability.logs import configure_logging\nconfigure_logging()\nlog = structlog.get_logger()\n"
+    environment = {name: value for name, value in os.environ.items() if name != "LOG_LEVEL"} | ({"LOG_LEVEL": level} if level else {})
+    command = [sys.executable, "-c", program + "log.debug('x')\nlog.info('x')\nlog.warning('x')"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert [json.loads(line)["level"] for line in done.stderr.splitlines()] == written
