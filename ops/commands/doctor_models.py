@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
+from bus.net.ssrf import describe_http_error
 from bus.observability.logs import mask_text
 from bus.observability.probes import PROBE_TIMEOUT_SECONDS, describe_error
 from ops.commands.doctor_host import Check
@@ -48,7 +49,7 @@ def configured_servers() -> Iterator[ModelServer]:
     """The server of each step that has one, or whose engine is set to one and lacks it."""
     text = TextSettings()
     if text.server_url or (text.engine == "openai" and "engine" in text.model_fields_set):
-        is_used = text.engine == "openai"
+        is_used = text.engine in ("auto", "openai")
         yield ModelServer("text", text.server_url, text.api_key, text.model, is_used, "VLLM_SERVER_URL", "VLLM_MODEL", "TEXT_ENGINE")
     for step in VISION_STEPS:
         vision = VlmSettings.for_step(step)
@@ -95,8 +96,10 @@ async def ask_server(url: str, api_key: SecretStr | None) -> ServerAnswer:
             if status != 200 and status not in WITHOUT_HEALTH_ROUTE:
                 return ServerAnswer(f"/health answers {status}")
             status, body = await get(http, f"{base}/models")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, ValueError) as error:
-        return ServerAnswer(f"does not answer: {mask_text(describe_error(error))}")
+    except TimeoutError as error:
+        return ServerAnswer(f"does not answer: {describe_error(error)}")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return ServerAnswer(f"does not answer: {describe_http_error(error)}")
     if status in (401, 403):
         return ServerAnswer(f"the list of models needs another API key ({status})")
     return read_models(body) if status == 200 else ServerAnswer(f"the list of models answers {status}")
