@@ -63,8 +63,40 @@ class VlmOptions:
 
 
 @dataclass(frozen=True)
+class TextModelOptions:
+    """Options of the embedded text engine. `model`: a folder, which may hold one `.gguf` file, or a hub id.
+
+    `max_model_len`: the most tokens of prompt and answer; None: the model's own limit. `part_tokens`: of a prompt that are read at once,
+    between two tokens of the other answers; None: as the device suits.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_model_len: int | None = None
+    max_rows: int = 8
+    window_seconds: float = 0.002
+    load_seconds: float = 900.0
+    threads: int | None = None
+    part_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class TextResponse:
+    """The whole answer of the embedded text engine."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """One text generation. `messages` in OpenAI's form. `schema`: JSON schema that constrains the decoding."""
+    """One text generation. `messages` in OpenAI's form. `schema`: JSON schema that constrains the decoding.
+
+    `tenant`: engines that schedule requests themselves are fair to the tenants.
+    """
 
     messages: list[dict[str, Any]]
     max_tokens: int
@@ -78,6 +110,7 @@ class GenerationRequest:
     lora: str | None = None
     schema: dict[str, Any] | None = None
     stream: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,15 +125,25 @@ class GenerationChunk:
 
 @dataclass(frozen=True)
 class EngineState:
-    """The state of a text engine; None where it is not known."""
+    """The state of a text engine; None where it is not known. Memory in GB, utilizations in percent.
+
+    `silent_seconds`: for how long running requests have got no token, where the engine measures it.
+    """
 
     running: int = 0
     waiting: int = 0
     generated_tokens: int = 0
     last_token_at: float | None = None
+    silent_seconds: float | None = None
     max_model_len: int | None = None
+    vision: bool | None = None
     loras: tuple[str, ...] = ()
     device: str | None = None
+    gpu_count: int | None = None
+    gpu_memory_used: float | None = None
+    gpu_memory_total: float | None = None
+    gpu_utilization: float | None = None
+    cache_utilization: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -111,6 +154,9 @@ class PromptTooLong(PermanentError):
     def __init__(self, tokens: int, limit: int) -> None:
         super().__init__("prompt-too-long", f"The prompt has {tokens} tokens; the model's context holds {limit}. Send less.")
         self.tokens, self.limit = tokens, limit
+
+    def __reduce__(self) -> tuple[type[PermanentError], tuple[object, ...]]:
+        return PromptTooLong, (self.tokens, self.limit)
 
 
 class TextEngine(Protocol):
@@ -128,6 +174,10 @@ class TextEngine(Protocol):
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
         """The number of tokens of a prompt, and the context length; None when the engine cannot count them."""
+        ...
+
+    async def vision(self) -> bool | None:
+        """Whether the model reads images; None: it is not known."""
         ...
 
     async def state(self) -> EngineState: ...

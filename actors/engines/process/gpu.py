@@ -3,7 +3,7 @@
 import gc
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -102,6 +102,25 @@ class DeviceMeter:
         with suppress(nvml.NVMLError):
             gauges["device_busy_share"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         return gauges
+
+
+def gpu_figures(gauges: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The fields of a text engine's state: the number of GPUs, their memory in GB, and their mean utilization in percent.
+
+    `gauges`: of each GPU's DeviceMeter; none on a CPU. What a card does not report is None.
+    """
+
+    def total(name: str) -> float | None:
+        values = [gauge[name] for gauge in gauges if name in gauge]
+        return sum(values) if values else None
+
+    used, size, busy = total("device_memory_used_bytes"), total("device_memory_bytes"), total("device_busy_share")
+    return {
+        "gpu_count": len(gauges),
+        "gpu_memory_used": None if used is None else round(used / 1e9, 2),
+        "gpu_memory_total": None if size is None else round(size / 1e9, 2),
+        "gpu_utilization": None if busy is None else round(100 * busy / len(gauges), 1),
+    }
 
 
 def open_nvml(index: int) -> tuple[Any, Any] | None:

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.remote.openai_client import choose_model, connection_error, finish_reason, open_client, response_format, status_error
+from actors.engines.remote.vision_probe import reads_images
 from bus.errors import PermanentError, TemporaryError
 
 INITIAL_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 5.0
@@ -30,6 +31,9 @@ CONTEXT_LENGTH_PATTERN = re.compile(rf"maximum (?:context|model) length (?:is|of
 PROMPT_LENGTH_PATTERN = re.compile(
     rf"(?:contains?|has|resulted in)[^0-9]{{0,20}}{NUMBER_PATTERN} (?:input )?(?:tokens|characters)", re.IGNORECASE
 )
+CACHE_CONFIG_LINE = re.compile(r"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+CACHE_CONFIG_LABELS = ("block_size", "gpu_memory_utilization", "num_gpu_blocks", "cache_dtype")
 METRIC_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 log = structlog.get_logger()
@@ -54,7 +58,35 @@ class OpenAiTextEngine:
     def __init__(self, http: httpx.AsyncClient, model: str | None, retry_seconds: float) -> None:
         self._http, self._requested_model, self._retry_seconds = http, model, retry_seconds
         self._served_models: ServedModels | None = None
-        self.generated_tokens, self.last_token_at = 0, None
+        self.generated_tokens, self.last_token_at, self.in_flight = 0, None, 0
+        self._vision: dict[str, bool | None] = {}
+        self._vision_lock = asyncio.Lock()
+        self._vision_probe: asyncio.Task[bool | None] | None = None
+
+    async def vision(self) -> bool | None:
+        """Whether the served model reads images, found out once for each model; None: the server's answers do not tell."""
+        model = await self.ready()
+        async with self._vision_lock:
+            if model not in self._vision:
+                self._vision[model] = await reads_images(self._post_completion, model)
+                log.info("server.vision", model=model, reads_images=self._vision[model])
+        return self._vision[model]
+
+    def _known_vision(self, model: str) -> bool | None:
+        """What is known now. The first call starts the probe, which a status does not wait for."""
+        if model not in self._vision and (self._vision_probe is None or self._vision_probe.done()):
+            self._vision_probe = asyncio.create_task(self.vision())
+            self._vision_probe.add_done_callback(log_failed_probe)
+        return self._vision.get(model)
+
+    async def close(self) -> None:
+        if self._vision_probe:
+            self._vision_probe.cancel()
+            await asyncio.gather(self._vision_probe, return_exceptions=True)
+
+    async def _post_completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        completion: dict[str, Any] = (await self._call("POST", "chat/completions", body)).json()
+        return completion
 
     async def ready(self) -> str:
         return (await self.served_models()).model
@@ -98,6 +130,7 @@ class OpenAiTextEngine:
         if request.lora and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model)
+        self.in_flight += 1
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
                 async with aclosing(self._stream(body) if request.stream else self._complete(body)) as chunks:
@@ -108,13 +141,15 @@ class OpenAiTextEngine:
             raise await self._with_exact_length(error, body) from None
         except TimeoutError:
             raise TemporaryError(f"the model server did not finish within {seconds:g} s", code="server-slow") from None
+        finally:
+            self.in_flight -= 1
 
     def _record_tokens(self, chunk: GenerationChunk) -> None:
         self.generated_tokens += 1 if not chunk.finish_reason else 0
         self.last_token_at = time.time()
 
     async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
-        completion = (await self._call("POST", "chat/completions", body)).json()
+        completion = await self._post_completion(body)
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = str(choice["message"].get("content") or "")
         self.generated_tokens += int(usage.get("completion_tokens", 0))
@@ -172,21 +207,27 @@ class OpenAiTextEngine:
         return f"{str(self._http.base_url).rstrip('/').removesuffix('/v1')}/{path}"
 
     async def state(self) -> EngineState:
-        """The metrics of the server if it is a vLLM, else what was counted here."""
+        """The metrics of the server if it is a vLLM, else what was counted here. No server reports its GPU's memory: it is not known."""
         served = await self.served_models()
         try:
             page = await self._http.get(self._server_url("metrics"))
-            metrics = parse_metrics(page.text) if page.status_code == 200 else {}
+            text = page.text if page.status_code == 200 else ""
         except httpx.HTTPError:
-            metrics = {}
+            text = ""
+        metrics = parse_metrics(text)
+        cache_share = metrics.get("vllm:kv_cache_usage_perc", metrics.get("vllm:gpu_cache_usage_perc"))
         return EngineState(
-            running=int(metrics.get("vllm:num_requests_running", 0)),
+            running=int(metrics.get("vllm:num_requests_running", self.in_flight)),
             waiting=int(metrics.get("vllm:num_requests_waiting", 0)),
             generated_tokens=int(metrics.get("vllm:generation_tokens_total", self.generated_tokens)),
             last_token_at=self.last_token_at,
             max_model_len=served.max_model_len,
+            vision=self._known_vision(served.model),
             loras=tuple(name for name in served.names if name != served.model),
-            config={"model": served.model} | ({"max_model_len": served.max_model_len} if served.max_model_len else {}),
+            cache_utilization=None if cache_share is None else round(100 * cache_share, 1),
+            config={"model": served.model}
+            | ({"max_model_len": served.max_model_len} if served.max_model_len else {})
+            | parse_cache_config(text),
         )
 
 
@@ -262,10 +303,33 @@ def parse_metrics(page: str) -> dict[str, float]:
     return values
 
 
+def parse_cache_config(page: str) -> dict[str, int | float | str]:
+    """The settings of its cache that a vLLM has among its metrics; {} for another page."""
+    match = CACHE_CONFIG_LINE.search(page)
+    labels = dict(LABEL.findall(match[1])) if match else {}
+    return {name: parse_label(labels[name]) for name in CACHE_CONFIG_LABELS if labels.get(name, "None") != "None"}
+
+
+def parse_label(text: str) -> int | float | str:
+    for parse in (int, float):
+        with suppress(ValueError):
+            return parse(text)
+    return text
+
+
+def log_failed_probe(probe: "asyncio.Task[bool | None]") -> None:
+    if not probe.cancelled() and (error := probe.exception()):
+        log.warning("server.vision_unknown", cause=str(error)[:200])
+
+
 @asynccontextmanager
 async def open_openai_text_engine(
     server_url: str | None, api_key: SecretStr | None, model: str | None, retry_seconds: float
 ) -> AsyncIterator[OpenAiTextEngine]:
     """Raises PermanentError("server-unnamed") without an address. Nothing is sent before the first request."""
     async with open_client(server_url, api_key, retry_seconds, CONNECTION_LIMITS, setting="VLLM_SERVER_URL") as http:
-        yield OpenAiTextEngine(http, model, retry_seconds)
+        engine = OpenAiTextEngine(http, model, retry_seconds)
+        try:
+            yield engine
+        finally:
+            await engine.close()

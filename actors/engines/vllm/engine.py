@@ -17,12 +17,15 @@ from uuid import uuid4
 import structlog
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from actors.engines.process.gpu import DeviceMeter, gpu_figures
 from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed, PermanentError
 
 RESTART_DELAY_SECONDS, HEALTH_CHECK_SECONDS = 2.0, 1.0
 STRUCTURED_OUTPUTS_CONFIG = {"backend": "xgrammar", "disable_any_whitespace": True}
 """vLLM has it for the whole engine only. Without it a model may generate spaces inside an object until its token limit."""
+CUDA_DEFAULTS = {"block_size": 16, "gpu_memory_utilization": 0.9}
+"""Used on a GPU, where they are not set. vLLM on a CPU refuses such blocks."""
 SPARE_LORA_SLOTS = 1
 """One LoRA slot stays empty: on a CPU vLLM 0.32 applies the last one to requests without an adapter in a batch with others."""
 
@@ -31,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """`engine_args`: the arguments of `AsyncEngineArgs` that are set; vLLM's defaults depend on the platform. `loras`: name → folder."""
+    """`engine_args`: the arguments of `AsyncEngineArgs`; `max_model_len` is reduced to the model's own limit. `loras`: name → folder."""
 
     model: str
     engine_args: dict[str, Any] = field(default_factory=dict)
@@ -47,10 +50,16 @@ class VllmTextEngine:
     def __init__(self, options: VllmOptions, set_unready: SetUnready) -> None:
         self.options, self._set_unready = options, set_unready
         self._engine: Any = None
+        self._meters: list[DeviceMeter] = []
         self._ready, self._failed = asyncio.Event(), asyncio.Event()
         self._unready_reason = "the model is loading"
         self.running, self.waiting, self.in_flight, self.generated_tokens = 0, 0, 0, 0
         self.last_token_at: float | None = None
+        self.cache_share: float | None = None
+
+    async def vision(self) -> bool:
+        """This engine takes text only, whatever the model can do."""
+        return False
 
     async def supervise(self) -> None:
         """Open the engine, watch it, and reopen it whenever it is dead or stalled."""
@@ -89,12 +98,21 @@ class VllmTextEngine:
 
     def _open(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        on_gpu = current_platform.is_cuda_alike()
         lora = {"enable_lora": True, "max_loras": len(self.options.loras) + SPARE_LORA_SLOTS} if self.options.loras else {}
         arguments = AsyncEngineArgs(
-            model=self.options.model, structured_outputs_config=STRUCTURED_OUTPUTS_CONFIG, **lora, **self.options.engine_args
+            model=self.options.model,
+            structured_outputs_config=STRUCTURED_OUTPUTS_CONFIG,
+            **lora,
+            **((CUDA_DEFAULTS if on_gpu else {}) | self.options.engine_args),
         )
+        if wanted := self.options.engine_args.get("max_model_len"):
+            arguments.max_model_len = None
+            arguments.max_model_len = min(wanted, arguments.create_model_config().max_model_len)
+        self._meters = [DeviceMeter(f"cuda:{index}") for index in range(arguments.tensor_parallel_size)] if on_gpu else []
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger])
 
     def _stat_logger(self, config: Any, engine: int = 0) -> Any:
@@ -109,6 +127,7 @@ class VllmTextEngine:
             def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **named: Any) -> None:
                 if scheduler_stats is not None:
                     text_engine.running, text_engine.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+                    text_engine.cache_share = scheduler_stats.kv_cache_usage
 
             def log_engine_initialized(self) -> None:
                 """Logged by the text engine."""
@@ -157,7 +176,7 @@ class VllmTextEngine:
 
     def _tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
         if any(not isinstance(message["content"], str) for message in messages):
-            raise PermanentError("pictures-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
+            raise PermanentError("vision-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
         tokenizer = self._engine.get_tokenizer()
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
 
@@ -194,15 +213,27 @@ class VllmTextEngine:
 
     async def state(self) -> EngineState:
         await self.ready()
+        config = self._engine.vllm_config
         return EngineState(
             running=self.running,
             waiting=self.waiting,
             generated_tokens=self.generated_tokens,
             last_token_at=self.last_token_at,
             max_model_len=self.max_model_len,
+            vision=False,
             loras=tuple(self.options.loras),
-            device=str(self._engine.vllm_config.device_config.device_type),
-            config={"model": self.options.model} | self.options.engine_args,
+            device=str(config.device_config.device_type),
+            cache_utilization=None if self.cache_share is None else round(100 * self.cache_share, 1),
+            config={"model": self.options.model}
+            | self.options.engine_args
+            | {
+                "max_model_len": self.max_model_len,
+                "max_num_seqs": config.scheduler_config.max_num_seqs,
+                "block_size": config.cache_config.block_size,
+                "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            }
+            | ({"gpu_memory_utilization": config.cache_config.gpu_memory_utilization} if self._meters else {}),
+            **gpu_figures([meter.gauges() for meter in self._meters]),
             versions=library_versions(),
         )
 

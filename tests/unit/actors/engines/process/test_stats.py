@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.engines.process.gpu import DeviceMeter, EngineMonitor, open_nvml
+from actors.engines.process.gpu import DeviceMeter, EngineMonitor, gpu_figures, open_nvml
 from actors.engines.process.protocol import ProcessExit
 from actors.engines.process.stats import ExecutorStats
 
@@ -113,6 +113,21 @@ def test_unsupported_gpu_metric_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(DeviceMeter("cuda:0").gauges()) == {"device_memory_used_bytes", "device_memory_bytes"}
     monkeypatch.setitem(sys.modules, "pynvml", fake_gpu(memory=True))
     assert set(DeviceMeter("cuda:0").gauges()) == {"device_busy_share"}
+
+
+def test_figures_of_all_gpus_of_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In GB and percent; what no card reports is None, and a CPU has no GPU."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_gpu())
+    card = DeviceMeter("cuda:0").gauges()
+    assert gpu_figures([card, card | {"device_busy_share": 0.13}]) == {
+        "gpu_count": 2,
+        "gpu_memory_used": 6.44,
+        "gpu_memory_total": 51.54,
+        "gpu_utilization": 50.0,
+    }
+    unknown = {"gpu_memory_used": None, "gpu_memory_total": None, "gpu_utilization": None}
+    assert gpu_figures([{}]) == {"gpu_count": 1} | unknown
+    assert gpu_figures([]) == {"gpu_count": 0} | unknown
 
 
 def test_rates_drop_to_zero_when_idle() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.engines.remote.openai_text import CONTEXT_LENGTH_PATTERN, PROMPT_LENGTH_PATTERN, parse_metrics, parse_number
+from actors.engines.remote.openai_text import CONTEXT_LENGTH_PATTERN, PROMPT_LENGTH_PATTERN, parse_cache_config, parse_metrics, parse_number
 
 VLLM = "This model's maximum context length is 512 tokens. However, your prompt contains at least 493 input tokens, which exceeds"
 VLLM_WITH_OUTPUT = (
@@ -21,3 +21,10 @@ def test_context_limits_are_parsed_from_error(message: str, limit: int, prompt: 
 def test_metric_series_of_one_name_are_summed() -> None:
     page = '# HELP x y\nvllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 3.0\nbroken nan%\n'
     assert parse_metrics(page)["vllm:num_requests_running"] == 5.0
+
+
+def test_cache_settings_are_read_from_the_metrics_of_a_vllm() -> None:
+    labels = 'block_size="16",cache_dtype="auto",gpu_memory_utilization="0.9",num_gpu_blocks="None",sliding_window="None"'
+    page = f"# HELP vllm:cache_config_info x\nvllm:cache_config_info{{{labels}}} 1.0\n"
+    assert parse_cache_config(page) == {"block_size": 16, "gpu_memory_utilization": 0.9, "cache_dtype": "auto"}
+    assert parse_cache_config("up 1\n") == {}
