@@ -35,6 +35,9 @@ class LocalSettings(BaseSettings):
         Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the local services keep their data."
     )
     may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
+    ready_seconds: float = Field(
+        90.0, gt=0, validation_alias="ATELIER_READY_SECONDS", description="How long the processes of `atelier up` may take to become ready."
+    )
     server_path: str = Field(
         RABBITMQ_SEARCH_PATH,
         validation_alias="ATELIER_RABBITMQ_PATH",

@@ -23,7 +23,7 @@ FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 STABLE_SECONDS = 60.0
 """A process that ran this long resets the backoff."""
 READY_SECONDS = 90.0
-"""How long the processes of `up` and `demo` may take to become ready."""
+"""How long the processes of `demo` may take to become ready."""
 GATEWAY = "gateway"
 MAX_LINE_BYTES = 1 << 22
 """Longest line of output, in bytes: a JSON log entry with a traceback is long."""

@@ -5,6 +5,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -15,13 +16,20 @@ from rich.text import Text
 from bus.observability.logs import configure_logging, mask_text
 from bus.settings import BusSettings
 from ops.commands.prepare import declare_all
-from ops.local.model_choice import ModelChoice, choose_models, format_choices, merged_environment, require_libraries
+from ops.local.model_choice import (
+    ModelChoice,
+    choose_models,
+    fetch_missing_models,
+    format_choices,
+    merged_environment,
+    require_libraries,
+)
 from ops.local.rabbitmq_users import PASSWORDS_FILE
-from ops.local.stack import ServiceUrls, llm_server, local_stack, stop_orphans
+from ops.local.stack import ServiceUrls, local_stack, stop_orphans
 from ops.local.tiny_models import copy_trained_models, tiny_model_paths
 from ops.registry import MODULES, expand_groups, processes_of
 from ops.settings import LocalSettings, inherited_environment
-from ops.supervisor import GATEWAY, READY_SECONDS, LineWriter, open_supervisor
+from ops.supervisor import GATEWAY, LineWriter, open_supervisor
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 
@@ -46,20 +54,18 @@ async def run_until_stopped(processes: Sequence[str], steps: Sequence[str], sett
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
     folder = settings.local_folder.resolve()
+    await to_thread.run_sync(partial(fetch_missing_models, steps, folder / "models", may_install=settings.may_install))
     choices = choose_models(steps, tiny_model_paths(folder / "models"))
     require_libraries(choices)
     if choices:
         console.print(f"Models:\n{format_choices(choices)}", soft_wrap=True, markup=False)
-    llm_servers = [llm_server(folder) for choice in choices if choice.use == "text" and choice.is_toy]
-    async with local_stack(settings, *llm_servers) as urls:
+    async with local_stack(settings) as urls:
         environment = await actor_environment(urls, choices, folder / "models")
-        for server in llm_servers:
-            environment |= server.environment
         gateway_environment = environment | {"AMQP_URL": urls.amqp_url_of("gateway")}
         if GATEWAY in processes and urls.amqp_urls:  # its user may not declare the queues
             await declare_all(BusSettings.model_validate({"amqp_url": urls.amqp_url}))
         async with open_supervisor(processes, environment, coloured_line_writer(console, processes), gateway_environment) as supervisor:
-            if await completes_before(stop, supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)):
+            if await completes_before(stop, supervisor.wait_until_ready(timeout_seconds=settings.ready_seconds)):
                 console.print("[bold]Everything is up.[/bold] Ctrl-C stops it.")
                 console.print(describe_services(urls, settings), soft_wrap=True, markup=False)
                 await stop.wait()

@@ -86,7 +86,7 @@ class VerdictService:
                     raise
             request = replace(request, text=f"{prompt}\n{AGAIN_INSTRUCTION}")
         log.warning("verdict.defaulted", answers=ANSWERS, job_id=context.job_id)
-        return Verdict(None, False, response.model, default | {"analysis": readable_text(response.text)})
+        return Verdict(None, False, response.model, (default or {}) | {"analysis": readable_text(response.text)})
 
 
 IMAGE_DEFAULT = {

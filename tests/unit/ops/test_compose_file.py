@@ -17,7 +17,7 @@ from ops.docgen.configuration import COMPOSE_VARIABLES
 from ops.docgen.generate import ROOT
 from ops.docgen.process_settings import CONNECTION_CLASSES, settings_of_process
 from ops.docgen.settings_catalog import all_settings
-from ops.registry import MODULES, NEEDS_MODELS
+from ops.registry import MODULES, NEEDS_MODELS, expand_groups, processes_of, steps_of
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
@@ -65,11 +65,13 @@ def test_invalid_value_is_rejected(key: str, value: Any) -> None:
 
 def test_every_actor_has_service_and_only_models_reserve_device() -> None:
     services = {command[1]: service for service in SERVICES.values() if (command := service.get("command", [""]))[0] == "run"}
-    assert set(services) == set(MODULES)
-    for step, service in services.items():
+    assert set(services) == set(processes_of(list(MODULES))), "a group of steps shares one process, and so one copy of its model"
+    assert sorted(expand_groups(list(services))) == sorted(MODULES)
+    for process, service in services.items():
         devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
-        assert [device["count"] for device in devices] == ([1] if step in NEEDS_MODELS else []), step
-        assert ("gpu" in service.get("profiles", [])) == (step in NEEDS_MODELS)
+        needs_model = not NEEDS_MODELS.isdisjoint(steps_of(process))
+        assert [device["count"] for device in devices] == ([1] if needs_model else []), process
+        assert ("gpu" in service.get("profiles", [])) == needs_model
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -84,7 +86,7 @@ def test_service_has_health_check_limit_restart_policy_and_pinned_image(name: st
 
 def test_dependent_services_wait_for_healthy_dependencies() -> None:
     actors = [service for service in SERVICES.values() if service.get("command", [""])[0] in {"run", "gateway"}]
-    assert len(actors) == len(MODULES) + 1
+    assert len(actors) == len(processes_of(list(MODULES))) + 1
     for service in actors:
         assert {name: dependency["condition"] for name, dependency in service["depends_on"].items()} == {
             "rabbitmq": "service_healthy",
@@ -95,7 +97,7 @@ def test_dependent_services_wait_for_healthy_dependencies() -> None:
 
 
 def process_of(service: dict[str, Any]) -> str | None:
-    """The step, or the gateway, that a service runs."""
+    """The step or group, or the gateway, that a service runs."""
     match service.get("command"):
         case ["run", step]:
             return str(step)
@@ -134,7 +136,7 @@ def test_webhook_secrets_reach_two_containers_and_gateway_has_no_database() -> N
     for name in ("INTERNAL_API_TOKEN", "WEBHOOK_SECRET"):
         assert {process for process, passed in PASSED.items() if name in passed["environment"]} == {"webhook", "image_generation"}
     assert "DATABASE_URL" not in {*RAW_SERVICES["gateway"]["environment"], *PASSED["gateway"]["environment"]}
-    assert "VLM_API_KEY" in PASSED["judge"]["environment"]
+    assert "VLM_API_KEY" in PASSED["vision"]["environment"]
     assert "VLM_API_KEY" not in PASSED["image"]["environment"]
 
 
@@ -250,8 +252,8 @@ def test_mounted_files_exist() -> None:
 
 
 def test_images_run_unprivileged_and_are_pinned() -> None:
-    dockerfiles = list((ROOT / "ops/images").glob("*.Dockerfile"))
-    assert len(dockerfiles) >= 2
+    dockerfiles = [ROOT / "Dockerfile", *(ROOT / "ops/images").glob("*.Dockerfile")]
+    assert len(dockerfiles) >= 4
     for path in dockerfiles:
         text = path.read_text()
         assert re.findall(r"^FROM python:\d+\.\d+\.\d+-slim-\w+", text, re.MULTILINE), path
