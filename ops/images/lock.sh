@@ -21,6 +21,7 @@ for image in cpu gpu vertex vllm; do
   esac
   uv pip compile pyproject.toml "${inputs[@]}" "${extras[@]}" --constraint "$folder/$image" "${platform[@]}" "${options[@]}" -o "$folder/$image.txt"
   {
+    # shellcheck disable=SC2016 # the backquotes are text
     echo '# What the image installs, with the hashes of all its files; `ops/images/lock.sh` writes it from pyproject.toml and the constraints.'
     cat "$folder/$image.txt"
   } > "ops/images/$image.txt"
