@@ -15,7 +15,7 @@ from actors.engines.process import gpu
 from actors.engines.process.gpu import EngineMonitor
 from actors.engines.process.stats import ExecutorStats
 from bus.observability import metrics
-from ops.registry import MODULES
+from ops.registry import MODULES, processes_of
 from tests.support.external_programs import find_promtool
 
 FOLDER = Path(__file__).parents[2] / "ops" / "observability"
@@ -73,7 +73,7 @@ def test_runbook_has_section_for_each_alert() -> None:
 
 def test_every_step_is_scraped() -> None:
     [job] = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
-    assert set(job["dns_sd_configs"][0]["names"]) >= {"gateway", *MODULES}
+    assert set(job["dns_sd_configs"][0]["names"]) >= {"gateway", *processes_of(list(MODULES))}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """docker-compose.yml is valid by the Compose specification, and has every actor, limit, health check and documented variable."""
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -18,20 +17,8 @@ from ops.docgen.generate import ROOT
 from ops.docgen.process_settings import CONNECTION_CLASSES, settings_of_process
 from ops.docgen.settings_catalog import all_settings
 from ops.registry import MODULES, NEEDS_MODELS, expand_groups, processes_of, steps_of
+from tests.support.compose_file import RAW_SERVICES, SERVICES, TEXT, VARIABLE, compose_document, run_vllm_server
 
-TEXT = (ROOT / "docker-compose.yml").read_text()
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-
-
-def compose_document() -> dict[str, Any]:
-    """With every variable at its default; a required one is `required`."""
-    document: dict[str, Any] = yaml.safe_load(VARIABLE.sub(lambda match: match[3] if match[2] == "-" else "required", TEXT))
-    return document
-
-
-SERVICES = compose_document()["services"]
-RAW_SERVICES = yaml.safe_load(TEXT)["services"]
-"""With the variables as they are written."""
 PASSED = yaml.safe_load((ROOT / "ops/deploy/settings.yml").read_text())["services"]
 MODEL_SERVER_FIELDS = {"TextSettings", "VlmSettings", "StepOverrides"}
 BROKER_PASSWORDS = {f"RABBITMQ_{role.upper()}_PASSWORD" for role in broker_roles()}
@@ -166,36 +153,12 @@ def test_store_user_is_not_root_and_may_use_one_bucket() -> None:
     assert not [action for action in actions if "*" in action or "Policy" in action or "Acl" in action]
 
 
-def run_vllm_server(tmp_path: Path, **environment: str) -> list[str]:
-    """The arguments with which ops/deploy/vllm_server.sh starts `vllm` in the environment of the container."""
-    program = tmp_path / "vllm"
-    program.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    program.chmod(0o755)
-    service = SERVICES["vllm-server"]["environment"]
-    given = {name: value for name, value in service.items() if value is not None} | environment
-    command = ["bash", str(ROOT / "ops/deploy/vllm_server.sh")]
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | given
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-
-
 def test_vllm_server_has_its_names_and_every_engine_argument() -> None:
     service = RAW_SERVICES["vllm-server"]
     assert service["networks"]["default"]["aliases"] == ["vllm"]
     assert {f"VLLM_{name.upper()}" for name in VllmSettings.model_fields} <= set(service["environment"])
     assert "./ops/deploy/vllm_server.sh:/vllm_server.sh:ro" in service["volumes"]
     assert RAW_SERVICES["text"]["environment"]["VLLM_SERVER_URL"] == "${VLLM_SERVER_URL:-http://vllm-server:8000/v1}"
-
-
-def test_vllm_server_starts_with_defaults_and_runs_code_of_model_repository_only_when_asked(tmp_path: Path) -> None:
-    """The flags are those of the compose file that this service replaces, without --trust-remote-code."""
-    arguments = run_vllm_server(tmp_path)
-    assert arguments[:2] == ["serve", "Qwen/Qwen2.5-Coder-7B-Instruct"]
-    for flag in ("gpu-memory-utilization=0.85", "max-model-len=4096", "tensor-parallel-size=1", "dtype=auto", "max-num-seqs=256"):
-        assert f"--{flag}" in arguments
-    assert "--enable-prefix-caching" in arguments
-    assert not [argument for argument in arguments if "trust-remote-code" in argument or argument.endswith("=")]
-    assert "--trust-remote-code" in run_vllm_server(tmp_path, VLLM_TRUST_REMOTE_CODE="true")
-    assert "--trust-remote-code" not in run_vllm_server(tmp_path, VLLM_TRUST_REMOTE_CODE="False")
 
 
 def test_every_engine_argument_reaches_vllm_server(tmp_path: Path) -> None:

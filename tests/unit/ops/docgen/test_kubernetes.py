@@ -11,9 +11,10 @@ from actors.engines.settings import ImageSettings
 from ops.docgen.generate import ROOT
 from ops.docgen.process_settings import settings_of_process
 from ops.docgen.settings_catalog import all_settings
-from ops.registry import MODULES, NEEDS_MODELS
+from ops.registry import MODULES, NEEDS_MODELS, PROCESS_GROUPS, expand_groups, processes_of, queue_of, steps_of
 
 VERSION = "1.30"
+PROCESSES = processes_of(list(MODULES))
 CUSTOM_API_VERSIONS = {"keda.sh/v1alpha1", "rabbitmq.com/v1beta1"}
 
 
@@ -40,9 +41,11 @@ def test_invalid_manifest_is_rejected() -> None:
 
 def test_every_actor_is_deployed_with_sufficient_grace_period() -> None:
     containers = {name: spec["template"]["spec"]["containers"][0] for name, spec in DEPLOYMENTS.items()}
-    assert {container["args"][-1] for name, container in containers.items() if name != "gateway"} == set(MODULES)
-    for step in NEEDS_MODELS:
-        pod = DEPLOYMENTS[step.replace("_", "-")]["template"]["spec"]
+    served = [container["args"][-1] for name, container in containers.items() if name != "gateway"]
+    assert sorted(served) == sorted(PROCESSES)
+    assert sorted(expand_groups(served)) == sorted(MODULES)
+    for process in (process for process in PROCESSES if not NEEDS_MODELS.isdisjoint(steps_of(process))):
+        pod = DEPLOYMENTS[process.replace("_", "-")]["template"]["spec"]
         assert pod["terminationGracePeriodSeconds"] > ImageSettings().order_seconds
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
@@ -52,10 +55,16 @@ def test_actors_scale_on_queue_length_over_http_api() -> None:
     assert {spec["scaleTargetRef"]["name"] for spec in scaled} <= set(DEPLOYMENTS)
     assert len(scaled) > 5
     for spec in scaled:
-        (trigger,) = spec["triggers"]
-        assert (trigger["type"], trigger["metadata"]["protocol"], trigger["metadata"]["mode"]) == ("rabbitmq", "http", "QueueLength")
+        for trigger in spec["triggers"]:
+            assert (trigger["type"], trigger["metadata"]["protocol"], trigger["metadata"]["mode"]) == ("rabbitmq", "http", "QueueLength")
         assert spec["minReplicaCount"] <= spec["maxReplicaCount"]
         assert "replicas" not in DEPLOYMENTS[spec["scaleTargetRef"]["name"]], "KEDA alone sets the replicas"
+
+
+def test_group_scales_on_the_queues_of_all_its_steps() -> None:
+    (spec,) = [manifest["spec"] for manifest in ALL if manifest["kind"] == "ScaledObject" and manifest["metadata"]["name"] == "vision"]
+    queues = {trigger["metadata"]["queueName"] for trigger in spec["triggers"]}
+    assert queues == {queue_of(step) for step in PROCESS_GROUPS["vision"]}
 
 
 def test_every_scalable_deployment_has_disruption_budget() -> None:
@@ -80,7 +89,7 @@ def test_pods_get_single_secrets_by_reference() -> None:
     """No pod gets a whole Secret, and none has a secret in its manifest."""
     secret = {setting.name for setting in all_settings() if setting.unit == "secret"}
     found = dict(containers())
-    assert len(found) == len(MODULES) + 2
+    assert len(found) == len(PROCESSES) + 2
     for name, container in found.items():
         assert [source for source in container.get("envFrom", []) if "secretRef" in source] == [], name
         assert [entry["name"] for entry in container["env"] if entry["name"] in secret and "value" in entry] == [], name
@@ -90,10 +99,10 @@ def test_pods_use_broker_user_of_their_role_and_secrets_of_their_process() -> No
     found = {name: secret_keys(container) for name, container in containers()}
     assert found["gateway"]["AMQP_URL"] == ("atelier-gateway", "AMQP_URL")
     assert found["prepare"]["AMQP_URL"][0] == "rabbitmq-default-user"
-    assert {found[step.replace("_", "-")]["AMQP_URL"] for step in MODULES} == {("atelier-actor", "AMQP_URL")}
+    assert {found[process.replace("_", "-")]["AMQP_URL"] for process in PROCESSES} == {("atelier-actor", "AMQP_URL")}
     assert "DATABASE_URL" not in found["gateway"]
-    for step in MODULES:
-        read = {setting.name for setting in settings_of_process(step)} | {"HF_TOKEN"}
-        assert set(found[step.replace("_", "-")]) <= read
+    for process in PROCESSES:
+        read = {setting.name for setting in settings_of_process(process)} | {"HF_TOKEN"}
+        assert set(found[process.replace("_", "-")]) <= read
     assert {name for name, keys in found.items() if "WEBHOOK_SECRET" in keys} == {"webhook", "image-generation"}
     assert {name for name, keys in found.items() if {"atelier-broker"} & {secret for secret, _ in keys.values()}} == {"prepare"}
