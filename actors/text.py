@@ -22,7 +22,7 @@ from actors.llm.conversation_repository import (
     append_turn,
     open_conversations,
 )
-from actors.llm.generation import GenerationRun, build_request, generate_within_context
+from actors.llm.generation import GenerationRun, build_request, generate_answer
 from actors.llm.json_extraction import extract_json_object
 from actors.llm.prompt_builder import Prompt, PromptBuilder
 from actors.llm.settings import TextSettings
@@ -117,14 +117,14 @@ async def answer(
 ) -> TextDone:
     engine = dependencies.engine
     request = build_request(command, prompt, context, dependencies.settings)
-    request = await generate_within_context(request, prompt, history, context, run, engine)
+    request = await generate_answer(request, prompt, history, context, run, engine)
     return build_result(command, prompt, history, request, run, await engine.ready())
 
 
 def build_result(
     command: Text, prompt: Prompt, history: History | None, request: GenerationRequest, run: GenerationRun, model: str
 ) -> TextDone:
-    response, last = "".join(run.texts), run.last_chunk
+    response, last = run.response, run.last_chunk
     parsing_at = time.perf_counter()
     response_json = extract_json_object(response)
     parsed_at = time.perf_counter()
@@ -142,7 +142,7 @@ def build_result(
             timings=build_timings(run, parsing_at, parsed_at),
         ),
         response_json=response_json,
-        response_is_json=response_json is not None,
+        response_is_json=response_json is not None or request.schema is not None,
         finish_reason=last.finish_reason or "stop",
         usage=Usage(
             prompt_tokens=last.prompt_tokens,
@@ -184,18 +184,25 @@ async def get_status(command: GetTextStatus, context: Context, *, engine: TextEn
             model, state = await engine.ready(), await engine.state()
     except TimeoutError:
         raise TemporaryError("the model is loading", code="loading") from None
-    idle_seconds = time.time() - state.last_token_at if state.last_token_at else 0.0
+    since_last_token = time.time() - state.last_token_at if state.last_token_at else 0.0
+    silent_seconds = since_last_token if state.silent_seconds is None else state.silent_seconds
     return TextStatus(
         model_name=model,
         engine=engine.name,
-        engine_status="stalled" if state.running and idle_seconds > settings.stall_seconds else "running",
+        engine_status="stalled" if state.running and silent_seconds > settings.stall_seconds else "running",
         running_requests=state.running,
         pending_requests=state.waiting,
         tokens_generated=state.generated_tokens,
         last_token_at=state.last_token_at,
         max_model_len=state.max_model_len,
+        vision=state.vision,
         lora_adapters=list(state.loras),
         device=state.device,
+        gpu_count=state.gpu_count,
+        gpu_memory_used=state.gpu_memory_used,
+        gpu_memory_total=state.gpu_memory_total,
+        gpu_utilization=state.gpu_utilization,
+        cache_utilization=state.cache_utilization,
         engine_config=state.config,
         versions=state.versions,
     )

@@ -31,6 +31,10 @@ class PermanentError(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["PermanentError"], tuple[object, ...]]:
+        """It crosses the pipes of a model process. A subclass with other arguments needs its own."""
+        return type(self), (self.code, str(self))
+
 
 class AttemptInterrupted(Exception):
     """The attempt did not run to its end, for a reason that says nothing about the message."""

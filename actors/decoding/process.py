@@ -32,6 +32,10 @@ def decode(job: str, data: bytes, arguments: dict[str, Any]) -> Decoded:
             from actors.attachments.document_reader import read_document
 
             return {}, read_document(data, **arguments).encode(errors="replace")
+        case "json-schema":
+            from actors.decoding.json_schemas import check
+
+            return check(data, **arguments), b""
     raise ValueError(f"there is no decoder for {job!r}")
 
 

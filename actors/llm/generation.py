@@ -7,12 +7,12 @@ from typing import Any
 
 from actors.engines.language.requests import GenerationChunk, GenerationRequest, PromptTooLong, TextEngine
 from actors.llm.conversation_repository import History
+from actors.llm.json_answers import ANY_JSON_OBJECT, check_answer, check_schema
 from actors.llm.prompt_builder import Prompt, reduce_turns, with_history
 from actors.llm.settings import TextSettings
 from bus.actor import Context
+from bus.errors import PermanentError
 from contracts.text import Text, TextDelta
-
-ANY_JSON_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 @dataclass
@@ -26,6 +26,10 @@ class GenerationRun:
     texts: list[str] = field(default_factory=list)
     delta_count: int = 0
     last_chunk: GenerationChunk = field(default_factory=lambda: GenerationChunk("", 0))
+
+    @property
+    def response(self) -> str:
+        return "".join(self.texts)
 
 
 def build_request(command: Text, prompt: Prompt, context: Context, settings: TextSettings) -> GenerationRequest:
@@ -43,9 +47,37 @@ def build_request(command: Text, prompt: Prompt, context: Context, settings: Tex
         stop=tuple(command.stop),
         seed=command.seed,
         lora=command.lora_adapter or settings.default_lora_adapter,
-        schema=command.json_schema or (ANY_JSON_OBJECT if command.json_only else None),
+        schema=command.json_schema if command.json_schema is not None else ANY_JSON_OBJECT if command.json_only else None,
         stream=command.stream and context.send_delta is not None,
+        tenant=context.tenant or "",
     )
+
+
+async def generate_answer(
+    request: GenerationRequest, prompt: Prompt, history: History | None, context: Context, run: GenerationRun, engine: TextEngine
+) -> GenerationRequest:
+    """Generate, and check the JSON that was requested; a server that ignored the request is asked once more, unless text was sent already.
+
+    Returns the request that was served. Raises PermanentError("vision-unsupported" · "schema-refused" · "json-incomplete" ·
+    "json-unsupported"), and PromptTooLong.
+    """
+    if prompt.has_images and await engine.vision() is False:
+        raise PermanentError(
+            "vision-unsupported", f"The model {await engine.ready()} reads no images. Use a vision model, or send text only."
+        )
+    if request.schema is None:
+        return await generate_within_context(request, prompt, history, context, run, engine)
+    await check_schema(request.schema)
+    served = await generate_within_context(request, prompt, history, context, run, engine)
+    try:
+        await check_answer(run.response, request.schema, run.last_chunk.finish_reason, served.max_tokens)
+    except PermanentError as error:
+        if error.code != "json-unsupported" or run.delta_count:
+            raise
+        run.texts.clear()
+        served = await generate_within_context(request, prompt, history, context, run, engine)
+        await check_answer(run.response, request.schema, run.last_chunk.finish_reason, served.max_tokens)
+    return served
 
 
 async def generate_within_context(

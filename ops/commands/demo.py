@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -21,8 +22,8 @@ from ops.commands.demo_backend import FakeBackend, open_fake_backend
 from ops.commands.demo_orders import publish_order
 from ops.commands.demo_output import DemoDisplay, open_display
 from ops.commands.demo_report import DemoJob
-from ops.local.model_choice import ModelChoice, choose_models, merged_environment, require_libraries
-from ops.local.stack import ServiceUrls, llm_server, local_stack
+from ops.local.model_choice import ModelChoice, choose_models, fetch_missing_models, merged_environment, require_libraries
+from ops.local.stack import ServiceUrls, local_stack
 from ops.local.tiny_models import copy_trained_models, tiny_model_paths
 from ops.settings import LocalSettings, inherited_environment
 from ops.supervisor import READY_SECONDS, open_supervisor
@@ -70,18 +71,18 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
     """Services of the demo's own (the actors of a running `atelier up` would consume its orders), a fake backend, and the actors."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
     models, processes = folder / "models", AD_PROCESSES if ad else PROCESSES
-    choices = choose_models(" ".join(processes).split(), tiny_model_paths(models))
+    steps = " ".join(processes).split()
+    display.set_status("looking for models")
+    await to_thread.run_sync(partial(fetch_missing_models, steps, models, may_install=settings.may_install))
+    choices = choose_models(steps, tiny_model_paths(models))
     require_libraries(choices)
     display.show_models(choices)
-    llm_servers = [llm_server(own.local_folder) for choice in choices if choice.use == "text" and choice.is_toy]
     display.set_status("starting RabbitMQ and PostgreSQL")
     if any(choice.is_toy for choice in choices):
         await to_thread.run_sync(copy_trained_models, models)
-    async with local_stack(own, *llm_servers) as urls, open_fake_backend() as backend:
+    async with local_stack(own) as urls, open_fake_backend() as backend:
         own_environment = {"BACKEND_API_URL": backend.url, "MODEL_DIR": os.environ.get("MODEL_DIR", str(models))}
         environment = merged_environment(inherited_environment() | urls.environment | own_environment, choices, models)
-        for server in llm_servers:
-            environment |= server.environment
         display.set_status("starting the actors")
         async with (
             open_supervisor(processes, environment, display.record_line) as supervisor,

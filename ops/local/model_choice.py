@@ -12,6 +12,7 @@ from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
 from bus.observability.logs import mask_text
 from ops.errors import SetupError
+from ops.local.smollm2 import PACKAGE, SMOLLM2, fetch_smollm2, find_smollm2
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM
 from ops.registry import PROCESS_GROUPS
 
@@ -43,7 +44,7 @@ def choose_models(steps: Iterable[str], tiny_models: Mapping[str, Path]) -> list
     served = set(steps)
     choices = [choose_image_model(tiny_models[TINY_DIFFUSION])] if "image" in served else []
     choices += choose_vision_models([step for step in PROCESS_GROUPS["vision"] if step in served], tiny_models[TINY_VLM])
-    return [*choices, choose_text_model()] if "text" in served else choices
+    return [*choices, choose_text_model(tiny_models[TINY_LLM])] if "text" in served else choices
 
 
 def choose_image_model(toy: Path) -> ModelChoice:
@@ -90,13 +91,29 @@ def name_steps(steps: Sequence[str], all_steps: Sequence[str]) -> str:
     return "vision" if list(steps) == list(all_steps) else " ".join(steps)
 
 
-def choose_text_model() -> ModelChoice:
+def choose_text_model(toy: Path) -> ModelChoice:
+    """The small model where it is at hand, else the toy, which is in the same folder."""
     settings = TextSettings()
-    if settings.server_url:
+    if settings.server_url and settings.engine in {"auto", "openai"}:
         return ModelChoice("text", settings.model or SERVED_FIRST, f"{mask_text(settings.server_url)}, VLLM_SERVER_URL", is_remote=True)
-    if os.environ.get("TEXT_ENGINE"):
-        return ModelChoice("text", settings.model or "none is named", f"TEXT_ENGINE={settings.engine}, VLLM_MODEL")
-    return ModelChoice("text", TINY_LLM, f"{TOY}; VLLM_SERVER_URL names a server", is_toy=True)
+    if not needs_text_model(settings):
+        return ModelChoice("text", settings.model or "none is named", f"VLLM_MODEL, TEXT_ENGINE={settings.engine}")
+    if small := find_smollm2(toy.parent):
+        return ModelChoice("text", SMOLLM2, f"the package {PACKAGE}; VLLM_MODEL names another", {"VLLM_MODEL": str(small)})
+    environment = {"VLLM_MODEL": str(toy), "TEXT_REPETITION_PENALTY": "1"}  # it was trained without a penalty
+    return ModelChoice("text", TINY_LLM, f"{TOY}; VLLM_MODEL or VLLM_SERVER_URL names another", environment, is_toy=True)
+
+
+def needs_text_model(settings: TextSettings) -> bool:
+    """Whether neither a server nor a model is named for the text step."""
+    server = settings.server_url and settings.engine in {"auto", "openai"}
+    return not server and not settings.model and settings.engine in {"auto", "embedded"}
+
+
+def fetch_missing_models(steps: Iterable[str], models: Path, *, may_install: bool) -> None:
+    """Fetch the small language model into the folder `models` where it is needed, not at hand, and may be fetched."""
+    if "text" in set(steps) and may_install and find_spec("torch") and needs_text_model(TextSettings()) and not find_smollm2(models):
+        fetch_smollm2(models)
 
 
 def require_libraries(choices: Iterable[ModelChoice]) -> None:

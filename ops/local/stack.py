@@ -9,14 +9,12 @@ from typing import Any
 import structlog
 from anyio import to_thread
 
-from ops.local.llm_server import LlmServer
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.local.rabbitmq_users import RoleNode
 from ops.local.secret_file import secret_fields
 from ops.local.shared_server import SharedServer, shared_servers
-from ops.local.tiny_models import CHECKPOINTS, TINY_LLM
 from ops.settings import BrokerUserSettings, LocalSettings
 
 log = structlog.get_logger()
@@ -46,13 +44,13 @@ class ServiceUrls:
 
 
 @asynccontextmanager
-async def local_stack(settings: LocalSettings, *extra_servers: LlmServer) -> AsyncIterator[ServiceUrls]:
-    """Start the services without a URL and `extra_servers` at the same time; on exit stop those that no other process uses.
+async def local_stack(settings: LocalSettings) -> AsyncIterator[ServiceUrls]:
+    """Start the services without a URL at the same time; on exit stop those that no other process uses.
 
     Raises SetupError with the remedy.
     """
     folder = settings.local_folder.resolve()
-    shared = [SharedServer(server, server.folder) for server in extra_servers]
+    shared: list[SharedServer] = []
     amqp, database = settings.given_amqp_url, settings.given_database_url
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
@@ -74,10 +72,6 @@ async def local_stack(settings: LocalSettings, *extra_servers: LlmServer) -> Asy
     log.info("stack.stopped")
 
 
-def llm_server(folder: Path) -> LlmServer:
-    return LlmServer(folder / "writer", CHECKPOINTS / TINY_LLM)
-
-
 def local_store_url(settings: LocalSettings) -> str:
     folder = settings.local_folder.resolve() / "store"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,5 +86,3 @@ def stop_orphans(settings: LocalSettings) -> None:
             RabbitNode(folder, folder).stop()
         if folder.name == "postgres":
             EmbeddedPostgres(folder).stop()
-        if folder.name == "writer":
-            llm_server(folder.parent).stop()

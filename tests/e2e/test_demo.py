@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ATELIER_LOCAL_FOLDER": str(folder)}
+    environment = os.environ | {"ATELIER_LOCAL_FOLDER": str(folder), "ATELIER_MAY_INSTALL": "false"}
     command = [sys.executable, "-m", "ops.cli", "demo", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
 

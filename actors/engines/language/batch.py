@@ -1,14 +1,15 @@
 """Continuous batching: requests that are decoded together, one token a step. A row joins and leaves at any step.
 
 The rows' key-value caches are padded on the left to one length and masked there, and each row has its own positions, so that its answer
-does not depend on the other rows.
+does not depend on the other rows. A long prompt is read in parts, between which the other rows go on.
 """
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.grammar import GrammarCache, GrammarState
-from actors.engines.language.requests import VlmRequest
+from actors.engines.language.sampling import Sampling, choose_tokens, penalize
 
 if TYPE_CHECKING:
     import torch
@@ -16,20 +17,39 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TokenRow:
-    """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it."""
+    """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it.
+
+    `request`: what was submitted, to start it again. `answer`: the text so far, for requests that are streamed or have stop sequences.
+    """
 
     request_id: int
-    request: VlmRequest
+    request: Any
     prompt_ids: "torch.Tensor"
     pixel_values: "torch.Tensor | None"
     grammar: GrammarState | None
+    max_tokens: int
+    sampling: Sampling
+    answer: AnswerText | None = None
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     batch_size: int = 1
+    generator: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = self.sampling.generator()
 
     @property
     def remaining_tokens(self) -> int:
-        return self.request.max_new_tokens - len(self.output_ids)
+        return self.max_tokens - len(self.output_ids)
+
+
+@dataclass(eq=False)
+class LongPrompt:
+    """A row whose prompt is read in parts. `read_tokens`: how many are in the cache."""
+
+    row: TokenRow
+    read_tokens: int = 0
+    cache: Any = None
 
 
 class ContinuousBatch:
@@ -45,18 +65,53 @@ class ContinuousBatch:
     def add(self, rows: list[TokenRow]) -> None:
         """Prefill new rows, sample their first token, and merge them into the batch."""
         import torch
+        from transformers import DynamicCache
 
         ids, mask = self._left_padded(rows)
         pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
         images = {"pixel_values": torch.cat(pixels).to(self._model.device, self._model.dtype)} if pixels else {}
         output = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1, **images
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(),  # a model's own may keep a window only, which cannot be merged
+            use_cache=True,
+            logits_to_keep=1,
+            **images,
         )
+        for row in rows:
+            row.batch_size = len(rows)
+        self._start(rows, output, mask)
+
+    def read_part(self, prompt: LongPrompt, max_tokens: int) -> bool:
+        """Read up to `max_tokens` more of a long prompt. True: it is read, and its row has joined the batch."""
+        import torch
+        from transformers import DynamicCache
+
+        start, ids = prompt.read_tokens, prompt.row.prompt_ids.to(self._model.device)
+        end = min(len(ids), start + max_tokens)
+        output = self._model(
+            input_ids=ids[None, start:end],
+            attention_mask=torch.ones(1, end, dtype=torch.long, device=ids.device),
+            position_ids=torch.arange(start, end, device=ids.device)[None],
+            past_key_values=prompt.cache or DynamicCache(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        prompt.read_tokens, prompt.cache = end, output.past_key_values
+        if end < len(ids):
+            return False
+        self._start([prompt.row], output, torch.ones(1, end, dtype=torch.long, device=ids.device))
+        return True
+
+    def _start(self, rows: list[TokenRow], output: Any, mask: "torch.Tensor") -> None:
+        """Sample the first token of rows whose prompt is read, and merge them into the batch."""
+        import torch
+
         seen = torch.zeros(len(rows), self._vocab_size, dtype=torch.bool)
         for number, row in enumerate(rows):
             seen[number, row.prompt_ids] = True
-            row.batch_size = len(rows)
-        seen = seen.to(ids.device)
+        seen = seen.to(mask.device)
         self._sample(rows, output.logits[:, -1], seen)
         self._merge(rows, output.past_key_values, mask, seen)
 
@@ -120,14 +175,10 @@ class ContinuousBatch:
         self.rows, self._cache, self._attention_mask, self._seen_tokens = [*self.rows, *rows], cache, mask, seen
 
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
-        """Append the likeliest admissible token to each row. `logits`: rows × vocabulary."""
-        import torch
-
-        logits = logits.float()
-        penalty = torch.tensor([[row.request.repetition_penalty] for row in rows], device=logits.device)
-        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        """Append one admissible token to each row. `logits`: rows × vocabulary."""
+        logits = penalize(logits.float(), seen, rows)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
-        tokens = logits.argmax(-1)
+        tokens = choose_tokens(logits, rows)
         seen.scatter_(1, tokens[:, None], value=True)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             self._append_token(row, token)
@@ -140,3 +191,5 @@ class ContinuousBatch:
             row.finish_reason = "stop"
         elif not row.remaining_tokens:
             row.finish_reason = "length"
+        if row.answer and row.answer.append(token, ends=row.finish_reason is not None):
+            row.finish_reason = "stop"

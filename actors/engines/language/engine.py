@@ -1,19 +1,22 @@
-"""The `transformers` engine for LLaVA-architecture models: greedy decoding in one continuous batch.
+"""The engines of language models on one continuous batch, and the one for LLaVA-architecture models.
 
 Each request is preprocessed alone before it joins the batch, so that an invalid one fails alone.
 """
 
 import io
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
-from actors.engines.language.batch import ContinuousBatch, TokenRow
+from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
+from actors.engines.language.control_words import ControlWords
 from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import LoadedModel, load_model, used_memory_bytes
 from actors.engines.language.requests import FinishReason, VlmOptions, VlmRequest, VlmResponse
+from actors.engines.language.sampling import Sampling
 from actors.engines.process.gpu import DeviceMeter, free_memory
 from actors.engines.process.protocol import EngineEvent, EngineHost, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
 from bus.errors import PermanentError
@@ -26,88 +29,96 @@ def open_engine(options: VlmOptions, host: EngineHost) -> "VlmEngine":
     return VlmEngine(load_model(options, host), options)
 
 
-class VlmEngine:
-    """Owns one model on one device. Called from one thread."""
+class LanguageEngine(ABC):
+    """Owns one model on one device. Called from one thread. A subclass reads its kind of request and builds its kind of response.
 
-    def __init__(self, loaded: LoadedModel, options: VlmOptions) -> None:
-        self.info = loaded.info
-        self._loaded, self._options = loaded, options
-        config = loaded.model.config
-        tokenizer = loaded.processor.tokenizer
-        self._vocab_size = config.text_config.vocab_size
-        self._max_model_len = config.text_config.max_position_embeddings
-        self._stop_token_ids = stop_token_ids(loaded)
-        self._special_tokens = sorted(
-            {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), loaded.processor.image_token}, key=len, reverse=True
-        )
+    `part_tokens`: a longer prompt is read in parts, and so many tokens of prompts are read between two steps; None: no limit, for prompts
+    with images, which are read at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        info: dict[str, Any],
+        *,
+        device: str,
+        max_rows: int,
+        window_seconds: float,
+        part_tokens: int | None,
+    ) -> None:
+        self.info, self._model, self._tokenizer, self._device = info, model, tokenizer, device
+        config = model.config.get_text_config()
+        self._vocab_size = config.vocab_size
+        self._max_model_len = config.max_position_embeddings
+        self._stop_token_ids = stop_token_ids(model, tokenizer)
         self._grammars = GrammarCache(tokenizer, self._vocab_size, self._stop_token_ids)
         self._batch = self._new_batch()
         self._waiting: list[TokenRow] = []
-        self._batch_due_at = 0.0
-        self._max_rows = options.max_rows
+        self._reading: LongPrompt | None = None
+        self._window_seconds, self._batch_due_at = window_seconds, 0.0
+        self._max_rows, self._part_tokens = max_rows, part_tokens
         self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0}
         self._largest_batch = 0
-        self._meter = DeviceMeter(loaded.device)
+        self._meter = DeviceMeter(device)
+
+    @abstractmethod
+    def _read_request(self, request_id: int, request: Any) -> TokenRow:
+        """The row of a request. Raises PermanentError."""
+
+    @abstractmethod
+    def _build_response(self, row: TokenRow) -> Any:
+        """The result of a finished row."""
+
+    @abstractmethod
+    def _test_request(self) -> Any:
+        """A request for one token."""
 
     def _new_batch(self) -> ContinuousBatch:
-        return ContinuousBatch(self._loaded.model, self._grammars, self._stop_token_ids, self._vocab_size)
+        return ContinuousBatch(self._model, self._grammars, self._stop_token_ids, self._vocab_size)
 
     def self_test(self) -> None:
         """Generate one token. Raises RuntimeError."""
-        self.submit(0, VlmRequest("?", max_new_tokens=1))
+        self.submit(0, self._test_request())
         self._batch_due_at = 0.0
         if not any(isinstance(event, Finished) for event in self.tick()):
             raise RuntimeError("the model generates no token")
         self._counters = dict.fromkeys(self._counters, 0.0)
 
-    def submit(self, request_id: int, request: VlmRequest) -> None:
+    def submit(self, request_id: int, request: Any) -> None:
         """Queue one request. Raises PermanentError.
 
-        Its codes: "prompt-too-long", "prompt-unreadable", "image-unreadable", "schema-refused", "token-limit-too-small".
+        Its codes: "prompt-too-long", "prompt-unreadable", "image-unreadable", "schema-refused", "token-limit-too-small",
+        "vision-unsupported", "lora-unknown".
         """
-        ids, pixels = self._preprocess(request)
-        if len(ids) + request.max_new_tokens > self._max_model_len:
-            tokens = f"{len(ids)} tokens of prompt and {request.max_new_tokens} of answer"
-            raise PermanentError("prompt-too-long", f"{tokens} exceed the model's context of {self._max_model_len}.")
-        grammar = self._grammars.start(request.schema, request.max_new_tokens) if request.schema else None
+        row = self._read_request(request_id, request)
         if not self._waiting:
-            self._batch_due_at = time.monotonic() + self._options.window_seconds
-        self._waiting.append(TokenRow(request_id, request, ids, pixels, grammar))
+            self._batch_due_at = time.monotonic() + self._window_seconds
+        self._waiting.append(row)
         if len(self._waiting) >= self._max_rows:
             self._batch_due_at = 0.0
-
-    def _preprocess(self, request: VlmRequest) -> tuple[Any, Any]:
-        """The token ids of the prompt, and the pixel values of the image if there is one."""
-        token = self._loaded.processor.image_token
-        prompt = self._options.prompt_template.format(
-            image=f"{token}\n" if request.image else "", text=strip_special_tokens(request.text, self._special_tokens)
-        )
-        try:
-            images = [Image.open(io.BytesIO(request.image), formats=("PNG",)).convert("RGB")] if request.image else None
-            inputs = self._loaded.processor(images=images, text=[prompt], return_tensors="pt")
-        except Exception as error:
-            code = "image-unreadable" if request.image else "prompt-unreadable"
-            raise PermanentError(code, f"the model's processor rejects the request: {error}") from error
-        return inputs["input_ids"][0], inputs.get("pixel_values")
 
     def cancel(self, request_id: int) -> bool:
         waiting = [row for row in self._waiting if row.request_id == request_id]
         running = [row for row in self._batch.rows if row.request_id == request_id]
+        reading = self._reading is not None and self._reading.row.request_id == request_id
         self._waiting = [row for row in self._waiting if row not in waiting]
+        if reading:
+            self._reading = None
         if running:
             self._batch.remove(running)
-        return bool(waiting or running)
+        return bool(waiting or running or reading)
 
     def idle_seconds(self) -> float | None:
-        if self._batch.rows:
+        if self._batch.rows or self._reading:
             return 0.0
         return max(0.0, self._batch_due_at - time.monotonic()) if self._waiting else None
 
     def tick(self) -> Sequence[EngineEvent]:
-        """Prefill waiting requests, or decode one token of every row."""
+        """Prefill waiting requests, or decode one token of every row; in between read a part of a long prompt."""
         import torch
 
-        rows = [*self._batch.rows, *self._waiting]
+        rows = [*self._batch.rows, *([self._reading.row] if self._reading else []), *self._waiting]
         try:
             with torch.inference_mode():
                 return self._advance()
@@ -116,48 +127,66 @@ class VlmEngine:
         return self._restart_with_smaller_batch(rows, message)  # outside the except block: the traceback would keep tensors alive
 
     def _advance(self) -> list[EngineEvent]:
-        joining = self._waiting[: self._max_rows - len(self._batch.rows)] if time.monotonic() >= self._batch_due_at else []
-        if joining:
-            self._batch.add(joining)
-            self._waiting = self._waiting[len(joining) :]
+        joining = self._take_joining() if time.monotonic() >= self._batch_due_at else []
+        started = [row for row in joining if not self._is_long(row)]
+        if started:
+            self._batch.add(started)
             self._counters["batches"] += 1
-            self._largest_batch = max(self._largest_batch, len(joining))
+            self._largest_batch = max(self._largest_batch, len(started))
         elif self._batch.rows:
             self._batch.decode_step()
-        self._counters["tokens"] += len(joining or self._batch.rows)
+        self._counters["tokens"] += len(started or self._batch.rows)
+        if self._reading and self._batch.read_part(self._reading, self._part_tokens or len(self._reading.row.prompt_ids)):
+            self._reading = None
+            self._counters["tokens"] += 1
         return [*(Started(row.request_id) for row in joining), *self._collect_events()]
+
+    def _is_long(self, row: TokenRow) -> bool:
+        return self._part_tokens is not None and row.pixel_values is None and len(row.prompt_ids) > self._part_tokens
+
+    def _take_joining(self) -> list[TokenRow]:
+        """The waiting rows that begin now: those of short prompts together, one of a long prompt to be read in parts."""
+        room = self._max_rows - len(self._batch.rows) - (self._reading is not None)
+        budget = self._part_tokens
+        joining: list[TokenRow] = []
+        for row in list(self._waiting):
+            if len(joining) >= room or (self._is_long(row) and self._reading) or (budget is not None and budget <= 0):
+                continue
+            if self._is_long(row):
+                self._reading = LongPrompt(row)
+            elif budget is not None:
+                budget -= len(row.prompt_ids)
+            joining.append(row)
+            self._waiting.remove(row)
+        return joining
 
     def _collect_events(self) -> list[EngineEvent]:
         """The results of finished rows, which leave the batch, and the progress of others."""
         finished = [row for row in self._batch.rows if row.finish_reason]
         events: list[EngineEvent] = [Finished(row.request_id, self._build_response(row)) for row in finished]
-        due = [row for row in self._batch.rows if not row.finish_reason and len(row.output_ids) % PROGRESS_EVERY_TOKENS == 0]
-        events.extend(Progressed(row.request_id, len(row.output_ids), row.request.max_new_tokens) for row in due)
+        events.extend(event for row in self._batch.rows if not row.finish_reason for event in self._progress(row))
         if finished:
             self._batch.remove(finished)
             self._counters["questions"] += len(finished)
             events.append(self._metrics())
         return events
 
-    def _build_response(self, row: TokenRow) -> VlmResponse:
-        text = self._loaded.processor.tokenizer.decode(row.output_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        constrained = row.grammar is not None
-        finish_reason: FinishReason = "stop" if row.finish_reason == "stop" else "length"
-        model = str(self.info["model"])
-        return VlmResponse(text.strip(), finish_reason, model, len(row.prompt_ids), len(row.output_ids), constrained, row.batch_size)
+    def _progress(self, row: TokenRow) -> list[Progressed]:
+        due = len(row.output_ids) % PROGRESS_EVERY_TOKENS == 0
+        return [Progressed(row.request_id, len(row.output_ids), row.max_tokens)] if due else []
 
     def _metrics(self) -> EngineMetrics:
         load_gauges = {name: float(self.info[name]) for name in ("memory_before_bytes", "memory_after_bytes", "model_bytes")}
         current = {
-            "memory_now_bytes": float(used_memory_bytes(self._loaded.device)),
+            "memory_now_bytes": float(used_memory_bytes(self._device)),
             "rows": float(len(self._batch.rows)),
             "largest_batch": float(self._largest_batch),
         }
         return EngineMetrics(dict(self._counters), load_gauges | current | self._meter.gauges())
 
     def _restart_with_smaller_batch(self, rows: list[TokenRow], message: str) -> list[EngineEvent]:
-        """Memory ran out: start all rows again, half as many at once. Greedy answers do not change."""
-        self._batch = self._new_batch()
+        """Memory ran out: start all rows again, half as many at once. The answers do not change."""
+        self._batch, self._reading = self._new_batch(), None
         free_memory()
         self._counters["memory_shortages"] += 1
         if len(rows) == 1 or self._max_rows == 1:
@@ -169,26 +198,62 @@ class VlmEngine:
             try:
                 self.submit(row.request_id, row.request)
             except PermanentError as error:
-                events.append(Failed(row.request_id, "permanent", error.code, str(error)))
+                events.append(Failed(row.request_id, "permanent", error.code, str(error), error))
         self._batch_due_at = 0.0
         return events
 
     def close(self) -> None:
-        self._batch = self._new_batch()
+        self._batch, self._reading = self._new_batch(), None
         free_memory()
 
 
-def stop_token_ids(loaded: LoadedModel) -> list[int]:
+class VlmEngine(LanguageEngine):
+    """Answers a question about an image, greedily."""
+
+    def __init__(self, loaded: LoadedModel, options: VlmOptions) -> None:
+        tokenizer = loaded.processor.tokenizer
+        super().__init__(
+            loaded.model, tokenizer, loaded.info, device=loaded.device,
+            max_rows=options.max_rows, window_seconds=options.window_seconds, part_tokens=None,
+        )  # fmt: skip
+        self._loaded, self._options = loaded, options
+        self._control_words = ControlWords.of_tokenizer(tokenizer, loaded.processor.image_token)
+
+    def _test_request(self) -> VlmRequest:
+        return VlmRequest("?", max_new_tokens=1)
+
+    def _read_request(self, request_id: int, request: VlmRequest) -> TokenRow:
+        ids, pixels = self._preprocess(request)
+        if len(ids) + request.max_new_tokens > self._max_model_len:
+            tokens = f"{len(ids)} tokens of prompt and {request.max_new_tokens} of answer"
+            raise PermanentError("prompt-too-long", f"{tokens} exceed the model's context of {self._max_model_len}.")
+        grammar = self._grammars.start(request.schema, request.max_new_tokens) if request.schema else None
+        sampling = Sampling(repetition_penalty=request.repetition_penalty)
+        return TokenRow(request_id, request, ids, pixels, grammar, request.max_new_tokens, sampling)
+
+    def _preprocess(self, request: VlmRequest) -> tuple[Any, Any]:
+        """The token ids of the prompt, and the pixel values of the image if there is one."""
+        token = self._loaded.processor.image_token
+        prompt = self._options.prompt_template.format(
+            image=f"{token}\n" if request.image else "", text=self._control_words.remove_from(request.text)
+        )
+        try:
+            images = [Image.open(io.BytesIO(request.image), formats=("PNG",)).convert("RGB")] if request.image else None
+            inputs = self._loaded.processor(images=images, text=[prompt], return_tensors="pt")
+        except Exception as error:
+            code = "image-unreadable" if request.image else "prompt-unreadable"
+            raise PermanentError(code, f"the model's processor rejects the request: {error}") from error
+        return inputs["input_ids"][0], inputs.get("pixel_values")
+
+    def _build_response(self, row: TokenRow) -> VlmResponse:
+        text = self._tokenizer.decode(row.output_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        constrained = row.grammar is not None
+        finish_reason: FinishReason = "stop" if row.finish_reason == "stop" else "length"
+        model = str(self.info["model"])
+        return VlmResponse(text.strip(), finish_reason, model, len(row.prompt_ids), len(row.output_ids), constrained, row.batch_size)
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
     """The end tokens of the model's generation config and of its tokenizer."""
-    entries = [loaded.model.generation_config.eos_token_id, loaded.processor.tokenizer.eos_token_id]
+    entries = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
     return sorted({token for entry in entries if entry is not None for token in (entry if isinstance(entry, list) else [entry])})
-
-
-def strip_special_tokens(text: str, special_tokens: Sequence[str]) -> str:
-    """Text without the model's special tokens. Repeated, since removing one from `<ima<image>ge>` leaves another."""
-    before = None
-    while before != text:
-        before = text
-        for token in special_tokens:
-            text = text.replace(token, "")
-    return text

@@ -5,7 +5,8 @@ the answer, it is closed as fast as possible: strings and lists are ended, and o
 """
 
 import json
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import PermanentError
@@ -13,18 +14,47 @@ from bus.errors import PermanentError
 if TYPE_CHECKING:
     import torch
 
-CLOSING_TOKENS = ('"', "]", "}", ",")
-"""Tried in this order. Inside a string only the quote closes."""
+CLOSING_TOKENS = ("]", "}", '"', ",")
+"""Tried in this order. Inside a string the grammar's brackets are text, and only the quote closes."""
 RESERVE_MARGIN_TOKENS = 24
 """Tokens for what may be incomplete when closing begins: the bytes of a character, a value of an enum."""
+MAX_CACHED_SCHEMAS = 64
+MAX_SHORTEST_TOKENS = 1024
+"""A schema whose shortest answer is longer is refused."""
+
+
+@dataclass
+class JsonNesting:
+    """How many objects and lists are open in the JSON so far, byte by byte."""
+
+    depth: int = 0
+    in_string: bool = False
+    escaped: bool = False
+
+    def read(self, data: bytes) -> None:
+        for byte in data:
+            if self.in_string:
+                self.in_string, self.escaped = self.escaped or byte != 0x22, byte == 0x5C and not self.escaped
+            elif byte == 0x22:
+                self.in_string = True
+            elif byte in b"{[":
+                self.depth += 1
+            elif byte in b"}]":
+                self.depth -= 1
 
 
 @dataclass
 class GrammarState:
-    """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state."""
+    """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state, but for what is nested freely."""
 
     matcher: Any
-    reserve_tokens: int
+    shortest_tokens: int
+    vocabulary: list[bytes]
+    nesting: JsonNesting = field(default_factory=JsonNesting)
+
+    @property
+    def reserve_tokens(self) -> int:
+        return self.shortest_tokens + self.nesting.depth
 
     @property
     def terminated(self) -> bool:
@@ -33,6 +63,7 @@ class GrammarState:
     def accept_token(self, token: int) -> None:
         if not self.matcher.accept_token(token):
             raise RuntimeError(f"the grammar rejects token {token}, which its mask allowed")
+        self.nesting.read(self.vocabulary[token])
 
 
 class GrammarCache:
@@ -47,36 +78,45 @@ class GrammarCache:
         # xgrammar's own cache fails an internal check on strings with a pattern (0.2.8), so compiled grammars are cached here.
         self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
         self._vocab_size = vocab_size
-        tokens = info.decoded_vocab
+        self._vocabulary = tokens = info.decoded_vocab
         self._token_lengths = torch.tensor([len(token) for token in tokens])
         ids = {token: number for number, token in reversed(list(enumerate(tokens)))}
         self._closing_token_ids = [ids[token.encode()] for token in CLOSING_TOKENS if token.encode() in ids]
-        self._compiled: dict[str, tuple[Any, int]] = {}
+        self._quote_token_ids = [ids[b'"']] if b'"' in ids else []
+        self._compiled: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def start(self, schema: str, max_tokens: int) -> GrammarState:
         """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
         import xgrammar
 
-        if schema not in self._compiled:
-            try:
-                compiled = self._compiler.compile_json_schema(json.dumps(json.loads(schema)), any_whitespace=False)
-            except Exception as error:
-                raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {error}") from error
-            self._compiled[schema] = compiled, self._shortest_answer_tokens(compiled) + RESERVE_MARGIN_TOKENS
-        compiled, reserve = self._compiled[schema]
+        compiled, reserve = self._compiled.get(schema) or self._compile(schema)
+        self._compiled[schema] = compiled, reserve
+        self._compiled.move_to_end(schema)
+        if len(self._compiled) > MAX_CACHED_SCHEMAS:
+            self._compiled.popitem(last=False)
         if max_tokens < reserve:
             raise PermanentError("token-limit-too-small", f"{max_tokens} tokens cannot hold the shortest answer; allow at least {reserve}.")
-        return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), reserve)
+        return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), reserve, self._vocabulary)
+
+    def _compile(self, schema: str) -> tuple[Any, int]:
+        """The grammar, and the tokens that an answer needs at least."""
+        try:
+            compiled = self._compiler.compile_json_schema(json.dumps(rewrite_schema(json.loads(schema))), any_whitespace=False)
+        except Exception as error:
+            raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {error}") from error
+        return compiled, self._shortest_answer_tokens(compiled) + RESERVE_MARGIN_TOKENS
 
     def _shortest_answer_tokens(self, compiled: Any) -> int:
-        """The length of the answer that closing from the start gives, found by generating it."""
+        """The length of the answer that closing from the start gives, found by generating it. Raises PermanentError for a long one."""
         import xgrammar
 
-        state = GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), 0)
+        state = GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), 0, self._vocabulary)
         mask, count = xgrammar.allocate_token_bitmask(1, self._vocab_size), 0
-        while not state.terminated and count < 100_000:
+        while not state.terminated:
+            if count >= MAX_SHORTEST_TOKENS:
+                raise PermanentError("schema-refused", f"the shortest answer to the schema has more than {MAX_SHORTEST_TOKENS} tokens")
             state.matcher.fill_next_token_bitmask(mask, 0)
-            state.accept_token(self._closing_token(self._unpack_bitmask(mask[0])))
+            state.accept_token(self._closing_token(self._unpack_bitmask(mask[0]), state.nesting))
             count += 1
         return count
 
@@ -92,7 +132,7 @@ class GrammarCache:
             if state:
                 state.matcher.fill_next_token_bitmask(mask, row)
                 if remaining_tokens[row] <= state.reserve_tokens:
-                    only = self._closing_token(self._unpack_bitmask(mask[row]))
+                    only = self._closing_token(self._unpack_bitmask(mask[row]), state.nesting)
                     mask[row] = 0
                     bit = 1 << (only % 32)
                     mask[row, only // 32] = bit - (1 << 32) if bit == 1 << 31 else bit
@@ -105,9 +145,30 @@ class GrammarCache:
         bits = (mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
         return bits.flatten(-2)[..., : self._vocab_size].bool()
 
-    def _closing_token(self, allowed: "torch.Tensor") -> int:
+    def _closing_token(self, allowed: "torch.Tensor", nesting: JsonNesting) -> int:
         """The token that leads to the end of the answer the fastest. `allowed`: one boolean per token."""
-        for token in self._closing_token_ids:
+        for token in self._quote_token_ids if nesting.in_string else self._closing_token_ids:
             if allowed[token]:
                 return int(token)
         return int((self._token_lengths * allowed).argmax())
+
+
+def rewrite_schema(schema: Any) -> Any:
+    """The schema in a form that constrains better: required properties first, so that an answer can be closed without optional ones; and
+    lengths of strings as patterns without characters that JSON has to escape, some of which xgrammar (0.2.8) would let through.
+    """
+    if isinstance(schema, list):
+        return [rewrite_schema(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {name: value if name in ("enum", "const", "default") else rewrite_schema(value) for name, value in schema.items()}
+    properties, required = changed.get("properties"), changed.get("required")
+    if isinstance(properties, dict) and isinstance(required, list):
+        changed["properties"] = dict(sorted(properties.items(), key=lambda entry: entry[0] not in required))
+    if changed.get("type") == "string" and LENGTHS & changed.keys() and not {"pattern", "format", "enum", "const"} & changed.keys():
+        shortest, longest = changed.pop("minLength", 0), changed.pop("maxLength", "")
+        changed["pattern"] = rf"^[^\x00-\x1f\x22\x5c\x7f]{{{shortest},{longest}}}$"
+    return changed
+
+
+LENGTHS = frozenset({"minLength", "maxLength"})

@@ -168,7 +168,7 @@ class EngineLoop:
         try:
             self.engine.submit(request_id, message.request)
         except PermanentError as error:
-            self.pending_events.append(Failed(request_id, "permanent", error.code, str(error)))
+            self.pending_events.append(Failed(request_id, "permanent", error.code, str(error), error))
         except TemporaryError as error:
             self.pending_events.append(Failed(request_id, "temporary", error.code, str(error)))
         except (MemoryError, MemoryExhausted):

@@ -130,6 +130,11 @@ class Executor:
         return len(self._queue) + sum(not state.caller_gone for state in self._running.values())
 
     @property
+    def running(self) -> int:
+        """Requests in the engine whose callers still wait."""
+        return sum(not state.caller_gone for state in self._running.values())
+
+    @property
     def step_seconds(self) -> float:
         """The longest time without a heartbeat while a request runs: as set, else the engine's value for its device."""
         return self.settings.step_seconds or float(self.info.get("step_seconds", DEFAULT_STEP_SECONDS))
@@ -244,9 +249,9 @@ class Executor:
                 self.stats.finished += 1
                 if not resolve(state, event):
                     delete_outputs(event.output_files)
-            case Failed(kind="permanent", code=code, message=text):
+            case Failed(kind="permanent", code=code, message=text, error=error):
                 self._remove(state)
-                resolve(state, PermanentError(code, text))
+                resolve(state, error or PermanentError(code, text))
             case Failed(code=code, message=text):
                 self._remove(state)
                 resolve(state, TemporaryError(text, code=code))

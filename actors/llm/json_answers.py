@@ -1,0 +1,146 @@
+"""JSON that was requested: which schemas may constrain an answer, and whether an answer is what was requested.
+
+A schema comes from outside. Its size is limited here; what costs more, regular expressions above all, runs in a process that is killed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from actors.decoding.pool import DecoderPool, Job
+from actors.engines.language.requests import FinishReason
+from bus.errors import PermanentError
+
+ANY_JSON_OBJECT: dict[str, Any] = {"type": "object"}
+MAX_SCHEMA_BYTES, MAX_DEPTH, MAX_NODES = 64 << 10, 32, 4000
+MAX_COUNT = 10_000
+"""Of items, characters and properties."""
+MAX_PATTERN_CHARS = 500
+CHECK_SECONDS, CHECK_MEMORY_BYTES = 2.0, 512 << 20
+ENFORCED_KEYWORDS = frozenset({
+    *("type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "enum", "const"),
+    *("anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "minLength", "maxLength", "pattern", "format"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+})  # fmt: skip
+ANNOTATIONS = frozenset({
+    *("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly", "nullable"),
+    *("propertyOrdering", "x-order"),
+})  # fmt: skip
+COUNTS = frozenset({"minItems", "maxItems", "minLength", "maxLength"})
+SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions"})
+"""Keywords whose value maps names to schemas."""
+CHECKS = DecoderPool(1)
+
+
+@dataclass(frozen=True)
+class SchemaNode:
+    """One schema inside another. `path`: where it stands, for the error."""
+
+    schema: Any
+    path: str
+    depth: int
+
+
+async def check_schema(schema: dict[str, Any]) -> None:
+    """Raises PermanentError("schema-refused") with the reason for a schema that is too large, or that no engine can enforce."""
+    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
+        raise refused(f"it has more than {MAX_SCHEMA_BYTES} bytes")
+    for count, node in enumerate(walk(schema)):
+        if count > MAX_NODES:
+            raise refused(f"it has more than {MAX_NODES} parts")
+        check_node(node)
+    if schema != ANY_JSON_OBJECT:
+        await CHECKS.decode_async(check_job({"schema": schema}), b"")
+
+
+def walk(schema: Any) -> Iterator[SchemaNode]:
+    """Every schema inside `schema`, itself first. Raises PermanentError for one that is nested too deeply or is none."""
+    pending = [SchemaNode(schema, "the schema", 0)]
+    while pending:
+        node = pending.pop()
+        if node.depth > MAX_DEPTH:
+            raise refused(f"it is nested more than {MAX_DEPTH} levels deep")
+        yield node
+        if isinstance(node.schema, dict):
+            for name, value in node.schema.items():
+                pending.extend(SchemaNode(child, f"{node.path}.{key}", node.depth + 1) for key, child in children(name, value))
+
+
+def children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas in the value of one keyword, with their names."""
+    if name in SCHEMA_MAPS:
+        if not isinstance(value, dict):
+            raise refused(f"{name} must be an object")
+        yield from ((f"{name}.{key}", child) for key, child in value.items())
+    elif name in {"anyOf", "oneOf", "allOf", "prefixItems"}:
+        if not isinstance(value, list) or not value:
+            raise refused(f"{name} must be a list of schemas")
+        yield from ((f"{name}[{number}]", child) for number, child in enumerate(value))
+    elif name in {"items", "additionalProperties"}:
+        yield name, value
+
+
+def check_node(node: SchemaNode) -> None:
+    """Raises PermanentError for a keyword that is not enforced while decoding, and for a number that would make an answer endless."""
+    if isinstance(node.schema, bool):
+        return
+    if not isinstance(node.schema, dict):
+        raise refused(f"{node.path} is no schema")
+    if unknown := node.schema.keys() - ENFORCED_KEYWORDS - ANNOTATIONS:
+        raise refused(f"{node.path} has keywords that cannot be enforced: {', '.join(sorted(map(str, unknown)))[:200]}")
+    for name in COUNTS & node.schema.keys():
+        value = node.schema[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
+            raise refused(f"{name} of {node.path} must be a number from 0 to {MAX_COUNT}")
+    if len(node.schema.get("allOf", ())) > 1:
+        raise refused(f"{node.path} has several schemas in allOf, which cannot be enforced together: merge them")
+    reference = node.schema.get("$ref")
+    if reference is not None and not str(reference).startswith("#"):
+        raise refused(f"{node.path} refers to another document: {str(reference)[:100]}")
+    if len(str(node.schema.get("pattern", ""))) > MAX_PATTERN_CHARS:
+        raise refused(f"the pattern of {node.path} has more than {MAX_PATTERN_CHARS} characters")
+
+
+def refused(reason: str) -> PermanentError:
+    return PermanentError("schema-refused", f"The JSON schema is not accepted: {reason}.")
+
+
+async def check_answer(text: str, schema: dict[str, Any], finish_reason: FinishReason | None, max_tokens: int) -> None:
+    """Raises PermanentError("json-incomplete") for JSON that was cut at its token limit, else ("json-unsupported") for a text that does
+    not satisfy the schema: the engine does not constrain its answers.
+    """
+    reason = explain_invalid_json(text)
+    if reason is None and schema == ANY_JSON_OBJECT:
+        reason = None if isinstance(json.loads(text), dict) else "it is no JSON object"
+    elif reason is None:
+        header, _ = await CHECKS.decode_async(check_job({"schema": schema, "check": True}), text.encode())
+        reason = header.get("reason")
+    if reason is None:
+        return
+    if finish_reason == "length":
+        message = f"The answer was cut at its limit of {max_tokens} tokens before its JSON was complete. Allow more, or ask for less."
+        raise PermanentError("json-incomplete", message)
+    raise PermanentError("json-unsupported", f"JSON was requested, and the model's answer is not: {reason}. Its server ignores the schema.")
+
+
+def explain_invalid_json(text: str) -> str | None:
+    """Why a text is no JSON; None when it is."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)[:200]
+    return None
+
+
+def check_job(arguments: dict[str, Any]) -> Job:
+    return Job(
+        kind="json-schema",
+        arguments=arguments,
+        cpu_seconds=CHECK_SECONDS,
+        wall_seconds=10 * CHECK_SECONDS,
+        memory_bytes=CHECK_MEMORY_BYTES,
+        max_answer_bytes=0,
+        broken_code="schema-refused",
+        costly_code="schema-refused",
+    )
