@@ -81,6 +81,8 @@ class RemoteVlmClient:
         return await self.server.generate(request, deadline=deadline)
 
     async def ready(self) -> str:
+        """Asks the server each time. Raises TemporaryError, PermanentError while it does not answer."""
+        await self.server.check()
         return await self.server.served_model()
 
     @property

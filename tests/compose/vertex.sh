@@ -13,7 +13,7 @@ if [ -n "${WHEELS:-}" ]; then
   hash=$(sha256sum "$WHEELS"/torch-*.whl | awk '{print $1; exit}')
   trap 'rm -f ops/images/without-cuda-vertex.txt' EXIT
   awk -v hash="$hash" '
-    /^[a-z]/ {skip = /^(nvidia-|cuda-|triton)/ && !/^nvidia-ml-py/; torch = /^torch==/}
+    /^[a-z]/ {skip = /^(nvidia-|cuda-)/ && !/^nvidia-ml-py/; torch = /^torch==/}
     torch && /--hash/ {next}
     torch {print; print "    --hash=sha256:" hash; next}
     !skip' ops/images/vertex.txt > ops/images/without-cuda-vertex.txt

@@ -49,12 +49,13 @@ def default_response(request: dict[str, Any]) -> FakeResponse:
 class FakeOpenAiServer:
     """Each request releases `request_semaphore`; with a `release_event` no response is given until it is set.
 
-    `health_status`: of `/health`. `models`: the names of `/v1/models`.
+    `health_status`: of `/health`. `models`: the names of `/v1/models`, `models_status`: its status.
     """
 
     respond: Callable[[dict[str, Any]], FakeResponse] = default_response
     finish_reason: str = "stop"
     health_status: int = 200
+    models_status: int = 200
     models: tuple[str, ...] = ("first", "second")
     requests: list[dict[str, Any]] = field(default_factory=list)
     authorization_headers: set[str] = field(default_factory=set)
@@ -82,7 +83,9 @@ class FakeOpenAiServer:
         if path == "/health":
             return self.health_status, {}
         if path.endswith("/models"):
-            return 200, {"data": [{"id": name} for name in self.models]}
+            return self.models_status, {"data": [{"id": name} for name in self.models]}
+        if not path.endswith("/chat/completions"):
+            return 404, {"error": {"message": "no such route"}}
         request = json.loads(request_body)
         self.requests.append(request)
         self.request_semaphore.release()

@@ -109,7 +109,7 @@ async def open_gateway_client(bus: BusSettings, store: StoreSettings, **environm
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        app = create_app(bus, GatewaySettings(max_body_bytes=10 << 20), store)
+        app = create_app(bus, GatewaySettings(), store)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60)
     async with app.router.lifespan_context(app), client as http:
         yield GatewayClient(http, app.state.services.commands.requests)

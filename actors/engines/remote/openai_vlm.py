@@ -58,10 +58,14 @@ class OpenAiVlm:
     async def unavailable_reason(self) -> str | None:
         """Why a request would fail now; None when it would not. Calls the server."""
         try:
-            await self._call("GET", "models", None, seconds=2.0)
+            await self.check()
         except (TemporaryError, PermanentError) as error:
             return str(error)
         return None
+
+    async def check(self) -> None:
+        """Raises TemporaryError, PermanentError when the server does not answer."""
+        await self._call("GET", "models", None, seconds=2.0)
 
     def snapshot(self) -> dict[str, Any]:
         """No metrics: the server has its own."""
