@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import cast
 
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
 from actors.engines.diffusion.progress import open_progress_reporter
@@ -19,7 +20,7 @@ from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
-from contracts.image import Image, ImageDone, ImageMetadata, Lora
+from contracts.image import AlphaSource, Image, ImageDone, ImageMetadata, Lora
 from contracts.wire import Step
 
 ENGINE_FACTORY = "actors.engines.diffusion.engine:open_engine"
@@ -119,6 +120,7 @@ def build_result(command: Image, request: DiffusionRequest, execution: Execution
         metadata=ImageMetadata(seed=request.seed, steps=command.steps, guidance_scale=command.guidance_scale),
         seeds=list(result.seeds),
         made_with=result.png_metadata,
+        lora_alpha_from=cast("AlphaSource | None", result.png_metadata.get("lora_alpha_from")),
         flagged=list(result.flagged),
         rungs=list(result.oom_fallbacks),
         largest_batch=result.largest_batch,

@@ -11,14 +11,22 @@ from contracts.wire_model import WireModel
 
 SideLength = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]
 SchedulerName = Literal["dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc"]
+AlphaSource = Literal["assumed", "setting", "order", "adapter_config", "weights"]
+"""Where the alpha of a LoRA is known from, the least certain first."""
 
 
 class Lora(WireModel):
-    """LoRA weights in the safetensors format."""
+    """LoRA weights in the safetensors format. PEFT's `adapter_config.json` beside them is read."""
 
-    uri: str = Field(description="`s3://`, `https://` or `file://`.")
+    uri: str = Field(description="`s3://`, `gs://`, `https://` or `file://`; one that ends in a slash is the folder of an adapter.")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     scale: float = Field(1.0, ge=-4, le=4)
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Alpha of the training, if neither the weights nor their configuration says it; None: the worker's IMAGE_LORA_ALPHA.",
+    )
     required: bool = Field(True, description="False: when the weights are missing, continue with the base model.")
 
 
@@ -60,6 +68,11 @@ class ImageDone(Result):
     )
     flagged: list[bool] = Field(default_factory=list, description="The safety checker's finding for each image, when the checker is on.")
     lora_missing: bool = Field(False, description="The LoRA was missing and not required: the base model was used.")
+    lora_alpha_from: AlphaSource | None = Field(
+        None,
+        description="Where the LoRA's alpha is known from. `order` and `setting`: they named it, because nothing at its address did; "
+        "`assumed`: nothing named it, and it was taken to be the rank. `lora_scaling` in `made_with` is the factor that follows from it.",
+    )
     rungs: list[str] = Field(default_factory=list, description="The fallbacks that were used because device memory ran out.")
     largest_batch: int = Field(1, ge=1, description="The largest number of images in a denoising step with these, themselves included.")
     queued_seconds: float = Field(0.0, ge=0, description="The wait for the device, in the worker.")

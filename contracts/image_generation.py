@@ -18,6 +18,10 @@ ASPECT_RATIO_SIZES: Mapping[str, tuple[int, int]] = {"1:1": (512, 512), "2:2": (
 GenerationId = Annotated[int, Field(ge=0, le=2**63 - 1)]
 PromptText = Annotated[str, Field(max_length=4000)]
 Uri = Annotated[str, Field(max_length=2048)]
+LoraAlpha = Annotated[
+    float | None,
+    Field(gt=0, le=1e6, description="Ours: alpha of the training, if neither the weights nor their `adapter_config.json` says it."),
+]
 
 
 class Parameters(WireModel):
@@ -50,6 +54,7 @@ class OrderData(WireModel):
     num_inference_steps: int | None = None
     seed: int | None = None
     lora_path: Uri | None = None
+    lora_alpha: LoraAlpha = None
     artist_name: str | None = Field(None, max_length=200)
     signature_path: Uri | None = None
     signature_config: SignatureConfig = SignatureConfig()
@@ -74,6 +79,7 @@ class FlatOrder(WireModel):
     generation_id: GenerationId
     style_id: int | None = None
     lora_model_url: Uri | None = None
+    lora_alpha: LoraAlpha = None
     prompt_tags: list[str] = Field(min_length=1, max_length=100)
     artist_name: str | None = Field(None, max_length=200)
     seed: int | None = 42

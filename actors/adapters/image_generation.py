@@ -118,7 +118,7 @@ def _image_fields(order: OrderData, orders: OrderSettings) -> dict[str, Any]:
     }
     if order.lora_path:
         required = orders.assets_required and not order.allow_base_model
-        image["lora"] = {"uri": order.lora_path, "required": required}
+        image["lora"] = {"uri": order.lora_path, "required": required, "alpha": order.lora_alpha}
     return image
 
 

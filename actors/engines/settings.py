@@ -51,6 +51,11 @@ class ImageSettings(BaseSettings):
     lora_slots: int = Field(8, ge=1, le=64, description="LoRAs in the memory of one model.")
     lora_max_bytes: int = Field(512 << 20, ge=1, description="A larger LoRA file is refused.")
     lora_max_rank: int = Field(256, ge=1, description="A LoRA of a higher rank is refused.")
+    lora_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Alpha of LoRAs of which neither the weights nor `adapter_config.json` nor the order says it. Empty: the rank.",
+    )
     lora_cache_bytes: int = Field(8 * GIBIBYTE, description="Size of the LoRA files on disk; the least recently used is deleted first.")
     safety_checker: bool = Field(False, description="Flag images with the checkpoint's own checker; they are never painted black.")
     hash_weights: bool = Field(True, description="Put the sha256 of the weights into the result; the files are read once at load.")

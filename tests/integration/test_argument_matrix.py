@@ -46,7 +46,7 @@ RULES = {
     "overlay.job_variants_id overlay.proposal_id text.conversation_id",
     "tenant": "validate.tenant_id judge.tenant_id",
     "content": "image.prompt image.negative_prompt image.width image.height image.steps image.guidance_scale image.scheduler image.seed "
-    "image.count image.lora.scale image.lora.required image.deterministic image.preview "
+    "image.count image.lora.scale image.lora.alpha image.lora.required image.deterministic image.preview "
     "image.signature.text image.signature.position image.signature.size image.signature.opacity image.signature.required "
     "watermark.signature.required webhook.lora_missing webhook.signature_missing "
     "watermark.signature.text watermark.signature.position watermark.signature.size watermark.signature.opacity watermark.artist "

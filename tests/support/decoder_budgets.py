@@ -69,6 +69,13 @@ def read_weights(data: bytes) -> None:
         validate_lora(Path(file.name), "it", max_bytes=1 << 30, max_rank=256)
 
 
+def read_adapter_config(data: bytes) -> None:
+    """LoraFileCache fetches at most MAX_CONFIG_BYTES."""
+    from actors.engines.diffusion.lora.strength import MAX_CONFIG_BYTES, parse_adapter_config
+
+    parse_adapter_config(data[:MAX_CONFIG_BYTES], "it")
+
+
 def read_answer(text: str) -> None:
     from actors.llm.json_extraction import extract_json_object
 
@@ -203,7 +210,9 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/decoding/base64_data.py", "base64.b64decode"): BASE64,
     ("actors/decoding/pictures.py", "PIL.Image.open"): PICTURE,
     ("actors/decoding/protocol.py", "json.loads"): OWN_PROCESS,
-    ("actors/engines/diffusion/lora/tensors.py", "safetensors.torch.load_file"): Trusted("a file that lora/validation.py has accepted"),
+    ("actors/engines/diffusion/lora/strength.py", ".model_validate_json"): Budget(read_adapter_config, files.hostile_json),
+    ("actors/engines/diffusion/lora/strength.py", "json.loads"): WEIGHTS,
+    ("actors/engines/diffusion/lora/tensors.py", "safetensors.safe_open"): Trusted("a file that lora/validation.py has accepted"),
     ("actors/engines/diffusion/lora/validation.py", "json.loads"): WEIGHTS,
     ("actors/engines/diffusion/lora/validation.py", "struct.unpack"): WEIGHTS,
     ("actors/engines/diffusion/tiny_stable_diffusion.py", "safetensors.safe_open"): OWN_FILE,

@@ -265,9 +265,10 @@ class DiffusionEngine:
         request_id, request, model = order.request_id, order.request, order.model
         del self._active[request_id]
         self.groups.remove(lambda row: row.request_id == request_id)
+        lora_metadata = model.loras.describe(request.lora) if request.lora else {}
         model.loras.release(request.lora)
         self._decoding.add(request_id)
-        metadata = request.png_metadata | model.png_metadata | request_metadata(request)
+        metadata = request.png_metadata | model.png_metadata | request_metadata(request) | lora_metadata
         latents = [row.latents for row in order.rows]
         self.decoder.put(
             PendingDecode(
@@ -285,12 +286,9 @@ class DiffusionEngine:
 
 def request_metadata(request: DiffusionRequest) -> dict[str, str]:
     """The PNG metadata of a request. The prompt stays private; its sha256 lets its owner verify it."""
-    metadata = {
+    return {
         "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
         "steps": str(request.steps),
         "guidance_scale": f"{request.guidance_scale:g}",
         "scheduler": request.scheduler,
     }
-    if request.lora:
-        metadata |= {"lora_sha256": request.lora.sha256, "lora_scale": f"{request.lora.scale:g}"}
-    return metadata

@@ -1,21 +1,31 @@
 """Requests and results of the diffusion engine. Plain data: importable without torch."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from actors.engines.diffusion.lora.strength import AdapterConfig
+from contracts.image import AlphaSource
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """LoRA weights on the local disk. `origin` is their address, for messages."""
+    """LoRA weights on the local disk. `origin` is their address, for messages.
+
+    `config`: that beside the weights. `assumed_alpha`: for layers of which neither it nor the weights say alpha; None: the rank.
+    """
 
     path: Path
     sha256: str
     scale: float
     origin: str
+    config: AdapterConfig | None = None
+    assumed_alpha: float | None = None
+    assumed_from: AlphaSource = "assumed"
 
     @property
-    def slot_key(self) -> tuple[str, float]:
-        return self.sha256, self.scale
+    def slot_key(self) -> Hashable:
+        return self.sha256, self.scale, self.config, self.assumed_alpha, self.assumed_from
 
 
 @dataclass(frozen=True)

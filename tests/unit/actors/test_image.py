@@ -2,17 +2,19 @@
 
 import asyncio
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from actors.engines.diffusion.lora.file_cache import LoraFileCache, redact_uri
+from actors.engines.diffusion.lora.file_cache import LoraFileCache, redact_uri, sibling_address
+from actors.engines.diffusion.lora.strength import AdapterConfig
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from actors.image import build_actor, build_engine_request, derive_seed, fetch_lora
-from bus.errors import PermanentError
+from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore
 from contracts.image import Image, Lora
 from tests.support.actor_context import make_context
@@ -95,6 +97,71 @@ async def test_missing_lora_is_an_error_only_when_required(loras: LoraFileCache,
         await fetch_lora(Lora(uri=uri), None, loras)
     assert raised.value.code == "lora-missing"
     assert await fetch_lora(Lora(uri=uri, required=False), None, loras) is None
+
+
+async def test_configuration_beside_the_weights_is_read_once(loras: LoraFileCache, weights: Path) -> None:
+    assert (await loras.fetch(Lora(uri=weights.as_uri()), None)).config is None
+    config = weights.with_name("adapter_config.json")
+    config.write_text('{"r": 4, "lora_alpha": 16}')
+    assert (await loras.fetch(Lora(uri=weights.as_uri()), None)).config is None, "an address holds the same for some minutes"
+    weights = weights.rename(weights.with_name("adapter_model.safetensors"))
+    for uri in (weights.as_uri(), f"{weights.parent.as_uri()}/"):
+        file = await loras.fetch(Lora(uri=uri), None)
+        assert file.config == AdapterConfig(r=4, lora_alpha=16), "an address that ends in a slash is a folder"
+    other = shutil.copytree(weights.parent, weights.parent / "other", ignore=shutil.ignore_patterns("cache"))
+    (other / config.name).write_text('{"r": 4, "lora_alpha": 8}')
+    weaker = await loras.fetch(Lora(uri=f"{other.as_uri()}/"), None)
+    assert (weaker.sha256, weaker.slot_key == file.slot_key) == (file.sha256, False), "the same weights with another strength"
+
+
+@pytest.mark.parametrize("content", ["<html>not found</html>", '{"peft_type": "LOHA"}', '{"r": 4}' + " " * 300_000])
+async def test_invalid_configuration_is_named(loras: LoraFileCache, weights: Path, content: str) -> None:
+    weights.with_name("adapter_config.json").write_text(content)
+    with pytest.raises(PermanentError, match=r"adapter_config\.json beside it") as raised:
+        await loras.fetch(Lora(uri=weights.as_uri()), None)
+    assert raised.value.code == "lora-invalid"
+
+
+async def test_configuration_is_not_read_when_the_weights_say_alpha(loras: LoraFileCache, tmp_path: Path) -> None:
+    alpha = {"unet.mid.to_q.alpha": ("F32", [])}
+    weights = write_safetensors(tmp_path / "kohya.safetensors", lora_pair() | alpha)
+    weights.with_name("adapter_config.json").write_text("not JSON")
+    assert (await loras.fetch(Lora(uri=weights.as_uri()), None)).config is None
+
+
+async def test_forbidden_configuration_is_none_and_unavailable_one_is_retried(loras: LoraFileCache, weights: Path) -> None:
+    """A store that may not be listed says "forbidden" of a missing object. An order does not lose its strength in an outage."""
+
+    class Claims:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        async def fetch(self, uri: str, **_: object) -> bytes:
+            if uri.endswith("adapter_config.json"):
+                raise self.error
+            return weights.read_bytes()
+
+    loras.claims = Claims(TemporaryError("the store is down"))  # type: ignore[assignment]
+    with pytest.raises(TemporaryError):
+        await loras.fetch(Lora(uri="s3://b/style.safetensors"), None)
+    loras.claims = Claims(PermanentError("asset-refused", "403"))  # type: ignore[assignment]
+    file = await loras.fetch(Lora(uri="s3://b/style.safetensors", alpha=8), None)
+    assert (file.config, file.assumed_alpha, file.assumed_from) == (None, 8, "order")
+
+
+@pytest.mark.parametrize(
+    ("uri", "sibling"),
+    [
+        ("file:///models/style 1/adapter_model.safetensors", "file:///models/style 1/adapter_config.json"),
+        ("s3://bucket/adapter_model.safetensors", "s3://bucket/adapter_config.json"),
+        ("gs://bucket/models/style-1/weights", "gs://bucket/models/style-1/adapter_config.json"),
+        ("https://host/a/b.safetensors?X-Amz-Signature=c/d#e", "https://host/a/adapter_config.json?X-Amz-Signature=c/d"),
+        ("https://host/storage/v1/b/b/o/models%2Fa%2fw.safetensors?alt=media", "https://host/storage/v1/b/b/o/models%2Fa%2fadapter_config.json?alt=media"),
+        ("https://host", "https://host/adapter_config.json"),
+    ],
+)  # fmt: skip
+def test_address_of_the_configuration(uri: str, sibling: str) -> None:
+    assert sibling_address(uri, "adapter_config.json") == sibling
 
 
 async def test_disk_cache_stays_within_its_size_limit(claims: ClaimStore, tmp_path: Path) -> None:

@@ -1,28 +1,55 @@
-"""LoRA weights on the local disk, named by their sha256; fetched when the order arrives, not when the device starts it."""
+"""LoRA weights on the local disk, named by their sha256, and the `adapter_config.json` beside their address.
+
+Both are fetched when the order arrives, not when the device starts it.
+"""
 
 import asyncio
 import hashlib
 import os
+import re
 import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
-from actors.engines.diffusion.lora.validation import invalid_lora, validate_lora
+from actors.engines.diffusion.lora.strength import (
+    ADAPTER_CONFIG,
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    invalid_lora,
+    parse_adapter_config,
+)
+from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
+from bus.storage.locations import redact_uri
 from bus.storage.object_keys import tenant_prefix
-from contracts.image import Lora
+from contracts.image import AlphaSource, Lora
 
 log = structlog.get_logger()
 
 Source = tuple[str | None, str]
 """The tenant and the address: what one tenant may fetch, another may not."""
-SHA256_CACHE_SECONDS = 300.0
-"""How long an address without a sha256 is taken to hold the same bytes."""
+SOURCE_SECONDS = 300.0
+"""How long an address without a sha256 is taken to hold the same bytes, and any address the same configuration."""
+MAX_SOURCES = 1024
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The weights in the folder of an adapter, as PEFT names them."""
+
+
+@dataclass(frozen=True)
+class KnownSource:
+    """What was at an address. `config`: None when there is none, or when the weights say their alpha themselves."""
+
+    seen_at: float
+    sha256: str
+    config: AdapterConfig | None
 
 
 class LoraFileCache:
@@ -32,41 +59,83 @@ class LoraFileCache:
         self.claims, self.settings = claims, settings
         self.folder = settings.local_cache.expanduser() / "loras"
         self.fetch_count = 0
-        self._sha256_by_source: dict[Source, tuple[float, str]] = {}
+        self._known: OrderedDict[Source, KnownSource] = OrderedDict()
         self._locks: dict[Source, asyncio.Lock] = {}
 
     async def fetch(self, lora: Lora, tenant: str | None) -> LoraFile:
         """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when the store is unavailable."""
-        source = (tenant, lora.uri)
+        address = weights_address(lora.uri)
+        source = (tenant, address)
         lock = self._locks.setdefault(source, asyncio.Lock())
         async with lock:
-            file = await asyncio.to_thread(self._cached, lora, source) or await self._fetch(lora, source)
+            known = self._recall(source)
+            sha256 = lora.sha256 or (known.sha256 if known else None)
+            file = await asyncio.to_thread(self._cached, sha256, tenant) or await self._fetch_weights(lora, source)
+            if known is None or known.sha256 != file.stem:
+                known = KnownSource(time.monotonic(), file.stem, await self._fetch_config(file, source))
+                self._remember(source, known)
         if not lock.locked():
             self._locks.pop(source, None)
-        return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri))
+        alpha, alpha_from = self._assumed_alpha(lora)
+        return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri), known.config, alpha, alpha_from)
 
-    def _cached(self, lora: Lora, source: Source) -> Path | None:
-        fetched_at, cached_sha256 = self._sha256_by_source.get(source, (0.0, ""))
-        sha256 = lora.sha256 or (cached_sha256 if time.monotonic() - fetched_at < SHA256_CACHE_SECONDS else None)
-        file = self._tenant_folder(source[0]) / f"{sha256}.safetensors"
+    def _assumed_alpha(self, lora: Lora) -> tuple[float | None, AlphaSource]:
+        """For layers of which nothing at the address says alpha."""
+        if lora.alpha is not None:
+            return lora.alpha, "order"
+        return self.settings.lora_alpha, "assumed" if self.settings.lora_alpha is None else "setting"
+
+    def _recall(self, source: Source) -> KnownSource | None:
+        known = self._known.get(source)
+        return known if known and time.monotonic() - known.seen_at < SOURCE_SECONDS else None
+
+    def _remember(self, source: Source, known: KnownSource) -> None:
+        self._known[source] = known
+        self._known.move_to_end(source)
+        while len(self._known) > MAX_SOURCES:
+            self._known.popitem(last=False)
+
+    def _cached(self, sha256: str | None, tenant: str | None) -> Path | None:
+        file = self._tenant_folder(tenant) / f"{sha256}.safetensors"
         if not sha256 or not file.exists():
             return None
         os.utime(file)
         return file
 
-    async def _fetch(self, lora: Lora, source: Source) -> Path:
+    async def _fetch_weights(self, lora: Lora, source: Source) -> Path:
+        tenant, address = source
         try:
-            data = await self.claims.fetch(lora.uri, tenant=source[0], max_bytes=self.settings.lora_max_bytes)
+            data = await self.claims.fetch(address, tenant=tenant, max_bytes=self.settings.lora_max_bytes)
         except PermanentError as error:
             if error.code == "asset-missing":
-                raise PermanentError("lora-missing", f"there are no LoRA weights at {redact_uri(lora.uri)}: {error}") from None
+                raise PermanentError("lora-missing", f"there are no LoRA weights at {redact_uri(address)}: {error}") from None
             if error.code == "asset-too-large":
-                raise invalid_lora(redact_uri(lora.uri), str(error)) from None
+                raise invalid_lora(redact_uri(address), str(error)) from None
             raise
         self.fetch_count += 1
-        file = await asyncio.to_thread(self._store, lora, source[0], data)
-        self._sha256_by_source[source] = (time.monotonic(), file.stem)
-        return file
+        return await asyncio.to_thread(self._store, lora, tenant, data)
+
+    async def _fetch_config(self, file: Path, source: Source) -> AdapterConfig | None:
+        """The configuration beside the weights, unless these say alpha of all layers. None: there is none, or it may not be read.
+
+        Stores that do not let their objects be listed answer "forbidden" for a missing one, and so do servers of signed addresses.
+        """
+        tenant, address = source
+        origin = redact_uri(address)
+        limits = {"max_bytes": self.settings.lora_max_bytes, "max_rank": self.settings.lora_max_rank}
+        info = await asyncio.to_thread(partial(validate_lora, file, origin, **limits))
+        if info.has_alphas:
+            return None
+        try:
+            data = await self.claims.fetch(sibling_address(address, ADAPTER_CONFIG), tenant=tenant, max_bytes=MAX_CONFIG_BYTES)
+        except PermanentError as error:
+            if error.code == "asset-too-large":
+                raise invalid_lora(origin, f"{ADAPTER_CONFIG} beside it is larger than {MAX_CONFIG_BYTES} bytes") from None
+            if error.code not in ("asset-missing", "asset-refused"):
+                raise
+            log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=str(error))
+            return None
+        return await asyncio.to_thread(parse_adapter_config, data, origin)
 
     def _tenant_folder(self, tenant: str | None) -> Path:
         """Each tenant has its own copies: the sha256 of another tenant's weights, which its pictures publish, is no way to use them."""
@@ -100,7 +169,13 @@ class LoraFileCache:
             file.unlink(missing_ok=True)
 
 
-def redact_uri(uri: str) -> str:
-    """An address for messages and logs, without query and credentials, which may be secret."""
+def weights_address(uri: str) -> str:
+    """The address of the weights; one that ends in a slash is the folder of an adapter."""
+    return f"{uri}{ADAPTER_WEIGHTS}" if uri.endswith("/") else uri
+
+
+def sibling_address(uri: str, name: str) -> str:
+    """The address of another file in the same folder, with the same query. A slash in the path may be written as `%2F`."""
     parts = urlsplit(uri)
-    return parts._replace(query="", netloc=parts.netloc.rpartition("@")[2]).geturl()
+    folder = re.fullmatch(r"(?i)((?:.*(?:/|%2F))?).*", parts.path, re.DOTALL)
+    return parts._replace(path=f"{folder[1] if folder else ''}{name}", fragment="").geturl()

@@ -5,12 +5,13 @@ A slot that no row uses can be given to another LoRA; the least recently used is
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from actors.engines.diffusion.batching import BASE_MODEL
+from actors.engines.diffusion.lora.strength import describe_strength
 from actors.engines.diffusion.lora.tensors import LoraPair, read_pairs
 from actors.engines.diffusion.requests import LoraFile
 
@@ -45,7 +46,7 @@ class LoraSlots:
 
     def __init__(self, pipeline: Any, max_slots: int) -> None:
         self.pipeline, self.max_slots, self.loads = pipeline, max_slots, 0
-        self._slots: OrderedDict[tuple[str, float], LoraSlot] = OrderedDict()
+        self._slots: OrderedDict[Hashable, LoraSlot] = OrderedDict()
         self._slots_by_adapter: dict[str, LoraSlot] = {}
         self._row_adapters: tuple[str, ...] | None = None
         self._patched_layers: dict[LayerKey, Any] = {}
@@ -76,6 +77,11 @@ class LoraSlots:
     def release(self, lora: LoraFile | None) -> None:
         if lora and lora.slot_key in self._slots:
             self._slots[lora.slot_key].users -= 1
+
+    def describe(self, lora: LoraFile) -> dict[str, str]:
+        """Which LoRA is applied, and how strongly; for one that has a slot."""
+        strength = describe_strength({key: (pair.scaling, pair.alpha_from) for key, pair in self._slots[lora.slot_key].pairs.items()})
+        return {"lora_sha256": lora.sha256, "lora_scale": f"{lora.scale:g}", **strength}
 
     def clear(self) -> None:
         """Undo the patches and drop all references to the model."""

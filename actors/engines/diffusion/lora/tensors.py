@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from actors.engines.diffusion.lora.validation import invalid_lora
+from actors.engines.diffusion.lora.strength import COMPONENTS, AdapterConfig, LayerScalings, header_configs, invalid_lora
 from actors.engines.diffusion.requests import LoraFile
 from bus.errors import TemporaryError
-
-COMPONENTS = ("unet", "text_encoder")
+from contracts.image import AlphaSource
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,7 @@ class LoraPair:
     down: Any
     up: Any
     scaling: float
+    alpha_from: AlphaSource
 
     @property
     def rank(self) -> int:
@@ -27,37 +27,54 @@ def read_pairs(lora: LoraFile, pipeline: Any) -> dict[tuple[str, str], LoraPair]
     """(component, layer) → pair, on the model's device and in its dtype. Raises PermanentError("lora-invalid"), TemporaryError."""
     import torch
 
-    tensors = read_tensors(lora)
+    tensors, header = read_tensors(lora)
+    scalings = LayerScalings(lora.origin, lora.config, header, (lora.assumed_alpha, lora.assumed_from))
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise invalid_lora(lora.origin, f"{name!r} has values that are not finite")
     pairs = {}
     for component in COMPONENTS:
         layers = dict(getattr(pipeline, component).named_modules())
-        for name, tensors_of_layer in group_by_layer(component_tensors(component, tensors, pipeline)).items():
+        for name, tensors_of_layer in group_by_layer(component_tensors(component, tensors, pipeline, lora.origin)).items():
             layer = find_layer(name, layers)
-            pairs[component, layer] = build_pair(name, tensors_of_layer, layers.get(layer), lora.origin)
+            down, up = fit_pair(name, tensors_of_layer, layers.get(layer), lora.origin)
+            pairs[component, layer] = LoraPair(down, up, *scalings.scaling(component, layer, down.shape[0], tensors_of_layer.get("alpha")))
     if not pairs:
         raise invalid_lora(lora.origin, "none of its keys is a layer of this model")
     return pairs
 
 
-def read_tensors(lora: LoraFile) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_tensors(lora: LoraFile) -> tuple[dict[str, Any], dict[str, AdapterConfig]]:
+    """The tensors, and the configurations in the header."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(lora.path)
+        with safe_open(lora.path, framework="pt") as weights:
+            metadata = weights.metadata()
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         message = f"the LoRA {lora.origin} was evicted from the cache on disk: make IMAGE_LORA_CACHE_BYTES larger"
         raise TemporaryError(message, code="lora-gone") from None
-    except (SafetensorError, OSError) as error:
-        raise invalid_lora(lora.origin, str(error)) from None
-    return {name.replace("base_model.model.", "unet.", 1).replace(".default.", "."): tensor for name, tensor in tensors.items()}
+    except SafetensorError:
+        raise invalid_lora(lora.origin, "its weights are not in the safetensors format") from None
+    except OSError as error:
+        raise TemporaryError(f"the LoRA {lora.origin} cannot be read from the cache on disk: {error.strerror}", code="lora-gone") from None
+    named = {name.replace("base_model.model.", "unet.", 1).replace(".default.", "."): tensor for name, tensor in tensors.items()}
+    return named, header_configs(metadata, lora.origin)
 
 
-def component_tensors(component: str, tensors: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """The tensors and alphas of one component under PEFT's names: `<layer>.lora_A.weight`, `.lora_B.weight`, `.alpha`."""
+def component_tensors(component: str, tensors: dict[str, Any], pipeline: Any, origin: str) -> dict[str, Any]:
+    """The tensors and alphas of one component under PEFT's names: `<layer>.lora_A.weight`, `.lora_B.weight`, `.alpha`.
+
+    Raises PermanentError("lora-invalid") when diffusers does not understand the names.
+    """
+    try:
+        return convert_tensors(component, tensors, pipeline)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+        raise invalid_lora(origin, f"diffusers cannot convert the names of its tensors ({type(error).__name__})") from None
+
+
+def convert_tensors(component: str, tensors: dict[str, Any], pipeline: Any) -> dict[str, Any]:
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
     plain_alphas = {name: float(tensor) for name, tensor in tensors.items() if name.startswith(COMPONENTS) and name.endswith(".alpha")}
@@ -76,7 +93,7 @@ def group_by_layer(named: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, value in named.items():
         kind = "alpha" if name.endswith(".alpha") else "down" if ".lora_A." in name else "up"
         layer = name.removesuffix(".alpha").partition(".lora_A.")[0].partition(".lora_B.")[0]
-        layers.setdefault(layer, {})[kind] = value
+        layers.setdefault(layer, {})[kind] = float(value) if kind == "alpha" else value
     return layers
 
 
@@ -86,8 +103,8 @@ def find_layer(name: str, layers: dict[str, Any]) -> str:
     return next((candidate for candidate in candidates if candidate in layers), name)
 
 
-def build_pair(name: str, tensors: dict[str, Any], layer: Any, origin: str) -> LoraPair:
-    """The pair on the layer's device and in its dtype. Raises PermanentError("lora-invalid") when it does not fit the layer."""
+def fit_pair(name: str, tensors: dict[str, Any], layer: Any, origin: str) -> tuple[Any, Any]:
+    """`down` and `up` on the layer's device and in its dtype. Raises PermanentError("lora-invalid") when they do not fit the layer."""
     weight = getattr(layer, "weight", None)
     if weight is None or weight.dim() not in (2, 4):
         raise invalid_lora(origin, f"this model has no layer for {name!r}: the LoRA is for another model")
@@ -97,4 +114,4 @@ def build_pair(name: str, tensors: dict[str, Any], layer: Any, origin: str) -> L
     shapes = (down.shape[1], up.shape[0], down.shape[0])
     if shapes != (weight.shape[1], weight.shape[0], up.shape[1]) or down.dim() != weight.dim() or up.dim() != weight.dim():
         raise invalid_lora(origin, f"{name!r} has the shapes {tuple(down.shape)} and {tuple(up.shape)}, its layer {tuple(weight.shape)}")
-    return LoraPair(down, up, float(tensors.get("alpha", down.shape[0])) / down.shape[0])
+    return down, up

@@ -79,6 +79,7 @@ def test_form_c_maps_ratio_signature_and_gs_path() -> None:
     body = translate_order(FORM_C).body
     assert (body.get("width", 512), body["height"]) == (512, 1024)
     assert body["lora"]["uri"] == "gs://media/models/style-10/adapter_model.safetensors"
+    assert translate_order(form_c_with(lora_alpha=32)).body["lora"]["alpha"] == 32
     assert body["slip"]["variables"]["signature"] == {
         "image_uri": "https://media.example/signature.png",
         "position": "top-left",
@@ -144,6 +145,7 @@ def test_size_string_is_parsed() -> None:
         (FORM_A | {"data": FORM_A["data"] | {"parameters": {"size": "huge"}}}, "unknown-size", True),
         (FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 100_000}}}, "unknown-size", True),
         (form_c_with(count=0), "invalid-count", True),
+        (form_c_with(lora_alpha=0), "invalid-message", True),
         (form_c_with(count=5), "invalid-count", True),
         (form_c_with(generation_id="500", count=5), "invalid-count", True),
         (form_c_with(generation_id="the first"), "invalid-message", False),

@@ -127,7 +127,7 @@ async def test_https_address_of_the_same_host_has_no_credentials(google: GoogleB
     assert google.authorizations == [""]
 
 
-async def test_missing_too_large_and_refused_are_told_apart(
+async def test_missing_too_large_and_refused_have_codes_of_their_own(
     google: GoogleBucket, stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetcher = open_fetcher(stack, tmp_path)
