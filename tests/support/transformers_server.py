@@ -1,4 +1,4 @@
-"""A third-party OpenAI-compatible server for vision-language models: that of transformers, with a tiny LLaVA.
+"""A third-party OpenAI-compatible server: that of transformers, with a tiny model. It knows neither `response_format` nor a context limit.
 
 vLLM's own vision models need torchvision, which has no build for the CPU version of torch.
 """
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,10 +21,10 @@ START_SECONDS = 120
 
 
 @contextmanager
-def transformers_server(folder: Path) -> Iterator[str]:
-    """Start the server; its URL, with `/v1`. The model is in a hub cache in `folder`, so that the server lists it."""
+def transformers_server(folder: Path, write_model: Callable[[Path], None] = write_tiny_llava) -> Iterator[str]:
+    """Start the server; its URL, with `/v1`. The model is in a hub cache in `folder`, so that the server lists it as MODEL_ID."""
     repository = folder / f"models--{MODEL_ID.replace('/', '--')}"
-    write_tiny_llava(repository / "snapshots" / COMMIT)
+    write_model(repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     (port,) = daemon.free_ports(1)

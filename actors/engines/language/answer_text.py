@@ -9,29 +9,47 @@ MAX_INCOMPLETE_TOKENS = 8
 """A character has at most four bytes: after so many tokens the bytes are no character, and stay as they are."""
 
 
+class StopSequences:
+    """Cuts a text, which comes in parts, before the first stop sequence. `found`: there was one."""
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        self._sequences = tuple(sequence for sequence in sequences if sequence)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str, *, ends: bool) -> str:
+        """What may be sent now. The end that may begin a stop sequence is held back until it is decided; `ends`: nothing follows."""
+        if self.found:
+            return ""
+        self._held += text
+        starts = [start for sequence in self._sequences if (start := self._held.find(sequence)) >= 0]
+        self.found = bool(starts)
+        size = min(starts) if starts else len(self._held) if ends else len(self._held) - self._undecided_chars()
+        released, self._held = self._held[:size], self._held[size:]
+        return released
+
+    def _undecided_chars(self) -> int:
+        """How many characters at the end of the held text begin a stop sequence."""
+        longest = max(map(len, self._sequences), default=1) - 1
+        sizes = range(min(longest, len(self._held)), 0, -1)
+        return next((size for size in sizes if any(sequence.startswith(self._held[-size:]) for sequence in self._sequences)), 0)
+
+
 class AnswerText:
-    """Takes the tokens one by one. `text`: what may be sent; the end that may begin a stop sequence is held back until it is decided."""
+    """Takes the tokens one by one. `text`: what may be sent."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(sequence for sequence in stop if sequence)
+        self._tokenizer, self._stop = tokenizer, StopSequences(stop)
         self._ids: list[int] = []
         self._context_start = self._decoded_end = 0
-        self._held = ""
         self._sent_chars = 0
         self.text = ""
 
     def append(self, token: int, *, ends: bool) -> bool:
         """Add one token; `ends`: it is the last. True: a stop sequence is complete, and the answer ends before it."""
         self._ids.append(token)
-        self._held += self._decode_new(final=ends)
-        starts = [start for sequence in self._stop if (start := self._held.find(sequence)) >= 0]
-        if starts:
-            self.text += self._held[: min(starts)]
-            self._held = ""
-            return True
-        release = len(self._held) if ends else len(self._held) - self._undecided_chars()
-        self.text, self._held = self.text + self._held[:release], self._held[release:]
-        return False
+        self.text += self._stop.push(self._decode_new(final=ends), ends=ends)
+        return self._stop.found
 
     def take_new(self) -> tuple[int, str]:
         """The characters that were not taken yet, and the place of the first of them."""
@@ -51,14 +69,3 @@ class AnswerText:
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-    def _undecided_chars(self) -> int:
-        """How many characters at the end of the held text begin a stop sequence."""
-        longest = max((len(sequence) for sequence in self._stop), default=1) - 1
-        return next(
-            (size for size in range(min(longest, len(self._held)), 0, -1) if self._stop_begins_with(self._held[-size:])),
-            0,
-        )
-
-    def _stop_begins_with(self, end: str) -> bool:
-        return any(sequence.startswith(end) for sequence in self._stop)

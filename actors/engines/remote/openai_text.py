@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ import httpx
 import structlog
 from pydantic import SecretStr
 
+from actors.engines.language.answer_text import StopSequences
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.remote.openai_client import choose_model, connection_error, finish_reason, open_client, response_format, status_error
 from actors.engines.remote.vision_probe import reads_images
@@ -25,6 +26,10 @@ from bus.errors import PermanentError, TemporaryError
 INITIAL_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 5.0
 DEADLINE_MARGIN_SECONDS = 0.5
 """A request is given up so long before its deadline, so that its error is still in time."""
+MAX_BYTES_PER_TOKEN = 16
+"""No tokenizer makes fewer tokens of a usual text; a longer prompt is refused unsent."""
+CHUNKS_AFTER_STOP = 4
+"""A server that ends at a stop sequence reports its usage in one of the next chunks; another one is stopped."""
 CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 NUMBER_PATTERN = r"(\d[\d,]*)"
 CONTEXT_LENGTH_PATTERN = re.compile(rf"maximum (?:context|model) length (?:is|of) {NUMBER_PATTERN}", re.IGNORECASE)
@@ -49,14 +54,14 @@ class ServedModels:
 
 
 class OpenAiTextEngine:
-    """One server. `model`: the requested one; None: the first that is served."""
+    """One server. `model`: the requested one; None: the first that is served. `max_model_len`: its context, if it does not report it."""
 
     name = "openai"
     generated_tokens: int
     last_token_at: float | None
 
-    def __init__(self, http: httpx.AsyncClient, model: str | None, retry_seconds: float) -> None:
-        self._http, self._requested_model, self._retry_seconds = http, model, retry_seconds
+    def __init__(self, http: httpx.AsyncClient, model: str | None, retry_seconds: float, max_model_len: int | None = None) -> None:
+        self._http, self._requested_model, self._retry_seconds, self._max_model_len = http, model, retry_seconds, max_model_len
         self._served_models: ServedModels | None = None
         self.generated_tokens, self.last_token_at, self.in_flight = 0, None, 0
         self._vision: dict[str, bool | None] = {}
@@ -127,6 +132,7 @@ class OpenAiTextEngine:
 
     async def _attempt(self, request: GenerationRequest, seconds: float) -> AsyncGenerator[GenerationChunk]:
         served = await self.served_models()
+        check_prompt_bytes(request.messages, served.max_model_len or self._max_model_len)
         if request.lora and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model)
@@ -134,7 +140,7 @@ class OpenAiTextEngine:
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
                 async with aclosing(self._stream(body) if request.stream else self._complete(body)) as chunks:
-                    async for chunk in chunks:
+                    async for chunk in cut_at_stop(chunks, request.stop):
                         self._record_tokens(chunk)
                         yield chunk
         except PromptTooLong as error:
@@ -241,15 +247,43 @@ def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]
         "top_p": request.top_p,
     }
     if request.schema is not None:
-        body |= {"response_format": response_format(json.dumps(request.schema))}
+        any_object = request.schema == {"type": "object"}  # more servers know this form than a schema
+        body |= {"response_format": {"type": "json_object"} if any_object else response_format(json.dumps(request.schema))}
     optional = {
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "stop": list(request.stop),
+        "stop": list(request.stop) if request.schema is None else None,  # it would cut the JSON
         "seed": request.seed,
         "repetition_penalty": request.repetition_penalty if request.repetition_penalty != 1 else None,
     }
     return body | {name: value for name, value in optional.items() if value or (value == 0 and name == "seed")}
+
+
+def check_prompt_bytes(messages: list[dict[str, Any]], max_model_len: int | None) -> None:
+    """Raises PromptTooLong for a prompt that cannot fit. Some servers work on it until their memory is exhausted, and serve nobody else."""
+    if max_model_len is None:
+        return
+    size = sum(len(text.encode(errors="replace")) for message in messages for text in message_texts(message))
+    if size > MAX_BYTES_PER_TOKEN * max_model_len:
+        raise PromptTooLong(size // MAX_BYTES_PER_TOKEN, max_model_len)
+
+
+def message_texts(message: dict[str, Any]) -> list[str]:
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+
+
+async def cut_at_stop(chunks: AsyncIterator[GenerationChunk], stop: tuple[str, ...]) -> AsyncIterator[GenerationChunk]:
+    """The chunks, cut before the first stop sequence also where the server includes it, or does not know stop sequences."""
+    sequences, after = StopSequences(stop), 0
+    async for chunk in chunks:
+        text = sequences.push(chunk.text, ends=chunk.finish_reason is not None)
+        ends = chunk.finish_reason is not None or after > CHUNKS_AFTER_STOP
+        if text or ends:
+            yield replace(chunk, text=text, finish_reason="stop" if sequences.found and ends else chunk.finish_reason)
+        if ends:
+            return
+        after += sequences.found
 
 
 async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
@@ -324,11 +358,11 @@ def log_failed_probe(probe: "asyncio.Task[bool | None]") -> None:
 
 @asynccontextmanager
 async def open_openai_text_engine(
-    server_url: str | None, api_key: SecretStr | None, model: str | None, retry_seconds: float
+    server_url: str | None, api_key: SecretStr | None, model: str | None, retry_seconds: float, max_model_len: int | None = None
 ) -> AsyncIterator[OpenAiTextEngine]:
     """Raises PermanentError("server-unnamed") without an address. Nothing is sent before the first request."""
     async with open_client(server_url, api_key, retry_seconds, CONNECTION_LIMITS, setting="VLLM_SERVER_URL") as http:
-        engine = OpenAiTextEngine(http, model, retry_seconds)
+        engine = OpenAiTextEngine(http, model, retry_seconds, max_model_len)
         try:
             yield engine
         finally:

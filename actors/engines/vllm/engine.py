@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import structlog
 
+from actors.engines.language.control_words import ControlWords
+from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.process.gpu import DeviceMeter, gpu_figures
 from actors.engines.shared_resource import SetUnready
@@ -151,7 +153,7 @@ class VllmTextEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         await self.ready()
-        prompt = self._tokenize(request.messages)
+        prompt = await asyncio.to_thread(self._tokenize, request.messages)
         if len(prompt) >= self.max_model_len:
             raise PromptTooLong(len(prompt), self.max_model_len)
         tokens, finish_reason = 0, "stop"
@@ -166,6 +168,8 @@ class VllmTextEngine:
                 finish_reason = completion.finish_reason or finish_reason
                 if completion.text:
                     yield GenerationChunk(completion.text, tokens)
+        except ValueError as error:  # what vLLM's backend of structured outputs does not support, above all
+            raise PermanentError("schema-refused" if request.schema else "invalid-message", f"vLLM rejects the request: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
             self._unready_reason = f"the engine of vLLM died: {error}"[:500]
             self._failed.set()
@@ -178,7 +182,9 @@ class VllmTextEngine:
         if any(not isinstance(message["content"], str) for message in messages):
             raise PermanentError("vision-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
         tokenizer = self._engine.get_tokenizer()
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+        words = ControlWords.of_tokenizer(tokenizer)
+        clean = [message | {"content": words.remove_from(message["content"])} for message in messages]
+        return list(tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=True, return_dict=False))
 
     def _sampling_params(self, request: GenerationRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams
@@ -191,9 +197,9 @@ class VllmTextEngine:
             repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
-            stop=list(request.stop) or None,
+            stop=list(request.stop) or None if request.schema is None else None,  # it would cut the JSON
             seed=request.seed,
-            structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema is not None else None,
+            structured_outputs=StructuredOutputsParams(json=rewrite_schema(request.schema)) if request.schema is not None else None,
             output_kind=RequestOutputKind.DELTA,
         )
 
@@ -209,7 +215,7 @@ class VllmTextEngine:
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
         await self.ready()
-        return len(self._tokenize(messages)), self.max_model_len
+        return len(await asyncio.to_thread(self._tokenize, messages)), self.max_model_len
 
     async def state(self) -> EngineState:
         await self.ready()

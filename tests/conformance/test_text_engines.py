@@ -1,0 +1,225 @@
+"""Every text engine keeps the same promises, through the gateway's OpenAI routes: a model in a process of the worker, vLLM in the worker, a
+vLLM server, and another OpenAI-compatible server, which enforces no JSON.
+"""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+from PIL import Image
+
+from bus.amqp.publisher import open_publisher
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout, RequestClient, open_request_client
+from bus.settings import BusSettings
+from ops.local.postgres import EmbeddedPostgres
+from ops.local.rabbitmq import RabbitNode
+from tests.support.broker_client import wait_until
+from tests.support.external_programs import MAX_MODEL_LEN, START_SECONDS
+from tests.support.live_gateway import live_gateway, official_client
+from tests.support.text_engines import ENGINES, TextEngineUnderTest, text_engine
+from tests.support.worker_processes import wait_until_ready
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(START_SECONDS + 120)]
+VERDICT = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "word": {"type": "string", "maxLength": 8}},
+    "required": ["ok", "word"],
+    "additionalProperties": False,
+}
+HOSTILE_SCHEMAS: dict[str, dict[str, Any]] = {
+    "keyword that cannot be enforced": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+    "another document": {"$ref": "http://example.com/schema.json"},
+    "no type": {"type": "nonsense"},
+    "nested too deeply": json.loads('{"type": "array", "items": ' * 40 + "{}" + "}" * 40),
+    "too large": {"type": "string", "description": "x" * 70_000},
+    "endless": {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
+    "broken pattern": {"type": "string", "pattern": "("},
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A gateway, and a worker with one text engine, on a real broker."""
+
+    engine: TextEngineUnderTest
+    client: AsyncOpenAI
+    http: httpx.AsyncClient
+    requests: RequestClient
+    model: str
+
+    async def ask(self, text: str, **options: Any) -> Any:
+        defaults: dict[str, Any] = {"model": self.model, "max_tokens": 24, "temperature": 0}
+        messages = [{"role": "user", "content": text}]
+        return await self.client.chat.completions.create(**defaults | {"messages": messages} | options)
+
+    async def answer(self, text: str, **options: Any) -> str:
+        return str((await self.ask(text, **options)).choices[0].message.content)
+
+    async def status(self) -> dict[str, Any]:
+        return await self.requests.request("text.status", {}, seconds=20)
+
+    async def is_idle(self) -> bool:
+        return bool((await self.status())["running_requests"] == 0)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngineUnderTest]:
+    with text_engine(request.param, tmp_path_factory.mktemp("engine")) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(
+    engine: TextEngineUnderTest, rabbitmq: RabbitNode, postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    store = tmp_path_factory.mktemp("store")
+    services = {"AMQP_URL": rabbitmq.url, "DATABASE_URL": postgres.url, "STORE_URL": store.as_uri(), "HEALTH_PORT": "0"}
+    bus = BusSettings.model_validate({"amqp_url": rabbitmq.url, "database_url": postgres.url})
+    with TemporaryFile() as output:
+        worker = await asyncio.create_subprocess_exec(
+            engine.python, "-m", "ops.cli", "run", "text", "conversations",
+            env=engine.worker_environment | services, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        try:
+            await wait_until_ready(worker, output)
+            async with (
+                live_gateway(bus, store, request_seconds=START_SECONDS, rate_requests=0) as url,
+                official_client(url, timeout=START_SECONDS) as client,
+                httpx.AsyncClient(base_url=url, timeout=60) as http,
+                open_publisher(bus) as publisher,
+                open_request_client(publisher) as requests,
+            ):
+                first: Any = {"messages": [{"role": "user", "content": "the first request waits for the model"}], "max_tokens": 4}
+                done = await requests.request("text", first, seconds=START_SECONDS)
+                yield Stack(engine, client, http, requests, done["model_info"]["model_name"])
+        finally:
+            worker.terminate()
+            await worker.wait()
+
+
+async def test_chat_has_answer_and_usage(stack: Stack) -> None:
+    short, long = await stack.ask("hello", max_tokens=4), await stack.ask("hello " * 20, max_tokens=4)
+    for answer in (short, long):
+        assert 0 < answer.usage.completion_tokens <= 5
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+        assert answer.choices[0].finish_reason in {"stop", "length"}
+    assert long.usage.prompt_tokens > short.usage.prompt_tokens + 50
+
+
+async def test_stream_is_the_answer_in_parts(stack: Stack) -> None:
+    expected = await stack.answer("stream", max_tokens=40)
+    parts = [chunk async for chunk in await stack.ask("stream", max_tokens=40, stream=True)]
+    texts = [chunk.choices[0].delta.content for chunk in parts if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(texts) == expected
+    assert len(texts) > 1
+
+
+async def test_seed_decides_the_answer(stack: Stack) -> None:
+    options = {"temperature": 1.0, "max_tokens": 30}
+    first, same, other = [await stack.answer("seed", seed=seed, **options) for seed in (3, 3, 4)]
+    assert first == same != other
+
+
+async def test_answer_ends_before_stop_sequence(stack: Stack) -> None:
+    whole = await stack.answer("stop", max_tokens=40)
+    middle = whole[5:7]
+    cut = await stack.ask("stop", max_tokens=40, stop=["never written", middle])
+    assert cut.choices[0].message.content == whole[: whole.index(middle)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+async def test_oversize_prompt_is_a_bad_request_and_the_next_chat_works(stack: Stack) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        await stack.ask("x" * 400_000)
+    assert raised.value.code == "context_length_exceeded"
+    assert f"holds {MAX_MODEL_LEN}" in raised.value.message
+    assert await stack.ask("next")
+    assert await stack.is_idle()
+
+
+async def test_requested_json_object_is_one_or_is_refused(stack: Stack) -> None:
+    request = stack.ask("?", response_format={"type": "json_object"}, max_tokens=60, temperature=1.5, seed=1)
+    if stack.engine.constrains:
+        assert isinstance(json.loads((await request).choices[0].message.content), dict)
+    else:
+        with pytest.raises(openai.APIStatusError) as raised:
+            await request
+        assert raised.value.code in {"json_unsupported", "json_incomplete"}
+
+
+async def test_requested_schema_is_satisfied_or_is_refused(stack: Stack) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": VERDICT}}
+    answers = [stack.ask("?", response_format=response_format, max_tokens=80, temperature=1.5, seed=seed) for seed in range(3)]
+    if stack.engine.constrains:
+        for answer in await asyncio.gather(*answers):
+            verdict = json.loads(answer.choices[0].message.content)
+            assert (set(verdict), type(verdict["ok"]), len(verdict["word"]) <= 8) == ({"ok", "word"}, bool, True)
+    else:
+        errors = await asyncio.gather(*answers, return_exceptions=True)
+        assert {getattr(error, "code", error) for error in errors} <= {"json_unsupported", "json_incomplete"}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_SCHEMAS)
+async def test_schema_that_cannot_be_enforced_is_a_bad_request(stack: Stack, kind: str) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "hostile", "schema": HOSTILE_SCHEMAS[kind]}}
+    with pytest.raises(openai.BadRequestError) as raised:
+        await stack.ask("?", response_format=response_format)
+    assert raised.value.code == "schema_refused"
+
+
+async def test_model_without_vision_says_so(stack: Stack) -> None:
+    with io.BytesIO() as file:
+        Image.new("RGB", (40, 40), "red").save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": url}}]}]
+    with pytest.raises(openai.APIStatusError) as raised:
+        await stack.ask("", messages=messages)
+    assert (raised.value.status_code, raised.value.code) == (501, "vision_unsupported")
+    with pytest.raises(ReplyFault, match="vision-unsupported"):  # the actor itself, also where no gateway is before it
+        await stack.requests.request("text", {"message": "what is it", "pictures": [{"data": url}]}, seconds=60)
+    assert (await stack.status())["vision"] is False
+
+
+LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "on and on"}], "max_tokens": 450, "repetition_penalty": 1.0}
+
+
+async def test_cancelled_stream_frees_the_engine(stack: Stack) -> None:
+    before = (await stack.status())["tokens_generated"]
+    async with aclosing(stack.requests.stream("text", LONG | {"stream": True, "temperature": 1.5, "seed": 8}, seconds=60)) as chunks:
+        async for chunk in chunks:
+            if chunk.final or chunk.body["sequence"] == 2:
+                break
+    await wait_until(stack.is_idle, 10)
+    assert (await stack.status())["tokens_generated"] - before < 400
+
+
+async def test_deadline_ends_the_generation(stack: Stack) -> None:
+    ends: list[Any] = []
+    while not ends or isinstance(ends[-1], dict):  # an answer of random tokens may end early
+        ends += await asyncio.gather(stack.requests.request("text", LONG | {"temperature": 1.5}, seconds=0.6), return_exceptions=True)
+    assert isinstance(ends[-1], ReplyFault | ReplyTimeout)
+    await wait_until(stack.is_idle, 10)
+    assert await stack.ask("next")
+
+
+async def test_status_and_health_report_the_engine(stack: Stack) -> None:
+    status = await stack.status()
+    assert (status["engine"], status["engine_status"], status["max_model_len"]) == (
+        stack.engine.name, "running", stack.engine.max_model_len,
+    )  # fmt: skip
+    assert status["tokens_generated"] > 0
+    assert status["last_token_at"] > 1.7e9
+    health = await stack.http.get("/health")
+    assert (health.status_code, health.json()["model_loaded"]) == (200, True)
+    assert health.json()["vllm_stats"]["running_requests"] == 0
