@@ -80,12 +80,15 @@ def server(stack: Server) -> Server:
 
 
 @promise("Technology", "attention is PyTorch's scaled dot product attention")
-@promise("Technology", "half precision on a GPU", differs="8 bits by default, as in the ad pipeline; the image sets USE_QUANTIZATION=false")
-async def test_model_is_loaded_with_sdpa_in_half_precision_where_quantization_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("USE_QUANTIZATION", "false")
-    options = VlmSettings().build_options("a-model")
+@promise("Technology", "half precision without quantization")
+async def test_model_is_loaded_with_sdpa_in_half_precision_on_vertex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dtype` auto is half precision on CUDA; the image sets the variable for other places than Vertex AI."""
     arguments = load_arguments(VlmOptions("a-model"), "cpu", "none")
-    assert (options.dtype, options.quantization, arguments["attn_implementation"]) == ("auto", "none", "sdpa")
+    for variable, value in (("AIP_MODE", "PREDICTION"), ("USE_QUANTIZATION", "false")):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            options = VlmSettings().build_options("a-model")
+        assert (options.dtype, options.quantization, arguments["attn_implementation"]) == ("auto", "none", "sdpa")
     assert "USE_QUANTIZATION=false" in DOCKERFILE
 
 

@@ -13,6 +13,7 @@ import pytest
 from actors import judge, validate, variants
 from actors.adapters.job_variants import build_pg_listener
 from actors.settings import ListenerSettings
+from bus.amqp.request_reply import ReplyFault
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
@@ -137,15 +138,14 @@ async def test_reset_variant_is_judged_again(source: SourceDatabase, start_worke
 async def test_unparsable_verdict_is_retried_then_fails_variant(
     source: SourceDatabase, start_worker: StartWorker, model: FakeOpenAiServer, gateway_client: GatewayClient
 ) -> None:
-    """An answer that holds no verdict is never stored as one."""
+    """An answer that holds no verdict is never stored as one, but on the source system's routes, which ask for its default verdict."""
     model.respond = lambda _: "I would rather write a poem."
     ids = await source.insert_variant()
     async with start_worker(validate.ACTOR, variants.ACTOR):
-        answer = await gateway_client.http.post("/api/yh/llava/stage1/validate", json=ids)
+        with pytest.raises(ReplyFault, match="holds no verdict"):
+            await gateway_client.requests.request("validate", ids, seconds=60)
         await wait_for_state(source, ids, ("vlm_analyze", "failed"))
 
-    assert answer.status_code == 500
-    assert "holds no verdict" in answer.json()["detail"]
     assert len(model.requests) == 3
     assert await source.vlm_traces(ids) == []
 
