@@ -5,7 +5,6 @@ one, and the layout in the form of the source system's `overlay_layouts`. With `
 a tenant only when the variant is its own. `proposal_id` is stored in that row and not looked up.
 """
 
-import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from asyncpg import Connection, Pool
 from actors.imaging.contrast import Color, format_color, parse_color
 from actors.imaging.fonts import load_fonts, normalize_text
 from actors.imaging.image_decoding import decode_image, flatten_on_white
+from actors.imaging.png_metadata import encode_png, merge_text_chunks
 from actors.imaging.text_layout import BLACK, WHITE, Placement, TextBlock, candidate_placements, draw_text, fit_text, with_backdrop
 from actors.settings import OverlaySettings
 from actors.vision.evidence import overlap_area
@@ -70,9 +70,9 @@ async def overlay(
     ids = [parse_uuid(command.proposal_id), parse_uuid(command.job_variants_id)]
     if ids[1] and database and context.tenant:
         await find_variant(database, ids[1], context.tenant)
-    render = partial(compose, await claims.read(bare, tenant=context.tenant), command, settings)
-    png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
     generated = await claims.is_generated(bare, tenant=context.tenant)
+    render = partial(compose, await claims.read(bare, tenant=context.tenant), command, settings, generated=generated)
+    png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
     claim = await claims.write(png, tenant=context.tenant, media_type="image/png", width=size[0], height=size[1], generated=generated)
     overlay_id = derived_id(context.keyed_id, "overlay")
     url = await claims.url(claim, tenant=context.tenant, permanent=True)
@@ -101,9 +101,12 @@ async def insert_layout(connection: Connection, *, result: OverlayDone, ids: lis
     await connection.execute(SQL["insert_layout"], result.overlay_id, *ids, result.layout, *shares, margin, latency_ms)
 
 
-def compose(data: bytes, command: Overlay, settings: OverlaySettings) -> tuple[bytes, tuple[int, int], Placement, TextBlock]:
-    """The PNG with the text, its size, and the placement and the wrapped text."""
-    picture = flatten_on_white(decode_image(data, settings.max_pixels).pixels).convert("RGB")
+def compose(
+    data: bytes, command: Overlay, settings: OverlaySettings, *, generated: bool
+) -> tuple[bytes, tuple[int, int], Placement, TextBlock]:
+    """The PNG with the text and the text chunks of the picture, its size, and the placement and the wrapped text."""
+    source = decode_image(data, settings.max_pixels)
+    picture = flatten_on_white(source.pixels).convert("RGB")
     faces = load_fonts(settings.fonts)
     text = "\n".join(line for line in (normalize_text(line) for line in command.text.splitlines()) if line)
     if not text:
@@ -119,9 +122,8 @@ def compose(data: bytes, command: Overlay, settings: OverlaySettings) -> tuple[b
     candidates = candidate_placements(picture, block, aligns, command.margin, candidate_colors(command))
     best = min(candidates, key=lambda candidate: candidate.cost + 4 * protected_share(candidate, picture.size, command.protected_region))
     placement = with_backdrop(picture, best, block, parse_color(command.overlay_color) if command.overlay_color else None)
-    with io.BytesIO() as file:
-        draw_text(picture, placement, block, faces).save(file, "PNG")
-        return file.getvalue(), picture.size, placement, block
+    chunks = merge_text_chunks(source.text_chunks, {}, {}, generated=generated)
+    return encode_png(draw_text(picture, placement, block, faces), chunks), picture.size, placement, block
 
 
 def candidate_colors(command: Overlay) -> list[Color]:

@@ -26,7 +26,7 @@ from ops.local.model_choice import ModelChoice, choose_models, fetch_missing_mod
 from ops.local.stack import ServiceUrls, local_stack
 from ops.local.tiny_models import copy_trained_models, tiny_model_paths
 from ops.settings import LocalSettings, inherited_environment
-from ops.supervisor import READY_SECONDS, open_supervisor
+from ops.supervisor import open_supervisor
 
 PROCESSES = ("image_generation watermark upload webhook ledger", "image")
 AD_PROCESSES = ("text overlay watermark upload webhook ledger", "image", "validate judge")
@@ -89,7 +89,7 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
             open_publisher(bus_settings(urls, "gateway" if ad else "publisher")) as publisher,
             open_publisher(bus_settings(urls, "operator")) as operator,
         ):
-            await supervisor.wait_until_ready(timeout_seconds=READY_SECONDS)
+            await supervisor.wait_until_ready(timeout_seconds=settings.ready_seconds)
             yield DemoStack(backend, publisher, operator, choices)
 
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from actors.imaging.contrast import contrast_ratio
 from actors.imaging.fonts import load_fonts
+from actors.imaging.png_metadata import encode_png
 from actors.imaging.text_layout import fit_text, measure_width, wrap_text
 from actors.overlay import overlay
 from actors.settings import OverlaySettings
@@ -144,3 +145,15 @@ async def test_impossible_overlay_names_reason(overlay_rig: OverlayRig, command:
     with pytest.raises(PermanentError) as raised:
         await overlay_rig.draw(plain(), **command)
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize(("generated", "model"), [(True, "painter"), (False, None)])
+async def test_text_chunks_of_the_picture_are_kept(overlay_rig: OverlayRig, claims: ClaimStore, generated: bool, model: str | None) -> None:
+    """An advertisement names the model that drew its picture; one that came from outside claims no model."""
+    data = encode_png(plain(), {"model": "painter", "Title": "harbour"})
+    claim = await claims.write(data, media_type="image/png", tenant=None, generated=generated)
+    order = Overlay.model_validate({"images": [claim.model_dump()], "text": "SALE"})
+    done = await overlay(order, overlay_rig.context, claims=claims, database=None, settings=OverlaySettings(), threads=CapacityLimiter(1))
+    assert isinstance(done, OverlayDone)
+    with Image.open(io.BytesIO(await claims.read(done.images[0], tenant=None))) as picture:
+        assert (picture.text.get("model"), picture.text["Title"]) == (model, "harbour")  # type: ignore[attr-defined]
