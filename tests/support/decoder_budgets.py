@@ -173,6 +173,12 @@ def hostile_cookies() -> Iterable[str]:
     yield from (base64.urlsafe_b64encode(data).decode() for data in files.hostile_json(60_000))
 
 
+def read_json_answer(text: str) -> None:
+    from actors.llm.json_answers import check_answer
+
+    asyncio.run(check_answer(text, {"type": "array"}, "stop", 1))
+
+
 def refusals() -> tuple[type[Exception], ...]:
     from actors.engines.language.requests import PromptTooLong
     from bus.actor import InvalidMessage
@@ -187,6 +193,7 @@ BASE64 = Budget(read_base64, files.hostile_base64)
 PICTURE = Budget(read_picture, files.hostile_pictures)
 WEIGHTS = Budget(read_weights, files.hostile_weights)
 ANSWER = Budget(read_answer, files.hostile_texts_of_json)
+JSON_ANSWER = Budget(read_json_answer, files.hostile_texts_of_json)
 VERDICT = Budget(read_verdict, files.hostile_texts_of_json)
 COMMAND = Budget(read_command, files.hostile_json)
 EVENT = Budget(read_event, files.hostile_json)
@@ -208,6 +215,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/attachments/document_reader.py", "zipfile.ZipFile"): DOCUMENT,
     ("actors/attachments/file_types.py", "zipfile.ZipFile"): DOCUMENT,
     ("actors/decoding/base64_data.py", "base64.b64decode"): BASE64,
+    ("actors/decoding/json_schemas.py", "json.loads"): JSON_ANSWER,
     ("actors/decoding/pictures.py", "PIL.Image.open"): PICTURE,
     ("actors/decoding/protocol.py", "json.loads"): OWN_PROCESS,
     ("actors/engines/diffusion/lora/strength.py", ".model_validate_json"): Budget(read_adapter_config, files.hostile_json),
@@ -229,6 +237,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/imaging/fonts.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
     ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
     ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
+    ("actors/llm/json_answers.py", "json.loads"): JSON_ANSWER,
     ("actors/llm/json_extraction.py", "json.loads"): ANSWER,
     ("actors/vision/overlay_layout.py", "json.loads"): Trusted("a row of the source database"),
     ("actors/vision/verdict_parser.py", ".model_validate_json"): VERDICT,
@@ -245,6 +254,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("bus/dead_letters/jsonl.py", "json.loads"): Trusted("JSON that the line above has written"),
     ("bus/persistence/entry_id.py", "json.loads"): Budget(read_content, files.hostile_json),
     ("bus/persistence/pool.py", "pydantic_core.from_json"): Trusted("a row of our own database"),
+    ("bus/storage/gcs.py", ".json"): Trusted("the answer of the metadata server that the settings name"),
     ("bus/storage/prefix_sync.py", ".json"): Trusted("the answer of the store that the settings name"),
     ("bus/storage/prefix_sync.py", "base64.b64decode"): Trusted("the answer of the store that the settings name"),
     ("bus/worker/control.py", ".model_validate_json"): COMMAND,

@@ -10,10 +10,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import structlog
+
 from actors.engines.diffusion.oom import OomFallbacks, enable_vae_slicing
 from actors.engines.diffusion.png import write_png
 from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult
 from actors.engines.process.protocol import Failed, Finished, MemoryExhausted
+
+log = structlog.get_logger()
 
 DecodeResult = Finished | Failed
 
@@ -80,7 +84,10 @@ class DecodeThread:
             except MemoryExhausted as error:
                 self.out_of_memory = str(error)
             except Exception as error:
-                self.results.append(Failed(order.request_id, "temporary", "decode-failed", f"the images could not be decoded: {error!r}"))
+                # The text may quote anything, such as a path or a request: it is logged, where secrets are masked, and not sent.
+                log.exception("image.decode_failed", request_id=order.request_id)
+                message = f"the images could not be decoded ({type(error).__name__}); the log of the model process has the cause"
+                self.results.append(Failed(order.request_id, "temporary", "decode-failed", message))
             self._started_at = None
             self.request_tick()
 
