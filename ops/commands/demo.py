@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 import time
 from argparse import Namespace
@@ -81,8 +80,8 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
     if any(choice.is_toy for choice in choices):
         await to_thread.run_sync(copy_trained_models, models)
     async with local_stack(own) as urls, open_fake_backend() as backend:
-        own_environment = {"BACKEND_API_URL": backend.url, "MODEL_DIR": os.environ.get("MODEL_DIR", str(models))}
-        environment = merged_environment(inherited_environment() | urls.environment | own_environment, choices, models)
+        given = {"MODEL_DIR": str(models)} | inherited_environment() | urls.environment
+        environment = merged_environment(given | {"BACKEND_API_URL": backend.url}, choices, models)
         display.set_status("starting the actors")
         async with (
             open_supervisor(processes, environment, display.record_line) as supervisor,

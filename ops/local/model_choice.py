@@ -1,6 +1,5 @@
 """Which model draws, sees and writes in `atelier up` and `atelier demo`: the one that a setting names, else one that ships with Atelier."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from ops.errors import SetupError
 from ops.local.smollm2 import PACKAGE, SMOLLM2, fetch_smollm2, find_smollm2
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM
 from ops.registry import PROCESS_GROUPS
+from ops.settings import inherited_environment
 
 TOY = "a toy of Atelier's own"
 SERVED_FIRST = "the server's first model"
@@ -48,7 +48,7 @@ def choose_models(steps: Iterable[str], tiny_models: Mapping[str, Path]) -> list
 
 
 def choose_image_model(toy: Path) -> ModelChoice:
-    if named := os.environ.get("IMAGE_MODEL"):
+    if named := inherited_environment().get("IMAGE_MODEL"):
         return ModelChoice("image", named, "IMAGE_MODEL")
     return ModelChoice("image", toy.name, f"{TOY}; IMAGE_MODEL names another", {"IMAGE_MODEL": str(toy)}, is_toy=True)
 
@@ -78,7 +78,8 @@ def naming_variable(step: str) -> str | None:
     """The variable that names the model of a vision step."""
     alias = VlmSettings.model_fields["model"].validation_alias
     assert isinstance(alias, AliasChoices)
-    return next((str(name) for name in (f"{step.upper()}_MODEL", *alias.choices) if os.environ.get(str(name))), None)
+    environment = inherited_environment()
+    return next((str(name) for name in (f"{step.upper()}_MODEL", *alias.choices) if environment.get(str(name))), None)
 
 
 def describe_vision_source(settings: VlmSettings, variable: str | None) -> str:
