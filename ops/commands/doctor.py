@@ -21,13 +21,13 @@ HOST_CHECKS: tuple[Callable[[LocalSettings], Check], ...] = (
     doctor_host.check_vision_model,
     doctor_host.check_device,
     doctor_host.check_disk_space,
-    doctor_links.check_links,
 )
 SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
     doctor_services.check_broker,
     doctor_services.check_database,
     doctor_services.check_store,
     doctor_services.check_webhook_target,
+    doctor_links.check_links,
 )
 
 

@@ -8,7 +8,7 @@ from ops.commands.doctor_host import Check
 from ops.settings import LocalSettings
 
 
-def check_links(settings: LocalSettings) -> Check:
+async def check_links(settings: LocalSettings) -> Check:
     """A warning: such links work until they expire."""
     upload = UploadSettings()
     url = upload.url or settings.given_store_url

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from actors.settings import UploadSettings
 from actors.upload import open_upload, upload
@@ -87,3 +88,20 @@ async def test_alternative_destination_is_used(
     assert isinstance(uploaded, UploadDone)
     assert uploaded.result_url == (destination / "generations" / "gen-7.png").as_uri()
     assert (destination / "generations" / "gen-7.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("public_url", [None, "https://cdn.example"])
+async def test_links_that_expire_are_named_at_the_start(
+    claims: ClaimStore, monkeypatch: pytest.MonkeyPatch, public_url: str | None
+) -> None:
+    monkeypatch.setenv("UPLOAD_URL", "s3://pictures")
+    monkeypatch.setenv("AWS_S3_REGION_NAME", "eu-west-1")
+    if public_url:
+        monkeypatch.setenv("UPLOAD_PUBLIC_URL", public_url)
+    with capture_logs() as entries:
+        async with open_upload(Resources(claims)):
+            pass
+    warnings = [entry for entry in entries if entry["event"] == "upload.links_expire"]
+    assert [("s3://pictures" in entry["reason"], "UPLOAD_PUBLIC_URL" in entry["remedy"]) for entry in warnings] == (
+        [] if public_url else [(True, True)]
+    )

@@ -5,6 +5,12 @@ import pytest
 from ops.cli import main
 
 
+@pytest.fixture(autouse=True)
+def _logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger would keep the captured standard error, which is closed after the test."""
+    monkeypatch.setattr("bus.observability.logs.configure_logging", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("variables", "named"),
     [

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ops.commands import doctor, doctor_host, doctor_services
+from ops.commands import doctor, doctor_host, doctor_links, doctor_services
 from ops.commands.doctor_host import Check
 from ops.errors import SetupError
 from ops.settings import LocalSettings
 
 NAMES = {
-    *("python", "models", "image-model", "seeing-model", "device", "disk", "links"),
-    *("rabbitmq", "postgres", "store", "webhooks", "queues"),
+    *("python", "models", "image-model", "seeing-model", "device", "disk"),
+    *("rabbitmq", "postgres", "store", "webhooks", "links", "queues"),
 }
 
 
@@ -53,7 +53,7 @@ def test_services_are_checked_without_this_machine(capsys: pytest.CaptureFixture
     doctor.doctor(Namespace(json=True, steps=[], services=True))
 
     names = {check["name"] for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert names == {"rabbitmq", "postgres", "store", "webhooks", "queues"}
+    assert names == {"rabbitmq", "postgres", "store", "webhooks", "links", "queues"}
 
 
 async def test_missing_rabbitmq_server_is_reported_with_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,28 @@ async def test_unreachable_broker_is_reported_without_its_password() -> None:
     assert not check.ok
     assert f"127.0.0.1:{port} does not answer" in check.detail
     assert "secret-word" not in repr(check)
+
+
+@pytest.mark.parametrize(
+    ("variables", "cure"),
+    [
+        ({"STORE_URL": "s3://media"}, "STORE_PUBLIC_URL"),
+        ({"AWS_STORAGE_BUCKET_NAME": "media", "UPLOAD_URL": "s3://pictures"}, "UPLOAD_PUBLIC_URL"),
+        ({"STORE_URL": "s3://media", "STORE_PUBLIC_URL": "https://cdn.example"}, ""),
+        ({"AWS_STORAGE_BUCKET_NAME": "media"}, ""),
+        ({"UPLOAD_URL": "s3://pictures", "UPLOAD_PUBLIC_URL": "https://cdn.example"}, ""),
+        ({}, ""),
+    ],
+)
+async def test_links_that_expire_are_a_warning(variables: dict[str, str], cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    check = await doctor_links.check_links(LocalSettings())
+
+    assert check.ok
+    assert check.warning == bool(cure)
+    assert cure in check.cure
 
 
 def test_missing_driver_is_reported_when_cuda_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
