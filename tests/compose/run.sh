@@ -33,7 +33,7 @@ build() { podman build -q --format docker --network host ${WHEELS:+--volume "$WH
 # The requirements of the GPU image with the torch of WHEELS and without CUDA's libraries: the hash of a torch for CPUs is another one.
 cpu_torch() {
   awk -v hash="$(sha256sum "$WHEELS"/torch-*.whl | awk '{print $1; exit}')" '
-    /^[a-z]/ {skip = /^(nvidia-|cuda-|triton)/ && !/^nvidia-ml-py/; torch = /^torch==/}
+    /^[a-z]/ {skip = /^(nvidia-|cuda-)/ && !/^nvidia-ml-py/; torch = /^torch==/}
     torch && /--hash/ {next}
     torch {print; print "    --hash=sha256:" hash; next}
     !skip' ops/images/gpu.txt
