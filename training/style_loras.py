@@ -1,11 +1,13 @@
 """Styles of tiny-shapes, each a LoRA on the attention of its UNet, visible with every prompt."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from actors.engines.diffusion.lora.strength import HEADER_KEY
 from training.scenes import COLOURS
 from training.shape_masks import IMAGE_SIZE, ShapePlacement, centered_placement
 from training.tiny_shapes import ShapesDataset, velocity_loss
@@ -71,12 +73,14 @@ def style_run(pipeline: Any, name: str) -> TrainingRun:
 
 
 def save_lora(pipeline: Any, name: str, file: Path) -> None:
-    """Write the adapter in the format of diffusers, and remove it from the UNet."""
+    """Write the adapter in the format of diffusers, its configuration in the header, and remove it from the UNet."""
     import torch
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     weights = get_peft_model_state_dict(pipeline.unet, adapter_name=name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"unet.{key}": weight.to(torch.float16).contiguous() for key, weight in weights.items()}, file)
+    config = {"unet.r": RANK, "unet.lora_alpha": RANK, "unet.target_modules": TARGET_MODULES}
+    header = {"format": "pt", HEADER_KEY: json.dumps(config)}
+    save_file({f"unet.{key}": weight.to(torch.float16).contiguous() for key, weight in weights.items()}, file, header)
     pipeline.unet.delete_adapters(name)

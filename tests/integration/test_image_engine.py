@@ -143,6 +143,9 @@ async def test_lora_is_fetched_once_and_changes_image(image_engine_rig: ImageEng
     assert image_engine_rig.max_pixel_difference(first, second) <= 1
     assert image_engine_rig.max_pixel_difference(first, without_lora) > 8
     assert first.made_with["lora_scale"] == "0.9"
+    assert (first.lora_alpha_from, first.made_with["lora_scaling"], without_lora.lora_alpha_from) == ("assumed", "1", None)
+    picture = image_engine_rig.image(first)
+    assert picture.text["lora_alpha_from"] == "assumed", "a picture says that its LoRA's strength is a guess"  # type: ignore[attr-defined]
 
 
 async def test_sha256_of_another_tenants_lora_gives_nothing(image_engine_rig: ImageEngineRig) -> None:

@@ -26,7 +26,7 @@ from actors.engines.diffusion.lora.strength import (
 from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
-from bus.errors import PermanentError
+from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore
 from bus.storage.locations import redact_uri
 from bus.storage.object_keys import tenant_prefix
@@ -123,7 +123,10 @@ class LoraFileCache:
         tenant, address = source
         origin = redact_uri(address)
         limits = {"max_bytes": self.settings.lora_max_bytes, "max_rank": self.settings.lora_max_rank}
-        info = await asyncio.to_thread(partial(validate_lora, file, origin, **limits))
+        try:
+            info = await asyncio.to_thread(partial(validate_lora, file, origin, **limits))
+        except FileNotFoundError:
+            raise TemporaryError(f"the LoRA {origin} was evicted: make IMAGE_LORA_CACHE_BYTES larger", code="lora-gone") from None
         if info.has_alphas:
             return None
         try:
