@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.errors import PermanentError, PublishError, TemporaryError
 from contracts.wire import Step
 from gateway.callers import caller_of
+from gateway.commands import CommandClient
 from gateway.deadlines import request_timeout
 from gateway.json_body import validate_body
 from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
@@ -123,15 +124,16 @@ def vertex_error(status: int, message: str) -> JSONResponse:
 
 def create_router(settings: VertexSettings) -> APIRouter:
     """The routes at the paths that Vertex AI's variables name."""
-    router = APIRouter(tags=["vertex"])
+    router, readiness = APIRouter(tags=["vertex"]), Readiness(settings.ready_seconds)
 
     async def predict(request: Request) -> Any:
         """Answer questions about images. `instances`: `prompt` and, optionally, `image` as base64."""
-        return await predict_all(request, settings)
+        return await predict_all(request, settings) if await readiness.check(request) else vertex_error(503, "Model not ready")
 
     async def health(request: Request) -> JSONResponse:
         """Whether a consult actor is ready."""
-        return await health_response(request, settings)
+        ready = await readiness.check(request)
+        return JSONResponse({"status": "healthy" if ready else "loading"}, 200 if ready else 503)
 
     router.add_api_route(
         settings.predict_route,
@@ -147,24 +149,29 @@ def create_router(settings: VertexSettings) -> APIRouter:
     return router
 
 
-async def health_response(request: Request, settings: VertexSettings) -> JSONResponse:
-    ready = await is_ready(request, settings)
-    return JSONResponse({"status": "healthy"} if ready else {"status": "loading"}, 200 if ready else 503)
+class Readiness:
+    """Asks the consult actors whether one is ready: one question at a time, whose answer all requests share that come meanwhile."""
 
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._asking: asyncio.Task[bool] | None = None
 
-async def is_ready(request: Request, settings: VertexSettings) -> bool:
-    """Whether a consult actor replies in time."""
-    try:
-        await services_of(request).commands.query("consult.ready", seconds=settings.ready_seconds)
-    except REQUEST_ERRORS:
-        return False
-    return True
+    async def check(self, request: Request) -> bool:
+        """Whether a consult actor replies in time."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(services_of(request).commands))
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self, commands: CommandClient) -> bool:
+        try:
+            await commands.query("consult.ready", seconds=self._seconds)
+        except REQUEST_ERRORS:
+            return False
+        return True
 
 
 async def predict_all(request: Request, settings: VertexSettings) -> Any:
     """All instances concurrently, once their images have been stored one after another. The first failure cancels the others."""
-    if not await is_ready(request, settings):
-        return vertex_error(503, "Model not ready")
     failure: BaseException | None = None
     predictions: list[asyncio.Task[str]] = []
     try:

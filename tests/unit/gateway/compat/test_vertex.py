@@ -1,5 +1,6 @@
 """The Vertex AI API: its variables, predictions, the health check."""
 
+import asyncio
 import base64
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ def test_settings_are_unchanged_outside_vertex(monkeypatch: pytest.MonkeyPatch) 
 
     assert apply_vertex_settings(settings, VertexSettings()) == settings
     assert not VertexSettings().needs_consult
+    assert VertexSettings.model_validate({"health_route": "/alive"}).needs_consult, "its routes are named"
     assert not VertexSettings().keyless
 
 
@@ -92,6 +94,16 @@ async def test_health_on_vertex_needs_consult(gateway: OpenFakeGateway, replies:
     fake_gateway = gateway(replies, vertex={"mode": "PREDICTION", "ready_seconds": 0.02})
     response = await fake_gateway.http.get("/health")
     assert (response.status_code, response.json()) == (status, {"status": "healthy" if status == 200 else "loading"})
+
+
+async def test_requests_at_the_same_time_share_one_question_for_readiness(gateway: OpenFakeGateway) -> None:
+    """The health route has no limits, so it must not cause a message for each request; the next request asks again."""
+    fake_gateway = gateway({}, vertex={"mode": "PREDICTION", "ready_seconds": 0.2})
+    answers = await asyncio.gather(*(fake_gateway.http.get("/health") for _ in range(50)))
+    asked = len(fake_gateway.publisher.messages)
+    await fake_gateway.http.get("/health")
+    assert {answer.status_code for answer in answers} == {503}
+    assert (asked, len(fake_gateway.publisher.messages)) == (1, 2)
 
 
 class UnavailableStore:
