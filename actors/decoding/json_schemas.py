@@ -20,7 +20,7 @@ def check(data: bytes, schema: dict[str, Any], check: bool = False) -> dict[str,
         Draft202012Validator.check_schema(schema)
         compile_patterns(schema)
         if check:
-            Draft202012Validator(schema, registry=Registry()).validate(json.loads(data))  # type: ignore[call-arg]
+            Draft202012Validator(schema, registry=Registry()).validate(json.loads(data))
     except SchemaError as error:
         raise Refused("schema-refused", f"The JSON schema is not accepted: {error.message[:MAX_REASON_CHARS]}.") from error
     except (Unresolvable, re.error) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.decoding.pool import DecoderPool, Job
 from actors.engines.language.requests import FinishReason
+from actors.llm.json_extraction import MAX_ANSWER_CHARS
 from bus.errors import PermanentError
 
 ANY_JSON_OBJECT: dict[str, Any] = {"type": "object"}
@@ -110,10 +111,8 @@ async def check_answer(text: str, schema: dict[str, Any], finish_reason: FinishR
     """Raises PermanentError("json-incomplete") for JSON that was cut at its token limit, else ("json-unsupported") for a text that does
     not satisfy the schema: the engine does not constrain its answers.
     """
-    reason = explain_invalid_json(text)
-    if reason is None and schema == ANY_JSON_OBJECT:
-        reason = None if isinstance(json.loads(text), dict) else "it is no JSON object"
-    elif reason is None:
+    reason = explain_invalid_json(text, schema)
+    if reason is None and schema != ANY_JSON_OBJECT:
         header, _ = await CHECKS.decode_async(check_job({"schema": schema, "check": True}), text.encode())
         reason = header.get("reason")
     if reason is None:
@@ -124,13 +123,20 @@ async def check_answer(text: str, schema: dict[str, Any], finish_reason: FinishR
     raise PermanentError("json-unsupported", f"JSON was requested, and the model's answer is not: {reason}. Its server ignores the schema.")
 
 
-def explain_invalid_json(text: str) -> str | None:
-    """Why a text is no JSON; None when it is."""
+def explain_invalid_json(text: str, schema: dict[str, Any]) -> str | None:
+    """Why a text is no JSON, or no object where any object was requested; None when it is."""
+    if len(text) > MAX_ANSWER_CHARS:
+        return f"it has more than {MAX_ANSWER_CHARS} characters"
     try:
-        json.loads(text)
+        value = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         return str(error)[:200]
-    return None
+    return None if schema != ANY_JSON_OBJECT or isinstance(value, dict) else "it is no JSON object"
+
+
+def refuse_constant(name: str) -> None:
+    """Python reads NaN and Infinity, which are no JSON."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def check_job(arguments: dict[str, Any]) -> Job:
