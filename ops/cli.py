@@ -22,6 +22,7 @@ examples:
   atelier demo --ad                an advertisement: copy, picture, text overlay, verdicts
   atelier up                       the local services and all actors in the foreground, until Ctrl-C
   atelier run watermark upload     two actors in this process, with AMQP_URL, DATABASE_URL and STORE_URL
+  atelier run vision               consult, validate and judge with one copy of their model
   atelier models tiny              small checkpoints with the real architectures, without a download
   atelier models pull org/name     a model from the hub, s3://, gs://, https:// or a folder
   atelier settings gateway         settings with default, unit and meaning
@@ -71,13 +72,13 @@ def lazy_command(module: str, name: str) -> Callable[[Namespace], int]:
 
 def add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="serve one or more steps in this process, until SIGTERM or Ctrl-C")
-    run.add_argument("steps", nargs="+", metavar="STEP", help="such as watermark, or the foreign queue image_generation")
+    run.add_argument("steps", nargs="+", metavar="STEP", help="such as watermark, the foreign queue image_generation, or the group vision")
     add_exit_with_parent(run)
     run.set_defaults(call=run_actors)
 
 
 def add_up(commands: Any) -> None:
-    up = commands.add_parser("up", help="the local services and one process per actor, until Ctrl-C")
+    up = commands.add_parser("up", help="the local services and all actors, until Ctrl-C")
     up.add_argument("steps", nargs="*", metavar="STEP", help="only these; default: all")
     up.set_defaults(call=lazy_command("ops.up", "up"))
 

@@ -10,7 +10,7 @@ from contracts.event import Event, EventKind
 from ops.commands.demo_backend import FakeBackend
 from ops.commands.demo_output import is_itinerary_step
 
-AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief", "occlusion", "contrast_ok", "cta_present", "seen_by")
+AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief", "occlusion", "contrast_ok", "cta_present")
 
 
 @dataclass
@@ -26,9 +26,12 @@ class DemoJob:
 
     @property
     def ad_fields(self) -> dict[str, Any]:
-        """The copy, verdicts and measurements of an advertisement; empty for other orders."""
+        """The copy, verdicts and measurements of an advertisement, and which models saw it; empty for other orders."""
         result = self.events[-1].result if self.is_finished else None
-        return {name: result[name] for name in AD_FIELDS if name in result} if result and "text" in result else {}
+        if not result or "text" not in result:
+            return {}
+        critics = {event.result["seen_by"] for event in self.events if event.result and event.result.get("seen_by")}
+        return {name: result[name] for name in AD_FIELDS if name in result} | {"seen_by": sorted(critics)}
 
     @property
     def uploaded_image(self) -> dict[str, Any] | None:

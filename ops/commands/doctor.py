@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ops.commands import doctor_host, doctor_links, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
-from ops.registry import require_known
+from ops.registry import expand_groups
 from ops.settings import LocalSettings
 
 HOST_CHECKS: tuple[Callable[[LocalSettings], Check], ...] = (
@@ -33,10 +33,10 @@ SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
 
 def doctor(arguments: Namespace) -> int:
     """Returns 0 when every check passes, warnings included. Raises SetupError for an unknown step."""
-    require_known(arguments.steps)
+    steps = expand_groups(arguments.steps)
     settings = LocalSettings()
     host_checks = [] if arguments.services else [check(settings) for check in HOST_CHECKS]
-    checks = [*host_checks, *asyncio.run(run_service_checks(settings, arguments.steps))]
+    checks = [*host_checks, *asyncio.run(run_service_checks(settings, steps))]
     ok = all(check.ok for check in checks)
     if arguments.json:
         sys.stdout.write(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2) + "\n")
