@@ -17,6 +17,7 @@ from ops.registry import PROCESS_GROUPS
 from ops.settings import inherited_environment
 
 TOY = "a toy of Atelier's own"
+QUANTIZATION_SETTINGS = {"VLM_QUANTIZATION", "USE_QUANTIZATION"}
 SERVED_FIRST = "the server's first model"
 
 
@@ -70,8 +71,11 @@ def choose_vision_models(steps: Sequence[str], toy: Path) -> list[ModelChoice]:
     ]
     if not toy_steps:
         return made
+    environment = {"VLM_MODEL": str(toy)}
+    if not made and not QUANTIZATION_SETTINGS & inherited_environment().keys():
+        environment["VLM_QUANTIZATION"] = "none"  # a toy gains nothing from 8 bits, the default on CUDA, and was measured without
     source = f"{TOY}; VLM_MODEL names another"
-    return [*made, ModelChoice(name_steps(toy_steps, steps), toy.name, source, {"VLM_MODEL": str(toy)}, is_toy=True)]
+    return [*made, ModelChoice(name_steps(toy_steps, steps), toy.name, source, environment, is_toy=True)]
 
 
 def naming_variable(step: str) -> str | None:

@@ -94,6 +94,13 @@ def test_named_text_model_is_used(monkeypatch: pytest.MonkeyPatch, variable: str
     assert (choice.model, choice.is_toy, dict(choice.environment)) == ("org/writer", False, {})
 
 
+def test_toy_is_not_quantized_unless_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choices_with(monkeypatch)["vision"].environment["VLM_QUANTIZATION"] == "none"
+    assert "VLM_QUANTIZATION" not in choices_with(monkeypatch, USE_QUANTIZATION="true")["vision"].environment
+    monkeypatch.delenv("USE_QUANTIZATION")
+    assert "VLM_QUANTIZATION" not in choices_with(monkeypatch, JUDGE_MODEL="org/judge")["consult validate"].environment
+
+
 def test_named_text_server_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choices_with(monkeypatch, VLLM_SERVER_URL="http://name:hidden-word@vllm:8000/v1", VLLM_MODEL="qwen")["text"]
     assert (choice.model, choice.is_toy) == ("qwen", False)
