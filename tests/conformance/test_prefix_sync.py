@@ -110,3 +110,12 @@ async def test_file_with_wrong_digest_is_discarded(google: GoogleBucket, tmp_pat
     assert refused.value.code == "model-corrupt"
     assert "model.safetensors" not in files_in(tmp_path / "model")
     assert not (tmp_path / "model" / COMPLETE_MARKER).exists()
+
+
+async def test_token_does_not_follow_a_redirect(google: GoogleBucket, tmp_path: Path) -> None:
+    async with open_google({"final/config.json": b"{}"}) as elsewhere:
+        google.redirect = f"{elsewhere.url}/storage/v1/b/b/o/final%2Fconfig.json?alt=media"
+        with pytest.raises(TemporaryError, match="302"):
+            await sync_prefix("gs://skin/final", tmp_path / "model")
+        assert set(google.authorizations) == {"Bearer token"}
+        assert elsewhere.authorizations == []
