@@ -29,8 +29,10 @@ NOT_RUN = frozenset({"docker", "gcloud", "gsutil", "kubectl", "helm", "runpodctl
 """Programs that need a container engine, a cluster or an account."""
 RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
 """Commands without a side effect: run as they are."""
-EXTERNALLY_READ = re.compile(r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID")
-"""Variables that no settings class has: the parts of the broker's URL, OpenTelemetry's own, and a page's own."""
+EXTERNALLY_READ = re.compile(
+    r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID|COMPOSE_(FILE|PROFILES)|DATA_FILE_PATH|DEFAULT_TEMPERATURE"
+)
+"""Variables that no settings class has: the parts of the broker's URL, those of OpenTelemetry, Compose and examples/hints, a page's own."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def test_links_have_targets(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-FILE_NAME = re.compile(r"`((?:contracts|bus|actors|gateway|ops|tests|training|benchmarks|docs)/[\w/.-]*)`")
+FILE_NAME = re.compile(r"`((?:contracts|bus|actors|gateway|ops|tests|training|benchmarks|examples|docs)/[\w/.-]*)`")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
