@@ -90,6 +90,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     metrics.DEAD_LETTERS.labels("image", "lora-missing")
     metrics.IN_FLIGHT.labels("image")
     metrics.HTTP_REQUESTS.labels("GET", "/jobs", "200")
+    metrics.record_queue_length("atelier.image", 3)
     metrics.record_health({"queue:image": None}, started=True)
     with metrics.ENGINES.register("image", stats):
         yield {line.partition("{")[0].split()[0] for line in metrics.render().decode().splitlines() if not line.startswith("#")}

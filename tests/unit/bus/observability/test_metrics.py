@@ -82,3 +82,10 @@ def test_deliveries_are_exported_under_former_name_too() -> None:
     }
     assert values["atelier_deliveries"] == values["atelier_orders"]
     assert values["atelier_orders"][("code", ""), ("outcome", "done"), ("step", "renamed")] == 1
+
+
+def test_length_of_a_queue_is_a_gauge_and_not_a_number_when_the_queue_is_gone() -> None:
+    metrics.record_queue_length("test-queue", 3)
+    assert 'atelier_queue_messages{queue="test-queue"} 3.0' in metrics.render().decode()
+    metrics.record_queue_length("test-queue", None)
+    assert 'atelier_queue_messages{queue="test-queue"} NaN' in metrics.render().decode()
