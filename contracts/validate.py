@@ -5,7 +5,7 @@ The input is given by ids, which the worker looks up in the source system's tabl
 
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 
 from contracts.claim import Claim
 from contracts.wire import Command, Result
@@ -49,6 +49,8 @@ class Validate(Command):
 
 class FontRecommendation(WireModel):
     """A font that would suit the image; also in the three fields `style`, `size` and `color` of the source system's prompt."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     font_style: str = Field(validation_alias=AliasChoices("font_style", "style"))
     font_name: str = ""

@@ -1,6 +1,7 @@
 """The promises of the ad-validation pipeline, in the order of its document. The broker, the database, the gateway, the listener and the
 actors are real; the model's answers come from a server of the test, so that a test can decide them."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -13,7 +14,6 @@ import pytest_asyncio
 
 from actors import judge, validate, variants
 from actors.adapters.job_variants import build_pg_listener
-from actors.engines.language.loading import choose_quantization, load_arguments
 from actors.engines.language.requests import VlmResponse
 from actors.settings import ListenerSettings
 from actors.vision.settings import VisionSettings, VlmSettings
@@ -25,7 +25,7 @@ from bus.worker.worker import Worker
 from contracts.verdict import ImageAnswer, ImageVerdictSchema
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
-from ops.registry import MODULES, processes_of
+from ops.registry import MODULES
 from tests.support.broker_client import wait_until
 from tests.support.fake_openai_server import AD_VERDICT, IMAGE_VERDICT, FakeOpenAiServer, default_response, open_fake_openai_server
 from tests.support.source_system import GatewayClient, SourceDatabase, draw_text_picture, open_gateway_client, open_source_database
@@ -84,51 +84,6 @@ async def stack(rabbitmq: RabbitNode, postgres: EmbeddedPostgres, tmp_path_facto
 def pipeline(stack: Pipeline) -> Pipeline:
     stack.model.respond, stack.model.requests[:] = default_response, []
     return stack
-
-
-# -- Features: the model
-
-
-@promise("Model loading", "the model is loaded once, also by requests at the same time, and shared by both stages")
-async def test_one_process_serves_both_stages_with_one_model() -> None:
-    """tests/integration/test_vision_process.py counts the loads over the whole stack."""
-    assert processes_of(["validate", "judge", "consult"]) == ["vision"]
-
-
-@promise(
-    "Model loading",
-    "lazy loading: the model is loaded when it is needed",
-    differs="at the start, which shows errors; VLM_WARM=false is lazy",
-)
-async def test_lazy_loading_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert VlmSettings().warm
-    monkeypatch.setenv("VLM_WARM", "false")
-    assert not VlmSettings().warm
-
-
-@promise("8-bit quantization", "on CUDA the weights have 8 bits by default; USE_QUANTIZATION=true or false decides")
-@promise("8-bit quantization", "without CUDA nothing is quantized")
-async def test_weights_have_eight_bits_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, on_cuda in ((None, "8bit"), ("true", "8bit"), ("false", "none")):
-        with monkeypatch.context() as patch:
-            patch.delenv("AIP_MODE", raising=False)
-            if value:
-                patch.setenv("USE_QUANTIZATION", value)
-            options = VlmSettings().build_options("a-model")
-        assert [choose_quantization(options, device)[0] for device in ("cuda:0", "cpu")] == [on_cuda, "none"]
-
-
-@promise("8-bit quantization", "computation in half precision, weights placed on the GPU by themselves")
-async def test_eight_bits_are_those_of_bitsandbytes() -> None:
-    arguments = load_arguments(VlmSettings().build_options("a-model"), "cuda:0", "8bit")
-    assert (arguments["quantization_config"].load_in_8bit, str(arguments["dtype"])) == (True, "torch.float16")
-
-
-@promise("8-bit quantization", "about half the memory of half precision: 7 GB instead of 14")
-@promise("8-bit quantization", "when quantizing fails on the GPU, half precision within max_memory")
-@pytest.mark.skip(reason="needs a GPU and the real model; the order of the attempts is tested in test_vlm_loading.py")
-def test_memory_of_the_real_model() -> None:
-    raise NotImplementedError
 
 
 # -- Stage 1
@@ -216,6 +171,18 @@ async def test_refused_validation_changes_nothing(
     response = await pipeline.validate(ids | change)
     assert (response.status_code, response.json()["detail"][: len(detail)]) == (status, detail)
     assert await pipeline.source.variant_state(ids) == ("img_gen", "done")
+
+
+@promise("Stage 1", "requests at the same time are answered at the same time, with the one model")
+@promise("Stage 1", "500 when the model fails, and the variant is failed")
+async def test_requests_at_the_same_time_and_a_model_that_fails(pipeline: Pipeline) -> None:
+    variants = [await pipeline.source.insert_variant() for _ in range(6)]
+    assert {response.status_code for response in await asyncio.gather(*map(pipeline.validate, variants))} == {200}
+    pipeline.model.respond = lambda _: 413
+    failing = await pipeline.source.insert_variant()
+    response = await pipeline.validate(failing)
+    assert (response.status_code, response.json()["detail"].startswith("LLaVa validation failed: ")) == (500, True)
+    await wait_until(lambda: reached(pipeline, failing, ("vlm_analyze", "failed")), 20)
 
 
 # -- Stage 2
@@ -309,25 +276,7 @@ async def test_only_the_two_stages_are_served() -> None:
     assert {"yolo_detect", "planner", "ocr_eval"}.isdisjoint(MODULES)
 
 
-@promise("Performance", "the model is loaded in one or two minutes, a picture takes 5 to 10 seconds")
-@pytest.mark.skip(reason="needs a GPU and the real model")
-def test_durations_of_the_real_model() -> None:
-    raise NotImplementedError
-
-
 # -- Troubleshooting
-
-
-@promise("Troubleshooting", "memory: USE_QUANTIZATION, another LLAVA_MODEL_NAME, a limit of the GPU's memory")
-@promise("Settings", "LLAVA_MODEL_NAME, MODEL_DIR, DEVICE_TYPE and USE_QUANTIZATION are read as they are")
-async def test_settings_of_the_document_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VLM_MODEL")
-    values = {"LLAVA_MODEL_NAME": "llava-hf/llava-1.5-13b-hf", "MODEL_DIR": "/models", "DEVICE_TYPE": "cuda", "USE_QUANTIZATION": "false"}
-    for name, value in (values | {"VLM_MAX_MEMORY_BYTES": str(20 << 30)}).items():
-        monkeypatch.setenv(name, value)
-    options = VlmSettings().build_options(VlmSettings().model)
-    assert (options.model, str(options.cache_dir), options.device) == ("llava-hf/llava-1.5-13b-hf", "/models", "cuda:0")
-    assert (options.quantization, options.max_memory_bytes) == ("none", 20 << 30)
 
 
 @promise("Troubleshooting", "the same picture gets the same verdict")

@@ -81,6 +81,7 @@ def server(stack: Server) -> Server:
 
 @promise("Technology", "attention is PyTorch's scaled dot product attention")
 @promise("Technology", "half precision without quantization")
+@pytest.mark.models
 async def test_model_is_loaded_with_sdpa_in_half_precision_on_vertex(monkeypatch: pytest.MonkeyPatch) -> None:
     """`dtype` auto is half precision on CUDA; the image sets the variable for other places than Vertex AI."""
     arguments = load_arguments(VlmOptions("a-model"), "cpu", "none")

@@ -1,8 +1,8 @@
 """The promises of the five systems, read from the conformance tests, and the tables that docs/migration.md shows of them.
 
-A test says with `@pytest.mark.promise(section, text)` which promise of its system's document it holds. With `differs="…"` it holds what this
-product does instead, and why. A promise that cannot be tried on a machine without a GPU or an account is a skipped test; its reason is in
-the table. `python -m tests.support.promises` writes the tables.
+A test says with `@pytest.mark.promise(section, text)` which promise of its system's document it holds. With `differs="…"` it holds what
+this product does instead, and why. A promise that cannot be tried on a machine without a GPU or an account is a skipped test; its reason is
+in the table. `python -m tests.support.promises` writes the tables.
 """
 
 import importlib
@@ -16,11 +16,11 @@ PAGE = ROOT / "docs/migration.md"
 SYSTEMS = {
     "stylelicense": "tests.conformance.test_stylelicense",
     "skin-consult": "tests.conformance.test_skin_consult",
-    "ad-validation": "tests.conformance.test_ad_validation",
+    "ad-validation": "tests.conformance.test_ad_validation_model tests.conformance.test_ad_validation",
     "cloudllm": "tests.conformance.test_cloudllm",
     "vllm-compose": "tests.conformance.test_vllm_compose",
 }
-"""Name of the table in the page, and the module of its tests."""
+"""Name of the table in the page, and the modules of its tests, separated by blanks."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,18 @@ class Promise:
     state: str
 
 
-def read_promises(module: str) -> list[Promise]:
-    """The promises of one module in the order of its functions. Raises ValueError for a promise that two tests hold in the same words."""
-    functions = [value for value in vars(importlib.import_module(module)).values() if callable(value) and hasattr(value, "pytestmark")]
-    promises = [promise for function in sorted(functions, key=line_number) for promise in promises_of(function)]
+def read_promises(modules: str) -> list[Promise]:
+    """The promises of modules in the order of their functions. Raises ValueError for a promise that two tests hold in the same words."""
+    promises = [promise for module in modules.split() for function in functions_of(module) for promise in promises_of(function)]
     texts = [(promise.section, promise.text) for promise in promises]
     if repeated := {f"{section}: {text}" for section, text in texts if texts.count((section, text)) > 1}:
-        raise ValueError(f"{module} holds a promise twice: {sorted(repeated)}")
+        raise ValueError(f"{modules} holds a promise twice: {sorted(repeated)}")
     return promises
+
+
+def functions_of(module: str) -> list[Any]:
+    functions = [value for value in vars(importlib.import_module(module)).values() if callable(value) and hasattr(value, "pytestmark")]
+    return sorted(functions, key=line_number)
 
 
 def line_number(function: Any) -> int:
