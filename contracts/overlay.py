@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from contracts.claim import Claim
-from contracts.validate import FontRecommendation, RecordId
+from contracts.validate import OverlayFont, RecordId
 from contracts.verdict import HexColor, Region
 from contracts.wire import Command, Result
 
@@ -20,7 +20,7 @@ class Overlay(Command):
         min_length=1, max_length=16, description="The text is drawn on the first; the result leaves out the others."
     )
     text: str = Field(min_length=1, max_length=500)
-    font_recommendation: FontRecommendation | None = Field(None, description="The recommendation of the validate step.")
+    font_recommendation: OverlayFont | None = Field(None, description="The recommendation of the validate step.")
     x_align: AlignX | None = None
     y_align: AlignY | None = None
     text_color: HexColor | None = Field(None, description="RRGGBB or RRGGBBAA.")

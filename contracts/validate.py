@@ -48,7 +48,17 @@ class Validate(Command):
 
 
 class FontRecommendation(WireModel):
-    """A font that would suit the image; also in the three fields `style`, `size` and `color` of the source system's prompt."""
+    """A font that would suit the image. `font_name` and `reasoning` are empty where the model's answer has none."""
+
+    font_style: str
+    font_name: str
+    font_size_category: str
+    font_color_hex: str
+    reasoning: str
+
+
+class OverlayFont(FontRecommendation):
+    """A recommended font; also in the three fields `style`, `size` and `color` of the source system's prompt."""
 
     model_config = ConfigDict(populate_by_name=True)
 
