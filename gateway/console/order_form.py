@@ -18,13 +18,15 @@ SCHEDULERS = ("dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc")
 
 
 def order_from_form(form: SubmittedForm) -> Any:
-    """An ImageOrder or an Ad. Blank fields are left out. Raises ValidationError."""
+    """An ImageOrder or an Ad, signed with the artist's name. Blank fields are left out. Raises ValidationError."""
     kind = form.get("kind", "image_order")
     order: dict[str, Any] = {"kind": kind} | form.non_blank(*IMAGE_FIELDS, *(AD_FIELDS if kind == "ad" else ()))
     if kind == "ad":
         order.pop("count", None)
     if lora := form.non_blank("lora_uri", "lora_scale"):
         order["lora"] = {name.removeprefix("lora_"): value for name, value in lora.items() if "lora_uri" in lora}
+    if "artist" in order:
+        order["signature"] = {"text": order["artist"]}
     if form.get("preview"):
         order["preview"] = True
     return ORDER_ADAPTER.validate_python(order)
@@ -48,5 +50,6 @@ def field_errors(error: ValidationError) -> dict[str, str]:
     for detail in error.errors(include_url=False):
         location = [str(part) for part in detail["loc"][1:]]
         name = "_".join(location[:2]) if location[:1] == ["lora"] and len(location) > 1 else (location[0] if location else "")
+        name = "artist" if name == "signature" else name
         messages.setdefault(name if name in FORM_FIELDS else "", detail["msg"])
     return messages

@@ -55,6 +55,14 @@ def test_form_from_order_and_back_yields_same_order() -> None:
     assert order_from_form(SubmittedForm(form)) == order
 
 
+@pytest.mark.parametrize("kind", ["image_order", "ad"])
+def test_artist_signs_the_picture(kind: str) -> None:
+    """As the form says: the name is written on the picture, and not only into its metadata."""
+    order = order_from_form(SubmittedForm({"kind": kind, "prompt": "a boat", "artist": "Kim"}))
+    assert order.slip("job-1").variables["signature"]["text"] == "Kim"
+    assert errors_of(artist="x" * 201).keys() == {"artist"}
+
+
 def test_errors_are_assigned_to_form_fields() -> None:
     errors = errors_of(prompt="a boat", width="77", lora_uri="s3://s/k", lora_scale="strong")
     assert errors.keys() == {"width", "lora_scale"}
