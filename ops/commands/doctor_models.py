@@ -48,7 +48,7 @@ class ServerAnswer:
 def configured_servers() -> Iterator[ModelServer]:
     """The server of each step that has one, or whose engine is set to one and lacks it."""
     text = TextSettings()
-    if text.server_url or (text.engine == "openai" and "engine" in text.model_fields_set):
+    if text.server_url or text.engine == "openai":
         is_used = text.engine in ("auto", "openai")
         yield ModelServer("text", text.server_url, text.api_key, text.model, is_used, "VLLM_SERVER_URL", "VLLM_MODEL", "TEXT_ENGINE")
     for step in VISION_STEPS:
