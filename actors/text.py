@@ -13,6 +13,7 @@ from functools import partial
 from asyncpg import Connection
 
 from actors.attachments.documents import DocumentReader
+from actors.engines.language.embedded_text import EmbeddedTextEngine
 from actors.engines.language.requests import GenerationRequest, TextEngine
 from actors.llm.conversation_repository import (
     DATABASE_MISSING,
@@ -52,6 +53,8 @@ async def open_text(resources: Resources) -> AsyncIterator[Handler]:
     settings, attachments = TextSettings(), AttachmentSettings()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_text_engine(settings, resources.shared, resources.set_unready))
+        if isinstance(engine, EmbeddedTextEngine):  # a server and vLLM report their metrics themselves
+            resources.register_engine(engine)
         repository = await stack.enter_async_context(open_conversations(resources.database)) if resources.database else None
         prompt_builder = PromptBuilder(resources.claims, DocumentReader(attachments), attachments)
         yield partial(generate, dependencies=Dependencies(engine, prompt_builder, repository, settings))

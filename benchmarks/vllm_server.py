@@ -16,7 +16,7 @@ from ops.local import daemon
 from ops.settings import inherited_environment
 
 VLLM_PYTHON = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
-START_SECONDS = 240
+START_SECONDS = 420
 MAX_MODEL_LEN = 512
 """Tokens of prompt and answer together."""
 SERVER_ENVIRONMENT = {

@@ -45,4 +45,5 @@ def build_text_model_options(settings: TextSettings) -> TextModelOptions:
         max_model_len=limits.max_model_len,
         max_rows=limits.max_num_seqs,
         threads=settings.threads,
+        stall_seconds=settings.stall_seconds,
     )

@@ -92,7 +92,7 @@ async def stack(
             env=engine.worker_environment | services, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         try:
-            await wait_until_ready(worker, output)
+            await wait_until_ready(worker, output, seconds=START_SECONDS)
             async with (
                 live_gateway(bus, store, request_seconds=START_SECONDS, rate_requests=0) as url,
                 official_client(url, timeout=START_SECONDS) as client,
@@ -128,7 +128,8 @@ async def test_stream_is_the_answer_in_parts(stack: Stack) -> None:
 async def test_seed_decides_the_answer(stack: Stack) -> None:
     options = {"temperature": 1.0, "max_tokens": 30}
     first, same, other = [await stack.answer("seed", seed=seed, **options) for seed in (3, 3, 4)]
-    assert first == same != other
+    assert first == same
+    assert (first == other) is not stack.engine.samples
 
 
 async def test_answer_ends_before_stop_sequence(stack: Stack) -> None:
@@ -215,7 +216,7 @@ async def test_deadline_ends_the_generation(stack: Stack) -> None:
 
 async def test_status_and_health_report_the_engine(stack: Stack) -> None:
     status = await stack.status()
-    assert (status["engine"], status["engine_status"], status["max_model_len"]) == (
+    assert (status["engine"], status["engine_status"], status.get("max_model_len")) == (
         stack.engine.name, "running", stack.engine.max_model_len,
     )  # fmt: skip
     assert status["tokens_generated"] > 0

@@ -27,7 +27,9 @@ async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embe
     write_tiny_llama(folder := tmp_path_factory.mktemp("model"), num_layers=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE_STEP_SECONDS", "4")
-        async with open_embedded_text_engine(TextModelOptions(str(folder), max_rows=2, threads=1), lambda _: None) as engine:
+        async with open_embedded_text_engine(
+            TextModelOptions(str(folder), max_rows=2, threads=1, stall_seconds=1), lambda _: None
+        ) as engine:
             await asyncio.wait_for(engine.ready(), 180)
             yield engine
 
@@ -60,6 +62,7 @@ async def test_stream_goes_on_where_its_process_ended(engine: EmbeddedTextEngine
         assert state.running == 2
         assert state.silent_seconds is not None
         assert state.silent_seconds > 1.5
+        assert "no token for" in (await engine.unavailable_reason() or "")
     assert await asyncio.wait_for(pending, 120) == expected
     assert engine.executor.process_id != process
     assert (await engine.state()).running == 0

@@ -19,12 +19,16 @@ write_model = partial(write_tiny_llama, num_layers=8)
 
 @dataclass(frozen=True)
 class TextEngineUnderTest:
-    """`name`: as the status reports it. `constrains`: it enforces JSON while decoding; a server that does not is refused for it."""
+    """`name`: as the status reports it. `constrains`: it enforces JSON while decoding; the answers of a server that does not are refused.
+
+    `samples`: it draws tokens; the server of transformers does so only for models whose own configuration says it.
+    """
 
     name: str
     environment: dict[str, str]
     python: str = sys.executable
     constrains: bool = True
+    samples: bool = True
     max_model_len: int | None = MAX_MODEL_LEN
     worker_environment: dict[str, str] = field(init=False)
 
@@ -39,7 +43,11 @@ def text_engine(kind: str, folder: Path) -> Iterator[TextEngineUnderTest]:
     if kind == "openai-compatible":
         with transformers_server(folder, write_model) as url:
             yield TextEngineUnderTest(
-                "openai", limit | {"VLLM_SERVER_URL": url, "TEXT_REPETITION_PENALTY": "1"}, constrains=False, max_model_len=None
+                "openai",
+                limit | {"VLLM_SERVER_URL": url, "TEXT_REPETITION_PENALTY": "1"},
+                constrains=False,
+                samples=False,
+                max_model_len=None,
             )
         return
     if kind == "embedded":

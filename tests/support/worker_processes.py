@@ -71,13 +71,13 @@ class WorkerProcesses:
         return sorted(self.store.rglob("generations/**/*.png"))
 
 
-async def wait_until_ready(process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
+async def wait_until_ready(process: asyncio.subprocess.Process, log: IO[bytes], *, seconds: float = 40) -> None:
     """Wait until the process takes deliveries; fail with its log when it ends instead."""
 
     def output() -> bytes:
         return os.pread(log.fileno(), 1 << 20, 0)
 
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(seconds):
         while b"actors.ready" not in output():
             assert process.returncode is None, f"the process ended: {output().decode()[-3000:]}"
             await asyncio.sleep(0.05)

@@ -72,6 +72,20 @@ class EmbeddedTextEngine:
             self.generated_tokens += new
             self.last_token_at = time.time()
 
+    async def unavailable_reason(self) -> str | None:
+        """Why a request would not be answered now: the process does not run, or it runs and is silent. None: it would."""
+        if self.silent_seconds > self._options.stall_seconds:
+            return f"the model process has generated no token for {self.silent_seconds:.0f} s, and requests are running"
+        return await self.executor.unavailable_reason()
+
+    def snapshot(self) -> dict[str, Any]:
+        return self.executor.snapshot()
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long running requests have shown no progress."""
+        return time.monotonic() - self._progress_at if self.executor.running else 0.0
+
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
         """Not counted apart: a prompt that is too long is refused with its length before any work."""
         return None
@@ -87,7 +101,7 @@ class EmbeddedTextEngine:
             waiting=executor.in_flight - executor.running,
             generated_tokens=self.generated_tokens,
             last_token_at=self.last_token_at,
-            silent_seconds=time.monotonic() - self._progress_at if executor.running else 0.0,
+            silent_seconds=self.silent_seconds,
             max_model_len=info.get("max_model_len"),
             vision=False,
             device=info.get("device"),

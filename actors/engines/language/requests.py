@@ -67,7 +67,7 @@ class TextModelOptions:
     """Options of the embedded text engine. `model`: a folder, which may hold one `.gguf` file, or a hub id.
 
     `max_model_len`: the most tokens of prompt and answer; None: the model's own limit. `part_tokens`: of a prompt that are read at once,
-    between two tokens of the other answers; None: as the device suits.
+    between two tokens of the other answers; None: as the device suits. `stall_seconds`: so long a silence is reported.
     """
 
     model: str
@@ -79,6 +79,7 @@ class TextModelOptions:
     load_seconds: float = 900.0
     threads: int | None = None
     part_tokens: int | None = None
+    stall_seconds: float = 120.0
 
 
 @dataclass(frozen=True)
