@@ -46,9 +46,9 @@ def doctor(arguments: Namespace) -> int:
 
 
 async def run_service_checks(settings: LocalSettings, steps: Sequence[str] = ()) -> list[Check]:
-    services = (*(check(settings) for check in SERVICE_CHECKS), doctor_services.check_queues(settings, steps))
-    models, *checks = await asyncio.gather(doctor_models.check_model_servers(), *services)
-    return [*checks, *models]
+    services = asyncio.gather(*(check(settings) for check in SERVICE_CHECKS), doctor_services.check_queues(settings, steps))
+    checks, model_checks = await asyncio.gather(services, doctor_models.check_model_servers())
+    return [*checks, *model_checks]
 
 
 def print_checks(checks: list[Check]) -> None:

@@ -62,8 +62,9 @@ async def check_model_servers() -> list[Check]:
     """One check for each step; a server that several steps use is asked once."""
     servers = list(configured_servers())
     addresses = list({(server.url, server.api_key): None for server in servers if server.url})
-    answers = dict(zip(addresses, await asyncio.gather(*(ask_server(str(url), key) for url, key in addresses)), strict=True))
-    return [describe_server(server, answers.get((server.url, server.api_key))) for server in servers]
+    answers = await asyncio.gather(*(ask_server(url, key) for url, key in addresses))
+    answer_of = dict(zip(addresses, answers, strict=True))
+    return [describe_server(server, answer_of[server.url, server.api_key] if server.url else None) for server in servers]
 
 
 def describe_server(server: ModelServer, answer: ServerAnswer | None) -> Check:
