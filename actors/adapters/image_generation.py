@@ -24,8 +24,8 @@ from contracts.wire import Step
 
 
 def build_adapter() -> Adapter:
-    settings = {"webhooks": WebhookSettings(), "orders": OrderSettings()}
-    return Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=partial(translate, **settings))
+    read_order = partial(translate, webhooks=WebhookSettings(), orders=OrderSettings())
+    return Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=read_order)
 
 
 def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings) -> TranslatedCommand:

@@ -43,8 +43,10 @@ def recorded(rabbitmq: RabbitNode, postgres: EmbeddedPostgres, s3_endpoint: str)
     """What the backend saw of all orders."""
     with TemporaryDirectory(prefix="atelier-stylelicense-") as folder:
         models = {"tiny-sd": Path(folder) / "tiny-sd", "tiny-lora-a": Path(folder) / "lora.safetensors"}
+        models["tiny-adapter"] = Path(folder) / "adapter.safetensors"
         write_tiny_diffusion(models["tiny-sd"])
         write_tiny_lora(models["tiny-lora-a"], model=models["tiny-sd"], seed=1)
+        write_tiny_lora(models["tiny-adapter"], model=models["tiny-sd"], seed=1, rank=4, key_format="peft")
         yield asyncio.run(record_orders(rabbitmq.url, postgres.url, s3_endpoint, models, Path(folder) / "cache"))
 
 
@@ -58,7 +60,7 @@ def difference_box(recorded: Recorded, one: str, other: str) -> tuple[int, int, 
 def test_orders_are_consumed_and_reported(recorded: Recorded) -> None:
     """The order that was published twice is done once."""
     ends = [(call.body["generation_id"], call.path.rpartition("/")[2]) for call in recorded.calls if "/progress" not in call.path]
-    assert len(ends) == len(set(ends)) == 9
+    assert len(ends) == len(set(ends)) == 10
     assert (id_of("plain"), "complete") in ends
     assert (id_of("invalid"), "failed") in ends
 
@@ -68,6 +70,14 @@ def test_lora_changes_the_picture_of_its_order(recorded: Recorded) -> None:
     assert difference_box(recorded, "plain", "styled")
     assert difference_box(recorded, "styled", "other-bucket") is None
     assert not {"lora_missing", "signature_missing"} & set(recorded.complete("styled")["metadata"])
+
+
+@pytest.mark.promise("Image Generation Pipeline", "a trained adapter is applied at its strength: alpha by rank, from the file beside it")
+def test_adapter_is_applied_at_its_trained_strength(recorded: Recorded) -> None:
+    """Alpha 16 and rank 4."""
+    picture: Any = recorded.picture("adapter")
+    assert (float(picture.text["lora_scaling"]), picture.text["lora_alpha_from"]) == (4.0, "adapter_config")
+    assert difference_box(recorded, "styled", "adapter")
 
 
 @pytest.mark.promise("Overview", "up to ten orders are generated at once")
@@ -352,7 +362,7 @@ def metric(recorded: Recorded, name: str) -> dict[str, float]:
 @pytest.mark.promise("Metrics to Monitor", "denoising steps per second")
 def test_metrics_of_generations(recorded: Recorded) -> None:
     deliveries = metric(recorded, "atelier_deliveries_total")
-    assert deliveries['code="",outcome="done",step="image"'] == 9, "eight orders, one of them delivered twice"
+    assert deliveries['code="",outcome="done",step="image"'] == 10, "nine orders, one of them delivered twice"
     assert deliveries['code="unknown-size",outcome="dead",step="image_generation"'] == 1
     assert metric(recorded, "atelier_step_seconds_sum")['step="image"'] > 0
     assert 'step="image"' in metric(recorded, "atelier_engine_steps_per_second")

@@ -92,14 +92,15 @@ def orders(backend_url: str) -> dict[str, Any]:
             "artist_name": "김작가",
             "webhook_url": backend_url,
         },
+        "adapter": order(id_of("adapter"), lora_path=f"s3://{BUCKET}/models/style-2/adapter_model.safetensors"),
         "invalid": order(id_of("invalid"), aspect_ratio="3:1"),
         "training": {"task_id": "t", "type": "model_training", "data": {"generation_id": id_of("training"), "style_id": 1}},
         "undecodable": b"{nope",
     }
 
 
-NAMES = ("plain", "styled", "other-bucket", "signed", "missing", "tall", "documented", "flat", "invalid", "training")
-COMPLETED = NAMES[:8]
+NAMES = ("plain", "styled", "other-bucket", "signed", "missing", "tall", "documented", "flat", "adapter", "invalid", "training")
+COMPLETED = NAMES[:9]
 
 
 def id_of(name: str) -> int:
@@ -182,6 +183,8 @@ async def fill_buckets(http: httpx.AsyncClient, endpoint: str, models: dict[str,
         f"{LORA_BUCKET}": b"",
         f"{BUCKET}/models/style-1/lora_weights.safetensors": lora,
         f"{LORA_BUCKET}/models/style_1/lora_weights.safetensors": lora,
+        f"{BUCKET}/models/style-2/adapter_model.safetensors": models["tiny-adapter"].read_bytes(),
+        f"{BUCKET}/models/style-2/adapter_config.json": json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}).encode(),
         f"{BUCKET}/signatures/user_1_red.png": red_png(),
     }.items():
         (await http.put(f"{endpoint}/{path}", content=body)).raise_for_status()
