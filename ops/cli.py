@@ -13,7 +13,7 @@ from dotenv import load_dotenv
 
 from ops.checkout import checkout_command, import_from_checkout, is_in_checkout
 from ops.commands import dead_letters
-from ops.errors import SetupError
+from ops.errors import SetupError, describe_settings_error
 from ops.supervisor import exit_with_parent
 
 EXAMPLES = """\
@@ -41,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"atelier: {error}\n")
         return 1
     except ValueError as error:
-        from ops.settings_errors import describe_settings_error
-
         if (message := describe_settings_error(error)) is None:
             raise
         sys.stderr.write(f"atelier: {message}\n")

@@ -22,7 +22,12 @@ async def fetch_signature(signature: Signature | None, tenant: str | None, claim
         if error.code != "asset-missing":
             raise
         if signature.required:
-            message = f"{error} A signature with `required: false` is left out; so is one of a queued order without ORDER_ASSETS_REQUIRED."
-            raise PermanentError("signature-missing", message) from error
+            raise missing_error(error) from error
         log.warning("signature.skipped", reason=str(error))
         return None
+
+
+def missing_error(error: PermanentError) -> PermanentError:
+    """The error of a required signature, with what would leave it out: a field of the order, or the setting of the queue's orders."""
+    cure = "A signature with `required: false` is left out, as is one of an order from the queue without ORDER_ASSETS_REQUIRED."
+    return PermanentError("signature-missing", f"{error} {cure}")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from ops.commands import doctor_host, doctor_links, doctor_models, doctor_services
+from ops.commands import doctor_host, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
 from ops.registry import expand_groups
 from ops.settings import LocalSettings
@@ -27,7 +27,7 @@ SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (
     doctor_services.check_database,
     doctor_services.check_store,
     doctor_services.check_webhook_target,
-    doctor_links.check_links,
+    doctor_services.check_links,
 )
 
 

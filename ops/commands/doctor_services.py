@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from actors.settings import WebhookSettings
+from actors.settings import UploadSettings, WebhookSettings
+from actors.upload import destination_settings
 from bus.amqp.topology import QueueDepth
 from bus.observability.probes import BROKER_UNAVAILABLE, probe_broker, probe_database, probe_port, probe_queues, probe_store
+from bus.storage.public_address import EXPIRY_CURE, describe_expiry
 from bus.storage.settings import StoreSettings
 from ops.commands.doctor_host import Check, make_check
 from ops.errors import SetupError
@@ -73,6 +75,16 @@ async def check_webhook_target(_: LocalSettings) -> Check:
     problem = describe_failure(url, port, await probe_port(parts.hostname or "", port))
     cure = "start the backend, or correct BACKEND_API_URL; its webhooks are retried"
     return make_check("webhooks", problem, f"{host_and_port(url, port)} answers", cure)
+
+
+async def check_links(settings: LocalSettings) -> Check:
+    """A backend keeps the links to uploaded pictures. Those that expire are a warning: they work until then."""
+    upload = UploadSettings()
+    url = upload.url or settings.given_store_url
+    if url is None:
+        return Check("links", True, "to files of the local store")
+    reason = describe_expiry(destination_settings(upload, url) if upload.url else StoreSettings(store_url=url))
+    return Check("links", True, reason, EXPIRY_CURE, warning=True) if reason else Check("links", True, "to uploaded pictures stay valid")
 
 
 async def check_queues(settings: LocalSettings, steps: Sequence[str]) -> Check:

@@ -120,7 +120,7 @@ def test_weights_come_from_documented_buckets(recorded: Recorded) -> None:
 
 @pytest.mark.promise("Image Generation Pipeline", "an order whose LoRA file is missing is drawn by the base model")
 @pytest.mark.promise("Image Generation Pipeline", "an order whose signature file is missing stays unsigned")
-def test_missing_files_are_left_out_and_said(recorded: Recorded) -> None:
+def test_missing_files_are_left_out_and_reported(recorded: Recorded) -> None:
     """The picture is that of the order without them; the webhook's metadata and the log name what is missing."""
     assert difference_box(recorded, "plain", "missing") is None
     metadata = recorded.complete("missing")["metadata"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ops.commands import doctor, doctor_host, doctor_links, doctor_services
+from ops.commands import doctor, doctor_host, doctor_services
 from ops.commands.doctor_host import Check
 from ops.errors import SetupError
 from ops.settings import LocalSettings
@@ -91,7 +91,7 @@ async def test_links_that_expire_are_a_warning(variables: dict[str, str], cure: 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    check = await doctor_links.check_links(LocalSettings())
+    check = await doctor_services.check_links(LocalSettings())
 
     assert check.ok
     assert check.warning == bool(cure)
