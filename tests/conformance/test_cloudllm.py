@@ -27,6 +27,8 @@ from tests.support.cloudllm_stack import MODEL, cloudllm_stack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(300)]
 Answer = dict[str, Any]
+STATUS_SECONDS = 1.1
+"""The gateway asks the text actor for its status once in a second."""
 NOT_IMPLEMENTED = {"detail": "vLLM의 멀티모달 지원이 안정화되면 구현 예정"}
 
 
@@ -62,10 +64,11 @@ async def batch_state(http: httpx.AsyncClient) -> Answer:
 @pytest.mark.promise("Benchmarks", "8 to 16 concurrent requests")
 async def test_twenty_requests_run_in_a_batch_of_sixteen(http: httpx.AsyncClient) -> None:
     """The others wait for a place, and all are answered. Without randomness this model writes on until it is stopped."""
-    requests = [asyncio.create_task(generate(http, f"number {number}", max_tokens=128, temperature=0)) for number in range(20)]
+    await asyncio.sleep(STATUS_SECONDS)
+    requests = [asyncio.create_task(generate(http, f"number {number}", max_tokens=64, temperature=0)) for number in range(20)]
     seen = []
     while not all(request.done() for request in requests):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         seen.append(await batch_state(http))
     assert len({(await request)["conversation_id"] for request in requests}) == 20
     assert max(state["running_requests"] for state in seen) == 16
@@ -225,7 +228,7 @@ async def test_long_picture_is_scaled_down(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.promise("Health", "gpu_memory_used and gpu_memory_total", differs="null where there is no GPU, or a server does not say")
 async def test_health_reports_the_engine(http: httpx.AsyncClient) -> None:
     answer = await generate(http)
-    await asyncio.sleep(1.1)  # the status is asked for once in a second
+    await asyncio.sleep(STATUS_SECONDS)
     health = (await http.get("/health")).json()
     assert (health["status"], health["model_loaded"], health["engine_type"]) == ("healthy", True, "vLLM")
     assert health["model_name"] == answer["model_info"]["model_name"]
