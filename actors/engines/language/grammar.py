@@ -74,7 +74,9 @@ class GrammarCache:
         import torch
         import xgrammar
 
-        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=stop_token_ids)
+        info = without_special_tokens(
+            xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=stop_token_ids), tokenizer
+        )
         # xgrammar's own cache fails an internal check on strings with a pattern (0.2.8), so compiled grammars are cached here.
         self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
         self._vocab_size = vocab_size
@@ -151,6 +153,20 @@ class GrammarCache:
             if allowed[token]:
                 return int(token)
         return int((self._token_lengths * allowed).argmax())
+
+
+def without_special_tokens(info: Any, tokenizer: Any) -> Any:
+    """The vocabulary with empty special tokens, which no grammar admits: xgrammar takes `<image>` for text, and decoding drops it."""
+    import xgrammar
+
+    special = set(tokenizer.all_special_ids)
+    return xgrammar.TokenizerInfo(
+        [b"" if number in special else token for number, token in enumerate(info.decoded_vocab)],
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=info.vocab_size,
+        stop_token_ids=info.stop_token_ids,
+        add_prefix_space=info.add_prefix_space,
+    )
 
 
 def rewrite_schema(schema: Any) -> Any:
