@@ -1,4 +1,4 @@
-"""A complete installation in a thread: actors (image actor without a model), dead-letter ingest, and the gateway on a free port."""
+"""A complete installation in a thread: the given actors, those without a model, dead-letter ingest, and the gateway on a free port."""
 
 import asyncio
 import threading
@@ -17,12 +17,13 @@ from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.worker import Worker
 from contracts.broker_names import dead_letter_queue
+from contracts.wire import Step
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from tests.support.fake_text_actor import FakeTextActor
 
-BASE_ACTORS: tuple[Actor, ...] = (*ledger.ACTORS, *dead_letters.ACTORS, WATERMARK, UPLOAD, *FakeTextActor().actors)
-START_SECONDS = 60.0
+BASE_ACTORS: tuple[Actor, ...] = (*ledger.ACTORS, *dead_letters.ACTORS, WATERMARK, UPLOAD)
+START_SECONDS = 180.0
 
 
 @dataclass
@@ -57,8 +58,9 @@ class ConsoleServer:
         self._loop = asyncio.get_running_loop()
         dead_letter_queues = tuple(dead_letter_queue(actor.step) for actor in self.actors if not actor.is_query and actor.emit_events)
         async with AsyncExitStack() as stack:
+            text = () if any(actor.step == Step.TEXT for actor in self.actors) else FakeTextActor().actors
             ingest = DeadLetterIngest("ingest", dead_letter_queues, ())
-            await stack.enter_async_context(Worker([*BASE_ACTORS, *self.actors], (), self.bus, self.store, (ingest,)).run())
+            await stack.enter_async_context(Worker([*BASE_ACTORS, *text, *self.actors], (), self.bus, self.store, (ingest,)).run())
             app = create_app(self.bus, self.settings, self.store)
             server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
             serving = asyncio.create_task(server.serve())
