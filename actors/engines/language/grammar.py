@@ -183,8 +183,14 @@ def rewrite_schema(schema: Any) -> Any:
         changed["properties"] = dict(sorted(properties.items(), key=lambda entry: entry[0] not in required))
     if changed.get("type") == "string" and LENGTHS & changed.keys() and not {"pattern", "format", "enum", "const"} & changed.keys():
         shortest, longest = changed.pop("minLength", 0), changed.pop("maxLength", "")
-        changed["pattern"] = rf"^[^\x00-\x1f\x22\x5c\x7f]{{{shortest},{longest}}}$"
+        changed["pattern"] = rf"^{PLAIN_TEXT}{{{shortest},{longest}}}$"
+    if isinstance(changed.get("pattern"), str):
+        changed["pattern"] = changed["pattern"].replace(PLAIN_TEXT, PLAIN_CHARACTERS)
     return changed
 
 
+PLAIN_TEXT = r"[^\x00-\x1f\x22\x5c\x7f]"
+"""The class of characters in the contracts' bounded texts: none needs an escape in JSON."""
+PLAIN_CHARACTERS = "[ !#-\\[\\]-~\u0080-\ud7ff\ue000-\U0010ffff]"
+"""The same without surrogates: xgrammar would let their bytes through as one character, and decoding makes three of them."""
 LENGTHS = frozenset({"minLength", "maxLength"})
