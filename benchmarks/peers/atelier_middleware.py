@@ -18,7 +18,7 @@ open_sender = atelier.open_sender
 def subscribe_to_middleware(*arguments: Any, **options: Any) -> RabbitSubscriber:
     """A subscriber whose deliveries are not given to the callback directly."""
     subscriber = subscribe(*arguments, **options)
-    del subscriber.consume  # type: ignore[attr-defined]
+    del subscriber.consume
     subscriber.running = True  # FastStream leaves a delivery unacknowledged that arrives before its start has returned
     return subscriber
 

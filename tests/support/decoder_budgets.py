@@ -146,12 +146,6 @@ def read_content(data: bytes) -> None:
     content_digest(b'{"slip":' + data)
 
 
-def read_archive(data: bytes) -> None:
-    from gateway.text.uploads import document_type
-
-    document_type(data)
-
-
 def read_form(body: bytes) -> None:
     parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=500)
 
@@ -263,7 +257,6 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("bus/worker/pg_listener.py", "json.loads"): Trusted("a notification of Postgres: at most 8000 bytes"),
     ("gateway/compat/chat_requests.py", ".form"): Trusted("multipart: MAX_FORM_FIELDS and two files, read in parts"),
     ("gateway/compat/chat_requests.py", "urllib.parse.parse_qsl"): FORM,
-    ("gateway/compat/vertex.py", "base64.b64decode"): UPLOAD,
     ("gateway/console/auth.py", ".form"): GUARDED_FORM,
     ("gateway/console/chat_page.py", ".form"): GUARDED_FORM,
     ("gateway/console/dead_letter_pages.py", ".form"): GUARDED_FORM,
@@ -274,13 +267,10 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("gateway/console/job_pages.py", ".form"): GUARDED_FORM,
     ("gateway/console/make.py", ".form"): GUARDED_FORM,
     ("gateway/docs/asyncapi.py", "yaml.load"): OWN_FILE,
-    ("gateway/json_body.py", ".model_validate_json"): COMMAND,
     ("gateway/json_body.py", "pydantic_core.from_json"): Budget(read_json_body, files.hostile_json),
     ("gateway/middleware/sessions.py", "base64.urlsafe_b64decode"): SESSION,
     ("gateway/middleware/sessions.py", "json.loads"): SESSION,
-    ("gateway/openai/chat_requests.py", ".form"): Trusted("a URL's data that FastAPI has parsed, not a form"),
     ("gateway/text/uploads.py", "base64.b64decode"): UPLOAD,
-    ("gateway/text/uploads.py", "zipfile.ZipFile"): Budget(read_archive, files.hostile_documents),
 }
 
 

@@ -37,7 +37,7 @@ PROMPT_LENGTH_PATTERN = re.compile(
     rf"(?:contains?|has|resulted in)[^0-9]{{0,20}}{NUMBER_PATTERN} (?:input )?(?:tokens|characters)", re.IGNORECASE
 )
 CACHE_CONFIG_LINE = re.compile(r"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
-LABEL = re.compile(r'(\w+)="([^"]*)"')
+LABEL = re.compile(r'(?<!\w)(\w+)="([^"]*)"')
 CACHE_CONFIG_LABELS = ("block_size", "gpu_memory_utilization", "num_gpu_blocks", "cache_dtype")
 METRIC_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 

@@ -10,7 +10,7 @@ from dotenv import dotenv_values
 
 from bus.settings import BusSettings
 from ops.cli import main
-from ops.docgen.configuration import CHANGED_OFTEN, COMPOSE_VARIABLES, REQUIRED, configuration_page, env_example
+from ops.docgen.configuration import CHANGED_OFTEN, COMPOSE_VARIABLES, LANGUAGE_MODEL, REQUIRED, configuration_page, env_example
 from ops.docgen.generate import ROOT
 from ops.docgen.settings_catalog import all_settings, settings_classes
 
@@ -64,7 +64,8 @@ def test_env_example_shows_required_and_ten_settings_and_changes_nothing_until_e
     assert not dotenv_values(stream=StringIO(env_example()))
     shown = dotenv_values(stream=StringIO("\n".join(re.findall(r"^# ([A-Z0-9_]+=.*)$", env_example(), re.MULTILINE))))
     required = [variable.name for variable in COMPOSE_VARIABLES if variable.default is None]
-    assert list(shown) == [*required, *REQUIRED, *CHANGED_OFTEN]
+    model = [variable.name for variable in COMPOSE_VARIABLES if variable.name in LANGUAGE_MODEL]
+    assert list(shown) == [*required, *model, *REQUIRED, *CHANGED_OFTEN]
     assert len(CHANGED_OFTEN) == 10
     assert set(CHANGED_OFTEN) <= set(CATALOG)
 
@@ -89,6 +90,6 @@ def test_every_default_is_accepted_by_its_class(monkeypatch: pytest.MonkeyPatch)
 def test_settings_command_filters_by_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "--json", "gateway_port"]) == 0
     (setting,) = json.loads(capsys.readouterr().out)
-    assert (setting["names"], setting["default"], setting["unit"]) == (["GATEWAY_PORT"], "8080", "port")
+    assert (setting["names"], setting["default"], setting["unit"]) == (["GATEWAY_PORT", "LLM_PORT"], "8080", "port")
     assert (setting["package"], setting["room"]) == ("gateway", "gateway")
     assert main(["settings", "no-such-setting"]) == 1
