@@ -72,7 +72,8 @@ def format_ad(ad: dict[str, Any]) -> str:
     """The copy and the verdicts in words. A verdict that is missing is left out."""
     verdicts = [(VERDICT_PHRASES[name][0] if ad[name] > 0.5 else VERDICT_PHRASES[name][1]) for name in VERDICT_PHRASES if name in ad]
     measured = [f"contrast {ad['contrast_ratio']:.1f}"] if "contrast_ratio" in ad else []
-    return f"“{ad['text']}”: {', '.join([*verdicts, *measured])}"
+    critic = f" ({ad['toy_critic']} judged, a toy: it accepts every picture with a shape)" if "toy_critic" in ad else ""
+    return f"“{ad['text']}”: {', '.join([*verdicts, *measured])}{critic}"
 
 
 VERDICT_PHRASES = {

@@ -69,5 +69,6 @@ def test_demo_generates_ad() -> None:
     assert [step["step"] for step in report["steps"]][-6:] == ["validate", "overlay", "judge", "watermark", "upload", "webhook"]
     assert report["ad"]["text"] in slogans(scene, korean=True)
     assert report["ad"]["is_valid"] is True
+    assert report["ad"]["toy_critic"] == "tiny-critic"
     assert report["ad"]["contrast_ratio"] >= 3
     assert report["webhooks"][-1] == {"method": "POST", "path": "/api/webhooks/inference/complete"}

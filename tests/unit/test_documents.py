@@ -32,7 +32,7 @@ RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
 EXTERNALLY_READ = re.compile(
     r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID|COMPOSE_(FILE|PROFILES)|CUDA_VISIBLE_DEVICES|DATA_FILE_PATH|DEFAULT_TEMPERATURE"
 )
-"""Variables that no settings class has: parts of the broker's URL, those of OpenTelemetry, Compose, CUDA and examples/hints, a page's own."""
+"""Variables of no settings class: parts of the broker's URL, those of OpenTelemetry, Compose, CUDA and examples/hints, a page's own."""
 
 
 @dataclass(frozen=True)

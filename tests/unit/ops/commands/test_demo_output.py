@@ -22,3 +22,8 @@ def test_every_verdict_is_described() -> None:
 
 def test_rejected_ad_description_ends_with_rejection() -> None:
     assert format_ad({"text": "One red heart.", "is_valid": False}) == "“One red heart.”: no picture was accepted"
+
+
+def test_verdict_of_toy_is_labelled() -> None:
+    text = format_ad({"text": "One red heart.", "is_valid": True, "toy_critic": "tiny-critic"})
+    assert text.endswith("the picture was accepted (tiny-critic judged, a toy: it accepts every picture with a shape)")
