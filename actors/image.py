@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
 
+import structlog
+
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
 from actors.engines.diffusion.progress import open_progress_reporter
 from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult, LoraFile
@@ -23,6 +25,7 @@ from bus.storage.claim_store import ClaimStore
 from contracts.image import AlphaSource, Image, ImageDone, ImageMetadata, Lora
 from contracts.wire import Step
 
+log = structlog.get_logger()
 ENGINE_FACTORY = "actors.engines.diffusion.engine:open_engine"
 
 
@@ -84,9 +87,10 @@ async def fetch_lora(lora: Lora | None, tenant: str | None, loras: LoraFileCache
     try:
         return await loras.fetch(lora, tenant)
     except PermanentError as error:
-        if error.code == "lora-missing" and not lora.required:
-            return None
-        raise
+        if error.code != "lora-missing" or lora.required:
+            raise
+        log.warning("lora.skipped", reason=str(error))
+        return None
 
 
 def build_engine_request(command: Image, context: Context, lora: LoraFile | None) -> DiffusionRequest:

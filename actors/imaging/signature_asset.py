@@ -10,7 +10,7 @@ log = structlog.get_logger()
 
 
 async def fetch_signature(signature: Signature | None, tenant: str | None, claims: ClaimStore, max_bytes: int) -> bytes | None:
-    """None when the signature names no picture, or one that is missing and not required.
+    """None when the signature names no picture, or one that is missing and not required; what its server forbids counts as missing.
 
     Raises PermanentError("signature-missing" · "asset-too-large" · "asset-refused"), and TemporaryError when its server is unavailable.
     """
@@ -19,7 +19,7 @@ async def fetch_signature(signature: Signature | None, tenant: str | None, claim
     try:
         return await claims.fetch(signature.image_uri, tenant=tenant, max_bytes=max_bytes)
     except PermanentError as error:
-        if error.code != "asset-missing":
+        if error.code not in ("asset-missing", "asset-forbidden"):
             raise
         if signature.required:
             raise missing_error(error) from error

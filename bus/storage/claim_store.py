@@ -58,7 +58,7 @@ class ClaimStore(Protocol):
     async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int) -> bytes:
         """The bytes at a foreign `file://`, `s3://`, `gs://` or `https://` address. For a tenant, the store is not one.
 
-        Raises PermanentError("asset-refused" · "asset-missing" · "asset-too-large").
+        Raises PermanentError("asset-refused" · "asset-forbidden" · "asset-missing" · "asset-too-large").
         """
         ...
 

@@ -23,7 +23,8 @@ from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, translate_s3_errors
 from bus.storage.settings import StoreSettings
 
-REFUSED, MISSING, TOO_LARGE = "asset-refused", "asset-missing", "asset-too-large"
+REFUSED, FORBIDDEN, MISSING, TOO_LARGE = "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large"
+"""Refused: by our settings, or with a status that is none of a file. Forbidden: by the server, which may also say it of a missing file."""
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """Not an ARN, which may name any bucket by way of an access point."""
 CHUNK_BYTES = 1 << 20
@@ -77,7 +78,7 @@ class AssetFetcher:
         with translate_s3_errors(
             f"fetching {redact_uri(uri)}",
             on_missing=lambda: missing_error(uri),
-            on_refused=lambda: refused_error(uri, "the bucket forbids it"),
+            on_refused=lambda: forbidden_error(uri, "the bucket forbids it"),
         ):
             response = await client.get_object(Bucket=bucket, Key=key)
             async with response["Body"] as body:
@@ -177,9 +178,9 @@ def raise_for_status(response: httpx.Response, origin: str) -> None:
         raise TemporaryError(f"{origin} responded with {status}", code="asset-unreachable")
     if authorized and status == 401:
         raise TemporaryError(f"{origin} responded with 401: GCS_TOKEN is not valid, or no longer", code="asset-unreachable")
-    if origin.startswith("gs://") and status in (401, 403):
+    if status in (401, 403):
         cure = "GCS_TOKEN may not read it" if authorized else "it is not public; GCS_TOKEN, and for tenants ASSET_BUCKETS, give access"
-        raise refused_error(origin, f"it responded with {status}: {cure}")
+        raise forbidden_error(origin, f"it responded with {status}" + (f": {cure}" if origin.startswith("gs://") else ""))
     if status != 200:
         raise refused_error(origin, f"it responded with {status}; redirects are not followed")
 
@@ -206,6 +207,11 @@ def check_size(size: int, uri: str, max_bytes: int) -> None:
 
 def missing_error(uri: str) -> PermanentError:
     return PermanentError(MISSING, f"There is no asset at {redact_uri(uri)}.")
+
+
+def forbidden_error(uri: str, reason: str) -> PermanentError:
+    """A server that does not let its files be listed says "forbidden" of a missing one too: the two cannot be told apart."""
+    return PermanentError(FORBIDDEN, f"{redact_uri(uri)} is not readable, or does not exist: {reason}.")
 
 
 def refused_error(uri: str, reason: str) -> PermanentError:

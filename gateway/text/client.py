@@ -24,7 +24,7 @@ UNAVAILABLE_CODES = frozenset({
 INVALID_TEXT_REQUEST_CODES = frozenset({
     *("invalid-message", "message-too-large", "prompt-too-long", "schema-refused", "token-limit-too-small", "lora-missing", "lora-unknown"),
     "json-incomplete",
-    *("image-unreadable", "image-too-large", "asset-refused", "asset-missing", "asset-too-large", "server-refused"),
+    *("image-unreadable", "image-too-large", "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large", "server-refused"),
     *("document-broken", "document-encrypted", "document-empty", "document-too-long", "document-too-complex"),
 })  # fmt: skip
 """Faults of the request itself: a retry fails again."""

@@ -1,6 +1,7 @@
 """The image actor: its settings, the request to the engine, and the LoRA file cache."""
 
 import asyncio
+import gc
 import hashlib
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from actors.image import build_actor, build_engine_request, derive_seed, fetch_lora
 from bus.errors import PermanentError, TemporaryError
-from bus.storage.claim_store import ClaimStore
+from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.image import Image, Lora
 from tests.support.actor_context import make_context
 from tests.support.lora_files import lora_pair, write_safetensors
+from tests.support.webhook_backend import open_webhook_backend
 
 
 @pytest.fixture
@@ -99,6 +102,54 @@ async def test_missing_lora_is_an_error_only_when_required(loras: LoraFileCache,
     assert await fetch_lora(Lora(uri=uri, required=False), None, loras) is None
 
 
+async def test_same_bytes_at_two_addresses_do_not_disturb_each_other(loras: LoraFileCache, weights: Path) -> None:
+    """Nor does the eviction of what was fetched meanwhile."""
+    twin = Path(shutil.copy(weights, weights.with_name("twin.safetensors")))
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for _ in range(50):
+        (loras.folder / f"{sha256}.safetensors").unlink(missing_ok=True)
+        files = await asyncio.gather(*(loras.fetch(Lora(uri=file.as_uri()), None) for file in (weights, twin)))
+        assert [file.path.read_bytes() for file in files] == [weights.read_bytes()] * 2
+        assert list(loras.folder.iterdir()) == [files[0].path]
+
+
+async def test_pinned_order_does_not_pin_the_address(loras: LoraFileCache, weights: Path) -> None:
+    """An order without a sha256 gets what is at the address, also after one that named the weights of before."""
+    old = await loras.fetch(Lora(uri=weights.as_uri()), None)
+    loras._known.clear()
+    write_safetensors(weights, lora_pair(3))
+    pinned = await loras.fetch(Lora(uri=weights.as_uri(), sha256=old.sha256), None)
+    newest = await loras.fetch(Lora(uri=weights.as_uri()), None)
+    assert pinned.sha256 == old.sha256
+    assert newest.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest() != old.sha256
+
+
+async def test_no_lock_remains_after_a_fetch(loras: LoraFileCache, weights: Path) -> None:
+    for number in range(20):
+        with pytest.raises(PermanentError):
+            await loras.fetch(Lora(uri=weights.with_name(f"lost-{number}").as_uri()), None)
+    await asyncio.gather(*(loras.fetch(Lora(uri=weights.as_uri()), None) for _ in range(3)))
+    gc.collect()
+    assert len(loras._locks) == 0
+
+
+async def test_forbidden_weights_count_as_missing(loras: LoraFileCache, tmp_path: Path) -> None:
+    """A server that lets nobody list its files answers 403 for a missing one. What the settings refuse is an error for every order."""
+    async with open_webhook_backend() as server:
+        settings = StoreSettings(store_url=tmp_path.as_uri(), allow_private_addresses=True, allow_plain_http=True)
+        async with open_claim_store(settings) as loras.claims:
+            for status in (401, 403):
+                server.responses = [status, status]
+                uri = f"{server.url}/style.safetensors"
+                assert await fetch_lora(Lora(uri=uri, required=False), None, loras) is None
+                with pytest.raises(PermanentError, match=str(status)) as raised:
+                    await fetch_lora(Lora(uri=uri), None, loras)
+                assert raised.value.code == "lora-missing"
+            with pytest.raises(PermanentError) as raised:
+                await fetch_lora(Lora(uri="s3://unnamed/style.safetensors", required=False), None, loras)
+            assert raised.value.code == "asset-refused"
+
+
 async def test_configuration_beside_the_weights_is_read_once(loras: LoraFileCache, weights: Path) -> None:
     assert (await loras.fetch(Lora(uri=weights.as_uri()), None)).config is None
     config = weights.with_name("adapter_config.json")
@@ -144,7 +195,7 @@ async def test_forbidden_configuration_is_none_and_unavailable_one_is_retried(lo
     loras.claims = Claims(TemporaryError("the store is down"))  # type: ignore[assignment]
     with pytest.raises(TemporaryError):
         await loras.fetch(Lora(uri="s3://b/style.safetensors"), None)
-    loras.claims = Claims(PermanentError("asset-refused", "403"))  # type: ignore[assignment]
+    loras.claims = Claims(PermanentError("asset-forbidden", "403"))  # type: ignore[assignment]
     file = await loras.fetch(Lora(uri="s3://b/style.safetensors", alpha=8), None)
     assert (file.config, file.assumed_alpha, file.assumed_from) == (None, 8, "order")
 
@@ -154,6 +205,9 @@ async def test_forbidden_configuration_is_none_and_unavailable_one_is_retried(lo
     [
         ("file:///models/style 1/adapter_model.safetensors", "file:///models/style 1/adapter_config.json"),
         ("s3://bucket/adapter_model.safetensors", "s3://bucket/adapter_config.json"),
+        ("s3://bucket/style#1?a/w.safetensors", "s3://bucket/style#1?a/adapter_config.json"),
+        ("gs://bucket/a#b/c?d", "gs://bucket/a#b/adapter_config.json"),
+        ("file:///models/style#1/w.safetensors", "file:///models/style#1/adapter_config.json"),
         ("gs://bucket/models/style-1/weights", "gs://bucket/models/style-1/adapter_config.json"),
         ("https://host/a/b.safetensors?X-Amz-Signature=c/d#e", "https://host/a/adapter_config.json?X-Amz-Signature=c/d"),
         ("https://host/storage/v1/b/b/o/models%2Fa%2fw.safetensors?alt=media", "https://host/storage/v1/b/b/o/models%2Fa%2fadapter_config.json?alt=media"),
@@ -174,3 +228,6 @@ async def test_disk_cache_stays_within_its_size_limit(claims: ClaimStore, tmp_pa
 
 def test_fault_text_hides_url_signature() -> None:
     assert redact_uri("https://user:pass@host/a.safetensors?X-Amz-Signature=secret") == "https://host/a.safetensors"
+    assert redact_uri("HTTPS://user:pass@host/a?X-Amz-Signature=secret#c") == "https://host/a"
+    for key in ("s3://bucket/style#1/a?b", "gs://bucket/style#1/a?b", "file:///style#1/a?b"):
+        assert redact_uri(key) == key, "it is no query there"

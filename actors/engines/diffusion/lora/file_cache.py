@@ -7,12 +7,15 @@ import asyncio
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -28,14 +31,14 @@ from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore
-from bus.storage.locations import redact_uri
+from bus.storage.locations import redact_uri, split_address
 from bus.storage.object_keys import tenant_prefix
 from contracts.image import AlphaSource, Lora
 
 log = structlog.get_logger()
 
-Source = tuple[str | None, str]
-"""The tenant and the address: what one tenant may fetch, another may not."""
+Source = tuple[str | None, str, str | None]
+"""Tenant, address, sha256 of the order: what one tenant may fetch, another may not; without a sha256 an order gets what is there now."""
 SOURCE_SECONDS = 300.0
 """How long an address without a sha256 is taken to hold the same bytes, and any address the same configuration."""
 MAX_SOURCES = 1024
@@ -60,22 +63,19 @@ class LoraFileCache:
         self.folder = settings.local_cache.expanduser() / "loras"
         self.fetch_count = 0
         self._known: OrderedDict[Source, KnownSource] = OrderedDict()
-        self._locks: dict[Source, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[Source, asyncio.Lock] = WeakValueDictionary()
 
     async def fetch(self, lora: Lora, tenant: str | None) -> LoraFile:
         """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when the store is unavailable."""
         address = weights_address(lora.uri)
-        source = (tenant, address)
-        lock = self._locks.setdefault(source, asyncio.Lock())
-        async with lock:
+        source = (tenant, address, lora.sha256)
+        async with self._locks.setdefault(source, asyncio.Lock()):
             known = self._recall(source)
             sha256 = lora.sha256 or (known.sha256 if known else None)
             file = await asyncio.to_thread(self._cached, sha256, tenant) or await self._fetch_weights(lora, source)
             if known is None or known.sha256 != file.stem:
                 known = KnownSource(time.monotonic(), file.stem, await self._fetch_config(file, source))
                 self._remember(source, known)
-        if not lock.locked():
-            self._locks.pop(source, None)
         alpha, alpha_from = self._assumed_alpha(lora)
         return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri), known.config, alpha, alpha_from)
 
@@ -97,18 +97,19 @@ class LoraFileCache:
 
     def _cached(self, sha256: str | None, tenant: str | None) -> Path | None:
         file = self._tenant_folder(tenant) / f"{sha256}.safetensors"
-        if not sha256 or not file.exists():
+        try:
+            os.utime(file)
+        except FileNotFoundError:
             return None
-        os.utime(file)
         return file
 
     async def _fetch_weights(self, lora: Lora, source: Source) -> Path:
-        tenant, address = source
+        tenant, address, _ = source
         try:
             data = await self.claims.fetch(address, tenant=tenant, max_bytes=self.settings.lora_max_bytes)
         except PermanentError as error:
-            if error.code == "asset-missing":
-                raise PermanentError("lora-missing", f"there are no LoRA weights at {redact_uri(address)}: {error}") from None
+            if error.code in ("asset-missing", "asset-forbidden"):
+                raise PermanentError("lora-missing", f"there are no readable LoRA weights at {redact_uri(address)}: {error}") from None
             if error.code == "asset-too-large":
                 raise invalid_lora(redact_uri(address), str(error)) from None
             raise
@@ -120,7 +121,7 @@ class LoraFileCache:
 
         Stores that do not let their objects be listed answer "forbidden" for a missing one, and so do servers of signed addresses.
         """
-        tenant, address = source
+        tenant, address, _ = source
         origin = redact_uri(address)
         limits = {"max_bytes": self.settings.lora_max_bytes, "max_rank": self.settings.lora_max_rank}
         try:
@@ -134,7 +135,7 @@ class LoraFileCache:
         except PermanentError as error:
             if error.code == "asset-too-large":
                 raise invalid_lora(origin, f"{ADAPTER_CONFIG} beside it is larger than {MAX_CONFIG_BYTES} bytes") from None
-            if error.code not in ("asset-missing", "asset-refused"):
+            if error.code not in ("asset-missing", "asset-forbidden", "asset-refused"):
                 raise
             log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=str(error))
             return None
@@ -151,11 +152,13 @@ class LoraFileCache:
             raise invalid_lora(redact_uri(lora.uri), f"its sha256 is {sha256}, the order says {lora.sha256}")
         folder = self._tenant_folder(tenant)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{sha256}.{os.getpid()}"
-        temporary.write_bytes(data)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{sha256}.")  # Two addresses may hold the same bytes.
+        temporary = Path(name)
         try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
             validate_lora(temporary, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
-            file = temporary.rename(folder / f"{sha256}.safetensors")
+            file = temporary.replace(folder / f"{sha256}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
         log.info("lora.cached", sha256=sha256, bytes=len(data))
@@ -163,13 +166,21 @@ class LoraFileCache:
         return file
 
     def _evict_until_fits(self, newest: Path) -> None:
-        files = sorted(self.folder.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        total = sum(file.stat().st_size for file in files)
-        for file in files:
+        files = sorted(cached_files(self.folder))
+        total = sum(size for _, size, _ in files)
+        for _, size, file in files:
             if total <= self.settings.lora_cache_bytes or file == newest:
                 return
-            total -= file.stat().st_size
+            total -= size
             file.unlink(missing_ok=True)
+
+
+def cached_files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each was last used, its bytes and its path. Another fetch may evict some meanwhile."""
+    for file in folder.rglob("*.safetensors"):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            yield status.st_mtime, status.st_size, file
 
 
 def weights_address(uri: str) -> str:
@@ -178,7 +189,7 @@ def weights_address(uri: str) -> str:
 
 
 def sibling_address(uri: str, name: str) -> str:
-    """The address of another file in the same folder, with the same query. A slash in the path may be written as `%2F`."""
-    parts = urlsplit(uri)
+    """The address of another file in the same folder, with the same query. In a path of http a slash may be written as `%2F`."""
+    parts = split_address(uri)
     folder = re.fullmatch(r"(?i)((?:.*(?:/|%2F))?).*", parts.path, re.DOTALL)
     return parts._replace(path=f"{folder[1] if folder else ''}{name}", fragment="").geturl()

@@ -1,5 +1,6 @@
 """Reads the tensors of a LoRA file as pairs, layer by layer, in the key formats of diffusers, kohya and PEFT."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ from actors.engines.diffusion.lora.strength import COMPONENTS, AdapterConfig, La
 from actors.engines.diffusion.requests import LoraFile
 from bus.errors import TemporaryError
 from contracts.image import AlphaSource
+
+OLD_ATTENTION_KEY = re.compile(r"\.to_(?:q|k|v|out)_lora\.")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def component_tensors(component: str, tensors: dict[str, Any], pipeline: Any, or
 
 def convert_tensors(component: str, tensors: dict[str, Any], pipeline: Any) -> dict[str, Any]:
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+    from diffusers.utils.state_dict_utils import StateDictType
 
     plain_alphas = {name: float(tensor) for name, tensor in tensors.items() if name.startswith(COMPONENTS) and name.endswith(".alpha")}
     weights = {name: tensor for name, tensor in tensors.items() if name not in plain_alphas}
@@ -84,7 +88,10 @@ def convert_tensors(component: str, tensors: dict[str, Any], pipeline: Any) -> d
     selected = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
     if component == "unet":
         return dict(convert_unet_state_dict_to_peft(selected))
-    return dict(convert_state_dict_to_peft(convert_state_dict_to_diffusers(selected))) if selected else {}
+    # diffusers recognizes the names into which it converts kohya's by the output projection alone, which a LoRA may leave out.
+    is_old = any(OLD_ATTENTION_KEY.search(name) for name in selected)
+    named = convert_state_dict_to_diffusers(selected, StateDictType.DIFFUSERS_OLD if is_old else None) if selected else {}
+    return dict(convert_state_dict_to_peft(named)) if named else {}
 
 
 def group_by_layer(named: dict[str, Any]) -> dict[str, dict[str, Any]]:

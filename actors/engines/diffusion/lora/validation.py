@@ -5,7 +5,9 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from actors.engines.diffusion.lora.strength import header_configs, invalid_lora
 
@@ -18,6 +20,22 @@ SCALAR_DTYPES = (*FLOAT_DTYPES, "F64", "I64", "I32", "I16", "I8", "U8")
 DOWN_KEY = re.compile(r"\.(lora_A|lora_down|lora\.down|down)\.(?:default\.)?weight$")
 UP_KEY = re.compile(r"\.(lora_B|lora_up|lora\.up|up)\.(?:default\.)?weight$")
 SCALAR_KEY = re.compile(r"\.(alpha|rank)$")
+
+
+Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class TensorHeader(BaseModel):
+    """`shape`: the length of each axis. `data_offsets`: begin and end among the bytes after the header."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    dtype: str = Field(max_length=20)
+    shape: list[Size] = Field(max_length=8)
+    data_offsets: list[Size] = Field(min_length=2, max_length=2)
+
+
+TENSOR_HEADERS = TypeAdapter(dict[str, TensorHeader])
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,19 @@ def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> 
         raise invalid_lora(origin, "it has no LoRA pair")
     if max(ranks) > max_rank:
         raise invalid_lora(origin, f"its rank is {max(ranks)}, the limit is {max_rank}")
-    has_text_encoder = any(name.startswith(("text_encoder.", "lora_te")) for name in tensors)
-    has_alphas = all(DOWN_KEY.sub(".alpha", name) in tensors for name in tensors if DOWN_KEY.search(name))
-    return LoraInfo(max(ranks), has_text_encoder, has_alphas or bool(header_configs(metadata, origin)))
+    has_text_encoder = any(component_of(name) == "text_encoder" for name in tensors)
+    configured = header_configs(metadata, origin)
+    down_names = [name for name in tensors if DOWN_KEY.search(name)]
+    has_alphas = all(component_of(name) in configured or DOWN_KEY.sub(".alpha", name) in tensors for name in down_names)
+    return LoraInfo(max(ranks), has_text_encoder, has_alphas)
 
 
-def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Name → dtype, shape, offsets, and the metadata. The first eight bytes of the file are the length of the JSON header."""
+def component_of(name: str) -> str:
+    return "text_encoder" if name.startswith(("text_encoder.", "lora_te")) else "unet"
+
+
+def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHeader], Any]:
+    """The tensors by name, and the metadata. The first eight bytes of the file are the length of the JSON header."""
     with file.open("rb") as weights:
         prefix = weights.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -56,30 +80,29 @@ def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, Any], dic
             raise invalid_lora(origin, "it is not in the safetensors format; pickled weights are rejected, convert them")
         try:
             header = json.loads(weights.read(length))
-            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-            ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            metadata = header.pop("__metadata__", None)
+            tensors = TENSOR_HEADERS.validate_python(header)
+        except (ValidationError, ValueError, TypeError, AttributeError, RecursionError):
             raise invalid_lora(origin, "its header is invalid") from None
-    if max(ends, default=0) != size - 8 - length:
+    if max((tensor.data_offsets[1] for tensor in tensors.values()), default=0) != size - 8 - length:
         raise invalid_lora(origin, "it is cut short or has bytes after its weights")
-    return tensors, header.get("__metadata__")
+    return tensors, metadata
 
 
-def _check_tensor(name: str, tensor: dict[str, Any], origin: str) -> int:
+def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> int:
     """The rank that a tensor shows by its shape; 0: none. Raises PermanentError("lora-invalid")."""
     if not name.startswith(KEY_PREFIXES):
         raise invalid_lora(origin, f"the key {name[:120]!r} is not one of a LoRA for this model; keys begin with {', '.join(KEY_PREFIXES)}")
     is_scalar = bool(SCALAR_KEY.search(name))
     dtypes = SCALAR_DTYPES if is_scalar else FLOAT_DTYPES
-    if tensor.get("dtype") not in dtypes:
-        raise invalid_lora(origin, f"{name[:120]!r} has the dtype {str(tensor.get('dtype'))[:20]}; accepted are {', '.join(dtypes)}")
-    if is_scalar and tensor.get("shape") not in ([], [1]):
+    if tensor.dtype not in dtypes:
+        raise invalid_lora(origin, f"{name[:120]!r} has the dtype {tensor.dtype}; accepted are {', '.join(dtypes)}")
+    if is_scalar and tensor.shape not in ([], [1]):
         raise invalid_lora(origin, f"{name[:120]!r} is not one number")
-    shape = tensor.get("shape") or [0]
     if DOWN_KEY.search(name):
-        return int(shape[0])
+        return tensor.shape[0] if tensor.shape else 0
     if UP_KEY.search(name):
-        return int(shape[1]) if len(shape) > 1 else 0
+        return tensor.shape[1] if len(tensor.shape) > 1 else 0
     if is_scalar:
         return 0
     raise invalid_lora(origin, f"the key {name[:120]!r} belongs to no LoRA pair; DoRA and LyCORIS are not supported")

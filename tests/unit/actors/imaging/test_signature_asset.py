@@ -9,9 +9,11 @@ from actors.image import image
 from actors.imaging.signature_asset import fetch_signature
 from bus.actor import Context
 from bus.errors import PermanentError
-from bus.storage.claim_store import ClaimStore
+from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.settings import StoreSettings
 from contracts.image import Image
 from contracts.watermark import Signature
+from tests.support.webhook_backend import open_webhook_backend
 
 
 @pytest.fixture
@@ -39,6 +41,23 @@ async def test_missing_picture_is_an_error_only_when_required(claims: ClaimStore
     with pytest.raises(PermanentError, match="ORDER_ASSETS_REQUIRED") as raised:
         await fetch_signature(Signature(image_uri=missing_uri), None, claims, 100)
     assert raised.value.code == "signature-missing"
+
+
+async def test_picture_that_its_server_forbids_counts_as_missing(tmp_path: Path) -> None:
+    """A bucket whose objects may not be listed answers 403 for one that does not exist."""
+    async with open_webhook_backend() as server:
+        server.responses = [403, 403]
+        uri = f"{server.url}/red.png"
+        async with open_claim_store(
+            StoreSettings(store_url=tmp_path.as_uri(), allow_private_addresses=True, allow_plain_http=True)
+        ) as claims:
+            assert await fetch_signature(Signature(image_uri=uri, required=False), "shop", claims, 100) is None
+            with pytest.raises(PermanentError, match="responded with 403") as raised:
+                await fetch_signature(Signature(image_uri=uri), "shop", claims, 100)
+            assert raised.value.code == "signature-missing"
+            with pytest.raises(PermanentError) as raised:
+                await fetch_signature(Signature(image_uri="s3://unnamed/red.png", required=False), "shop", claims, 100)
+            assert raised.value.code == "asset-refused"
 
 
 async def test_image_step_finds_a_missing_signature_before_it_uses_the_engine(

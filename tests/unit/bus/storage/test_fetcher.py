@@ -44,10 +44,10 @@ def open_fetcher(stack: AsyncExitStack, folder: Path, **settings: Any) -> AssetF
     return AssetFetcher(StoreSettings(**(rules | settings)), stack)
 
 
-async def refusal(fetcher: AssetFetcher, uri: str, tenant: str | None) -> str:
+async def refusal(fetcher: AssetFetcher, uri: str, tenant: str | None, code: str = "asset-refused") -> str:
     with pytest.raises(PermanentError) as raised:
         await fetcher.fetch(uri, tenant=tenant, max_bytes=10_000)
-    assert raised.value.code == "asset-refused"
+    assert raised.value.code == code
     assert TOKEN not in str(raised.value)
     return str(raised.value)
 
@@ -64,7 +64,7 @@ async def test_private_object_is_read_with_credentials_for_installation(
 async def test_tenant_reads_with_credentials_only_what_settings_name(google: GoogleBucket, stack: AsyncExitStack, tmp_path: Path) -> None:
     for buckets in ((), ("media",), ("*",), ("gs://other",), ("gs://media/models/style 2",), ("gs://media/model",)):
         fetcher = open_fetcher(stack, tmp_path, asset_buckets=buckets)
-        assert "not public" in await refusal(fetcher, URI, "shop"), buckets
+        assert "not public" in await refusal(fetcher, URI, "shop", "asset-forbidden"), buckets
     assert set(google.authorizations) == {""}
     for buckets in (("gs://media",), ("gs://media/models",)):
         fetcher = open_fetcher(stack, tmp_path, asset_buckets=buckets)
@@ -92,7 +92,7 @@ async def test_bucket_of_a_store_is_not_read_with_credentials_for_a_tenant(
     """Google's buckets can be an S3 store too. A bucket of the same name may be the store's."""
     for stores in ({"store_url": "s3://media"}, {"upload_url": "s3://media/tenants"}):
         fetcher = open_fetcher(stack, tmp_path, asset_buckets=("gs://media",), **stores)
-        assert "not public" in await refusal(fetcher, "gs://media/tenants/shop/a", "office")
+        assert "not public" in await refusal(fetcher, "gs://media/tenants/shop/a", "office", "asset-forbidden")
         assert await fetcher.fetch("gs://media/tenants/shop/a", tenant=None, max_bytes=10_000) == WEIGHTS
     assert google.authorizations == ["", f"Bearer {TOKEN}"] * 2
 
@@ -123,7 +123,7 @@ async def test_credentials_do_not_follow_a_redirect(google: GoogleBucket, stack:
 
 async def test_https_address_of_the_same_host_has_no_credentials(google: GoogleBucket, stack: AsyncExitStack, tmp_path: Path) -> None:
     """Otherwise an address with a query of its own, such as a signed one, would be sent with a second authorization."""
-    await refusal(open_fetcher(stack, tmp_path), f"{google.url}/storage/v1/b/media/o/models%2Fa?alt=media&token=x", None)
+    await refusal(open_fetcher(stack, tmp_path), f"{google.url}/storage/v1/b/media/o/models%2Fa?alt=media&token=x", None, "asset-forbidden")
     assert google.authorizations == [""]
 
 
@@ -138,7 +138,7 @@ async def test_missing_too_large_and_refused_have_codes_of_their_own(
     code, text = await code_and_text(open_fetcher(stack, tmp_path), URI, None)
     assert (code, "GCS_TOKEN is not valid" in text) == ("asset-unreachable", True), "an operator can renew it: the order is retried"
     monkeypatch.setenv("GCS_TOKEN", "other account")
-    assert "GCS_TOKEN may not read it" in await refusal(open_fetcher(stack, tmp_path), URI, None)
+    assert "GCS_TOKEN may not read it" in await refusal(open_fetcher(stack, tmp_path), URI, None, "asset-forbidden")
 
 
 async def test_token_that_is_no_header_is_not_quoted(

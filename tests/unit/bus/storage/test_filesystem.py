@@ -136,7 +136,8 @@ async def test_folder_store_imports_neither_s3_nor_torch() -> None:
     [
         (404, "asset-missing"),
         (410, "asset-missing"),
-        (403, "asset-refused"),
+        (401, "asset-forbidden"),
+        (403, "asset-forbidden"),
         (204, "asset-refused"),
         ((301, {"Location": "/"}), "asset-refused"),
     ],

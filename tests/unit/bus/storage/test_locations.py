@@ -54,6 +54,8 @@ def test_folder_has_the_key_of_the_file_that_an_address_leads_to(tmp_path: Path)
         assert location.key_of(f"{start}/link/%2e%2e/office/x.png") == "tenants/office/x.png"
         assert location.key_of(f"{start}/a/../../other/x.png") is None
         assert location.key_of(f"{start}-other/x.png") is None
+    (root / "a#b?c").mkdir()
+    assert location.key_of(f"{root.as_uri()}/a#b?c/x") == location.key_of(f"{root.as_uri()}/a%23b%3Fc/x") == "a#b?c/x"
     for uri in ("", "x", "file://[", "file://host/x", f"file://{root}/\0", "file:///\ud800", f"file://{root}/{'a/' * 500_000}"):
         assert location.key_of(uri) is None
     (root / "loop").symlink_to(root / "loop")

@@ -253,6 +253,34 @@ def test_kohya_lora_matches_stock_pipeline(
         assert max_pixel_difference(drawn, stock_pipeline.draw(requests[number])) <= 1, requests[number]
 
 
+@pytest.mark.parametrize("projections", ["q", "kv", "qkv"])
+def test_kohya_lora_without_output_projection_is_drawn(
+    projections: str, image_engine: DiffusionEngine, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """Of the text encoder. It is as strong as the same LoRA under PEFT's names."""
+    import torch
+    from safetensors.torch import save_file
+
+    encoder = image_engine.models.get(image_engine.settings.model).pipeline.text_encoder
+    names = [name for name, _ in encoder.named_modules() if name.endswith(tuple(f"{letter}_proj" for letter in projections))]
+    assert names
+    kohya, peft = {}, {}
+    for name in names:
+        layer, weight = name.removeprefix("text_model."), encoder.get_submodule(name).weight
+        halves = {"down": torch.randn(2, weight.shape[1]), "up": torch.randn(weight.shape[0], 2)}
+        for half, matrix in (("down", "A"), ("up", "B")):
+            kohya[f"lora_te_text_model_{layer.replace('.', '_')}.lora_{half}.weight"] = halves[half]
+            peft[f"text_encoder.text_model.{layer}.lora_{matrix}.weight"] = halves[half]
+        kohya[f"lora_te_text_model_{layer.replace('.', '_')}.alpha"] = torch.tensor(2.0)
+    requests = {3: make_request(3)}
+    for number, tensors in enumerate((kohya, peft), start=1):
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        requests[number] = make_request(3, lora=LoraFile(tmp_path / f"{number}.safetensors", str(number) * 64, 1.0, str(number)))
+    drawn = draw_images(image_engine, requests)
+    assert max_pixel_difference(drawn[1], drawn[2]) <= 1
+    assert max_pixel_difference(drawn[1], drawn[3]) > 1
+
+
 class MemoryLimit:
     """Replaces a module's forward: more than `max_rows` rows raise OutOfMemoryError."""
 

@@ -79,14 +79,14 @@ INVALID = {
 
 @pytest.mark.parametrize("data", INVALID.values(), ids=INVALID)
 def test_invalid_configuration_is_refused(data: bytes) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(PermanentError) as raised:
         parse_adapter_config(data, "s3://b/style")
     assert raised.value.code == "lora-invalid"
     assert "s3://b/style" in str(raised.value)
     assert "adapter_config.json" in str(raised.value)
     assert len(str(raised.value)) < 1500
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("number", [1, 2000])

@@ -1,11 +1,13 @@
 """Validation of LoRA files, which the tests write byte by byte."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.engines.diffusion.lora.strength import HEADER_KEY
 from actors.engines.diffusion.lora.validation import validate_lora
 from bus.errors import PermanentError
 from tests.support.lora_files import lora_pair, write_safetensors
@@ -27,7 +29,24 @@ def check(file: Path, **limits: int) -> Any:
     return validate_lora(file, f"s3://b/{file.name}", **{"max_bytes": 1 << 20, "max_rank": 64, **limits})
 
 
+def tensor_header(tensor: str) -> bytes:
+    """A file whose only tensor has this header, and four bytes."""
+    header = f'{{"unet.mid.to_q.lora_A.weight":{tensor}}}'.encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * 4
+
+
+HOSTILE_FIELDS = {
+    f"{field} {value}": tensor_header(f'{{"dtype":"F32","shape":[1],"data_offsets":[0,4],"{field}":{value}}}')
+    for field, values in {
+        "shape": ('"abc"', "[null,1]", '{"a":1}', "5", "[1e999,1]", "[-3,1]", "[1.5]", "[true]", "null", "[" * 100 + "]" * 100),
+        "data_offsets": ("[0,1e999]", "[0]", "[0,4,8]", '"04"', "null", "[-4,4]"),
+        "dtype": ("5", "null", '["F32"]', '"' + "F" * 1000 + '"'),
+    }.items()
+    for value in values
+}
 BROKEN = {
+    **HOSTILE_FIELDS,
+    "a tensor that is a list": tensor_header("[]"),
     "a pickle": b"\x80\x04\x95" + b"x" * 100,
     "an empty file": b"",
     "a header longer than the file": struct.pack("<Q", 1 << 40) + b"{}",
@@ -70,3 +89,23 @@ def test_unknown_keys_are_rejected(tmp_path: Path) -> None:
     assert "vae.x" in rejection(write_safetensors(tmp_path / "v", lora_pair(prefix="vae.x")))
     assert "DoRA" in rejection(write_safetensors(tmp_path / "w", lora_pair() | {"unet.mid.to_q.dora_scale": ("F32", [8])}))
     assert "no LoRA pair" in rejection(write_safetensors(tmp_path / "z", {"unet.mid.alpha": ("F32", [])}))
+
+
+def test_alphas_are_known_only_when_every_component_has_them(tmp_path: Path) -> None:
+    """A configuration of one component in the header says nothing of the other."""
+    both = lora_pair() | lora_pair(4, "text_encoder.q_proj")
+    unet = {"unet.r": 4, "unet.lora_alpha": 8}
+    for number, (tensors, config, expected) in enumerate([
+        (both, unet, False),
+        (both, unet | {"text_encoder.r": 4}, True),
+        (lora_pair(), unet, True),
+        (both | {"text_encoder.q_proj.alpha": ("F32", [])}, unet, True),
+        (both | {"text_encoder.q_proj.alpha": ("F32", [])}, {}, False),
+    ]):  # fmt: skip
+        file = write_safetensors(tmp_path / str(number), tensors)
+        if config:
+            data = file.read_bytes()
+            length = struct.unpack("<Q", data[:8])[0]
+            header = json.dumps(json.loads(data[8 : 8 + length]) | {"__metadata__": {HEADER_KEY: json.dumps(config)}}).encode()
+            file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+        assert check(file).has_alphas == expected, number
