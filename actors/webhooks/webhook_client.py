@@ -17,7 +17,8 @@ import httpx
 from actors.settings import WebhookSettings
 from actors.webhooks.webhook_request import WebhookRequest, build_signature_headers
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import GuardedTransport, has_private_ip_host, redact_url, url_origin
+from bus.net.addresses import redact_uri
+from bus.net.ssrf import GuardedTransport, describe_http_error, has_private_ip_host, url_origin
 from bus.net.tls import create_ssl_context
 
 ADDRESS_REFUSED, REJECTED, UNANSWERED = "webhook-address-refused", "webhook-rejected", "webhook-unanswered"
@@ -70,7 +71,7 @@ class WebhookClient:
                     await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             error_type = UnconfirmedDelivery if sent.is_set() else TemporaryError
-            raise error_type(f"{redact_url(target.base)} did not respond: {error!r}", code=UNANSWERED) from error
+            raise error_type(f"{redact_uri(target.base)} did not respond: {describe_http_error(error)}", code=UNANSWERED) from error
 
     def build_headers(self, outgoing: WebhookRequest, message_id: str) -> dict[str, str]:
         token, secret = self.settings.internal_api_token, self.settings.webhook_secret
@@ -109,11 +110,11 @@ def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
         and not settings.allow_private_addresses
         and parse_host(base_url) != parse_host(configured or "")
     ):
-        message = f"The message names {redact_url(base_url)}, a private address."
+        message = f"The message names {redact_uri(base_url)}, a private address."
         raise PermanentError(ADDRESS_REFUSED, f"{message} WEBHOOK_ALLOWED_HOSTS and ATELIER_ALLOW_PRIVATE_ADDRESSES would allow it.")
     if configured:
         return Target(strip_webhook_path(configured), trusted=True)
-    reason = f"{redact_url(base_url)} is not on WEBHOOK_ALLOWED_HOSTS" if base_url else "The message names no backend"
+    reason = f"{redact_uri(base_url)} is not on WEBHOOK_ALLOWED_HOSTS" if base_url else "The message names no backend"
     raise PermanentError(ADDRESS_REFUSED, f"{reason}, and BACKEND_API_URL is not set.")
 
 
@@ -152,7 +153,7 @@ def check_response(status: int, headers: Mapping[str, str], excerpt: str, target
     """Returns a 2xx status. Raises the error that any other means; a redirect is a rejection, because it is not followed."""
     if 200 <= status < 300:
         return status
-    message = f"{redact_url(target.base)} answered {status}" + (f": {excerpt}" if excerpt else "")
+    message = f"{redact_uri(target.base)} answered {status}" + (f": {excerpt}" if excerpt else "")
     if status == GATEWAY_TIMEOUT:
         raise UnconfirmedDelivery(message, delay=parse_retry_after(headers), code=UNANSWERED)
     if status in RETRYABLE_STATUSES or status >= 500:

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
+from bus.net.addresses import redact_uri
 from bus.net.tls import create_ssl_context
 from bus.settings import process_wide, split_commas
 
@@ -84,12 +85,12 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> list[str]:
     """The addresses of a URL's host, if all are allowed. Raises PermanentError(code), TemporaryError when the name does not resolve."""
     if url.scheme != "https" and not (url.scheme == "http" and rules.allow_plain_http):
-        raise PermanentError(code, f"{redact_url(url)} is not an https address.")
+        raise PermanentError(code, f"{redact_uri(str(url))} is not an https address.")
     port = url.port or (443 if url.scheme == "https" else 80)
     if rules.allowed_ports and port not in rules.allowed_ports:
-        raise PermanentError(code, f"{redact_url(url)} names port {port}, which ATELIER_ALLOWED_PORTS does not.")
+        raise PermanentError(code, f"{redact_uri(str(url))} names port {port}, which ATELIER_ALLOWED_PORTS does not.")
     if not url.host or "%" in url.host or url.userinfo:
-        raise PermanentError(code, f"{redact_url(url)} names no readable host, or a user.")
+        raise PermanentError(code, f"{redact_uri(str(url))} names no readable host, or a user.")
     addresses = await resolve(url.raw_host.decode("ascii").strip("[]"), port)
     private = [address for address in addresses if not is_public(address)]
     if private and not rules.allow_private_addresses:
@@ -159,15 +160,6 @@ def pin_to_address(request: httpx.Request, address: str) -> httpx.Request:
     return httpx.Request(
         request.method, request.url.copy_with(host=address), headers=request.headers, stream=request.stream, extensions=extensions
     )
-
-
-def redact_url(url: httpx.URL | str) -> str:
-    """A URL without user, query and fragment, which may hold secrets; for logs and faults."""
-    try:
-        url = httpx.URL(url)
-    except httpx.InvalidURL:
-        return "an invalid URL"
-    return str(url.copy_with(userinfo=b"", query=None, fragment=None))
 
 
 def describe_http_error(error: Exception) -> str:

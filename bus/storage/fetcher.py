@@ -15,10 +15,11 @@ import httpx
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
+from bus.net.addresses import redact_uri
 from bus.net.ssrf import GuardedTransport, describe_http_error
 from bus.net.tls import create_ssl_context
 from bus.storage.gcs import GcsCredentials, GcsSettings
-from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location, redact_uri
+from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
 from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, translate_s3_errors
 from bus.storage.settings import StoreSettings

@@ -1,17 +1,12 @@
 """Where a store lies, a folder or a prefix of a bucket, and which of its keys an address names."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 MAX_PATH_CHARS = 4096
 """A longer path cannot be opened, and each of its folders would cost a look at the disk."""
-
-
-QUERY_IN_KEY = re.compile(r"\?[^/?]*=.*", re.DOTALL)
-"""What looks like a query at the end of a key. It is a part of the key, but somebody may have put a signature there."""
 
 
 class Location(Protocol):
@@ -94,22 +89,3 @@ def is_same_folder(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def split_address(uri: str) -> SplitResult:
-    """The parts of an address; in a key of `s3://` and `gs://` and in a path of `file://`, `?` and `#` are characters as others."""
-    scheme, _, rest = uri.partition("://")
-    if scheme not in ("s3", "gs", "file"):
-        return urlsplit(uri)
-    place, slash, path = rest.partition("/")
-    return SplitResult(scheme, place, f"{slash}{path}", "", "")
-
-
-def redact_uri(uri: str) -> str:
-    """An address for messages and logs, without user, query and fragment, which may be secret."""
-    try:
-        parts = split_address(uri)
-    except ValueError:
-        return "an invalid address"
-    path = parts.path if parts.scheme in ("http", "https") else QUERY_IN_KEY.sub("", parts.path)
-    return parts._replace(path=path, query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -30,8 +30,8 @@ from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
+from bus.net.addresses import redact_uri, split_address
 from bus.storage.claim_store import ClaimStore
-from bus.storage.locations import redact_uri, split_address
 from bus.storage.object_keys import tenant_prefix
 from contracts.image import AlphaSource, Lora
 

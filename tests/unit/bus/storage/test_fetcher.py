@@ -14,7 +14,7 @@ from bus.storage.fetcher import AssetFetcher
 from bus.storage.gcs import GcsCredentials, GcsSettings
 from bus.storage.settings import StoreSettings
 from tests.support.google_storage import GoogleBucket, open_google, respond
-from tests.support.webhook_backend import read_request
+from tests.support.webhook_backend import open_webhook_backend, read_request
 
 TOKEN = "ya29.secret-token"
 WEIGHTS = b"weights " * 100
@@ -139,6 +139,15 @@ async def test_missing_too_large_and_refused_have_codes_of_their_own(
     assert (code, "GCS_TOKEN is not valid" in text) == ("asset-unreachable", True), "an operator can renew it: the order is retried"
     monkeypatch.setenv("GCS_TOKEN", "other account")
     assert "GCS_TOKEN may not read it" in await refusal(open_fetcher(stack, tmp_path), URI, None, "asset-forbidden")
+
+
+async def test_bucket_of_s3_that_forbids_has_a_code_of_its_own(stack: AsyncExitStack, tmp_path: Path) -> None:
+    """S3 says so of a missing object to an account that may not list the bucket."""
+    async with open_webhook_backend() as server:
+        server.responses = [403]
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_S3_ENDPOINT_URL": server.url}
+        fetcher = open_fetcher(stack, tmp_path, asset_buckets=("media",), **keys)
+        assert "the bucket forbids it" in await refusal(fetcher, "s3://media/absent", "shop", "asset-forbidden")
 
 
 async def test_token_that_is_no_header_is_not_quoted(
