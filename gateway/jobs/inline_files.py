@@ -1,51 +1,73 @@
-"""Long pictures and documents inside an itinerary are stored, and its commands carry claims on them: a message is limited to 1 MiB."""
+"""Long pictures and documents in the arguments of a step are stored; its command carries claims on them: a message is limited to 1 MiB."""
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from contracts.wire import Step
 from gateway.jobs.orders import Itinerary
+from gateway.problems import HttpProblem
 from gateway.text.uploads import MAX_INLINE_CHARS, store_base64
-
-CLAIM_FIELDS = {"image": "picture", "data": "claim"}
-"""The field for a claim by the field for base64: of a consultation, and of a picture or a document of the text step."""
 
 Order = TypeVar("Order")
 
 
+@dataclass(frozen=True)
+class FileField:
+    """The field for base64, and that for a claim. `arguments`: those in which they occur, at any depth; empty: they are arguments."""
+
+    base64: str
+    claim: str
+    arguments: tuple[str, ...] = ()
+
+
+FILE_FIELDS = {Step.CONSULT: FileField("image", "picture"), Step.TEXT: FileField("data", "claim", ("pictures", "documents", "messages"))}
+
+
 async def store_inline_files(request: Request, order: Order, tenant: str | None) -> Order:
-    """The order with claims of its tenant. Raises HttpProblem(400) for what is not base64, (413, 503), TemporaryError."""
+    """The order with claims of its tenant. A variable is treated as the argument of a step that takes it; others stay as they are.
+
+    Raises HttpProblem(400) for what is not base64, (422) for a file that is given twice, (413, 503), TemporaryError.
+    """
     if not isinstance(order, Itinerary):
         return order
-    stops = [
-        stop.model_copy(update={"arguments": await _with_claims(request, stop.arguments, tenant)}) if _has_files(stop.arguments) else stop
-        for stop in order.stops
-    ]
-    variables = await _with_claims(request, order.variables, tenant) if _has_files(order.variables) else order.variables
+    stops, variables = [], order.variables
+    for stop in order.stops:
+        file = FILE_FIELDS.get(Step(stop.step))
+        if file:
+            stop = stop.model_copy(update={"arguments": await _in_arguments(request, stop.arguments, file, tenant)})
+            variables = await _in_arguments(request, variables, file, tenant)
+        stops.append(stop)
     return order.model_copy(update={"stops": stops, "variables": variables})
 
 
-def _has_files(value: Any) -> bool:
-    """Whether a field for base64 has a long text, at any depth. JSON has at most 200 levels."""
-    if isinstance(value, dict):
-        return any(_is_file(name, part) or _has_files(part) for name, part in value.items())
-    return isinstance(value, list) and any(map(_has_files, value))
+async def _in_arguments(request: Request, arguments: dict[str, Any], file: FileField, tenant: str | None) -> dict[str, Any]:
+    if not file.arguments:
+        return await _with_claim(request, arguments, file, tenant)
+    return {
+        name: await _with_claims(request, value, file, tenant) if name in file.arguments else value for name, value in arguments.items()
+    }
 
 
-def _is_file(name: str, value: Any) -> bool:
-    return name in CLAIM_FIELDS and isinstance(value, str) and len(value) > MAX_INLINE_CHARS
-
-
-async def _with_claims(request: Request, value: Any, tenant: str | None) -> Any:
+async def _with_claims(request: Request, value: Any, file: FileField, tenant: str | None) -> Any:
+    """JSON has at most 200 levels."""
     if isinstance(value, list):
-        return [await _with_claims(request, part, tenant) for part in value]
+        return [await _with_claims(request, part, file, tenant) for part in value]
     if not isinstance(value, dict):
         return value
-    fields: dict[str, Any] = {}
-    for name, part in value.items():
-        if not _is_file(name, part):
-            fields[name] = await _with_claims(request, part, tenant)
-        elif value.get(CLAIM_FIELDS[name]) is None:
-            claim = await store_base64(request, part, tenant)
-            fields[CLAIM_FIELDS[name]] = claim.model_dump(mode="json", exclude_none=True)
-    return fields
+    fields = await _with_claim(request, value, file, tenant)
+    return {name: await _with_claims(request, part, file, tenant) for name, part in fields.items()}
+
+
+async def _with_claim(request: Request, fields: dict[str, Any], file: FileField, tenant: str | None) -> dict[str, Any]:
+    text = fields.get(file.base64)
+    if text is not None and fields.get(file.claim) is not None:
+        raise HttpProblem(
+            422, "file-ambiguous", f"{file.base64!r} and {file.claim!r} are both given: a step takes one file, as one of them"
+        )
+    if not isinstance(text, str) or len(text) <= MAX_INLINE_CHARS:
+        return fields
+    claim = await store_base64(request, text, tenant)
+    others = {name: value for name, value in fields.items() if name != file.base64}
+    return others | {file.claim: claim.model_dump(mode="json", exclude_none=True)}

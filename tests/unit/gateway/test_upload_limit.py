@@ -21,6 +21,7 @@ from tests.unit.gateway.conftest import OpenFakeGateway
 
 PHOTO = b"\xff\xd8\xff" + b"x" * 1_750_000
 PHOTO_BASE64 = base64.b64encode(PHOTO).decode()
+CLAIM = {"uri": "s3://b/x", "sha256": "ab" * 32, "media_type": "image/jpeg", "size": 1}
 TEMPLATES = Path(str(gateway.console.__file__)).parent / "templates"
 STEP_ARGUMENTS = "arguments"
 LIMITS = {"max_body_bytes": 1000, "max_upload_bytes": 3000}
@@ -142,6 +143,36 @@ async def test_photo_in_a_variable_becomes_a_claim_and_a_short_one_stays(gateway
         assert (await fake_gateway.http.post("/jobs", json=body)).status_code == 202
     with_claim, inline = fake_gateway.publisher.commands("consult")
     assert (with_claim["picture"]["size"], "image" in with_claim, inline["image"]) == (len(PHOTO), False, "eA==")
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        {"step": "consult", "arguments": {"prompt": "?", "image": PHOTO_BASE64, "picture": CLAIM}},
+        {"step": "text", "arguments": {"message": "?", "documents": [{"data": PHOTO_BASE64, "claim": CLAIM}]}},
+        {"step": "text", "arguments": {"messages": [{"role": "user", "content": [{"picture": {"data": "eA==", "claim": CLAIM}}]}]}},
+    ],
+)
+async def test_file_that_is_given_twice_is_refused(gateway: OpenFakeGateway, stop: dict[str, Any]) -> None:
+    store = RecordingStore()
+    fake_gateway = gateway(store=cast("ClaimStore", store))
+    response = await fake_gateway.http.post("/jobs", json={"kind": "itinerary", "stops": [stop]})
+    assert (response.status_code, response.json()["title"]) == (422, "file-ambiguous"), response.text
+    assert (store.written, fake_gateway.publisher.messages) == ([], [])
+
+
+async def test_what_no_step_takes_as_a_file_stays(gateway: OpenFakeGateway) -> None:
+    """A free variable, and a JSON schema with a property of the same name."""
+    store = RecordingStore()
+    fake_gateway = gateway(store=cast("ClaimStore", store))
+    long = "x" * (MAX_INLINE_CHARS + 1)
+    stops = [{"step": "text", "arguments": {"message": "?", "json_schema": {"properties": {"a": {"data": long}}}}}]
+    variables = {"notes": {"image": long, "data": long}}
+    body = {"kind": "itinerary", "stops": stops, "variables": variables}
+    response = await fake_gateway.http.post("/jobs", json=body)
+    assert response.status_code == 202, response.text
+    (command,) = fake_gateway.publisher.commands("text")
+    assert (store.written, command["json_schema"]) == ([], stops[0]["arguments"]["json_schema"])  # type: ignore[index]
 
 
 async def test_long_text_that_is_not_base64_is_refused(gateway: OpenFakeGateway) -> None:
