@@ -187,9 +187,11 @@ class ContinuousBatch:
         row.output_ids.append(token)
         if row.grammar:
             row.grammar.accept_token(token)
-        if row.grammar.terminated if row.grammar else token in self._stop_token_ids:
+        if row.grammar and row.grammar.error:
+            row.finish_reason = "error"
+        elif row.grammar.terminated if row.grammar else token in self._stop_token_ids:
             row.finish_reason = "stop"
         elif not row.remaining_tokens:
             row.finish_reason = "length"
-        if row.answer and row.answer.append(token, ends=row.finish_reason is not None):
+        if row.finish_reason != "error" and row.answer and row.answer.append(token, ends=row.finish_reason is not None):
             row.finish_reason = "stop"

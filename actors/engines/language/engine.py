@@ -163,13 +163,19 @@ class LanguageEngine(ABC):
     def _collect_events(self) -> list[EngineEvent]:
         """The results of finished rows, which leave the batch, and the progress of others."""
         finished = [row for row in self._batch.rows if row.finish_reason]
-        events: list[EngineEvent] = [Finished(row.request_id, self._build_response(row)) for row in finished]
+        events: list[EngineEvent] = [self._end(row) for row in finished]
         events.extend(event for row in self._batch.rows if not row.finish_reason for event in self._progress(row))
         if finished:
             self._batch.remove(finished)
             self._counters["questions"] += len(finished)
             events.append(self._metrics())
         return events
+
+    def _end(self, row: TokenRow) -> Finished | Failed:
+        """The result of a row, or its error, such as a schema that cannot be satisfied."""
+        if row.grammar and row.grammar.error:
+            return failed(row.request_id, row.grammar.error)
+        return Finished(row.request_id, self._build_response(row))
 
     def _progress(self, row: TokenRow) -> list[Progressed]:
         due = len(row.output_ids) % PROGRESS_EVERY_TOKENS == 0
@@ -198,7 +204,7 @@ class LanguageEngine(ABC):
             try:
                 self.submit(row.request_id, row.request)
             except PermanentError as error:
-                events.append(Failed(row.request_id, "permanent", error.code, str(error), error))
+                events.append(failed(row.request_id, error))
         self._batch_due_at = 0.0
         return events
 
@@ -251,6 +257,10 @@ class VlmEngine(LanguageEngine):
         finish_reason: FinishReason = "stop" if row.finish_reason == "stop" else "length"
         model = str(self.info["model"])
         return VlmResponse(text.strip(), finish_reason, model, len(row.prompt_ids), len(row.output_ids), constrained, row.batch_size)
+
+
+def failed(request_id: int, error: PermanentError) -> Failed:
+    return Failed(request_id, "permanent", error.code, str(error), error)
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -19,6 +19,7 @@ CLOSING_TOKENS = ("]", "}", '"', ",")
 RESERVE_MARGIN_TOKENS = 24
 """Tokens for what may be incomplete when closing begins: the bytes of a character, a value of an enum."""
 MAX_CACHED_SCHEMAS = 64
+DEAD_END = "no further token is admitted, because a part of it has no value"
 MAX_SHORTEST_TOKENS = 1024
 """A schema whose shortest answer is longer is refused."""
 
@@ -45,11 +46,15 @@ class JsonNesting:
 
 @dataclass
 class GrammarState:
-    """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state, but for what is nested freely."""
+    """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state, but for what is nested freely.
+
+    `error`: the answer cannot be continued, since the schema admits no further token; the answer fails, and no other with it.
+    """
 
     matcher: Any
     shortest_tokens: int
     vocabulary: list[bytes]
+    error: PermanentError | None = None
     nesting: JsonNesting = field(default_factory=JsonNesting)
 
     @property
@@ -61,9 +66,26 @@ class GrammarState:
         return bool(self.matcher.is_terminated())
 
     def accept_token(self, token: int) -> None:
-        if not self.matcher.accept_token(token):
-            raise RuntimeError(f"the grammar rejects token {token}, which its mask allowed")
-        self.nesting.read(self.vocabulary[token])
+        """Sets `error` for a token that the grammar rejects."""
+        try:
+            accepted = self.error is None and self.matcher.accept_token(token)
+        except RuntimeError as error:
+            accepted = self.fail(str(error))
+        if accepted:
+            self.nesting.read(self.vocabulary[token])
+        else:
+            self.fail("the grammar rejects a token")
+
+    def fill_mask(self, mask: Any, row: int) -> None:
+        """Write the tokens that may follow into one row of the mask; sets `error` when xgrammar fails."""
+        try:
+            self.matcher.fill_next_token_bitmask(mask, row)
+        except RuntimeError as error:
+            self.fail(str(error))
+
+    def fail(self, reason: str) -> bool:
+        self.error = self.error or PermanentError("schema-refused", f"The JSON schema cannot be satisfied: {reason[:200]}.")
+        return False
 
 
 class GrammarCache:
@@ -104,9 +126,11 @@ class GrammarCache:
         """The grammar, and the tokens that an answer needs at least."""
         try:
             compiled = self._compiler.compile_json_schema(json.dumps(rewrite_schema(json.loads(schema))), any_whitespace=False)
+            return compiled, self._shortest_answer_tokens(compiled) + RESERVE_MARGIN_TOKENS
+        except PermanentError:
+            raise
         except Exception as error:
-            raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {error}") from error
-        return compiled, self._shortest_answer_tokens(compiled) + RESERVE_MARGIN_TOKENS
+            raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {str(error)[:300]}") from error
 
     def _shortest_answer_tokens(self, compiled: Any) -> int:
         """The length of the answer that closing from the start gives, found by generating it. Raises PermanentError for a long one."""
@@ -117,13 +141,20 @@ class GrammarCache:
         while not state.terminated:
             if count >= MAX_SHORTEST_TOKENS:
                 raise PermanentError("schema-refused", f"the shortest answer to the schema has more than {MAX_SHORTEST_TOKENS} tokens")
-            state.matcher.fill_next_token_bitmask(mask, 0)
-            state.accept_token(self._closing_token(self._unpack_bitmask(mask[0]), state.nesting))
+            state.fill_mask(mask, 0)
+            if not (allowed := self._unpack_bitmask(mask[0])).any():
+                state.fail(DEAD_END)
+            state.accept_token(self._closing_token(allowed, state.nesting))
+            if state.error:
+                raise state.error
             count += 1
         return count
 
     def constrain_logits(self, logits: "torch.Tensor", states: list[GrammarState | None], remaining_tokens: list[int]) -> None:
-        """Mask in place the logits (rows × vocabulary) of rows with a grammar. `remaining_tokens`: what each row may still generate."""
+        """Mask in place the logits (rows × vocabulary) of rows with a grammar. `remaining_tokens`: what each row may still generate.
+
+        A row whose grammar admits no token gets an error and stays as it is: no choice would be left among masked logits.
+        """
         import xgrammar
 
         if not any(states):
@@ -132,8 +163,12 @@ class GrammarCache:
         xgrammar.reset_token_bitmask(mask)
         for row, state in enumerate(states):
             if state:
-                state.matcher.fill_next_token_bitmask(mask, row)
-                if remaining_tokens[row] <= state.reserve_tokens:
+                state.fill_mask(mask, row)
+                if not self._unpack_bitmask(mask[row]).any():
+                    state.fail(DEAD_END)
+                if state.error:
+                    mask[row] = -1
+                elif remaining_tokens[row] <= state.reserve_tokens:
                     only = self._closing_token(self._unpack_bitmask(mask[row]), state.nesting)
                     mask[row] = 0
                     bit = 1 << (only % 32)

@@ -16,6 +16,8 @@ import time
 import traceback
 from collections import deque
 
+import structlog
+
 from actors.engines.process.framing import BlockingChannel
 from actors.engines.process.protocol import (
     Cancelled,
@@ -36,6 +38,7 @@ from actors.engines.process.protocol import (
 from bus.errors import PermanentError, TemporaryError
 from bus.observability.logs import configure_logging
 
+log = structlog.get_logger()
 PR_SET_PDEATHSIG = 1
 NICENESS = 5
 """The model may use every core, but the event loop that keeps the connections alive has priority."""
@@ -174,7 +177,9 @@ class EngineLoop:
         except (MemoryError, MemoryExhausted):
             raise
         except Exception as error:
-            self.pending_events.append(Failed(request_id, "temporary", "engine-refused", format_traceback(error)))
+            log.error("engine.request_failed", request_id=request_id, traceback=format_traceback(error))
+            message = f"the engine cannot read the request ({type(error).__name__}); its log holds the details"
+            self.pending_events.append(Failed(request_id, "temporary", "engine-refused", message))
 
     def _apply_cancels(self) -> None:
         """A cancel may arrive before its request, which comes on the other pipe. Ids only grow: one that is not later came too late."""

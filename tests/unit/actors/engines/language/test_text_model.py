@@ -14,7 +14,7 @@ from actors.engines.language.control_words import ControlWords
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextModelOptions, TextResponse
 from actors.engines.language.text_model import TextModelEngine, open_text_model
 from actors.engines.language.tiny_llama import write_tiny_llama
-from actors.engines.process.protocol import Finished, Progressed
+from actors.engines.process.protocol import Failed, Finished, Progressed
 from bus.errors import PermanentError
 from tests.support.engine_fixture import silent_host
 
@@ -167,6 +167,40 @@ def test_recursive_schema_is_closed(engine: TextModelEngine) -> None:
     schema = {"type": "object", "properties": {"next": {"$ref": "#"}, "name": {"type": "string"}}, "required": ["name"]}
     answers = [json.loads(generate(engine, chat("?", 80, schema=schema, temperature=2.0, seed=seed))[0].text) for seed in range(5)]
     assert all("name" in answer for answer in answers)
+
+
+NOTHING = {"x": {"$ref": "#/$defs/x"}}
+DEAD_ENDS = {
+    "property": {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": NOTHING, "additionalProperties": False},
+    "pattern": {"type": "object", "properties": {"a": {"type": "string", "pattern": r"^a[^\s\S]b$"}}, "additionalProperties": False},
+    "choice": {"anyOf": [{"const": "x"}, {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1}], "$defs": NOTHING},
+}
+
+
+@pytest.mark.parametrize("name", DEAD_ENDS)
+def test_schema_with_dead_end_fails_alone(engine: TextModelEngine, name: str) -> None:
+    """The neighbour in the batch gets its answer, and the next request too."""
+    neighbour = generate(engine, SAMPLED[0])[0]
+    engine.submit(50, SAMPLED[0])
+    for seed in range(8):
+        engine.submit(seed, chat("?", 100, schema=DEAD_ENDS[name], temperature=2.0, seed=seed))
+    events = []
+    while engine.idle_seconds() is not None:
+        events.extend(engine.tick())
+    failures = [event for event in events if isinstance(event, Failed)]
+    answers = {event.request_id: event.result for event in events if isinstance(event, Finished)}
+    assert failures
+    assert {(event.kind, event.code) for event in failures} == {("permanent", "schema-refused")}
+    assert len(failures) + len(answers) == 9
+    assert answers[50] == neighbour
+    assert generate(engine, SAMPLED[0]) == [neighbour]
+
+
+def test_schema_without_any_answer_is_refused(engine: TextModelEngine) -> None:
+    with pytest.raises(PermanentError) as raised:
+        engine._grammars.start('{"$ref": "#"}', 100)
+    assert raised.value.code == "schema-refused"
+    assert "Traceback" not in str(raised.value)
 
 
 def test_control_words_of_users_are_removed(engine: TextModelEngine) -> None:
