@@ -1,8 +1,8 @@
 """What the engines behind OpenAI-compatible servers share: the HTTP client, requests and their errors, the choice of the model."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from actors.engines.language.requests import FinishReason
 from bus.errors import PermanentError, TemporaryError
+from bus.net.ssrf import describe_http_error
 
 RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 
@@ -31,7 +32,19 @@ async def open_client(
 
 
 def connection_error(http: httpx.AsyncClient, error: Exception) -> TemporaryError:
-    return TemporaryError(f"the model server at {http.base_url} did not answer: {error!r}", code="server-away")
+    """Without the text of an error that may quote the request's headers, which contain the API key."""
+    address = http.base_url.copy_with(userinfo=b"")
+    return TemporaryError(f"the model server at {address} did not answer: {describe_http_error(error)}", code="server-away")
+
+
+@contextmanager
+def parsing_answer() -> Iterator[None]:
+    """Raises TemporaryError("server-failed") where an answer with status 200 is not what OpenAI's API returns, such as a proxy's page."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        message = f"the model server's answer is not one of OpenAI's API: {type(error).__name__}"
+        raise TemporaryError(message, code="server-failed") from error
 
 
 def status_error(response: httpx.Response) -> PermanentError | TemporaryError | None:

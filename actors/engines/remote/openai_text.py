@@ -19,8 +19,16 @@ from pydantic import SecretStr
 
 from actors.engines.language.answer_text import StopSequences
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.remote.openai_client import choose_model, connection_error, finish_reason, open_client, response_format, status_error
-from actors.engines.remote.vision_probe import reads_images
+from actors.engines.remote.openai_client import (
+    choose_model,
+    connection_error,
+    finish_reason,
+    open_client,
+    parsing_answer,
+    response_format,
+    status_error,
+)
+from actors.engines.remote.vision_probe import VISION_SECONDS, reads_images
 from bus.errors import PermanentError, TemporaryError
 
 INITIAL_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 5.0
@@ -65,33 +73,38 @@ class OpenAiTextEngine:
         self._served_models: ServedModels | None = None
         self.generated_tokens, self.last_token_at, self.in_flight = 0, None, 0
         self._vision: dict[str, bool | None] = {}
+        self._vision_expires: dict[str, float] = {}
         self._vision_lock = asyncio.Lock()
         self._vision_probe: asyncio.Task[bool | None] | None = None
 
     async def vision(self) -> bool | None:
-        """Whether the served model reads images, found out once for each model; None: the server's answers do not tell."""
+        """Whether the served model reads images; None: the server's answers do not tell. Asked again after VISION_SECONDS."""
         model = await self.ready()
         async with self._vision_lock:
-            if model not in self._vision:
+            if self._vision_is_expired(model):
                 self._vision[model] = await reads_images(self._post_completion, model)
+                self._vision_expires[model] = time.monotonic() + VISION_SECONDS[self._vision[model]]
                 log.info("server.vision", model=model, reads_images=self._vision[model])
         return self._vision[model]
 
     def _known_vision(self, model: str) -> bool | None:
-        """What is known now. The first call starts the probe, which a status does not wait for."""
-        if model not in self._vision and (self._vision_probe is None or self._vision_probe.done()):
+        """What is known now. A status starts the probe, and does not wait for it."""
+        if self._vision_is_expired(model) and (self._vision_probe is None or self._vision_probe.done()):
             self._vision_probe = asyncio.create_task(self.vision())
             self._vision_probe.add_done_callback(log_failed_probe)
         return self._vision.get(model)
+
+    def _vision_is_expired(self, model: str) -> bool:
+        return time.monotonic() >= self._vision_expires.get(model, 0.0)
 
     async def close(self) -> None:
         if self._vision_probe:
             self._vision_probe.cancel()
             await asyncio.gather(self._vision_probe, return_exceptions=True)
 
-    async def _post_completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        completion: dict[str, Any] = (await self._call("POST", "chat/completions", body)).json()
-        return completion
+    async def _post_completion(self, body: dict[str, Any]) -> httpx.Response:
+        """With any status. Raises TemporaryError when there is no answer."""
+        return await self._send("POST", "chat/completions", body)
 
     async def ready(self) -> str:
         return (await self.served_models()).model
@@ -99,8 +112,10 @@ class OpenAiTextEngine:
     async def served_models(self) -> ServedModels:
         """Raises TemporaryError when the server does not answer or serves nothing yet."""
         if self._served_models is None:
-            models = (await self._call("GET", "models", None)).json().get("data", [])
-            names = [str(model["id"]) for model in models]
+            response = await self._call("GET", "models", None)
+            with parsing_answer():
+                models = response.json().get("data", [])
+                names = [str(model["id"]) for model in models]
             chosen = choose_model(self._requested_model, names)
             self._served_models = ServedModels(chosen, tuple(names), next((model.get("max_model_len") for model in models), None))
         return self._served_models
@@ -132,7 +147,7 @@ class OpenAiTextEngine:
 
     async def _attempt(self, request: GenerationRequest, seconds: float) -> AsyncGenerator[GenerationChunk]:
         served = await self.served_models()
-        check_prompt_bytes(request.messages, served.max_model_len or self._max_model_len)
+        check_prompt(request.messages, served.max_model_len or self._max_model_len)
         if request.lora and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model)
@@ -140,7 +155,7 @@ class OpenAiTextEngine:
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
                 async with aclosing(self._stream(body) if request.stream else self._complete(body)) as chunks:
-                    async for chunk in cut_at_stop(chunks, request.stop):
+                    async for chunk in cut_at_stop(chunks, request.stop if request.schema is None else ()):
                         self._record_tokens(chunk)
                         yield chunk
         except PromptTooLong as error:
@@ -155,11 +170,14 @@ class OpenAiTextEngine:
         self.last_token_at = time.time()
 
     async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
-        completion = await self._post_completion(body)
-        choice, usage = completion["choices"][0], completion.get("usage") or {}
-        text = str(choice["message"].get("content") or "")
-        self.generated_tokens += int(usage.get("completion_tokens", 0))
-        yield GenerationChunk(text, int(usage.get("completion_tokens", 0)), finish_reason(choice), int(usage.get("prompt_tokens", 0)))
+        response = await self._call("POST", "chat/completions", body)
+        with parsing_answer():
+            completion = response.json()
+            choice, usage = completion["choices"][0], completion.get("usage") or {}
+            text = str(choice["message"].get("content") or "")
+            tokens, prompt_tokens = int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0))
+        self.generated_tokens += tokens
+        yield GenerationChunk(text, tokens, finish_reason(choice), prompt_tokens)
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
@@ -183,11 +201,14 @@ class OpenAiTextEngine:
         completion_tokens = int(usage.get("completion_tokens", tokens))
         yield GenerationChunk("", completion_tokens, finish_reason(last_choice), int(usage.get("prompt_tokens", 0)))
 
-    async def _call(self, method: str, path: str, body: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, body: Any) -> httpx.Response:
         try:
-            response = await self._http.request(method, path, json=body)
+            return await self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
             raise connection_error(self._http, error) from error
+
+    async def _call(self, method: str, path: str, body: Any) -> httpx.Response:
+        response = await self._send(method, path, body)
         await raise_for_status(response)
         return response
 
@@ -259,12 +280,16 @@ def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]
     return body | {name: value for name, value in optional.items() if value or (value == 0 and name == "seed")}
 
 
-def check_prompt_bytes(messages: list[dict[str, Any]], max_model_len: int | None) -> None:
-    """Raises PromptTooLong for a prompt that cannot fit. Some servers work on it until their memory is exhausted, and serve nobody else."""
-    if max_model_len is None:
-        return
-    size = sum(len(text.encode(errors="replace")) for message in messages for text in message_texts(message))
-    if size > MAX_BYTES_PER_TOKEN * max_model_len:
+def check_prompt(messages: list[dict[str, Any]], max_model_len: int | None) -> None:
+    """Raises PromptTooLong for a prompt that cannot fit: some servers work on it until their memory is exhausted, and serve nobody else.
+
+    Raises PermanentError("prompt-unreadable") for a text that is not valid Unicode.
+    """
+    try:
+        size = sum(len(text.encode()) for message in messages for text in message_texts(message))
+    except UnicodeEncodeError as error:
+        raise PermanentError("prompt-unreadable", f"a message is not valid Unicode: {error.reason}") from error
+    if max_model_len is not None and size > MAX_BYTES_PER_TOKEN * max_model_len:
         raise PromptTooLong(size // MAX_BYTES_PER_TOKEN, max_model_len)
 
 
@@ -292,7 +317,8 @@ async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             continue
-        event: dict[str, Any] = json.loads(data)
+        with parsing_answer():
+            event: dict[str, Any] = dict(json.loads(data))
         if "error" in event:
             raise TemporaryError(f"the model server failed: {str(event['error'])[:500]}", code="server-failed")
         yield event

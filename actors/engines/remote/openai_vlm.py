@@ -14,7 +14,15 @@ import structlog
 from pydantic import SecretStr
 
 from actors.engines.language.requests import VlmRequest, VlmResponse
-from actors.engines.remote.openai_client import choose_model, connection_error, finish_reason, open_client, response_format, status_error
+from actors.engines.remote.openai_client import (
+    choose_model,
+    connection_error,
+    finish_reason,
+    open_client,
+    parsing_answer,
+    response_format,
+    status_error,
+)
 from bus.errors import PermanentError, TemporaryError
 
 SCHEMA_REJECTED_STATUSES = (400, 422, 501)
@@ -51,8 +59,10 @@ class OpenAiVlm:
     async def served_model(self) -> str:
         """The requested model if the server has it, else the first that it serves. Raises TemporaryError when it does not answer."""
         if self._served_model is None:
-            models = (await self._call("GET", "models", None)).json().get("data", [])
-            self._served_model = choose_model(self._model, [str(model["id"]) for model in models])
+            response = await self._call("GET", "models", None)
+            with parsing_answer():
+                names = [str(model["id"]) for model in response.json().get("data", [])]
+            self._served_model = choose_model(self._model, names)
         return self._served_model
 
     async def unavailable_reason(self) -> str | None:
@@ -77,7 +87,8 @@ class OpenAiVlm:
         response = await self._call("POST", "chat/completions", body, seconds=seconds, may_reject_schema=may_reject_schema)
         if response.status_code in SCHEMA_REJECTED_STATUSES:
             return None
-        completion: dict[str, Any] = response.json()
+        with parsing_answer():
+            completion: dict[str, Any] = response.json()
         return completion
 
     async def _call(
@@ -119,14 +130,12 @@ def data_url(image: bytes) -> str:
 
 def parse_response(body: dict[str, Any], *, constrained: bool) -> VlmResponse:
     """Raises TemporaryError when the body is no chat completion."""
-    try:
+    with parsing_answer():
         choice = body["choices"][0]
         text = str(choice["message"]["content"] or "").strip()
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
         return VlmResponse(text, finish_reason(choice), str(body.get("model", "")), *tokens, constrained=constrained)
-    except (KeyError, IndexError, TypeError) as error:
-        raise TemporaryError(f"the model server's answer is no chat completion: {error!r}", code="server-failed") from error
 
 
 @asynccontextmanager

@@ -4,37 +4,43 @@ import base64
 import io
 import re
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
-from bus.errors import PermanentError, TemporaryError
+import httpx
+
+from actors.engines.remote.openai_client import parsing_answer
+from bus.errors import TemporaryError
 
 PROBE_TEXT = "Hi"
 PROBE_SIDE = 64
 """Pixels: more than the smallest image that a model takes."""
+REFUSED_STATUSES = frozenset({400, 415, 422, 500, 501})
+"""Statuses with which a server refuses an image; 500 is that of llama.cpp and of transformers."""
 ABOUT_IMAGES = re.compile(r"image|vision|multi-?modal", re.IGNORECASE)
-"""What a server that answers an image with an error of its own, instead of a 400, says in it."""
+"""What the body of such an answer contains."""
+VISION_SECONDS: dict[bool | None, float] = {True: inf, False: 300.0, None: 10.0}
+"""How long an outcome is believed. A refusal may have another cause, such as a model that is being replaced."""
 
-Complete = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""Posts the body of a chat completion and returns the answer. Raises PermanentError when it is refused, TemporaryError."""
+Complete = Callable[[dict[str, Any]], Awaitable[httpx.Response]]
+"""Posts the body of a chat completion and returns the answer, whatever its status. Raises TemporaryError without an answer."""
 
 
 async def reads_images(complete: Complete, model: str) -> bool | None:
-    """None: the answers do not tell, because the server counts no tokens. Raises PermanentError, TemporaryError when it answers no text.
+    """None: the answers do not tell, because the server counts no tokens, or fails for another reason.
 
     A model without vision refuses the image, or its server leaves the image out of the prompt in silence: then the prompt
     has no more tokens than without it.
     """
     image = {"type": "image_url", "image_url": {"url": probe_image()}}
-    without_image = await complete(probe_body(model, PROBE_TEXT))
     try:
+        without_image = await complete(probe_body(model, PROBE_TEXT))
         with_image = await complete(probe_body(model, [{"type": "text", "text": PROBE_TEXT}, image]))
-    except PermanentError:
-        return False
-    except TemporaryError as error:
-        if ABOUT_IMAGES.search(str(error)):
+        if without_image.status_code == 200 and with_image.status_code in REFUSED_STATUSES and ABOUT_IMAGES.search(with_image.text):
             return False
-        raise
-    counts = prompt_tokens(without_image), prompt_tokens(with_image)
+        counts = prompt_tokens(without_image), prompt_tokens(with_image)
+    except TemporaryError:
+        return None
     return counts[1] > counts[0] if all(counts) else None
 
 
@@ -42,8 +48,10 @@ def probe_body(model: str, content: str | list[dict[str, Any]]) -> dict[str, Any
     return {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0}
 
 
-def prompt_tokens(completion: dict[str, Any]) -> int:
-    return int((completion.get("usage") or {}).get("prompt_tokens") or 0)
+def prompt_tokens(response: httpx.Response) -> int:
+    """0: unknown. Raises TemporaryError for an answer that is no completion."""
+    with parsing_answer():
+        return int((response.json().get("usage") or {}).get("prompt_tokens") or 0) if response.status_code == 200 else 0
 
 
 def probe_image() -> str:

@@ -20,6 +20,7 @@ from actors.engines.language.control_words import ControlWords
 from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.process.gpu import DeviceMeter, gpu_figures
+from actors.engines.remote.openai_text import check_prompt
 from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed, PermanentError
 
@@ -181,10 +182,14 @@ class VllmTextEngine:
     def _tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
         if any(not isinstance(message["content"], str) for message in messages):
             raise PermanentError("vision-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
+        check_prompt(messages, self.max_model_len)
         tokenizer = self._engine.get_tokenizer()
         words = ControlWords.of_tokenizer(tokenizer)
         clean = [message | {"content": words.remove_from(message["content"])} for message in messages]
-        return list(tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=True, return_dict=False))
+        try:
+            return list(tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=True, return_dict=False))
+        except Exception as error:
+            raise PermanentError("prompt-unreadable", f"the model's chat template rejects the messages: {error}") from error
 
     def _sampling_params(self, request: GenerationRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams

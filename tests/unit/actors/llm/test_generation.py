@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.remote.openai_text import check_prompt_bytes, cut_at_stop
+from actors.engines.remote.openai_text import check_prompt, cut_at_stop
 from actors.llm.generation import GenerationRun, generate_answer
 from actors.llm.prompt_builder import Prompt
 from bus.errors import PermanentError
@@ -94,8 +94,8 @@ async def test_stop_sequence_cuts_stream_of_any_server() -> None:
 
 
 def test_prompt_that_cannot_fit_is_not_sent() -> None:
-    check_prompt_bytes([{"role": "user", "content": "x" * 400_000}], None)
-    check_prompt_bytes([{"role": "user", "content": [{"type": "text", "text": "x" * 8000}, {"type": "image_url"}]}], 512)
+    check_prompt([{"role": "user", "content": "x" * 400_000}], None)
+    check_prompt([{"role": "user", "content": [{"type": "text", "text": "x" * 8000}, {"type": "image_url"}]}], 512)
     with pytest.raises(PromptTooLong) as raised:
-        check_prompt_bytes([{"role": "user", "content": [{"type": "text", "text": "x" * 400_000}]}], 512)
+        check_prompt([{"role": "user", "content": [{"type": "text", "text": "x" * 400_000}]}], 512)
     assert (raised.value.tokens, raised.value.limit) == (25_000, 512)

@@ -27,6 +27,7 @@ def fault(code: str) -> ReplyFault:
         (fault("cancelled"), 409, "invalid_request_error", "cancelled", None, False),
         (fault("document-too-large"), 413, "invalid_request_error", "document_too_large", None, False),
         (fault("server-away"), 503, "server_error", "server_away", None, True),
+        (fault("prompt-unreadable"), 400, "invalid_request_error", "prompt_unreadable", None, False),
         (fault("json-incomplete"), 400, "invalid_request_error", "json_incomplete", None, False),
         (fault("json-unsupported"), 501, "server_error", "json_unsupported", None, False),
         (fault("bug"), 500, "server_error", "bug", None, False),

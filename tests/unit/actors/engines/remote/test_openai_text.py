@@ -1,8 +1,20 @@
-"""Parsing of a server's context-length errors and of its metrics page."""
+"""Answers of an OpenAI-compatible server: texts, context-length errors, malformed ones, and the metrics page."""
 
+from typing import Any
+
+import httpx
 import pytest
 
-from actors.engines.remote.openai_text import CONTEXT_LENGTH_PATTERN, PROMPT_LENGTH_PATTERN, parse_cache_config, parse_metrics, parse_number
+from actors.engines.language.requests import GenerationRequest
+from actors.engines.remote.openai_text import (
+    CONTEXT_LENGTH_PATTERN,
+    PROMPT_LENGTH_PATTERN,
+    OpenAiTextEngine,
+    parse_cache_config,
+    parse_metrics,
+    parse_number,
+)
+from bus.errors import PermanentError, TemporaryError
 
 VLLM = "This model's maximum context length is 512 tokens. However, your prompt contains at least 493 input tokens, which exceeds"
 VLLM_WITH_OUTPUT = (
@@ -28,3 +40,64 @@ def test_cache_settings_are_read_from_the_metrics_of_a_vllm() -> None:
     page = f"# HELP vllm:cache_config_info x\nvllm:cache_config_info{{{labels}}} 1.0\n"
     assert parse_cache_config(page) == {"block_size": 16, "gpu_memory_utilization": 0.9, "cache_dtype": "auto"}
     assert parse_cache_config("up 1\n") == {}
+
+
+def completion(text: str) -> httpx.Response:
+    return httpx.Response(200, json={"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}})
+
+
+async def generate(reply: httpx.Response | httpx.HTTPError, content: str = "x", **options: Any) -> str:
+    """The text that the engine returns when the server answers so."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "tiny"}]})
+        if isinstance(reply, httpx.HTTPError):
+            raise reply
+        return reply
+
+    async with httpx.AsyncClient(base_url="http://user:secret@server/v1/", transport=httpx.MockTransport(answer)) as http:
+        request = GenerationRequest([{"role": "user", "content": content}], 50, 0, 1, **options)
+        return "".join([chunk.text async for chunk in OpenAiTextEngine(http, None, 0.1).generate(request, None)])
+
+
+async def test_stop_sequence_cuts_a_text_and_no_json() -> None:
+    text = '{"a": 1, "b": 2}'
+    assert await generate(completion(text), stop=(",",)) == '{"a": 1'
+    assert await generate(completion(text), stop=(",",), schema={"type": "object"}) == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>a page</html>",
+        '{"choices": []}',
+        "{}",
+        "[]",
+        '{"choices": [{"message": null}]}',
+        '{"choices": [{"message": {}}], "usage": 1}',
+    ],
+)
+async def test_answer_that_is_no_completion_is_a_failure_of_the_server(body: str) -> None:
+    with pytest.raises(TemporaryError) as raised:
+        await generate(httpx.Response(200, text=body))
+    assert raised.value.code == "server-failed"
+
+
+@pytest.mark.parametrize("data", ["<html>", "[1]", '"text"'])
+async def test_stream_with_a_broken_event_is_a_failure_of_the_server(data: str) -> None:
+    with pytest.raises(TemporaryError) as raised:
+        await generate(httpx.Response(200, text=f"data: {data}\n\n"), stream=True)
+    assert raised.value.code == "server-failed"
+
+
+async def test_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(PermanentError) as raised:
+        await generate(completion("never sent"), content="a\ud800b")
+    assert raised.value.code == "prompt-unreadable"
+
+
+async def test_error_does_not_quote_headers_or_credentials() -> None:
+    with pytest.raises(TemporaryError) as raised:
+        await generate(httpx.LocalProtocolError("Illegal header value b'Bearer secret'"))
+    assert str(raised.value) == "the model server at http://server/v1/ did not answer: LocalProtocolError"

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -95,3 +96,16 @@ async def test_missing_address_names_its_setting() -> None:
     with pytest.raises(PermanentError, match="VLM_BASE_URL"):
         async with open_openai_vlm(None, None, "m", 1):
             pass
+
+
+@pytest.mark.parametrize("body", ["<html>a page</html>", "[]", '{"choices": []}'])
+async def test_answer_that_is_no_completion_is_a_failure_of_the_server(body: str) -> None:
+    models = {"data": [{"id": "second"}]}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=models) if request.url.path.endswith("/models") else httpx.Response(200, text=body)
+
+    async with httpx.AsyncClient(base_url="http://server/v1/", transport=httpx.MockTransport(answer)) as http:
+        with pytest.raises(TemporaryError) as raised:
+            await OpenAiVlm(http, "second").generate(VlmRequest("?", None, 8, 1.0))
+    assert raised.value.code == "server-failed"
