@@ -35,7 +35,7 @@ class Signature(WireModel):
     """A text or an image. With neither, nothing is drawn and only the metadata is written."""
 
     text: str | None = Field(None, max_length=200)
-    image_uri: str | None = Field(None, description="`s3://`, `https://` or `file://`; used instead of the text.")
+    image_uri: str | None = Field(None, description="`s3://`, `gs://`, `https://` or `file://`; used instead of the text.")
     position: SignaturePosition = "bottom-right"
     size: SignatureSize = Field("medium", description="Fraction of the image's width: small .15, medium .25, large .35.")
     opacity: Opacity = 0.7

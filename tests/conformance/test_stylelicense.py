@@ -143,18 +143,18 @@ def test_signature_is_composed_as_the_order_says(recorded: Recorded) -> None:
 
 
 @pytest.mark.promise("Data Flow", "progress is a PATCH to `…/inference/progress`, with step, total, percent and estimated seconds")
-@pytest.mark.promise("Data Flow", "progress is sent at 0 percent, and at the first step at or after 25, 50, 75 and 90")
+@pytest.mark.promise("Data Flow", "progress is sent at 0, 25, 50, 75 and 90 percent", differs="not after a later call has begun")
 def test_progress_webhooks(recorded: Recorded) -> None:
-    """Of fifty steps. A slow receiver may miss some; the order is always ascending."""
+    """Of fifty steps, at the first step at or after. Calls run side by side: the log names one that a later one has overtaken."""
     calls = recorded.calls_of("documented", "/progress")
     assert {(call.method, call.path) for call in calls} == {("PATCH", "/api/webhooks/inference/progress")}
     percents = [call.body["progress"]["progress_percent"] for call in calls]
     assert percents == sorted(set(percents))
     assert set(percents) <= {0, 26, 50, 76, 90}
-    assert {frozenset(call.body["progress"]) for call in calls} == {
-        frozenset({"current_step", "total_steps", "progress_percent", "estimated_seconds"})
-    }
-    assert {call.body["progress"]["total_steps"] for call in calls} == {50}
+    skipped = [entry for entry in recorded.log_entries("webhook.skipped") if entry["job_id"] == f"generation-{id_of('documented')}"]
+    assert len(percents) + len(skipped) == 5
+    fields = {"current_step", "total_steps", "progress_percent", "estimated_seconds"}
+    assert all(set(call.body["progress"]) == fields and call.body["progress"]["total_steps"] == 50 for call in calls)
 
 
 @pytest.mark.promise("Data Flow", "the artist's signature is put in without being asked for, as a text where there is no picture")
