@@ -24,11 +24,11 @@ LABEL org.opencontainers.image.title="atelier-consult" org.opencontainers.image.
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends rabbitmq-server tini && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin atelier && install -d -o 10001 /models
 COPY --from=build /opt/atelier /opt/atelier
-# Half precision, as the source system had it; `-e USE_QUANTIZATION=true` for a device with less memory.
+# The model is AIP_STORAGE_URI, which Vertex AI sets, or VLM_MODEL; else the source system's. Half precision, as it had it; `-e USE_QUANTIZATION=true` for a device with less memory.
 ENV PATH=/opt/atelier/bin:$PATH PYTHONUNBUFFERED=1 HEALTH_HOST=127.0.0.1 HEALTH_PORT=9464 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility MODEL_DIR=/models HF_HOME=/models/hub \
     ATELIER_LOCAL_FOLDER=/home/atelier/local ATELIER_MAY_INSTALL=false ATELIER_READY_SECONDS=3600 \
-    USE_QUANTIZATION=false GATEWAY_APIS=vertex AIP_HTTP_PORT=8080 AIP_PREDICT_ROUTE=/predict AIP_HEALTH_ROUTE=/health
+    LLAVA_MODEL_NAME=llava-hf/llava-1.5-7b-hf USE_QUANTIZATION=false GATEWAY_APIS=vertex AIP_HTTP_PORT=8080 AIP_PREDICT_ROUTE=/predict AIP_HEALTH_ROUTE=/health
 USER 10001
 WORKDIR /home/atelier
 EXPOSE 8080

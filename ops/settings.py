@@ -34,9 +34,14 @@ class LocalSettings(BaseSettings):
     local_folder: Path = Field(
         Path(".local"), validation_alias="ATELIER_LOCAL_FOLDER", description="Where the local services keep their data."
     )
-    may_install: bool = Field(True, validation_alias="ATELIER_MAY_INSTALL", description="False: never call the package manager.")
+    may_install: bool = Field(
+        True, validation_alias="ATELIER_MAY_INSTALL", description="False: call no package manager, and fetch no language model."
+    )
     ready_seconds: float = Field(
-        90.0, gt=0, validation_alias="ATELIER_READY_SECONDS", description="How long the processes of `atelier up` may take to become ready."
+        90.0,
+        gt=0,
+        validation_alias="ATELIER_READY_SECONDS",
+        description="How long the processes of `atelier up` and `atelier demo` may take to become ready.",
     )
     server_path: str = Field(
         RABBITMQ_SEARCH_PATH,

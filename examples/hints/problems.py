@@ -43,7 +43,7 @@ def load_problems(path: Path) -> dict[str, Problem]:
     try:
         problems = TypeAdapter(list[Problem]).validate_json(path.read_bytes())
     except OSError as error:
-        raise ProblemError(f"The problems cannot be read: {error}. DATA_FILE_PATH or --problems names their file.") from None
+        raise ProblemError(f"The problems cannot be read: {error}. DATA_FILE_PATH or --file names their file.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.markup import escape
 
 from ops.commands import doctor_host, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
@@ -55,6 +56,6 @@ def print_checks(checks: list[Check]) -> None:
     console = Console(highlight=False)
     for check in checks:
         sign = "[yellow]![/yellow]" if check.warning else "[green]✓[/green]" if check.ok else "[red]✗[/red]"
-        console.print(sign, f"{check.name}: {check.detail}", markup=True, soft_wrap=True)
+        console.print(sign, escape(f"{check.name}: {check.detail}"), markup=True, soft_wrap=True)
         if check.cure:
             console.print(f"    cure: {check.cure}", markup=False, soft_wrap=True)

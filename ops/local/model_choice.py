@@ -101,6 +101,8 @@ def choose_text_model(toy: Path) -> ModelChoice:
     settings = TextSettings()
     if settings.server_url and settings.engine in {"auto", "openai"}:
         return ModelChoice("text", settings.model or SERVED_FIRST, f"{mask_text(settings.server_url)}, VLLM_SERVER_URL", is_remote=True)
+    if settings.engine == "openai":
+        return ModelChoice("text", settings.model or SERVED_FIRST, "no VLLM_SERVER_URL, a server", is_remote=True)
     if not needs_text_model(settings):
         return ModelChoice("text", settings.model or "none is named", f"VLLM_MODEL, TEXT_ENGINE={settings.engine}")
     if small := find_smollm2(toy.parent):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile at the root with podman, starts one container as Vertex AI does (AIP_HTTP_PORT, AIP_PREDICT_ROUTE, AIP_HEALTH_ROUTE,
 # AIP_STORAGE_URI) and calls /predict and /health. Debian's packages replace the base image, as in run.sh, which makes it.
-# WHEELS: a folder with a torch for CPUs, which the image gets instead of the one with CUDA.
+# WHEELS: a folder with a torch for CPUs, which the image gets instead of the one with CUDA. STORAGE_URI: of a model; else the toy is used.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CONTAINERS_CONF=$PWD/tests/compose/containers.conf
@@ -21,7 +21,9 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 podman build -q --format docker --network host "${arguments[@]}" -t localhost/atelier-consult . > /dev/null
 podman rm -f "$name" > /dev/null 2>&1 || true
-podman run -d --name "$name" --network host -e "AIP_HTTP_PORT=$port" -e AIP_MODE=PREDICTION -e AIP_HEALTH_ROUTE=/ping ${STORAGE_URI:+-e "AIP_STORAGE_URI=$STORAGE_URI"} localhost/atelier-consult > /dev/null
+if [ -n "${STORAGE_URI:-}" ]; then model="AIP_STORAGE_URI=$STORAGE_URI"
+else model="VLM_MODEL=$(podman run --rm --entrypoint python localhost/atelier-consult -c 'from pathlib import Path; from ops.local import tiny_models as models; print(Path(models.__file__).parent / "checkpoints" / models.TINY_VLM)')"; fi
+podman run -d --name "$name" --network host -e "AIP_HTTP_PORT=$port" -e AIP_MODE=PREDICTION -e AIP_HEALTH_ROUTE=/ping -e "$model" localhost/atelier-consult > /dev/null
 trap 'rm -f ops/images/without-cuda-vertex.txt; podman rm -f "$name" > /dev/null' EXIT
 started=$SECONDS
 for _ in $(seq 240); do

@@ -167,7 +167,7 @@ async def test_errors_name_cause_and_cure(server: FakeOpenAiServer, tmp_path: Pa
         "is refused: the program is empty": ["--problem", "sum-of-digits", "--code", " "],
         "Start it, or name it with --url": ["--problem", "sum-of-digits", "--code", "n", "--url", "http://127.0.0.1:9/v1"],
         "No such file": ["--problem", "sum-of-digits", "--code", f"@{tmp_path / 'missing.py'}"],
-        "DATA_FILE_PATH": ["--file", str(tmp_path / "missing.json")],
+        "DATA_FILE_PATH or --file names their file": ["--file", str(tmp_path / "missing.json")],
     }
     for message, arguments in errors.items():
         assert await run_command(*arguments) == 1

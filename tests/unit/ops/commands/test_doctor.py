@@ -30,13 +30,13 @@ def test_json_document_has_documented_keys(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_text_output_lists_checks_with_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    warning = Check("model-server-text", True, "serves b, and not a", "set VLLM_MODEL", warning=True)
+    warning = Check("model-server-text", True, "serves b, and not a[/x]", "set VLLM_MODEL", warning=True)
     doctor.print_checks(
         [Check("store", False, "/data [x] cannot be written", "let this user write"), Check("disk", True, "9 GiB free"), warning]
     )
 
     output = capsys.readouterr().out
-    assert "! model-server-text: serves b, and not a" in output
+    assert "! model-server-text: serves b, and not a[/x]" in output
     assert "cure: set VLLM_MODEL" in output
     assert "✗ store: /data" in output
     assert "cure: let this user write" in output

@@ -53,6 +53,12 @@ def test_one_named_model_is_used_and_the_others_are_toys(monkeypatch: pytest.Mon
     assert variable not in merged_environment({}, choices.values(), MODELS)
 
 
+def test_server_engine_without_address_is_listed_as_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process reports the missing address; no library of models would mend it."""
+    text = choices_with(monkeypatch, TEXT_ENGINE="openai")["text"]
+    assert (text.source, text.is_remote) == ("no VLLM_SERVER_URL, a server", True)
+
+
 def test_small_model_writes_where_it_is_at_hand_else_the_toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ops.local.smollm2.find_spec", lambda _: None)
     toy = choices_with(monkeypatch)["text"]
