@@ -37,7 +37,7 @@ def progress(percent: int = 76) -> Webhook:
 
 @asynccontextmanager
 async def open_handler(url: str | None, **more: Any) -> AsyncIterator[Handler]:
-    settings = WebhookSettings(BACKEND_API_URL=url, internal_api_token="t" * 32, **more)
+    settings = WebhookSettings(BACKEND_API_URL=url, **{"internal_api_token": "t" * 32} | more)
     async with open_webhook_client(settings) as client:
         yield partial(webhook, client=client, lock=MemoryDeliveryLock())
 
@@ -183,6 +183,13 @@ async def test_backend_timeout_is_temporary(backend: WebhookBackend, context: Co
         with pytest.raises(TemporaryError) as error:
             await handler(COMPLETE, context)
     assert error.value.code == "webhook-unanswered"
+
+
+async def test_error_of_a_call_does_not_quote_its_token(backend: WebhookBackend, context: Context) -> None:
+    async with open_handler(backend.url, internal_api_token="secret\n" + "t" * 32) as handler:  # no valid value of a header
+        with pytest.raises(TemporaryError, match="did not respond") as error:
+            await handler(COMPLETE, context)
+    assert "secret" not in str(error.value)
 
 
 async def test_unreachable_backend_is_temporary(context: Context, unused_tcp_port: int) -> None:
