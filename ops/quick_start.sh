@@ -24,6 +24,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+[[ $wait_seconds =~ ^(0|[1-9][0-9]{0,8})$ ]] || { echo "quick_start: --wait needs a number of seconds, not $wait_seconds; see --help" >&2; exit 2; }
 
 pass() { printf '  ok  %s\n' "$*"; }
 fail() { printf '  --  %s\n      %s\n' "$1" "$2" >&2; exit 1; }
@@ -48,15 +49,22 @@ if [ "$gpu" = yes ]; then pass "GPU: $(nvidia-smi -L | head -n 1)"; else pass "n
 [ "$images" = no ] || [ "$gpu" = yes ] || fail "the image and vision actors need a GPU" "Leave out --images and --model."
 
 # Compose reads these two names from .env: later commands, such as `docker compose logs`, then mean the same services.
-profiles=$(setting COMPOSE_PROFILES) files=$(setting COMPOSE_FILE) server=$(setting VLLM_SERVER_URL)
-add_profile() { case ",$profiles," in *",$1,"*) ;; *) profiles=${profiles:+$profiles,}$1 ;; esac; }
+# What an earlier run added for another choice is removed first; the rest stays, also --images while there is a GPU.
+embedded=:ops/deploy/embedded-text.yml
+profiles=,$(setting COMPOSE_PROFILES), files=$(setting COMPOSE_FILE) server=$(setting VLLM_SERVER_URL)
+unset COMPOSE_PROFILES COMPOSE_FILE # the shell's would hide those of .env
+if [ "$gpu" = yes ] && [[ $profiles = *,gpu,* ]]; then images=yes; fi
+profiles=${profiles//,vllm,/,} profiles=${profiles//,gpu,/,} profiles=${profiles#,} profiles=${profiles%,}
+[ "$files" != "docker-compose.yml$embedded" ] || files=""
+files=${files//$embedded/}
+add_profile() { profiles=${profiles:+$profiles,}$1; }
 if [ -n "$server" ]; then
   pass "language model: the server $server"
 elif [ "$gpu" = yes ]; then
   add_profile vllm
   pass "language model: vllm-server, with $(setting VLLM_MODEL | grep . || echo 'the default model of docker-compose.yml')"
 else
-  files=${files:-docker-compose.yml:ops/deploy/embedded-text.yml}
+  files=${files:-docker-compose.yml}$embedded
   pass "language model: a small one inside the text actor, $(setting VLLM_MODEL | grep . || echo 'its default')"
 fi
 [ "$images" = no ] || add_profile gpu
@@ -80,9 +88,9 @@ else
 fi
 [ "$check" = no ] || exit 0
 keep() {
-  [ -n "$2" ] && [ "$(setting "$1")" != "$2" ] || return 0
+  [ "$(setting "$1")" != "$2" ] || return 0
   umask 077
-  { grep -v "^$1=" .env; echo "$1=$2"; } > .env.new
+  { grep -v "^$1=" .env || true; [ -z "$2" ] || echo "$1=$2"; } > .env.new
   mv .env.new .env
 }
 keep COMPOSE_PROFILES "$profiles"
@@ -96,8 +104,8 @@ if [ -n "$model" ]; then
 fi
 docker compose up -d || fail "the services could not be started" "See docker compose ps and docker compose logs."
 
-healthy=no
-for ((waited = 0; waited < wait_seconds; waited += 5)); do
+healthy=no waiting=""
+for ((waited = 0; waited <= wait_seconds; waited += 5)); do
   states=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}}')
   waiting=$(echo "$states" | grep -Ev ' healthy$|^(prepare|s3-user) ' || true)
   if [ -n "$states" ] && [ -z "$waiting" ]; then healthy=yes; break; fi

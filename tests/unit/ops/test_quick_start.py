@@ -3,7 +3,6 @@
 A fake docker is on PATH. What the documented deployment promises is in tests/conformance/test_vllm_compose.py.
 """
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,8 +26,8 @@ def test_machine_without_gpu_gets_language_model_in_text_actor(checkout: FakeChe
 
 
 def test_configured_server_is_used(checkout: FakeCheckout) -> None:
-    checkout.run()
-    (checkout.folder / ".env").write_text(re.sub("^COMPOSE.*\n", "", (checkout.folder / ".env").read_text(), flags=re.MULTILINE))
+    """Also after a run that added the language model inside the text actor."""
+    checkout.run("--cpu")
     with (checkout.folder / ".env").open("a") as file:
         file.write("VLLM_SERVER_URL=http://model.example:8000/v1\nGRADIO_PORT=7999\n")
     result = checkout.run()
@@ -36,6 +35,47 @@ def test_configured_server_is_used(checkout: FakeCheckout) -> None:
     assert "the server http://model.example:8000/v1" in result.stdout
     assert "Chat page:  http://127.0.0.1:7999/" in result.stdout
     assert checkout.compose_names == {}
+
+
+def test_later_run_removes_what_an_earlier_one_added(checkout: FakeCheckout) -> None:
+    embedded = {"COMPOSE_FILE": "docker-compose.yml:ops/deploy/embedded-text.yml"}
+    checkout.run("--cpu")
+    checkout.install_gpu()
+    runs: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        ((), {"COMPOSE_PROFILES": "vllm"}),
+        (("--images",), {"COMPOSE_PROFILES": "vllm,gpu"}),
+    ]
+    for arguments, expected in [*runs, (("--cpu",), embedded), (("--cpu",), embedded)]:
+        result = checkout.run(*arguments)
+        assert (result.returncode, checkout.compose_names) == (0, expected), result.stderr
+
+
+def test_own_profiles_and_files_stay(checkout: FakeCheckout) -> None:
+    checkout.run("--cpu")
+    with (checkout.folder / ".env").open("a") as file:
+        file.write("COMPOSE_PROFILES=vllm,gpu,metrics\nCOMPOSE_FILE=docker-compose.yml:own.yml\n")
+    checkout.run("--cpu")
+    assert checkout.compose_names == {
+        "COMPOSE_PROFILES": "metrics",
+        "COMPOSE_FILE": "docker-compose.yml:own.yml:ops/deploy/embedded-text.yml",
+    }
+    checkout.install_gpu()
+    checkout.run()
+    assert checkout.compose_names == {"COMPOSE_PROFILES": "metrics,vllm", "COMPOSE_FILE": "docker-compose.yml:own.yml"}
+
+
+def test_wait_without_a_number_is_rejected(checkout: FakeCheckout) -> None:
+    for value in ("abc", "-1", "08", "1e3"):
+        result = checkout.run("--wait", value)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == f"quick_start: --wait needs a number of seconds, not {value}; see --help\n"
+
+
+def test_wait_of_zero_seconds_asks_once(checkout: FakeCheckout) -> None:
+    assert checkout.run("--wait", "0").returncode == 0
+    (checkout.folder / "health").write_text("starting")
+    result = checkout.run("--wait", "0")
+    assert (result.returncode, "gateway running starting" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(("failure", "problem"), [("dead-server", "doctor ran"), ("no-page", "--  chat page")])
