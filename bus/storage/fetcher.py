@@ -211,7 +211,7 @@ def missing_error(uri: str) -> PermanentError:
 
 
 def forbidden_error(uri: str, reason: str) -> PermanentError:
-    """A server that does not let its files be listed says "forbidden" of a missing one too: the two cannot be told apart."""
+    """A server that does not let its files be listed says "forbidden" of a missing one too; the answer does not show which."""
     return PermanentError(FORBIDDEN, f"{redact_uri(uri)} is not readable, or does not exist: {reason}.")
 
 
