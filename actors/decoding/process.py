@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,30 @@ MAX_FILE_BYTES = 1 << 30
 PROCESS_STATUS = Path("/proc/self/status")
 
 
-def decode(job: str, data: bytes, arguments: dict[str, Any]) -> Decoded:
-    """The decoders are imported when they are first needed."""
+def load_decoder(job: str) -> Callable[..., Decoded]:
+    """The decoders are imported when they are first needed, which the limits of a job do not count."""
     match job:
         case "picture":
             from actors.decoding.pictures import read_picture
 
-            return read_picture(data, **arguments)
+            return read_picture
         case "document":
             from actors.attachments.document_reader import read_document
 
-            return {}, read_document(data, **arguments).encode(errors="replace")
+            return lambda data, **arguments: ({}, read_document(data, **arguments).encode(errors="replace"))
         case "json-schema":
             from actors.decoding.json_schemas import check
 
-            return check(data, **arguments), b""
+            return lambda data, **arguments: (check(data, **arguments), b"")
     raise ValueError(f"there is no decoder for {job!r}")
 
 
 def answer(request: dict[str, Any], data: bytes) -> Decoded:
     """What was decoded, or `code` and `message`. Recursion and memory have a limit of their own, so they say that a file is too complex."""
-    limit_job(request["cpu_seconds"], request["memory_bytes"])
     try:
-        return decode(request["job"], data, request["arguments"])
+        decode = load_decoder(request["job"])
+        limit_job(request["cpu_seconds"], request["memory_bytes"])
+        return decode(data, **request["arguments"])
     except Refused as error:
         return {"code": error.code, "message": str(error)}, b""
     except (MemoryError, RecursionError):

@@ -14,6 +14,9 @@ from bus.actor import Context
 from bus.errors import PermanentError
 from contracts.text import Text, TextDelta
 
+CONSTRAINING_ENGINES = frozenset({"embedded", "vllm"})
+"""Their answers follow a grammar, so that another one would not differ."""
+
 
 @dataclass
 class GenerationRun:
@@ -67,17 +70,25 @@ async def generate_answer(
         )
     if request.schema is None:
         return await generate_within_context(request, prompt, history, context, run, engine)
-    await check_schema(request.schema)
+    await check_schema(request.schema, request.tenant)
+    constrained = engine.name in CONSTRAINING_ENGINES
     served = await generate_within_context(request, prompt, history, context, run, engine)
     try:
-        await check_answer(run.response, request.schema, run.last_chunk.finish_reason, served.max_tokens)
+        await check_run(run, served, constrained)
     except PermanentError as error:
-        if error.code != "json-unsupported" or run.delta_count:
+        if error.code != "json-unsupported" or run.delta_count or constrained:
             raise
         run.texts.clear()
         served = await generate_within_context(request, prompt, history, context, run, engine)
-        await check_answer(run.response, request.schema, run.last_chunk.finish_reason, served.max_tokens)
+        await check_run(run, served, constrained)
     return served
+
+
+async def check_run(run: GenerationRun, served: GenerationRequest, constrained: bool) -> None:
+    """Raises the PermanentError of `check_answer` for the JSON of a run."""
+    assert served.schema is not None
+    reason = run.last_chunk.finish_reason
+    await check_answer(run.response, served.schema, reason, served.max_tokens, constrained=constrained, tenant=served.tenant)
 
 
 async def generate_within_context(
