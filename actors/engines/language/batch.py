@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.engines.language.answer_text import AnswerText
-from actors.engines.language.grammar import GrammarCache, GrammarState
+from actors.engines.language.grammar import Compilation, GrammarCache, GrammarState
 from actors.engines.language.sampling import Sampling, choose_tokens, penalize
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class TokenRow:
     """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it.
 
     `request`: what was submitted, to start it again. `answer`: the text so far, for requests that are streamed or have stop sequences.
+    `compilation`: of the grammar that the row waits for.
     """
 
     request_id: int
@@ -30,6 +31,7 @@ class TokenRow:
     max_tokens: int
     sampling: Sampling
     answer: AnswerText | None = None
+    compilation: Compilation | None = None
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     batch_size: int = 1

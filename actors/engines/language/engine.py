@@ -23,6 +23,7 @@ from bus.errors import PermanentError
 
 PROGRESS_EVERY_TOKENS = 16
 """Tokens between two progress events."""
+COMPILE_POLL_SECONDS = 0.005
 
 
 def open_engine(options: VlmOptions, host: EngineHost) -> "VlmEngine":
@@ -55,6 +56,7 @@ class LanguageEngine(ABC):
         self._grammars = GrammarCache(tokenizer, self._vocab_size, self._stop_token_ids)
         self._batch = self._new_batch()
         self._waiting: list[TokenRow] = []
+        self._compiling: list[TokenRow] = []
         self._reading: LongPrompt | None = None
         self._window_seconds, self._batch_due_at = window_seconds, 0.0
         self._max_rows, self._part_tokens = max_rows, part_tokens
@@ -86,12 +88,18 @@ class LanguageEngine(ABC):
         self._counters = dict.fromkeys(self._counters, 0.0)
 
     def submit(self, request_id: int, request: Any) -> None:
-        """Queue one request. Raises PermanentError.
+        """Queue one request. Raises PermanentError; a schema that is compiled meanwhile may fail later.
 
         Its codes: "prompt-too-long", "prompt-unreadable", "image-unreadable", "schema-refused", "token-limit-too-small",
         "vision-unsupported", "lora-unknown".
         """
         row = self._read_request(request_id, request)
+        if row.compilation:
+            self._compiling.append(row)
+        else:
+            self._enqueue(row)
+
+    def _enqueue(self, row: TokenRow) -> None:
         if not self._waiting:
             self._batch_due_at = time.monotonic() + self._window_seconds
         self._waiting.append(row)
@@ -99,10 +107,11 @@ class LanguageEngine(ABC):
             self._batch_due_at = 0.0
 
     def cancel(self, request_id: int) -> bool:
-        waiting = [row for row in self._waiting if row.request_id == request_id]
+        waiting = [row for row in (*self._waiting, *self._compiling) if row.request_id == request_id]
         running = [row for row in self._batch.rows if row.request_id == request_id]
         reading = self._reading is not None and self._reading.row.request_id == request_id
         self._waiting = [row for row in self._waiting if row not in waiting]
+        self._compiling = [row for row in self._compiling if row not in waiting]
         if reading:
             self._reading = None
         if running:
@@ -110,21 +119,39 @@ class LanguageEngine(ABC):
         return bool(waiting or running or reading)
 
     def idle_seconds(self) -> float | None:
-        if self._batch.rows or self._reading:
+        if self._batch.rows or self._reading or any(row.compilation and row.compilation.is_due() for row in self._compiling):
             return 0.0
-        return max(0.0, self._batch_due_at - time.monotonic()) if self._waiting else None
+        waits = [max(0.0, self._batch_due_at - time.monotonic())] if self._waiting else []
+        return min([*waits, *([COMPILE_POLL_SECONDS] if self._compiling else [])], default=None)
 
     def tick(self) -> Sequence[EngineEvent]:
         """Prefill waiting requests, or decode one token of every row; in between read a part of a long prompt."""
         import torch
 
+        refused = self._take_compiled()
         rows = [*self._batch.rows, *([self._reading.row] if self._reading else []), *self._waiting]
         try:
             with torch.inference_mode():
-                return self._advance()
+                return [*refused, *self._advance()]
         except torch.OutOfMemoryError as error:
             message = str(error)
-        return self._restart_with_smaller_batch(rows, message)  # outside the except block: the traceback would keep tensors alive
+        # Outside the except block, since the traceback would keep tensors alive.
+        return [*refused, *self._restart_with_smaller_batch(rows, message)]
+
+    def _take_compiled(self) -> list[Failed]:
+        """Rows whose schema is compiled wait for the batch; the failures of the others."""
+        failures = []
+        for row in [row for row in self._compiling if row.compilation and row.compilation.is_due()]:
+            self._compiling.remove(row)
+            assert row.compilation
+            try:
+                row.grammar = self._grammars.start(row.compilation.schema, row.max_tokens, row.compilation)
+            except PermanentError as error:
+                failures.append(failed(row.request_id, error))
+            else:
+                row.compilation = None
+                self._enqueue(row)
+        return failures
 
     def _advance(self) -> list[EngineEvent]:
         joining = self._take_joining() if time.monotonic() >= self._batch_due_at else []
@@ -209,7 +236,7 @@ class LanguageEngine(ABC):
         return events
 
     def close(self) -> None:
-        self._batch, self._reading = self._new_batch(), None
+        self._batch, self._reading, self._compiling = self._new_batch(), None, []
         free_memory()
 
 

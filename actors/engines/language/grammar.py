@@ -5,7 +5,9 @@ the answer, it is closed as fast as possible: strings and lists are ended, and o
 """
 
 import json
+import time
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,34 @@ MAX_CACHED_SCHEMAS = 64
 DEAD_END = "no further token is admitted, because a part of it has no value"
 MAX_SHORTEST_TOKENS = 1024
 """A schema whose shortest answer is longer is refused."""
+
+
+COMPILE_SECONDS = 10.0
+COMPILE_THREADS = 2
+
+
+@dataclass
+class Compilation:
+    """A schema that is compiled in another thread, while the batch goes on; xgrammar does not hold Python's lock.
+
+    The thread cannot be interrupted: what a schema may contain is limited before (actors/llm/json_answers.py).
+    """
+
+    schema: str
+    future: "Future[tuple[Any, int]]"
+    due_at: float | None = None
+
+    def is_due(self) -> bool:
+        """Whether there is a result, also an error: that of a compilation, or that it takes more than COMPILE_SECONDS."""
+        if self.due_at is None and self.future.running():
+            self.due_at = time.monotonic() + COMPILE_SECONDS
+        return self.future.done() or (self.due_at is not None and time.monotonic() > self.due_at)
+
+    def result(self) -> tuple[Any, int]:
+        """Raises PermanentError("schema-refused")."""
+        if not self.future.done():
+            raise PermanentError("schema-refused", f"compiling the JSON schema takes more than {COMPILE_SECONDS:g} s: simplify it")
+        return self.future.result()
 
 
 @dataclass
@@ -108,12 +138,17 @@ class GrammarCache:
         self._closing_token_ids = [ids[token.encode()] for token in CLOSING_TOKENS if token.encode() in ids]
         self._quote_token_ids = [ids[b'"']] if b'"' in ids else []
         self._compiled: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(COMPILE_THREADS, "grammar")
 
-    def start(self, schema: str, max_tokens: int) -> GrammarState:
+    def compile_in_thread(self, schema: str) -> Compilation | None:
+        """None for a schema that is compiled already."""
+        return None if schema in self._compiled else Compilation(schema, self._threads.submit(self._compile, schema))
+
+    def start(self, schema: str, max_tokens: int, compilation: Compilation | None = None) -> GrammarState:
         """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
         import xgrammar
 
-        compiled, reserve = self._compiled.get(schema) or self._compile(schema)
+        compiled, reserve = self._compiled.get(schema) or (compilation.result() if compilation else self._compile(schema))
         self._compiled[schema] = compiled, reserve
         self._compiled.move_to_end(schema)
         if len(self._compiled) > MAX_CACHED_SCHEMAS:

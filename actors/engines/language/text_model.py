@@ -85,15 +85,18 @@ class TextModelEngine(LanguageEngine):
         ids = self._tokenize(request.messages)
         if len(ids) + request.max_tokens > self._max_model_len:
             raise PromptTooLong(len(ids), self._max_model_len)
-        grammar = None
+        grammar = compilation = None
         if request.schema is not None:
-            grammar = self._grammars.start(json.dumps(request.schema, sort_keys=False), request.max_tokens)
+            schema = json.dumps(request.schema, sort_keys=False)
+            compilation = self._grammars.compile_in_thread(schema)
+            grammar = None if compilation else self._grammars.start(schema, request.max_tokens)
         sampling = Sampling(
             temperature=request.temperature, top_p=request.top_p, repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty, frequency_penalty=request.frequency_penalty, seed=request.seed or 0,
         )  # fmt: skip
-        stop = () if grammar else request.stop  # a stop sequence would cut the JSON
-        return TokenRow(request_id, request, ids, None, grammar, request.max_tokens, sampling, AnswerText(self._tokenizer, stop))
+        stop = () if request.schema is not None else request.stop  # a stop sequence would cut the JSON
+        answer = AnswerText(self._tokenizer, stop)
+        return TokenRow(request_id, request, ids, None, grammar, request.max_tokens, sampling, answer, compilation)
 
     def _tokenize(self, messages: list[dict[str, Any]]) -> Any:
         """The token ids of the chat. Raises PermanentError."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from actors.engines.language import grammar
 from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextModelOptions, TextResponse
 from actors.engines.language.text_model import TextModelEngine, open_text_model
 from actors.engines.language.tiny_llama import write_tiny_llama
-from actors.engines.process.protocol import Failed, Finished, Progressed
+from actors.engines.process.protocol import Failed, Finished, Progressed, Started
 from bus.errors import PermanentError
 from tests.support.engine_fixture import silent_host
 
@@ -142,8 +144,6 @@ def test_prompt_over_context_is_refused_before_any_work(engine: TextModelEngine)
     [
         (chat("x", lora="loud"), "lora-unknown"),
         (replace(chat("x"), messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "vision-unsupported"),
-        (chat("x", schema={"type": "nonsense"}), "schema-refused"),
-        (chat("x", 5, schema=PERSON), "token-limit-too-small"),
     ],
 )
 def test_invalid_request_fails_before_batching(engine: TextModelEngine, request_: GenerationRequest, code: str) -> None:
@@ -151,6 +151,55 @@ def test_invalid_request_fails_before_batching(engine: TextModelEngine, request_
         engine.submit(1, request_)
     assert raised.value.code == code
     assert engine.idle_seconds() is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (chat("x", schema={"type": "nonsense"}), "schema-refused"),
+        (chat("x", schema={"$ref": "#"}), "schema-refused"),
+        (chat("x", 5, schema=PERSON), "token-limit-too-small"),
+    ],
+)
+def test_schema_that_does_not_compile_fails_before_batching(engine: TextModelEngine, request_: GenerationRequest, code: str) -> None:
+    engine.submit(1, request_)
+    events: list[Any] = []
+    while engine.idle_seconds() is not None:
+        events.extend(engine.tick())
+    assert [(event.request_id, event.kind, event.code) for event in events if isinstance(event, Failed)] == [(1, "permanent", code)]
+    assert not any(isinstance(event, Started) for event in events)
+
+
+SLOW_SCHEMA = {"type": "string", "pattern": "^(.x?){0,900}$"}
+
+
+def test_neighbours_go_on_while_a_schema_is_compiled(engine: TextModelEngine) -> None:
+    """No step of them waits for it."""
+    engine.submit(0, chat("neighbour", 400))
+    engine.tick()
+    started = time.monotonic()
+    engine.submit(1, chat("?", 40, schema=SLOW_SCHEMA, temperature=2.0, seed=1))
+    assert time.monotonic() - started < 0.1
+    steps_before_start, started_rows = 0, set[int]()
+    while 1 not in started_rows and steps_before_start < 390:
+        started_rows |= {event.request_id for event in engine.tick() if isinstance(event, Started)}
+        steps_before_start += 1
+    assert steps_before_start > 5
+    while engine.idle_seconds() is not None:
+        engine.tick()
+
+
+def test_compilation_that_takes_too_long_is_refused(engine: TextModelEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is cancelled is forgotten."""
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS", 0.05)
+    engine.submit(1, chat("?", 40, schema=SLOW_SCHEMA | {"title": "again"}))
+    engine.submit(2, chat("?", 40, schema=SLOW_SCHEMA | {"title": "cancelled"}))
+    assert engine.cancel(2)
+    events: list[Any] = []
+    while (wait := engine.idle_seconds()) is not None:
+        time.sleep(wait)
+        events.extend(engine.tick() if not wait else ())
+    assert [(event.request_id, event.code, "takes more than" in event.message) for event in events] == [(1, "schema-refused", True)]
 
 
 def test_json_is_complete_within_each_limit(engine: TextModelEngine) -> None:
