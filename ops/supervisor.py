@@ -22,8 +22,6 @@ STOP_SECONDS = 35.0
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 STABLE_SECONDS = 60.0
 """A process that ran this long resets the backoff."""
-READY_SECONDS = 90.0
-"""How long the processes of `demo` may take to become ready."""
 GATEWAY = "gateway"
 MAX_LINE_BYTES = 1 << 22
 """Longest line of output, in bytes: a JSON log entry with a traceback is long."""
@@ -63,6 +61,8 @@ class ChildProcess:
         self.process = await asyncio.create_subprocess_exec(
             *self.command, env=dict(self.environment), stdin=PIPE, stdout=PIPE, stderr=STDOUT, limit=MAX_LINE_BYTES, start_new_session=True
         )
+        if self.stopping.is_set():  # `stop` was called before there was a process
+            await self.stop()
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             text = line.decode(errors="replace").rstrip()

@@ -5,7 +5,6 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -54,7 +53,8 @@ async def run_until_stopped(processes: Sequence[str], steps: Sequence[str], sett
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console = Console(file=sys.stderr, highlight=False)
     folder = settings.local_folder.resolve()
-    await to_thread.run_sync(partial(fetch_missing_models, steps, folder / "models", may_install=settings.may_install))
+    if not await completes_before(stop, fetch_missing_models(steps, folder / "models", may_install=settings.may_install)):
+        return
     choices = choose_models(steps, tiny_model_paths(folder / "models"))
     require_libraries(choices)
     if choices:
@@ -81,15 +81,16 @@ def describe_services(urls: ServiceUrls, settings: LocalSettings) -> str:
 
 
 async def completes_before(stop: asyncio.Event, coroutine: Coroutine[None, None, None]) -> bool:
-    """Await `coroutine` and return True; or cancel it and return False as soon as `stop` is set."""
+    """Await `coroutine` and return True; or, as soon as `stop` is set, cancel it, wait until it has cleaned up, and return False."""
     running, stopping = asyncio.create_task(coroutine), asyncio.create_task(stop.wait())
     await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not running.done():
         running.cancel()
+        await asyncio.wait([running])
         return False
     running.result()
-    return True
+    return not stop.is_set()
 
 
 async def actor_environment(urls: ServiceUrls, choices: Sequence[ModelChoice], models: Path) -> dict[str, str]:

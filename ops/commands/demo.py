@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -74,7 +73,7 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
     models, processes = folder / "models", AD_PROCESSES if ad else PROCESSES
     steps = " ".join(processes).split()
     display.set_status("looking for models")
-    await to_thread.run_sync(partial(fetch_missing_models, steps, models, may_install=settings.may_install))
+    await fetch_missing_models(steps, models, may_install=settings.may_install)
     choices = choose_models(steps, tiny_model_paths(models))
     require_libraries(choices)
     display.show_models(choices)

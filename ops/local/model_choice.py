@@ -117,10 +117,10 @@ def needs_text_model(settings: TextSettings) -> bool:
     return not server and not settings.model and settings.engine in {"auto", "embedded"}
 
 
-def fetch_missing_models(steps: Iterable[str], models: Path, *, may_install: bool) -> None:
+async def fetch_missing_models(steps: Iterable[str], models: Path, *, may_install: bool) -> None:
     """Fetch the small language model into the folder `models` where it is needed, not at hand, and may be fetched."""
     if "text" in set(steps) and may_install and find_spec("torch") and needs_text_model(TextSettings()) and not find_smollm2(models):
-        fetch_smollm2(models)
+        await fetch_smollm2(models)
 
 
 def require_libraries(choices: Iterable[ModelChoice]) -> None:

@@ -3,6 +3,7 @@
 The image actor draws with tiny-shapes, the text actor writes with the small language model where it is at hand; standard error says which.
 """
 
+import asyncio
 import os
 import sys
 import time
@@ -57,7 +58,7 @@ def open_screenshot_server() -> Iterator[ConsoleServer]:
 def use_own_models(folder: Path) -> None:
     """Set the actors' variables, as `atelier up` does."""
     models = copy_trained_models(folder)
-    fetch_missing_models(STEPS, folder, may_install=LocalSettings().may_install)
+    asyncio.run(fetch_missing_models(STEPS, folder, may_install=LocalSettings().may_install))
     choices = choose_models(STEPS, models)
     os.environ.update(merged_environment({}, choices, folder))
     sys.stderr.write(format_choices(choices) + "\n")

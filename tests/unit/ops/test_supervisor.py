@@ -10,13 +10,20 @@ import pytest
 
 from ops import supervisor
 from ops.errors import SetupError
-from ops.supervisor import ChildProcess, Supervisor
+from ops.supervisor import ChildProcess, Supervisor, open_supervisor
 
 ROOT = Path(__file__).parents[3]
 
 
 def child_script(code: str, output: list[tuple[str, str]]) -> ChildProcess:
     return ChildProcess("watermark", [sys.executable, "-c", code], dict(os.environ), lambda step, line: output.append((step, line)))
+
+
+def write_program(folder: Path, script: str) -> str:
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
 
 
 async def test_crashed_child_is_reported_and_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +55,15 @@ async def test_child_is_terminated_and_its_output_drained() -> None:
     assert output[-1] == ("watermark", "goodbye")
     assert child.process is not None
     assert child.process.returncode == 0
+
+
+async def test_supervisor_that_is_closed_at_once_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`stop` is called while the processes are being created."""
+    monkeypatch.setattr(sys, "executable", write_program(tmp_path, "exec sleep 600"))
+    async with asyncio.timeout(20):
+        async with open_supervisor(["watermark", "upload"], dict(os.environ), lambda *_: None) as opened:
+            await asyncio.sleep(0)
+    assert [child.process.returncode for child in opened.children if child.process] == [-15, -15]
 
 
 async def test_child_not_ready_in_time_is_named() -> None:
