@@ -11,6 +11,7 @@ from actors.engines.diffusion.engine import DiffusionEngine
 from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult, LoraFile
 from actors.engines.diffusion.schedulers import SCHEDULERS
 from actors.engines.process.protocol import Failed, Finished, MemoryExhausted, Progressed
+from actors.imaging.png_metadata import GENERATION_KEYS
 from bus.errors import PermanentError
 from tests.support.engine_fixture import (
     StockPipeline,
@@ -279,6 +280,15 @@ def test_kohya_lora_without_output_projection_is_drawn(
     drawn = draw_images(image_engine, requests)
     assert max_pixel_difference(drawn[1], drawn[2]) <= 1
     assert max_pixel_difference(drawn[1], drawn[3]) > 1
+
+
+def test_every_key_of_a_drawn_picture_is_one_of_generation(image_engine: DiffusionEngine, tiny_models: TinyModels) -> None:
+    """A new key of the engine must be added to GENERATION_KEYS, or a user's picture could carry it."""
+    image_engine.submit(1, make_request(lora=lora_file(tiny_models, "a")))
+    event = run_to_end(image_engine, [1])[1]
+    assert isinstance(event, Finished)
+    written = event.result.png_metadata.keys() | {"seed"}  # each picture has a seed of its own
+    assert written == GENERATION_KEYS
 
 
 class MemoryLimit:
