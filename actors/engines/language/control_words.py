@@ -19,16 +19,29 @@ class ControlWords:
         return cls(tuple(word for word in words if len(word) > 1 and not word.isspace() and not word.isalnum()))
 
     def remove_from(self, text: str) -> str:
-        """The text without them, also those that a removal creates, in one pass: where one may end, the end of what is kept is compared."""
-        if not self.words or not self._any_word.search(text):
+        """The text without them, also those that a removal creates, in linear time: only words, and as many characters behind a removal
+        as may complete one, are read one by one.
+        """
+        if not self.words:
             return text
+        longest = len(self._by_length[0])
         kept: list[str] = []
-        for char in text:
-            kept.append(char)
-            for word in self._words_by_end.get(char, ()):
-                if kept[-len(word) :] == list(word):
-                    del kept[-len(word) :]
+        position = removed_at = single = 0
+        while position < len(text):
+            if not single:
+                match = self._any_word.search(text, max(removed_at, position - longest + 1))
+                start = max(position, match.start()) if match else len(text)
+                kept.extend(text[position:start])
+                position, single = start, match.end() - start if match else 0
+                if not match:
                     break
+            kept.append(text[position])
+            position, single = position + 1, single - 1
+            end = "".join(kept[-longest:])
+            if end.endswith(self._by_length):
+                word = next(word for word in self._by_length if end.endswith(word))
+                del kept[-len(word) :]
+                removed_at, single = position, max(single, longest - 1)
         return "".join(kept)
 
     @cached_property
@@ -36,7 +49,6 @@ class ControlWords:
         return re.compile("|".join(map(re.escape, self.words)))
 
     @cached_property
-    def _words_by_end(self) -> dict[str, list[str]]:
-        """The words by their last character, the longest first."""
-        words = sorted(self.words, key=len, reverse=True)
-        return {word[-1]: [other for other in words if other[-1] == word[-1]] for word in words}
+    def _by_length(self) -> tuple[str, ...]:
+        """The longest first."""
+        return tuple(sorted(self.words, key=len, reverse=True))

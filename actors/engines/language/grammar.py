@@ -140,6 +140,11 @@ class GrammarCache:
         self._compiled: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._threads = ThreadPoolExecutor(COMPILE_THREADS, "grammar")
 
+    @property
+    def longest_token_bytes(self) -> int:
+        """Of the tokens that stand for text."""
+        return max(map(len, self._vocabulary))
+
     def compile_in_thread(self, schema: str) -> Compilation | None:
         """None for a schema that is compiled already."""
         return None if schema in self._compiled else Compilation(schema, self._threads.submit(self._compile, schema))

@@ -19,8 +19,10 @@ PART_TOKENS = {"cuda": 2048, "cpu": 128}
 """Tokens of a long prompt that are read between two steps; they take some seconds at most."""
 STEP_SECONDS = {"cuda": 60.0, "cpu": 240.0}
 """The longest time without a heartbeat, which is one part of a prompt and one step."""
-MAX_PROMPT_CHARS = 4 << 20
-"""A longer prompt is not tokenized; a message of the bus is shorter."""
+MIN_BYTES_PER_TOKEN = 16
+"""Of the longest token of a vocabulary, at least: control words, which are removed, are no longer."""
+CHARS_PER_TOKEN, SLICE_CHARS, SLICE_TOKENS = 4, 8192, 16
+"""A prompt with more characters per token of the context is counted in slices first, each of which may add so many tokens by its cuts."""
 
 
 def open_text_model(options: TextModelOptions, host: EngineHost) -> "TextModelEngine":
@@ -74,6 +76,7 @@ class TextModelEngine(LanguageEngine):
         )  # fmt: skip
         self._max_model_len = min(self._max_model_len, options.max_model_len or self._max_model_len)
         self._control_words = ControlWords.of_tokenizer(tokenizer)
+        self._max_token_bytes = max(MIN_BYTES_PER_TOKEN, self._grammars.longest_token_bytes)
         self.info |= {"max_model_len": self._max_model_len} | self._meter.gauges()
 
     def _test_request(self) -> GenerationRequest:
@@ -104,14 +107,32 @@ class TextModelEngine(LanguageEngine):
 
         if any(not isinstance(message["content"], str) for message in messages):
             raise PermanentError("vision-unsupported", f"{self.info['model']} reads no images: name a vision model, or send text only")
-        if (chars := sum(len(message["content"]) for message in messages)) > MAX_PROMPT_CHARS:
-            raise PromptTooLong(chars // 4, self._max_model_len)
+        size = sum(len(message["content"].encode(errors="surrogatepass")) for message in messages)
+        if size > self._max_token_bytes * self._max_model_len:
+            raise PromptTooLong(size // self._max_token_bytes, self._max_model_len)
         clean = [message | {"content": self._control_words.remove_from(message["content"])} for message in messages]
         try:
+            self._count_slices([message["content"] for message in clean])
             ids = self._tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=True, return_dict=False)
+        except PromptTooLong:
+            raise
         except Exception as error:
             raise PermanentError("prompt-unreadable", f"the model's chat template rejects the messages: {error}") from error
         return torch.tensor(ids, dtype=torch.long)
+
+    def _count_slices(self, texts: list[str]) -> None:
+        """Raises PromptTooLong as soon as the first slices have more tokens than the context; a tokenizer needs a second for a megabyte."""
+        chars = sum(map(len, texts))
+        if chars <= CHARS_PER_TOKEN * self._max_model_len:
+            return
+        read_chars = tokens = 0
+        for text in texts:
+            for start in range(0, len(text), SLICE_CHARS):
+                part = text[start : start + SLICE_CHARS]
+                tokens += max(0, len(self._tokenizer.encode(part, add_special_tokens=False)) - SLICE_TOKENS)
+                read_chars += len(part)
+                if tokens > self._max_model_len:
+                    raise PromptTooLong(tokens * chars // read_chars, self._max_model_len)
 
     def _progress(self, row: TokenRow) -> list[Progressed]:
         """A streamed answer reports each text, another one every few tokens that it goes on."""
