@@ -246,7 +246,8 @@ def without_special_tokens(info: Any, tokenizer: Any) -> Any:
 
 def rewrite_schema(schema: Any) -> Any:
     """The schema in a form that constrains better: required properties first, so that an answer can be closed without optional ones; and
-    lengths of strings as patterns without characters that JSON has to escape, some of which xgrammar (0.2.8) would let through.
+    lengths of strings as patterns without characters that JSON has to escape, some of which xgrammar (0.2.8) would let through; a list of
+    types as a choice, so that its strings are among them.
     """
     if isinstance(schema, list):
         return [rewrite_schema(entry) for entry in schema]
@@ -256,16 +257,34 @@ def rewrite_schema(schema: Any) -> Any:
     properties, required = changed.get("properties"), changed.get("required")
     if isinstance(properties, dict) and isinstance(required, list):
         changed["properties"] = dict(sorted(properties.items(), key=lambda entry: entry[0] not in required))
+    types = changed.get("type")
+    if isinstance(types, list) and "string" in types and not {"enum", "const"} & changed.keys():
+        rest = {name: value for name, value in changed.items() if name in DEFINITIONS}
+        one = {name: value for name, value in changed.items() if name not in DEFINITIONS}
+        return rest | {"anyOf": [rewrite_schema(one | {"type": name}) for name in types]}
     if changed.get("type") == "string" and LENGTHS & changed.keys() and not {"pattern", "format", "enum", "const"} & changed.keys():
         shortest, longest = changed.pop("minLength", 0), changed.pop("maxLength", "")
         changed["pattern"] = rf"^{PLAIN_TEXT}{{{shortest},{longest}}}$"
     if isinstance(changed.get("pattern"), str):
-        changed["pattern"] = changed["pattern"].replace(PLAIN_TEXT, PLAIN_CHARACTERS)
+        changed["pattern"] = exclude_escaped(changed["pattern"].replace(PLAIN_TEXT, PLAIN_CHARACTERS))
     return changed
+
+
+def exclude_escaped(pattern: str) -> str:
+    """The pattern with plain characters only for `.`."""
+    parts: list[str] = []
+    escaped = in_class = False
+    for char in pattern:
+        parts.append(PLAIN_CHARACTERS if char == "." and not escaped and not in_class else char)
+        if not escaped:
+            in_class = char == "[" or (in_class and char != "]")
+        escaped = char == "\\" and not escaped
+    return "".join(parts)
 
 
 PLAIN_TEXT = r"[^\x00-\x1f\x22\x5c\x7f]"
 """The class of characters in the contracts' bounded texts: none needs an escape in JSON."""
 PLAIN_CHARACTERS = "[ !#-\\[\\]-~\u0080-\ud7ff\ue000-\U0010ffff]"
 """The same without surrogates: xgrammar would let their bytes through as one character, and decoding makes three of them."""
+DEFINITIONS = frozenset({"$defs", "definitions"})
 LENGTHS = frozenset({"minLength", "maxLength"})

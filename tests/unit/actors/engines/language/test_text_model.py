@@ -171,7 +171,7 @@ def test_schema_that_does_not_compile_fails_before_batching(engine: TextModelEng
     assert not any(isinstance(event, Started) for event in events)
 
 
-SLOW_SCHEMA = {"type": "string", "pattern": "^(.x?){0,900}$"}
+SLOW_SCHEMA = {"type": "string", "pattern": "^([^y]x?){0,900}$"}
 
 
 def test_neighbours_go_on_while_a_schema_is_compiled(engine: TextModelEngine) -> None:
@@ -211,6 +211,23 @@ def test_json_is_complete_within_each_limit(engine: TextModelEngine) -> None:
     answers = [json.loads(response.text) for response in generate(engine, *free, *typed)]
     assert all(isinstance(answer, dict) for answer in answers)
     assert all(set(answer) <= {"note", "age"} and isinstance(answer["age"], int) for answer in answers[10:])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": ["string", "null"], "minLength": 6, "maxLength": 12}, {"type": "string", "pattern": r"^.{8,12}$"}],
+    ids=["list of types", "dot"],
+)
+def test_strings_have_no_control_characters(engine: TextModelEngine, schema: dict[str, Any]) -> None:
+    requests = [chat("?", 80, schema=schema, temperature=2.0, seed=seed) for seed in range(24)]
+    for response in generate(engine, *requests):
+        answer = json.loads(response.text)
+        assert answer is None or (6 <= len(answer) <= 12 and min(answer) >= " ")
+        assert "\ufffd" not in response.text
+
+
+def test_patterns_keep_dots_that_are_no_wildcards() -> None:
+    assert grammar.exclude_escaped(r"\.[.\].]\\.") == r"\.[.\].]" + "\\\\" + grammar.PLAIN_CHARACTERS
 
 
 def test_recursive_schema_is_closed(engine: TextModelEngine) -> None:
