@@ -24,6 +24,7 @@ CONNECTION_CLASSES = frozenset({"RabbitMqSettings", "LocalSettings", "BrokerUser
 CONNECTIONS = frozenset({"AMQP_URL", "DATABASE_URL", "ATELIER_SECRET", "STORE_URL", "GATEWAY_API_KEYS", "HEALTH_HOST", "HEALTH_PORT"})
 CONNECTION_PREFIX = "AWS_"
 """What docker-compose.yml sets itself, to its own services and with the passwords of their users."""
+COMPOSE_FILE = ROOT / "docker-compose.yml"
 EVERY_PROCESS = (
     *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
     *("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG", "OTEL_RESOURCE_ATTRIBUTES"),
@@ -35,7 +36,12 @@ MODEL_PROCESSES = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT", "PYTORCH_CUDA_AL
 
 
 def settings_file() -> str:
-    services = {name: {"environment": dict.fromkeys(passed_variables(name))} for name in (GATEWAY, *processes_of(list(MODULES)))}
+    """Without what docker-compose.yml sets in the same service: podman-compose merges no value with none."""
+    compose = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+    services = {}
+    for process in (GATEWAY, *processes_of(list(MODULES))):
+        set_there = compose.get(process, {}).get("environment", {})
+        services[process] = {"environment": {name: None for name in passed_variables(process) if name not in set_there}}
     return FILE_HEADER + yaml.dump({"services": services}, Dumper=NoAliasDumper, sort_keys=False, width=140)
 
 

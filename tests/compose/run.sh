@@ -61,7 +61,7 @@ key=$(secret)
   for name in RABBITMQ RABBITMQ_PUBLISHER RABBITMQ_ACTOR RABBITMQ_GATEWAY RABBITMQ_OPERATOR POSTGRES S3_ROOT S3 GRAFANA; do
     echo "${name}_PASSWORD=$(secret)"
   done
-  echo "ATELIER_SECRET=$(secret)"; echo "GATEWAY_API_KEYS=shop:$key"
+  echo "IMAGE_MODEL=/models/tiny-sd"; echo "ATELIER_SECRET=$(secret)"; echo "GATEWAY_API_KEYS=shop:$key"
   for name in AMQP RABBITMQ_UI S3 GATEWAY PROMETHEUS; do echo "${name}_PUBLISHED_PORT=$(port)"; done
 } > "$work/env"
 files="-f docker-compose.yml -f $here/without-gpu.yml --profile gpu --profile watch"

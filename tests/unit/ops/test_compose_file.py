@@ -110,6 +110,7 @@ def test_container_gets_settings_that_its_process_reads_and_no_other_secret(name
     assert service["extends"] == {"file": "ops/deploy/settings.yml", "service": process}
     passed = PASSED[process]["environment"]
     assert set(passed.values()) == {None}, "the value is that of .env or the shell"
+    assert not set(service["environment"]) & set(passed), "podman-compose merges no value with none"
     given = set(service["environment"]) | set(passed)
     read = {setting.name for setting in settings_of_process(process) if setting.settings_class not in CONNECTION_CLASSES}
     set_by_file = {name for name in read if name.startswith("AWS_")} | ({"DATABASE_URL"} if process == "gateway" else set())
