@@ -173,9 +173,7 @@ async def test_requested_schema_is_satisfied_or_is_refused(stack: Stack) -> None
 
 
 async def test_stop_sequence_does_not_cut_requested_json(stack: Stack) -> None:
-    """Without a string: vLLM's server may put control characters into one whose length is limited."""
-    schema = VERDICT | {"properties": {"ok": {"type": "boolean"}, "word": {"type": "null"}}}
-    response_format = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": VERDICT}}
     request = stack.ask("?", response_format=response_format, stop=[",", ":"], max_tokens=80, temperature=1.5, seed=1)
     if stack.engine.constrains:
         assert set(json.loads((await request).choices[0].message.content)) == {"ok", "word"}

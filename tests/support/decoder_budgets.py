@@ -225,6 +225,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/engines/remote/openai_text.py", ".json"): MODEL_SERVER,
     ("actors/engines/remote/openai_text.py", "json.loads"): MODEL_SERVER,
     ("actors/engines/remote/openai_vlm.py", ".json"): MODEL_SERVER,
+    ("actors/engines/remote/vision_probe.py", ".json"): MODEL_SERVER,
     ("actors/imaging/content_credentials.py", "c2pa.Builder"): Trusted("pictures that a model generated and the watermark step encoded"),
     ("actors/imaging/content_credentials.py", "c2pa.Reader"): OWN_FILE,
     ("actors/imaging/fonts.py", "struct.unpack_from"): OWN_FILE,

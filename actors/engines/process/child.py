@@ -178,8 +178,8 @@ class EngineLoop:
             raise
         except Exception as error:
             log.error("engine.request_failed", request_id=request_id, traceback=format_traceback(error))
-            message = f"the engine cannot read the request ({type(error).__name__}); its log holds the details"
-            self.pending_events.append(Failed(request_id, "temporary", "engine-refused", message))
+            cause = f"the engine cannot read the request ({type(error).__name__}); its log holds the details"
+            self.pending_events.append(Failed(request_id, "temporary", "engine-refused", cause))
 
     def _apply_cancels(self) -> None:
         """A cancel may arrive before its request, which comes on the other pipe. Ids only grow: one that is not later came too late."""

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ import structlog
 from pydantic import SecretStr
 
 from actors.engines.language.answer_text import StopSequences
+from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.remote.openai_client import (
     choose_model,
@@ -28,6 +29,7 @@ from actors.engines.remote.openai_client import (
     response_format,
     status_error,
 )
+from actors.engines.remote.server_metrics import parse_cache_config, parse_metrics
 from actors.engines.remote.vision_probe import VISION_SECONDS, reads_images
 from bus.errors import PermanentError, TemporaryError
 
@@ -44,21 +46,18 @@ CONTEXT_LENGTH_PATTERN = re.compile(rf"maximum (?:context|model) length (?:is|of
 PROMPT_LENGTH_PATTERN = re.compile(
     rf"(?:contains?|has|resulted in)[^0-9]{{0,20}}{NUMBER_PATTERN} (?:input )?(?:tokens|characters)", re.IGNORECASE
 )
-CACHE_CONFIG_LINE = re.compile(r"^vllm:cache_config_info\{([^}]*)\}", re.MULTILINE)
-LABEL = re.compile(r'(?<!\w)(\w+)="([^"]*)"')
-CACHE_CONFIG_LABELS = ("block_size", "gpu_memory_utilization", "num_gpu_blocks", "cache_dtype")
-METRIC_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class ServedModels:
-    """The model that is used, the names of all, and the context length if the server reports it."""
+    """The model that is used, the names of all, the context length if the server reports it, and whether the server is vLLM."""
 
     model: str
     names: tuple[str, ...]
     max_model_len: int | None
+    by_vllm: bool
 
 
 class OpenAiTextEngine:
@@ -116,8 +115,10 @@ class OpenAiTextEngine:
             with parsing_answer():
                 models = response.json().get("data", [])
                 names = [str(model["id"]) for model in models]
+                by_vllm = any(model.get("owned_by") == "vllm" for model in models)
             chosen = choose_model(self._requested_model, names)
-            self._served_models = ServedModels(chosen, tuple(names), next((model.get("max_model_len") for model in models), None))
+            max_model_len = next((model.get("max_model_len") for model in models), None)
+            self._served_models = ServedModels(chosen, tuple(names), max_model_len, by_vllm)
         return self._served_models
 
     async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncGenerator[GenerationChunk]:
@@ -150,7 +151,7 @@ class OpenAiTextEngine:
         check_prompt(request.messages, served.max_model_len or self._max_model_len)
         if request.lora and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
-        body = build_request_body(request, request.lora or served.model)
+        body = build_request_body(request, request.lora or served.model, by_vllm=served.by_vllm)
         self.in_flight += 1
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
@@ -258,8 +259,11 @@ class OpenAiTextEngine:
         )
 
 
-def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    """The request body. Optional parameters are sent only when they are set."""
+def build_request_body(request: GenerationRequest, model: str, *, by_vllm: bool = False) -> dict[str, Any]:
+    """The request body. Optional parameters are sent only when they are set.
+
+    vLLM gets the schema in the form in which its grammar lets no control character into a string; other servers may not know patterns.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": request.messages,
@@ -269,7 +273,8 @@ def build_request_body(request: GenerationRequest, model: str) -> dict[str, Any]
     }
     if request.schema is not None:
         any_object = request.schema == {"type": "object"}  # more servers know this form than a schema
-        body |= {"response_format": {"type": "json_object"} if any_object else response_format(json.dumps(request.schema))}
+        schema = rewrite_schema(request.schema) if by_vllm else request.schema
+        body |= {"response_format": {"type": "json_object"} if any_object else response_format(json.dumps(schema))}
     optional = {
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
@@ -350,31 +355,6 @@ async def raise_for_status(response: httpx.Response) -> None:
 
 def parse_number(match: "re.Match[str] | None") -> int:
     return int(match[1].replace(",", "")) if match else 0
-
-
-def parse_metrics(page: str) -> dict[str, float]:
-    """The value of each metric in Prometheus' text format, summed over its labels."""
-    values: dict[str, float] = {}
-    for name, value in METRIC_LINE.findall(page):
-        try:
-            values[name] = values.get(name, 0.0) + float(value)
-        except ValueError:
-            continue
-    return values
-
-
-def parse_cache_config(page: str) -> dict[str, int | float | str]:
-    """The settings of its cache that a vLLM has among its metrics; {} for another page."""
-    match = CACHE_CONFIG_LINE.search(page)
-    labels = dict(LABEL.findall(match[1])) if match else {}
-    return {name: parse_label(labels[name]) for name in CACHE_CONFIG_LABELS if labels.get(name, "None") != "None"}
-
-
-def parse_label(text: str) -> int | float | str:
-    for parse in (int, float):
-        with suppress(ValueError):
-            return parse(text)
-    return text
 
 
 def log_failed_probe(probe: "asyncio.Task[bool | None]") -> None:

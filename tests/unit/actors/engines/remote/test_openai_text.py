@@ -10,10 +10,10 @@ from actors.engines.remote.openai_text import (
     CONTEXT_LENGTH_PATTERN,
     PROMPT_LENGTH_PATTERN,
     OpenAiTextEngine,
-    parse_cache_config,
-    parse_metrics,
+    build_request_body,
     parse_number,
 )
+from actors.engines.remote.server_metrics import parse_cache_config, parse_metrics
 from bus.errors import PermanentError, TemporaryError
 
 VLLM = "This model's maximum context length is 512 tokens. However, your prompt contains at least 493 input tokens, which exceeds"
@@ -101,3 +101,18 @@ async def test_error_does_not_quote_headers_or_credentials() -> None:
     with pytest.raises(TemporaryError) as raised:
         await generate(httpx.LocalProtocolError("Illegal header value b'Bearer secret'"))
     assert str(raised.value) == "the model server at http://server/v1/ did not answer: LocalProtocolError"
+
+
+@pytest.mark.parametrize(("owner", "limit"), [("vllm", "pattern"), ("organization-owner", "maxLength")])
+async def test_only_vllm_gets_lengths_as_patterns(owner: str, limit: str) -> None:
+    """Its grammar lets control characters into a string with a length; another server may not know patterns."""
+    models = httpx.Response(200, json={"data": [{"id": "model", "owned_by": owner}]})
+    transport = httpx.MockTransport(lambda _: models)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server/v1") as http:
+        served = await OpenAiTextEngine(http, None, retry_seconds=1.0).served_models()
+    request = GenerationRequest([{"role": "user", "content": "?"}], max_tokens=8, temperature=0, top_p=1, schema=NAMED)
+    body = build_request_body(request, served.model, by_vllm=served.by_vllm)
+    assert list(body["response_format"]["json_schema"]["schema"]["properties"]["name"]) == ["type", limit]
+
+
+NAMED = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}}, "required": ["name"]}
