@@ -60,7 +60,8 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
             job = await publish_and_follow(arguments, folder, stack, display)
         report = job.report(stack.backend, round(time.monotonic() - started, 3))
         report["models"] = [choice.to_json() for choice in stack.choices]
-        if toys := [choice.model for choice in stack.choices if choice.is_toy and choice.model in report.get("ad", {}).get("seen_by", ())]:
+        critics = {Path(model).name for model in report.get("ad", {}).get("seen_by", ())}
+        if toys := [choice.model for choice in stack.choices if choice.is_toy and choice.model in critics]:
             report["ad"]["toy_critic"] = toys[0]
     sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n" if arguments.json else display.summary(report, job.events))
     return 0 if report["ok"] else 1
