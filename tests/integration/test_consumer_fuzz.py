@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from actors.adapters.image_generation import build_adapter
-from bus.actor import Actor, Context, Handler, Resources
+from bus.actor import Actor, Adapter, Context, Handler, IgnoredMessage, InvalidMessage, Resources
 from bus.errors import PermanentError
 from contracts import broker_names
 from contracts.image_generation import NestedOrder
@@ -107,8 +107,9 @@ async def queue_is_empty(broker_client: BrokerClient, step: str) -> bool:
 
 
 async def test_fuzzed_order_always_reaches_an_outcome(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """The same for the foreign queue, whose outcomes are accepted jobs and dead letters."""
-    async with start_worker(*all_actors(), adapters=[build_adapter()]):
+    """The same for the foreign queue, whose outcomes are accepted jobs and dead letters. A message of another type is acknowledged only."""
+    adapter = build_adapter()
+    async with start_worker(*all_actors(), adapters=[adapter]):
         accepted = await broker_client.subscribe_events("job.accepted.#")
         dead: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         queue = await broker_client.channel.get_queue(broker_names.dead_letter_queue("image_generation"))
@@ -117,14 +118,26 @@ async def test_fuzzed_order_always_reaches_an_outcome(start_worker: StartWorker,
         for order in orders:
             await send(broker_client, broker_names.IMAGE_GENERATION_QUEUE, order)
 
+        expected = sum(not is_of_another_type(adapter, order.body) for order in orders)
+
         async def all_ended() -> bool:
-            return accepted.qsize() + dead.qsize() >= len(orders)
+            return accepted.qsize() + dead.qsize() >= expected
 
         await wait_until(all_ended, 60)
-        assert accepted.qsize() + dead.qsize() == len(orders)
+        assert accepted.qsize() + dead.qsize() == expected > len(orders) / 2
         assert accepted.qsize() > 0
         assert dead.qsize() > 0
         assert all(dead.get_nowait().headers[Header.FAULT_CODE] for _ in range(dead.qsize()))
+
+
+def is_of_another_type(adapter: Adapter, body: bytes) -> bool:
+    try:
+        adapter.translate(body)
+    except IgnoredMessage:
+        return True
+    except InvalidMessage:
+        return False
+    return False
 
 
 HOSTILE_ROUNDS = int(os.environ.get("HOSTILE_ROUNDS", "1"))
