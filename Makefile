@@ -27,8 +27,8 @@ demo: $(RUN_STAMP) ## Run one image order on real services, from the queue to th
 up: $(RUN_STAMP) ## Run the local services and all actors in the foreground until Ctrl-C.
 	@$(BIN)/atelier up $(ARGS)
 
-test: $(TEST_STAMP) $(VLLM_STAMP) ## Run all tests, on a private RabbitMQ and an embedded PostgreSQL.
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(TEST_STAMP) $(VLLM_STAMP) ## Run all tests in two processes, each on a private RabbitMQ and an embedded PostgreSQL.
+	@$(BIN)/python -m tests.support.two_processes $(ARGS)
 
 check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests that load no model.
 	@$(BIN)/ruff check .
