@@ -24,13 +24,13 @@ class MemoryBudget:
         self._released = asyncio.Condition()
         self._notifying: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, tenant: str | None, count: int, wait_seconds: float = WAIT_SECONDS) -> "Reservation":
-        """Wait until the bytes are free. Raises HttpProblem(413) when they never are, HttpProblem(503) when they are not in time."""
+    async def reserve(self, tenant: str | None, count: int, wait_seconds: float | None = None) -> "Reservation":
+        """Wait until the bytes are free, by default for WAIT_SECONDS. Raises HttpProblem(413) when they never are, HttpProblem(503) when they are not in time."""
         share = self.share_bytes
         if count > share:
             raise HttpProblem(413, "Content Too Large", f"{count} bytes of {self._what}; a request may hold {share} of them in memory")
         try:
-            async with asyncio.timeout(wait_seconds), self._released:
+            async with asyncio.timeout(WAIT_SECONDS if wait_seconds is None else wait_seconds), self._released:
                 await self._released.wait_for(
                     lambda: self.held_bytes + count <= self._limit_bytes and self._held_by_tenant[tenant] + count <= share
                 )
@@ -76,7 +76,7 @@ def guards_of(scope: Scope) -> ExitStack:
     return guards
 
 
-async def hold_bytes(request: Request, budget: MemoryBudget, count: int, wait_seconds: float = WAIT_SECONDS) -> None:
+async def hold_bytes(request: Request, budget: MemoryBudget, count: int, wait_seconds: float | None = None) -> None:
     """Reserve bytes until the request has been answered: once in a request, or it waits for itself. Raises like `MemoryBudget.reserve`."""
     reservation = await budget.reserve(caller_of(request), count, wait_seconds)
     guards_of(request.scope).callback(reservation.release)
