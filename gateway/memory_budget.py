@@ -25,7 +25,10 @@ class MemoryBudget:
         self._notifying: set[asyncio.Task[None]] = set()
 
     async def reserve(self, tenant: str | None, count: int, wait_seconds: float | None = None) -> "Reservation":
-        """Wait until the bytes are free, by default for WAIT_SECONDS. Raises HttpProblem(413) when they never are, HttpProblem(503) when they are not in time."""
+        """Wait until the bytes are free, by default for WAIT_SECONDS.
+
+        Raises HttpProblem(413) when they never are, HttpProblem(503) when they are not in time.
+        """
         share = self.share_bytes
         if count > share:
             raise HttpProblem(413, "Content Too Large", f"{count} bytes of {self._what}; a request may hold {share} of them in memory")
