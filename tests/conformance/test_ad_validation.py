@@ -30,7 +30,7 @@ from tests.support.broker_client import wait_until
 from tests.support.fake_openai_server import AD_VERDICT, IMAGE_VERDICT, FakeOpenAiServer, default_response, open_fake_openai_server
 from tests.support.source_system import GatewayClient, SourceDatabase, draw_text_picture, open_gateway_client, open_source_database
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 promise = pytest.mark.promise
 
 STAGE1, STAGE2 = "/api/yh/llava/stage1/validate", "/api/yh/llava/stage2/judge"

@@ -27,7 +27,7 @@ from tests.support.broker_client import wait_until
 from tests.support.fake_openai_server import FakeOpenAiServer, default_response, open_fake_openai_server
 from tests.support.source_system import GatewayClient, draw_text_picture, open_gateway_client
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 promise = pytest.mark.promise
 
 DOCKERFILE = (Path(__file__).parents[2] / "Dockerfile").read_text()

@@ -31,7 +31,7 @@ def parse(*arguments: str) -> dict[str, str]:
     return dict(json.loads(output.stdout.rpartition("parsed ")[2]))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_server_of_compose_file_is_started_with_known_arguments(tmp_path: Path) -> None:
     assert set(VALUES) == set(VllmSettings.model_fields)
     command, model, *arguments = run_vllm_server(tmp_path, **{f"VLLM_{name.upper()}": value for name, value in VALUES.items()})
