@@ -179,7 +179,7 @@ async def send_query(broker_client: BrokerClient, step: str, body: dict[str, Any
 async def test_dead_letters_are_ingested_after_database_outage(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, postgres: Any
 ) -> None:
-    """While Postgres is stopped letters stay in the broker; they are stored when it runs again."""
+    """While Postgres is stopped dead letters stay in the broker; they are stored, each once, when it runs again."""
     dead = broker_names.dead_letter_queue(f"patient-{uuid4().hex[:6]}")
     async with start_worker_with_ingest(queues=(dead,)):
         postgres.stop()
@@ -189,7 +189,10 @@ async def test_dead_letters_are_ingested_after_database_outage(
             await asyncio.sleep(0.5)
         finally:
             postgres.start()
-        await wait_for_stored(repository, dead.removeprefix("atelier.dead."), 5)
+        step = dead.removeprefix("atelier.dead.")
+        await wait_for_stored(repository, step, 5)
+    page = await repository.find(Selection(step=step), 10)
+    assert len({dead_letter.id for dead_letter in page.letters}) == 5
 
 
 async def wait_for_stored(repository: DeadLetterRepository, step: str, count: int) -> None:

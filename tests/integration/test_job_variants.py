@@ -133,6 +133,8 @@ async def test_reset_variant_is_judged_again(source: SourceDatabase, start_worke
             return len(await source.vlm_traces(ids)) == 2
 
         await wait_until(twice)
+        await wait_for_state(source, ids, ("vlm_analyze", "done"))
+    assert [trace["operation_type"] for trace in await source.vlm_traces(ids)] == ["analyze", "analyze"]
 
 
 async def test_unparsable_verdict_is_retried_then_fails_variant(

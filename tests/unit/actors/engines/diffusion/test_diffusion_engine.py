@@ -263,7 +263,7 @@ def test_kohya_lora_without_output_projection_is_drawn(
     from safetensors.torch import save_file
 
     encoder = image_engine.models.get(image_engine.settings.model).pipeline.text_encoder
-    names = [name for name, _ in encoder.named_modules() if name.endswith(tuple(f"{letter}_proj" for letter in projections))]
+    names = [name for name, _ in encoder.named_modules() if name.endswith(tuple(f"{projection}_proj" for projection in projections))]
     assert names
     kohya, peft = {}, {}
     for name in names:
