@@ -1,22 +1,32 @@
-"""Real services for the tests: one private RabbitMQ node and one PostgreSQL server for the whole run, each in a temporary folder.
+"""Real services for the tests: one private RabbitMQ node and one PostgreSQL server for the whole run, each in a temporary folder; a worker
+in this process on them, and a client of the broker.
 
 AMQP_URL and DATABASE_URL are ignored: a test may kill the services.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import aio_pika
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 from hypothesis import HealthCheck, settings
 
 from bus import ids
+from bus.actor import Actor
 from bus.amqp import signing
+from bus.settings import BusSettings
+from bus.storage.settings import StoreSettings
+from bus.worker.worker import Worker
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
+from tests.support.broker_client import BrokerClient, StartWorker, purge_queues
 from tests.support.gpu import missing_gpu
 
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -71,6 +81,51 @@ def store_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def bus_settings(amqp_url: str, database_url: str) -> BusSettings:
+    return BusSettings.model_validate(
+        {
+            "amqp_url": amqp_url,
+            "database_url": database_url,
+            "retry_delays_seconds": (0.1, 0.2),
+            "long_delays_seconds": (0.5,),
+            "publish_timeout_seconds": 5.0,
+            "grace_seconds": 5.0,
+        }
+    )
+
+
+@pytest.fixture
+def start_worker(bus_settings: BusSettings, store_folder: Path) -> StartWorker:
+    """`async with start_worker(actor, …):` serves the actors."""
+
+    def start(*actors: Actor, settings: BusSettings = bus_settings, adapters: Any = ()) -> AbstractAsyncContextManager[str | None]:
+        return Worker(actors, adapters, settings, StoreSettings(store_url=store_folder.as_uri())).run()
+
+    return start
+
+
+@pytest.fixture
+async def purged_queues(amqp_url: str) -> None:
+    """The queues that all tests share are empty."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await purge_queues(connection)
+
+
+@pytest.fixture
+async def broker_client(amqp_url: str, purged_queues: None) -> AsyncIterator[BrokerClient]:
+    async with await aio_pika.connect(amqp_url) as connection:
+        client = BrokerClient(await connection.channel())
+        queue = await client.channel.declare_queue(exclusive=True)
+        client.reply_queue = queue.name
+
+        async def on_reply(message: AbstractIncomingMessage) -> None:
+            client.replies.put_nowait(message)
+
+        await queue.consume(on_reply, no_ack=True)
+        yield client
 
 
 SETTING_PREFIXES = (
