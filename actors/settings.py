@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from actors.webhooks.signature import check_secrets
 from bus.net.ssrf import AddressSettings
+from bus.secrets import HeaderSecret, SecretWords
 from bus.settings import PathList, StringList
 
 MIN_TOKEN_CHARS = 32
@@ -110,9 +112,12 @@ class WebhookSettings(AddressSettings):
     backend_api_url: str | None = Field(
         None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"), description="Base address of the backend's webhooks."
     )
-    internal_api_token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer …`; at least 32 characters.")
+    internal_api_token: HeaderSecret | None = Field(None, description="Sent as `Authorization: Bearer …`; at least 32 characters.")
     webhook_allowed_hosts: StringList = Field((), description="Hosts that a message may name as its backend, `host` or `host:port`.")
-    webhook_secret: SecretStr | None = Field(None, description="`whsec_<base64>`; several, separated by spaces, during a key rotation.")
+    webhook_secret: SecretWords | None = Field(
+        None,
+        description="`whsec_` and base64 of 24 to 64 bytes, padded or not; several, separated by spaces, during a key rotation.",
+    )
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="Time limit of one call, from name resolution to the response's end.")
     webhook_memory_days: int = Field(90, ge=1, description="How long the state of a generation's calls is kept.")
     webhook_source: str = Field("inference-server", description="Sent as `X-Request-Source`.")
@@ -126,6 +131,14 @@ class WebhookSettings(AddressSettings):
             cure = "make one with `openssl rand -hex 32`, and set it at the backend too"
             raise ValueError(f"it has {length} characters, at least {MIN_TOKEN_CHARS} are needed: {cure}")
         return token
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def check_webhook_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        """One that cannot sign is refused at the start, not at each call."""
+        if secret is not None:
+            check_secrets(secret.get_secret_value())
+        return secret
 
 
 class AttachmentSettings(BaseSettings):

@@ -28,8 +28,11 @@ from actors.webhooks.webhook_request import WebhookRequest, build_request
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError, TemporaryError
 from bus.ids import public_id
+from bus.masking import mask_error
 from contracts.webhook import Webhook, WebhookDone
 from contracts.wire import Step
+
+DATABASE_MISSING = "without DATABASE_URL the state of calls is kept in this process only"
 
 log = structlog.get_logger()
 
@@ -37,16 +40,16 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def open_webhook(resources: Resources) -> AsyncIterator[Handler]:
     settings = WebhookSettings()
-    lock: DeliveryLock = PostgresDeliveryLock(resources.database) if resources.database else MemoryDeliveryLock()
+    lock: DeliveryLock = MemoryDeliveryLock()
     if resources.database:
+        lock = PostgresDeliveryLock(resources.database, resources.require_locks(DATABASE_MISSING))
         await resources.database.execute(SQL["purge"], settings.webhook_memory_days)
     else:
-        log.warning("webhook.no_database", reason="without DATABASE_URL the state of calls is kept in this process only")
+        log.warning("webhook.no_database", reason=DATABASE_MISSING)
     async with open_webhook_client(settings) as client:
         yield partial(webhook, client=client, lock=lock)
 
 
-# Each call holds a connection of the pool, so the prefetch must be below the pool's size.
 ACTOR = Actor(
     step=Step.WEBHOOK,
     command=Webhook,
@@ -70,8 +73,8 @@ async def deliver_progress(command: Webhook, context: Context, client: WebhookCl
         return await deliver(command, context, client, lock)
     except (TemporaryError, PermanentError, PostgresError, InterfaceError, OSError) as error:
         # A late progress is useless: it is neither retried nor dead-lettered.
-        log.info("webhook.progress_dropped", reason=str(error))
-        return WebhookDone(delivered=False, reason=str(error))
+        log.info("webhook.progress_dropped", reason=mask_error(error))
+        return WebhookDone(delivered=False, reason=mask_error(error))
 
 
 async def deliver(command: Webhook, context: Context, client: WebhookClient, lock: DeliveryLock) -> WebhookDone:

@@ -8,9 +8,13 @@ Exception
 ├── CallerGone               the receiver of a streamed reply is gone: the delivery is dropped
 └── PublishError             the broker did not confirm in time
     └── UnroutableMessage    no queue takes the message
+
+The text of each is without secrets from the start, since it leaves the process in many ways.
 """
 
 from pydantic import ValidationError
+
+from bus.masking import mask_text
 
 
 class TemporaryError(Exception):
@@ -20,7 +24,7 @@ class TemporaryError(Exception):
     """
 
     def __init__(self, message: str, *, delay: float | None = None, code: str = "attempts-exhausted") -> None:
-        super().__init__(message)
+        super().__init__(mask_text(message))
         self.delay, self.code = delay, code
 
 
@@ -28,7 +32,7 @@ class PermanentError(Exception):
     """The step never succeeds, however often it is retried. `code` is kebab-case, for machines; `message` names cause and remedy."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(mask_text(message))
         self.code = code
 
     def __reduce__(self) -> tuple[type["PermanentError"], tuple[object, ...]]:
@@ -38,6 +42,9 @@ class PermanentError(Exception):
 
 class AttemptInterrupted(Exception):
     """The attempt did not run to its end, for a reason that says nothing about the message."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_text(message))
 
 
 class EngineCrashed(AttemptInterrupted):
@@ -50,6 +57,9 @@ class CallerGone(Exception):
 
 class PublishError(Exception):
     """The broker did not accept a message: no confirm within the time limit, or no queue for a command."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_text(message))
 
 
 class UnroutableMessage(PublishError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bus.errors import AttemptInterrupted, CallerGone, PermanentError, TemporaryError
+from bus.masking import mask_error, mask_text
 from contracts.fault import Fault
 from contracts.wire import Result
 
@@ -117,13 +118,13 @@ def round_up_delay(delay: float, delay_queue_seconds: Sequence[float]) -> float:
 
 
 def fault_from_error(error: BaseException, code: str, step: str, attempt: int) -> Fault:
-    message = _publishable(str(error)[:FAULT_MESSAGE_LIMIT]) or type(error).__name__
+    message = _publishable(mask_error(error)[:FAULT_MESSAGE_LIMIT])
     return Fault(code=code, message=message, step=step, attempts=attempt, exception_type=type(error).__qualname__)
 
 
 def format_stack(error: BaseException) -> str:
-    """The end of the traceback. An error's own text, which may quote the message, is in it and may be of any size."""
-    return _publishable("".join(traceback.format_exception(error))[-STACK_LIMIT:])
+    """The end of the traceback, without secrets. An error's own text, which may quote the message, is in it and may be of any size."""
+    return _publishable(mask_text("".join(traceback.format_exception(error)))[-STACK_LIMIT:])
 
 
 def _publishable(text: str) -> str:

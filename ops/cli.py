@@ -11,6 +11,8 @@ from typing import Any
 
 from dotenv import load_dotenv
 
+from bus.masking import mask_text, show_uncaught
+from bus.observability.settings import remember_environment
 from ops.checkout import checkout_command, import_from_checkout, is_in_checkout
 from ops.commands import dead_letters
 from ops.errors import SetupError, describe_settings_error
@@ -33,12 +35,14 @@ JSON_HELP = "print one JSON document and nothing else"
 
 def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
+    remember_environment()
+    sys.excepthook = show_uncaught
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM raises KeyboardInterrupt, so that it cleans up as Ctrl-C does
     try:
         return int(arguments.call(arguments))
     except SetupError as error:
-        sys.stderr.write(f"atelier: {error}\n")
+        sys.stderr.write(f"atelier: {mask_text(str(error))}\n")
         return 1
     except ValueError as error:
         if (message := describe_settings_error(error)) is None:

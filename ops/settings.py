@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bus.secrets import AmqpUrl, Secret, SecretUrl
 from bus.settings import BusSettings
 
 RABBITMQ_SEARCH_PATH = ":".join([
@@ -24,10 +25,10 @@ class LocalSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
-    amqp_url: SecretStr | None = None
-    database_url: SecretStr | None = None
+    amqp_url: AmqpUrl | None = None
+    database_url: SecretUrl | None = None
     store_url: str | None = None
-    secret: SecretStr | None = Field(None, validation_alias="ATELIER_SECRET")
+    secret: Secret | None = Field(None, validation_alias="ATELIER_SECRET")
     sign_messages: str = Field("off", validation_alias="ATELIER_SIGN_MESSAGES")
     rabbitmq_host: str | None = Field(None, description="Names a broker where AMQP_URL is not set; see `RabbitMqSettings`.")
     aws_storage_bucket_name: str | None = Field(None, description="Names a store where STORE_URL is not set; see `StoreSettings`.")
@@ -69,10 +70,10 @@ class BrokerUserSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, env_prefix="RABBITMQ_")
 
-    publisher_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-publisher`.")
-    actor_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-actor`.")
-    gateway_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-gateway`.")
-    operator_password: SecretStr | None = Field(None, description="Of the broker's user `atelier-operator`.")
+    publisher_password: Secret | None = Field(None, description="Of the broker's user `atelier-publisher`.")
+    actor_password: Secret | None = Field(None, description="Of the broker's user `atelier-actor`.")
+    gateway_password: Secret | None = Field(None, description="Of the broker's user `atelier-gateway`.")
+    operator_password: Secret | None = Field(None, description="Of the broker's user `atelier-operator`.")
 
     publisher_foreign_queue: bool = Field(
         False, description="The user `atelier-publisher` may use the default exchange, which reaches every queue, as an older backend does."

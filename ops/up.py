@@ -12,7 +12,8 @@ from anyio import to_thread
 from rich.console import Console
 from rich.text import Text
 
-from bus.observability.logs import configure_logging, mask_text
+from bus.masking import mask_text
+from bus.observability.logs import configure_logging
 from bus.settings import BusSettings
 from ops.commands.prepare import declare_all
 from ops.local.model_choice import (

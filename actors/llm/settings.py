@@ -2,8 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bus.secrets import HeaderSecret
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Of the embedded engine."""
@@ -30,7 +32,7 @@ class TextSettings(BaseSettings):
         description="A model of the server; default, and where it is not served: its first. For the other engines a folder or a hub id; "
         f"`embedded` also reads a `.gguf` file, and defaults to `{DEFAULT_MODEL}`.",
     )
-    api_key: SecretStr | None = Field(
+    api_key: HeaderSecret | None = Field(
         None, validation_alias=AliasChoices("VLLM_API_KEY", "OPENAI_API_KEY"), description="Sent to the server."
     )
     patience_seconds: float = Field(60.0, gt=0, description="How long a request to a server may take, with all its retries.")

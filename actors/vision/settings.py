@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.engines.language.requests import Quantization, VlmOptions
+from bus.secrets import HeaderSecret
 
 Seconds = Annotated[float, Field(gt=0)]
 EngineName = Literal["transformers", "openai"]
@@ -66,7 +67,7 @@ class VlmSettings(BaseSettings):
         validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"),
         description="The address of an OpenAI-compatible server, with `/v1`.",
     )
-    api_key: SecretStr | None = Field(
+    api_key: HeaderSecret | None = Field(
         None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Sent to an OpenAI-compatible server."
     )
     request_seconds: Seconds = Field(300.0, description="Time limit of one call of such a server.")

@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 
 from actors.settings import WebhookSettings
-from actors.webhooks.webhook_request import WebhookRequest, build_signature_headers
+from actors.webhooks.signature import build_signature_headers
+from actors.webhooks.webhook_request import WebhookRequest
 from bus.errors import PermanentError, TemporaryError
+from bus.masking import mask_text
 from bus.net.addresses import redact_uri
 from bus.net.ssrf import GuardedTransport, describe_http_error, has_private_ip_host, url_origin
 from bus.net.tls import create_ssl_context
@@ -24,7 +26,9 @@ from bus.net.tls import create_ssl_context
 ADDRESS_REFUSED, REJECTED, UNANSWERED = "webhook-address-refused", "webhook-rejected", "webhook-unanswered"
 RETRYABLE_STATUSES = frozenset({408, 425, 429})
 GATEWAY_TIMEOUT = 504
-MAX_EXCERPT_BYTES = 300
+MAX_EXCERPT_CHARS = 300
+MAX_EXCERPT_BYTES = 2000
+"""More is read than shown, so that a secret in it is masked whole."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ async def read_excerpt(response: httpx.Response) -> str:
         body += chunk
         if len(body) >= MAX_EXCERPT_BYTES:
             break
-    return " ".join(body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace").split())
+    return mask_text(" ".join(body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace").split()))[:MAX_EXCERPT_CHARS]
 
 
 def track_request_sent(sent: asyncio.Event) -> dict[str, Any]:

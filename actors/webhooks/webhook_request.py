@@ -1,20 +1,16 @@
-"""The requests to the backend: method, path and body as the source system's backend reads them, and the Standard Webhooks signature."""
+"""The requests to the backend: method, path and body as the source system's backend reads them."""
 
-import base64
-import binascii
-import hashlib
-import hmac
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from bus.errors import PermanentError
+from bus.masking import mask_text
 from contracts.event import Progress
 from contracts.fault import Fault
 from contracts.webhook import Webhook
 
 WEBHOOK_PATH = "/api/webhooks/inference/"
-SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
 ERROR_CODES = {"out-of-memory": "GPU_OOM", "attempts-exhausted": "GENERATION_FAILED", "cancelled": "CANCELLED"}
 """Fault code to the backend's error code; any other code is written in upper snake case."""
 ADDED_METADATA = ("prompt_tags", "lora_missing", "signature_missing")
@@ -54,30 +50,9 @@ def failure_fields(fault: Fault | None) -> dict[str, str]:
     if fault is None:
         return {"error_message": "Unknown error", "error_code": "GENERATION_FAILED"}
     code = ERROR_CODES.get(fault.code, fault.code.upper().replace("-", "_"))
-    return {"error_message": fault.message[:MAX_ERROR_MESSAGE_CHARS], "error_code": code}
+    return {"error_message": mask_text(fault.message)[:MAX_ERROR_MESSAGE_CHARS], "error_code": code}
 
 
 def json_request(method: str, command: Webhook, **fields: Any) -> WebhookRequest:
     body = {"generation_id": command.generation_id, **fields}
     return WebhookRequest(method, WEBHOOK_PATH + command.kind, json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
-
-
-def build_signature_headers(message_id: str, sent_at: int, body: bytes, secrets: str | None) -> dict[str, str]:
-    """`message_id` is the same at every retry and contains no dot; `sent_at` is Unix time; `secrets`: one or more, separated by spaces."""
-    headers = {"webhook-id": message_id, "webhook-timestamp": str(sent_at)}
-    if secrets:
-        content = f"{message_id}.{sent_at}.".encode() + body
-        headers["webhook-signature"] = " ".join(sign_content(decode_secret(secret), content) for secret in secrets.split())
-    return headers
-
-
-def sign_content(key: bytes, content: bytes) -> str:
-    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-
-
-def decode_secret(secret: str) -> bytes:
-    """The bytes of a `whsec_<base64>` secret. Raises ValueError for any other; the message does not contain the secret."""
-    try:
-        return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-    except binascii.Error:
-        raise ValueError("WEBHOOK_SECRET is not whsec_ followed by base64") from None

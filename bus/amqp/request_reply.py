@@ -20,6 +20,7 @@ from bus.amqp.exclusive_queue import consume_exclusive
 from bus.amqp.messages import OutboundMessage, build_cancel, build_command
 from bus.amqp.propagation import propagated_headers
 from bus.amqp.publisher import Publisher
+from bus.masking import mask_error
 from contracts.broker_names import work_queue
 from contracts.fault import Fault
 from contracts.wire import Header
@@ -216,7 +217,7 @@ def decode_reply(body: bytes, kind: str) -> dict[str, Any] | Fault:
             raise ValueError(f"the reply is not a JSON object: {type(fields).__name__}")
         return Fault.model_validate(fields) if kind == "fault.v1" else fields
     except ValueError as error:
-        return Fault(code="reply-unreadable", message=str(error)[:500], step="gateway")
+        return Fault(code="reply-unreadable", message=mask_error(error)[:500], step="gateway")
 
 
 @asynccontextmanager

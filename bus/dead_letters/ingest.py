@@ -17,6 +17,7 @@ from bus.dead_letters.relay import ReplayRelay
 from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
 from bus.delivery import OnMessage
 from bus.errors import PermanentError
+from bus.masking import mask_text
 from bus.retry import retry_while_unavailable
 
 MAX_BATCH_SIZE = 100
@@ -98,7 +99,7 @@ class DeadLetterConsumer:
             await self._write(record)
         except Exception as error:
             log.error("dead_letter.stored_raw", queue=queue, error=repr(error)[:500])
-            record = DeadLetterRecord.raw(message.body, queue, now, repr(error))
+            record = DeadLetterRecord.raw(message.body, queue, now, mask_text(repr(error)))
             await self._write(record)
         try:
             await message.ack()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from bus.masking import mask_text
 from bus.observability import metrics
 from bus.observability.settings import HealthSettings
 
@@ -36,8 +37,9 @@ class Health:
     async def _run_check(self, check: HealthCheck) -> str | None:
         try:
             async with asyncio.timeout(self.settings.check_seconds):
-                return await check()
+                reason = await check()
+                return mask_text(reason) if reason else None
         except TimeoutError:
             return f"no response within {self.settings.check_seconds:g} s"
         except Exception as error:
-            return f"{type(error).__name__}: {error}"[:500]
+            return mask_text(f"{type(error).__name__}: {error}")[:500]

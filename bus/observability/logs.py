@@ -14,22 +14,14 @@ from typing import Any
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
-from bus.observability.settings import LogSettings
+from bus.masking import cut_text, mask_forms, mask_known, show_uncaught
+from bus.observability.settings import LogSettings, remember_environment
 
 _SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
 _COUNT_NAME = re.compile(r"^(max_|new_|prompt_|completion_)*tokens$", re.IGNORECASE)
 _PROMPT_NAME = re.compile(r"prompt|^(question|text|prediction|negative|messages|body|payload)$", re.IGNORECASE)
-MAX_TEXT_CHARS = 16_000
-"""A longer text is cut before it is masked; its beginning and its end are logged."""
 MAX_ITEMS, MAX_DEPTH = 1_000, 20
 """Of lists and mappings; what lies beyond them is not logged."""
-_WORD = re.compile(r"\S+")
-_URL_USER = re.compile(r"(://[^:/@]+:).+")
-_BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
-_NAMED_SECRET = re.compile(r"(?i)((?:token|secret|password|api_?key|signature)[\"']?\s*[=:]\s*[\"']?)[^\s\"',&}]+")
-_MAYBE_SECRET = re.compile(r"[=:]|bearer|basic", re.IGNORECASE)
-_PYDANTIC_INPUT = re.compile(r"(input_value=)(?:'[^']*'|\"[^\"]*\"|[^,\]]*)")
-"""The input that pydantic quotes in a validation error, which may be a prompt."""
 
 
 def mask_entry(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -59,37 +51,18 @@ def mask_value(name: str, value: Any, depth: int = 0) -> Any:
         return {key: mask_value(str(key), inner, depth + 1) for key, inner in islice(value.items(), MAX_ITEMS)}
     if isinstance(value, list | tuple):
         return [mask_value("", inner, depth + 1) for inner in value[:MAX_ITEMS]]
-    return mask_text(value) if isinstance(value, str) else value
+    return mask_forms(cut_text(value)) if isinstance(value, str) else value
 
 
-def mask_text(text: str) -> str:
-    text = cut_text(text)
-    if not _MAYBE_SECRET.search(text):  # most have none: one search instead of four
-        return text
-    if "://" in text and "@" in text:
-        text = _WORD.sub(_mask_url_passwords, text)
-    text = _BEARER.sub(r"\1 ***", text)
-    return _PYDANTIC_INPUT.sub(r"\1***", _NAMED_SECRET.sub(r"\1***", text))
-
-
-def cut_text(text: str) -> str:
-    """At most MAX_TEXT_CHARS. The words at the cut are left out whole: half a secret is not recognised as one."""
-    if len(text) <= MAX_TEXT_CHARS:
-        return text
-    half = MAX_TEXT_CHARS // 2
-    heads, tails = text[:half].rsplit(None, 1), text[-half:].split(None, 1)
-    head, tail = heads[0] if len(heads) == 2 else "", tails[1] if len(tails) == 2 else ""
-    return f"{head} … ({len(text) - len(head) - len(tail)} characters are not logged) … {tail}"
-
-
-def _mask_url_passwords(word: re.Match[str]) -> str:
-    """A word without blanks. What precedes an `@` is searched for `://user:`; nothing is searched twice."""
-    *before, last = word[0].split("@")
-    return "@".join([*(_URL_USER.sub(r"\1***", part, count=1) for part in before), last])
+def mask_line(_: Any, __: str, line: str) -> str:
+    """Mask the known secrets in the whole line, once: whatever an entry was made of, and whoever wrote it."""
+    return mask_known(line)
 
 
 def configure_logging(level: str | None = None, *, json: bool | None = None) -> None:
     """Log to standard error. `level`: None means LOG_LEVEL. `json`: None means JSON unless standard error is a terminal."""
+    remember_environment()
+    sys.excepthook = show_uncaught
     level = level or LogSettings().level
     json = not sys.stderr.isatty() if json is None else json
     # A plain traceback: the rich one shows local variables, which may hold secrets.
@@ -100,7 +73,7 @@ def configure_logging(level: str | None = None, *, json: bool | None = None) -> 
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = [structlog.processors.format_exc_info, mask_entry, renderer]
+    last: list[Any] = [structlog.processors.format_exc_info, mask_entry, renderer, mask_line]
     structlog.configure(
         processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),

@@ -9,6 +9,7 @@ from aio_pika.exceptions import AMQPError
 
 from bus.amqp.topology import QueueDepth, read_queue_depth
 from bus.errors import TemporaryError
+from bus.masking import mask_error
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 
@@ -71,4 +72,4 @@ async def probe_port(host: str, port: int) -> str | None:
 
 
 def describe_error(error: BaseException) -> str:
-    return f"no response within {PROBE_TIMEOUT_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return f"no response within {PROBE_TIMEOUT_SECONDS:g} s" if isinstance(error, TimeoutError) else mask_error(error)

@@ -1,9 +1,18 @@
 """The settings of the health server, of the log and of tracing."""
 
+import os
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bus.masking import remember_secret, remember_url
+
+SECRET_VARIABLE = re.compile(
+    r"token|secret|password|passwd|api_?key|access_key$|credential|authorization|cookie|_headers$|_pass$", re.IGNORECASE
+)
+MIN_SECRET_CHARS = 8
 
 
 class HealthSettings(BaseSettings):
@@ -37,3 +46,16 @@ class TracingSettings(BaseSettings):
     )
     service_name: str | None = Field(None, description="The name of the process in traces; default `atelier-<its steps>`.")
     sdk_disabled: bool = Field(False, description="True: no traces, whatever the other settings are.")
+
+
+def remember_environment() -> None:
+    """Mask the secrets of the environment in all texts: also those of libraries, such as HF_TOKEN and OTEL_EXPORTER_OTLP_HEADERS.
+
+    They are found by the variable's name, or as the password in a URL; folders, numbers and short words are none.
+    """
+    for name, value in os.environ.items():
+        remember_url(value)
+        if SECRET_VARIABLE.search(name):
+            for part in (value.strip(), *(re.split(r"[=:]", item, maxsplit=1)[-1] for item in re.split(r"[,\s]+", value))):
+                if len(part) >= MIN_SECRET_CHARS and not part.startswith(("/", ".", "~")) and not part.isdecimal():
+                    remember_secret(part)

@@ -4,12 +4,14 @@ Off without OTEL_EXPORTER_OTLP_ENDPOINT: nothing of OpenTelemetry is imported, a
 """
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from bus.delivery import Delivery
+from bus.masking import mask_error, mask_text
 from bus.observability.metrics import outcome_labels
 from bus.observability.settings import TracingSettings
 from bus.outcome import DeadLettered, Outcome
@@ -67,7 +69,7 @@ def trace_publish(message_count: int) -> Iterator[None]:
     from opentelemetry.trace import SpanKind
 
     attributes = {"messaging.system": "rabbitmq", "messaging.operation.type": "send", "messaging.batch.message_count": message_count}
-    with _tracer.start_as_current_span("publish", kind=SpanKind.PRODUCER, attributes=attributes):
+    with _masked_span("publish", None, SpanKind.PRODUCER, attributes):
         yield
 
 
@@ -114,9 +116,23 @@ def _span(name: str, kind: str, parent: Mapping[str, str], attributes: dict[str,
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     headers: dict[str, str] = {}
-    with _tracer.start_as_current_span(name, _parent_context(parent), kind=SpanKind[kind], attributes=attributes) as span:
+    with _masked_span(name, _parent_context(parent), SpanKind[kind], attributes) as span:
         TraceContextTextMapPropagator().inject(headers)
         yield span, headers
+
+
+@contextmanager
+def _masked_span(name: str, context: Any, kind: Any, attributes: dict[str, Any]) -> Iterator[Any]:
+    """A span that records an exception as OpenTelemetry does, but without secrets."""
+    options = {"record_exception": False, "set_status_on_exception": False}
+    with _tracer.start_as_current_span(name, context, kind=kind, attributes=attributes, **options) as span:
+        try:
+            yield span
+        except Exception as error:
+            text = {"exception.type": type(error).__qualname__, "exception.message": mask_error(error)}
+            span.add_event("exception", {**text, "exception.stacktrace": mask_text("".join(traceback.format_exception(error)))})
+            _set_error(span, f"{type(error).__name__}: {mask_error(error)}")
+            raise
 
 
 def _parent_context(parent: Mapping[str, str]) -> Any:

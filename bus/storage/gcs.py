@@ -5,10 +5,12 @@ import time
 from urllib.parse import quote
 
 import httpx
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import TemporaryError
+from bus.masking import remember_secret
+from bus.secrets import HeaderSecret
 
 TOKEN_RESERVE_SECONDS = 60.0
 """A token that expires within this time is not used for another request."""
@@ -22,7 +24,7 @@ class GcsSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     gcs_api_url: str = Field("https://storage.googleapis.com", description="Google Cloud Storage, or a server with the same API.")
-    gcs_token: SecretStr | None = Field(None, description="An OAuth access token; without one a public bucket can be read.")
+    gcs_token: HeaderSecret | None = Field(None, description="An OAuth access token; without one a public bucket can be read.")
     gcs_metadata_url: str = Field(
         "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
         description="The metadata server from which a machine of Google's gets its token.",
@@ -58,6 +60,7 @@ class GcsCredentials:
             async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
                 response = await http.get(self._settings.gcs_metadata_url, headers={"Metadata-Flavor": "Google"})
             token = response.raise_for_status().json()
+            remember_secret(str(token["access_token"]))
             return {"Authorization": f"Bearer {token['access_token']}"}, float(token.get("expires_in", 0)) - TOKEN_RESERVE_SECONDS
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError):
             if self._headers:

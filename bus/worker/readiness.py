@@ -9,6 +9,7 @@ import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from bus.amqp.broker import pause_consumer, resume_consumer
+from bus.masking import mask_text
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ class Readiness:
     def set_unready(self, reason: str | None) -> None:
         if reason is None or self.reason is None:
             self.since = datetime.now(UTC)
-        self.reason = reason
+        self.reason = mask_text(reason) if reason else None
         self._changed.set()
 
     async def control_consumer(self, subscriber: RabbitSubscriber) -> None:

@@ -5,11 +5,12 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 from rich.markup import escape
 
+from bus.masking import mask_text
 from ops.commands import doctor_host, doctor_models, doctor_services
 from ops.commands.doctor_host import Check
 from ops.registry import expand_groups
@@ -37,13 +38,18 @@ def doctor(arguments: Namespace) -> int:
     steps = expand_groups(arguments.steps)
     settings = LocalSettings()
     host_checks = [] if arguments.services else [check(settings) for check in HOST_CHECKS]
-    checks = [*host_checks, *asyncio.run(run_service_checks(settings, steps))]
+    checks = [mask_check(check) for check in (*host_checks, *asyncio.run(run_service_checks(settings, steps)))]
     ok = all(check.ok for check in checks)
     if arguments.json:
         sys.stdout.write(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2) + "\n")
     else:
         print_checks(checks)
     return 0 if ok else 1
+
+
+def mask_check(check: Check) -> Check:
+    """Without secrets, which the error of a library may quote."""
+    return replace(check, detail=mask_text(check.detail), cure=mask_text(check.cure))
 
 
 async def run_service_checks(settings: LocalSettings, steps: Sequence[str] = ()) -> list[Check]:

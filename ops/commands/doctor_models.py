@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
+from bus.masking import mask_text
 from bus.net.ssrf import describe_http_error
-from bus.observability.logs import mask_text
 from bus.observability.probes import PROBE_TIMEOUT_SECONDS, describe_error
 from ops.commands.doctor_host import Check
 from ops.registry import NEEDS_MODELS

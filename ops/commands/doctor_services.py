@@ -118,7 +118,5 @@ def host_and_port(url: str, default_port: int) -> str:
 
 
 def describe_failure(url: str, default_port: int, error: str | None) -> str | None:
-    """The error of a probe for the report; a password that it quotes is masked."""
-    password = urlsplit(url).password
-    masked = error.replace(password, "***") if error and password else error
-    return f"{host_and_port(url, default_port)} does not answer: {masked}" if masked else None
+    """The error of a probe for the report."""
+    return f"{host_and_port(url, default_port)} does not answer: {error}" if error else None

@@ -10,7 +10,7 @@ from gateway.compat.vertex import VertexSettings, apply_vertex_settings
 from gateway.middleware.api_keys import InsecureBindError
 from gateway.serve import serve
 from gateway.settings import GatewaySettings
-from ops.errors import SetupError
+from ops.errors import SetupError, describe_settings_error
 from ops.settings import LocalSettings
 from ops.supervisor import exit_with_parent
 
@@ -28,4 +28,5 @@ def run_gateway(arguments: Namespace) -> int:
         settings = GatewaySettings.model_validate(configured.model_dump() | overrides)
         return 0 if serve(BusSettings(), settings, store, vertex) else 1
     except (InsecureBindError, ValueError, OSError) as error:
-        raise SetupError(str(error)) from error
+        described = describe_settings_error(error) if isinstance(error, ValueError) else None
+        raise SetupError(described or str(error)) from error

@@ -9,7 +9,7 @@ from pydantic import AliasChoices
 
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
-from bus.observability.logs import mask_text
+from bus.masking import mask_text
 from ops.errors import SetupError
 from ops.local.smollm2 import PACKAGE, SMOLLM2, fetch_smollm2, find_smollm2
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM

@@ -36,6 +36,7 @@ from actors.engines.process.protocol import (
     TickReport,
 )
 from bus.errors import PermanentError, TemporaryError
+from bus.masking import mask_text
 from bus.observability.logs import configure_logging
 
 log = structlog.get_logger()
@@ -88,7 +89,7 @@ def open_engine(command: OpenEngine, data: BlockingChannel, control: "ControlRea
 
 
 def format_traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-4000:]
+    return mask_text("".join(traceback.format_exception(error)))[-4000:]
 
 
 def exit_with_error(data: BlockingChannel, error: FatalError) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from bus.observability.logs import MAX_ITEMS, MAX_TEXT_CHARS, mask_text, mask_value
+from bus.masking import MAX_TEXT_CHARS, mask_text
+from bus.observability.logs import MAX_ITEMS, mask_value
 
 ROOT = Path(__file__).parents[4]
 PROMPT = "a portrait of my neighbour"
@@ -127,7 +128,7 @@ def test_half_a_secret_at_the_cut_is_not_logged() -> None:
 
 
 def test_password_of_address_is_masked_as_by_former_pattern() -> None:
-    former, numbers = re.compile(r"(://[^:/@\s]+:)[^@\s]+(@)"), random.Random(18)
+    former, numbers = re.compile(r"(://[^:/@\s]*:)[^@\s]+(@)"), random.Random(18)
     for _ in range(20_000):
         text = "".join(numbers.choices([":", "/", "://", "@", " ", "a", "b", "\n", "://a:"], k=numbers.randint(0, 14)))
         assert mask_text(text) == former.sub(r"\1***\2", text)
