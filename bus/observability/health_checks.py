@@ -1,9 +1,12 @@
 """Health checks of the broker, of a consumer on its queue, of the database and of the claim store."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
+import structlog
 from aiormq import Channel
 
 from bus.amqp.publisher import Publisher
@@ -15,6 +18,8 @@ from bus.storage.claim_store import ClaimStore
 
 if TYPE_CHECKING:  # the gateway imports this module without FastStream
     from faststream.rabbit.subscriber import RabbitSubscriber
+
+log = structlog.get_logger()
 
 
 def broker_check(publisher: Publisher) -> HealthCheck:
@@ -78,3 +83,21 @@ def store_check(claims: ClaimStore) -> HealthCheck:
         return None
 
     return check
+
+
+@asynccontextmanager
+async def report_store(claims: ClaimStore) -> AsyncIterator[None]:
+    """Check the store beside the block, once, and log why it cannot be used. A process starts without it: its deliveries wait."""
+    task = asyncio.create_task(_report_store(claims))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _report_store(claims: ClaimStore) -> None:
+    try:
+        await claims.check()
+    except TemporaryError as error:
+        log.error("store.unusable", reason=str(error))

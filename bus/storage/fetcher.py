@@ -21,7 +21,8 @@ from bus.net.tls import create_ssl_context
 from bus.storage.gcs import GcsCredentials, GcsSettings
 from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
 from bus.storage.object_keys import may_read
-from bus.storage.s3_client import open_s3_client, translate_s3_errors
+from bus.storage.s3_client import open_s3_client, read_at_most
+from bus.storage.s3_errors import translate_s3_errors
 from bus.storage.settings import StoreSettings
 
 REFUSED, FORBIDDEN, MISSING, TOO_LARGE = "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large"
@@ -78,13 +79,15 @@ class AssetFetcher:
         client = await self._s3_client()
         with translate_s3_errors(
             f"fetching {redact_uri(uri)}",
+            server=self._settings.aws_s3_endpoint_url,
             on_missing=lambda: missing_error(uri),
             on_refused=lambda: forbidden_error(uri, "the bucket forbids it"),
         ):
-            response = await client.get_object(Bucket=bucket, Key=key)
-            async with response["Body"] as body:
-                check_size(response["ContentLength"], uri, max_bytes)
-                return bytes(await body.read())
+            async with asyncio.timeout(self._settings.asset_timeout_seconds):
+                data = await read_at_most(await client.get_object(Bucket=bucket, Key=key), max_bytes)
+        if data is None:
+            raise too_large_error(uri, max_bytes)
+        return data
 
     def _is_named(self, uri: str) -> bool:
         """Whether ASSET_BUCKETS names the bucket, or a prefix of the address."""
@@ -203,7 +206,11 @@ def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
 def check_size(size: int, uri: str, max_bytes: int) -> None:
     """Raises PermanentError("asset-too-large")."""
     if size > max_bytes:
-        raise PermanentError(TOO_LARGE, f"{redact_uri(uri)} is larger than the {max_bytes} bytes allowed.")
+        raise too_large_error(uri, max_bytes)
+
+
+def too_large_error(uri: str, max_bytes: int) -> PermanentError:
+    return PermanentError(TOO_LARGE, f"{redact_uri(uri)} is larger than the {max_bytes} bytes allowed.")
 
 
 def missing_error(uri: str) -> PermanentError:

@@ -106,3 +106,13 @@ def sha256_hex(data: bytes) -> str:
 def sha256_base64(sha256: str) -> str:
     """The hex digest as S3 writes it (`ChecksumSHA256`)."""
     return base64.b64encode(bytes.fromhex(sha256)).decode()
+
+
+def md5_hex(data: bytes) -> str:
+    """As a server's ETag."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def md5_base64(data: bytes) -> str:
+    """As the header `Content-MD5`."""
+    return base64.b64encode(bytes.fromhex(md5_hex(data))).decode()

@@ -9,9 +9,10 @@ import base64
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,19 +22,23 @@ from anyio import to_thread
 from bus.errors import PermanentError, TemporaryError
 from bus.net.ssrf import describe_http_error
 from bus.storage.gcs import GcsCredentials, GcsSettings
-from bus.storage.s3_client import open_s3_client, translate_s3_errors
+from bus.storage.s3_client import open_s3_client
+from bus.storage.s3_errors import error_code, translate_s3_errors
 from bus.storage.settings import StoreSettings
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes copied so far and the bytes in total."""
 
 COMPLETE_MARKER = ".whole.json"
+MD5 = re.compile("[0-9a-f]{32}")
+NO_VERSION_2 = frozenset({"NotImplemented", "InvalidArgument", "MethodNotAllowed", "InvalidRequest", "501", "405"})
+"""What servers that know only the first version of the listing answer to the second."""
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """One object under the prefix; `name` is relative to it. `md5`: hex; None for an S3 object that was uploaded in parts."""
+    """One object under the prefix; `name` is relative to it. `md5`: hex; None for an S3 object of several parts, or encrypted."""
 
     key: str
     name: str
@@ -45,6 +50,10 @@ class ObjectSource(Protocol):
     async def list_objects(self) -> list[RemoteObject]: ...
 
     def read(self, entry: RemoteObject, start: int) -> AsyncIterator[bytes]: ...
+
+    def with_checksum(self, entry: RemoteObject) -> RemoteObject:
+        """The object as it was read: without an md5 where the server's tag is none."""
+        ...
 
 
 async def sync_prefix(url: str, folder: Path, on_progress: OnProgress = lambda done, total: None) -> None:
@@ -88,7 +97,7 @@ async def _copy_object(source: ObjectSource, entry: RemoteObject, target: Path, 
                 await to_thread.run_sync(file.write, chunk)
                 on_progress(file.tell())
     try:
-        await to_thread.run_sync(verify, part, entry)
+        await to_thread.run_sync(verify, part, source.with_checksum(entry))
     except PermanentError:
         if not start:
             raise
@@ -136,44 +145,80 @@ async def open_source(url: str) -> AsyncIterator[ObjectSource]:
     bucket, _, prefix = rest.partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     if scheme == "s3":
-        # Of these settings only the credentials and the region matter.
-        async with open_s3_client(StoreSettings.model_validate({"store_url": "file:///"})) as client:
-            yield S3Prefix(client, bucket, prefix)
+        # Of these settings only those of the server matter.
+        settings = StoreSettings.model_validate({"store_url": "file:///"})
+        async with open_s3_client(settings) as client:
+            yield S3Prefix(client, bucket, prefix, settings.aws_s3_endpoint_url)
         return
-    settings = GcsSettings()
+    gcs = GcsSettings()
     async with httpx.AsyncClient(timeout=httpx.Timeout(60, connect=10)) as http:
-        http.headers.update(await GcsCredentials(settings).headers())
-        yield GcsPrefix(http, settings, bucket, prefix)
+        http.headers.update(await GcsCredentials(gcs).headers())
+        yield GcsPrefix(http, gcs, bucket, prefix)
 
 
 class S3Prefix:
-    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
-        self._client, self._bucket, self._prefix = client, bucket, prefix
+    def __init__(self, client: Any, bucket: str, prefix: str, server: str | None = None) -> None:
+        self._client, self._bucket, self._prefix, self._server = client, bucket, prefix, server
+        self._encrypted: set[str] = set()
 
     async def list_objects(self) -> list[RemoteObject]:
         objects = []
         with translate_s3_errors(
-            f"listing s3://{self._bucket}/{self._prefix}", on_missing=self._missing_error, on_refused=self._missing_error
+            f"listing s3://{self._bucket}/{self._prefix}",
+            server=self._server,
+            on_missing=self._missing_error,
+            on_refused=self._missing_error,
         ):
-            async for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix):
+            async for page in self._pages():
                 for item in page.get("Contents", []):
-                    tag = item["ETag"].strip('"')
+                    tag = str(item.get("ETag", "")).removeprefix("W/").strip('"').lower()
                     name = item["Key"].removeprefix(self._prefix)
                     if name and not name.endswith("/"):
-                        objects.append(RemoteObject(item["Key"], name, item["Size"], tag if len(tag) == 32 else None))
+                        objects.append(RemoteObject(item["Key"], name, item["Size"], tag if MD5.fullmatch(tag) else None))
         return objects
+
+    async def _pages(self) -> AsyncIterator[dict[str, Any]]:
+        """By the listing of version 2; by that of version 1 where the server refuses it, or does not say how it goes on."""
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self._bucket, "Prefix": self._prefix}
+        try:
+            async for page in self._client.get_paginator("list_objects_v2").paginate(**place):
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    break
+                yield page
+            else:
+                return
+        except ClientError as error:
+            if error_code(error) not in NO_VERSION_2:
+                raise
+        async for page in self._client.get_paginator("list_objects").paginate(**place):
+            yield page
 
     def _missing_error(self) -> PermanentError:
         return PermanentError("model-missing", f"s3://{self._bucket}/{self._prefix} does not exist, or access is denied.")
 
     async def read(self, entry: RemoteObject, start: int) -> AsyncIterator[bytes]:
         with translate_s3_errors(
-            f"reading s3://{self._bucket}/{entry.key}", on_missing=self._missing_error, on_refused=self._missing_error
+            f"reading s3://{self._bucket}/{entry.key}",
+            server=self._server,
+            on_missing=self._missing_error,
+            on_refused=self._missing_error,
         ):
-            response = await self._client.get_object(Bucket=self._bucket, Key=entry.key, Range=f"bytes={start}-")
+            rest = {"Range": f"bytes={start}-"} if start else {}
+            response = await self._client.get_object(Bucket=self._bucket, Key=entry.key, **rest)
+            if str(response.get("ServerSideEncryption", "")).startswith("aws:kms") or response.get("SSECustomerAlgorithm"):
+                self._encrypted.add(entry.key)
+            # A server that knows no ranges sends the object from its start.
+            skipped = start if response["ResponseMetadata"]["HTTPStatusCode"] == 200 else 0
             async with response["Body"] as body:
                 async for chunk in body.content.iter_chunked(CHUNK_BYTES):
-                    yield chunk
+                    yield chunk[skipped:]
+                    skipped = max(0, skipped - len(chunk))
+
+    def with_checksum(self, entry: RemoteObject) -> RemoteObject:
+        """The ETag of an object that is encrypted with a key of its own has the form of an md5, and is none."""
+        return replace(entry, md5=None) if entry.key in self._encrypted else entry
 
 
 class GcsPrefix:
@@ -216,11 +261,14 @@ class GcsPrefix:
         try:
             async with self._http.stream("GET", url, params={"alt": "media"}, headers={"Range": f"bytes={start}-"}) as response:
                 self._raise_for_status(response)
-                if start and response.status_code != 206:
-                    raise TemporaryError(f"gs://{self._bucket} does not resume {entry.key}", code="model-unreachable")
+                skipped = start if response.status_code == 200 else 0
                 async for chunk in response.aiter_raw():
-                    yield chunk
+                    yield chunk[skipped:]
+                    skipped = max(0, skipped - len(chunk))
         except httpx.HTTPError as error:
             raise TemporaryError(
                 f"gs://{self._bucket}/{entry.key} was interrupted: {describe_http_error(error)}", code="model-unreachable"
             ) from error
+
+    def with_checksum(self, entry: RemoteObject) -> RemoteObject:
+        return entry

@@ -19,12 +19,13 @@ def permanent_base(settings: StoreSettings) -> str | None:
 
 
 def object_base(bucket: str, settings: StoreSettings) -> str:
-    """The address of the objects of a bucket: by its host at Amazon, below the path of any other server."""
+    """The address of the objects of a bucket: by its host at Amazon, below the path of any other server unless the style is virtual."""
     if settings.aws_s3_endpoint_url:
-        return f"{settings.aws_s3_endpoint_url.rstrip('/')}/{bucket}"
+        scheme, _, host = settings.aws_s3_endpoint_url.rstrip("/").partition("://")
+        return f"{scheme}://{bucket}.{host}" if settings.aws_s3_addressing_style == "virtual" else f"{scheme}://{host}/{bucket}"
     host = f"s3.{settings.aws_s3_region_name}.{AMAZON_HOST}" if settings.aws_s3_region_name else f"s3.{AMAZON_HOST}"
     # The certificate is for one label before the host.
-    return f"https://{host}/{bucket}" if "." in bucket else f"https://{bucket}.{host}"
+    return f"https://{host}/{bucket}" if "." in bucket or settings.aws_s3_addressing_style == "path" else f"https://{bucket}.{host}"
 
 
 def is_in_bucket(store_url: str, bucket: str) -> bool:

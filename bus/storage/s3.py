@@ -1,21 +1,44 @@
-"""A bucket as the claim store: objects below one prefix, each with a sha256 that the server stores and checks."""
+"""A bucket as the claim store: objects below one prefix. The server checks what it receives, and what it stored is compared with that.
+
+By default an object is written with its Content-MD5, which every S3 server knows; with AWS_REQUEST_CHECKSUM_CALCULATION=when_supported
+with its sha256, in a header that some servers refuse.
+"""
 
 import asyncio
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import structlog
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.fetcher import AssetFetcher
 from bus.storage.locations import BucketLocation
-from bus.storage.object_keys import claim_key, is_generated_key, put_key, readable_key, sha256_base64, sha256_hex, verify_claim
+from bus.storage.object_keys import (
+    claim_key,
+    is_generated_key,
+    md5_base64,
+    md5_hex,
+    put_key,
+    readable_key,
+    sha256_base64,
+    sha256_hex,
+    verify_claim,
+)
 from bus.storage.public_address import describe_expiry, permanent_base
-from bus.storage.s3_client import translate_s3_errors
+from bus.storage.s3_client import read_at_most
+from bus.storage.s3_errors import translate_s3_errors
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
 
 log = structlog.get_logger()
+
+CHECK_FOLDER = ".checks/"
+"""Of the objects that a check writes. No key of a caller's choice begins like this."""
+CHECK_TEXT = b"atelier"
+BUCKET_UNASKABLE = frozenset({403, 405, 501})
+"""Statuses of a HEAD of the bucket where the access key may use its objects alone, or the server knows no such request."""
 
 
 class S3ClaimStore:
@@ -24,6 +47,8 @@ class S3ClaimStore:
     def __init__(self, client: Any, location: BucketLocation, settings: StoreSettings, fetcher: AssetFetcher) -> None:
         self._client, self._location, self._settings, self._fetcher = client, location, settings, fetcher
         self._bucket, self._prefix = location.bucket, location.prefix
+        self._sends_sha256 = settings.aws_request_checksum_calculation == "when_supported"
+        self._is_proven = False
 
     async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
         return verify_claim(claim, await self._get(self._prefix + readable_key(self._location, claim, tenant), claim))
@@ -63,8 +88,40 @@ class S3ClaimStore:
         return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes, recorded=True)
 
     async def check(self) -> None:
-        with translate_s3_errors(f"checking the bucket {self._bucket}"):
-            await self._client.head_bucket(Bucket=self._bucket)
+        """Once, and where the bucket itself may not be asked for: write, read and delete a small object. Later: ask for the bucket."""
+        from botocore.exceptions import ClientError
+
+        if self._is_proven:
+            with self._translate_errors(f"checking the bucket {self._bucket}"):
+                try:
+                    async with asyncio.timeout(self._settings.store_timeout_seconds):
+                        await self._client.head_bucket(Bucket=self._bucket)
+                        return
+                except ClientError as error:
+                    if error.response["ResponseMetadata"]["HTTPStatusCode"] not in BUCKET_UNASKABLE:
+                        raise
+        await self._try_object()
+        self._is_proven = True
+
+    async def _try_object(self) -> None:
+        key = f"{self._prefix}{CHECK_FOLDER}{uuid4()}"
+        target = {"Bucket": self._bucket, "Key": key}
+        with self._translate_errors(f"checking s3://{self._bucket}/{key} by writing and reading it"):
+            async with asyncio.timeout(self._settings.store_timeout_seconds):
+                await self._client.put_object(**target, Body=CHECK_TEXT, ContentType="text/plain", **self._checksum(CHECK_TEXT))
+                read = await read_at_most(await self._client.get_object(**target), len(CHECK_TEXT))
+        await self._remove_check(key)
+        if read != CHECK_TEXT:
+            raise TemporaryError(f"s3://{self._bucket}/{key} does not hold what was written to it", code="store-away")
+
+    async def _remove_check(self, key: str) -> None:
+        """A store that lets nothing be deleted is usable: nothing else is deleted there."""
+        try:
+            with self._translate_errors(f"deleting s3://{self._bucket}/{key}"):
+                async with asyncio.timeout(self._settings.store_timeout_seconds):
+                    await self._client.delete_object(Bucket=self._bucket, Key=key)
+        except TemporaryError as error:
+            log.warning("store.check_object_kept", reason=str(error))
 
     @property
     def link_expiry(self) -> str | None:
@@ -75,30 +132,45 @@ class S3ClaimStore:
         if public := permanent_base(self._settings) if permanent else self._settings.store_public_url:
             return f"{public.rstrip('/')}/{quote(self._prefix + key)}"
         target, seconds = {"Bucket": self._bucket, "Key": self._prefix + key}, int(self._settings.s3_presign_seconds)
-        with translate_s3_errors(f"presigning {claim.uri}"):
-            return str(await self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
+        with self._translate_errors(f"presigning {claim.uri}"):
+            async with asyncio.timeout(self._settings.store_timeout_seconds):  # It may ask for the credentials of the machine.
+                return str(await self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
+
+    def _translate_errors(self, action: str, **errors: Any) -> AbstractContextManager[None]:
+        return translate_s3_errors(action, server=self._settings.aws_s3_endpoint_url, **errors)
 
     async def _get(self, key: str, claim: Claim) -> bytes:
         missing = PermanentError("claim-missing", f"No object at {claim.uri}: it was removed, or never written to this store.")
-        with translate_s3_errors(f"reading {claim.uri}", on_missing=lambda: missing):
+        with self._translate_errors(f"reading {claim.uri}", on_missing=lambda: missing):
             async with asyncio.timeout(self._settings.store_timeout_seconds):
-                response = await self._client.get_object(Bucket=self._bucket, Key=key)
-                async with response["Body"] as body:
-                    # An object of another size is corrupt; it is not read, however large.
-                    return bytes(await body.read()) if response["ContentLength"] == claim.size else b""
+                # An object of another size is corrupt; it is not read, however large.
+                return await read_at_most(await self._client.get_object(Bucket=self._bucket, Key=key), claim.size) or b""
+
+    def _checksum(self, data: bytes) -> dict[str, str]:
+        """The parameter by which the server checks what it receives."""
+        if self._sends_sha256:
+            return {"ChecksumSHA256": sha256_base64(sha256_hex(data))}
+        return {"ContentMD5": md5_base64(data)}
 
     async def _put(self, key: str, data: bytes, media_type: str, sha256: str) -> str:
-        """The server checks the sha256 on writing; then it is read back, by HEAD where the server stores it, else with the object."""
-        key, checksum = self._prefix + key, sha256_base64(sha256)
+        """The server checks the checksum on writing; then its size and checksum are compared, else the object is read back."""
+        key = self._prefix + key
         target = {"Bucket": self._bucket, "Key": key}
-        with translate_s3_errors(f"writing s3://{self._bucket}/{key}"):
-            cache = self._settings.s3_cache_control
-            # The SDK's own time-outs do not cover its wait for `100 Continue`.
+        cache = {"CacheControl": self._settings.s3_cache_control} if self._settings.s3_cache_control else {}
+        with self._translate_errors(f"writing s3://{self._bucket}/{key}"):
+            # The SDK's own time-outs do not cover its search for credentials.
             async with asyncio.timeout(self._settings.store_timeout_seconds):
-                await self._client.put_object(**target, Body=data, ContentType=media_type, CacheControl=cache, ChecksumSHA256=checksum)
-                head = await self._client.head_object(**target, ChecksumMode="ENABLED")
+                await self._client.put_object(**target, Body=data, ContentType=media_type, **cache, **self._checksum(data))
+                head = await self._client.head_object(**target, **({"ChecksumMode": "ENABLED"} if self._sends_sha256 else {}))
         claim = Claim(uri=f"s3://{self._bucket}/{key}", sha256=sha256, media_type=media_type, size=len(data))
-        stored = head.get("ChecksumSHA256") or sha256_base64(sha256_hex(await self._get(key, claim)))
-        if head["ContentLength"] != len(data) or stored != checksum:
+        if not self._holds(head, data, sha256) and sha256_hex(await self._get(key, claim)) != sha256:
             raise TemporaryError(f"{claim.uri} does not hold what was written: its sha256 differs")
         return claim.uri
+
+    def _holds(self, head: dict[str, Any], data: bytes, sha256: str) -> bool:
+        """Whether the server says that it stored these bytes. An ETag is the MD5 unless the object is encrypted, or the server differs."""
+        if self._sends_sha256:
+            same = head.get("ChecksumSHA256") == sha256_base64(sha256)
+        else:
+            same = str(head.get("ETag", "")).removeprefix("W/").strip('"').lower() == md5_hex(data)
+        return same and head.get("ContentLength") == len(data)

@@ -57,7 +57,7 @@ async def check_store(settings: LocalSettings) -> Check:
     if url and url.startswith("s3://"):
         if find_spec("aioboto3") is None:
             return Check("store", False, "aioboto3 is not installed", "pip install -e '.[s3]'")
-        cure = "check AWS_S3_ENDPOINT_URL, the keys, and that the bucket exists"
+        cure = "check AWS_S3_ENDPOINT_URL, the keys, the rights and the bucket"
         return make_check("store", await probe_store(StoreSettings(store_url=url)), url, cure)
     folder = Path(unquote(urlsplit(url or settings.local_folder.resolve().as_uri()).path))
     existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""A claim store of each kind: a folder on disk, and a bucket of a real S3 server."""
+"""A claim store of each kind: a folder on disk, and a bucket of two S3 servers, moto and Ceph."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
+from tests.support.ceph_store import open_ceph, store_settings
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +40,19 @@ def s3_settings(bucket: str, s3_endpoint: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="session")
+def ceph_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with open_ceph(tmp_path_factory.mktemp("ceph")) as url:
+        yield url
+
+
+@pytest.fixture
+def ceph_settings(ceph_endpoint: str) -> dict[str, Any]:
+    return store_settings(ceph_endpoint)
+
+
+@pytest.fixture(params=["folder", "s3", "ceph"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ClaimStore]:
-    settings = {"store_url": tmp_path.as_uri()} if request.param == "folder" else request.getfixturevalue("s3_settings")
+    settings = {"store_url": tmp_path.as_uri()} if request.param == "folder" else request.getfixturevalue(f"{request.param}_settings")
     async with open_claim_store(StoreSettings(**settings)) as claims:
         yield claims
