@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncpg import Record
 
-from actors.llm.conversation_repository import DATABASE_MISSING, SCHEMA, SQL, ConversationRepository, open_conversations
+from actors.llm.conversation_repository import SCHEMA, SQL, ConversationRepository, open_conversations
 from bus.actor import Context, Handler, OpenHandler, Resources, query_actor
 from contracts.conversation import (
     Conversation,
@@ -63,8 +63,7 @@ def with_repository(handler: Callable[..., Coroutine[Any, Any, Result]]) -> Open
 
     @asynccontextmanager
     async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
-        async with open_conversations(resources.require_database(DATABASE_MISSING)) as repository:
-            yield partial(handler, repository=repository)
+        yield partial(handler, repository=open_conversations(resources))
 
     return open_handler
 

@@ -55,7 +55,7 @@ async def open_text(resources: Resources) -> AsyncIterator[Handler]:
         engine = await stack.enter_async_context(open_text_engine(settings, resources.shared, resources.set_unready))
         if isinstance(engine, EmbeddedTextEngine):  # a server and vLLM report their metrics themselves
             resources.register_engine(engine)
-        repository = await stack.enter_async_context(open_conversations(resources.database)) if resources.database else None
+        repository = open_conversations(resources) if resources.database else None
         prompt_builder = PromptBuilder(resources.claims, DocumentReader(attachments), attachments)
         yield partial(generate, dependencies=Dependencies(engine, prompt_builder, repository, settings))
 
@@ -121,6 +121,8 @@ async def answer(
     engine = dependencies.engine
     request = build_request(command, prompt, context, dependencies.settings)
     request = await generate_answer(request, prompt, history, context, run, engine)
+    if run.last_chunk.finish_reason == "content_filter" and not run.response and (history or command.slip):
+        raise PermanentError("content-filtered", "The model's server filtered the answer; nothing of it is left. Change the message.")
     return build_result(command, prompt, history, request, run, await engine.ready())
 
 
@@ -142,6 +144,7 @@ def build_result(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             lora_adapter=request.lora or "base",
+            left_out=list(last.left_out) or None,
             timings=build_timings(run, parsing_at, parsed_at),
         ),
         response_json=response_json,

@@ -12,11 +12,12 @@ from typing import Any
 
 from bus.actor import Context, Handler, Resources, Transactional, TranslatedCommand
 from bus.observability.logs import configure_logging
-from bus.persistence.pool import apply_schemas, open_pool
+from bus.persistence.pool import apply_schemas
 from bus.routing_slip import advance, build_command_body, is_finished, next_command
 from bus.settings import BusSettings
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
+from bus.worker.resources import open_database
 from contracts.event import Progress
 from contracts.slip import CompletedStep, Slip
 from contracts.steps import COMMANDS
@@ -33,10 +34,10 @@ async def main() -> None:
     configure_logging("WARNING")
     components, adapter = load_actors(STEPS), load_actors(["image_generation"]).adapters[0]
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(BusSettings()))
+        pool, locks = await stack.enter_async_context(open_database(BusSettings()))
         if pool:
             await apply_schemas(pool, [actor.schema for actor in components.actors if actor.schema])
-        resources = Resources(await stack.enter_async_context(open_claim_store(StoreSettings())), pool)
+        resources = Resources(await stack.enter_async_context(open_claim_store(StoreSettings())), pool, locks=locks)
         handlers = {actor.step: await stack.enter_async_context(actor.open(resources)) for actor in components.actors}
         print_status("actors.ready")
         slots, tasks = asyncio.Semaphore(CONCURRENCY), set()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from asyncpg import Connection, Pool
 
 from bus.errors import PermanentError
+from bus.persistence.session_locks import SessionLocks
 from bus.storage.claim_store import ClaimStore
 from contracts import broker_names
 from contracts.event import Progress
@@ -97,12 +98,20 @@ class Resources:
     register_engine: Callable[[ObservableEngine], None] = lambda _: None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     """What the actors of one worker share, such as an engine: one dictionary for all of them; see `actors/engines/shared_resource.py`."""
+    locks: SessionLocks | None = None
+    """Advisory locks between processes; present where the database is."""
 
     def require_database(self, missing: str) -> Pool:
         """The pool. Raises PermanentError("database-missing", missing) without one."""
         if self.database is None:
             raise PermanentError("database-missing", missing)
         return self.database
+
+    def require_locks(self, missing: str) -> SessionLocks:
+        """The locks. Raises PermanentError("database-missing", missing) without a database."""
+        if self.locks is None:
+            raise PermanentError("database-missing", missing)
+        return self.locks
 
 
 OpenHandler = Callable[[Resources], AbstractAsyncContextManager[Handler]]

@@ -20,6 +20,14 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that is being changed; at start it is an error
+    asyncpg.InvalidCatalogNameError,  # a database that is being restored; at start it is an error
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InvalidSQLStatementNameError,  # a pooler that has begun to share sessions since the start
+    asyncpg.DuplicatePreparedStatementError,
 )
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0
 

@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.ids import MIN_SECRET_LENGTH
 from bus.net.tls import with_broker_ca, with_database_ca
+from bus.persistence.database_url import check_database_url
+from bus.secrets import AmqpUrl, HeaderText, Secret, SecretUrl
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -36,8 +38,8 @@ class RabbitMqSettings(BaseSettings):
 
     host: str | None = Field(None, description="The broker's host name or address; with it AMQP_URL need not be set.")
     port: int = Field(5672, description="The broker's port.")
-    user: str = Field("guest", description="The broker's user.")
-    password: SecretStr = Field(
+    user: HeaderText = Field("guest", description="The broker's user.")
+    password: Secret = Field(
         SecretStr("guest"), validation_alias=AliasChoices("RABBITMQ_PASSWORD", "RABBITMQ_PASS"), description="The user's password."
     )
 
@@ -52,11 +54,15 @@ class BusSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    amqp_url: SecretStr = Field(
+    amqp_url: AmqpUrl = Field(
         description="`amqp://user:password@host:5672/vhost`; or RABBITMQ_HOST, _PORT, _USER and _PASSWORD (or _PASS)."
     )
-    database_url: SecretStr | None = Field(None, description="`postgresql://…`. Without it no message is deduplicated: at-least-once.")
-    secret: SecretStr | None = Field(
+    database_url: SecretUrl | None = Field(None, description="`postgresql://…`. Without it no message is deduplicated: at-least-once.")
+    database_direct_url: SecretUrl | None = Field(
+        None,
+        description="The same database without a pooler in transaction mode, such as PgBouncer. Needed where DATABASE_URL leads to one.",
+    )
+    secret: Secret | None = Field(
         None,
         min_length=MIN_SECRET_LENGTH,
         validation_alias="ATELIER_SECRET",
@@ -119,6 +125,11 @@ class BusSettings(BaseSettings):
     def parse_delays(cls, value: Any) -> Any:
         return [float(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    @field_validator("database_url", "database_direct_url")
+    @classmethod
+    def check_database_urls(cls, value: SecretStr | None) -> SecretStr | None:
+        return SecretStr(check_database_url(value.get_secret_value())) if value else None
+
     @model_validator(mode="before")
     @classmethod
     def assemble_amqp_url(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -150,3 +161,7 @@ class BusSettings(BaseSettings):
     @property
     def postgres_url(self) -> str | None:
         return with_database_ca(self.database_url.get_secret_value(), self.tls_ca_file) if self.database_url else None
+
+    @property
+    def direct_postgres_url(self) -> str | None:
+        return with_database_ca(self.database_direct_url.get_secret_value(), self.tls_ca_file) if self.database_direct_url else None

@@ -15,7 +15,7 @@ from bus.masking import mask_text, show_uncaught
 from bus.observability.settings import remember_environment
 from ops.checkout import checkout_command, import_from_checkout, is_in_checkout
 from ops.commands import dead_letters
-from ops.errors import SetupError, describe_settings_error
+from ops.errors import SetupError, describe_start_error
 from ops.supervisor import exit_with_parent
 
 EXAMPLES = """\
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SetupError as error:
         sys.stderr.write(f"atelier: {mask_text(str(error))}\n")
         return 1
-    except ValueError as error:
-        if (message := describe_settings_error(error)) is None:
+    except Exception as error:
+        if (message := describe_start_error(error)) is None:
             raise
-        sys.stderr.write(f"atelier: {message}\n")
+        sys.stderr.write(f"atelier: {mask_text(message)}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,15 @@ class SetupError(Exception):
     """Something on this machine is missing or broken. The message names the cause and the remedy; it is shown without a traceback."""
 
 
+def describe_start_error(error: Exception) -> str | None:
+    """Cause and cure of an error that ends a command; None for a fault of the program."""
+    from bus.errors import PermanentError
+
+    if isinstance(error, PermanentError):
+        return str(error)
+    return describe_settings_error(error) if isinstance(error, ValueError) else None
+
+
 def describe_settings_error(error: ValueError) -> str | None:
     """One line for each wrong variable, with its name and without its value; None for an error that is not of settings.
 

@@ -1,5 +1,5 @@
 -- name: schema
-create schema if not exists atelier;
+do $$ begin if to_regnamespace('atelier') is null then create schema atelier; end if; end $$;
 create table if not exists atelier.conversations (
     conversation_id text primary key,
     tenant text not null,

@@ -1,7 +1,7 @@
 -- name: schema
 -- Creates the source system's tables in a database that lacks them; existing ones are not changed.
 -- The schema `public` is always named: for a user called `atelier`, `jobs` alone would mean the ledger's table.
-create schema if not exists atelier;
+do $$ begin if to_regnamespace('atelier') is null then create schema atelier; end if; end $$;
 do $$
 begin
     if to_regclass('public.jobs_variants') is null then

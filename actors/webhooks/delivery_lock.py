@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from asyncpg import Pool
 
 from actors.webhooks.delivery_state import DeliveryState
+from bus.persistence.session_locks import SessionLocks
 from bus.sql import load_queries
 
 SQL = load_queries(__file__, "delivery_lock.sql")
@@ -54,22 +55,20 @@ class MemoryDeliveryLock:
 
 
 class PostgresDeliveryLock:
-    """One row for each generation, and an advisory lock between processes. Holds a connection during a call."""
+    """One row for each generation, and an advisory lock between processes. A call holds no connection of the pool."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._locks: WeakValueDictionary[tuple[str, int], asyncio.Lock] = WeakValueDictionary()
+    def __init__(self, pool: Pool, locks: SessionLocks) -> None:
+        self._pool, self._locks = pool, locks
 
     @asynccontextmanager
     async def acquire(self, target: str, generation_id: int) -> AsyncIterator[LockedDelivery]:
-        # The local lock first: waiting for the advisory lock would hold a connection.
-        local_lock = self._locks.setdefault((target, generation_id), asyncio.Lock())
-        async with local_lock, self._pool.acquire() as connection:
-            await connection.execute(SQL["lock"], f"atelier webhook {target} {generation_id}")
-            row = await connection.fetchrow(SQL["load_state"], target, generation_id)
+        async with self._locks.hold(SQL["lock"], SQL["unlock"], f"atelier webhook {target} {generation_id}") as require_held:
+            row = await self._pool.fetchrow(SQL["load_state"], target, generation_id)
 
             async def save(state: DeliveryState) -> None:
+                """Raises LockLost: another process may have changed the state meanwhile."""
+                require_held()
                 values = (state.percent, state.complete, state.complete_id, state.failed, state.owner)
-                await connection.execute(SQL["save_state"], target, generation_id, *values)
+                await self._pool.execute(SQL["save_state"], target, generation_id, *values)
 
             yield LockedDelivery(DeliveryState(*row) if row else DeliveryState(), save)

@@ -1,5 +1,5 @@
 -- name: schema
-create schema if not exists atelier;
+do $$ begin if to_regnamespace('atelier') is null then create schema atelier; end if; end $$;
 create table if not exists atelier.webhook_calls (
     target text not null,
     generation_id bigint not null,
@@ -14,8 +14,11 @@ alter table atelier.webhook_calls add column if not exists tenant text;
 create index if not exists webhook_calls_changed_at on atelier.webhook_calls (changed_at);
 
 -- name: lock
--- Held by the connection during one call. The pool releases it when the connection is returned, the server when it is lost.
-select pg_advisory_lock(hashtextextended($1, 0))
+-- Held by the session of the process during one call. The server releases it when the connection is lost.
+select pg_try_advisory_lock(hashtextextended($1, 0))
+
+-- name: unlock
+select pg_advisory_unlock(hashtextextended($1, 0))
 
 -- name: load_state
 -- The tenant is empty for the installation, and null in a row of the previous release.

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from bus.actor import DatabaseWrite
 from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.pool import stateless_connection
 from bus.persistence.purge import purge_periodically
+from bus.persistence.session_locks import CONNECTION_ERRORS, SessionLocks
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
 from contracts.wire import Result
@@ -148,8 +149,8 @@ class PostgresInbox:
 
     is_persistent = True
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: asyncpg.Pool, locks: SessionLocks) -> None:
+        self._pool, self._locks = pool, locks
         self._in_flight = InFlightKeys()
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.liveness_lock_held = asyncio.Event()
@@ -220,28 +221,38 @@ class PostgresInbox:
         """Hold the advisory lock that shows that this process is alive; take it again after a lost connection. Never returns."""
         while True:
             try:
-                async with self._pool.acquire() as connection:
-                    await connection.execute("select pg_advisory_lock($1, $2)", LIVENESS_LOCK_CLASS, self.owner)
+                self._locks.lost.clear()
+                if await self._locks.fetchval(SQL["hold_liveness_lock"], LIVENESS_LOCK_CLASS, self.owner):
                     self.liveness_lock_held.set()
-                    while True:
-                        await connection.execute("select 1")
-                        await asyncio.sleep(LIVENESS_CHECK_SECONDS)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._locks.lost.wait(), LIVENESS_CHECK_SECONDS)
+                    continue
+            except CONNECTION_ERRORS as error:
                 log.warning("inbox.liveness_lock_lost", error=repr(error))
-                await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)
+
+    async def require_visible_lock(self) -> None:
+        """Raises PermanentError("database-other") when the pool's database does not know the lock that this process holds."""
+        statement = (SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner)
+        if not await retry_while_unavailable(lambda: self._fetchrow(*statement), "database"):
+            message = (
+                "DATABASE_DIRECT_URL leads to another database than DATABASE_URL: both must name the same one, the first without pooler"
+            )
+            raise PermanentError("database-other", message)
 
 
 @asynccontextmanager
-async def open_inbox(pool: asyncpg.Pool | None) -> AsyncIterator[Inbox]:
+async def open_inbox(pool: asyncpg.Pool | None, locks: SessionLocks | None) -> AsyncIterator[Inbox]:
     """The inbox of this process; without a database one that keeps nothing."""
-    if pool is None:
+    if pool is None or locks is None:
         log.warning("inbox.disabled", meaning="no DATABASE_URL: messages are processed at least once, their effects must be idempotent")
         yield NullInbox()
         return
-    inbox = PostgresInbox(pool)
+    inbox = PostgresInbox(pool, locks)
     liveness_task = asyncio.create_task(inbox.hold_liveness_lock())
     try:
         await inbox.liveness_lock_held.wait()
+        await inbox.require_visible_lock()
         yield inbox
     finally:
         liveness_task.cancel()

@@ -1,5 +1,5 @@
 -- name: schema
-create schema if not exists atelier;
+do $$ begin if to_regnamespace('atelier') is null then create schema atelier; end if; end $$;
 create table if not exists atelier.inbox (
     step text not null,
     message_id text not null,
@@ -67,6 +67,20 @@ select deaths + (owner is not null and not exists (
         and classid = $3::integer::oid and objid = owner::oid
 ))::integer
 from atelier.inbox where step = $1 and message_id = $2 and result is null
+
+-- name: hold_liveness_lock
+-- Whether this session holds the lock, which it takes unless it has it. An earlier session of this process may hold it a moment longer.
+select case when exists (
+    select from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 2 and pid = pg_backend_pid()
+        and classid = $1::integer::oid and objid = $2::integer::oid
+) then true else pg_try_advisory_lock($1, $2) end
+
+-- name: is_alive
+select true from pg_locks
+where locktype = 'advisory' and granted and objsubid = 2
+    and database = (select oid from pg_database where datname = current_database())
+    and classid = $1::integer::oid and objid = $2::integer::oid
 
 -- name: release
 delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and result is null

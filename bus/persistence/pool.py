@@ -1,31 +1,41 @@
-"""The database pool that the inbox and the actors share, its JSON codecs, and the schemas that are applied at start."""
+"""The database pool that the inbox and the actors share, its JSON codecs, and the schemas that are applied at start.
+
+Behind a pooler in transaction mode each transaction gets another session: statements are not prepared, and no session is reset.
+"""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 from pydantic_core import from_json, to_json
 
+from bus.errors import PermanentError
+from bus.persistence.database_url import without_connect_timeout
+from bus.persistence.server_check import CONNECT_TIMEOUT_SECONDS, DatabaseServer, find_database
 from bus.retry import retry_while_unavailable
 from bus.settings import BusSettings
 
 CLOSE_TIMEOUT_SECONDS = 3.0
 STATEMENT_TIMEOUT_SECONDS = 20.0
 """After this time the server counts as gone: the connection is closed, and the statement can be repeated on another."""
+IDLE_SECONDS = 120.0
+"""An unused connection is closed by then: firewalls and load balancers of clouds drop one silently after 240 or 350 seconds."""
+PREPARED_STATEMENTS = 100
+SERIALIZATION_ATTEMPTS = 5
 SCHEMA_LOCK_ID = 4_273_001
 """Advisory lock: processes that start at the same time apply the schemas one after another."""
 
 
 @asynccontextmanager
-async def open_pool(settings: BusSettings) -> AsyncIterator[asyncpg.Pool | None]:
-    """A pool, or None without DATABASE_URL. JSON columns are read and written as Python values."""
-    if (url := settings.postgres_url) is None:
+async def open_pool(settings: BusSettings, server: DatabaseServer | None = None) -> AsyncIterator[asyncpg.Pool | None]:
+    """A pool on `server`, by default that of DATABASE_URL; None without either. JSON columns are read and written as Python values."""
+    if (server := server or await find_database(settings)) is None:
         yield None
         return
-    pool = await retry_while_unavailable(lambda: _create_pool(url, settings.database_pool_size), "database")
+    pool = await retry_while_unavailable(lambda: _create_pool(server, settings.database_pool_size), "database")
     try:
         yield pool
     finally:
@@ -39,49 +49,71 @@ async def _close(pool: asyncpg.Pool) -> None:
         pool.terminate()
 
 
-async def _create_pool(url: str, size: int) -> asyncpg.Pool:
+async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
     class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-        """After a time-out on one connection every connection of the pool is replaced before it is used again."""
+        """After a time-out on one connection every connection of the pool is replaced before it is used again.
+
+        A transaction sees what others have committed meanwhile, whatever the isolation that is the server's default.
+        """
 
         __slots__ = ("is_clean",)
 
         def mark_clean(self) -> None:
             self.is_clean = True
 
+        def transaction(self, *, isolation: str | None = "read_committed", readonly: bool = False, deferrable: bool = False) -> Any:
+            return super().transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
+
         async def execute(self, *statement: Any, **options: Any) -> str:
-            return str(await expire_on_timeout(super().execute(*statement, **options)))
+            return str(await run(self, lambda: super(PooledConnection, self).execute(*statement, **options)))
 
         async def fetch(self, *statement: Any, **options: Any) -> Any:
-            return await expire_on_timeout(super().fetch(*statement, **options))
+            return await run(self, lambda: super(PooledConnection, self).fetch(*statement, **options))
 
         async def fetchrow(self, *statement: Any, **options: Any) -> Any:
-            return await expire_on_timeout(super().fetchrow(*statement, **options))
+            return await run(self, lambda: super(PooledConnection, self).fetchrow(*statement, **options))
 
         async def fetchval(self, *statement: Any, **options: Any) -> Any:
-            return await expire_on_timeout(super().fetchval(*statement, **options))
+            return await run(self, lambda: super(PooledConnection, self).fetchval(*statement, **options))
 
-    async def expire_on_timeout(statement: Awaitable[Any]) -> Any:
+    async def run(connection: PooledConnection, statement: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await statement
+            return await repeat_conflicts(connection, statement)
         except TimeoutError:
             await pool.expire_connections()
             raise
 
     async def reset_unless_clean(connection: PooledConnection) -> None:
-        if not getattr(connection, "is_clean", False):
+        if not server.shares_sessions and not getattr(connection, "is_clean", False):
             await connection.execute(connection.get_reset_query())
         connection.is_clean = False
 
+    dsn, connect_timeout = without_connect_timeout(server.url, CONNECT_TIMEOUT_SECONDS)
     pool: asyncpg.Pool = asyncpg.create_pool(
-        url,
+        dsn,
         min_size=1,
         max_size=size,
         init=set_json_codecs,
         reset=reset_unless_clean,
+        max_inactive_connection_lifetime=IDLE_SECONDS,
+        timeout=connect_timeout,
         command_timeout=STATEMENT_TIMEOUT_SECONDS,
         connection_class=PooledConnection,
+        statement_cache_size=0 if server.shares_sessions else PREPARED_STATEMENTS,
     )
     return await pool
+
+
+async def repeat_conflicts(connection: asyncpg.Connection, statement: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a statement, again when it lost against a concurrent one. Inside a transaction, which has failed as a whole, it is raised."""
+    for attempt in range(1, SERIALIZATION_ATTEMPTS):
+        try:
+            return await statement()
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+            if connection.is_in_transaction():
+                raise
+        await asyncio.sleep(0.02 * attempt)
+    return await statement()
 
 
 @asynccontextmanager
@@ -107,7 +139,18 @@ def encode_postgres_json(value: Any) -> str:
 
 
 async def apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
-    """Execute each schema (idempotent DDL), one process at a time."""
+    """Execute each schema (idempotent DDL), one process at a time. Raises PermanentError("database-refused") without the right to."""
+    statements = list(schemas)
+    try:
+        await retry_while_unavailable(lambda: _apply_schemas(pool, statements), "database")
+    except asyncpg.InsufficientPrivilegeError as error:
+        cure = (
+            "grant the user of DATABASE_URL `create on database` and `create on schema public`, or let the owner of the tables start once"
+        )
+        raise PermanentError("database-refused", f"DATABASE_URL: our tables cannot be created, {error}: {cure}") from None
+
+
+async def _apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK_ID)
         await connection.execute("set local client_min_messages = warning")

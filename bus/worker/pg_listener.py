@@ -21,6 +21,7 @@ from bus.amqp.messages import build_command
 from bus.amqp.publisher import Publisher
 from bus.errors import PermanentError
 from bus.persistence.pool import set_json_codecs
+from bus.persistence.session_locks import connect_session
 from bus.settings import BusSettings
 
 RECENT_COMMANDS_LIMIT = 10_000
@@ -71,7 +72,7 @@ class ListenLoop:
 
     async def _listen(self) -> None:
         """Until the connection is lost. LISTEN comes before the first query, so that no notification falls between them."""
-        connection = await asyncpg.connect(self.url, timeout=10, command_timeout=30)
+        connection = await connect_session(self.url)
         try:
             await set_json_codecs(connection)
             connection.add_termination_listener(lambda _: self.notified.set())
@@ -126,7 +127,7 @@ async def open_pg_listener(listener: PgListener, settings: BusSettings, publishe
     """Listen inside the block. Raises PermanentError("database-missing") without DATABASE_URL."""
     if settings.postgres_url is None:
         raise PermanentError("database-missing", f"{listener.name} listens to Postgres: set DATABASE_URL")
-    loop = ListenLoop(listener, settings.postgres_url, publisher)
+    loop = ListenLoop(listener, settings.direct_postgres_url or settings.postgres_url, publisher)
     task = asyncio.create_task(loop.run())
     try:
         yield loop

@@ -88,8 +88,8 @@ class Worker:
         handlers = []
         for actor, readiness in zip(self.actors, self.readiness, strict=True):
             register_engine = self._engine_registrar(actor.step, stack)
-            opened = actor.open(Resources(resources.claims, resources.pool, readiness.set_unready, register_engine, shared))
-            handlers.append(await stack.enter_async_context(opened))
+            provided = Resources(resources.claims, resources.pool, readiness.set_unready, register_engine, shared, resources.locks)
+            handlers.append(await stack.enter_async_context(actor.open(provided)))
         return handlers
 
     def _engine_registrar(self, step: str, stack: AsyncExitStack) -> Callable[[ObservableEngine], None]:

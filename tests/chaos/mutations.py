@@ -49,7 +49,7 @@ def ack_first() -> None:
 
 def no_inbox() -> None:
     @asynccontextmanager
-    async def open_inbox(pool: Any) -> AsyncIterator[Inbox]:
+    async def open_inbox(pool: Any, locks: Any) -> AsyncIterator[Inbox]:
         yield NullInbox(pool)
 
     resources.open_inbox = open_inbox  # type: ignore[attr-defined,assignment]

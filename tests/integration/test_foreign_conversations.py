@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 import pytest
 
 from actors.conversations import delete_conversation, get_conversation
-from actors.llm.conversation_repository import SCHEMA, ConversationRepository, append_turn, open_conversations
+from actors.llm.conversation_repository import SCHEMA, ConversationRepository, append_turn
 from bus.errors import PermanentError
 from bus.persistence.pool import open_pool
+from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from contracts.conversation import ConversationMessage, DeleteConversation, GetConversation
 from tests.support.actor_context import make_context
@@ -18,16 +19,18 @@ QUESTION = ConversationMessage(role="user", content="?", timestamp=datetime(2026
 
 
 @pytest.fixture
-async def repository(bus_settings: BusSettings) -> AsyncIterator[ConversationRepository]:
+async def repository(bus_settings: BusSettings, database_url: str) -> AsyncIterator[ConversationRepository]:
     """With the conversation `c-1` of the tenant `shop`."""
     async with open_pool(bus_settings) as pool:
         assert pool
         await pool.execute(SCHEMA)
         await pool.execute("delete from atelier.conversations")
-        async with open_conversations(pool) as repository:
-            async with pool.acquire() as connection, connection.transaction():
-                await append_turn(connection, await repository.load_history("c-1", "shop"), QUESTION, "!")
-            yield repository
+        locks = SessionLocks(lambda: connect_session(database_url))
+        repository = ConversationRepository(pool, locks)
+        async with pool.acquire() as connection, connection.transaction():
+            await append_turn(connection, await repository.load_history("c-1", "shop"), QUESTION, "!")
+        yield repository
+        await locks.close()
 
 
 @pytest.mark.parametrize("tenant", ["office", None])

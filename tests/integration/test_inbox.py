@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from bus.persistence.inbox import SCHEMA, PostgresInbox, open_inbox
 from bus.persistence.pool import apply_schemas, open_pool, stateless_connection
+from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from contracts.wire import Result
 from ops.local.postgres import EmbeddedPostgres
@@ -52,8 +53,15 @@ class InboxResult(Result):
 
 
 @pytest.fixture
-async def inbox(pool: asyncpg.Pool) -> AsyncIterator[PostgresInbox]:
-    async with open_inbox(pool) as inbox:
+async def locks(database_url: str) -> AsyncIterator[SessionLocks]:
+    locks = SessionLocks(lambda: connect_session(database_url))
+    yield locks
+    await locks.close()
+
+
+@pytest.fixture
+async def inbox(pool: asyncpg.Pool, locks: SessionLocks) -> AsyncIterator[PostgresInbox]:
+    async with open_inbox(pool, locks) as inbox:
         assert isinstance(inbox, PostgresInbox)
         yield inbox
 
@@ -92,9 +100,9 @@ async def test_cancelled_waiter_leaves_no_in_flight_key(inbox: PostgresInbox) ->
     assert (await asyncio.wait_for(inbox.acquire("echo", "cancelled-waiter", "job"), 5)).result is None
 
 
-async def test_message_of_live_process_is_not_acquired(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
+async def test_message_of_live_process_is_not_acquired(pool: asyncpg.Pool, inbox: PostgresInbox, locks: SessionLocks) -> None:
     await inbox.acquire("echo", "owned", "job")
-    async with open_inbox(pool) as other:
+    async with open_inbox(pool, locks) as other:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(other.acquire("echo", "owned", "job"), 0.5)
 

@@ -17,6 +17,7 @@ from actors.webhooks.delivery_lock import SQL, PostgresDeliveryLock
 from actors.webhooks.webhook_client import WebhookClient, open_webhook_client
 from bus.actor import Handler, Resources
 from bus.errors import PermanentError, TemporaryError
+from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
 from contracts.webhook import Webhook
@@ -65,8 +66,17 @@ async def pools(database_url: str) -> AsyncIterator[list[asyncpg.Pool]]:
 
 
 @pytest.fixture
-async def processes(webhook_client: WebhookClient, pools: list[asyncpg.Pool]) -> list[Handler]:
-    return [partial(webhook, client=webhook_client, lock=PostgresDeliveryLock(pool)) for pool in pools]
+async def locks(database_url: str) -> AsyncIterator[list[SessionLocks]]:
+    """Those of each simulated process."""
+    locks = [SessionLocks(lambda: connect_session(database_url)) for _ in range(2)]
+    yield locks
+    for process_locks in locks:
+        await process_locks.close()
+
+
+@pytest.fixture
+async def processes(webhook_client: WebhookClient, pools: list[asyncpg.Pool], locks: list[SessionLocks]) -> list[Handler]:
+    return [partial(webhook, client=webhook_client, lock=PostgresDeliveryLock(*process)) for process in zip(pools, locks, strict=True)]
 
 
 async def test_progress_after_completion_in_another_process_is_dropped(processes: list[Handler], backend: WebhookBackend) -> None:
@@ -183,11 +193,13 @@ async def test_progress_is_dropped_without_database(processes: list[Handler], po
     assert backend.requests == []
 
 
-async def test_old_delivery_states_are_purged_at_start(processes: list[Handler], pools: list[asyncpg.Pool], claims: ClaimStore) -> None:
+async def test_old_delivery_states_are_purged_at_start(
+    processes: list[Handler], pools: list[asyncpg.Pool], locks: list[SessionLocks], claims: ClaimStore
+) -> None:
     await processes[0](COMPLETE, make_context("m1"))
     await processes[0](COMPLETE.model_copy(update={"generation_id": 8}), make_context("m2"))
     await pools[0].execute("update atelier.webhook_calls set changed_at = now() - interval '91 days' where generation_id = 8")
-    async with open_webhook(Resources(claims, pools[0])):
+    async with open_webhook(Resources(claims, pools[0], locks=locks[0])):
         rows = await pools[0].fetch("select generation_id from atelier.webhook_calls")
     assert [row["generation_id"] for row in rows] == [7]
 
@@ -197,10 +209,12 @@ import asyncio, sys
 import asyncpg
 from actors.webhook import open_webhook
 from bus.actor import Context, Resources
+from bus.persistence.session_locks import SessionLocks, connect_session
 from contracts.webhook import Webhook
 
 async def main():
-    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool, open_webhook(Resources(None, pool)) as handler:
+    locks = SessionLocks(lambda: connect_session(sys.argv[1]))
+    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool, open_webhook(Resources(None, pool, locks=locks)) as handler:
         await handler(Webhook(kind="failed", generation_id=7), Context("generation-7", "m1", 1, None, None, None))
 
 asyncio.run(main())
