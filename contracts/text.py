@@ -12,7 +12,7 @@ from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 
 class Picture(WireModel):
@@ -98,6 +98,7 @@ class ModelInfo(WireModel):
     max_tokens: int = Field(description="The limit that was applied.")
     temperature: float
     lora_adapter: str = "base"
+    left_out: list[str] | None = Field(None, description="Parameters of the request that the model's server does not take.")
     timings: Timings
 
 
@@ -118,7 +119,11 @@ class TextDone(Result):
     model_info: ModelInfo
     response_json: dict[str, Any] | None = None
     response_is_json: bool = False
-    finish_reason: FinishReason = Field("stop", description="`length`: cut at max_tokens or at the end of the model's context.")
+    finish_reason: FinishReason = Field(
+        "stop",
+        description="`length`: cut at max_tokens or at the end of the model's context; `content_filter`: the model's server stopped or "
+        "refused the answer.",
+    )
     usage: Usage
     deltas: int | None = Field(None, description="The number of deltas sent before this result; None when it was not streamed.")
     text: str | None = Field(None, description="On a routing slip: the response in one line, under the name that the overlay step reads.")

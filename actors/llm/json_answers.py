@@ -164,8 +164,9 @@ async def check_answer(
     constrained: bool = False,
     tenant: str = "",
 ) -> None:
-    """Raises PermanentError("json-incomplete") for JSON that was cut at its token limit, else ("json-unsupported") for a text that does
-    not satisfy the schema. `constrained`: a grammar constrained the answer, so the schema has a part that it cannot enforce.
+    """Raises PermanentError("content-filtered") for an answer that its server filtered, ("json-incomplete") for JSON that was cut at its
+    token limit, else ("json-unsupported") for a text that does not satisfy the schema. `constrained`: a grammar constrained the answer,
+    so the schema has a part that it cannot enforce.
     """
     reason = explain_invalid_json(text, schema)
     if reason is None and schema != ANY_JSON_OBJECT:
@@ -173,6 +174,10 @@ async def check_answer(
         reason = header.get("reason")
     if reason is None:
         return
+    if finish_reason == "content_filter":
+        raise PermanentError(
+            "content-filtered", "The model's server filtered its answer, or refused to give one; it is not the JSON asked for."
+        )
     if finish_reason == "length":
         message = f"The answer was cut at its limit of {max_tokens} tokens before its JSON was complete. Allow more, or ask for less."
         raise PermanentError("json-incomplete", message)

@@ -1,10 +1,11 @@
 """The settings of the text actor. Names are those of the source systems where they have one. Durations are seconds."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from actors.engines.remote.parameters import checked_profile
 from bus.secrets import HeaderSecret
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,6 +35,11 @@ class TextSettings(BaseSettings):
     )
     api_key: HeaderSecret | None = Field(
         None, validation_alias=AliasChoices("VLLM_API_KEY", "OPENAI_API_KEY"), description="Sent to the server."
+    )
+    server_parameters: Annotated[str, AfterValidator(checked_profile)] = Field(
+        "",
+        description="What the server does not take, comma-separated: `max_tokens=max_completion_tokens` renames, `repetition_penalty` "
+        "leaves out. Empty: it is learned from the server's refusals.",
     )
     patience_seconds: float = Field(60.0, gt=0, description="How long a request to a server may take, with all its retries.")
     max_tokens_cap: int = Field(512, ge=1, validation_alias="MAX_TOKENS_CAP", description="The most tokens of an answer.")

@@ -28,7 +28,9 @@ def open_engine(settings: TextSettings, set_unready: SetUnready) -> AbstractAsyn
         return open_embedded_text_engine(build_text_model_options(settings), set_unready)
     limits = VllmSettings()
     max_model_len = limits.max_model_len if "max_model_len" in limits.model_fields_set else None
-    return open_openai_text_engine(settings.server_url, settings.api_key, settings.model, settings.patience_seconds, max_model_len)
+    return open_openai_text_engine(
+        settings.server_url, settings.api_key, settings.model, settings.patience_seconds, max_model_len, settings.server_parameters
+    )
 
 
 def build_vllm_options(settings: TextSettings) -> VllmOptions:

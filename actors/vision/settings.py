@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.engines.language.requests import Quantization, VlmOptions
+from actors.engines.remote.parameters import checked_profile
 from bus.secrets import HeaderSecret
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -69,6 +70,11 @@ class VlmSettings(BaseSettings):
     )
     api_key: HeaderSecret | None = Field(
         None, validation_alias=AliasChoices("VLM_API_KEY", "OPENAI_API_KEY"), description="Sent to an OpenAI-compatible server."
+    )
+    server_parameters: Annotated[str, AfterValidator(checked_profile)] = Field(
+        "",
+        description="What the server does not take, comma-separated: `max_tokens=max_completion_tokens` renames, `repetition_penalty` "
+        "leaves out. Empty: it is learned from the server's refusals.",
     )
     request_seconds: Seconds = Field(300.0, description="Time limit of one call of such a server.")
 

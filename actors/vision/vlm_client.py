@@ -104,7 +104,9 @@ def open_vlm_client(
 @asynccontextmanager
 async def open_client(settings: VlmSettings, set_unready: SetUnready) -> AsyncIterator[VlmClient]:
     if settings.engine == "openai":
-        async with open_openai_vlm(settings.base_url, settings.api_key, settings.model, settings.request_seconds) as server:
+        async with open_openai_vlm(
+            settings.base_url, settings.api_key, settings.model, settings.request_seconds, settings.server_parameters
+        ) as server:
             yield RemoteVlmClient(server)
         return
     options = settings.build_options(await ensure_local_model(settings))

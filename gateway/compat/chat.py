@@ -95,7 +95,7 @@ async def answer_turn(
 ) -> Response:
     command = turn.command() | attachments
     if turn.stream:
-        return await sse_response(request, turn_events(request, command, action, extra_info or {}))
+        return await sse_response(request, turn_events(request, command, action, extra_info or {}), error_event)
     try:
         return JSONResponse(generation_body(await generate_text(request, command), extra_info or {}))
     except REQUEST_ERRORS as error:
@@ -114,7 +114,11 @@ async def turn_events(request: Request, command: dict[str, Any], action: str, ex
             problem = to_legacy_problem(error, action)
             if not started:
                 raise problem from error
-            yield json_event("error", {"detail": problem.detail, "status": problem.status})
+            yield error_event(problem)
+
+
+def error_event(problem: HttpProblem) -> str:
+    return json_event("error", {"detail": problem.detail, "status": problem.status})
 
 
 def turn_event(chunk: str | TextDone, extra_info: dict[str, Any]) -> str:
@@ -122,8 +126,9 @@ def turn_event(chunk: str | TextDone, extra_info: dict[str, Any]) -> str:
 
 
 def generation_body(done: TextDone, extra_info: dict[str, Any]) -> dict[str, Any]:
-    """The six fields of the source system. A conversation that is not stored has an empty id."""
-    info = done.model_info.model_dump(mode="json", exclude_none=True) | extra_info
+    """The six fields of the source system. A conversation that is not stored has an empty id. An answer that a filter cut says so."""
+    filtered = {"finish_reason": done.finish_reason} if done.finish_reason == "content_filter" else {}
+    info = done.model_info.model_dump(mode="json", exclude_none=True) | filtered | extra_info
     return {
         "response": done.response,
         "conversation_id": done.conversation_id or "",

@@ -8,11 +8,11 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError
-from contracts.text import TextDone, Usage
+from contracts.text import FinishReason, TextDone, Usage
 from gateway.openai.chat_requests import ChatRequest
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error, to_openai_problem
 from gateway.openai.models import lora_adapter_of
@@ -37,7 +37,7 @@ class Choice(BaseModel):
     index: int = 0
     message: AssistantMessage
     logprobs: None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -47,6 +47,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    left_out: list[str] | None = Field(None, description="Parameters of the request that the model's server does not take; absent: none.")
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
@@ -56,16 +57,21 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     lora = await lora_adapter_of(request, body.model)
     command = await body.command(request, lora)
     if body.stream:
-        return await sse_response(request, stream_chunks(request, command, body))
+        return await sse_response(request, stream_chunks(request, command, body), error_event)
     try:
         done = await generate_text(request, command)
     except REQUEST_ERRORS as error:
         raise to_chat_problem(error) from error
     choice = Choice(message=AssistantMessage(content=done.response), finish_reason=done.finish_reason)
     completion = ChatCompletion(
-        id=completion_id(), created=int(time.time()), model=lora or done.model_info.model_name, choices=[choice], usage=done.usage
+        id=completion_id(),
+        created=int(time.time()),
+        model=lora or done.model_info.model_name,
+        choices=[choice],
+        usage=done.usage,
+        left_out=done.model_info.left_out,
     )
-    return JSONResponse(completion.model_dump(mode="json"))
+    return JSONResponse(completion.model_dump(mode="json", exclude={"left_out"} if completion.left_out is None else None))
 
 
 def completion_id() -> str:
@@ -98,7 +104,11 @@ async def stream_chunks(request: Request, command: dict[str, Any], body: ChatReq
         except REQUEST_ERRORS as error:
             if not started:
                 raise to_chat_problem(error) from error
-            yield json_data(openai_error(to_chat_problem(error)))
+            yield error_event(to_chat_problem(error))
+
+
+def error_event(problem: HttpProblem) -> str:
+    return json_data(openai_error(problem))
 
 
 def chunk_event(frame: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> str:
@@ -107,4 +117,5 @@ def chunk_event(frame: dict[str, Any], delta: dict[str, Any], finish: str | None
 
 def final_events(frame: dict[str, Any], done: TextDone, include_usage: bool) -> str:
     usage = json_data(frame | {"choices": [], "usage": done.usage.model_dump(mode="json")}) if include_usage else ""
-    return chunk_event(frame, {}, done.finish_reason) + usage + DONE_EVENT
+    left_out = {"left_out": done.model_info.left_out} if done.model_info.left_out else {}
+    return chunk_event(frame | left_out, {}, done.finish_reason) + usage + DONE_EVENT

@@ -22,7 +22,11 @@ INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | {"lora-invalid", "scheduler
 """Faults of the request: a 400, which no client retries."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
-OPENAI_CODES = {"prompt-too-long": "context_length_exceeded", "model-unknown": "model_not_found"}
+OPENAI_CODES = {
+    "prompt-too-long": "context_length_exceeded",
+    "model-unknown": "model_not_found",
+    "content-filtered": "content_filter",
+}
 """Fault codes that OpenAI's clients know by another name."""
 
 

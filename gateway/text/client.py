@@ -23,7 +23,7 @@ UNAVAILABLE_CODES = frozenset({
 """Faults of the model server or engine: a retry may succeed."""
 INVALID_TEXT_REQUEST_CODES = frozenset({
     *("invalid-message", "message-too-large", "prompt-too-long", "schema-refused", "token-limit-too-small", "lora-missing", "lora-unknown"),
-    *("json-incomplete", "prompt-unreadable"),
+    *("json-incomplete", "prompt-unreadable", "content-filtered"),
     *("image-unreadable", "image-too-large", "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large", "server-refused"),
     *("document-broken", "document-encrypted", "document-empty", "document-too-long", "document-too-complex"),
 })  # fmt: skip

@@ -10,7 +10,8 @@ from bus.errors import PermanentError
 
 ResolvedQuantization = Literal["none", "8bit", "4bit"]
 Quantization = ResolvedQuantization | Literal["auto"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
+"""`content_filter`: a server stopped the answer, or refused it."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,16 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """The text since the last chunk. `completion_tokens`: in all so far. The last chunk has `finish_reason` and `prompt_tokens`."""
+    """The text since the last chunk. `completion_tokens`: in all so far. The last chunk has the other fields.
+
+    `left_out`: parameters of the request that the server does not take.
+    """
 
     text: str
     completion_tokens: int
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

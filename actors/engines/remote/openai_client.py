@@ -1,21 +1,37 @@
-"""What the engines behind OpenAI-compatible servers share: the HTTP client, requests and their errors, the choice of the model."""
+"""What the engines behind OpenAI-compatible servers share: the HTTP client, requests, and the errors of their answers."""
 
 import json
+import math
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-import structlog
 from pydantic import SecretStr
 
-from actors.engines.language.requests import FinishReason
+from actors.engines.remote.answers import repair_surrogates
 from bus.errors import PermanentError, TemporaryError
 from bus.net.ssrf import describe_http_error
 
 RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
+NOT_IMPLEMENTED = 501
+FILTERED = re.compile(r"content_filter|content_policy_violation|ResponsibleAIPolicyViolation", re.IGNORECASE)
+"""Of the error of a server that filters prompts."""
+QUOTED_CHARS = 500
 
-log = structlog.get_logger()
+
+class ServerRefusal(PermanentError):
+    """The server refuses the request with `status`. `answer`: the body of its answer, cut."""
+
+    def __init__(self, status: int, answer: str) -> None:
+        super().__init__("server-refused", f"the model server answered {status}: {answer[:QUOTED_CHARS]}")
+        self.status, self.answer = status, answer[:10_000]
+
+    def __reduce__(self) -> tuple[type[PermanentError], tuple[object, ...]]:
+        return ServerRefusal, (self.status, self.answer)
 
 
 @asynccontextmanager
@@ -38,42 +54,78 @@ def connection_error(http: httpx.AsyncClient, error: Exception) -> TemporaryErro
 
 
 @contextmanager
-def parsing_answer() -> Iterator[None]:
+def parsing_answer(text: str = "") -> Iterator[None]:
     """Raises TemporaryError("server-failed") where an answer with status 200 is not what OpenAI's API returns, such as a proxy's page."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        message = f"the model server's answer is not one of OpenAI's API: {type(error).__name__}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        page = (
+            "; it is a page of HTML: does the address of the server end with /v1?" if text.lstrip("\ufeff \r\n\t").startswith("<") else ""
+        )
+        message = f"the model server's answer is not one of OpenAI's API: {type(error).__name__}{page}"
         raise TemporaryError(message, code="server-failed") from error
+
+
+def parse_completion(response: httpx.Response) -> dict[str, Any]:
+    """The object in an answer with status 200. Raises the error that it reports, and TemporaryError("server-failed") for another answer."""
+    with parsing_answer(response.text[:100]):
+        try:
+            body: dict[str, Any] = dict(json.loads(response.content))
+        except UnicodeDecodeError:
+            body = dict(json.loads(response.text))  # in the encoding that the answer names
+    if error := reported_error(body):
+        raise error
+    return body
+
+
+def reported_error(body: dict[str, Any]) -> PermanentError | TemporaryError | None:
+    """The error in an answer with status 200 or in an event; None for one without."""
+    error = body.get("error") or (body if "error" in (body.get("object"), body.get("type")) else None)
+    if not error or body.get("choices"):
+        return None
+    text = repair_surrogates(json.dumps(error, ensure_ascii=False) if isinstance(error, dict) else str(error))
+    status = next((value for name in ("code", "status") if (value := _status_of(error, name))), 0)
+    if 400 <= status < 500 and status not in RETRYABLE_STATUSES:
+        return refusal(status, text)
+    return TemporaryError(f"the model server failed: {text[:QUOTED_CHARS]}", code="server-failed")
+
+
+def _status_of(error: Any, name: str) -> int:
+    value = error.get(name) if isinstance(error, dict) else None
+    return int(value) if isinstance(value, int | str) and re.fullmatch(r"[45]\d\d", str(value)) else 0
 
 
 def status_error(response: httpx.Response) -> PermanentError | TemporaryError | None:
     """The error of a status other than 200. The response must have been read."""
-    status, text = response.status_code, response.text[:500]
+    status, text = response.status_code, response.text
     if status == 200:
         return None
-    if status >= 500 or status in RETRYABLE_STATUSES:
-        retry_after = response.headers.get("Retry-After", "")
-        delay = float(retry_after) if retry_after.isdigit() else None
-        return TemporaryError(f"the model server answered {status}: {text}", code="server-failed", delay=delay)
-    return PermanentError("server-refused", f"the model server answered {status}: {text}")
+    if (status >= 500 and status != NOT_IMPLEMENTED) or status in RETRYABLE_STATUSES:
+        message = f"the model server answered {status}: {text[:QUOTED_CHARS]}"
+        return TemporaryError(message, code="server-failed", delay=retry_delay(response.headers))
+    return refusal(status, text)
 
 
-def choose_model(requested: str | None, served: list[str]) -> str:
-    """`requested` if the server has it, else the first that it serves. Raises TemporaryError when it serves none."""
-    if not served:
-        raise TemporaryError("the server serves no model yet", code="server-not-ready")
-    if requested in served:
-        return str(requested)
-    if requested:
-        log.warning("server.other_model", requested=requested, used=served[0])
-    return served[0]
+def refusal(status: int, text: str) -> PermanentError:
+    """PermanentError("content-filtered") for a prompt that the server filters, else a ServerRefusal."""
+    if FILTERED.search(text):
+        return PermanentError("content-filtered", f"the model server filtered the prompt: {text[:QUOTED_CHARS]}")
+    return ServerRefusal(status, text)
+
+
+def retry_delay(headers: httpx.Headers) -> float | None:
+    """The seconds of `Retry-After`, which may be a number or a date; None without one that can be read."""
+    value = headers.get("Retry-After", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def response_format(schema: str) -> dict[str, Any]:
     """`response_format` of a request whose answer must satisfy `schema`, which is JSON."""
     return {"type": "json_schema", "json_schema": {"name": "verdict", "schema": json.loads(schema), "strict": True}}
-
-
-def finish_reason(choice: dict[str, Any]) -> FinishReason:
-    return "length" if choice.get("finish_reason") == "length" else "stop"

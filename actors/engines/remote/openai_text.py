@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,16 +20,20 @@ from pydantic import SecretStr
 from actors.engines.language.answer_text import StopSequences
 from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from actors.engines.remote.answers import choice_text, finish_reason, first_choice, repair_surrogates, token_counts
 from actors.engines.remote.openai_client import (
-    choose_model,
+    ServerRefusal,
     connection_error,
-    finish_reason,
     open_client,
+    parse_completion,
     parsing_answer,
     response_format,
     status_error,
 )
+from actors.engines.remote.parameters import ServerParameters, parse_profile
+from actors.engines.remote.served_models import ServedModels, read_models
 from actors.engines.remote.server_metrics import parse_cache_config, parse_metrics
+from actors.engines.remote.streamed_answer import StreamedAnswer
 from actors.engines.remote.vision_probe import VISION_SECONDS, reads_images
 from bus.errors import PermanentError, TemporaryError
 
@@ -50,16 +54,6 @@ PROMPT_LENGTH_PATTERN = re.compile(
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class ServedModels:
-    """The model that is used, the names of all, the context length if the server reports it, and whether the server is vLLM."""
-
-    model: str
-    names: tuple[str, ...]
-    max_model_len: int | None
-    by_vllm: bool
-
-
 class OpenAiTextEngine:
     """One server. `model`: the requested one; None: the first that is served. `max_model_len`: its context, if it does not report it."""
 
@@ -67,8 +61,16 @@ class OpenAiTextEngine:
     generated_tokens: int
     last_token_at: float | None
 
-    def __init__(self, http: httpx.AsyncClient, model: str | None, retry_seconds: float, max_model_len: int | None = None) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        model: str | None,
+        retry_seconds: float,
+        max_model_len: int | None = None,
+        parameters: ServerParameters | None = None,
+    ) -> None:
         self._http, self._requested_model, self._retry_seconds, self._max_model_len = http, model, retry_seconds, max_model_len
+        self._parameters = parameters or ServerParameters()
         self._served_models: ServedModels | None = None
         self.generated_tokens, self.last_token_at, self.in_flight = 0, None, 0
         self._vision: dict[str, bool | None] = {}
@@ -103,7 +105,20 @@ class OpenAiTextEngine:
 
     async def _post_completion(self, body: dict[str, Any]) -> httpx.Response:
         """With any status. Raises TemporaryError when there is no answer."""
-        return await self._send("POST", "chat/completions", body)
+        last: httpx.Response | None = None
+
+        async def send(sent: dict[str, Any]) -> httpx.Response:
+            nonlocal last
+            last = await self._send("POST", "chat/completions", sent)
+            if isinstance(error := status_error(last), ServerRefusal):
+                raise error
+            return last
+
+        try:
+            return (await self._parameters.send(body, send))[0]
+        except ServerRefusal:
+            assert last is not None
+            return last
 
     async def ready(self) -> str:
         return (await self.served_models()).model
@@ -111,14 +126,8 @@ class OpenAiTextEngine:
     async def served_models(self) -> ServedModels:
         """Raises TemporaryError when the server does not answer or serves nothing yet."""
         if self._served_models is None:
-            response = await self._call("GET", "models", None)
-            with parsing_answer():
-                models = response.json().get("data", [])
-                names = [str(model["id"]) for model in models]
-                by_vllm = any(model.get("owned_by") == "vllm" for model in models)
-            chosen = choose_model(self._requested_model, names)
-            max_model_len = next((model.get("max_model_len") for model in models), None)
-            self._served_models = ServedModels(chosen, tuple(names), max_model_len, by_vllm)
+            response = await self._send("GET", "models", None)
+            self._served_models = read_models(response, self._requested_model, setting="VLLM_MODEL")
         return self._served_models
 
     async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncGenerator[GenerationChunk]:
@@ -149,7 +158,7 @@ class OpenAiTextEngine:
     async def _attempt(self, request: GenerationRequest, seconds: float) -> AsyncGenerator[GenerationChunk]:
         served = await self.served_models()
         check_prompt(request.messages, served.max_model_len or self._max_model_len)
-        if request.lora and request.lora not in served.names:
+        if request.lora and served.listed and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model, by_vllm=served.by_vllm)
         self.in_flight += 1
@@ -171,36 +180,45 @@ class OpenAiTextEngine:
         self.last_token_at = time.time()
 
     async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
-        response = await self._call("POST", "chat/completions", body)
+        async def send(sent: dict[str, Any]) -> httpx.Response:
+            return await self._call("POST", "chat/completions", sent)
+
+        response, left_out = await self._parameters.send(body, send)
+        completion = parse_completion(response)
         with parsing_answer():
-            completion = response.json()
-            choice, usage = completion["choices"][0], completion.get("usage") or {}
-            text = str(choice["message"].get("content") or "")
-            tokens, prompt_tokens = int(usage.get("completion_tokens", 0)), int(usage.get("prompt_tokens", 0))
-        self.generated_tokens += tokens
-        yield GenerationChunk(text, tokens, finish_reason(choice), prompt_tokens)
+            choice = first_choice(completion)
+            text, reason, counts = repair_surrogates(choice_text(choice)), finish_reason(choice), token_counts(completion)
+        self.generated_tokens += counts.completion
+        yield GenerationChunk(text, counts.completion, reason, counts.prompt, left_out)
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        tokens = 0
-        last_choice: dict[str, Any] | None = None
-        usage: dict[str, Any] = {}
+        answer = StreamedAnswer()
+        response, left_out = await self._parameters.send(body, self._open_stream)
         try:
-            async with self._http.stream("POST", "chat/completions", json=body) as response:
-                await raise_for_status(response)
-                async for event in sse_events(response):
-                    usage = event.get("usage") or usage
-                    for choice in event.get("choices", []):
-                        last_choice = choice if choice.get("finish_reason") else last_choice
-                        if text := (choice.get("delta") or {}).get("content"):
-                            tokens += 1
-                            yield GenerationChunk(text, tokens)
+            async with aclosing(answer.reader.events(response.aiter_bytes())) as events:
+                async for event in events:
+                    if text := answer.push(event):
+                        yield GenerationChunk(text, answer.chunks)
         except httpx.HTTPError as error:
             raise connection_error(self._http, error) from error
-        if last_choice is None:
-            raise TemporaryError("the model server's stream ended before the answer was complete", code="server-failed")
-        completion_tokens = int(usage.get("completion_tokens", tokens))
-        yield GenerationChunk("", completion_tokens, finish_reason(last_choice), int(usage.get("prompt_tokens", 0)))
+        finally:
+            await response.aclose()
+        yield answer.last_chunk(left_out)
+
+    async def _open_stream(self, body: dict[str, Any]) -> httpx.Response:
+        """The response, whose body is not read yet; the caller closes it."""
+        request = self._http.build_request("POST", "chat/completions", json=body)
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise connection_error(self._http, error) from error
+        try:
+            await raise_for_status(response)
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
 
     async def _send(self, method: str, path: str, body: Any) -> httpx.Response:
         try:
@@ -255,6 +273,7 @@ class OpenAiTextEngine:
             cache_utilization=None if cache_share is None else round(100 * cache_share, 1),
             config={"model": served.model}
             | ({"max_model_len": served.max_model_len} if served.max_model_len else {})
+            | ({"adapted_parameters": adapted} if (adapted := self._parameters.describe(served.model)) else {})
             | parse_cache_config(text),
         )
 
@@ -316,31 +335,6 @@ async def cut_at_stop(chunks: AsyncIterator[GenerationChunk], stop: tuple[str, .
         after += sequences.found
 
 
-async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each server-sent event. Raises TemporaryError when one has an error."""
-    async for line in text_lines(response.aiter_text()):
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            continue
-        with parsing_answer():
-            event: dict[str, Any] = dict(json.loads(data))
-        if "error" in event:
-            raise TemporaryError(f"the model server failed: {str(event['error'])[:500]}", code="server-failed")
-        yield event
-
-
-async def text_lines(parts: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The lines of a stream. Only line feeds end one: the JSON of an event may contain other line separators, such as U+2028."""
-    pending: list[str] = []
-    async for part in parts:
-        *lines, rest = part.split("\n")
-        for line in lines:
-            yield "".join([*pending, line])
-            pending.clear()
-        pending.append(rest)
-    yield "".join(pending)
-
-
 async def raise_for_status(response: httpx.Response) -> None:
     """Raises PromptTooLong, PermanentError("server-refused"), TemporaryError."""
     if response.status_code == 200:
@@ -364,11 +358,19 @@ def log_failed_probe(probe: "asyncio.Task[bool | None]") -> None:
 
 @asynccontextmanager
 async def open_openai_text_engine(
-    server_url: str | None, api_key: SecretStr | None, model: str | None, retry_seconds: float, max_model_len: int | None = None
+    server_url: str | None,
+    api_key: SecretStr | None,
+    model: str | None,
+    retry_seconds: float,
+    max_model_len: int | None = None,
+    profile: str = "",
 ) -> AsyncIterator[OpenAiTextEngine]:
-    """Raises PermanentError("server-unnamed") without an address. Nothing is sent before the first request."""
+    """`profile`: which parameters the server takes, as `parse_profile` reads it. Nothing is sent before the first request.
+
+    Raises PermanentError("server-unnamed") without an address.
+    """
     async with open_client(server_url, api_key, retry_seconds, CONNECTION_LIMITS, setting="VLLM_SERVER_URL") as http:
-        engine = OpenAiTextEngine(http, model, retry_seconds, max_model_len)
+        engine = OpenAiTextEngine(http, model, retry_seconds, max_model_len, ServerParameters(parse_profile(profile)))
         try:
             yield engine
         finally:

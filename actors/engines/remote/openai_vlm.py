@@ -4,6 +4,7 @@ A server that rejects the schema gets the request again without it; the response
 """
 
 import base64
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,19 +15,20 @@ import structlog
 from pydantic import SecretStr
 
 from actors.engines.language.requests import VlmRequest, VlmResponse
+from actors.engines.remote.answers import choice_text, finish_reason, first_choice, repair_surrogates, token_counts
 from actors.engines.remote.openai_client import (
-    choose_model,
     connection_error,
-    finish_reason,
     open_client,
+    parse_completion,
     parsing_answer,
     response_format,
     status_error,
 )
+from actors.engines.remote.parameters import LEARNED_SECONDS, ServerParameters, parse_profile
+from actors.engines.remote.served_models import read_models
 from bus.errors import PermanentError, TemporaryError
 
-SCHEMA_REJECTED_STATUSES = (400, 422, 501)
-SCHEMA_REJECTED_WORDS = ("response_format", "json_schema", "schema", "guided", "structured")
+SCHEMA_REJECTIONS = frozenset({"json-unsupported", "schema-refused"})
 CONNECTION_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 
 log = structlog.get_logger()
@@ -35,34 +37,33 @@ log = structlog.get_logger()
 class OpenAiVlm:
     """One server, and the model that is requested from it."""
 
-    def __init__(self, http: httpx.AsyncClient, model: str) -> None:
-        self._http, self._model = http, model
+    def __init__(self, http: httpx.AsyncClient, model: str, parameters: ServerParameters | None = None) -> None:
+        self._http, self._model, self._parameters = http, model, parameters or ServerParameters()
         self._served_model: str | None = None
-        self._supports_schema = True
+        self._schema_rejected_until = 0.0
 
     async def generate(self, request: VlmRequest, *, deadline: datetime | None = None) -> VlmResponse:
-        """Raises PermanentError("server-refused"), TemporaryError when the server is unavailable, busy or fails."""
+        """Raises PermanentError("server-refused" · "content-filtered"), TemporaryError when the server is unavailable, busy or fails."""
         body = build_request_body(request, await self.served_model())
-        if request.schema and self._supports_schema:
-            completion = await self._post(body | {"response_format": response_format(request.schema)}, deadline, may_reject_schema=True)
-            if completion is not None:
-                return parse_response(completion, constrained=True)
-            self._supports_schema = False
+        if request.schema and time.monotonic() >= self._schema_rejected_until:
+            try:
+                with_schema = body | {"response_format": response_format(request.schema)}
+                return await self._complete(with_schema, request, deadline, constrained=True)
+            except PermanentError as error:
+                if error.code not in SCHEMA_REJECTIONS:
+                    raise
+            self._schema_rejected_until = time.monotonic() + LEARNED_SECONDS
             log.warning(
                 "server.unconstrained",
                 meaning="it rejects response_format json_schema: verdicts are parsed from free text and marked as repaired",
             )
-        completion = await self._post(body, deadline)
-        assert completion is not None
-        return parse_response(completion, constrained=False)
+        return await self._complete(body, request, deadline, constrained=False)
 
     async def served_model(self) -> str:
         """The requested model if the server has it, else the first that it serves. Raises TemporaryError when it does not answer."""
         if self._served_model is None:
-            response = await self._call("GET", "models", None)
-            with parsing_answer():
-                names = [str(model["id"]) for model in response.json().get("data", [])]
-            self._served_model = choose_model(self._model, names)
+            response = await self._send("GET", "models", None)
+            self._served_model = read_models(response, self._model, setting="VLM_MODEL").model
         return self._served_model
 
     async def unavailable_reason(self) -> str | None:
@@ -74,38 +75,34 @@ class OpenAiVlm:
         return None
 
     async def check(self) -> None:
-        """Raises TemporaryError, PermanentError when the server does not answer."""
-        await self._call("GET", "models", None, seconds=2.0)
+        """Raises TemporaryError, PermanentError when the server does not answer, or has no model yet."""
+        read_models(await self._send("GET", "models", None, seconds=2.0), self._model, setting="VLM_MODEL")
 
     def snapshot(self) -> dict[str, Any]:
         """No metrics: the server has its own."""
         return {}
 
-    async def _post(self, body: dict[str, Any], deadline: datetime | None, *, may_reject_schema: bool = False) -> dict[str, Any] | None:
-        """The completion; None when the server rejects the schema and may."""
+    async def _complete(self, body: dict[str, Any], request: VlmRequest, deadline: datetime | None, *, constrained: bool) -> VlmResponse:
         seconds = (deadline - datetime.now(UTC)).total_seconds() if deadline else None
-        response = await self._call("POST", "chat/completions", body, seconds=seconds, may_reject_schema=may_reject_schema)
-        if response.status_code in SCHEMA_REJECTED_STATUSES:
-            return None
-        with parsing_answer():
-            completion: dict[str, Any] = response.json()
-        return completion
 
-    async def _call(
-        self, method: str, path: str, body: Any, *, seconds: float | None = None, may_reject_schema: bool = False
-    ) -> httpx.Response:
-        timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else max(0.1, seconds)
-        try:
-            response = await self._http.request(method, path, json=body, timeout=timeout)
-        except httpx.HTTPError as error:
-            raise connection_error(self._http, error) from error
-        if not (may_reject_schema and rejects_schema(response)) and (failure := status_error(response)):
-            raise failure
+        async def send(sent: dict[str, Any]) -> httpx.Response:
+            response = await self._send("POST", "chat/completions", sent, seconds=seconds)
+            if failure := status_error(response):
+                raise failure
+            return response
+
+        completion, _ = await self._parameters.send(body, send)
+        response = parse_response(parse_completion(completion), constrained=constrained)
+        if response.finish_reason == "content_filter" and (request.schema or not response.text):
+            raise PermanentError("content-filtered", "the model server filtered its answer, or refused to give one")
         return response
 
-
-def rejects_schema(response: httpx.Response) -> bool:
-    return response.status_code in SCHEMA_REJECTED_STATUSES and any(word in response.text[:500] for word in SCHEMA_REJECTED_WORDS)
+    async def _send(self, method: str, path: str, body: Any, *, seconds: float | None = None) -> httpx.Response:
+        timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else max(0.1, seconds)
+        try:
+            return await self._http.request(method, path, json=body, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise connection_error(self._http, error) from error
 
 
 def build_request_body(request: VlmRequest, model: str) -> dict[str, Any]:
@@ -131,15 +128,18 @@ def data_url(image: bytes) -> str:
 def parse_response(body: dict[str, Any], *, constrained: bool) -> VlmResponse:
     """Raises TemporaryError when the body is no chat completion."""
     with parsing_answer():
-        choice = body["choices"][0]
-        text = str(choice["message"]["content"] or "").strip()
-        usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        return VlmResponse(text, finish_reason(choice), str(body.get("model", "")), *tokens, constrained=constrained)
+        choice, counts = first_choice(body), token_counts(body)
+        text, reason = repair_surrogates(choice_text(choice)).strip(), finish_reason(choice)
+        return VlmResponse(text, reason, str(body.get("model") or ""), counts.prompt, counts.completion, constrained=constrained)
 
 
 @asynccontextmanager
-async def open_openai_vlm(base_url: str | None, api_key: SecretStr | None, model: str, request_seconds: float) -> AsyncIterator[OpenAiVlm]:
-    """Raises PermanentError("server-unnamed") without an address. Nothing is sent before the first request."""
+async def open_openai_vlm(
+    base_url: str | None, api_key: SecretStr | None, model: str, request_seconds: float, profile: str = ""
+) -> AsyncIterator[OpenAiVlm]:
+    """`profile`: which parameters the server takes, as `parse_profile` reads it. Nothing is sent before the first request.
+
+    Raises PermanentError("server-unnamed") without an address.
+    """
     async with open_client(base_url, api_key, request_seconds, CONNECTION_LIMITS, setting="VLM_BASE_URL") as http:
-        yield OpenAiVlm(http, model)
+        yield OpenAiVlm(http, model, ServerParameters(parse_profile(profile)))

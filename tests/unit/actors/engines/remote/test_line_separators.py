@@ -1,22 +1,24 @@
-"""Only line feeds end a line of a stream or of an export: JSON may contain other line separators inside its strings."""
+"""Only the line ends of the standard end a line of a stream or of an export: JSON may contain other line separators inside its strings."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from actors.engines.remote.openai_text import text_lines
+from actors.engines.remote.event_stream import text_lines
 from gateway.sse import event
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x1c"
 
 
 @pytest.mark.parametrize("cut", [1, 3, 100])
-async def test_stream_is_split_at_line_feeds_alone(cut: int) -> None:
+async def test_stream_is_split_at_line_ends_alone(cut: int) -> None:
     text = f'data: {{"a": "{SEPARATORS}"}}\n\ndata: [DONE]\n'
 
-    async def parts() -> AsyncIterator[str]:
-        for start in range(0, len(text), cut):
-            yield text[start : start + cut]
+    data = text.encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), cut):
+            yield data[start : start + cut]
 
     assert [line async for line in text_lines(parts())] == text.split("\n")
 
