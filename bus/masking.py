@@ -112,7 +112,7 @@ def cut_text(text: str) -> str:
     half = MAX_TEXT_CHARS // 2
     heads, tails = text[:half].rsplit(None, 1), text[-half:].split(None, 1)
     head, tail = heads[0] if len(heads) == 2 else "", tails[1] if len(tails) == 2 else ""
-    return f"{head} … ({len(text) - len(head) - len(tail)} characters are not logged) … {tail}"
+    return f"{head} … ({len(text) - len(head) - len(tail)} characters are left out) … {tail}"
 
 
 @lru_cache(1)

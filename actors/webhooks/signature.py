@@ -44,6 +44,7 @@ def check_secrets(secrets: str) -> None:
 
 def decode_secret(secret: str) -> bytes:
     """The key of a secret; the prefix may be missing where the alphabet is the usual one. Raises ValueError, without the secret."""
+    secret = secret.removeprefix("v1,")  # as some services print it
     text = secret.removeprefix(SECRET_PREFIX)
     if not (_STANDARD if text == secret else _ANY_ALPHABET).fullmatch(text):
         raise ValueError("is not whsec_ followed by base64")

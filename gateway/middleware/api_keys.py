@@ -16,6 +16,7 @@ from gateway.settings import GatewaySettings
 FAILURE_WINDOW_SECONDS = 60.0
 RELOAD_CHECK_SECONDS = 1.0
 MIN_KEY_LENGTH = 16
+KEY_PATTERN = re.compile(r"[\x21-\x7e]+")
 
 log = structlog.get_logger()
 
@@ -39,7 +40,10 @@ class ApiKeys:
     """
 
     def __init__(self, settings: GatewaySettings, keyless: Collection[str] = ()) -> None:
-        self._from_setting = parse_keys(settings.api_keys.get_secret_value().replace(",", "\n").split()) if settings.api_keys else {}
+        listed = settings.api_keys.get_secret_value().replace(",", "\n").split() if settings.api_keys else []
+        self._from_setting = parse_keys(listed, "GATEWAY_API_KEYS")
+        if settings.api_keys and not listed:
+            raise ValueError("GATEWAY_API_KEYS has no key: unset it, or list `name:key` pairs")
         self._file, self._checked_at = settings.api_keys_file, 0.0
         self._loaded_signature: FileSignature = ()
         self._names_by_digest = dict(self._from_setting)
@@ -78,17 +82,24 @@ class ApiKeys:
 
     def _load_file(self, signature: FileSignature, file: Path) -> None:
         """The signature was taken before reading, so that a concurrent change is noticed next time."""
-        self._names_by_digest, self._loaded_signature = self._from_setting | parse_keys(_key_lines(file)), signature
+        from_file = parse_keys(_key_lines(file), "GATEWAY_API_KEYS_FILE")
+        self._names_by_digest, self._loaded_signature = self._from_setting | from_file, signature
 
 
-def parse_keys(lines: Iterable[str]) -> dict[bytes, str]:
-    """Names by digest, from lines of `name:key`. Raises ValueError without quoting the line, which may contain a key."""
-    names = {}
+def parse_keys(lines: Iterable[str], setting: str) -> dict[bytes, str]:
+    """Names by digest, from lines of `name:key`. Raises ValueError without quoting the line, which may contain a key.
+
+    A key that no client could send, and one that two names share, are refused too. `setting`: where the lines are from.
+    """
+    names: dict[bytes, str] = {}
     for number, line in enumerate(lines, 1):
         name, _, key = (part.strip() for part in line.partition(":"))
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or len(key) < MIN_KEY_LENGTH:
-            raise ValueError(f"API key {number} is not `name:key` with a key of at least {MIN_KEY_LENGTH} characters")
-        names[key_digest(key)] = name
+            raise ValueError(f"{setting}: API key {number} is not `name:key` with a key of at least {MIN_KEY_LENGTH} characters")
+        if not KEY_PATTERN.fullmatch(key):
+            raise ValueError(f"{setting}: API key {number} has a blank or a character outside ASCII, which no header can carry")
+        if names.setdefault(digest := key_digest(key), name) != name:
+            raise ValueError(f"{setting}: API key {number} is the key of {names[digest]} too: give {name} another one")
     return names
 
 
@@ -104,7 +115,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _key_lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    """Editors of Windows write a byte order mark."""
+    lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _file_signature(file: Path) -> FileSignature:

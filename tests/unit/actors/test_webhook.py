@@ -110,7 +110,7 @@ async def test_every_call_has_token_and_source_headers(send_webhook: Handler, ba
 
 
 async def test_signature_is_verified_by_the_standardwebhooks_library(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(backend.url, webhook_secret=f"{SECRET} whsec_b3RoZXI=") as handler:
+    async with open_handler(backend.url, webhook_secret=f"{SECRET} whsec_{'b3RoZXI0' * 4}") as handler:
         await handler(COMPLETE, context)
     request = backend.requests[0]
     assert StandardWebhook(SECRET).verify(request.body_bytes, request.headers) == request.body
@@ -186,7 +186,7 @@ async def test_backend_timeout_is_temporary(backend: WebhookBackend, context: Co
 
 
 async def test_error_of_a_call_does_not_quote_its_token(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(backend.url, internal_api_token="secret\n" + "t" * 32) as handler:  # no valid value of a header
+    async with open_handler(backend.url, webhook_source="secret\n") as handler:  # no valid value of a header
         with pytest.raises(TemporaryError, match="did not respond") as error:
             await handler(COMPLETE, context)
     assert "secret" not in str(error.value)
@@ -386,4 +386,4 @@ async def test_missing_backend_url_is_reported(context: Context) -> None:
 
 
 def test_secrets_are_masked_in_settings_repr() -> None:
-    assert "s3cr3t" not in repr(WebhookSettings(webhook_secret="s3cr3t", internal_api_token="s3cr3t" * 6))
+    assert "s3cr3t" not in repr(WebhookSettings(webhook_secret="s3cr3t00" * 5, internal_api_token="s3cr3t" * 6))

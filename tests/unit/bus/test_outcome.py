@@ -82,7 +82,7 @@ def test_error_without_message_uses_type_name() -> None:
 def test_long_error_message_is_shortened() -> None:
     """It must fit a header."""
     outcome = after_error(
-        PermanentError("x", "y" * 1_000_000), step="image", attempt=1, delays=RETRY_DELAYS, delay_queue_seconds=DELAY_QUEUES
+        PermanentError("x", "y " * 1_000_000), step="image", attempt=1, delays=RETRY_DELAYS, delay_queue_seconds=DELAY_QUEUES
     )
     assert isinstance(outcome, DeadLettered)
     assert len(outcome.fault.message) == 2000
