@@ -9,7 +9,6 @@ from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
 
-ACCEPTED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 32
 """Pixels. A vision model divides a picture into patches and cannot read one that is smaller than a patch."""
 
@@ -23,7 +22,7 @@ async def prepare_image(data: bytes, settings: AttachmentSettings) -> bytes:
 
 
 def encode_prepared_png(data: bytes, max_pixels: int, max_side: int) -> bytes:
-    picture = flatten_on_white(decode_image(data, max_pixels, formats=ACCEPTED_FORMATS).pixels).convert("RGB")
+    picture = flatten_on_white(decode_image(data, max_pixels).pixels).convert("RGB")
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     with io.BytesIO() as file:
         pad_to_min_side(picture).save(file, "PNG", compress_level=1)

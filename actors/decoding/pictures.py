@@ -1,63 +1,107 @@
-"""Decodes a picture, inside a decoder process: only the allowed formats, within a pixel limit that is checked before decoding."""
+"""Decodes a picture, inside a decoder process: only the allowed formats, within a pixel limit that is checked before decoding.
+
+The pixels count. What is not needed for them is read apart from them, within limits, and forgiven when it is damaged.
+"""
 
 import io
 import signal
-from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, UnidentifiedImageError
 
+from actors.decoding.jpeg_file import read_jpeg, with_other_ending
+from actors.decoding.picture_file import TOO_LARGE, UNREADABLE, PictureFile, describe_kind, detect_format
+from actors.decoding.png_file import read_png
 from actors.decoding.protocol import Refused
+from actors.decoding.webp_file import read_webp
 
-UNREADABLE, TOO_LARGE, TOO_COSTLY = "image-unreadable", "image-too-large", "image-too-costly"
 FIRST_CPU_SECONDS, PIXELS_PER_CPU_SECOND = 2.0, 5_000_000
 """The time of a decoder: for the file itself, and for its pixels. The slowest honest files need a tenth of it."""
-MAX_SCANS = 100
-"""Scans of a JPEG. Encoders write about ten; each scan costs a pass over all pixels."""
-MAX_TEXT_CHARS = 1 << 20
-"""Characters of all text chunks of a PNG. As JSON each may take twelve bytes, and a frame holds 16 MiB of it."""
+ACCEPTED_FORMATS = "PNG, JPEG, WebP, GIF and BMP"
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each orientation of EXIF asks for."""
 
 
 def picture_cpu_seconds(pixels: int) -> float:
     return FIRST_CPU_SECONDS + pixels / PIXELS_PER_CPU_SECOND
 
 
-def read_picture(data: bytes, max_pixels: int, formats: Sequence[str], label: str) -> tuple[dict[str, Any], bytes]:
-    """The first frame as its EXIF orientation says: mode (RGB or RGBA), width and height, and text chunks; and the pixels.
+def read_picture(data: bytes, max_pixels: int, label: str) -> tuple[dict[str, Any], bytes]:
+    """The first frame as its EXIF orientation says, in sRGB: mode (RGB or RGBA), width and height, and text chunks; and the pixels.
 
     A text chunk is its text, its language and its keyword in that language. Raises Refused.
     """
     Image.MAX_IMAGE_PIXELS = None  # The limit is `max_pixels`; this is a process of its own.
+    file_format = detect_format(data)
+    if file_format is None:
+        raise Refused(UNREADABLE, f"{label} is {describe_kind(data)} ({len(data)} bytes). {ACCEPTED_FORMATS} are read: save it as one.")
     try:
-        opened = Image.open(io.BytesIO(data), formats=tuple(formats))
-        _check_cost(opened, data, max_pixels, label)
+        file = read_file(data, file_format, label)
+        opened = Image.open(io.BytesIO(file.data), formats=(file_format,))
+        _check_cost(opened, max_pixels, label)
         opened.load()
-        picture = to_rgb_or_rgba(ImageOps.exif_transpose(opened))
+        if not file.ended and opened.tobytes() != Image.open(io.BytesIO(with_other_ending(file.data)), formats=(file_format,)).tobytes():
+            raise Refused(UNREADABLE, f"{label} is a JPEG that is cut short ({len(data)} bytes): its last rows are missing. Send it again.")
+        picture = transpose(to_rgb_or_rgba(to_srgb(opened, file.profile)), file.orientation)
     except (Refused, MemoryError, RecursionError):
         raise
+    except UnidentifiedImageError as error:
+        raise Refused(UNREADABLE, f"{label} is not a complete {file_format} ({len(data)} bytes): its header is damaged.") from error
     except Exception as error:  # The decoders may raise anything for a malicious file.
-        message = f"{label} is not a complete {', '.join(formats)} ({len(data)} bytes): {error}"
+        message = f"{label} is not a complete {file_format} ({len(data)} bytes): {error}. It is damaged or cut short: send it again."
         raise Refused(UNREADABLE, message) from error
-    chunks = {key: [str(value), *language_of(value)] for key, value in getattr(opened, "text", {}).items()}
-    if sum(len("".join(parts)) for parts in chunks.values()) > MAX_TEXT_CHARS:
-        raise Refused(TOO_COSTLY, f"{label} has more than {MAX_TEXT_CHARS} characters of text chunks. Save it without its metadata.")
-    return {"mode": picture.mode, "size": picture.size, "text": chunks}, picture.tobytes()
+    return {"mode": picture.mode, "size": picture.size, "text": {key: list(chunk) for key, chunk in file.text.items()}}, picture.tobytes()
 
 
-def language_of(text: str) -> tuple[str, str]:
-    """The language of a text chunk and its keyword in that language; both are empty but for iTXt."""
-    return str(getattr(text, "lang", None) or ""), str(getattr(text, "tkey", None) or "")
+def read_file(data: bytes, file_format: str, label: str) -> PictureFile:
+    """Raises Refused."""
+    match file_format:
+        case "PNG":
+            return read_png(data, label)
+        case "JPEG":
+            return read_jpeg(data, label)
+        case "WEBP":
+            return read_webp(data)
+    return PictureFile(data)
 
 
-def _check_cost(opened: Image.Image, data: bytes, max_pixels: int, label: str) -> None:
+def _check_cost(opened: Image.Image, max_pixels: int, label: str) -> None:
     """Raises Refused. The rest of the work gets the time that belongs to the number of pixels."""
     pixels = opened.width * opened.height
     if pixels > max_pixels:
         size = f"{opened.width}×{opened.height}"
         raise Refused(TOO_LARGE, f"{label} is {size}; at most {max_pixels} pixels are decoded (the setting …_PIXELS of this step).")
-    if opened.format == "JPEG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise Refused(TOO_COSTLY, f"{label} is a JPEG of {scans} scans; at most {MAX_SCANS} are decoded. Save it again as a usual JPEG.")
     signal.setitimer(signal.ITIMER_PROF, picture_cpu_seconds(pixels))
+
+
+def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture with its colours converted from its profile; unchanged when it has none, or one that cannot be used.
+
+    A profile for grey pictures is not used.
+    """
+    mode = {"RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB"}.get(picture.mode)
+    if profile is None or mode is None:
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in (source.profile.profile_description or "").lower():
+            return picture
+        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError, SyntaxError):
+        return picture
+    return converted or picture
+
+
+def transpose(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else picture
 
 
 def to_rgb_or_rgba(picture: Image.Image) -> Image.Image:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from PIL import Image
 from PIL.PngImagePlugin import iTXt
 
-from actors.decoding.pictures import TOO_COSTLY, TOO_LARGE, UNREADABLE, picture_cpu_seconds
+from actors.decoding.picture_file import TOO_COSTLY, TOO_LARGE, UNREADABLE
+from actors.decoding.pictures import picture_cpu_seconds
 from actors.decoding.pool import DecoderPool, Job
 
-DECODED_FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGE_UNREADABLE, IMAGE_TOO_LARGE = UNREADABLE, TOO_LARGE
 BASE_MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 512 << 20, 32
 """Address space of a decoder: its libraries, and a few copies of the pixels."""
@@ -23,12 +23,14 @@ class DecodedImage:
     text_chunks: dict[str, str]
 
 
-def decode_image(data: bytes, max_pixels: int, label: str = "The picture", formats: tuple[str, ...] = DECODED_FORMATS) -> DecodedImage:
-    """The first frame of a PNG, JPEG or WebP (or of `formats`), fully decoded and rotated as its EXIF orientation says. Blocks.
+def decode_image(data: bytes, max_pixels: int, label: str = "The picture") -> DecodedImage:
+    """The first frame of a PNG, JPEG, WebP, GIF or BMP, fully decoded, in sRGB and rotated as its EXIF orientation says. Blocks.
+
+    A picture whose pixels are cut short is refused: half of it must be neither judged nor signed. Damaged metadata count as absent.
 
     Raises PermanentError("image-unreadable" · "image-too-large" · "image-too-costly").
     """
-    arguments = {"max_pixels": max_pixels, "formats": formats, "label": label}
+    arguments = {"max_pixels": max_pixels, "label": label}
     answer, pixels = PICTURES.decode(picture_job(arguments, max_pixels), data)
     chunks = {key: iTXt(*parts) if any(parts[1:]) else parts[0] for key, parts in answer["text"].items()}
     return DecodedImage(Image.frombytes(answer["mode"], tuple(answer["size"]), pixels), chunks)

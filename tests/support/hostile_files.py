@@ -90,6 +90,12 @@ def hostile_pictures() -> Iterator[bytes]:
             Image.new("RGB", (16, 16)).save(file, image_format)
             yield file.getvalue()
     yield b"\xff\xd8" + b"\xff\xe1\xff\xff" * 100_000
+    yield b"\xff\xd8" + b"\xff\xe1\0\2" * 1_000_000
+    yield b"\xff\xd8" + b"\xff\xda\0\2" * 1_000_000
+    yield b"\xff\xd8" + b"\xff" * 4_000_000
+    yield b"RIFF\xff\xff\xff\xffWEBP" + b"VP8 \0\0\0\0" * 500_000
+    yield PNG_SIGNATURE + b"\0\0\0\0IDAT\0\0\0\0" * 500_000
+    yield png_with(png_chunk(b"eXIf", b"Exif\0\0" * 500_000))
     yield b"GIF89a" + b"\xff" * 1_000_000
     yield b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 1_000_000
     yield b""
