@@ -6,10 +6,10 @@ from typing import Any
 
 from actors.attachments.documents import DocumentReader
 from actors.attachments.image_preparation import prepare_image
-from actors.decoding.base64_data import decode_base64
 from actors.engines.remote.openai_vlm import data_url
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
+from bus.net.data_urls import decode_base64
 from bus.storage.claim_store import ClaimStore
 from contracts.conversation import ConversationMessage
 from contracts.text import Document, Message, Picture, Text

@@ -8,10 +8,10 @@ from urllib.parse import unquote
 from anyio import to_thread
 from PIL import Image
 
-from actors.decoding.base64_data import decode_base64
 from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.vision.settings import VisionSettings
 from bus.errors import PermanentError
+from bus.net.data_urls import decode_base64
 from bus.storage.claim_store import ClaimStore
 from bus.storage.fetcher import read_asset
 from contracts.claim import Claim

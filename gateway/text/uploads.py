@@ -1,11 +1,10 @@
 """Images and documents that a client uploads: identified by their content and stored as claims. They are never decoded here."""
 
-import base64
-import binascii
 from typing import Any
 
 from fastapi import Request
 
+from bus.net.data_urls import parse_base64
 from contracts.claim import Claim
 from gateway.callers import caller_of
 from gateway.json_body import run_parser
@@ -59,13 +58,8 @@ async def decode_base64(request: Request, text: str) -> bytes:
     check_upload_size(request, len(text) // 4 * 3 - 2)
     try:
         return await run_parser(parse_base64, text, size=len(text))
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise HttpProblem(400, "not-base64", f"the file is not base64: {error}") from error
-
-
-def parse_base64(text: str) -> bytes:
-    body = text.partition(",")[2] if text[:5].lower() == "data:" else text
-    return base64.b64decode("".join(body.split()), validate=True)
 
 
 def image_media_type(data: bytes) -> str | None:

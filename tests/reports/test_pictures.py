@@ -3,11 +3,15 @@
 The reports are public ones, told in our words; each test's head names its report.
 """
 
+import base64
 import io
 import random
 import re
 import struct
 import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image, ImageChops
@@ -15,7 +19,12 @@ from PIL import Image, ImageChops
 from actors.attachments.image_preparation import prepare_image
 from actors.imaging.image_decoding import DecodedImage, decode_image
 from actors.settings import AttachmentSettings
+from actors.vision.image_loader import ImageLoader
+from actors.vision.settings import VisionSettings
 from bus.errors import PermanentError
+from bus.net.data_urls import parse_base64
+from bus.storage.claim_store import ClaimStore, open_claim_store
+from bus.storage.settings import StoreSettings
 from ops.docgen.settings_catalog import ROOT
 from tests.support.decoder_calls import collect_decoders
 from tests.support.hostile_patterns import parsed_files
@@ -42,6 +51,12 @@ MAX_PIXELS = 25_000_000
 TURNED = (SIZE[1], SIZE[0])
 ZERO_RATIO = struct.pack("<HHII", 0x11A, 5, 1, 200)
 BOMB = zlib.compress(bytes(64 << 20))
+
+
+@pytest.fixture
+async def claims(tmp_path: Path) -> AsyncIterator[ClaimStore]:
+    async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri())) as store:
+        yield store
 
 
 def decode(data: bytes) -> DecodedImage:
@@ -224,6 +239,37 @@ def test_refused_file_is_named_with_the_cure(data: bytes, words: str) -> None:
         decode(data)
     assert raised.value.code == "image-unreadable"
     assert "PNG" in str(raised.value)
+
+
+BASE64 = {
+    "padded": lambda text: text,
+    "as a data URL": lambda text: "data:image/png;base64," + text,
+    "a data URL of another type": lambda text: "data:text/plain;charset=utf-8;base64," + text,
+    "a data URL without a type": lambda text: "data:;base64," + text,
+    "matatonic/openedai-vision #4: without padding": lambda text: text.rstrip("="),
+    "omnimind-ai/OmniBot #360: in lines": lambda text: "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
+    "Helicone/helicone #4223: a space behind the comma": lambda text: "data:image/jpeg;base64, " + text,
+    "in the alphabet of URLs": lambda text: text.replace("+", "-").replace("/", "_"),
+    "percent escapes": lambda text: "DATA:image/png;base64," + quote(text, safe=""),
+    "too much padding": lambda text: text + "===",
+}
+
+
+@pytest.mark.parametrize("write", BASE64.values(), ids=list(BASE64))
+async def test_picture_as_base64_is_read_however_it_is_written(write: Callable[[str], str], claims: ClaimStore) -> None:
+    data = b"".join(png(mode) + bytes(filler) for filler, mode in enumerate(("RGB", "L")))
+    assert "/" in base64.b64encode(data).decode()
+    assert "+" in base64.b64encode(data).decode()
+    text = write(base64.b64encode(data).decode())
+    assert parse_base64(text) == data
+    picture = await ImageLoader(claims, VisionSettings()).from_base64(text)
+    assert picture.size == SIZE
+
+
+@pytest.mark.parametrize("text", ["A", "AAAAA", "ab*c", "data:image/png;base64", "https://example.org/a.png", "é"])
+def test_text_that_is_no_base64_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_base64(text)
 
 
 def test_no_error_shows_an_object_of_python() -> None:

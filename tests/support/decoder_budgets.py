@@ -48,7 +48,7 @@ def read_document(data: bytes) -> None:
 
 
 def read_base64(text: str) -> None:
-    from actors.decoding.base64_data import decode_base64
+    from bus.net.data_urls import decode_base64
 
     codes = {"broken_code": "broken", "large_code": "large", "label": "it"}
     asyncio.run(decode_base64(text, max_bytes=10 << 20, **codes))
@@ -128,12 +128,6 @@ def read_session(data: str) -> None:
     Sessions(ApiKeys(GatewaySettings()), 60.0).read_cookie(f"atelier_session={data}")
 
 
-def read_upload(text: str) -> None:
-    from gateway.text.uploads import parse_base64
-
-    parse_base64(text)
-
-
 def read_slip(data: bytes) -> None:
     from bus.worker.outgoing import read_slip
 
@@ -194,7 +188,6 @@ EVENT = Budget(read_event, files.hostile_json)
 VALUE = Budget(from_json, files.hostile_json)
 FORM = Budget(read_form, hostile_forms)
 SESSION = Budget(read_session, hostile_cookies)
-UPLOAD = Budget(read_upload, files.hostile_base64)
 
 OWN_PROCESS = Trusted("written by another process of this installation")
 OWN_FILE = Trusted("a file of this package or of this installation")
@@ -208,7 +201,6 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/attachments/document_reader.py", "pypdf.PdfReader"): DOCUMENT,
     ("actors/attachments/document_reader.py", "zipfile.ZipFile"): DOCUMENT,
     ("actors/attachments/file_types.py", "zipfile.ZipFile"): DOCUMENT,
-    ("actors/decoding/base64_data.py", "base64.b64decode"): BASE64,
     ("actors/decoding/json_schemas.py", "json.loads"): JSON_ANSWER,
     ("actors/decoding/jpeg_file.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/metadata.py", "struct.unpack_from"): PICTURE,
@@ -252,6 +244,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("bus/dead_letters/jsonl.py", ".model_validate_json"): Budget(read_export_line, files.hostile_json),
     ("bus/dead_letters/jsonl.py", "base64.b64decode"): Budget(read_export_line, files.hostile_json),
     ("bus/dead_letters/jsonl.py", "json.loads"): Trusted("JSON that the line above has written"),
+    ("bus/net/data_urls.py", "base64.b64decode"): BASE64,
     ("bus/persistence/entry_id.py", "json.loads"): Budget(read_content, files.hostile_json),
     ("bus/persistence/pool.py", "pydantic_core.from_json"): Trusted("a row of our own database"),
     ("bus/storage/gcs.py", ".json"): Trusted("the answer of the metadata server that the settings name"),
@@ -276,7 +269,6 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("gateway/json_body.py", "pydantic_core.from_json"): Budget(read_json_body, files.hostile_json),
     ("gateway/middleware/sessions.py", "base64.urlsafe_b64decode"): SESSION,
     ("gateway/middleware/sessions.py", "json.loads"): SESSION,
-    ("gateway/text/uploads.py", "base64.b64decode"): UPLOAD,
 }
 
 

@@ -44,6 +44,7 @@ def hostile_base64(size: int = 1 << 21) -> Iterator[str]:
     yield "=" * size
     yield "data:" * (size // 5)
     yield "data:image/" + "a" * size
+    yield "data:," + "%3D" * (size // 3)
     yield "\ud800" * size
 
 
