@@ -32,7 +32,8 @@ _URL_PASSWORDS = re.compile(r"://([^/?#@:\s]*):(\S*)@"), re.compile(r"://([^/?#@
 """Of a URL whose password has a `/` or `@` that should have been written as %XX; and of one among several."""
 _WORD = re.compile(r"\S+")
 _URL_USER = re.compile(r"(://[^:/@]*:).+")
-_BEARER = re.compile(r"\b(bearer|basic)((?:\s|\\[nrt])+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_BEARER = re.compile(r"\b(bearer|basic)((?:\s|\\[nrt])+)[^\s\"'\\,;]{8,}", re.IGNORECASE)
+_AUTHORIZATION = re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*(?:b(?=[\"']))?[\"']?)[a-z][\w-]*\s+[^\s\"',;]{3,}")
 _NAMED_SECRET = re.compile(
     r"(?i)((?:token|secret|password|passwd|api[_-]?key|signature|authorization)[\"']?\s*"
     r"(?:=\s*[\"']?|:\s*[\"']|:\s*(?=[^\s\"',&}]{0,200}\d)))[^\s\"',&}]+"
@@ -54,6 +55,12 @@ def remember_secret(value: str) -> None:
     _remembered[value] = None
     while len(_remembered) > MAX_REMEMBERED:
         del _remembered[next(iter(_remembered))]
+    _compiled_forms.cache_clear()
+
+
+def forget_secrets() -> None:
+    """For tests, whose secrets are no secrets of the next test."""
+    _remembered.clear()
     _compiled_forms.cache_clear()
 
 
@@ -93,6 +100,7 @@ def mask_forms(text: str) -> str:
     if "://" in text and "@" in text:
         text = _WORD.sub(_mask_url_passwords, text)
     text = _BEARER.sub(rf"\1\2{MASK}", text)
+    text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
     text = _SIGNED_QUERY.sub(rf"\1{MASK}", text)
     return _PYDANTIC_INPUT.sub(rf"\1{MASK}\2", _NAMED_SECRET.sub(rf"\1{MASK}", text))
 

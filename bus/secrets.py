@@ -84,9 +84,8 @@ def remember_keys(text: str) -> None:
 
 
 def remember_words(text: str) -> None:
-    """Several secrets, separated by white space; with and without the prefix `whsec_`."""
+    """Several secrets, separated by white space; what follows the prefix `whsec_` is secret."""
     for word in text.split():
-        remember_secret(word)
         remember_secret(word.removeprefix("whsec_"))
 
 

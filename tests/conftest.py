@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from bus import ids
 from bus.actor import Actor
 from bus.amqp import signing
+from bus.masking import forget_secrets
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.worker import Worker
@@ -162,3 +163,4 @@ def _no_process_secret() -> None:
     """A worker in this process keys the ids of the whole process, by the secret of its settings or of its database."""
     ids.use_secret(None)
     signing.sign_with(None)
+    forget_secrets()

@@ -1,0 +1,94 @@
+"""A webhook secret as the tools of others write it: the same key, or a refusal at the start; never a start after which every call fails."""
+
+import base64
+import json
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks import Webhook as StandardWebhook
+
+from actors.settings import WebhookSettings
+from actors.webhooks.signature import build_signature_headers
+from ops.cli import main
+
+KEY = bytes(range(200, 232))
+"""Its base64 has the characters that differ between the alphabets, and padding."""
+STANDARD, URL_SAFE = base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KEY).decode()
+CURE = 'make one with `echo "whsec_$(openssl rand -base64 32)"`'
+
+
+def verify(secret: str, receiver: str) -> None:
+    """Sign with a secret as it stands in the environment; the receiver's library verifies with its own. Raises when it does not."""
+    configured = WebhookSettings(webhook_secret=secret).webhook_secret
+    assert configured is not None
+    body = json.dumps({"generation_id": 7}).encode()
+    headers = build_signature_headers("msg_1", int(datetime.now(UTC).timestamp()), body, configured.get_secret_value())
+    StandardWebhook(receiver).verify(body, headers)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"whsec_{STANDARD}",
+        f"whsec_{STANDARD.rstrip('=')}",
+        f"whsec_{URL_SAFE}",
+        f"whsec_{URL_SAFE.rstrip('=')}",
+        STANDARD,
+        STANDARD.rstrip("="),
+        f"v1,whsec_{STANDARD}",
+        f"whsec_{STANDARD}\r\n",
+        f"\ufeffwhsec_{STANDARD}",
+        f"whsec_{STANDARD}\nwhsec_{base64.b64encode(KEY[::-1]).decode()}\n",
+    ],
+)
+def test_each_form_of_a_secret_is_the_same_key(written: str) -> None:
+    """wrzonance/WrzDJ #276: 43 characters without padding. routecraft #700: the unpadded form is the same key.
+    standard-webhooks/standard-webhooks #235: a service prints `v1,whsec_…`.
+    """
+    verify(written, f"whsec_{STANDARD}")
+
+
+@pytest.mark.parametrize("length", [24, 32, 48, 64])
+def test_each_length_of_the_standard_is_accepted(length: int) -> None:
+    secret = f"whsec_{base64.b64encode(bytes(length)).decode()}"
+    verify(secret, secret)
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("my-webhook-secret", "it is not whsec_ followed by base64"),
+        ("correct horse battery staple", "secret 1 of 4 "),
+        ("whsec_", "it is not whsec_ followed by base64"),
+        ("whsec_xyz!", "it is not whsec_ followed by base64"),
+        ("whsec_!!!!", "it is not whsec_ followed by base64"),
+        (f"whsec_{STANDARD[:41]}", "it is not whsec_ followed by base64: a character is missing"),
+        ("whsec_c2hvcnQ=", "it has a key of 5 bytes, and not of 24 to 64"),
+        (f"whsec_{base64.b64encode(bytes(65)).decode()}", "it has a key of 65 bytes"),
+        (f"whsec_{STANDARD} whsec_short", "secret 2 of 2 "),
+        (f"polar_whs_{STANDARD}", "it is not whsec_ followed by base64"),
+        (f'"whsec_{STANDARD}"', "it is not whsec_ followed by base64"),
+        (f"whsec_{STANDARD[:20]}={STANDARD[20:]}", "it is not whsec_ followed by base64"),
+    ],
+)
+def test_secret_that_cannot_sign_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: str, reason: str
+) -> None:
+    """harshdwivediiiii/pathfinder-ai #2304: found at the first webhook only. openai/openai-node #1887, corsairdev/corsair #1024: what is no
+    base64 becomes a key of few bytes, or of none. rmyndharis/OpenWA #1326: a short key. polarsource/polar #13522: another prefix.
+    """
+    monkeypatch.setattr("bus.observability.logs.configure_logging", lambda: None)
+    monkeypatch.setenv("AMQP_URL", "amqp://127.0.0.1:1/")
+    monkeypatch.setenv("STORE_URL", "file:///nowhere")
+    monkeypatch.setenv("WEBHOOK_SECRET", written)
+    assert main(["run", "image_generation"]) == 1
+    error = capsys.readouterr().err
+    assert f"WEBHOOK_SECRET: {reason}" in error
+    assert CURE in error
+    assert written == "whsec_" or written not in error
+
+
+def test_secret_of_the_cure_works() -> None:
+    """OpenSSL's own line ends with a line feed."""
+    secret = f"whsec_{base64.encodebytes(KEY).decode()}"
+    verify(secret, secret.strip())
