@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterable
 
 import aio_pika
-import asyncpg
 from aio_pika.exceptions import AMQPError
 
 from bus.amqp.topology import QueueDepth, read_queue_depth
-from bus.errors import TemporaryError
+from bus.errors import PermanentError, TemporaryError
 from bus.masking import mask_error
+from bus.persistence.server_check import examine_server, require_own_sessions
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 
@@ -38,15 +38,13 @@ async def probe_queues(url: str, names: Iterable[str]) -> dict[str, QueueDepth |
     return depths
 
 
-async def probe_database(url: str) -> str | None:
+async def probe_database(url: str, direct_url: str | None) -> str | None:
+    """As a worker examines both URLs at its start. The text names the setting and the host."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-            connection = await asyncpg.connect(url)
-            try:
-                await connection.fetchval("select 1")
-            finally:
-                await connection.close()
-    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            server = await examine_server("DATABASE_URL", url)
+            require_own_sessions(await examine_server("DATABASE_DIRECT_URL", direct_url) if direct_url else server)
+    except (OSError, TimeoutError, PermanentError) as error:
         return describe_error(error)
     return None
 

@@ -20,7 +20,7 @@ from bus.actor import DatabaseWrite
 from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.pool import stateless_connection
 from bus.persistence.purge import purge_periodically
-from bus.persistence.session_locks import CONNECTION_ERRORS, SessionLocks
+from bus.persistence.session_locks import CONNECTION_ERRORS, LockLost, SessionLocks
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
 from contracts.wire import Result
@@ -224,6 +224,7 @@ class PostgresInbox:
                 self._locks.lost.clear()
                 if await self._locks.fetchval(SQL["hold_liveness_lock"], LIVENESS_LOCK_CLASS, self.owner):
                     self.liveness_lock_held.set()
+                    await self._follow_pool()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._locks.lost.wait(), LIVENESS_CHECK_SECONDS)
                     continue
@@ -231,10 +232,18 @@ class PostgresInbox:
                 log.warning("inbox.liveness_lock_lost", error=repr(error))
             await asyncio.sleep(0.5)
 
+    async def _follow_pool(self) -> None:
+        """After a failover the lock may be held on the former primary, where the pool's server does not know it: connect again."""
+        if not await self._is_lock_visible():
+            self._locks.disconnect()
+            raise LockLost("the pool's server does not know the lock of this process")
+
+    async def _is_lock_visible(self) -> bool:
+        return bool(await self._fetchrow(SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner))
+
     async def require_visible_lock(self) -> None:
         """Raises PermanentError("database-other") when the pool's database does not know the lock that this process holds."""
-        statement = (SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner)
-        if not await retry_while_unavailable(lambda: self._fetchrow(*statement), "database"):
+        if not await retry_while_unavailable(self._is_lock_visible, "database"):
             message = (
                 "DATABASE_DIRECT_URL leads to another database than DATABASE_URL: both must name the same one, the first without pooler"
             )

@@ -51,7 +51,7 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
     class PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-        """After a time-out on one connection every connection of the pool is replaced before it is used again.
+        """After a time-out on one connection, or when its server became a replica, every connection of the pool is replaced before its use.
 
         A transaction sees what others have committed meanwhile, whatever the isolation that is the server's default.
         """
@@ -79,7 +79,7 @@ async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
     async def run(connection: PooledConnection, statement: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await repeat_conflicts(connection, statement)
-        except TimeoutError:
+        except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
             await pool.expire_connections()
             raise
 

@@ -36,10 +36,13 @@ select current_setting('server_version_num')::integer as version, current_settin
     current_setting('transaction_read_only') = 'on' as read_only, current_setting('synchronous_commit') = 'off' as loses_commits
 """
 APPLIED_PARAMETERS = "select name from pg_settings where name = any($1::text[]) and source in ('client', 'session')"
+CREDENTIALS_CURE = "correct user and password; special characters of the password are escaped in a URL, as %23 for `#`"
 POOLER_REFUSALS = {
     "unsupported startup parameter": "a pooler refuses an option of the URL: remove the option, and set it with `alter role … set …`",
     "no such database": "the pooler knows no such database: correct the name at the end of the URL, or the pooler's [databases]",
     "no such user": "the pooler knows no such user: correct the user in the URL, or the pooler's auth_file",
+    "SASL authentication failed": CREDENTIALS_CURE,
+    "password authentication failed": CREDENTIALS_CURE,
     "SSL required": "the pooler requires TLS: add sslmode=require, or sslmode=verify-full",
     "statement pooling mode": "a pooler in statement mode allows no transactions: set its pool_mode to transaction or session",
 }
@@ -73,10 +76,15 @@ async def find_session_database(settings: BusSettings, database: DatabaseServer)
     """
     direct_url = settings.direct_postgres_url
     server = await wait_for_server("DATABASE_DIRECT_URL", direct_url) if direct_url else database
+    require_own_sessions(server)
+    return server
+
+
+def require_own_sessions(server: DatabaseServer) -> None:
+    """Raises PermanentError("database-pooler")."""
     if server.shares_sessions:
         meaning = "leads to a pooler in transaction mode, as PgBouncer's pool_mode=transaction, where session locks and LISTEN mean nothing"
         raise PermanentError("database-pooler", f"{server.setting}: {hosts_of(server.url)} {meaning}: {DIRECT_URL_CURE}")
-    return server
 
 
 async def wait_for_server(setting: str, url: str) -> DatabaseServer:
@@ -151,14 +159,14 @@ def describe_refusal(error: BaseException) -> str | None:
     """Cause and cure of an error that waiting cannot cure; None for one of a server that is away."""
     text = str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not accepted ({error.verify_message}): set TLS_CA_FILE or sslrootcert to its authority, and \
-name the host as the certificate does"
+        cure = "set TLS_CA_FILE or sslrootcert to its authority, and name the host as the certificate does"
+        return f"the server's certificate is not accepted ({error.verify_message}): {cure}"
     if isinstance(error, ConnectionError) and "rejected SSL upgrade" in text:
         return "the server has no TLS, which sslmode requires: enable TLS in the server, or write sslmode=disable in a trusted network"
-    if isinstance(error, asyncpg.ProtocolViolationError):
-        return next((f"{text}: {cure}" for part, cure in POOLER_REFUSALS.items() if part in text), None)
+    if isinstance(error, asyncpg.PostgresError) and (known := next((part for part in POOLER_REFUSALS if part in text), None)):
+        return f"{text}: {POOLER_REFUSALS[known]}"
     if isinstance(error, asyncpg.InvalidPasswordError):
-        return f"{text}: correct user and password; special characters of the password are escaped in a URL, as %23 for `#`"
+        return f"{text}: {CREDENTIALS_CURE}"
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return f"{text}: correct the user, add sslmode=require where the server asks for encryption, or allow the user in pg_hba.conf"
     if isinstance(error, asyncpg.InvalidCatalogNameError):

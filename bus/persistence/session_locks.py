@@ -73,8 +73,13 @@ class SessionLocks:
             try:
                 return await self._connection.fetchval(statement, *arguments)
             except TimeoutError:
-                self._connection.terminate()
+                self.disconnect()
                 raise
+
+    def disconnect(self) -> None:
+        """Give up the connection, and with it every lock; the next use opens another."""
+        if self._connection is not None:
+            self._connection.terminate()
 
     async def close(self) -> None:
         if self._connection is not None:

@@ -36,7 +36,7 @@ class WorkerResources:
 @asynccontextmanager
 async def open_resources(settings: BusSettings, store_settings: StoreSettings, schemas: Iterable[str]) -> AsyncIterator[WorkerResources]:
     """Open the resources in order, close them in reverse. `schemas`: idempotent DDL beside the inbox's own."""
-    async with open_publisher(settings) as publisher, open_database(settings) as (pool, locks):
+    async with open_database(settings) as (pool, locks), open_publisher(settings) as publisher:
         if pool:
             await apply_schemas(pool, [SCHEMA, installation_secret.SCHEMA, *schemas])
         await installation_secret.use_installation_secret(settings, pool)

@@ -6,14 +6,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pydantic import SecretStr, ValidationError
+
 from actors.settings import UploadSettings, WebhookSettings
 from actors.upload import destination_settings
 from bus.amqp.topology import QueueDepth
 from bus.observability.probes import BROKER_UNAVAILABLE, probe_broker, probe_database, probe_port, probe_queues, probe_store
+from bus.persistence.database_url import hosts_of
+from bus.settings import BusSettings
 from bus.storage.public_address import EXPIRY_CURE, describe_expiry
 from bus.storage.settings import StoreSettings
 from ops.commands.doctor_host import Check, make_check
-from ops.errors import SetupError
+from ops.errors import SetupError, describe_settings_error
 from ops.local import postgres, rabbitmq_install
 from ops.local.rabbitmq import RabbitNode, accepts_amqp
 from ops.registry import MODULES, queue_of
@@ -45,7 +49,13 @@ async def check_broker(settings: LocalSettings) -> Check:
 async def check_database(settings: LocalSettings) -> Check:
     if url := settings.given_database_url:
         cure = "start that server, check user, password and database, or unset DATABASE_URL for an embedded one"
-        return make_check("postgres", describe_failure(url, 5432, await probe_database(url)), f"{host_and_port(url, 5432)} answers", cure)
+        try:
+            given = BusSettings(amqp_url=SecretStr("amqp://none"), database_url=SecretStr(url))
+        except ValidationError as error:
+            return Check("postgres", False, describe_settings_error(error) or "", cure)
+        return make_check(
+            "postgres", await probe_database(given.postgres_url or url, given.direct_postgres_url), f"{hosts_of(url)} answers", cure
+        )
     try:
         return Check("postgres", True, f"embedded, {postgres.bin_folder()}")
     except SetupError as error:
