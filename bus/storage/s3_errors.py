@@ -79,7 +79,7 @@ def translate_s3_errors(
         if on_refused and code in FORBIDDEN_CODES:
             raise on_refused() from error
         raise TemporaryError(f"{action}: {describe_response(error, server)}", code="store-away") from error
-    except ResponseParserError as error:
+    except (ResponseParserError, ValueError) as error:  # The SDK's own for a number or a time that is none.
         text = f"{action}: the response of {server_name(server)} is not S3's: is it another server, or a page of a proxy?"
         raise TemporaryError(text, code="store-away") from error
     except (BotoCoreError, BodyError, OSError, TimeoutError) as error:

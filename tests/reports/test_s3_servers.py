@@ -197,7 +197,12 @@ async def test_region_of_a_redirect_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "part"), [(b'{"welcome": "to the console"}', "is not S3's"), (b"<!doctype html><p>Welcome<br>to the console", "ListObjectsV2")]
+    ("body", "part"),
+    [
+        (b"<!doctype html><p>Welcome<br>to the console", "ListObjectsV2"),
+        (b"<ListBucketResult><Contents><Key>a</Key><Size>large</Size></Contents></ListBucketResult>", "is not S3's"),
+        (b"<ListBucketResult><Contents><Key>a</Key><LastModified>today</LastModified></Contents></ListBucketResult>", "is not S3's"),
+    ],
 )
 async def test_page_in_place_of_a_listing_is_an_error_of_the_store(
     body: bytes, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
