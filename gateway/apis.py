@@ -8,7 +8,7 @@ from gateway.admin import dead_letters
 from gateway.compat import ad_validation, chat, conversations, text_status, vertex
 from gateway.console.chat_page import CHAT_PATH
 from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
-from gateway.docs import asyncapi, swagger_ui
+from gateway.docs import asyncapi, openapi, swagger_ui
 from gateway.jobs import routes as jobs
 from gateway.openai import chat as openai_chat
 from gateway.openai import images, models
@@ -48,7 +48,7 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
         "console": Api(
             CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS), upload_paths=frozenset({CHAT_PATH})
         ),
-        "docs": Api((swagger_ui.router, asyncapi.router)),
+        "docs": Api((openapi.router, swagger_ui.router, asyncapi.router)),
     }
 
 

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from bus.observability.health import Health
 from bus.observability.health_server import serve_health
@@ -17,10 +18,11 @@ from contracts.steps import COMMANDS
 from gateway.apis import Api, query_steps, served_apis
 from gateway.compat.vertex import VertexSettings
 from gateway.docs.openapi import DocumentedApp
-from gateway.middleware.addresses import trust_proxies
 from gateway.middleware.admission import AdmissionMiddleware
 from gateway.middleware.api_keys import ApiKeys
+from gateway.middleware.head import HeadMiddleware
 from gateway.middleware.origins import OriginMiddleware
+from gateway.middleware.proxies import ProxyMiddleware
 from gateway.middleware.sessions import Sessions
 from gateway.middleware.tracing import TracingMiddleware
 from gateway.problems import error_formats, install_error_handlers
@@ -63,10 +65,12 @@ def create_app(
         description="Generative media over RabbitMQ.",
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json" if "docs" in settings.apis else None,
+        openapi_url=None,  # `gateway/docs/openapi.py` serves it, with the address that its reader uses
+        redirect_slashes=False,
     )
-    _include_routes(app, apis)
-    install_error_handlers(app)
+    routes = _include_routes(app, apis)
+    install_error_handlers(app, routes)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(
         AdmissionMiddleware,
         settings=settings,
@@ -77,18 +81,19 @@ def create_app(
     )
     form_paths = frozenset[str]().union(*(api.form_paths for api in apis))
     app.add_middleware(OriginMiddleware, settings=settings, keys_needed=keys.needed, form_paths=form_paths)
-    if settings.cors_origins:
+    app.add_middleware(TracingMiddleware)
+    if settings.cors_origins:  # outside of the middleware that answers unexpected errors: a page reads those, too
         origins = list(settings.cors_origins)
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS, max_age=600
         )
-    app.add_middleware(TracingMiddleware)
-    trust_proxies(app, settings.trusted_proxies)
+    app.add_middleware(ProxyMiddleware, settings=settings, routes=routes)
+    ProxyMiddleware(app, settings, routes)  # Starlette opens it at the first request: a wrong setting is reported now
     return app
 
 
-def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> None:
-    """`/health` comes last: Vertex AI's own health route may have the same path."""
+def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> list[Route]:
+    """Returns all routes. `/health` comes last: Vertex AI's own health route may have the same path."""
     routers = [router for api in apis for router in api.routers]
     app.state.error_formats = error_formats(routers)
     for router in routers:
@@ -102,6 +107,8 @@ def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> None:
         response_model=HealthReport,
         responses={503: {"model": HealthReport}},
     )
+    routes = [route for part in (*routers, app.router) for route in part.routes]
+    return [route for route in routes if isinstance(route, Route)]
 
 
 class HealthReport(BaseModel):

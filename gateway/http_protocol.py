@@ -11,6 +11,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -27,6 +28,9 @@ SEND_CHUNK_BYTES = 256 << 10
 """A longer part of a response is sent piece by piece, each when the kernel has taken the one before."""
 
 log = structlog.get_logger()
+
+
+UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
 class Waiting(Enum):
@@ -95,9 +99,33 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._held_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if self._held_bytes > self.limits.max_header_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def _parse(self, data: bytes) -> None:
+        """A request that asks for another protocol is parsed once more without that: its parser would skip its body.
+
+        Java's client asks for HTTP/2 with every first request.
+        """
+        rest: bytes | None = data
+        while rest is not None:
+            try:
+                self.parser.feed_data(rest)
+                rest = None
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._head_without_upgrade() + rest[upgrade.args[0] :]
+                self.parser = new_parser(self)
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]
+        lines += [b"Connection: close" for name, value in self.headers if name == b"connection" and b"close" in value.lower()]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -122,6 +150,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise RefusedRequest
+            return
         super().on_headers_complete()
         self._held_bytes, self._body_bytes = 0, 0
         self._body_pace.reset()
@@ -133,6 +165,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._held_bytes = 0
         self._wait_for(Waiting.REQUEST if self._idle else Waiting.NOTHING)
@@ -211,13 +245,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     async def _send_in_pieces(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, whose `send` returns when the kernel has taken the bytes: it holds its guards until then."""
 
+        cycle: Any = getattr(receive, "__self__", None)
+        unframed = False
+
         async def send_and_drain(message: Message) -> None:
+            nonlocal unframed
             if message["type"] != "http.response.body":
+                unframed = scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in message["headers"])
+                prepare_cycle(cycle, unframed=unframed)
                 await send(message)
                 return
             body = message.get("body", b"")
             for start in range(0, len(body), SEND_CHUNK_BYTES):
                 piece = body[start : start + SEND_CHUNK_BYTES]
+                if unframed:
+                    cycle.expected_content_length = len(piece)
                 await send({**message, "body": piece, "more_body": True})
                 self._written_bytes += len(piece)
             if self.flow.write_paused:
@@ -225,8 +267,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not message.get("more_body"):  # by itself, since uvicorn counts the request as disconnected after it
                 await send({**message, "body": b"", "more_body": False})
 
-        self._running = getattr(receive, "__self__", None)  # the request's cycle
+        self._running = cycle
         await self._application(scope, receive, send_and_drain)
+
+
+def new_parser(protocol: BoundedHttpProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn opens it: data after a request that closes the connection are no error."""
+    parser = httptools.HttpRequestParser(protocol)
+    if hasattr(parser, "set_dangerous_leniencies"):
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def prepare_cycle(cycle: Any, *, unframed: bool) -> None:
+    """Before the head of a response is sent. `unframed`: HTTP/1.0 knows no chunks, so that the end of the connection ends the response.
+
+    A client that waits for `100 Continue` may send its body or not: where its next request begins would be unknown.
+    """
+    if unframed:
+        cycle.chunked_encoding = False
+    if cycle.waiting_for_100_continue:
+        cycle.keep_alive = False
 
 
 def limit_unsent_bytes(transport: asyncio.Transport) -> None:

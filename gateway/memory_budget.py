@@ -61,13 +61,19 @@ class Reservation:
     """Bytes that one request holds."""
 
     def __init__(self, budget: MemoryBudget, tenant: str | None, count: int) -> None:
-        self._budget, self._tenant, self._count = budget, tenant, 0
+        self._budget, self._tenant, self.count = budget, tenant, 0
+        self.resize(count)
+
+    async def grow(self, count: int) -> None:
+        """Hold `count` bytes as soon as that many more are free. Raises like `MemoryBudget.reserve`."""
+        more = await self._budget.reserve(self._tenant, count - self.count)
+        more.release()
         self.resize(count)
 
     def resize(self, count: int) -> None:
         """Hold `count` bytes from now on, for instance when the size of a body is known at last."""
-        self._budget.add(self._tenant, count - self._count)
-        self._count = count
+        self._budget.add(self._tenant, count - self.count)
+        self.count = count
 
     def release(self) -> None:
         self.resize(0)

@@ -1,19 +1,21 @@
 """Errors as problem documents (RFC 9457), and as the bodies that the clients of other APIs parse."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import Scope
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError, TemporaryError
+from bus.masking import mask_text
 
 STATUS_BY_FAULT_CODE = {
     "job-unknown": 404,
@@ -40,6 +42,7 @@ class HttpProblem(Exception):
     """An error response: `title` is its machine-readable code, `extensions` are further members of the problem document."""
 
     def __init__(self, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
+        detail = mask_text(detail)
         super().__init__(detail)
         self.status, self.title, self.detail, self.headers, self.extensions = status, title, detail, dict(headers or {}), extensions
 
@@ -126,14 +129,25 @@ def _validation_errors(error: RequestValidationError) -> list[dict[str, str]]:
     return [{"where": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in error.errors()[:50]]
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every expected exception with an error response."""
+def install_error_handlers(app: FastAPI, routes: Sequence[Route] = ()) -> None:
+    """Answer every expected exception with an error response; OPTIONS, and a method that a path lacks, with the methods that it has."""
 
-    async def respond(request: Request, error: Exception) -> JSONResponse:
-        return error_response(request.scope, to_problem(error))
+    async def respond(request: Request, error: Exception) -> Response:
+        problem = to_problem(error)
+        if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            problem.headers["Allow"] = allowed_methods(routes, request.scope["path"])
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=problem.headers)
+        return error_response(request.scope, problem)
 
     for kind in (HttpProblem, *REQUEST_ERRORS, TemporaryError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, respond)
+
+
+def allowed_methods(routes: Sequence[Route], path: str) -> str:
+    """Of all routes with this path: the framework names those of the first one only, and no HEAD."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

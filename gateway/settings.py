@@ -2,11 +2,15 @@
 
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bus.secrets import KeyList
 from bus.settings import StringList
+from gateway.middleware.addresses import UNIX_SOCKET
+from gateway.middleware.public_url import parse_prefix, parse_public_url
 
 DAY_SECONDS = 24 * 3600.0
 API_NAMES = ("jobs", "dead-letters", "vertex", "ad-validation", "text", "openai", "console", "docs")
@@ -24,7 +28,7 @@ class GatewaySettings(BaseSettings):
     )
     port: int = Field(8080, ge=0, le=65535, validation_alias=AliasChoices("GATEWAY_PORT", "LLM_PORT"), description="0 takes any free port.")
     apis: StringList = Field(API_NAMES, description="The APIs to serve, separated by commas. All other paths are a 404.")
-    api_keys: SecretStr | None = Field(None, description="`name:key` pairs, separated by commas or spaces. The name is the tenant.")
+    api_keys: KeyList | None = Field(None, description="`name:key` pairs, separated by commas or spaces. The name is the tenant.")
     api_keys_file: Path | None = Field(None, description="The same, one per line; `#` begins a comment. Read again when it changes.")
     operators: StringList = Field(
         (), description="Names of keys that may see all tenants' jobs, order for any tenant, and manage dead letters."
@@ -82,7 +86,16 @@ class GatewaySettings(BaseSettings):
         "keys no other.",
     )
     trusted_proxies: StringList = Field(
-        (), description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, such as `10.0.0.0/8`."
+        (),
+        description="Addresses or networks of proxies whose X-Forwarded-* or Forwarded headers are believed, such as `10.0.0.0/8`; `unix`: "
+        "those without an address.",
+    )
+    root_path: str = Field(
+        "", description="The path that proxies serve the gateway below, such as `/atelier`. They may strip it or leave it in the path."
+    )
+    public_url: str | None = Field(
+        None,
+        description="The address that clients use, `https://host[:port][/path]`. It wins over the Host header and over proxies' headers.",
     )
     failed_keys: int = Field(
         60, ge=0, description="Requests and logins without a valid key that an address may make in a minute; 0: no limit."
@@ -103,11 +116,42 @@ class GatewaySettings(BaseSettings):
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}; the APIs are {', '.join(API_NAMES)}")
         return apis
 
+    @property
+    def public_origin(self) -> str | None:
+        """Scheme and host of GATEWAY_PUBLIC_URL."""
+        return parse_public_url(self.public_url)[0] if self.public_url else None
+
+    @property
+    def public_prefix(self) -> str:
+        """Such as `/atelier`: the path of GATEWAY_PUBLIC_URL, else GATEWAY_ROOT_PATH."""
+        return (parse_public_url(self.public_url)[1] if self.public_url else "") or self.root_path
+
+    @field_validator("root_path")
+    @classmethod
+    def check_root_path(cls, path: str) -> str:
+        return parse_prefix(path)
+
+    @field_validator("public_url")
+    @classmethod
+    def check_public_url(cls, url: str | None) -> str | None:
+        if url:
+            parse_public_url(url)
+        return url
+
+    @model_validator(mode="after")
+    def check_one_prefix(self) -> Self:
+        """Two different prefixes would leave open which one clients use."""
+        if self.root_path and self.public_prefix != self.root_path:
+            raise ValueError(
+                f"GATEWAY_ROOT_PATH is {self.root_path}, and the path of GATEWAY_PUBLIC_URL is {self.public_prefix}: set one of them"
+            )
+        return self
+
     @field_validator("trusted_proxies")
     @classmethod
     def check_trusted_proxies(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         """Neither `*` nor all addresses: then anybody could claim any address."""
         for network in networks:
-            if ip_network(network).prefixlen == 0:
+            if network != UNIX_SOCKET and ip_network(network, strict=False).prefixlen == 0:
                 raise ValueError(f"{network} trusts every client: name the networks of the proxies")
         return networks

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.compat.chat import store_image, turn_events
+from gateway.compat.chat import error_event, store_image, turn_events
 from gateway.compat.chat_requests import VisionTurn
 from gateway.compat.conversations import delete_conversation, get_conversation, list_conversations
 from gateway.console.guard import ConsoleRoute, SubmittedForm, validate_input
@@ -42,7 +42,7 @@ async def send_message(request: Request) -> Response:
     form: SubmittedForm = request.state.form
     command = await build_text_command(request, form)
     if "text/event-stream" in request.headers.get("accept", ""):
-        return await sse_response(request, turn_events(request, command, GENERATION_FAILED, {}))
+        return await sse_response(request, turn_events(request, command, GENERATION_FAILED, {}), error_event)
     try:
         reply = await generate_text(request, command)
     except REQUEST_ERRORS as error:

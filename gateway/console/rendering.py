@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gateway.console.i18n import LANGUAGES, negotiate_language, translator
+from gateway.middleware.public_url import public_path
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
 
@@ -36,7 +37,7 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"asset": asset_url, "path": CONSOLE_PATH, "languages": LANGUAGES}
+    environment.globals |= {"languages": LANGUAGES}
     environment.filters |= {
         "seconds": format_duration,
         "size": format_size,
@@ -48,7 +49,7 @@ def template_environment() -> Environment:
 
 @cache
 def asset_url(name: str) -> str:
-    """The address of a static file. It contains a hash of the content, so that browsers may cache the file forever."""
+    """The path of a static file. It contains a hash of the content, so that browsers may cache the file forever."""
     digest = hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
     return f"{CONSOLE_PATH}/static/{name}?v={digest}"
 
@@ -70,6 +71,9 @@ def render_template(request: Request, template: str, **context: Any) -> str:
     theme = request.cookies.get("atelier_theme", "auto")
     return template_environment().get_template(template).render(
         _=translator(language),
+        public_path=partial(public_path, request),
+        path=public_path(request, CONSOLE_PATH),
+        asset=lambda name: public_path(request, asset_url(name)),
         language=language,
         theme=theme if theme in THEMES else "auto",
         csrf=session.csrf_token,

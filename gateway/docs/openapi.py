@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from gateway.docs.openapi_examples import BY_MEDIA_TYPE, EXAMPLES, example_problem
+from gateway.middleware.public_url import public_origin, public_prefix
 
 Json = dict[str, Any]
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+router = APIRouter(include_in_schema=False)
 
 
 class DocumentedApp(FastAPI):
@@ -16,6 +20,13 @@ class DocumentedApp(FastAPI):
         cached = self.openapi_schema is not None
         document = super().openapi()
         return document if cached else add_examples(document)
+
+
+@router.get("/openapi.json")
+async def openapi_document(request: Request) -> JSONResponse:
+    """The document, whose paths are below the address at which clients reach this gateway."""
+    base = public_origin(request.scope) + public_prefix(request.scope)
+    return JSONResponse(request.app.openapi() | ({"servers": [{"url": base}]} if base else {}))
 
 
 def add_examples(document: Json) -> Json:

@@ -4,11 +4,13 @@ from functools import cache
 from importlib.resources import files
 
 from anyio import to_thread
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-START_CODE = b"""// Without `validatorUrl: null`, Swagger UI would send its address to another host.
-SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null, tryItOutEnabled: true });
+from gateway.middleware.public_url import public_prefix
+
+START_CODE = """// Without `validatorUrl: null`, Swagger UI would send its address to another host.
+SwaggerUIBundle({ url: "PREFIX/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null, tryItOutEnabled: true });
 """
 DOCS_PATH = "/docs"
 SCRIPT, STYLE, START_SCRIPT = "swagger-ui-bundle.js", "swagger-ui.css", "start.js"
@@ -18,19 +20,20 @@ PAGE_HEADERS = {
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 }
 """Swagger UI sets style attributes."""
-PAGE = f"""<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Atelier over HTTP</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="{DOCS_PATH}/{STYLE}"></head>
-<body><div id="swagger-ui"></div><noscript><a href="/openapi.json">The OpenAPI document</a></noscript>
-<script src="{DOCS_PATH}/{SCRIPT}"></script><script src="{DOCS_PATH}/{START_SCRIPT}"></script></body></html>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="PREFIX/docs/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div><noscript><a href="PREFIX/openapi.json">The OpenAPI document</a></noscript>
+<script src="PREFIX/docs/swagger-ui-bundle.js"></script><script src="PREFIX/docs/start.js"></script></body></html>
 """
+"""PREFIX is the public one: letters, digits and a few marks, none of which needs an escape."""
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get(DOCS_PATH)
-async def docs_page() -> HTMLResponse:
-    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+async def docs_page(request: Request) -> HTMLResponse:
+    return HTMLResponse(PAGE.replace("PREFIX", public_prefix(request.scope)), headers=PAGE_HEADERS)
 
 
 @router.get("/redoc")
@@ -50,8 +53,8 @@ async def style() -> Response:
 
 
 @router.get(f"{DOCS_PATH}/{START_SCRIPT}")
-async def start_script() -> Response:
-    return asset_response(START_CODE, "text/javascript")
+async def start_script(request: Request) -> Response:
+    return asset_response(START_CODE.replace("PREFIX", public_prefix(request.scope)).encode(), "text/javascript")
 
 
 async def asset(name: str, media_type: str) -> Response:

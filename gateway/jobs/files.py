@@ -49,7 +49,8 @@ async def file_response(request: Request, job: Job, name: str) -> Response:
     if claim is None:
         raise HttpProblem(404, "file-unknown", f"the job has no file {name!r}; GET /jobs/{job.job_id} lists them", job_id=job.job_id)
     headers = {"ETag": f'"{claim.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
+    known = ",".join(request.headers.getlist("if-none-match"))
+    if headers["ETag"] in known or known.strip() == "*":
         return Response(status_code=304, headers=headers)
     data = await _read_claim(request, job, claim, name)
     if isinstance(data, Response):

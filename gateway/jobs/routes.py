@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -18,6 +19,7 @@ from gateway.jobs.inline_files import store_inline_files
 from gateway.jobs.orders import JobOrder
 from gateway.jobs.submission import Submission
 from gateway.json_body import JsonRoute
+from gateway.middleware.public_url import public_path
 from gateway.problems import HttpProblem, problem_responses
 from gateway.services import services_of
 from gateway.sse import sse_response
@@ -69,8 +71,9 @@ async def _visible_job(request: Request, job_id: str) -> Job:
     return await services_of(request).jobs.get_job(job_id, tenant_of(request))
 
 
-def _links(job_id: str) -> dict[str, str]:
-    return {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": f"/jobs/{job_id}"}
+def _links(request: Request, job_id: str) -> dict[str, str]:
+    path = public_path(request, f"/jobs/{job_id}")
+    return {"self": path, "events": f"{path}/events", "cancel": path}
 
 
 @router.post(
@@ -101,14 +104,13 @@ async def submit_job(
     submission = await services.jobs.submit(
         order, seconds=seconds, wait=waited, tenant=tenant, caller=caller, idempotency_key=idempotency_key
     )
-    return _submit_response(submission, {"Preference-Applied": f"wait={waited:g}"} if prefer and wait is None and waited else {})
+    return _submit_response(request, submission, {"Preference-Applied": f"wait={waited:g}"} if prefer and wait is None and waited else {})
 
 
-def _submit_response(submission: Submission, headers: dict[str, str]) -> JSONResponse:
+def _submit_response(request: Request, submission: Submission, headers: dict[str, str]) -> JSONResponse:
     done = submission.result is not None
-    body = SubmitJobResponse(
-        job_id=submission.job_id, state="completed" if done else "accepted", result=submission.result, links=_links(submission.job_id)
-    )
+    links = _links(request, submission.job_id)
+    body = SubmitJobResponse(job_id=submission.job_id, state="completed" if done else "accepted", result=submission.result, links=links)
     headers |= {"Location": f"/jobs/{submission.job_id}"}
     return JSONResponse(body.model_dump(exclude_none=True), 200 if done else 202, headers=headers)
 
@@ -117,13 +119,14 @@ def _submit_response(submission: Submission, headers: dict[str, str]) -> JSONRes
 async def get_job(request: Request, job_id: JobId) -> Response:
     """One job: state, steps with their times, result or fault, files."""
     job = await _visible_job(request, job_id)
-    view = JobView.model_construct(**dict(job), files=_file_views(job), links=_links(job.job_id))
+    view = JobView.model_construct(**dict(job), files=_file_views(request, job), links=_links(request, job.job_id))
     return Response(view.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-def _file_views(job: Job) -> list[File]:
+def _file_views(request: Request, job: Job) -> list[File]:
+    folder = public_path(request, f"/jobs/{job.job_id}/files")
     return [
-        File(name=name, href=f"/jobs/{job.job_id}/files/{name}", media_type=claim.media_type, size=claim.size, sha256=claim.sha256)
+        File(name=name, href=f"{folder}/{quote(name)}", media_type=claim.media_type, size=claim.size, sha256=claim.sha256)
         for name, claim in job_files(job).items()
     ]
 

@@ -2,32 +2,37 @@
 
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from fastapi import FastAPI
 from starlette.types import Scope
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 MAX_ADDRESS_CHARS = 64
-
-
-def trust_proxies(app: FastAPI, networks: tuple[str, ...]) -> None:
-    """Take the client of a request from `X-Forwarded-For`, and its scheme from `X-Forwarded-Proto`, if a proxy in these networks sent it.
-
-    The client is the right-most address that is no trusted proxy's: what stands to the left of it is the client's own claim.
-    """
-    if networks:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(networks))
+UNIX_SOCKET = "unix"
+"""The name, in GATEWAY_TRUSTED_PROXIES, of a proxy that connects through a Unix socket and so has no address."""
 
 
 def address_of(scope: Scope) -> str:
     """An IPv4 address; the /64 network of an IPv6 address, since one client has all of it; "" when unknown."""
     host = str((scope.get("client") or ("",))[0])[:MAX_ADDRESS_CHARS]
-    if host.startswith("[") or host.count(":") == 1:  # with a port, as some proxies write it
-        host = host.rpartition(":")[0].strip("[]") if not host.endswith("]") else host.strip("[]")
+    address = parse_address(host)
+    if address is None or ":" not in address:
+        return address or host
+    return str(ip_network((IPv6Address(address), 64), strict=False))
+
+
+def parse_address(text: str) -> str | None:
+    """The IP address in `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`; `unix` for `unix:`; else None.
+
+    An IPv4 address that is written as an IPv6 one is the same client.
+    """
+    text = text.strip().strip('"')[:64]
+    if text.lower() in (UNIX_SOCKET, f"{UNIX_SOCKET}:"):
+        return UNIX_SOCKET
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        address = ip_address(host.partition("%")[0])
+        address = ip_address(text.partition("%")[0])
     except ValueError:
-        return host
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    mapped = address.ipv4_mapped
-    return str(mapped) if mapped else str(ip_network((address, 64), strict=False))
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)

@@ -6,13 +6,15 @@ What a request holds (a slot, bytes of the memory for bodies or files) it holds 
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import set_caller
 from gateway.docs.swagger_ui import ASSET_PATHS, DOCS_PATH
-from gateway.memory_budget import MemoryBudget
+from gateway.memory_budget import MemoryBudget, Reservation
 from gateway.middleware.addresses import address_of
 from gateway.middleware.api_keys import ApiKeys
 from gateway.middleware.body import LimitedBody, content_length
@@ -30,12 +32,14 @@ ANONYMOUS_BODY_BYTES = 16 << 10
 """The longest body without a valid key: a login."""
 SMALL_BODY_BYTES = 64 << 10
 """A body up to this size is held whatever else is; the number of requests bounds how many there are."""
+GROWTH_BYTES = 1 << 20
+"""The memory for a body whose size is not declared grows in such pieces while it arrives."""
 
 
 class AdmissionMiddleware:
     """`keyless`: further paths that need no key. `sessions`: authenticates the console; None without one.
 
-    `upload_paths`: a body with a Content-Length may hold two files of MAX_UPLOAD_BYTES as base64 besides GATEWAY_MAX_BODY_BYTES.
+    `upload_paths`: a body may hold two files of MAX_UPLOAD_BYTES as base64 besides GATEWAY_MAX_BODY_BYTES.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class AdmissionMiddleware:
             raise count_failure(self._keys.failures, address_of(scope), refusal) from None
         set_caller(scope, name, operator=not self._keys.needed or name in self._settings.operators)
         self._take_rate(name or f"at {address_of(scope)}", rate_headers)
-        limit, length = self._body_limit(scope, headers), content_length(headers)
+        limit, length = self._body_limit(scope), content_length(headers)
         if length > limit:
             raise HttpProblem(413, "Content Too Large", f"The body has {length} bytes, {limit} are allowed.")
         return LimitedBody(receive, headers, limit)
@@ -97,10 +101,10 @@ class AdmissionMiddleware:
         """Whether a key is needed on other paths, but this request has none: the login page, or the documents."""
         return self._keys.needed and scope["state"]["caller"] is None and scope["path"] not in self._keyless
 
-    def _body_limit(self, scope: Scope, headers: Headers) -> int:
+    def _body_limit(self, scope: Scope) -> int:
         if self._is_anonymous(scope):
             return min(ANONYMOUS_BODY_BYTES, self._settings.max_body_bytes)
-        takes_files = scope["path"] in self._upload_paths and content_length(headers)
+        takes_files = scope["path"] in self._upload_paths
         return self._settings.max_upload_body_bytes if takes_files else self._settings.max_body_bytes
 
     def _authenticate(self, path: str, headers: Headers) -> str | None:
@@ -129,22 +133,33 @@ class AdmissionMiddleware:
             guards.enter_context(self._anonymous_slots.take(f"at {address_of(scope)}"))
         else:
             guards.enter_context(self._slots.take(scope["state"]["caller"]))
-        guards.enter_context(self._upload_slot(body))
+        guards.enter_context(self._upload_slot(body.content_length))
 
     async def _reserve_memory(self, guards: ExitStack, scope: Scope, body: LimitedBody) -> None:
-        """The bytes of a body until its request is answered; without a Content-Length its limit, until it is complete.
+        """The bytes of a body until its request is answered; without a Content-Length, those that have arrived. Raises HttpProblem(503)."""
+        declared = body.content_length if body.content_length > SMALL_BODY_BYTES else 0
+        if not declared and not body.is_chunked:
+            return
+        reservation = await self._body_memory.reserve(scope["state"]["caller"], declared)
+        guards.callback(reservation.release)
+        body.on_complete = lambda size: reservation.resize(size if size > SMALL_BODY_BYTES else 0)
+        if body.is_chunked:
+            body.on_growth = partial(self._grow, guards, reservation, body.limit)
 
-        Raises HttpProblem(503).
-        """
-        if body.largest_size > SMALL_BODY_BYTES:
-            reservation = await self._body_memory.reserve(scope["state"]["caller"], body.largest_size)
-            guards.callback(reservation.release)
-            body.on_complete = lambda size: reservation.resize(size if size > SMALL_BODY_BYTES else 0)
+    async def _grow(self, guards: ExitStack, reservation: Reservation, limit: int, before: int, size: int) -> None:
+        """Memory, and for a large body a slot, when `size` bytes have arrived. Raises HTTPException(503), which routes let through."""
+        try:
+            if before <= self._settings.max_body_bytes < size:
+                guards.enter_context(self._upload_slot(size))
+            if size > max(SMALL_BODY_BYTES, reservation.count):
+                await reservation.grow(min(limit, -(-size // GROWTH_BYTES) * GROWTH_BYTES))
+        except HttpProblem as problem:
+            raise HTTPException(problem.status, problem.detail, problem.headers) from None
 
     @contextmanager
-    def _upload_slot(self, body: LimitedBody) -> Iterator[None]:
+    def _upload_slot(self, size: int) -> Iterator[None]:
         """A slot among the requests with large bodies, which are held in memory. Raises HttpProblem(503)."""
-        large = body.content_length > self._settings.max_body_bytes
+        large = size > self._settings.max_body_bytes
         if large and self._uploads_in_flight >= self._settings.max_uploads:
             detail = f"{self._uploads_in_flight} requests with large files are in progress already."
             raise HttpProblem(503, "busy", detail, {"Retry-After": "1"})

@@ -1,7 +1,7 @@
 """A request body with a size limit, which also reports that its client has disconnected."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -11,13 +11,15 @@ from starlette.types import Message, Receive
 class LimitedBody:
     """Counts the bytes that the application receives. Once the body is complete, it waits for the disconnect of the client.
 
-    `largest_size`: the declared size, or the limit when none is declared. `on_complete` is called with the size.
+    `is_chunked`: its size is not declared. Then `on_growth` is awaited with the sizes before and after a piece, before the application
+    gets it; it may raise HTTPException. `on_complete` is called with the size.
     """
 
     def __init__(self, receive: Receive, headers: Headers, limit: int) -> None:
-        self._receive, self._limit, self._bytes = receive, limit, 0
+        self._receive, self.limit, self._bytes = receive, limit, 0
         self.content_length = content_length(headers)
-        self.largest_size = limit if "transfer-encoding" in headers and not self.content_length else self.content_length
+        self.is_chunked = "transfer-encoding" in headers and not self.content_length
+        self.on_growth: Callable[[int, int], Awaitable[None]] | None = None
         self.on_complete: Callable[[int], None] = lambda _: None
         self._complete = asyncio.Event()
         self._disconnected = asyncio.Event()
@@ -34,9 +36,11 @@ class LimitedBody:
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._limit:
-            raise HTTPException(413, f"More than the {self._limit} bytes allowed; only a body with a Content-Length may hold files.")
+        before, self._bytes = self._bytes, self._bytes + len(message.get("body", b""))
+        if self._bytes > self.limit:
+            raise HTTPException(413, f"The body has more than the {self.limit} bytes that are allowed.")
+        if self.on_growth and self._bytes > before:
+            await self.on_growth(before, self._bytes)
         if message["type"] == "http.disconnect" or not message.get("more_body"):
             self._complete.set()
             self.on_complete(self._bytes)

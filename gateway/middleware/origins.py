@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.middleware.public_url import HOST
 from gateway.middleware.sessions import is_console_path
 from gateway.problems import HttpProblem, error_response
 from gateway.settings import GatewaySettings
@@ -27,7 +28,10 @@ class OriginMiddleware:
         self._app, self._keys_needed, self._form_paths = app, keys_needed, form_paths
         self._cors_origins = settings.cors_origins
         checked = bool(settings.allowed_hosts) or not keys_needed
-        self._hosts = {host.lower() for host in (settings.host, f"[{settings.host}]", *settings.allowed_hosts)} if checked else {"*"}
+        public = (settings.public_origin or "").rpartition("/")[2]
+        hosts = (settings.host, f"[{settings.host}]", public, *settings.allowed_hosts)
+        self._hosts = {host.lower() for host in hosts if host} if checked else {"*"}
+        self._own_origins = (*self._cors_origins, *filter(None, [settings.public_origin]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -39,15 +43,19 @@ class OriginMiddleware:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raises HttpProblem(403, 415, 421)."""
+        """Raises HttpProblem(400, 403, 415, 421, 501)."""
+        hosts = headers.getlist("host")
         if scope["path"] != PROBE_PATH:
-            self._check_hosts(headers.getlist("host"))
+            self._check_hosts(hosts)
+        if len(hosts) > 1 or not all(HOST.fullmatch(host) for host in hosts if host):
+            raise HttpProblem(400, "host-malformed", "The request has more than one Host header, or one that is no `host` or `host:port`.")
         if scope["method"] in SAFE_METHODS or is_console_path(scope["path"]):  # The console checks its forms itself.
             return
-        if not self._keys_needed and is_from_other_site(headers, self._cors_origins):
+        if not self._keys_needed and is_from_other_site(headers, self._own_origins):
             detail = "The request comes from a page of another site. GATEWAY_CORS_ORIGINS names the sites that may call."
             raise HttpProblem(403, "site-foreign", detail)
         if has_body(headers):
+            check_encoding(headers)
             self._check_media_type(scope["path"], headers.get("content-type", ""))
 
     def _check_hosts(self, hosts: Iterable[str]) -> None:
@@ -56,7 +64,9 @@ class OriginMiddleware:
         for host in hosts:
             name = host_name(host)
             if not (is_loopback_name(name) or {name, host.lower()} & self._hosts):
-                detail = f"The host {host[:100]!r} is not served here. GATEWAY_ALLOWED_HOSTS names hosts besides loopback ones."
+                detail = (
+                    f"The host {host[:100]!r} is not served here. GATEWAY_ALLOWED_HOSTS and GATEWAY_PUBLIC_URL name others than loopback."
+                )
                 raise HttpProblem(421, "host-unknown", detail)
 
     def _check_media_type(self, path: str, content_type: str) -> None:
@@ -66,6 +76,16 @@ class OriginMiddleware:
         allowed = "application/json or multipart/form-data" if path in self._form_paths else "application/json"
         sent = f"has the media type {media_type[:100]!r}" if media_type else "has no media type"
         raise HttpProblem(415, "media-type-unsupported", f"The body {sent}: send it with the header `Content-Type: {allowed}`.")
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raises HttpProblem(415, 501) for a compressed body: how long it is when it is unpacked, nobody can know before."""
+    encoding = headers.get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
+        detail = f"The body has the Content-Encoding {encoding[:100]!r}: send it as it is, without that header."
+        raise HttpProblem(415, "content-encoding-unsupported", detail, {"Accept-Encoding": "identity"})
+    if headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+        raise HttpProblem(501, "transfer-encoding-unsupported", "The only Transfer-Encoding that is read is `chunked`.")
 
 
 def has_body(headers: Headers) -> bool:
@@ -85,7 +105,7 @@ def is_json_media_type(media_type: str) -> bool:
 def is_from_other_site(headers: Headers, allowed_origins: Collection[str] = ()) -> bool:
     """Whether a browser says that a page of another origin, except the allowed ones, causes the request. Other clients say nothing."""
     site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
-    if site in ("same-origin", "none") or origin in allowed_origins or (origin and "*" in allowed_origins):
+    if site in ("same-origin", "none") or (origin and (origin in allowed_origins or "*" in allowed_origins)):
         return False
     if origin:
         return site != "" or origin.partition("://")[2].lower() != (headers.get("host") or "unknown").lower()

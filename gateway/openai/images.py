@@ -21,6 +21,7 @@ from gateway.callers import caller_of
 from gateway.deadlines import request_timeout
 from gateway.jobs.files import file_name, job_files
 from gateway.memory_budget import hold_bytes
+from gateway.middleware.public_url import public_url
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import Services, services_of
@@ -164,20 +165,20 @@ async def to_picture(request: Request, claim: Claim, job_id: str, *, as_base64: 
     store = services_of(request).require_store()
     try:
         if not as_base64:
-            return Picture(url=await public_url(request, claim, job_id))
+            return Picture(url=await image_url(request, claim, job_id))
         return Picture(b64_json=base64.b64encode(await store.read(claim, tenant=caller_of(request))).decode())
     except PermanentError as error:
         raise HttpProblem(500, error.code, str(error)) from error
 
 
-async def public_url(request: Request, claim: Claim, job_id: str) -> str:
+async def image_url(request: Request, claim: Claim, job_id: str) -> str:
     """The image's URL: the store's own, or that of the jobs API when the store is a folder."""
     services = services_of(request)
     url, name = await services.require_store().url(claim, tenant=caller_of(request)), file_name(claim)
     if url.startswith("http"):
         return url
     await wait_until_in_ledger(services, job_id, name)
-    return f"{request.base_url}jobs/{job_id}/files/{quote(name)}"
+    return public_url(request, f"/jobs/{job_id}/files/{quote(name)}")
 
 
 async def wait_until_in_ledger(services: Services, job_id: str, name: str) -> None:

@@ -7,7 +7,8 @@ import pytest
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
 
-from gateway.middleware.addresses import address_of, trust_proxies
+from gateway.middleware.addresses import address_of
+from gateway.middleware.proxies import ProxyMiddleware
 from gateway.settings import GatewaySettings
 
 
@@ -50,7 +51,7 @@ async def test_only_a_trusted_proxy_names_the_client(trusted: str, peer: str, fo
         assert request.client
         return request.client.host
 
-    trust_proxies(app, GatewaySettings.model_validate({"trusted_proxies": trusted}).trusted_proxies)
+    app.add_middleware(ProxyMiddleware, settings=GatewaySettings.model_validate({"trusted_proxies": trusted}), routes=())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(peer, 1)), base_url="http://localhost") as http:
         headers = [("X-Forwarded-For", value) for value in forwarded]
         assert (await http.get("/", headers=headers)).json() == client
