@@ -36,7 +36,7 @@ async def list_conversations(command: ListConversations, context: Context, *, re
 
 
 def to_summary(row: Record) -> ConversationLine:
-    preview = row["preview"]
+    preview = row["preview"].decode(errors="ignore")  # a database without an encoding may have cut a character
     return ConversationLine(
         conversation_id=row["conversation_id"],
         message_count=row["message_count"],

@@ -54,7 +54,7 @@ values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: summaries
 select c.conversation_id, count(m.*) as message_count, max(c.updated_at) as last_message_time,
-    (array_agg(left(m.content, 51) order by m.number desc))[1] as preview
+    convert_to((array_agg(left(m.content, 204) order by m.number desc))[1], getdatabaseencoding()) as preview
 from (
     select * from atelier.conversations where tenant = $1 and turns > 0 order by updated_at desc, conversation_id limit $2 offset $3
 ) as c join atelier.conversation_messages m using (conversation_id)

@@ -18,9 +18,14 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
-from actors import conversations, ledger
+from actors import ledger
+from actors.conversations import list_conversations
+from actors.llm.conversation_repository import SCHEMA as CONVERSATIONS_SCHEMA
 from actors.llm.conversation_repository import ConversationRepository, append_turn
+from bus.actor import TranslatedCommand
+from bus.dead_letters.ingest import DeadLetterIngest
 from bus.dead_letters.repository import DeadLetterRepository
 from bus.errors import PermanentError
 from bus.persistence.database_url import check_database_url, session_parameters, without_connect_timeout
@@ -30,15 +35,20 @@ from bus.persistence.server_check import DatabaseAway, examine_server
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
+from bus.worker.pg_listener import PgListener
 from bus.worker.resources import open_database
 from bus.worker.worker import Worker
 from contracts import broker_names
-from contracts.conversation import ConversationMessage
+from contracts.conversation import ConversationMessage, ListConversations
 from contracts.wire import Result
 from ops.cli import main
+from ops.commands.doctor_services import check_database
 from ops.docgen.settings_catalog import ROOT
 from ops.local.postgres import EmbeddedPostgres
+from ops.settings import LocalSettings
+from tests.support.actor_context import make_context
 from tests.support.broker_client import BrokerClient, StartWorker, echo_actor, wait_until
+from tests.support.certificates import make_certificates
 from tests.support.dead_letter_fixtures import COMPLETION_LISTENER, FlakyHandler, wait_for_dead_letters
 from tests.support.pgbouncer import open_pgbouncer
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
@@ -274,7 +284,6 @@ async def test_one_connection_is_enough(
 
 async def test_dead_letters_and_ledger_behind_pgbouncer(pooled: BusSettings, broker_client: BrokerClient, store_folder: Path) -> None:
     """sqlalchemy/sqlalchemy #6467: batches (`executemany`), transactions and types of their own, each on another session."""
-    from bus.dead_letters.ingest import DeadLetterIngest
 
     actor = echo_actor(FlakyHandler())
     ingest = DeadLetterIngest("ingest", (broker_names.dead_letter_queue(actor.step),))
@@ -305,7 +314,7 @@ async def test_turns_of_a_conversation_behind_pgbouncer(pooled: BusSettings) -> 
     conversation = uuid4().hex
     async with open_database(pooled) as first, open_database(pooled) as second:
         assert first[0]
-        await apply_schemas(first[0], [conversations.SCHEMA])
+        await apply_schemas(first[0], [CONVERSATIONS_SCHEMA])
 
         async def turn(process: Any) -> None:
             repository = ConversationRepository(*process)
@@ -337,6 +346,65 @@ async def test_interrupted_wait_leaves_no_lock(database_url: str) -> None:
         pass
     await locks.close()
     await others.close()
+
+
+async def test_notifications_with_a_pooler(
+    pooled: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
+) -> None:
+    """QueueClassic/queue_classic #184, freifunkMUC/wg-access-server #152: LISTEN through the pooler hears nothing, without an error."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
+    listener = PgListener(
+        name="report",
+        channel=f"report_{uuid4().hex[:8]}",
+        id_field="id",
+        due_query="select unnest($1::text[]) as id",
+        translate=lambda row: TranslatedCommand(actor.step, {"text": row["id"]}, uuid4().hex, "job"),
+    )
+    notify = "select pg_notify($1, $2)"
+    async with start_worker(actor, settings=pooled, adapters=[listener]), superuser(database_url) as server:
+
+        async def heard() -> bool:
+            await server.execute(notify, listener.channel, json.dumps({"id": "row-1"}))
+            return any(text == "row-1" for _, text in handler.completed)
+
+        await wait_until(heard, 10)
+
+
+async def test_operator_reads_dead_letters_through_the_pooler(actors: Actors) -> None:
+    """prisma/orm #23438: tools beside the workers get the same URL. They hold no lock, and need no direct one."""
+    command = [sys.executable, "-m", "ops.cli", "dead-letters", "list", "--json"]
+    process = await asyncio.create_subprocess_exec(*command, env=actors.environment, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert "letters" in json.loads(output)
+
+
+async def test_doctor_reports_the_missing_direct_url(
+    pooler: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """skypilot-org/skypilot #10347: nobody sees that a lock cannot ride the pooler. The doctor examines as a worker does."""
+    settings = LocalSettings(database_url=SecretStr(pooler))
+    assert "set DATABASE_DIRECT_URL" in (await check_database(settings)).detail
+    monkeypatch.setenv("DATABASE_DIRECT_URL", database_url)
+    assert (await check_database(settings)).ok
+    wrong = await check_database(LocalSettings(database_url=SecretStr("postgresql://one:secret@a,b:5432/d?schema=public")))
+    assert not wrong.ok
+    assert "DATABASE_URL: the option `schema`" in wrong.detail
+    assert "secret" not in wrong.detail
+
+
+async def test_tls_of_a_pooler(database_url: str, tmp_path: Path) -> None:
+    """estuary/connectors #796: a server that asks for TLS, and a certificate of an authority that is not known."""
+    certificates = make_certificates(tmp_path)
+    async with open_pgbouncer(database_url, certificates=certificates) as url:
+        for option in ("sslmode=require", f"sslmode=verify-full&sslrootcert={certificates.authority}"):
+            assert (await examine_server("DATABASE_URL", f"{url}?{option}")).shares_sessions
+        with pytest.raises(PermanentError, match=r"certificate is not accepted .* set TLS_CA_FILE"):
+            await examine_server("DATABASE_URL", f"{url}?sslmode=verify-full&sslrootcert=system")
+        with pytest.raises(PermanentError, match="the pooler requires TLS: add sslmode=require"):
+            await examine_server("DATABASE_URL", f"{url}?sslmode=disable")
 
 
 # URLs
@@ -512,6 +580,23 @@ async def test_database_without_every_character_is_refused(database_url: str) ->
             await examine_server("DATABASE_URL", url)
 
 
+async def test_database_without_an_encoding_works(bus_settings: BusSettings, database_url: str) -> None:
+    """IQSS/dataverse #8278, pgadmin-org/pgadmin4 #1794: SQL_ASCII, as a Debian server without a locale has it, counts bytes."""
+    answer = "여러 바이트로 된 글자 " * 20
+    question = ConversationMessage.model_validate({"role": "user", "content": answer, "timestamp": "2026-01-01T00:00:00Z"})
+    options = "encoding 'SQL_ASCII' locale 'C' template template0"
+    async with own_database(database_url, options=options) as (url, *_):
+        async with open_database(with_database(bus_settings, url)) as (pool, locks):
+            assert pool
+            assert locks
+            repository = ConversationRepository(pool, locks)
+            await apply_schemas(pool, [CONVERSATIONS_SCHEMA])
+            async with pool.acquire() as connection, connection.transaction():
+                await append_turn(connection, await repository.load_history("c-1", "shop"), question, answer)
+            page = await list_conversations(ListConversations(), make_context(tenant="shop"), repository=repository)
+        assert [line.last_message_preview for line in page.conversations] == [f"{answer[:50]}..."]
+
+
 async def test_role_without_rights_is_reported(bus_settings: BusSettings, database_url: str) -> None:
     """golang-migrate/migrate #826, ANXS/postgresql #571: since PostgreSQL 15 a role may not create tables in `public`."""
     async with own_database(database_url) as (url, role, server):
@@ -556,7 +641,6 @@ async def test_defaults_of_the_role_change_nothing(
     bus_settings: BusSettings, database_url: str, default: str, broker_client: BrokerClient, store_folder: Path
 ) -> None:
     """Inbox, ledger and dead letters work the same, with eight commands at once in each of two workers."""
-    from bus.dead_letters.ingest import DeadLetterIngest
 
     handler = FlakyHandler()
     handler.failing = False

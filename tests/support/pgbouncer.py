@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 from ops.local.daemon import free_ports
+from tests.support.certificates import Certificates
 from tests.support.debian_programs import find_program
 
 RUNS_AS = "nobody"
@@ -18,8 +19,13 @@ RUNS_AS = "nobody"
 
 
 @asynccontextmanager
-async def open_pgbouncer(database_url: str, *, pool_mode: str = "transaction", pool_size: int = 4, **options: str) -> AsyncIterator[str]:
-    """Yields the URL through PgBouncer. Its clients and its own connections authenticate with the password of `database_url`."""
+async def open_pgbouncer(
+    database_url: str, *, pool_mode: str = "transaction", pool_size: int = 4, certificates: Certificates | None = None, **options: str
+) -> AsyncIterator[str]:
+    """Yields the URL through PgBouncer. Its clients and its own connections authenticate with the password of `database_url`.
+
+    With `certificates` it requires TLS of its clients.
+    """
     program, port, server = find_program("pgbouncer", "pgbouncer"), free_ports(1)[0], urlsplit(database_url)
     settings = {
         "listen_addr": "127.0.0.1",
@@ -31,6 +37,10 @@ async def open_pgbouncer(database_url: str, *, pool_mode: str = "transaction", p
         "max_client_conn": "200",
     } | options
     with TemporaryDirectory(prefix="atelier-pgbouncer-") as folder:
+        if certificates:
+            settings |= {"client_tls_sslmode": "require", "client_tls_key_file": f"{folder}/key", "client_tls_cert_file": f"{folder}/cert"}
+            shutil.copy(certificates.key, f"{folder}/key")
+            shutil.copy(certificates.server, f"{folder}/cert")
         users, configuration = Path(folder) / "users.txt", Path(folder) / "pgbouncer.ini"
         users.write_text(f'"{server.username}" "{unquote(server.password or "")}"\n')
         lines = ["[databases]", f"{server.path[1:]} = host={server.hostname} port={server.port}", "[pgbouncer]", f"auth_file = {users}"]
