@@ -89,8 +89,8 @@ async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> 
     port = url.port or (443 if url.scheme == "https" else 80)
     if rules.allowed_ports and port not in rules.allowed_ports:
         raise PermanentError(code, f"{redact_uri(str(url))} names port {port}, which ATELIER_ALLOWED_PORTS does not.")
-    if not url.host or "%" in url.host or url.userinfo:
-        raise PermanentError(code, f"{redact_uri(str(url))} names no readable host, or a user.")
+    if not has_readable_host(url) or url.userinfo:
+        raise PermanentError(code, f"{redact_uri(str(url))} names no readable host or port, or a user.")
     addresses = await resolve(url.raw_host.decode("ascii").strip("[]"), port)
     private = [address for address in addresses if not is_public(address)]
     if private and not rules.allow_private_addresses:
@@ -98,6 +98,12 @@ async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> 
             code, f"{url.host} is {private[0]}, which is not on the public internet. ATELIER_ALLOW_PRIVATE_ADDRESSES lets it through."
         )
     return addresses
+
+
+def has_readable_host(url: httpx.URL) -> bool:
+    """Whether a name of DNS, or an address, and a port can be what the URL names."""
+    labels = url.raw_host.decode("ascii").rstrip(".").split(".")
+    return bool(url.host) and "%" not in url.host and url.port != 0 and (url.port or 1) < 1 << 16 and all(0 < len(it) < 64 for it in labels)
 
 
 async def resolve(host: str, port: int) -> list[str]:

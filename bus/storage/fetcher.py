@@ -6,6 +6,7 @@ Addresses in our own stores (STORE_URL, UPLOAD_URL) are none of them, whatever t
 """
 
 import asyncio
+import errno
 import re
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,20 +19,30 @@ from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri
 from bus.net.ssrf import GuardedTransport, describe_http_error
 from bus.net.tls import create_ssl_context
+from bus.storage.asset_errors import (
+    REFUSED,
+    check_size,
+    forbidden_error,
+    missing_error,
+    refused_error,
+    too_large_error,
+    unreachable_error,
+)
 from bus.storage.gcs import GcsCredentials, GcsSettings
+from bus.storage.http_download import download
 from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
 from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, read_at_most
 from bus.storage.s3_errors import translate_s3_errors
 from bus.storage.settings import StoreSettings
 
-REFUSED, FORBIDDEN, MISSING, TOO_LARGE = "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large"
-"""Refused: by our settings, or with a status that is none of a file. Forbidden: by the server, which may also say it of a missing file."""
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """Not an ARN, which may name any bucket by way of an access point."""
-CHUNK_BYTES = 1 << 20
 MAX_ADDRESS_CHARS = 8192
-RETRYABLE_STATUSES = frozenset({408, 425, 429})
+NO_FILE_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
+"""Of a path at which no file can be."""
+INTERRUPTIONS = ("disconnected", "closed", "terminated")
+"""Words of errors of the protocol that another attempt may not meet. Any other means that the server speaks no HTTP."""
 
 
 class AssetFetcher:
@@ -137,9 +148,13 @@ class AssetFetcher:
     ) -> bytes:
         try:
             async with asyncio.timeout(self._settings.asset_timeout_seconds):
-                return await download(url, transport, max_bytes, origin=origin, headers=headers)
+                return await download(url, transport, max_bytes, origin=origin, check=self._check_host, headers=headers)
+        except httpx.RemoteProtocolError as error:
+            if not any(word in str(error) for word in INTERRUPTIONS):
+                raise refused_error(origin, "its response is not valid HTTP") from error
+            raise unreachable_error(f"{origin} was interrupted: {describe_http_error(error)}") from error
         except (httpx.HTTPError, TimeoutError) as error:
-            raise TemporaryError(f"{origin} did not respond: {describe_http_error(error)}", code="asset-unreachable") from error
+            raise unreachable_error(f"{origin} did not respond: {describe_http_error(error)}") from error
 
 
 def check_address(uri: str) -> str:
@@ -153,42 +168,6 @@ def check_address(uri: str) -> str:
     return uri
 
 
-async def download(
-    url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int, *, origin: str, headers: dict[str, str] | None = None
-) -> bytes:
-    """GET without redirects and without decompression; the size is checked before and while the body is received.
-
-    `headers` go to this host alone. `origin`: the address for messages, without secrets.
-    """
-    async with (
-        httpx.AsyncClient(transport=transport, timeout=10.0, trust_env=False, headers={"Accept-Encoding": "identity"}) as client,
-        client.stream("GET", url, headers=headers) as response,
-    ):
-        raise_for_status(response, origin)
-        check_size(int(response.headers.get("Content-Length", 0)), origin, max_bytes)
-        data = bytearray()
-        async for chunk in response.aiter_raw(CHUNK_BYTES):
-            data += chunk
-            check_size(len(data), origin, max_bytes)
-        return bytes(data)
-
-
-def raise_for_status(response: httpx.Response, origin: str) -> None:
-    """Raises PermanentError or TemporaryError for any status but 200."""
-    status, authorized = response.status_code, "Authorization" in response.request.headers
-    if status in (404, 410):
-        raise PermanentError(MISSING, f"{origin} responded with {status}.")
-    if status in RETRYABLE_STATUSES or status >= 500:
-        raise TemporaryError(f"{origin} responded with {status}", code="asset-unreachable")
-    if authorized and status == 401:
-        raise TemporaryError(f"{origin} responded with 401: GCS_TOKEN is not valid, or no longer", code="asset-unreachable")
-    if status in (401, 403):
-        cure = "GCS_TOKEN may not read it" if authorized else "it is not public; GCS_TOKEN, and for tenants ASSET_BUCKETS, give access"
-        raise forbidden_error(origin, f"it responded with {status}" + (f": {cure}" if origin.startswith("gs://") else ""))
-    if status != 200:
-        raise refused_error(origin, f"it responded with {status}; redirects are not followed")
-
-
 def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     """A file below one of the roots; symbolic links are resolved before the check."""
     path = file_path(uri)
@@ -197,30 +176,7 @@ def read_asset(uri: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     try:
         check_size(path.stat().st_size, uri, max_bytes)
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise missing_error(uri) from error
     except OSError as error:
+        if error.errno in NO_FILE_ERRORS:
+            raise missing_error(uri) from error
         raise TemporaryError(f"{redact_uri(uri)} cannot be read: {error.strerror}") from error
-
-
-def check_size(size: int, uri: str, max_bytes: int) -> None:
-    """Raises PermanentError("asset-too-large")."""
-    if size > max_bytes:
-        raise too_large_error(uri, max_bytes)
-
-
-def too_large_error(uri: str, max_bytes: int) -> PermanentError:
-    return PermanentError(TOO_LARGE, f"{redact_uri(uri)} is larger than the {max_bytes} bytes allowed.")
-
-
-def missing_error(uri: str) -> PermanentError:
-    return PermanentError(MISSING, f"There is no asset at {redact_uri(uri)}.")
-
-
-def forbidden_error(uri: str, reason: str) -> PermanentError:
-    """A server that does not let its files be listed says "forbidden" of a missing one too; the answer does not show which."""
-    return PermanentError(FORBIDDEN, f"{redact_uri(uri)} is not readable, or does not exist: {reason}.")
-
-
-def refused_error(uri: str, reason: str) -> PermanentError:
-    return PermanentError(REFUSED, f"{redact_uri(uri)} is not fetched: {reason}.")

@@ -8,7 +8,7 @@ import structlog
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
-from bus.storage.fetcher import AssetFetcher
+from bus.storage.fetcher import NO_FILE_ERRORS, AssetFetcher
 from bus.storage.locations import FolderLocation
 from bus.storage.object_keys import claim_key, is_generated_key, put_key, readable_key, sha256_hex, verify_claim
 from contracts.claim import Claim
@@ -81,11 +81,11 @@ def read_file(root: Path, path: Path, size: int) -> bytes:
     """The bytes of a file; b"" when it is not of this size, so that it is not read for nothing."""
     try:
         return path.read_bytes() if path.stat().st_size == size else b""
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except OSError as error:
         if not root.is_dir():
             raise TemporaryError(f"the store's folder {root} is unavailable: {error}") from error
-        raise PermanentError("claim-missing", f"No file at {path}: it was removed, or never written to this store.") from error
-    except OSError as error:
+        if error.errno in NO_FILE_ERRORS:
+            raise PermanentError("claim-missing", f"No file at {path}: it was removed, or never written to this store.") from error
         raise TemporaryError(f"the store cannot be read: {error}") from error
 
 

@@ -32,6 +32,7 @@ from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri, split_address
 from bus.storage.claim_store import ClaimStore
+from bus.storage.http_download import describe_page
 from bus.storage.object_keys import tenant_prefix
 from contracts.image import AlphaSource, Lora
 
@@ -113,6 +114,8 @@ class LoraFileCache:
             if error.code == "asset-too-large":
                 raise invalid_lora(redact_uri(address), str(error)) from None
             raise
+        if page := describe_page(data):
+            raise invalid_lora(redact_uri(address), page)
         self.fetch_count += 1
         return await asyncio.to_thread(self._store, lora, tenant, data)
 
@@ -138,6 +141,9 @@ class LoraFileCache:
             if error.code not in ("asset-missing", "asset-forbidden", "asset-refused"):
                 raise
             log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=str(error))
+            return None
+        if page := describe_page(data):  # Some servers answer so to any address that they do not know.
+            log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=page)
             return None
         return await asyncio.to_thread(parse_adapter_config, data, origin)
 

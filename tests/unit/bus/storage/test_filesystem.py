@@ -139,7 +139,9 @@ async def test_folder_store_imports_neither_s3_nor_torch() -> None:
         (401, "asset-forbidden"),
         (403, "asset-forbidden"),
         (204, "asset-refused"),
-        ((301, {"Location": "/"}), "asset-refused"),
+        (301, "asset-refused"),
+        ((301, {"Location": "ftp://host/"}), "asset-refused"),
+        (206, "asset-refused"),
     ],
 )
 async def test_asset_client_error_is_permanent(root: Path, response: int | tuple[int, dict[str, str]], code: str) -> None:
