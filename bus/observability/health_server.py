@@ -29,9 +29,11 @@ class HealthApp:
         self._routes = {"/health/live": self.live, "/health/ready": self.ready, "/health/startup": self.startup, "/metrics": self.metrics}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: AsgiSend) -> None:
-        endpoint = self._routes.get(scope["path"], self.not_found)
+        endpoint = self._routes.get(scope["path"].rstrip("/"), self.not_found)
         status, media_type, body = await (endpoint() if scope["method"] in ("GET", "HEAD") else self.method_not_allowed())
         headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 

@@ -17,6 +17,7 @@ from gateway.settings import GatewaySettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM_MEDIA_TYPES = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 PROBE_PATH = "/health"
 """Answered under any host name: probes of a load balancer use addresses."""
 
@@ -108,7 +109,9 @@ def is_from_other_site(headers: Headers, allowed_origins: Collection[str] = ()) 
     if site in ("same-origin", "none") or (origin and (origin in allowed_origins or "*" in allowed_origins)):
         return False
     if origin:
-        return site != "" or origin.partition("://")[2].lower() != (headers.get("host") or "unknown").lower()
+        scheme, _, name = origin.lower().partition("://")
+        port = DEFAULT_PORTS.get(scheme, "")
+        return site != "" or name.removesuffix(port) != (headers.get("host") or "unknown").lower().removesuffix(port)
     return site != ""
 
 

@@ -58,7 +58,7 @@ def parse_public_url(url: str) -> tuple[str, str]:
 
 def parse_prefix(text: str) -> str:
     """`/atelier` for `/atelier/` and `atelier`; empty for `/`. Raises ValueError."""
-    path = text.strip().strip("/")
+    path = text.strip().removeprefix("/").removesuffix("/")
     if not path:
         return ""
     if not PREFIX.fullmatch(f"/{path}"):

@@ -40,7 +40,7 @@ async def serve_bounded(app: FastAPI, *, lifespan: bool = True) -> AsyncIterator
 
 
 async def send_raw(port: int, *pieces: bytes, seconds: float = 5) -> bytes:
-    """All that the server answers until it closes the connection, or stays silent for half a second after an answer."""
+    """All that the server answers until it closes the connection, or stays silent for a quarter of a second after an answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
@@ -50,7 +50,7 @@ async def send_raw(port: int, *pieces: bytes, seconds: float = 5) -> bytes:
         answer = await asyncio.wait_for(reader.read(1 << 16), seconds)
         while answer:
             try:
-                more = await asyncio.wait_for(reader.read(1 << 16), 0.5)
+                more = await asyncio.wait_for(reader.read(1 << 16), 0.25)
             except TimeoutError:
                 break
             if not more:
