@@ -20,6 +20,7 @@ from gateway.console.rendering import path_and_query, render_page
 from gateway.json_body import run_parser
 from gateway.middleware.origins import is_from_other_site
 from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
+from gateway.middleware.public_url import public_origin, public_path
 from gateway.problems import REQUEST_ERRORS, HttpProblem, to_problem
 from gateway.services import services_of
 
@@ -82,7 +83,8 @@ async def _authorize_and_handle(request: Request, handle: Handler, cookie_sessio
 
 def is_csrf_valid(request: Request, session: Session) -> bool:
     """Whether the form has the session's CSRF token and, as far as the browser says, comes from the same origin."""
-    return not is_from_other_site(request.headers) and hmac.compare_digest(
+    own = [origin for origin in [public_origin(request.scope)] if origin]
+    return not is_from_other_site(request.headers, own) and hmac.compare_digest(
         request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode()
     )
 
@@ -133,7 +135,7 @@ def set_cookie(request: Request, response: Response, name: str, value: str, seco
     """Set an HttpOnly cookie for the console's paths; without `seconds` it ends with the browser session."""
     max_age = None if seconds is None else round(seconds)
     secure = request.url.scheme == "https" or services_of(request).settings.console_secure
-    response.set_cookie(name, value, max_age=max_age, path=CONSOLE_PATH, httponly=True, samesite="lax", secure=secure)
+    response.set_cookie(name, value, max_age=max_age, path=public_path(request, CONSOLE_PATH), httponly=True, samesite="lax", secure=secure)
 
 
 def error_page(request: Request, error: Exception) -> Response:
