@@ -11,6 +11,8 @@ from gateway.json_body import parse_json
 SCALAR_TYPES = ("string", "integer", "number", "boolean")
 CONSTRAINT_ATTRIBUTES = {"minimum": "min", "maximum": "max", "multipleOf": "step", "maxLength": "maxlength"}
 """HTML attribute by JSON schema keyword."""
+MAX_LEVELS = 200
+"""As `parse_json` reads."""
 MULTILINE_LENGTH = 60
 
 
@@ -153,8 +155,14 @@ def _display_value(value: Any) -> str:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON; for a value with more levels than Python can write, a note that does not parse, so that it is not submitted by mistake."""
-    try:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-    except RecursionError:
+    """JSON; for a value with more levels than a body may have, a note that does not parse, so that it is not submitted by mistake."""
+    if has_more_levels(value, MAX_LEVELS):
         return "(too deeply nested to be shown)"
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def has_more_levels(value: Any, limit: int) -> bool:
+    """Whether a JSON value is nested more deeply than `limit` levels."""
+    if not isinstance(value, dict | list):
+        return False
+    return limit == 0 or any(has_more_levels(each, limit - 1) for each in (value.values() if isinstance(value, dict) else value))
