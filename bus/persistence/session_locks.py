@@ -18,6 +18,8 @@ from bus.settings import BusSettings
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 0.5
 CLOSE_TIMEOUT_SECONDS = 3.0
+KEEP_ALIVE = "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3"
+"""The server frees the locks of a machine that vanished after a minute; by default it would hold them for more than two hours."""
 CONNECTION_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -104,4 +106,10 @@ async def open_session_locks(settings: BusSettings, database: DatabaseServer | N
 async def connect_session(url: str) -> asyncpg.Connection:
     """A connection whose session is its own."""
     dsn, seconds = without_connect_timeout(url, CONNECT_TIMEOUT_SECONDS)
-    return await asyncpg.connect(dsn, timeout=seconds, command_timeout=persistence_pool.STATEMENT_TIMEOUT_SECONDS)
+    connection = await asyncpg.connect(dsn, timeout=seconds, command_timeout=persistence_pool.STATEMENT_TIMEOUT_SECONDS)
+    try:
+        await connection.execute(KEEP_ALIVE)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection

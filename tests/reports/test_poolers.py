@@ -28,7 +28,6 @@ from bus.errors import PermanentError
 from bus.persistence.inbox import SCHEMA, PostgresInbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.server_check import examine_server
-from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.pg_listener import PgListener
@@ -230,19 +229,6 @@ async def test_four_workers_behind_two_connections(
     assert sorted(int(body["text"]) for _, body in replies) == list(range(60))
 
 
-async def test_one_connection_is_enough(
-    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
-) -> None:
-    """prisma/orm #2520 (`connection_limit=1`): the lock of the process is beside the pool, so a pool of one serves."""
-    handler = FlakyHandler()
-    handler.failing = False
-    actor = echo_actor(handler)
-    async with asyncio.timeout(20), start_worker(actor, settings=with_database(bus_settings, database_url, database_pool_size=1)):
-        for number in range(20):
-            await broker_client.publish(actor.step, {"text": str(number)}, reply_to=broker_client.reply_queue)
-        assert len([await broker_client.next_reply() for _ in range(20)]) == 20
-
-
 async def test_dead_letters_and_ledger_behind_pgbouncer(pooled: BusSettings, broker_client: BrokerClient, store_folder: Path) -> None:
     """sqlalchemy/sqlalchemy #6467: batches (`executemany`), transactions and types of their own, each on another session."""
 
@@ -289,24 +275,38 @@ async def test_turns_of_a_conversation_behind_pgbouncer(pooled: BusSettings) -> 
         assert len((await ConversationRepository(*first).load_history(conversation, "t")).messages) == 40
 
 
-async def test_interrupted_wait_leaves_no_lock(database_url: str) -> None:
-    """ariga/atlas #2447: a lock that its owner cannot release. A caller that is cancelled while it takes the lock leaves none behind."""
-    lock, unlock = "select pg_try_advisory_lock(77, $1)", "select pg_advisory_unlock(77, $1)"
-    locks, others = (SessionLocks(lambda: connect_session(database_url)) for _ in range(2))
+async def test_pooler_that_closes_idle_clients(
+    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
+) -> None:
+    """adcontextprotocol/adcp #2070, pgbouncer/pgbouncer #587: with `client_idle_timeout` the next statement finds a closed connection."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(open_pgbouncer(database_url, client_idle_timeout="1"))
+        await stack.enter_async_context(start_worker(actor, settings=with_database(bus_settings, url, database_url)))
+        for _ in range(2):
+            await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+            assert (await broker_client.next_reply())[1]["text"] == "x"
+            await asyncio.sleep(1.6)
 
-    async def hold() -> None:
-        async with locks.hold(lock, unlock, 1):
-            await asyncio.sleep(60)
 
-    for _ in range(20):
-        task = asyncio.create_task(hold())
-        await asyncio.sleep(0.002)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(5), others.hold(lock, unlock, 1):
-        pass
-    await locks.close()
-    await others.close()
+async def test_pooler_that_ends_waiting_clients(
+    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
+) -> None:
+    """MagicStack/asyncpg #1299: with `query_wait_timeout` a statement ends with a closed connection. The command waits, and is answered."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(open_pgbouncer(database_url, pool_size=1, query_wait_timeout="1"))
+        await stack.enter_async_context(start_worker(actor, settings=with_database(bus_settings, url, database_url)))
+        async with superuser(url) as other, other.transaction():
+            await other.execute("select 1")
+            await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+            await asyncio.sleep(1.5)
+            assert broker_client.replies.empty()
+        assert (await broker_client.next_reply())[1]["text"] == "x"
 
 
 async def test_notifications_with_a_pooler(

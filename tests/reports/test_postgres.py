@@ -24,6 +24,7 @@ from bus.persistence.database_url import check_database_url, session_parameters,
 from bus.persistence.inbox import SCHEMA
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.server_check import DatabaseAway, examine_server
+from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.resources import open_database
@@ -291,3 +292,44 @@ async def test_restart_of_the_server_is_waited_for(
             await broker_client.publish(actor.step, {"text": str(number)}, reply_to=broker_client.reply_queue)
         replies = [await broker_client.next_reply(20) for _ in range(8)]
     assert sorted(int(body["text"]) for _, body in replies) == list(range(8))
+
+
+async def test_one_connection_is_enough(
+    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
+) -> None:
+    """prisma/orm #2520 (`connection_limit=1`): the lock of the process is beside the pool, so a pool of one serves."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
+    async with asyncio.timeout(20), start_worker(actor, settings=with_database(bus_settings, database_url, database_pool_size=1)):
+        for number in range(20):
+            await broker_client.publish(actor.step, {"text": str(number)}, reply_to=broker_client.reply_queue)
+        assert len([await broker_client.next_reply() for _ in range(20)]) == 20
+
+
+async def test_interrupted_wait_leaves_no_lock(database_url: str) -> None:
+    """ariga/atlas #2447: a lock that its owner cannot release. A caller that is cancelled while it takes the lock leaves none behind."""
+    lock, unlock = "select pg_try_advisory_lock(77, $1)", "select pg_advisory_unlock(77, $1)"
+    locks, others = (SessionLocks(lambda: connect_session(database_url)) for _ in range(2))
+
+    async def hold() -> None:
+        async with locks.hold(lock, unlock, 1):
+            await asyncio.sleep(60)
+
+    for _ in range(20):
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(0.002)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(5), others.hold(lock, unlock, 1):
+        pass
+    await locks.close()
+    await others.close()
+
+
+async def test_server_frees_the_locks_of_a_machine_that_vanished(database_url: str) -> None:
+    """dbos-inc/dbos-transact-py #637, liquibase/liquibase #872: without a closed connection a lock is held for hours."""
+    locks = SessionLocks(lambda: connect_session(database_url))
+    settings = [await locks.fetchval(f"show tcp_keepalives_{name}") for name in ("idle", "interval", "count")]
+    assert [int(value) for value in settings] == [30, 10, 3]
+    await locks.close()
