@@ -21,7 +21,7 @@ RUN /opt/atelier/bin/pip install --no-deps --no-index --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="atelier-consult" org.opencontainers.image.description="The skin-consult server for Vertex AI"
-RUN apt-get update -q && apt-get install -y -q --no-install-recommends rabbitmq-server tini && rm -rf /var/lib/apt/lists/*
+RUN apt-get update -q && apt-get install -y -q --no-install-recommends libfribidi0 rabbitmq-server tini && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin atelier && install -d -o 10001 /models
 COPY --from=build /opt/atelier /opt/atelier
 # The model is AIP_STORAGE_URI, which Vertex AI sets, or VLM_MODEL; else the source system's. Half precision, as it had it; `-e USE_QUANTIZATION=true` for a device with less memory.

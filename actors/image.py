@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import structlog
+from anyio import to_thread
 
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
 from actors.engines.diffusion.progress import open_progress_reporter
@@ -17,6 +19,7 @@ from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult,
 from actors.engines.process.executor import ExecutionResult, Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
+from actors.imaging.fonts import check_drawable
 from actors.imaging.signature_asset import fetch_signature
 from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
@@ -41,8 +44,9 @@ async def open_image(resources: Resources) -> AsyncIterator[Handler]:
         set_unready=resources.set_unready,
     ) as executor:
         resources.register_engine(executor)
-        loras, max_bytes = LoraFileCache(resources.claims, settings), WatermarkSettings().signature_max_bytes
-        yield partial(image, claims=resources.claims, executor=executor, loras=loras, signature_max_bytes=max_bytes)
+        loras, signatures = LoraFileCache(resources.claims, settings), WatermarkSettings()
+        limits = {"signature_max_bytes": signatures.signature_max_bytes, "fonts": signatures.fonts}
+        yield partial(image, claims=resources.claims, executor=executor, loras=loras, **limits)
 
 
 def build_actor() -> Actor:
@@ -59,13 +63,22 @@ def build_actor() -> Actor:
 
 
 async def image(
-    command: Image, context: Context, *, claims: ClaimStore, executor: Executor, loras: LoraFileCache, signature_max_bytes: int
+    command: Image,
+    context: Context,
+    *,
+    claims: ClaimStore,
+    executor: Executor,
+    loras: LoraFileCache,
+    signature_max_bytes: int,
+    fonts: tuple[Path, ...] = (),
 ) -> ImageDone:
     """Cancellation removes this order, and no other, from the batch at the next denoising step.
 
-    A LoRA or a signature that is missing is found before the order reaches the engine.
+    A LoRA or a signature that is missing, or a signature that cannot be drawn, is found before the order reaches the engine.
     """
     await fetch_signature(command.signature, context.tenant, claims, signature_max_bytes)
+    if command.signature and not command.signature.image_uri:
+        await to_thread.run_sync(check_drawable, command.signature.text or "", fonts)
     lora = await fetch_lora(command.lora, context.tenant, loras)
     request = build_engine_request(command, context, lora)
     async with open_progress_reporter(command.steps, context.report_progress) as on_step:
@@ -126,6 +139,8 @@ def build_result(command: Image, request: DiffusionRequest, execution: Execution
         made_with=result.png_metadata,
         lora_alpha_from=cast("AlphaSource | None", result.png_metadata.get("lora_alpha_from")),
         flagged=list(result.flagged),
+        prompt_tokens_left_out=result.prompt_tokens_left_out,
+        negative_prompt_tokens_left_out=result.negative_prompt_tokens_left_out,
         rungs=list(result.oom_fallbacks),
         largest_batch=result.largest_batch,
         queued_seconds=round(execution.queued_seconds, 3),

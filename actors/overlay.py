@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from asyncpg import Connection, Pool
 
 from actors.imaging.contrast import Color, format_color, parse_color
-from actors.imaging.fonts import load_fonts, normalize_text
+from actors.imaging.fonts import load_fonts, open_fonts, prepare_drawing
 from actors.imaging.image_decoding import decode_image, flatten_on_white
 from actors.imaging.png_metadata import encode_png, merge_text_chunks
 from actors.imaging.text_layout import BLACK, WHITE, Placement, TextBlock, candidate_placements, draw_text, fit_text, with_backdrop
@@ -41,7 +41,7 @@ X_ALIGN_PREFERENCE, Y_ALIGN_PREFERENCE = ("center", "left", "right"), ("top", "b
 @asynccontextmanager
 async def open_overlay(resources: Resources) -> AsyncIterator[Handler]:
     settings = OverlaySettings()
-    await to_thread.run_sync(load_fonts, settings.fonts)
+    await to_thread.run_sync(open_fonts, settings.fonts)
     yield partial(
         overlay, claims=resources.claims, database=resources.database, settings=settings, threads=CapacityLimiter(settings.threads)
     )
@@ -72,7 +72,7 @@ async def overlay(
         await find_variant(database, ids[1], context.tenant)
     generated = await claims.is_generated(bare, tenant=context.tenant)
     render = partial(compose, await claims.read(bare, tenant=context.tenant), command, settings, generated=generated)
-    png, size, placement, block = await to_thread.run_sync(render, limiter=threads)
+    png, size, placement, block, left_out = await to_thread.run_sync(render, limiter=threads)
     claim = await claims.write(png, tenant=context.tenant, media_type="image/png", width=size[0], height=size[1], generated=generated)
     overlay_id = derived_id(context.keyed_id, "overlay")
     url = await claims.url(claim, tenant=context.tenant, permanent=True)
@@ -87,6 +87,7 @@ async def overlay(
         contrast_ratio=round(placement.contrast, 2),
         contrast_required=block.required_contrast,
         layout=build_layout(command, placement, block, settings) | {"render": rendered},
+        text_left_out=left_out,
     )
     if not command.job_variants_id or database is None:
         return result
@@ -103,14 +104,15 @@ async def insert_layout(connection: Connection, *, result: OverlayDone, ids: lis
 
 def compose(
     data: bytes, command: Overlay, settings: OverlaySettings, *, generated: bool
-) -> tuple[bytes, tuple[int, int], Placement, TextBlock]:
-    """The PNG with the text and the text chunks of the picture, its size, and the placement and the wrapped text."""
+) -> tuple[bytes, tuple[int, int], Placement, TextBlock, str]:
+    """The PNG with the text and the text chunks of the picture, its size, the placement, the wrapped text and what of it was left out."""
     source = decode_image(data, settings.max_pixels)
     picture = flatten_on_white(source.pixels).convert("RGB")
     faces = load_fonts(settings.fonts)
-    text = "\n".join(line for line in (normalize_text(line) for line in command.text.splitlines()) if line)
+    prepared = [prepare_drawing(line, faces) for line in command.text.splitlines()]
+    text, left_out = "\n".join(line.text for line in prepared if line.text), "".join(line.left_out for line in prepared)
     if not text:
-        raise PermanentError("text-empty", "The text has no visible character.")
+        raise PermanentError("text-empty", "The text has no character that is drawn: it is blank, or emoji alone.")
     font = command.font_recommendation
     block = fit_text(text, faces, picture.size, font.font_size_category if font else "medium")
     aligns = [
@@ -123,7 +125,7 @@ def compose(
     best = min(candidates, key=lambda candidate: candidate.cost + 4 * protected_share(candidate, picture.size, command.protected_region))
     placement = with_backdrop(picture, best, block, parse_color(command.overlay_color) if command.overlay_color else None)
     chunks = merge_text_chunks(source.text_chunks, {}, {}, generated=generated)
-    return encode_png(draw_text(picture, placement, block, faces), chunks), picture.size, placement, block
+    return encode_png(draw_text(picture, placement, block, faces), chunks), picture.size, placement, block, left_out
 
 
 def candidate_colors(command: Overlay) -> list[Color]:
@@ -153,7 +155,7 @@ def to_region(placement: Placement, size: tuple[int, int]) -> Region:
 def build_layout(command: Overlay, placement: Placement, block: TextBlock, settings: OverlaySettings) -> dict[str, Any]:
     """The fields of the source system's layout, without `render`."""
     font = command.font_recommendation
-    face = next((face for face in load_fonts(settings.fonts) if face.supports(command.text)), load_fonts(settings.fonts)[0])
+    face = next((face for face in load_fonts(settings.fonts) if face.supports("".join(block.lines))), load_fonts(settings.fonts)[0])
     backdrop = f"{format_color(placement.backdrop[0])}{round(placement.backdrop[1] * 255):02x}" if placement.backdrop else None
     return {
         "text": command.text,

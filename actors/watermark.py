@@ -7,20 +7,23 @@ A signature picture that is named but missing is an error, unless the command sa
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from anyio import CapacityLimiter, to_thread
 from PIL import Image
 
-from actors.imaging.fonts import load_fonts, normalize_text, split_into_runs
+from actors.imaging.fonts import load_fonts, open_fonts, prepare_drawing
 from actors.imaging.image_decoding import IMAGE_TOO_LARGE, decode_image, flatten_on_white, to_rgba
 from actors.imaging.png_metadata import encode_png, merge_text_chunks
 from actors.imaging.signature import render_image_mark, render_text_mark, sign
 from actors.imaging.signature_asset import fetch_signature
+from actors.imaging.text_runs import split_into_runs
 from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
+from contracts.drawn_text import clean_text
 from contracts.watermark import Signature, Watermark, WatermarkDone
 from contracts.wire import Step
 
@@ -28,10 +31,19 @@ MarkRenderer = Callable[[tuple[int, int]], Image.Image]
 """Renders the signature for a picture of the given width and height in pixels."""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """`render`: None when nothing is drawn. `missing`: the signature is named and not drawn as it is named. `left_out`: of its text."""
+
+    render: MarkRenderer | None = None
+    missing: bool = False
+    left_out: str = ""
+
+
 @asynccontextmanager
 async def open_watermark(resources: Resources) -> AsyncIterator[Handler]:
     settings = WatermarkSettings()
-    await to_thread.run_sync(load_fonts, settings.fonts)
+    await to_thread.run_sync(open_fonts, settings.fonts)
     yield partial(watermark, claims=resources.claims, settings=settings, threads=CapacityLimiter(settings.threads))
 
 
@@ -41,8 +53,8 @@ ACTOR = Actor(step=Step.WATERMARK, command=Watermark, result=WatermarkDone, open
 async def watermark(
     command: Watermark, context: Context, *, claims: ClaimStore, settings: WatermarkSettings, threads: CapacityLimiter
 ) -> WatermarkDone:
-    mark, signature_missing = await load_mark(command.signature, context.tenant, claims, settings)
-    authoritative = {"artist": command.artist or normalize_text(command.signature.text or ""), "job": context.job_id}
+    mark = await load_mark(command.signature, context.tenant, claims, settings)
+    authoritative = {"artist": command.artist or clean_text(command.signature.text or ""), "job": context.job_id}
     signed = []
     for image in command.images:
         if image.size > settings.max_bytes:
@@ -51,26 +63,33 @@ async def watermark(
             )
         data = await claims.read(image, tenant=context.tenant)
         generated = await claims.is_generated(image, tenant=context.tenant)
-        render = partial(render_signed_png, data, mark, command, authoritative, settings.max_pixels, generated=generated)
+        render = partial(render_signed_png, data, mark.render, command, authoritative, settings.max_pixels, generated=generated)
         png, (width, height) = await to_thread.run_sync(render, limiter=threads)
         size = {"width": width, "height": height}
         signed.append(await claims.write(png, tenant=context.tenant, media_type="image/png", generated=generated, **size))
-    return WatermarkDone(images=signed, signature_missing=signature_missing)
+    return WatermarkDone(images=signed, signature_missing=mark.missing, signature_left_out=mark.left_out)
 
 
-async def load_mark(
-    signature: Signature, tenant: str | None, claims: ClaimStore, settings: WatermarkSettings
-) -> tuple[MarkRenderer | None, bool]:
-    """A renderer of the signature, None when nothing is drawn; and whether the signature's picture is named but missing."""
+async def load_mark(signature: Signature, tenant: str | None, claims: ClaimStore, settings: WatermarkSettings) -> Mark:
+    """The picture of the signature, else its text. Raises PermanentError("glyph-missing") for a text that no font can draw.
+
+    Where the picture is missing and not required, such a text is missing too.
+    """
     data = await fetch_signature(signature, tenant, claims, settings.signature_max_bytes)
     if data is not None:
         picture = await to_thread.run_sync(lambda: to_rgba(decode_image(data, settings.max_pixels, "The signature picture").pixels))
-        return lambda size: render_image_mark(picture, size, signature.size), False
-    missing, text = bool(signature.image_uri), normalize_text(signature.text or "")
-    if not text:
-        return None, missing
-    runs = split_into_runs(text, load_fonts(settings.fonts))
-    return lambda size: render_text_mark(runs, size, signature.size), missing
+        return Mark(lambda size: render_image_mark(picture, size, signature.size))
+    missing, faces = bool(signature.image_uri), load_fonts(settings.fonts)
+    try:
+        drawn = prepare_drawing(signature.text or "", faces)
+    except PermanentError:
+        if not missing:
+            raise
+        return Mark(missing=True)
+    if not drawn.text:
+        return Mark(missing=missing or bool(drawn.left_out), left_out=drawn.left_out)
+    runs = split_into_runs(drawn.text, faces)
+    return Mark(lambda size: render_text_mark(runs, size, signature.size), missing, drawn.left_out)
 
 
 def render_signed_png(

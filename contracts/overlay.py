@@ -43,3 +43,4 @@ class OverlayDone(Result):
     contrast_ratio: float = Field(ge=1, le=21, description="WCAG 2 contrast of the text against the worst tenth of its background.")
     contrast_required: float = Field(description="4.5, or 3 for large text.")
     layout: dict[str, Any]
+    text_left_out: str = Field("", description="Emoji and other symbols of the text, which are not drawn.")

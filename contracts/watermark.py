@@ -55,4 +55,7 @@ class WatermarkDone(Result):
     """Claims on the signed images."""
 
     images: list[Claim]
-    signature_missing: bool = Field(False, description="The signature's image was missing and not required.")
+    signature_missing: bool = Field(
+        False, description="The signature's image was missing and not required, or its text had nothing but what is left out."
+    )
+    signature_left_out: str = Field("", description="Emoji and other symbols of the signature's text, which are not drawn.")

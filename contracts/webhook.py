@@ -22,6 +22,9 @@ class Webhook(Command):
     prompt_tags: list[str] = Field(default_factory=list, description="Added to the metadata of `complete`.")
     lora_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
     signature_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
+    signature_left_out: str = Field("", description="Added to the metadata of `complete` when not empty.")
+    prompt_tokens_left_out: int = Field(0, ge=0, description="Added to the metadata of `complete` when not 0.")
+    negative_prompt_tokens_left_out: int = Field(0, ge=0, description="Added to the metadata of `complete` when not 0.")
     fault: Fault | None = None
 
 

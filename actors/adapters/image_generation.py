@@ -6,14 +6,18 @@ The steps are image, watermark, upload and webhook; webhooks also report progres
 import json
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from actors.settings import OrderSettings, WebhookSettings
+from actors.imaging.fonts import check_drawable
+from actors.settings import OrderSettings, WatermarkSettings, WebhookSettings
 from bus.actor import Adapter, IgnoredMessage, InvalidMessage, TranslatedCommand
+from bus.errors import PermanentError
 from bus.ids import derived_id, former_id_header, public_id
+from bus.json_text import storable_json
 from bus.net.ssrf import has_private_ip_host
 from contracts import broker_names
 from contracts.image import Image
@@ -24,12 +28,12 @@ from contracts.wire import Step
 
 
 def build_adapter() -> Adapter:
-    read_order = partial(translate, webhooks=WebhookSettings(), orders=OrderSettings())
+    read_order = partial(translate, webhooks=WebhookSettings(), orders=OrderSettings(), fonts=WatermarkSettings().fonts)
     return Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=read_order)
 
 
-def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings) -> TranslatedCommand:
-    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id.
+def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings, fonts: tuple[Path, ...] = ()) -> TranslatedCommand:
+    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id. `fonts`: besides the bundled ones.
 
     Raises IgnoredMessage for a message of another type: a failure would be a refund to whoever sent it.
     """
@@ -37,6 +41,7 @@ def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings) -> 
     generation_id = read_generation_id(message)
     try:
         order, base_url = _parse_order(message)
+        _check_artist_name(order, fonts)
         return _build_command(order, base_url, webhooks, orders)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
@@ -50,7 +55,7 @@ def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings) -> 
 
 def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(storable_json(body))
     except (ValueError, RecursionError) as error:
         raise InvalidMessage("invalid-json", f"the body is not JSON: {error}") from None
 
@@ -91,6 +96,14 @@ def _build_command(order: OrderData, base_url: str | None, webhooks: WebhookSett
     body = image.model_copy(update={"slip": slip}).model_dump(mode="json", exclude_defaults=True)
     headers = former_id_header(_former_message_id(order.generation_id))
     return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id), headers)
+
+
+def _check_artist_name(order: OrderData, fonts: tuple[Path, ...]) -> None:
+    """A name that no font can draw is refused before anything is drawn, unless a picture is the signature."""
+    try:
+        check_drawable("" if order.signature_path else order.artist_name or "", fonts)
+    except PermanentError as error:
+        raise InvalidMessage(error.code, f"artist_name: {error}") from None
 
 
 def _check_backend_address(base_url: str | None, settings: WebhookSettings) -> None:

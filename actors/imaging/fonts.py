@@ -1,21 +1,35 @@
-"""Fonts: which code points each font supports, and a text split into runs of one font each. A missing glyph is an error, never a box.
+"""Fonts: which characters each font can draw. A missing glyph is an error, never a box; shaping is needed, or no process starts.
 
-Reads the bundled fonts (NanumGothic for Korean and much else, DejaVu Sans for the rest of Latin) and further ones from the settings.
+Reads the bundled fonts (NanumGothic for Korean and much else, DejaVu Sans for the rest of Latin and for Arabic, Hebrew and more, Droid Sans
+Fallback for Chinese and Japanese, Noto Sans for Thai and Devanagari) and further ones from the settings.
 """
 
 import struct
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 
-from bus.errors import PermanentError
+from PIL import features
 
-BUNDLED_FONTS = (Path(__file__).parent.parent / "fonts" / "NanumGothic.ttf", Path(__file__).parent.parent / "fonts" / "DejaVuSans.ttf")
+from bus.errors import PermanentError
+from contracts.drawn_text import JOINERS, DrawnText, find_missing, prepare_text, split_clusters
+
+FOLDER = Path(__file__).parent.parent / "fonts"
+BUNDLED_FONTS = tuple(
+    FOLDER / name
+    for name in (
+        "NanumGothic.ttf",
+        "DejaVuSans.ttf",
+        "DroidSansFallbackCJK.ttf",
+        "NotoSansThai-Regular.ttf",
+        "NotoSansDevanagari-Regular.ttf",
+    )
+)
 CMAP_PRIORITIES = {(3, 10): 3, (0, 6): 3, (0, 4): 3, (3, 1): 2, (0, 3): 1}
-INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
+SHAPING_CURE = (
+    "Install it: `apt-get install libfribidi0` (Debian, Ubuntu), `dnf install fribidi`, `apk add fribidi` or `brew install fribidi`."
+)
 
 
 @dataclass(frozen=True)
@@ -26,15 +40,8 @@ class FontFace:
     code_points: frozenset[int]
 
     def supports(self, text: str) -> bool:
-        return all(ord(char) in self.code_points for char in text)
-
-
-@dataclass(frozen=True)
-class TextRun:
-    """A part of a text that one font can draw."""
-
-    face: FontFace
-    text: str
+        """Whether it has all characters; the shaping of a text needs no glyph for joiners."""
+        return all(ord(char) in self.code_points or char in JOINERS for char in text)
 
 
 @cache
@@ -43,31 +50,43 @@ def load_fonts(extra: tuple[Path, ...] = ()) -> tuple[FontFace, ...]:
     return tuple(FontFace(path, read_code_points(path)) for path in (*BUNDLED_FONTS, *extra))
 
 
-def normalize_text(text: str) -> str:
-    """One line in NFC (a Korean syllable may arrive decomposed), without invisible characters."""
-    composed = unicodedata.normalize("NFC", " ".join(text.split()))
-    return "".join(char for char in composed if char == " " or unicodedata.category(char) not in INVISIBLE_CATEGORIES)
+def shaping_problem() -> str | None:
+    """Why texts cannot be shaped, with the cure; None when they can. Pillow has the library raqm and loads FriBiDi when it is there."""
+    if features.check("raqm"):
+        return None
+    return f"Pillow finds no FriBiDi library: names in Arabic, Hebrew or Hindi would be drawn reversed and disjointed. {SHAPING_CURE}"
 
 
-def split_into_runs(text: str, faces: Sequence[FontFace]) -> list[TextRun]:
-    """One run in the first font that supports the whole text, else runs of the first font that supports each character.
+def open_fonts(extra: tuple[Path, ...] = ()) -> tuple[FontFace, ...]:
+    """The fonts of a step that draws texts, at its start. Raises ValueError without shaping; else as `load_fonts`."""
+    if problem := shaping_problem():
+        raise ValueError(problem)
+    return load_fonts(extra)
 
-    Raises PermanentError("glyph-missing"), which names the character.
+
+def prepare_drawing(text: str, faces: Iterable[FontFace]) -> DrawnText:
+    """The text to draw, and what is left out of it. Raises PermanentError("glyph-missing"), which names the character."""
+    faces = tuple(faces)
+
+    def has_glyph(characters: str) -> bool:
+        return any(face.supports(characters) for face in faces)
+
+    prepared = prepare_text(text, has_glyph)
+    if problem := find_missing(prepared.text, has_glyph):
+        message = f"The text cannot be drawn: {problem}. Name one that has it in WATERMARK_FONTS, or sign with a picture."
+        raise PermanentError("glyph-missing", message)
+    letters = [(letter, letter if has_glyph(letter) else letter[0]) for letter in split_clusters(prepared.text)]
+    marks = "".join(whole[len(drawn) :] for whole, drawn in letters)  # of fonts other than their letter's
+    return DrawnText("".join(drawn for _, drawn in letters), prepared.left_out + marks)
+
+
+def check_drawable(text: str, extra: tuple[Path, ...]) -> None:
+    """Before anything is drawn. Raises PermanentError("glyph-missing"). Where a further font cannot be read, nothing is checked:
+
+    the step that draws the text has it.
     """
-    for face in faces:
-        if face.supports(text):
-            return [TextRun(face, text)]
-    chosen = [(find_face(char, faces), char) for char in text]
-    return [TextRun(face, "".join(char for _, char in group)) for face, group in groupby(chosen, key=lambda pair: pair[0])]
-
-
-def find_face(character: str, faces: Iterable[FontFace]) -> FontFace:
-    for face in faces:
-        if face.supports(character):
-            return face
-    name = unicodedata.name(character, "unnamed")
-    message = f"No font has {character!r} (U+{ord(character):04X}, {name}). Name one in WATERMARK_FONTS, or sign with a picture."
-    raise PermanentError("glyph-missing", message)
+    if all(path.is_file() for path in extra):
+        prepare_drawing(text, load_fonts(extra))
 
 
 def read_code_points(path: Path) -> frozenset[int]:

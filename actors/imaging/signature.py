@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from actors.imaging.fonts import TextRun
+from actors.imaging.text_runs import TextRun
 from contracts.watermark import Signature, SignaturePosition, SignatureSize
 
 MARGIN_PIXELS = 10
@@ -82,9 +82,9 @@ def measure_text(text: Sequence[TextRun], font_size: int) -> tuple[int, int, int
     pen, boxes = 0.0, []
     for run in text:
         font = load_font(run.face.path, font_size)
-        left, top, right, bottom = font.getbbox(run.text, anchor="ls", stroke_width=outline_width(font_size))
+        left, top, right, bottom = font.getbbox(run.text, direction=run.direction, anchor="ls", stroke_width=outline_width(font_size))
         boxes.append((left + pen, top, right + pen, bottom))
-        pen += font.getlength(run.text)
+        pen += font.getlength(run.text, direction=run.direction)
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return int(min(lefts)) - 1, int(min(tops)) - 1, int(max(rights)) + 1, int(max(bottoms)) + 1
 
@@ -93,8 +93,9 @@ def draw_runs(draw: ImageDraw.ImageDraw, text: Sequence[TextRun], font_size: int
     pen, baseline = start
     for run in text:
         font = load_font(run.face.path, font_size)
-        draw.text((pen, baseline), run.text, "white", font, anchor="ls", stroke_width=outline_width(font_size), stroke_fill=(0, 0, 0, 160))
-        pen += font.getlength(run.text)
+        stroke = {"stroke_width": outline_width(font_size), "stroke_fill": (0, 0, 0, 160)}
+        draw.text((pen, baseline), run.text, "white", font, direction=run.direction, anchor="ls", **stroke)
+        pen += font.getlength(run.text, direction=run.direction)
 
 
 def outline_width(font_size: int) -> int:
@@ -102,4 +103,4 @@ def outline_width(font_size: int) -> int:
 
 
 def load_font(path: Path, font_size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, font_size)
+    return ImageFont.truetype(path, font_size, layout_engine=ImageFont.Layout.RAQM)

@@ -17,8 +17,10 @@ from actors.imaging.contrast import (
     count_pixels,
     tenth_percentile,
 )
-from actors.imaging.fonts import FontFace, TextRun, split_into_runs
+from actors.imaging.fonts import FontFace
 from actors.imaging.signature import load_font
+from actors.imaging.text_runs import TextRun, split_into_runs
+from contracts.drawn_text import split_clusters
 
 MAX_WIDTH_SHARE, MAX_HEIGHT_SHARE = 0.84, 0.34
 """Largest shares of the picture's width and height for the text."""
@@ -82,7 +84,7 @@ def fit_text(text: str, faces: Sequence[FontFace], picture: tuple[int, int], cat
 
 
 def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: int) -> list[str]:
-    """Lines no wider than `max_width`, broken between words; a word that is too wide is broken between characters."""
+    """Lines no wider than `max_width`, broken between words; a word that is too wide is broken between letters, each with its marks."""
     lines: list[str] = []
     for paragraph in text.splitlines() or [text]:
         line = ""
@@ -99,16 +101,16 @@ def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: i
 def split_words(words: Sequence[str], faces: Sequence[FontFace], font_size: int, max_width: int) -> Iterator[str]:
     for word in words:
         part = ""
-        for char in word:
-            if part and measure_width(part + char, faces, font_size) > max_width:
+        for cluster in split_clusters(word):
+            if part and measure_width(part + cluster, faces, font_size) > max_width:
                 yield part
                 part = ""
-            part += char
+            part += cluster
         yield part
 
 
 def measure_width(line: str, faces: Sequence[FontFace], font_size: int) -> float:
-    return sum(load_font(run.face.path, font_size).getlength(run.text) for run in _line_runs(line, faces))
+    return sum(load_font(run.face.path, font_size).getlength(run.text, direction=run.direction) for run in _line_runs(line, faces))
 
 
 def _line_runs(line: str, faces: Sequence[FontFace]) -> list[TextRun]:
@@ -175,6 +177,6 @@ def draw_text(picture: Image.Image, placement: Placement, block: TextBlock, face
         baseline = top + pad + (number + 0.8) * block.font_size * LINE_HEIGHT
         for run in _line_runs(line, faces):
             font = load_font(run.face.path, block.font_size)
-            draw.text((pen, baseline), run.text, placement.color, font, anchor="ls")
-            pen += font.getlength(run.text)
+            draw.text((pen, baseline), run.text, placement.color, font, direction=run.direction, anchor="ls")
+            pen += font.getlength(run.text, direction=run.direction)
     return done

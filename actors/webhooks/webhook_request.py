@@ -13,8 +13,15 @@ from contracts.webhook import Webhook
 WEBHOOK_PATH = "/api/webhooks/inference/"
 ERROR_CODES = {"out-of-memory": "GPU_OOM", "attempts-exhausted": "GENERATION_FAILED", "cancelled": "CANCELLED"}
 """Fault code to the backend's error code; any other code is written in upper snake case."""
-ADDED_METADATA = ("prompt_tags", "lora_missing", "signature_missing")
-"""Fields of the command that are added to the metadata of `complete` unless they are empty or false."""
+ADDED_METADATA = (
+    "prompt_tags",
+    "lora_missing",
+    "signature_missing",
+    "signature_left_out",
+    "prompt_tokens_left_out",
+    "negative_prompt_tokens_left_out",
+)
+"""Fields of the command that are added to the metadata of `complete` unless they are empty, false or 0."""
 MAX_ERROR_MESSAGE_CHARS = 1000
 FINAL_RETRY_COUNT = 3
 """With a smaller count the backend would submit the failed order again."""

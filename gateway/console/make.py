@@ -11,6 +11,7 @@ from gateway.console.guard import ConsoleRoute, SubmittedForm
 from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.order_form import SCHEDULERS, field_errors, form_from_order, order_from_form
 from gateway.console.rendering import render_page
+from gateway.jobs.drawn_texts import find_drawing_problems
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
 
@@ -35,6 +36,9 @@ async def submit_order(request: Request) -> Response:
     except ValidationError as error:
         return render_make_page(request, dict(form), None, field_errors(error), 422)
     services, caller = services_of(request), caller_of(request)
+    if problems := find_drawing_problems(order, services.settings):
+        errors = {"artist" if name == "signature" else name: problem for name, problem in problems.items()}
+        return render_make_page(request, dict(form), None, errors, 422)
     submission = await services.jobs.submit(
         order, seconds=services.settings.job_seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None
     )

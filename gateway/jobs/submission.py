@@ -22,6 +22,7 @@ from contracts.event import Event, EventKind
 from contracts.fault import Fault
 from contracts.job import Job, JobClaimed, unknown_job_message
 from gateway.commands import CommandClient
+from gateway.jobs.drawn_texts import check_drawn_texts
 from gateway.jobs.orders import JobOrder
 from gateway.problems import HttpProblem
 
@@ -62,9 +63,11 @@ class JobService:
     ) -> "Submission":
         """Submit a job and wait up to `wait` seconds for its result.
 
-        Raises ReplyFault when it fails, ReplyTimeout when it misses its deadline, HttpProblem(422) for a reused Idempotency-Key.
+        Raises ReplyFault when it fails, ReplyTimeout when it misses its deadline, HttpProblem(422) for a reused Idempotency-Key,
+        and for a text that no font can draw.
         ReplyFault("generation-foreign") when the order names another tenant's generation.
         """
+        check_drawn_texts(order, self._commands.settings)
         job_id = str(uuid7()) if idempotency_key is None else await self._job_id_of_key(caller or "", idempotency_key, tenant)
         if idempotency_key is not None and await self._claim_idempotency_key(job_id, order, tenant):
             return Submission(job_id, await self._await_result(job_id, wait, tenant) if wait else None)

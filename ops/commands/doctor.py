@@ -22,6 +22,7 @@ HOST_CHECKS: tuple[Callable[[LocalSettings], Check], ...] = (
     doctor_host.check_image_model,
     doctor_host.check_vision_model,
     doctor_host.check_device,
+    doctor_host.check_shaping,
     doctor_host.check_disk_space,
 )
 SERVICE_CHECKS: tuple[Callable[[LocalSettings], Awaitable[Check]], ...] = (

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from actors.engines.settings import ImageSettings
+from actors.imaging.fonts import shaping_problem
 from actors.vision.settings import VlmSettings
 from ops.settings import LocalSettings
 
@@ -64,6 +65,12 @@ def check_device(_: LocalSettings) -> Check:
     problem = "a CUDA device is configured, and no NVIDIA driver is installed" if needs_cuda and not has_driver else None
     detail = "an NVIDIA driver" if has_driver else "no GPU: models run on the CPU"
     return make_check("device", problem, detail, "install the driver, or unset IMAGE_DEVICE and VLM_DEVICE")
+
+
+def check_shaping(_: LocalSettings) -> Check:
+    """Needed by the steps watermark and overlay, which do not start without it."""
+    problem, _, cure = (shaping_problem() or "").partition(". ")
+    return make_check("shaping", problem or None, "names are shaped by raqm with FriBiDi", cure)
 
 
 def check_disk_space(settings: LocalSettings) -> Check:

@@ -20,7 +20,7 @@ RUN /opt/atelier/bin/pip install --no-deps --no-index --no-build-isolation .
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="atelier-vllm" org.opencontainers.image.description="The text actor with vLLM"
 # vLLM compiles kernels for the device at run time.
-RUN apt-get update -q && apt-get install -y -q --no-install-recommends gcc g++ && rm -rf /var/lib/apt/lists/*
+RUN apt-get update -q && apt-get install -y -q --no-install-recommends gcc g++ libfribidi0 && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin atelier && install -d -o 10001 /models
 COPY --from=build /opt/atelier /opt/atelier
 ENV PATH=/opt/atelier/bin:$PATH PYTHONUNBUFFERED=1 HEALTH_HOST=0.0.0.0 HEALTH_PORT=9464 \

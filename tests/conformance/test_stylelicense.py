@@ -22,7 +22,8 @@ from actors.engines.diffusion.oom import OomFallbacks
 from actors.engines.diffusion.tiny_stable_diffusion import write_tiny_diffusion, write_tiny_lora
 from actors.engines.settings import ImageSettings
 from actors.image import build_actor
-from actors.imaging.fonts import load_fonts, split_into_runs
+from actors.imaging.fonts import load_fonts
+from actors.imaging.text_runs import split_into_runs
 from contracts.image import Image
 from ops.cli import main, parser
 from ops.docgen.settings_catalog import all_settings, settings_classes

@@ -1,6 +1,6 @@
 """Pictures as people's phones, programs and browsers send them: the pixels count, metadata are bounded and forgiven.
 
-The reports are public ones, told in our words; each test's head names its report.
+The reports are public ones, in our words; the head of each test names its report.
 """
 
 import base64

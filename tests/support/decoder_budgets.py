@@ -91,9 +91,9 @@ def read_verdict(text: str) -> None:
 
 
 def read_overlay_text(text: str) -> None:
-    from actors.imaging.fonts import normalize_text
+    from contracts.drawn_text import clean_text
 
-    normalize_text(text[:500])
+    clean_text(text[:500])
 
 
 def read_command(data: bytes) -> None:
@@ -226,7 +226,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/imaging/content_credentials.py", "c2pa.Builder"): Trusted("pictures that a model generated and the watermark step encoded"),
     ("actors/imaging/content_credentials.py", "c2pa.Reader"): OWN_FILE,
     ("actors/imaging/fonts.py", "struct.unpack_from"): OWN_FILE,
-    ("actors/imaging/fonts.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
+    ("contracts/drawn_text.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
     ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
     ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
     ("actors/llm/json_answers.py", "json.loads"): JSON_ANSWER,
@@ -238,12 +238,14 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/webhooks/webhook_request.py", "base64.b64decode"): Trusted("a secret of the settings"),
     ("bus/amqp/discovery.py", ".model_validate_json"): COMMAND,
     ("bus/amqp/request_reply.py", "pydantic_core.from_json"): VALUE,
+    ("bus/amqp/raw_properties.py", "struct.unpack_from"): Trusted("fields of fixed length; tests/unit/bus/amqp/ draws every kind of them"),
     ("bus/amqp/revocations.py", ".model_validate_json"): COMMAND,
     ("bus/amqp/subscriptions.py", ".model_validate_json"): EVENT,
     ("bus/amqp/tolerant_decoding.py", "struct.unpack"): Trusted("fields of fixed length; tests/unit/bus/amqp/ draws every kind of them"),
     ("bus/dead_letters/jsonl.py", ".model_validate_json"): Budget(read_export_line, files.hostile_json),
     ("bus/dead_letters/jsonl.py", "base64.b64decode"): Budget(read_export_line, files.hostile_json),
     ("bus/dead_letters/jsonl.py", "json.loads"): Trusted("JSON that the line above has written"),
+    ("bus/dead_letters/typed_values.py", "struct.unpack"): Trusted("a field of eight bytes, whose length raw_properties.py has checked"),
     ("bus/net/data_urls.py", "base64.b64decode"): BASE64,
     ("bus/persistence/entry_id.py", "json.loads"): Budget(read_content, files.hostile_json),
     ("bus/persistence/pool.py", "pydantic_core.from_json"): Trusted("a row of our own database"),

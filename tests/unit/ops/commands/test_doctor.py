@@ -14,7 +14,7 @@ from ops.errors import SetupError
 from ops.settings import LocalSettings
 
 NAMES = {
-    *("python", "models", "image-model", "seeing-model", "device", "disk"),
+    *("python", "models", "image-model", "seeing-model", "device", "shaping", "disk"),
     *("rabbitmq", "postgres", "store", "webhooks", "links", "queues"),
 }
 
