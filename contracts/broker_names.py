@@ -8,6 +8,10 @@ IMAGE_GENERATION_QUEUE = "image_generation"
 """The foreign queue. It is declared durable and with no arguments, or the backend's own declaration fails with a 406."""
 
 
+MAX_KEY_ID_BYTES = 200
+KEY_CHARACTERS = frozenset(".*#%")
+"""Those that separate the words of a key, stand for words in a binding, or begin an escape."""
+
 REPLY_QUEUE_PREFIXES = ("amq.gen-", "amq_", "amq.rabbitmq.reply-to", "atelier.reply.", "atelier.roll.")
 """How the names of reply queues begin: those that the broker and client libraries choose, direct reply-to, and those of our processes."""
 
@@ -32,4 +36,21 @@ def retry_exchange(delay_seconds: float) -> str:
 
 def event_routing_key(step: str, kind: str, job_id: str) -> str:
     """`<step>.<kind>.<job id>`. AMQP limits a key to 255 bytes, so the job id, which clients choose, is cut to 200."""
-    return f"{step}.{kind}.{job_id.encode()[:200].decode(errors='ignore')}"
+    return f"{step}.{kind}.{job_id.encode()[:MAX_KEY_ID_BYTES].decode(errors='ignore')}"
+
+
+def escaped_event_key(step: str, kind: str, job_id: str) -> str:
+    """The same key with the job id as one word, which `*` matches: `.`, `*`, `#` and `%` in it are percent-encoded."""
+    word = ""
+    for character in job_id:
+        escaped = f"%{ord(character):02X}" if character in KEY_CHARACTERS else character
+        if len((word + escaped).encode()) > MAX_KEY_ID_BYTES:
+            break
+        word += escaped
+    return f"{step}.{kind}.{word}"
+
+
+def job_binding_key(job_id: str) -> str:
+    """The binding key of every event of one job."""
+    wildcards = {"*", "#"} & set(job_id.split("."))
+    return (escaped_event_key if wildcards else event_routing_key)("*", "*", job_id)

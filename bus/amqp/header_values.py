@@ -5,19 +5,17 @@ What these functions return can be published again, stored in Postgres and logge
 
 import contextlib
 import hashlib
-import re
 from datetime import UTC, datetime
 from typing import Any
 
-SHORT_TEXT_LIMIT = 255
-"""Bytes of a property, by the protocol."""
+from contracts.identifiers import MAX_ID_BYTES, UNSAFE, is_identifier
+
+SHORT_TEXT_LIMIT = MAX_ID_BYTES
 TEXT_LIMIT = 512
 """Bytes of a text header."""
 COUNT_LIMIT = 1_000_000
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 """Between them, a time can be converted to every time zone and added to."""
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters and lone surrogates."""
 
 
 def read_count(value: Any, *, least: int = 0) -> int:
@@ -40,8 +38,7 @@ def read_id(value: Any) -> str | None:
     """An id as its publisher chose it. The digest of one that is too long or has unsafe characters, so that two ids stay two."""
     if not isinstance(value, str) or not value:
         return None
-    encoded = value.encode(errors="surrogatepass")
-    return value if len(encoded) <= SHORT_TEXT_LIMIT and not UNSAFE.search(value) else hashlib.sha256(encoded).hexdigest()
+    return value if is_identifier(value) else hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
 
 
 def read_queue_name(value: Any) -> str | None:

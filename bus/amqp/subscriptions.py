@@ -15,14 +15,10 @@ from bus.amqp import signing
 from bus.amqp.exclusive_queue import consume_exclusive, declare_exclusive_queue
 from bus.amqp.publisher import Publisher
 from contracts import broker_names
+from contracts.broker_names import job_binding_key
 from contracts.event import Event
 
 log = structlog.get_logger()
-
-
-def job_binding_key(job_id: str) -> str:
-    """The binding key of every event of one job."""
-    return broker_names.event_routing_key("*", "*", job_id)
 
 
 def decode_event(message: AbstractIncomingMessage) -> Event | None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from anyio import to_thread
 
 from bus.amqp.publisher import Publisher, open_publisher
-from bus.amqp.subscriptions import job_binding_key, subscribe_events
+from bus.amqp.subscriptions import subscribe_events
 from bus.observability.logs import configure_logging
 from bus.settings import BusSettings
+from contracts.broker_names import job_binding_key
 from ops.commands.demo_backend import FakeBackend, open_fake_backend
 from ops.commands.demo_orders import publish_order
 from ops.commands.demo_output import DemoDisplay, open_display

@@ -20,11 +20,12 @@ from pydantic import SecretStr
 from bus.amqp.messages import build_cancel
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.request_reply import ReplyTimeout, open_request_client
-from bus.amqp.subscriptions import job_binding_key, subscribe_events
+from bus.amqp.subscriptions import subscribe_events
 from bus.amqp.topology import declare_command_queues, declare_dead_letter_queues, declare_topology, read_queue_depth
 from bus.errors import PublishError
 from bus.settings import BusSettings
 from contracts import broker_names
+from contracts.broker_names import job_binding_key
 from contracts.steps import COMMANDS
 from ops.broker_users import url_of_user
 from ops.cli import main
