@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, from_json
 from starlette.exceptions import HTTPException
 
+from bus.json_text import storable_json
 from gateway.services import services_of
 
 SHORT_JSON_BYTES = 16 << 10
@@ -30,8 +31,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of standard JSON with at most 200 levels and finite numbers. Raises ValueError."""
-    value = from_json(text, allow_inf_nan=False)
+    """The value of standard JSON with at most 200 levels and finite numbers; half a character and NUL become U+FFFD. Raises ValueError."""
+    value = from_json(storable_json(text.encode(errors="replace") if isinstance(text, str) else text), allow_inf_nan=False)
     if not all_finite(value):
         raise ValueError("a number is too large")
     return value

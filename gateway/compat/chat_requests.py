@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from bus.json_text import storable_text
 from gateway.json_body import run_parser, validate_body
 from gateway.middleware.origins import FORM_MEDIA_TYPES, media_type_of
 from gateway.problems import HttpProblem
@@ -91,7 +92,7 @@ async def read_form(request: Request) -> tuple[dict[str, str], dict[str, bytes]]
                 check_upload_size(request, value.size or 0)
                 files[name] = await value.read()
             elif value:
-                fields[name] = value
+                fields[name] = storable_text(value)
     return fields, {name: data for name, data in files.items() if data}
 
 
@@ -101,7 +102,8 @@ async def read_urlencoded(request: Request) -> dict[str, str]:
     if body.count(b"&") >= MAX_FORM_FIELDS or body.count(b"%") > MAX_FORM_ESCAPES:
         raise HttpProblem(413, "form-too-large", f"the form has more than {MAX_FORM_FIELDS} fields or {MAX_FORM_ESCAPES} escapes")
     try:
-        return dict(await run_parser(parse_qsl, body.decode(), size=len(body)))
+        fields = await run_parser(parse_qsl, body.decode(), size=len(body))
+        return {name: storable_text(value) for name, value in fields}
     except UnicodeDecodeError:
         raise HttpProblem(422, "form-unreadable", "the form is not UTF-8") from None
 

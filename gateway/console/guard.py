@@ -15,12 +15,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from bus.errors import TemporaryError
+from bus.json_text import storable_text
 from gateway.compat.chat_requests import MAX_FORM_ESCAPES
 from gateway.console.rendering import path_and_query, render_page
 from gateway.json_body import run_parser
 from gateway.middleware.origins import is_from_other_site
-from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
 from gateway.middleware.public_url import public_origin, public_path
+from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
 from gateway.problems import REQUEST_ERRORS, HttpProblem, to_problem
 from gateway.services import services_of
 
@@ -99,7 +100,7 @@ async def read_urlencoded_form(request: Request) -> SubmittedForm:
         fields = await run_parser(parse, size=len(body))
     except ValueError as error:
         raise HttpProblem(400, "form-unreadable", f"the form cannot be read: {error}") from None
-    return SubmittedForm({name: values[-1].replace("\r\n", "\n") for name, values in fields.items()})
+    return SubmittedForm({name: storable_text(values[-1].replace("\r\n", "\n")) for name, values in fields.items()})
 
 
 def validate_input(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -14,7 +14,7 @@ from contracts.job import JobEvents, unknown_job_message
 from gateway.jobs.submission import is_terminal
 from gateway.problems import HttpProblem
 from gateway.services import Services
-from gateway.sse import KEEPALIVE_COMMENT, RECONNECT_DELAY
+from gateway.sse import KEEPALIVE_COMMENT, RECONNECT_DELAY, escape_line_separators
 
 FIRST_EVENT_SECONDS, FIRST_EVENT_TRIES = 0.2, 10
 
@@ -116,4 +116,5 @@ class JobEventStream:
 
 
 def format_event(event: Event) -> str:
-    return f"id: {event_message_id(event)}\nevent: {event.step}.{event.kind}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
+    data = escape_line_separators(event.model_dump_json(exclude_none=True))
+    return f"id: {event_message_id(event)}\nevent: {event.step}.{event.kind}\ndata: {data}\n\n"

@@ -3,38 +3,17 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 
+from gateway.openai.chat_messages import ChatMessage, LenientModel, to_message_fields
 from gateway.openai.errors import NO_RETRY
 from gateway.problems import HttpProblem
 from gateway.text.client import lacks_vision
-from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
 CHAT_REQUEST_EXAMPLE: dict[str, JsonValue] = {"model": "text", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
-ROLES = {"developer": "system"}
-
-
-class LenientModel(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextPart(LenientModel):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(LenientModel):
-    url: str = Field(min_length=1, description="`data:image/…;base64,…` or `https://…`.")
-
-
-class ImagePart(LenientModel):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class ChatMessage(LenientModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+SMALLEST_TOP_P = 1e-6
+"""OpenAI takes 0, which means the likeliest token alone."""
+TokenLimit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else value)]
 
 
 class NamedSchema(LenientModel):
@@ -43,8 +22,11 @@ class NamedSchema(LenientModel):
 
 
 class ResponseFormat(LenientModel):
+    """`schema`: that of `json_object`, as llama.cpp and others take it."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    plain_schema: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class StreamOptions(LenientModel):
@@ -58,10 +40,10 @@ class ChatRequest(LenientModel):
 
     model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text` for whatever is served.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenLimit = Field(None, description="-1: as null.")
+    max_completion_tokens: TokenLimit = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="An extension of vLLM.")
@@ -87,7 +69,7 @@ class ChatRequest(LenientModel):
             "messages": [await to_message_fields(request, index, message) for index, message in enumerate(self.messages)],
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": self.top_p or 1.0,
+            "top_p": 1.0 if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
             "repetition_penalty": self.repetition_penalty or 1.0,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
@@ -99,22 +81,18 @@ class ChatRequest(LenientModel):
 
     async def check_vision(self, request: Request) -> None:
         """Raises HttpProblem(501) when a message has an image, and the served model reads none."""
-        contents = enumerate(message.content for message in self.messages)
         images = [
             f"messages.{index}.content.{position}"
-            for index, parts in contents
-            if not isinstance(parts, str)
-            for position, part in enumerate(parts)
-            if isinstance(part, ImagePart)
+            for index, message in enumerate(self.messages)
+            for position, part in enumerate(message.parts)
+            if part.is_image
         ]
         if images and await lacks_vision(request):
             raise HttpProblem(501, "vision-unsupported", "the served model reads no images: send text only", NO_RETRY, param=images[0])
 
     def check_text_length(self, limit: int) -> None:
         """A longer body is allowed for pictures only. Raises HttpProblem(413)."""
-        contents = [message.content for message in self.messages]
-        texts = [text for text in contents if isinstance(text, str)]
-        texts += [part.text for parts in contents if not isinstance(parts, str) for part in parts if isinstance(part, TextPart)]
+        texts = [text for message in self.messages for text in message.texts]
         if (length := sum(map(len, texts))) > limit:
             raise HttpProblem(413, "message-too-large", f"the messages have {length} characters, {limit} are allowed", param="messages")
 
@@ -124,31 +102,7 @@ def response_format_fields(response_format: ResponseFormat | None) -> dict[str, 
     if response_format is None or response_format.type == "text":
         return {}
     if response_format.type == "json_object":
-        return {"json_only": True}
+        return {"json_schema": response_format.plain_schema} if response_format.plain_schema else {"json_only": True}
     if response_format.json_schema is None:
         raise HttpProblem(400, "invalid-request", "json_schema is missing", param="response_format.json_schema")
     return {"json_schema": response_format.json_schema.json_schema}
-
-
-async def to_message_fields(request: Request, index: int, message: ChatMessage) -> dict[str, Any]:
-    role = ROLES.get(message.role, message.role)
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    parts = [await to_part_fields(request, f"messages.{index}.content.{position}", part) for position, part in enumerate(message.content)]
-    return {"role": role, "content": parts}
-
-
-async def to_part_fields(request: Request, location: str, part: TextPart | ImagePart) -> dict[str, Any]:
-    """`location`: of the part in the request, for errors. Raises HttpProblem(400, 413, 503)."""
-    if isinstance(part, TextPart):
-        return {"text": part.text}
-    url = part.image_url.url
-    if url[:8].lower() == "https://":
-        return {"picture": {"url": url}}
-    if url[:5].lower() != "data:":
-        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// URL or a data: URL", param=f"{location}.image_url.url")
-    data = await decode_base64(request, url)
-    media_type = image_media_type(data)
-    if media_type is None:
-        raise HttpProblem(400, "image-unreadable", "the image is not PNG, JPEG, WebP, GIF or BMP", param=f"{location}.image_url.url")
-    return {"picture": await store_upload(request, data, media_type)}

@@ -28,6 +28,7 @@ OPENAI_CODES = {
     "content-filtered": "content_filter",
 }
 """Fault codes that OpenAI's clients know by another name."""
+PLAIN_TYPES = frozenset({"str", "int", "float", "bool", "none"})
 
 
 class ErrorBody(BaseModel):
@@ -51,13 +52,19 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout) -> HttpProblem:
     match error:
         case RequestValidationError():
-            param = ".".join(map(str, error.errors()[0]["loc"][1:])) or None
+            param = ".".join(map(str, most_exact_location(error))) or None
             return HttpProblem(400, "invalid-request", describe_validation_error(error), param=param)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
             return HttpProblem(status, fault.code, fault.message, {501: NO_RETRY, 503: RETRY_AFTER}.get(status))
         case ReplyTimeout():
             return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
+
+
+def most_exact_location(error: RequestValidationError) -> list[str | int]:
+    """The place of the error that lies deepest, without the names of the types that were tried there."""
+    location = max((entry["loc"][1:] for entry in error.errors()), key=len)
+    return [part for part in location if isinstance(part, int) or (part not in PLAIN_TYPES and "[" not in part)]
 
 
 def openai_error(problem: HttpProblem) -> dict[str, Any]:

@@ -135,11 +135,18 @@ async def test_duplicate_message_is_processed_once(start_worker: StartWorker, br
 
 
 async def test_nul_character_is_processed(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """Postgres cannot store U+0000; a result that contains it is marked done at the first attempt."""
-    actor = echo_actor(echo)
+    """Postgres cannot store U+0000; a result that contains it is marked done at the first attempt. In a command it is replaced."""
+    received: list[str] = []
+
+    async def add_nul(command: Echo, context: Context) -> Echoed:
+        received.append(command.text)
+        return Echoed(text="a\x00b")
+
+    actor = echo_actor(add_nul)
     async with start_worker(actor):
         await broker_client.publish(actor.step, {"text": "a\x00b"}, reply_to=broker_client.reply_queue)
         assert await broker_client.next_reply() == (f"{actor.step}.done.v1", {"text": "a\x00b"})
+    assert received == ["a\ufffdb"]
 
 
 async def test_handler_write_and_inbox_entry_commit_together(

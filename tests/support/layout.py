@@ -13,7 +13,9 @@ SUB_PACKAGES = frozenset({
 })  # fmt: skip
 
 FILES_AT_TOP: dict[str, frozenset[str]] = {
-    "bus": frozenset({"actor", "delivery", "outcome", "routing_slip", "errors", "ids", "retry", "sql", "settings", "masking", "secrets"}),
+    "bus": frozenset(
+        {"actor", "delivery", "outcome", "routing_slip", "errors", "ids", "retry", "sql", "settings", "masking", "secrets", "json_text"}
+    ),
     "gateway": frozenset(
         {"app", "apis", "services", "commands", "serve", "settings", "problems", "callers", "deadlines", "strict_model", "sse"}
         | {"connections", "http_protocol", "json_body", "memory_budget"}

@@ -10,6 +10,7 @@ from typing import Any
 from tests.support.webhook_backend import read_request
 
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)

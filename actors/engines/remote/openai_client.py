@@ -14,10 +14,13 @@ from pydantic import SecretStr
 
 from actors.engines.remote.answers import repair_surrogates
 from bus.errors import PermanentError, TemporaryError
+from bus.masking import mask_text
 from bus.net.ssrf import describe_http_error
 
 RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 NOT_IMPLEMENTED = 501
+NO_ROUTE_STATUSES = frozenset({404, 405})
+CHAT_ROUTE = "/chat/completions"
 FILTERED = re.compile(r"content_filter|content_policy_violation|ResponsibleAIPolicyViolation", re.IGNORECASE)
 """Of the error of a server that filters prompts."""
 QUOTED_CHARS = 500
@@ -27,7 +30,8 @@ class ServerRefusal(PermanentError):
     """The server refuses the request with `status`. `answer`: the body of its answer, cut."""
 
     def __init__(self, status: int, answer: str) -> None:
-        super().__init__("server-refused", f"the model server answered {status}: {answer[:QUOTED_CHARS]}")
+        hint = "; does its address end with /v1?" if status in NO_ROUTE_STATUSES and "model" not in answer.lower() else ""
+        super().__init__("server-refused", f"the model server answered {status}: {answer[:QUOTED_CHARS]}{hint}")
         self.status, self.answer = status, answer[:10_000]
 
     def __reduce__(self) -> tuple[type[PermanentError], tuple[object, ...]]:
@@ -38,12 +42,17 @@ class ServerRefusal(PermanentError):
 async def open_client(
     base_url: str | None, api_key: SecretStr | None, timeout_seconds: float, limits: httpx.Limits, *, setting: str
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client; no request is sent yet. Raises PermanentError("server-unnamed") without `base_url`, which comes from `setting`."""
+    """A client; no request is sent yet. An address that ends with the route of chats is taken without it.
+
+    Raises PermanentError("server-unnamed") without `base_url`, which comes from `setting`.
+    """
     if not base_url:
         raise PermanentError("server-unnamed", f"the engine `openai` needs {setting}, such as http://localhost:8000/v1")
     headers = {"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
     timeout = httpx.Timeout(timeout_seconds, connect=10)
-    async with httpx.AsyncClient(base_url=f"{base_url.rstrip('/')}/", headers=headers, timeout=timeout, limits=limits) as http:
+    async with httpx.AsyncClient(
+        base_url=f"{base_url.rstrip('/').removesuffix(CHAT_ROUTE)}/", headers=headers, timeout=timeout, limits=limits
+    ) as http:
         yield http
 
 
@@ -80,10 +89,14 @@ def parse_completion(response: httpx.Response) -> dict[str, Any]:
 
 def reported_error(body: dict[str, Any]) -> PermanentError | TemporaryError | None:
     """The error in an answer with status 200 or in an event; None for one without."""
-    error = body.get("error") or (body if "error" in (body.get("object"), body.get("type")) else None)
-    if not error or body.get("choices"):
+    if body.get("choices"):
         return None
-    text = repair_surrogates(json.dumps(error, ensure_ascii=False) if isinstance(error, dict) else str(error))
+    named = "error" in (body.get("object"), body.get("type"))
+    bare = "choices" not in body and isinstance(body.get("message") or body.get("detail"), str)
+    error = body.get("error") or (body if named or bare else None)
+    if not error:
+        return None
+    text = mask_text(repair_surrogates(json.dumps(error, ensure_ascii=False) if isinstance(error, dict) else str(error)))
     status = next((value for name in ("code", "status") if (value := _status_of(error, name))), 0)
     if 400 <= status < 500 and status not in RETRYABLE_STATUSES:
         return refusal(status, text)
@@ -97,7 +110,7 @@ def _status_of(error: Any, name: str) -> int:
 
 def status_error(response: httpx.Response) -> PermanentError | TemporaryError | None:
     """The error of a status other than 200. The response must have been read."""
-    status, text = response.status_code, response.text
+    status, text = response.status_code, mask_text(response.text)  # before it is cut: half a secret is not recognised
     if status == 200:
         return None
     if (status >= 500 and status != NOT_IMPLEMENTED) or status in RETRYABLE_STATUSES:

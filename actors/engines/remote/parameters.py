@@ -49,6 +49,8 @@ SCHEMA_WORDS = re.compile(r"response_?format|json_?(?:schema|object)|schema|guid
 INVALID_SCHEMA = re.compile(r"invalid (?:json )?schema", re.IGNORECASE)
 JSON_OBJECT = {"type": "json_object"}
 JSON_OBJECT_AS_SCHEMA = {"type": "json_schema", "json_schema": {"name": "object", "schema": {"type": "object"}}}
+OWN_VALUES: dict[str, float] = {"temperature": 0, "top_p": 1}
+"""Values that we send unasked, and that some servers refuse: a greedy temperature, and a share that selects nothing."""
 LEARNED_SECONDS = 3600.0
 MAX_MODELS, MAX_CHANGES = 64, 16
 MIN_TOKEN_LIMIT = 16
@@ -63,18 +65,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Change:
-    """How a parameter is sent. `name`: its name there; None: it is left out, with `zero_only` only where it is 0.
+    """How a parameter is sent. `name`: its name there; None: it is left out, with `only` where it has this value alone.
 
     `limit`: its largest value.
     """
 
     name: str | None
     limit: int | None = None
-    zero_only: bool = False
+    only: float | None = None
 
     def __str__(self) -> str:
         limit = f", at most {self.limit}" if self.limit is not None else ""
-        return f"{self.name}{limit}" if self.name else "left out where it is 0" if self.zero_only else "left out"
+        return f"{self.name}{limit}" if self.name else "left out" if self.only is None else f"left out where it is {self.only:g}"
 
 
 def parse_profile(text: str) -> Changes:
@@ -170,7 +172,7 @@ def _adapt_format(value: dict[str, Any], changes: Mapping[str, Change]) -> dict[
 
 def _is_left_out(name: str, body: dict[str, Any], changes: Mapping[str, Change]) -> bool:
     change = changes.get(name)
-    return change is not None and name in LEAVABLE and change.name is None and (not change.zero_only or body[name] == 0)
+    return change is not None and name in LEAVABLE and change.name is None and (change.only is None or body[name] == change.only)
 
 
 def learn(refusal: ServerRefusal, body: dict[str, Any], sent: dict[str, Any], changes: Changes) -> tuple[str, Change]:
@@ -191,9 +193,9 @@ def learn(refusal: ServerRefusal, body: dict[str, Any], sent: dict[str, Any], ch
 
 
 def _learn_value(refusal: ServerRefusal, name: str, value: Any, text: str, known: Change | None) -> Change:
-    """A value that is refused is the client's to change; but the limit of an answer, and a greedy temperature, are our own defaults."""
-    if name == "temperature" and value == 0:
-        return Change(None, zero_only=True)
+    """A value that is refused is the client's to change; but the limit of an answer and OWN_VALUES are our own defaults."""
+    if OWN_VALUES.get(name) == value:
+        return Change(None, only=value)
     if name == "max_tokens":
         largest = known.limit if known and known.limit is not None else value
         limits = [int(number) for number in re.findall(r"(?<![\w.-])\d{2,9}(?![\w-])", text) if MIN_TOKEN_LIMIT <= int(number) < largest]

@@ -27,8 +27,11 @@
   }
 
   function handleEvent(textElement, event) {
-    var name = (/^event: (.*)$/m.exec(event) || [])[1], data = (/^data: (.*)$/m.exec(event) || [])[1];
-    if (!data) return;
+    var fields = {};
+    // Only line feeds end a line; in a regular expression U+2028 would, too.
+    event.split("\n").forEach(function (line) { fields[line.slice(0, line.indexOf(":"))] = line.slice(line.indexOf(":") + 2); });
+    if (!fields.data) return;
+    var name = fields.event, data = fields.data;
     var payload = JSON.parse(data);
     if (name === "delta") textElement.textContent += payload.delta;
     if (name === "error") textElement.parentElement.append(" ⚠ " + payload.detail);

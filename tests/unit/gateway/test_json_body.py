@@ -21,7 +21,6 @@ HOSTILE_BODIES = {
     "many values": b'{"message": [' + b"1," * 60_000 + b"1]}",
     "many fields": b'{"message": "x", ' + b",".join(b'"a%d": 1' % number for number in range(30_000)) + b"}",
     "long number": b'{"a": ' + b"1" * 100_000 + b"}",
-    "lone surrogate": rb'{"message": "\ud800"}',
     "not UTF-8": b'{"message": "\xff\xfe"}',
     "empty": b"",
 }
