@@ -1,6 +1,6 @@
 """A delivery: one message from a queue, its properties and headers parsed once."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -11,11 +11,14 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from bus.amqp import signing
 from bus.amqp.header_values import SHORT_TEXT_LIMIT, read_count, read_id, read_queue_name, read_text, read_time
-from bus.amqp.tolerant_decoding import undecodable_reason
+from bus.amqp.tolerant_decoding import encoded_properties, undecodable_reason
 from bus.ids import body_id, derived_id, has_secret, public_body_id, public_id
 from bus.persistence.entry_id import content_digest, entry_id
 from contracts.broker_names import is_reply_queue
 from contracts.wire import Header
+
+CARRIED_PROPERTIES_LIMIT = 90_000
+"""Bytes. RabbitMQ takes a frame of 128 kB; the cause of a dead letter may need the rest."""
 
 OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 """The callback of a consumer: processes one message and acknowledges it."""
@@ -30,6 +33,17 @@ class Origin:
     routing_key: str
 
 
+def read_original_properties(headers: Mapping[str, Any]) -> bytes | None:
+    """The properties of a message as it was first published, encoded: those that a copy of ours carries in a header, else its own."""
+    carried = headers.get(Header.ORIGINAL_PROPERTIES)
+    return bytes(carried) if isinstance(carried, bytes | bytearray) else encoded_properties(headers)
+
+
+def carry_original_properties(encoded: bytes | None) -> dict[str, bytearray]:
+    """The header of a copy of ours. Properties that fill a frame of their own are not carried: the copy's headers must fit beside them."""
+    return {Header.ORIGINAL_PROPERTIES.value: bytearray(encoded)} if encoded and len(encoded) <= CARRIED_PROPERTIES_LIMIT else {}
+
+
 @dataclass(frozen=True)
 class Delivery:
     """A message and its metadata; the body is not parsed. `redelivery_count`: how often it was returned to the queue.
@@ -37,6 +51,7 @@ class Delivery:
     `former_id`: the id that the message has under the scheme of earlier releases. `refused_reply_to`: a `reply_to` that names no reply
     queue; `reply_to` is None then, so that nothing is published to it. `signature_fault`: why its signature is refused, where one is due.
     `undecodable`: why the client library could not decode its properties. None of them is known then, and the ids are new.
+    `original_properties`: those of the message as it was first published, encoded; a retry carries them in a header.
     """
 
     body: bytes
@@ -60,6 +75,7 @@ class Delivery:
     former_id: str | None = None
     refused_reply_to: str | None = None
     signature_fault: str | None = None
+    original_properties: bytes | None = None
     origin: Origin = field(default_factory=lambda: Origin("", "", ""))
 
     @classmethod
@@ -91,6 +107,7 @@ class Delivery:
             former_id=read_id(headers.get(Header.FORMER_ID)) or (None if given_id else public_body_id(queue, message.body)),
             refused_reply_to=reply_to if reply_to and not is_reply_queue(reply_to) else None,
             signature_fault=signing.find_fault(message),
+            original_properties=read_original_properties(headers),
             origin=Origin(
                 read_text(headers.get(Header.ORIGIN_QUEUE)) or queue,
                 read_text(headers.get(Header.ORIGIN_EXCHANGE)) or read_text(message.exchange) or "",

@@ -134,6 +134,14 @@ class DeadLetter(Result):
     edited_from: str | None = Field(None, description="The id of the letter of which this one is the edited copy.")
 
 
+class TypedValue(WireModel):
+    """A property, or a header, with its type in the protocol. A long value is cut."""
+
+    name: str
+    type: str
+    value: str
+
+
 class WholeDeadLetter(DeadLetter):
     """One letter with its body, headers, stack and history. A body that is not UTF-8 is in `body_base64` instead."""
 
@@ -142,6 +150,10 @@ class WholeDeadLetter(DeadLetter):
     content_type: str | None = None
     content_encoding: str | None = None
     headers: dict[str, Any] = Field(default_factory=dict)
+    properties: list[TypedValue] = Field(
+        default_factory=list,
+        description="The properties and headers with which the message died; empty for a letter of an earlier release.",
+    )
     stack: str = ""
     body: str | None = None
     body_base64: str | None = None
@@ -179,6 +191,17 @@ class DeadLetterGroups(Result):
     groups: list[DeadLetterGroup]
 
 
+class ReplayDifference(WireModel):
+    """In what the message of a replay differs from the message that died, and why it must."""
+
+    name: str = Field(description="A property, such as reply_to, or `header` and its name.")
+    change: Literal["added", "changed", "left out"]
+    reason: str
+    letters: int = Field(1, ge=0)
+    died: str | None = Field(None, description="The value with which the first such letter died.")
+    sent: str | None = Field(None, description="The value with which it is sent.")
+
+
 class Replayed(Result):
     """What a replay sends, or on a dry run would send. Letters are sent in the background; `replay_id` identifies the replay."""
 
@@ -187,6 +210,11 @@ class Replayed(Result):
     replay_id: int | None = None
     ids: list[str] = Field(default_factory=list, description="The first 20 letters.")
     without_target: int = Field(0, description="Letters left out because the queue in which they failed is unknown.")
+    targets: dict[str, int] = Field(default_factory=dict, description="On a dry run: queue to letters.")
+    differences: list[ReplayDifference] = Field(
+        default_factory=list, description="On a dry run: in what the messages differ from those that died. All else is sent as it died."
+    )
+    compared: int = Field(0, description="On a dry run: the letters that were compared, at most the first 10,000.")
 
 
 class Edited(Result):
@@ -198,6 +226,9 @@ class Edited(Result):
     replay_id: int | None = None
     contract: str | None = Field(
         None, description="The contract against which the body was checked; None: the queue has no known contract."
+    )
+    differences: list[ReplayDifference] = Field(
+        default_factory=list, description="In what else the message differs from the one that died."
     )
 
 

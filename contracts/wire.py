@@ -25,7 +25,7 @@ class Step(StrEnum):
 
 
 class Header(StrEnum):
-    """Our headers. Headers that begin with `x-` are the broker's and are never copied."""
+    """Our headers. Those that begin with `x-` are the broker's or the publisher's."""
 
     ATTEMPT = "atelier-attempt"
     """int: the number of this attempt; 1 on the first delivery. Set by a retry."""
@@ -58,6 +58,8 @@ class Header(StrEnum):
     EXCEPTION_TYPE = "atelier-exception-type"
     EXCEPTION_STACK = "atelier-exception-stack"
     """str: the cause of a dead letter. Message and stack are shortened."""
+    ORIGINAL_PROPERTIES = "atelier-original-properties"
+    """bytes: all properties of a failed message as they were encoded, so that its replay can equal it."""
     REPLAY = "atelier-replay"
     """int: how often this message was replayed from the dead letters. Not copied to the following steps."""
 

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from pydantic_core import to_json
 
+from bus.amqp.raw_properties import RawProperties
 from bus.ids import public_id
 from contracts import broker_names
 from contracts.control import Control
@@ -18,7 +19,10 @@ JOB_STEP = "job"
 
 @dataclass(frozen=True)
 class OutboundMessage:
-    """A message to publish. `mandatory`: an error when no queue takes it."""
+    """A message to publish. `mandatory`: an error when no queue takes it.
+
+    `properties`: published instead of those that are built from the other fields, which then only say what is in them.
+    """
 
     exchange: str
     routing_key: str
@@ -31,6 +35,7 @@ class OutboundMessage:
     mandatory: bool = False
     content_type: str = "application/json"
     content_encoding: str | None = None
+    properties: RawProperties | None = None
 
 
 def build_command(

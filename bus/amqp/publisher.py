@@ -16,6 +16,7 @@ from pamqp.common import FieldTable
 from bus import ids
 from bus.amqp import signing
 from bus.amqp.messages import OutboundMessage
+from bus.amqp.raw_properties import EncodedProperties
 from bus.amqp.tolerant_decoding import make_decoding_tolerant
 from bus.amqp.topology import declare_dead_letter_queues, read_queue_depth
 from bus.errors import PublishError, UnroutableMessage
@@ -114,6 +115,9 @@ class Publisher:
         self._confirms_late = False
 
     def _properties(self, message: OutboundMessage) -> Basic.Properties:
+        if message.properties is not None:
+            signature = signing.signature_headers(message) if message.routing_key.startswith(broker_names.work_queue("")) else {}
+            return EncodedProperties(message.properties.with_headers(signature).encode(), message.message_id)
         return Basic.Properties(
             content_type=message.content_type,
             content_encoding=message.content_encoding,

@@ -1,4 +1,7 @@
-"""Export and import of dead letters as JSON lines: each line is one whole letter with its history; the body is in base64."""
+"""Export and import of dead letters as JSON lines: each line is one whole letter with its history.
+
+The body and the encoded properties are in base64.
+"""
 
 import base64
 import json
@@ -47,6 +50,7 @@ class ExportedDeadLetter(BaseModel):
     edited_from: str | None = None
     first_failed_at: datetime
     last_failed_at: datetime
+    properties: str | None = None
     history: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -55,7 +59,8 @@ async def export_lines(pool: asyncpg.Pool, selection: Selection) -> AsyncIterato
     ids = [row["id"] for row in await pool.fetch(SQL["export_ids"], selection_json(selection))]
     for start in range(0, len(ids), EXPORT_BATCH_SIZE):
         for row in await pool.fetch(SQL["export"], ids[start : start + EXPORT_BATCH_SIZE]):
-            yield ExportedDeadLetter.model_validate(dict(row) | {"body": base64.b64encode(row["body"]).decode()}).model_dump_json()
+            encoded = {name: row[name] and base64.b64encode(row[name]).decode() for name in ("body", "properties")}
+            yield ExportedDeadLetter.model_validate(dict(row) | encoded | {"body": encoded["body"] or ""}).model_dump_json()
 
 
 async def import_lines(pool: asyncpg.Pool, lines: Iterable[str], *, dry_run: bool) -> int:
@@ -81,12 +86,13 @@ async def import_lines(pool: asyncpg.Pool, lines: Iterable[str], *, dry_run: boo
 def _parse_line(line: str, number: int) -> ExportedDeadLetter:
     try:
         letter = ExportedDeadLetter.model_validate_json(line)
-        base64.b64decode(letter.body, validate=True)
+        for name in ("body", "properties"):
+            base64.b64decode(getattr(letter, name) or "", validate=True)
     except ValidationError as error:
         problem = validation_problems(error, limit=1, root="the line")
         raise PermanentError("import-unreadable", f"line {number}: {problem}; nothing was imported") from None
     except ValueError as error:
-        raise PermanentError("import-unreadable", f"line {number}: body: {error}; nothing was imported") from None
+        raise PermanentError("import-unreadable", f"line {number}: {name}: {error}; nothing was imported") from None
     return letter
 
 
@@ -94,4 +100,5 @@ def _import_arguments(exported: ExportedDeadLetter) -> tuple[Any, ...]:
     """The fields in the order in which they are declared, which is that of the query `import`."""
     fields = exported.model_dump(exclude={"history"})
     fields["body"] = base64.b64decode(exported.body)
+    fields["properties"] = exported.properties and base64.b64decode(exported.properties)
     return (*fields.values(), json.loads(exported.model_dump_json(include={"history"}))["history"])

@@ -15,12 +15,14 @@ from uuid import uuid4
 from aio_pika.abc import AbstractIncomingMessage
 
 from bus.amqp.header_values import read_id, read_time
-from bus.amqp.tolerant_decoding import undecodable_reason
+from bus.amqp.tolerant_decoding import encoded_properties, undecodable_reason
+from bus.delivery import read_original_properties
 from bus.ids import public_body_id
 from contracts import broker_names
 from contracts.wire import Header
 
 DEAD_LETTER_QUEUE_PREFIX = broker_names.dead_letter_queue("")
+OUR_QUEUES = (broker_names.work_queue(""), broker_names.IMAGE_GENERATION_QUEUE)
 FRAME_PATTERN = re.compile(r'^ *File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+)$', re.MULTILINE)
 FINGERPRINT_FRAMES = 8
 """Innermost frames that count. The outer ones are the same for every failure, and may be cut off."""
@@ -31,7 +33,11 @@ MAX_HEADER_TEXT = 100_000
 
 @dataclass(frozen=True)
 class DeadLetterRecord:
-    """One dead letter. `id` identifies a message in a dead-letter queue, `failure_id` one failure of it; both survive a redelivery."""
+    """One dead letter. `id` identifies a message in a dead-letter queue, `failure_id` one failure of it; both survive a redelivery.
+
+    `headers` are for reading: what JSON cannot hold is changed in them. `properties`: all properties as they were encoded; None for those
+    of an earlier release. In a dead letter of ours they are the properties of the message that failed.
+    """
 
     id: str
     failure_id: str
@@ -55,6 +61,7 @@ class DeadLetterRecord:
     last_failed_at: datetime
     headers: dict[str, Any]
     body: bytes
+    properties: bytes | None = None
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
@@ -67,11 +74,12 @@ class DeadLetterRecord:
     @classmethod
     def from_message(cls, message: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
         """Read a message of the queue `dead_queue`. Never raises: a field that is missing or malformed has a fallback."""
+        properties = read_original_properties(message.headers or {}) if is_ours(dead_queue) else encoded_properties(message.headers)
         headers = {sanitize_text(name): to_json_value(value) for name, value in (message.headers or {}).items()}
         undecodable = undecodable_reason(message.headers)
         death = first_death_entry(headers)
         message_id = read_id(message.message_id) or public_body_id(dead_queue, message.body)
-        target = _text_field(headers, Header.ORIGIN_QUEUE) or _first_death_queue(headers, death) or source_queue(dead_queue)
+        target = source_queue(dead_queue) or _foreign_target(headers, death)
         first = _timestamp_header(headers, Header.FIRST_FAILED_AT)
         last = _timestamp_header(headers, Header.LAST_FAILED_AT) or _death_time(death)
         stamps = (first, last, headers.get(Header.REPLAY.value), death.get("count"), death.get("time"))
@@ -96,8 +104,9 @@ class DeadLetterRecord:
             origin_key=_text_field(headers, Header.ORIGIN_ROUTING_KEY) or _first_item(death.get("routing-keys")),
             first_failed_at=first or last or now,
             last_failed_at=last or first or now,
-            headers=headers,
+            headers={name: value for name, value in headers.items() if name != Header.ORIGINAL_PROPERTIES},
             body=message.body,
+            properties=properties,
         )
 
     @classmethod
@@ -130,31 +139,50 @@ class DeadLetterRecord:
         )
 
 
+def is_ours(dead_queue: str) -> bool:
+    return dead_queue.startswith(DEAD_LETTER_QUEUE_PREFIX)
+
+
 def source_queue(dead_queue: str) -> str | None:
-    """The queue whose dead letters are in `dead_queue`; None when the name is not one of ours."""
-    name = dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
-    if name == dead_queue:
+    """The queue whose dead letters are in `dead_queue`, by its name alone; None when the name is not one of ours."""
+    if not is_ours(dead_queue):
         return None
+    name = dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
     return name if name == broker_names.IMAGE_GENERATION_QUEUE else broker_names.work_queue(name)
 
 
 def step_of(dead_queue: str, target: str | None) -> str:
     """The step of one of our queues, or the name of a foreign one."""
-    if dead_queue.startswith(DEAD_LETTER_QUEUE_PREFIX):
+    if is_ours(dead_queue):
         return dead_queue.removeprefix(DEAD_LETTER_QUEUE_PREFIX)
     return (target or dead_queue).removeprefix(broker_names.work_queue(""))
 
 
 def first_death_entry(headers: dict[str, Any]) -> dict[str, Any]:
     """The `x-death` entry of the queue in which the message failed; empty when there is none."""
-    deaths = headers.get("x-death")
-    entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
+    entries = _death_entries(headers)
     first = headers.get("x-first-death-queue")
     return next((entry for entry in entries if entry.get("queue") == first), entries[-1] if entries else {})
 
 
+def _death_entries(headers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The newest first."""
+    deaths = headers.get("x-death")
+    return [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
+
+
 def _first_death_queue(headers: dict[str, Any], death_entry: dict[str, Any]) -> str | None:
     return _text_field(headers, "x-first-death-queue") or _text_field(death_entry, "queue")
+
+
+def _foreign_target(headers: dict[str, Any], death_entry: dict[str, Any]) -> str | None:
+    """The queue in which the message failed first, by the broker's headers.
+
+    A publisher can write them before the broker does, but not the newest entry of `x-death`. One of our queues must be in that one.
+    """
+    queue, newest = _first_death_queue(headers, death_entry), _text_field(next(iter(_death_entries(headers)), {}), "queue")
+    claimed_ours = queue is not None and (queue.startswith(OUR_QUEUES) or broker_names.is_reply_queue(queue))
+    return newest if claimed_ours else queue
 
 
 def _death_code(death_entry: dict[str, Any]) -> str:

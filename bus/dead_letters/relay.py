@@ -13,9 +13,10 @@ import asyncpg
 import structlog
 
 from bus.amqp.publisher import Publisher
-from bus.dead_letters.replay import build_replay_message
+from bus.dead_letters.replay_message import build_replay_message
 from bus.dead_letters.repository import SQL
 from bus.errors import PublishError, UnroutableMessage
+from bus.masking import mask_error
 from bus.retry import UNAVAILABLE
 
 MAX_BATCH_SIZE = 200
@@ -71,8 +72,11 @@ class ReplayRelay:
             await connection.execute(SQL["mark_replay_done"], replay["id"])
             log.info("replay.done", replay=replay["id"])
             return 0, None
-        results = await asyncio.gather(*(self._publisher.publish(build_replay_message(row)) for row in rows), return_exceptions=True)
+        results = await asyncio.gather(*(self._publish(row) for row in rows), return_exceptions=True)
         return await self._record_results(connection, replay, list(zip(rows, results, strict=True)))
+
+    async def _publish(self, row: asyncpg.Record) -> None:
+        await self._publisher.publish(build_replay_message(row))
 
     async def _record_results(
         self, connection: asyncpg.Connection, replay: asyncpg.Record, results: list[tuple[asyncpg.Record, BaseException | None]]
@@ -83,7 +87,7 @@ class ReplayRelay:
         unconfirmed = next((error for _, error in results if isinstance(error, PublishError) and not _is_permanent(error)), None)
         for row, error in results:
             if error is not None and _is_permanent(error):
-                await connection.execute(SQL["return_unsent"], row["id"], str(error) or repr(error))
+                await connection.execute(SQL["return_unsent"], row["id"], mask_error(error))
         wait = len(results) / replay["per_second"] if replay["per_second"] else 0.0
         await connection.execute(SQL["schedule_next_batch"], replay["id"], max(wait, FAILURE_PAUSE_SECONDS) if unconfirmed else wait)
         log.info("replay.sent", replay=replay["id"], letters=len(sent), not_sent=len(results) - len(sent))

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from bus.dead_letters.record import DeadLetterRecord
+from bus.dead_letters.typed_values import typed_values
 from bus.errors import PermanentError
 from bus.sql import load_queries
 from contracts.dead_letter import DeadLetter, DeadLetterGroup, DeadLetters, DeadLetterState, HistoryEntry, Selection, WholeDeadLetter
@@ -70,7 +71,8 @@ class DeadLetterRepository:
             raise unknown_dead_letter(letter_id)
         history = [HistoryEntry.model_validate(dict(entry)) for entry in await self._pool.fetch(SQL["history"], letter_id)]
         preview = _body_preview(row["body"], MAX_BODY_PREVIEW_BYTES)
-        return WholeDeadLetter.model_validate(_contract_fields(row, WholeDeadLetter) | preview | {"history": history})
+        more = {"history": history, "properties": typed_values(row["properties"])}
+        return WholeDeadLetter.model_validate(_contract_fields(row, WholeDeadLetter) | preview | more)
 
     async def change_state(self, selection: Selection, new_state: str, *, by: str, dry_run: bool) -> int:
         """Archive, restore (to unresolved) or resolve letters; returns how many changed, or on a dry run would change.
@@ -152,4 +154,5 @@ def _insert_arguments(record: DeadLetterRecord) -> tuple[Any, ...]:
         record.headers,
         record.body,
         record.group_id,
+        record.properties,
     )

@@ -1,5 +1,5 @@
 -- name: schema
-create schema if not exists atelier;
+do $$ begin if to_regnamespace('atelier') is null then create schema atelier; end if; end $$;
 create table if not exists atelier.dead_letter_replays (
     id bigint generated always as identity primary key,
     asked_by text not null,
@@ -43,8 +43,18 @@ create table if not exists atelier.dead_letters (
     edited_from text,
     first_failed_at timestamptz not null,
     last_failed_at timestamptz not null,
-    changed_at timestamptz not null default now()
+    changed_at timestamptz not null default now(),
+    properties bytea
 );
+do $$
+begin -- Checked first: `add column if not exists` takes an exclusive lock at each start.
+    if not exists (
+        select from information_schema.columns
+        where table_schema = 'atelier' and table_name = 'dead_letters' and column_name = 'properties'
+    ) then
+        alter table atelier.dead_letters add column properties bytea;
+    end if;
+end $$;
 create index if not exists dead_letters_last_failed_at on atelier.dead_letters (last_failed_at desc, id);
 create index if not exists dead_letters_group on atelier.dead_letters (group_id);
 create index if not exists dead_letters_sent_as on atelier.dead_letters (sent_as);
@@ -81,7 +91,9 @@ language sql immutable as $$
 $$;
 
 -- name: exists
-select to_regclass('atelier.dead_letter_history') is not null
+select to_regclass('atelier.dead_letter_history') is not null and exists (
+    select from information_schema.columns where table_schema = 'atelier' and table_name = 'dead_letters' and column_name = 'properties'
+)
 
 -- name: insert
 -- One failure is stored once, however often its message is delivered. A replayed message that failed again is the same letter.
@@ -98,18 +110,19 @@ with known as (
 insert into atelier.dead_letters as known (
     id, message_id, sent_as, dead_queue, target, step, job_id, tenant, type, content_type, content_encoding,
     code, message, exception_type, stack, shape, attempts, origin_exchange, origin_key,
-    first_failed_at, last_failed_at, headers, body, size, group_id, state, edited_from
+    first_failed_at, last_failed_at, headers, body, size, group_id, state, edited_from, properties
 )
 select
     letter_id, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11,
     $12, $13, $14, $15, $16, $17, $18, $19,
-    $20, $21, $22, $23::bytea, octet_length($23::bytea), $24, 'unresolved', (select edited_from from letter)
+    $20, $21, $22, $23::bytea, octet_length($23::bytea), $24, 'unresolved', (select edited_from from letter), $25::bytea
 from failure
 on conflict (id) do update set
-    (target, tenant, code, message, exception_type, stack, shape, attempts, last_failed_at, headers, body, size, group_id) = (
+    (target, tenant, code, message, exception_type, stack, shape, attempts, last_failed_at, headers, body, size, group_id,
+        properties) = (
         coalesce(excluded.target, known.target), coalesce(excluded.tenant, known.tenant), excluded.code, excluded.message,
         excluded.exception_type, excluded.stack, excluded.shape, excluded.attempts, greatest(known.last_failed_at, excluded.last_failed_at),
-        excluded.headers, excluded.body, excluded.size, excluded.group_id
+        excluded.headers, excluded.body, excluded.size, excluded.group_id, excluded.properties
     ),
     first_failed_at = least(known.first_failed_at, excluded.first_failed_at),
     state = 'failed-again',
@@ -166,6 +179,11 @@ from atelier.dead_letters as letter
 where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1)
 order by last_failed_at, id
 
+-- name: replay_properties
+select id, dead_queue, target, message_id, case when edited_body is null then sent_as else message_id end as sent_as, job_id, type,
+    content_type, content_encoding, headers, properties, replays + 1 as replays, ''::bytea as body, false as edited, null as edited_type
+from atelier.dead_letters where id = any($1::text[])
+
 -- name: create_replay
 insert into atelier.dead_letter_replays (asked_by, per_second) values ($1, $2) returning id
 
@@ -209,8 +227,8 @@ limit 1
 for update skip locked
 
 -- name: next_letters
-select id, target, message_id, sent_as, job_id, type, content_type, content_encoding, headers, replays, failures,
-    origin_exchange, origin_key, coalesce(edited_body, body) as body, edited_body is not null as edited, edited_type
+select id, dead_queue, target, message_id, sent_as, job_id, type, content_type, content_encoding, headers, properties, replays, failures,
+    coalesce(edited_body, body) as body, edited_body is not null as edited, edited_type
 from atelier.dead_letters
 where replay_id = $1 and state = 'replay-requested' and forwarded_at is null
 order by last_failed_at, id
@@ -305,18 +323,18 @@ with letter as (
     insert into atelier.dead_letters (
         id, dead_queue, target, step, message_id, sent_as, job_id, tenant, type, content_type, content_encoding, group_id, code, message,
         exception_type, stack, shape, attempts, origin_exchange, origin_key, headers, body, size, state, failures, replays, edited_from,
-        first_failed_at, last_failed_at
+        first_failed_at, last_failed_at, properties
     )
     values (
         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22::bytea, octet_length($22::bytea),
-        case when $23::text = 'replay-requested' then 'unresolved' else $23 end, $24, $25, $26, $27, $28
+        case when $23::text = 'replay-requested' then 'unresolved' else $23 end, $24, $25, $26, $27, $28, $29::bytea
     )
     on conflict (id) do nothing
     returning id
 ), imported as (
     insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
     select letter.id, entry.failure_id, entry.at, entry.kind, entry.said
-    from letter, jsonb_to_recordset($29::jsonb || jsonb_build_array(jsonb_build_object('at', now(), 'kind', 'imported', 'said', '{}'::jsonb)))
+    from letter, jsonb_to_recordset($30::jsonb || jsonb_build_array(jsonb_build_object('at', now(), 'kind', 'imported', 'said', '{}'::jsonb)))
         as entry (failure_id text, at timestamptz, kind text, said jsonb)
     on conflict (failure_id) do nothing
 )

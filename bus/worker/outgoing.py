@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command, build_event, encode_json
-from bus.delivery import Delivery
+from bus.delivery import Delivery, carry_original_properties
 from bus.ids import derived_id
 from bus.outcome import CANCELLED, EXPIRED, DeadLettered, Done, Dropped, Outcome, Requeue, Retry
 from bus.routing_slip import advance, build_command_body, is_finished, is_refused, job_result, next_command
@@ -107,6 +107,7 @@ def build_dead_letter(run: StepRun, outcome: DeadLettered, *, now: datetime) -> 
 
 
 def _copy_message(delivery: Delivery, exchange: str, routing_key: str, headers: dict[str, Any]) -> OutboundMessage:
+    """With our properties; its own are carried in a header, since some of them must not have an effect here, such as an expiration."""
     return OutboundMessage(
         exchange,
         routing_key,
@@ -114,7 +115,7 @@ def _copy_message(delivery: Delivery, exchange: str, routing_key: str, headers: 
         delivery.message_id,
         delivery.job_id,
         delivery.type or "",
-        headers,
+        headers | carry_original_properties(delivery.original_properties),
         delivery.reply_to,
         mandatory=True,
     )
@@ -226,6 +227,6 @@ def _causation_headers(run: StepRun) -> dict[str, Any]:
 
 
 def queued_seconds(run: StepRun) -> float | None:
-    """From publish to arrival; None when the publisher set no timestamp."""
-    published = run.delivery.published_at
+    """From publish to arrival; None when the publisher set no timestamp, and for a replay, which keeps that of the first time."""
+    published = None if run.delivery.replay else run.delivery.published_at
     return max(0.0, (run.started_at - published).total_seconds()) if published else None

@@ -149,9 +149,19 @@ async def replay_letters(context: CommandContext, arguments: Namespace) -> Comma
         dry_run=not arguments.yes,
         by=requested_by(arguments),
     )
+    preview = await replay.stage(context.pool, request.model_copy(update={"dry_run": True}))
+    if request.dry_run:
+        return CommandResult(document=to_document(preview) | {"sent": None}, text=output.format_replayed(preview, None))
+    changes = output.format_differences(preview.differences, preview.compared, preview.letters)
+    if changes and not arguments.json:
+        sys.stdout.write(changes.lstrip("\n") + "\n")
+        sys.stdout.flush()
     staged = await replay.stage(context.pool, request)
     sent = await send_replay(context, arguments, staged.replay_id)
-    return CommandResult(document=to_document(staged) | {"sent": sent}, text=output.format_replayed(staged, sent))
+    return CommandResult(
+        document=to_document(staged) | {"sent": sent, "differences": to_document(preview).get("differences", [])},
+        text=output.format_replayed(staged, sent),
+    )
 
 
 async def edit_letter(context: CommandContext, arguments: Namespace) -> CommandResult:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from contracts.dead_letter import DeadLetterGroup, DeadLetters, Edited, Moved, Replayed, WholeDeadLetter
+from contracts.dead_letter import DeadLetterGroup, DeadLetters, Edited, Moved, ReplayDifference, Replayed, WholeDeadLetter
 
 MAX_BODY_CHARS = 4000
 MAX_MESSAGE_CHARS = 100
@@ -73,6 +73,8 @@ def format_letter(letter: WholeDeadLetter) -> str:
         *(f"  {format_time(entry.at)}  {entry.kind:<16} {format_details(entry.said)}".rstrip() for entry in letter.history),
     ]
     lines += ["", "headers", *(f"  {name}: {shorten(str(value))}" for name, value in sorted(letter.headers.items()) if "stack" not in name)]
+    if letter.properties:
+        lines += ["", "properties with which it died", *(f"  {each.name}: {each.type} {shorten(each.value)}" for each in letter.properties)]
     if letter.stack:
         lines += ["", "stack", *(f"  {line}" for line in letter.stack.rstrip().splitlines())]
     return "\n".join([*lines, "", f"body, {letter.size:,} bytes", format_body(letter)])
@@ -91,10 +93,24 @@ def format_body(letter: WholeDeadLetter) -> str:
 def format_replayed(result: Replayed, sent: int | None) -> str:
     left = f"\n{format_count(result.without_target)} left out: the queue that failed is unknown." if result.without_target else ""
     if result.dry_run:
-        return f"{format_count(result.letters)} would be sent again. Add --yes to do it.{left}"
+        changes = format_differences(result.differences, result.compared, result.letters)
+        targets = "".join(f"\n  to {queue}: {format_count(count)}" for queue, count in result.targets.items())
+        return f"{format_count(result.letters)} would be sent again. Add --yes to do it.{left}{targets}{changes}"
     if sent is None:
         return f"{format_count(result.letters)} staged as replay {result.replay_id}; the running dead-letters actor sends them.{left}"
     return f"{format_count(sent)} of {result.letters:,} sent again (replay {result.replay_id}).{left}"
+
+
+def format_differences(differences: Sequence[ReplayDifference], compared: int, letters: int) -> str:
+    """Lines to print before a replay, each after a line end; empty when the messages equal those that died."""
+    if not differences:
+        return ""
+    scope = f" (of the first {compared:,} letters)" if compared < letters else ""
+    lines = [f"\nDifferences from the messages that died{scope}; all else is sent as it died:"]
+    for one in differences:
+        values = " → ".join(shorten(value) for value in (one.died, one.sent) if value is not None)
+        lines.append(f"  {one.name} is {one.change} in {format_count(one.letters)}: {one.reason}" + (f" ({values})" if values else ""))
+    return "\n".join(lines)
 
 
 def format_edited(result: Edited, body: dict[str, Any], sent: int | None) -> str:
@@ -103,7 +119,7 @@ def format_edited(result: Edited, body: dict[str, Any], sent: int | None) -> str
     )
     text = json.dumps(body, indent=2, ensure_ascii=False)
     if result.dry_run:
-        return f"{text}\n{check} Add --yes to send it."
+        return f"{text}\n{check} Add --yes to send it.{format_differences(result.differences, 1, 1)}"
     return f"{check} {'Sent' if sent else 'Staged'} as message {result.message_id}."
 
 

@@ -233,7 +233,6 @@ async def test_dead_letter_queries_are_answered_over_http(
         assert (await http.get("/dead-letters/none")).status_code == 404
         assert (await http.post("/dead-letters/replay", json={"selection": {}})).status_code == 422
         assert (await http.post("/dead-letters/replay", json={"selection": {"stpe": "x"}})).status_code == 422
-        assert (await http.post("/dead-letters/replay", json={"selection": {"step": "a\0"}})).status_code == 422
         assert (await http.post(f"{path}/edit", json={"body": {"text": 1}})).json()["dry_run"] is True
         assert (await http.post("/dead-letters/none/edit", json={"body": {}})).status_code == 404
         not_json = b'{"body": {"a": NaN, "b": "\\ud800"}}'

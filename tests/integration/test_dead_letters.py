@@ -230,21 +230,21 @@ async def test_replay_to_missing_queue_returns_to_unresolved(
     start_worker_with_ingest: StartWorkerWithIngest, broker_client: BrokerClient, repository: DeadLetterRepository, pool: asyncpg.Pool
 ) -> None:
     """The letter is kept, its history has the reason, and the other letter of the same replay is sent."""
-    dead = broker_names.dead_letter_queue(f"none-{uuid4().hex[:6]}")
-    target = await broker_client.channel.declare_queue(f"there-{uuid4().hex[:6]}", durable=True)
-    async with start_worker_with_ingest(queues=(dead,)):
-        await broker_client.publish(dead, {"a": 1}, exchange="", headers={Header.ORIGIN_QUEUE.value: "no-such-queue"})
-        await broker_client.publish(dead, {"a": 2}, exchange="", headers={Header.ORIGIN_QUEUE.value: target.name})
-        letters = await wait_for_dead_letters(repository, 2, step=dead.removeprefix("atelier.dead."))
+    missing, there = f"none-{uuid4().hex[:6]}", f"there-{uuid4().hex[:6]}"
+    target = await broker_client.channel.declare_queue(broker_names.work_queue(there), durable=True)
+    dead_queues = tuple(broker_names.dead_letter_queue(step) for step in (missing, there))
+    async with start_worker_with_ingest(queues=dead_queues):
+        for dead in dead_queues:
+            await broker_client.publish(dead, {"a": 1}, exchange="")
+        letters = [(await wait_for_dead_letters(repository, step=step))[0] for step in (missing, there)]
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id for letter in letters]), dry_run=False))
         await broker_client.take_message(target.name)
 
         async def returned() -> bool:
-            histories = [(await repository.get(letter.id)).history for letter in letters]
-            return any(entry.kind == "not-sent" for history in histories for entry in history)
+            return any(entry.kind == "not-sent" for entry in (await repository.get(letters[0].id)).history)
 
         await wait_until(returned)
-        [letter] = await wait_for_dead_letters(repository, step=letters[0].step, state="unresolved")
+        [letter] = await wait_for_dead_letters(repository, step=missing, state="unresolved")
     assert "no queue takes" in letter.history[-1].said["why"]
 
 

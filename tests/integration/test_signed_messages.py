@@ -17,7 +17,7 @@ from bus.amqp.messages import OutboundMessage, build_command, build_event
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.request_reply import open_request_client
 from bus.amqp.subscriptions import subscribe_events
-from bus.dead_letters.replay import build_replay_message
+from bus.dead_letters.replay_message import build_replay_message
 from bus.observability import metrics
 from bus.settings import BusSettings
 from contracts import broker_names
@@ -164,8 +164,8 @@ async def test_replayed_dead_letter_is_signed_by_the_relay(
             "headers": {Header.TENANT.value: "acme", Header.SIGNATURE.value: "of the failed delivery", Header.ATTEMPT.value: 3},
             "replays": 1,
             "target": broker_names.work_queue(actor.step),
-            "origin_exchange": broker_names.COMMANDS_EXCHANGE,
-            "origin_key": actor.step,
+            "dead_queue": broker_names.dead_letter_queue(actor.step),
+            "properties": None,
             "message_id": "m",
             "sent_as": "m",
             "job_id": "replayed",

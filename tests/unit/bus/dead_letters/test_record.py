@@ -14,7 +14,8 @@ import pytest
 
 from bus.dead_letters.record import MAX_HEADER_DEPTH, compute_group_id, stack_fingerprint, to_json_value
 from bus.dead_letters.relay import batch_size
-from bus.dead_letters.replay import build_replay_message, replay_headers, validate_body
+from bus.dead_letters.replay import validate_body
+from bus.dead_letters.replay_message import build_replay_message, replay_differences
 from bus.errors import PermanentError
 from contracts.wire import Header
 from tests.support.dead_letter_records import NOW, make_record
@@ -169,6 +170,25 @@ def test_deeply_nested_header_is_truncated() -> None:
     assert isinstance(value, str), "deeper values are kept as text"
 
 
+STORED_ROW: dict[str, Any] = {
+    "dead_queue": "atelier.dead.image",
+    "target": "atelier.image",
+    "message_id": "m-1",
+    "sent_as": "m-1",
+    "job_id": "j-1",
+    "type": "image.v1",
+    "content_type": "application/json",
+    "content_encoding": "gzip",
+    "headers": {Header.ATTEMPT.value: 4, Header.TENANT.value: "acme"},
+    "properties": None,
+    "replays": 2,
+    "body": b"{}",
+    "edited": False,
+    "edited_type": None,
+}
+"""As an earlier release stored it, without encoded properties."""
+
+
 def test_replay_drops_headers_of_failed_delivery() -> None:
     headers = {
         "x-death": [],
@@ -186,48 +206,34 @@ def test_replay_drops_headers_of_failed_delivery() -> None:
         Header.TRACEPARENT.value: "00-1-2-01",
         "theirs": 1,
     }
-    assert replay_headers(headers) == {Header.TENANT.value: "acme", Header.TRACEPARENT.value: "00-1-2-01", "theirs": 1}
-
-
-STORED_ROW: dict[str, Any] = {
-    "target": "atelier.image",
-    "message_id": "m-1",
-    "sent_as": "m-1",
-    "job_id": "j-1",
-    "type": "image.v1",
-    "content_type": "application/json",
-    "content_encoding": "gzip",
-    "headers": {Header.ATTEMPT.value: 4, Header.TENANT.value: "acme"},
-    "replays": 2,
-    "origin_exchange": "atelier.commands",
-    "origin_key": "image",
-    "body": b"{}",
-    "edited": False,
-    "edited_type": None,
-}
+    kept = {Header.TENANT.value: "acme", Header.TRACEPARENT.value: "00-1-2-01", "theirs": 1, Header.REPLAY.value: 2}
+    row = STORED_ROW | {"headers": headers}
+    assert build_replay_message(row).headers == kept
+    left_out = {one.name.removeprefix("header ") for one in replay_differences(row) if one.change == "left out"}
+    assert left_out == headers.keys() - kept.keys()
 
 
 def test_replay_is_sent_to_one_queue_without_reply_to() -> None:
     message = build_replay_message(STORED_ROW)
     assert (message.exchange, message.routing_key, message.mandatory, message.reply_to) == ("", "atelier.image", True, None)
-    assert (message.message_id, message.job_id, message.type, message.content_encoding) == ("m-1", "j-1", "image.v1", "gzip")
-    assert message.headers == {
-        Header.TENANT.value: "acme",
-        Header.REPLAY.value: 2,
-        Header.ORIGIN_QUEUE.value: "atelier.image",
-        Header.ORIGIN_EXCHANGE.value: "atelier.commands",
-        Header.ORIGIN_ROUTING_KEY.value: "image",
-    }
+    assert (message.message_id, message.job_id, message.type) == ("m-1", "j-1", "image.v1")
+    assert message.headers == {Header.TENANT.value: "acme", Header.REPLAY.value: 2}
+    assert message.properties is not None
+    assert message.properties.text("content_encoding") == "gzip"
+
+
+def test_letter_of_an_earlier_release_says_that_its_types_are_lost() -> None:
+    """A number that no field of the protocol holds is left out; the letter is sent all the same."""
+    row = STORED_ROW | {"headers": {"huge": 2**70, "theirs": 1}}
+    assert build_replay_message(row).headers == {"theirs": 1, Header.REPLAY.value: 2}
+    assert "earlier release" in replay_differences(row)[0].reason
 
 
 def test_replay_under_new_id_sets_causation_id() -> None:
     message = build_replay_message(STORED_ROW | {"sent_as": "m-2", "edited": True, "edited_type": "image.v1", "type": "image.v9"})
-    assert (message.message_id, message.headers[Header.CAUSATION], message.type, message.content_encoding) == (
-        "m-2",
-        "m-1",
-        "image.v1",
-        None,
-    )
+    assert (message.message_id, message.headers[Header.CAUSATION], message.type) == ("m-2", "m-1", "image.v1")
+    assert message.properties is not None
+    assert message.properties.text("content_encoding") is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""The properties of a message as the protocol encodes them: split into their parts and joined again without a change of any value.
+
+A client library's values lose what the encoding says: the width of an integer, float or double, text or bytes, two fields of one name.
+What is kept and published again is therefore the encoding itself. Nothing here depends on a value that can be decoded.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from pamqp import encode
+from pamqp.commands import Basic
+
+FLAGS = Basic.Properties.flags
+"""Property to its bit, in the order of the encoding."""
+FIXED_SIZES = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
+"""Bytes of the properties that are neither a short string nor the table of headers."""
+FIELD_SIZES = {b"V": 0, b"\x00": 0, b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"f": 4, b"l": 8, b"L": 8, b"d": 8}
+FIELD_SIZES |= {b"T": 8, b"D": 5}
+"""Bytes of a field after its type. Each other type begins with its length."""
+LONG_FIELDS = b"SxAF"
+
+Header = tuple[bytes, bytes]
+"""A name, and a field: its type and its value."""
+
+
+@dataclass(frozen=True)
+class RawProperties:
+    """`values`: the encoded properties but for the headers. `headers`: in their order, with repeated names; None: the message has none."""
+
+    values: Mapping[str, bytes]
+    headers: tuple[Header, ...] | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """From the flags and values of a content header. Raises ValueError for what the protocol does not allow."""
+        try:
+            return cls._parse(data)
+        except (struct.error, IndexError) as error:
+            raise ValueError(f"the properties end too early: {error}") from error
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Self:
+        [flags] = struct.unpack_from(">H", data)
+        if flags & 1:
+            raise ValueError("the flags announce more flags, which the protocol does not have")
+        values: dict[str, bytes] = {}
+        headers, offset = None, 2
+        for name, bit in FLAGS.items():
+            if not flags & bit:
+                continue
+            size = 4 + _length(data, offset) if name == "headers" else FIXED_SIZES.get(name) or 1 + data[offset]
+            value = data[offset : offset + size]
+            if len(value) < size:
+                raise ValueError(f"the property {name} ends too early")
+            if name == "headers":
+                headers = tuple(_split_table(value[4:]))
+            else:
+                values[name] = value
+            offset += size
+        return cls(values, headers)
+
+    def encode(self) -> bytes:
+        """The flags and values, as `parse` reads them."""
+        parts = dict(self.values)
+        if self.headers is not None:
+            table = b"".join(bytes([len(name)]) + name + field for name, field in self.headers)
+            parts["headers"] = struct.pack(">I", len(table)) + table
+        flags = sum(FLAGS[name] for name in parts)
+        return struct.pack(">H", flags) + b"".join(parts[name] for name in FLAGS if name in parts)
+
+    def text(self, name: str) -> str | None:
+        """A property that is a short string; None when it is absent or not UTF-8."""
+        try:
+            return self.values[name][1:].decode() if name in self.values else None
+        except UnicodeDecodeError:
+            return None
+
+    def header(self, name: str) -> bytes | None:
+        """The field of a header, the last one where a name is repeated."""
+        return dict(self.headers or ()).get(name.encode())
+
+    def with_texts(self, **texts: str | None) -> Self:
+        """With these short strings; None leaves a property out."""
+        kept = {name: value for name, value in self.values.items() if name not in texts}
+        return replace(self, values=kept | {name: encode.short_string(text) for name, text in texts.items() if text is not None})
+
+    def with_headers(self, headers: Mapping[str, Any]) -> Self:
+        """With these headers in place of those of the same names, and after the others."""
+        if not headers:
+            return self
+        new = [(name.encode(), encode.encode_table_value(value)) for name, value in headers.items()]
+        return replace(self, headers=(*self._others(headers), *new))
+
+    def without_headers(self, names: Iterable[str]) -> Self:
+        return replace(self, headers=None if self.headers is None else self._others(names))
+
+    def _others(self, names: Iterable[str]) -> tuple[Header, ...]:
+        encoded = {name.encode() for name in names}
+        return tuple(header for header in self.headers or () if header[0] not in encoded)
+
+
+class EncodedProperties(Basic.Properties):
+    """For the client library: properties that are encoded already. `message_id`: by which it recognises a returned message."""
+
+    def __init__(self, encoded: bytes, message_id: str) -> None:
+        super().__init__(message_id=message_id)
+        self.encoded = encoded
+
+    def marshal(self) -> bytes:
+        return self.encoded
+
+
+def _split_table(data: bytes) -> Iterable[Header]:
+    offset = 0
+    while offset < len(data):
+        start = offset + 1 + data[offset]
+        kind = data[start : start + 1]
+        if kind and kind in LONG_FIELDS:
+            end = start + 5 + _length(data, start + 1)
+        elif kind in FIELD_SIZES:
+            end = start + 1 + FIELD_SIZES[kind]
+        else:
+            raise ValueError(f"a header has the unknown type {kind!r}")
+        if end > len(data):
+            raise ValueError("the headers end too early")
+        yield data[offset + 1 : start], data[start:end]
+        offset = end
+
+
+def _length(data: bytes, offset: int) -> int:
+    return int(struct.unpack_from(">I", data, offset)[0])
