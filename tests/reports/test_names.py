@@ -11,34 +11,29 @@ import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 from anyio import CapacityLimiter
 from PIL import Image, ImageChops, ImageFont, features
 
-from actors.adapters.image_generation import translate
-from actors.image import image
 from actors.imaging import fonts
-from actors.imaging.fonts import BUNDLED_FONTS, FOLDER, FontFace, check_drawable, load_fonts, prepare_drawing, read_code_points
+from actors.imaging.fonts import BUNDLED_FONTS, FOLDER, FontFace, load_fonts, prepare_drawing, read_code_points
 from actors.imaging.signature import load_font, render_text_mark
 from actors.imaging.text_runs import TextRun, split_into_runs
 from actors.overlay import open_overlay
-from actors.settings import OrderSettings, WatermarkSettings, WebhookSettings
+from actors.settings import WatermarkSettings
 from actors.watermark import open_watermark, watermark
 from actors.webhooks.webhook_request import build_request
-from bus.actor import InvalidMessage, Resources
+from bus.actor import Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 from contracts.drawn_characters import CODE_POINTS, is_drawable
 from contracts.drawn_text import prepare_text
-from contracts.image import Image as ImageCommand
 from contracts.watermark import Watermark, WatermarkDone
 from contracts.webhook import Webhook
 from gateway.console.order_form import ORDER_ADAPTER
-from gateway.jobs.drawn_texts import check_drawn_texts, find_drawing_problems
-from gateway.problems import HttpProblem
+from gateway.jobs.drawn_texts import find_drawing_problems
 from gateway.settings import GatewaySettings
 from ops.commands.doctor_host import check_shaping
 from ops.docgen.settings_catalog import ROOT
@@ -66,6 +61,10 @@ def draw(text: str) -> Image.Image:
 
 def same(one: Image.Image, other: Image.Image) -> bool:
     return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+def order(text: str, **more: Any) -> Any:
+    return ORDER_ADAPTER.validate_python({"kind": "image_order", "prompt": "x", "signature": {"text": text}} | more)
 
 
 NAMES = {
@@ -211,100 +210,6 @@ def test_backend_learns_what_was_left_out() -> None:
     body = json.loads(build_request(Webhook.model_validate(fields | {"signature_left_out": "🎨"})).body)
     assert body["metadata"] == {"signature_left_out": "🎨"}
     assert "metadata" not in json.loads(build_request(Webhook.model_validate(fields)).body)
-
-
-def foreign_order(**data: Any) -> bytes:
-    return json.dumps({"type": "image_generation", "data": {"generation_id": 1, "prompt": "x", **data}}).encode()
-
-
-@pytest.mark.parametrize("name", ["Kim 🎨", "张伟", "🎨", "محمد", "", None])
-def test_order_with_a_name_that_can_be_drawn_is_accepted(name: str | None) -> None:
-    """C38: `Kim 🎨` and 张伟 failed after the picture was drawn."""
-    assert translate(foreign_order(artist_name=name), WebhookSettings(), OrderSettings()).step == "image"
-
-
-def test_order_with_a_name_that_no_font_has_fails_before_anything_is_drawn() -> None:
-    with pytest.raises(InvalidMessage, match=r"artist_name.*U\+1200.*WATERMARK_FONTS") as raised:
-        translate(foreign_order(artist_name=UNDRAWABLE), WebhookSettings(), OrderSettings())
-    assert raised.value.code == "glyph-missing"
-    assert raised.value.notification is not None
-    assert (raised.value.notification.step, raised.value.notification.body["kind"]) == ("webhook", "failed")
-
-
-def test_order_that_signs_with_a_picture_may_have_any_name() -> None:
-    assert translate(foreign_order(artist_name=UNDRAWABLE, signature_path="https://a/b.png"), WebhookSettings(), OrderSettings())
-
-
-def order(text: str, **more: Any) -> Any:
-    return ORDER_ADAPTER.validate_python({"kind": "image_order", "prompt": "x", "signature": {"text": text}} | more)
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "signature": ({"kind": "image_order", "prompt": "x", "signature": {"text": UNDRAWABLE}}, "signature", "glyph-missing"),
-    "signature of an ad": ({"kind": "ad", "prompt": "x", "signature": {"text": "𠮷野家"}}, "signature", "glyph-missing"),
-    "text of an ad": ({"kind": "ad", "prompt": "x", "text": UNDRAWABLE}, "text", "glyph-missing"),
-    "text of emoji alone": ({"kind": "ad", "prompt": "x", "text": "🔥🔥"}, "text", "text-empty"),
-    "step of an itinerary": (
-        {
-            "kind": "itinerary",
-            "stops": [
-                {"step": "image", "arguments": {"prompt": "x"}},
-                {"step": "watermark", "arguments": {"signature": {"text": UNDRAWABLE}}},
-            ],
-        },
-        "stops.1.arguments.signature",
-        "glyph-missing",
-    ),
-    "overlay of an itinerary": (
-        {
-            "kind": "itinerary",
-            "stops": [{"step": "image", "arguments": {"prompt": "x"}}, {"step": "overlay", "arguments": {"text": UNDRAWABLE}}],
-        },
-        "stops.1.arguments.text",
-        "glyph-missing",
-    ),
-}
-
-
-@pytest.mark.parametrize(("body", "field", "code"), REFUSED.values(), ids=list(REFUSED))
-def test_job_whose_text_cannot_be_drawn_is_refused_at_receipt(body: dict[str, Any], field: str, code: str) -> None:
-    parsed = ORDER_ADAPTER.validate_python(body)
-    with pytest.raises(HttpProblem) as raised:
-        check_drawn_texts(parsed, GatewaySettings())
-    assert (raised.value.status, raised.value.title, raised.value.extensions) == (422, code, {"param": field})
-    check_drawn_texts(parsed, GatewaySettings.model_validate({"WATERMARK_FONTS": "/fonts/more.ttf"}))
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"signature": {"text": UNDRAWABLE, "image_uri": "https://a/b.png"}},
-        {"artist": UNDRAWABLE},  # written into the metadata, and not drawn
-        {"signature": {"text": "Kim 🎨"}},
-        {"signature": {"text": "🎨"}},
-        {"signature": {}},
-        {},
-    ],
-)
-def test_job_whose_text_is_drawn_or_not_needed_is_accepted(body: dict[str, Any]) -> None:
-    check_drawn_texts(ORDER_ADAPTER.validate_python({"kind": "image_order", "prompt": "x"} | body), GatewaySettings())
-
-
-async def test_image_step_refuses_such_a_name_before_the_device_is_asked(tmp_path: Path) -> None:
-    """Also for a job of another way, such as one that was submitted while the gateway had WATERMARK_FONTS."""
-    executor = AsyncMock()
-    command = ImageCommand.model_validate({"prompt": "x", "signature": {"text": UNDRAWABLE}})
-    async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri())) as claims:
-        with pytest.raises(PermanentError, match=r"U\+1200"):
-            await image(command, make_context(), claims=claims, executor=executor, loras=AsyncMock(), signature_max_bytes=100)
-    executor.run.assert_not_called()
-
-
-def test_name_is_not_refused_where_a_further_font_cannot_be_read() -> None:
-    """It lies where the texts are drawn."""
-    check_drawable(UNDRAWABLE, (Path("/fonts/of/another/machine.ttf"),))
-    with pytest.raises(PermanentError):
-        check_drawable(UNDRAWABLE, ())
 
 
 def test_gateway_knows_exactly_the_characters_of_the_bundled_fonts() -> None:
