@@ -67,6 +67,10 @@ class ImageDone(Result):
         default_factory=dict, description="As in the metadata of each PNG: sha256 of prompt, model and LoRA, scheduler, library versions."
     )
     flagged: list[bool] = Field(default_factory=list, description="The safety checker's finding for each image, when the checker is on.")
+    prompt_tokens_left_out: int = Field(
+        0, ge=0, description="Tokens at the end of the prompt that the model did not read, since its text encoder takes 77; 0: it read all."
+    )
+    negative_prompt_tokens_left_out: int = Field(0, ge=0, description="The same of the negative prompt.")
     lora_missing: bool = Field(False, description="The LoRA was missing and not required: the base model was used.")
     lora_alpha_from: AlphaSource | None = Field(
         None,

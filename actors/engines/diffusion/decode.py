@@ -22,6 +22,10 @@ log = structlog.get_logger()
 DecodeResult = Finished | Failed
 
 
+class PictureNotFinite(Exception):
+    """The latents or the decoded picture have values that are no numbers: drawn as they are, they would be black."""
+
+
 @dataclass(eq=False)
 class PendingDecode:
     """One order whose steps are done. `latents`: one tensor per image, in the order of the seeds; `png_metadata` is for all images."""
@@ -31,6 +35,7 @@ class PendingDecode:
     pipeline: Any
     latents: list[Any]
     png_metadata: dict[str, str]
+    left_out: dict[str, int]
     largest_batch: int
     oom_fallbacks: tuple[str, ...]
     applied_fallbacks: set[str]
@@ -83,6 +88,8 @@ class DecodeThread:
                 self.results.append(self._decode_order(order))
             except MemoryExhausted as error:
                 self.out_of_memory = str(error)
+            except PictureNotFinite as error:
+                self.results.append(Failed(order.request_id, "temporary", "picture-not-finite", str(error)))
             except Exception as error:
                 # The text may quote anything, such as a path or a request: it is logged, where secrets are masked, and not sent.
                 log.exception("image.decode_failed", request_id=order.request_id)
@@ -99,8 +106,8 @@ class DecodeThread:
             if order.request_id in self.cancelled_ids:
                 break
             if not bool(torch.isfinite(latents).all()):
-                message = "the latents are not finite: try another dtype (IMAGE_DTYPE)"
-                return Failed(order.request_id, "temporary", "picture-not-finite", message)
+                cause = "its LoRA is too strong, or another dtype is needed" if order.request.lora else "try another dtype"
+                raise PictureNotFinite(f"the latents are not finite: {cause} (IMAGE_DTYPE)")
             decoded = self.oom.run_with_fallbacks(
                 partial(decode_latents, order.pipeline, latents), partial(enable_vae_slicing, order.pipeline, order.applied_fallbacks)
             )
@@ -111,9 +118,8 @@ class DecodeThread:
             write_png(files[-1], pixels, {**order.png_metadata, "seed": str(seed)})
         seeds = tuple(order.request.seed + index for index in range(order.request.count))
         fallbacks = (*order.oom_fallbacks, *sorted(order.applied_fallbacks))
-        return Finished(
-            order.request_id, DiffusionResult(seeds, order.png_metadata, fallbacks, order.largest_batch, tuple(flags)), tuple(files)
-        )
+        result = DiffusionResult(seeds, order.png_metadata, fallbacks, order.largest_batch, tuple(flags), **order.left_out)
+        return Finished(order.request_id, result, tuple(files))
 
 
 def latent_size(pipeline: Any, height: int, width: int) -> tuple[int, int]:
@@ -123,11 +129,14 @@ def latent_size(pipeline: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def decode_latents(pipeline: Any, latents: Any) -> Any:
-    """The image as height × width × 3 bytes, rounded as in the stock pipeline. `latents`: 1 × 4 × h × w."""
+    """The image as height × width × 3 bytes, rounded as in the stock pipeline. `latents`: 1 × 4 × h × w. Raises PictureNotFinite."""
     import torch
 
     with torch.inference_mode():
         image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        if not bool(torch.isfinite(image).all()):
+            dtype = str(image.dtype).removeprefix("torch.")
+            raise PictureNotFinite(f"the output of the VAE is not finite as {dtype}: try another dtype (IMAGE_DTYPE), such as float32")
         values = (image[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return (values * 255).round().astype("uint8")
 

@@ -16,14 +16,15 @@ from actors.engines.diffusion.decode import DecodeThread, PendingDecode, latent_
 from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.model import DiffusionModel, load_model, model_size_bytes, unload_model
 from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing, enable_vae_slicing
-from actors.engines.diffusion.png import preview_jpeg
-from actors.engines.diffusion.requests import DiffusionRequest
+from actors.engines.diffusion.png import LATENT_RGB_FACTORS, preview_jpeg
+from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
 from actors.engines.diffusion.schedulers import SCHEDULERS, build_scheduler
-from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype
+from actors.engines.process.failures import fail_request
+from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype, is_device_failure
 from actors.engines.process.model_cache import InsufficientMemory, ModelCache
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Progressed, Started
 from actors.engines.settings import ImageSettings
-from bus.errors import PermanentError, TemporaryError
+from bus.errors import PermanentError
 
 START_BUDGET_SECONDS = 0.05
 """The longest time of one tick for starting orders; active rows wait meanwhile."""
@@ -52,12 +53,13 @@ def open_engine(settings: ImageSettings, host: EngineHost) -> "DiffusionEngine":
 
 @dataclass(eq=False)
 class ActiveOrder:
-    """One order whose rows are denoised."""
+    """One order whose rows are denoised. `left_out`: tokens that the text encoder did not read, by the name of the result's field."""
 
     request_id: int
     request: DiffusionRequest
     model: DiffusionModel
     rows: list[DiffusionRow]
+    left_out: dict[str, int] = field(default_factory=dict)
     reported_step: int = 0
     largest_batch: int = 0
     oom_fallbacks: tuple[str, ...] = ()
@@ -96,7 +98,7 @@ class DiffusionEngine:
         return any(order.model.name == name for order in self._active.values())
 
     def self_test(self) -> None:
-        """Multiply two matrices and check the result. Raises RuntimeError."""
+        """Multiply two matrices and check the result; a model has drawn a picture when it was loaded. Raises RuntimeError."""
         import torch
 
         ones = torch.ones((64, 64), device=self.device)
@@ -110,9 +112,18 @@ class DiffusionEngine:
             raise PermanentError("model-unknown", f"{request.model!r} is not in IMAGE_MODELS: {', '.join(self.settings.models) or 'none'}")
         if request.width % 8 or request.height % 8:
             raise PermanentError("size-unknown", f"{request.width}×{request.height}: both sides must be multiples of 8")
-        if lora := request.lora:
-            validate_lora(lora.path, lora.origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+        if request.lora:
+            self._check_lora(request.lora, self._checkpoint_of(request))
         self._pending.append((request_id, request))
+
+    def _check_lora(self, lora: LoraFile, checkpoint: str) -> None:
+        """Names and shapes, against the layers of the model where it is in memory; the weights are read when the order starts."""
+        info = validate_lora(lora.path, lora.origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+        if checkpoint in self.models.names:
+            self.models.get(checkpoint).loras.layers.plan(info.shapes, lora.origin)
+
+    def _checkpoint_of(self, request: DiffusionRequest) -> str:
+        return self.settings.models[request.model] if request.model else self.settings.model
 
     def cancel(self, request_id: int) -> bool:
         if request_id in self._decoding:
@@ -169,9 +180,11 @@ class DiffusionEngine:
                 order = self._prepare(request_id, request)
             except InsufficientMemory:
                 order = None
-            except (PermanentError, TemporaryError) as error:
+            except Exception as error:
+                if is_device_failure(error):
+                    raise
                 self._pending.remove(entry)
-                return [Failed(request_id, "permanent" if isinstance(error, PermanentError) else "temporary", error.code, str(error))]
+                return [fail_request(request_id, error)]
             if order:
                 self._pending.remove(entry)
                 self._active[request_id] = order
@@ -182,8 +195,7 @@ class DiffusionEngine:
 
     def _prepare(self, request_id: int, request: DiffusionRequest) -> ActiveOrder | None:
         """The order with its rows; None: it has to wait until a LoRA slot is free."""
-        name = self.settings.models[request.model] if request.model else self.settings.model
-        model = self.models.get(name)
+        model = self.models.get(self._checkpoint_of(request))
         if not model.loras.has_slot_for(request.lora):
             return None
         adapter = model.loras.acquire(request.lora)
@@ -195,10 +207,10 @@ class DiffusionEngine:
                     or enable_attention_slicing(model.pipeline, model.applied_fallbacks)
                 ),
             )
+            return ActiveOrder(request_id, request, model, rows, count_left_out(request, model))
         except BaseException:
             model.loras.release(request.lora)
             raise
-        return ActiveOrder(request_id, request, model, rows)
 
     def _build_row(self, request_id: int, request: DiffusionRequest, model: DiffusionModel, adapter: str, index: int) -> DiffusionRow:
         """The row of one image. Its noise comes from its own generator on the CPU, so that it is the same on every device."""
@@ -220,10 +232,9 @@ class DiffusionEngine:
     def _step(self) -> list[EngineEvent]:
         rows = self.groups.next_group()
         model = self._active[rows[0].request_id].model
-        self.oom.run_with_fallbacks(lambda: self._advance(model, rows), lambda: self._next_fallback(model, len(rows)))
+        events: list[EngineEvent] = list(self._advance_or_fail(model, rows))
         self.monitor.record_step(len(rows))
-        orders = {row.request_id: self._active[row.request_id] for row in rows}
-        events: list[EngineEvent] = []
+        orders = {row.request_id: self._active[row.request_id] for row in rows if row.request_id in self._active}
         for order in orders.values():
             order.oom_fallbacks = self.oom.active or order.oom_fallbacks
             order.largest_batch = max(order.largest_batch, min(len(rows), self.oom.row_limit))
@@ -232,7 +243,28 @@ class DiffusionEngine:
                 self._queue_decode(order)
         return events
 
+    def _advance_or_fail(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> list[Failed]:
+        """One step of all rows. If it fails, each order makes it alone; one that fails alone fails, without the others."""
+        step_indices = [row.step_index for row in rows]
+        try:
+            self._advance(model, rows)
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+            model.loras.set_row_adapters(None)
+            if len({row.request_id for row in rows}) == 1:
+                self.cancel(rows[0].request_id)
+                return [fail_request(rows[0].request_id, error)]
+        else:
+            return []
+        behind = [row for row, index in zip(rows, step_indices, strict=True) if row.step_index == index]
+        orders = [[row for row in behind if row.request_id == request_id] for request_id in dict.fromkeys(row.request_id for row in behind)]
+        return [failure for order in orders for failure in self._advance_or_fail(model, order)]
+
     def _advance(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
+        self.oom.run_with_fallbacks(lambda: self._advance_rows(model, rows), lambda: self._next_fallback(model, len(rows)))
+
+    def _advance_rows(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
         advance_rows(
             rows, lambda part, inputs: predict_noise(model.pipeline.unet, part, inputs, model.loras.set_row_adapters), self.oom.row_limit
         )
@@ -254,7 +286,11 @@ class DiffusionEngine:
         return [Progressed(order.request_id, done, total, self._preview(order))]
 
     def _preview(self, order: ActiveOrder) -> bytes | None:
-        if not order.request.preview or time.monotonic() - order.last_preview_at < self.settings.preview_seconds:
+        if (
+            not order.request.preview
+            or order.rows[0].latents.shape[1] != len(LATENT_RGB_FACTORS)
+            or time.monotonic() - order.last_preview_at < self.settings.preview_seconds
+        ):
             return None
         order.last_preview_at = time.monotonic()
         return preview_jpeg(order.rows[0].latents)
@@ -268,13 +304,10 @@ class DiffusionEngine:
         lora_metadata = model.loras.describe(request.lora) if request.lora else {}
         model.loras.release(request.lora)
         self._decoding.add(request_id)
-        metadata = request.png_metadata | model.png_metadata | request_metadata(request) | lora_metadata
-        latents = [row.latents for row in order.rows]
-        self.decoder.put(
-            PendingDecode(
-                request_id, request, model.pipeline, latents, metadata, order.largest_batch, order.oom_fallbacks, model.applied_fallbacks
-            )
-        )
+        left_out = {name: str(tokens) for name, tokens in order.left_out.items() if tokens}
+        metadata = request.png_metadata | model.png_metadata | request_metadata(request) | lora_metadata | left_out
+        batches = (order.left_out, order.largest_batch, order.oom_fallbacks, model.applied_fallbacks)
+        self.decoder.put(PendingDecode(request_id, request, model.pipeline, [row.latents for row in order.rows], metadata, *batches))
 
     def _collect_decoded(self) -> list[EngineEvent]:
         results = self.decoder.take_results()
@@ -282,6 +315,13 @@ class DiffusionEngine:
             self._decoding.discard(event.request_id)
             self.monitor.record_images(len(event.output_files) if isinstance(event, Finished) else 0)
         return [*results]
+
+
+def count_left_out(request: DiffusionRequest, model: DiffusionModel) -> dict[str, int]:
+    """An unguided order has no negative prompt: it is not read at all."""
+    negative = request.negative_prompt if request.guidance_scale > 1 else ""
+    prompts = {"prompt_tokens_left_out": request.prompt, "negative_prompt_tokens_left_out": negative}
+    return {name: model.count_left_out(prompt) for name, prompt in prompts.items()}
 
 
 def request_metadata(request: DiffusionRequest) -> dict[str, str]:

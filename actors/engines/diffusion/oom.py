@@ -9,19 +9,12 @@ from typing import Any, TypeVar
 
 import structlog
 
-from actors.engines.process.gpu import free_memory
+from actors.engines.process.gpu import free_memory, is_out_of_memory
 from actors.engines.process.protocol import MemoryExhausted
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, CUDA's, and that of torch when a CPU allocation fails."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
 
 
 class OomFallbacks:

@@ -56,6 +56,7 @@ class DiffusionResult:
     """How the images were made; the images are the output files, PNG, in the order of their seeds.
 
     `oom_fallbacks`: those that were applied. `largest_batch`: the most images in one step with this order's, including its own.
+    `prompt_tokens_left_out`: at the end of each prompt, beyond the text encoder's limit.
     """
 
     seeds: tuple[int, ...]
@@ -63,3 +64,5 @@ class DiffusionResult:
     oom_fallbacks: tuple[str, ...]
     largest_batch: int
     flagged: tuple[bool, ...] = ()
+    prompt_tokens_left_out: int = 0
+    negative_prompt_tokens_left_out: int = 0

@@ -177,7 +177,9 @@ class ContinuousBatch:
         self.rows, self._cache, self._attention_mask, self._seen_tokens = [*self.rows, *rows], cache, mask, seen
 
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
-        """Append one admissible token to each row. `logits`: rows × vocabulary."""
+        """Append one admissible token to each row. `logits`: rows × vocabulary. Raises ValueError when the model computes no numbers."""
+        if bool(logits.isnan().any()):
+            raise ValueError("the model's output is not a number: try another dtype (VLM_DTYPE, VLLM_DTYPE), such as bfloat16 or float32")
         logits = penalize(logits.float(), seen, rows)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
         tokens = choose_tokens(logits, rows)

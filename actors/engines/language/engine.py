@@ -12,12 +12,14 @@ from typing import Any
 from PIL import Image
 
 from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
+from actors.engines.language.checkpoint_check import check_image_tokens, context_length, sample_picture, stop_token_ids
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import LoadedModel, load_model, used_memory_bytes
 from actors.engines.language.requests import FinishReason, VlmOptions, VlmRequest, VlmResponse
 from actors.engines.language.sampling import Sampling
-from actors.engines.process.gpu import DeviceMeter, free_memory
+from actors.engines.process.failures import fail_request
+from actors.engines.process.gpu import DeviceMeter, free_memory, is_device_failure
 from actors.engines.process.protocol import EngineEvent, EngineHost, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
 from bus.errors import PermanentError
 
@@ -51,13 +53,15 @@ class LanguageEngine(ABC):
         self.info, self._model, self._tokenizer, self._device = info, model, tokenizer, device
         config = model.config.get_text_config()
         self._vocab_size = config.vocab_size
-        self._max_model_len = config.max_position_embeddings
-        self._stop_token_ids = stop_token_ids(model, tokenizer)
+        self._max_model_len = context_length(config, info["model"])
+        self._stop_token_ids = stop_token_ids(model, tokenizer, self._vocab_size, info["model"])
         self._grammars = GrammarCache(tokenizer, self._vocab_size, self._stop_token_ids)
         self._batch = self._new_batch()
         self._waiting: list[TokenRow] = []
         self._compiling: list[TokenRow] = []
         self._reading: LongPrompt | None = None
+        self._alone: set[int] = set()
+        self._is_tested = False
         self._window_seconds, self._batch_due_at = window_seconds, 0.0
         self._max_rows, self._part_tokens = max_rows, part_tokens
         self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0}
@@ -80,11 +84,12 @@ class LanguageEngine(ABC):
         return ContinuousBatch(self._model, self._grammars, self._stop_token_ids, self._vocab_size)
 
     def self_test(self) -> None:
-        """Generate one token. Raises RuntimeError."""
+        """Generate one token. Raises RuntimeError, and what the model raises."""
         self.submit(0, self._test_request())
         self._batch_due_at = 0.0
         if not any(isinstance(event, Finished) for event in self.tick()):
             raise RuntimeError("the model generates no token")
+        self._is_tested = True
         self._counters = dict.fromkeys(self._counters, 0.0)
 
     def submit(self, request_id: int, request: Any) -> None:
@@ -94,10 +99,19 @@ class LanguageEngine(ABC):
         "vision-unsupported", "lora-unknown".
         """
         row = self._read_request(request_id, request)
+        self._check_tokens(row)
         if row.compilation:
             self._compiling.append(row)
         else:
             self._enqueue(row)
+
+    def _check_tokens(self, row: TokenRow) -> None:
+        highest = int(row.prompt_ids.max()) if len(row.prompt_ids) else -1
+        if highest >= self._vocab_size:
+            cause = f"the tokenizer gives the token {highest}, the model has {self._vocab_size}: their files are of different models"
+            raise PermanentError("prompt-unreadable", cause)
+        if highest < 0:
+            raise PermanentError("prompt-unreadable", "the prompt has no token")
 
     def _enqueue(self, row: TokenRow) -> None:
         if not self._waiting:
@@ -116,6 +130,7 @@ class LanguageEngine(ABC):
             self._reading = None
         if running:
             self._batch.remove(running)
+        self._alone.discard(request_id)
         return bool(waiting or running or reading)
 
     def idle_seconds(self) -> float | None:
@@ -135,6 +150,10 @@ class LanguageEngine(ABC):
                 return [*refused, *self._advance()]
         except torch.OutOfMemoryError as error:
             message = str(error)
+        except Exception as error:
+            if is_device_failure(error) or not self._is_tested:
+                raise
+            return [*refused, *self._isolate([row for row in rows if row not in self._waiting], error)]
         # Outside the except block, since the traceback would keep tensors alive.
         return [*refused, *self._restart_with_smaller_batch(rows, message)]
 
@@ -147,6 +166,7 @@ class LanguageEngine(ABC):
             try:
                 row.grammar = self._grammars.start(row.compilation.schema, row.max_tokens, row.compilation)
             except PermanentError as error:
+                self._alone.discard(row.request_id)
                 failures.append(failed(row.request_id, error))
             else:
                 row.compilation = None
@@ -176,7 +196,11 @@ class LanguageEngine(ABC):
         room = self._max_rows - len(self._batch.rows) - (self._reading is not None)
         budget = self._part_tokens
         joining: list[TokenRow] = []
-        for row in list(self._waiting):
+        waiting = list(self._waiting)
+        if self._alone:
+            is_idle = not self._batch.rows and not self._reading
+            waiting = [row for row in waiting if row.request_id in self._alone][:1] if is_idle else []
+        for row in waiting:
             if len(joining) >= room or (self._is_long(row) and self._reading) or (budget is not None and budget <= 0):
                 continue
             if self._is_long(row):
@@ -194,6 +218,7 @@ class LanguageEngine(ABC):
         events.extend(event for row in self._batch.rows if not row.finish_reason for event in self._progress(row))
         if finished:
             self._batch.remove(finished)
+            self._alone -= {row.request_id for row in finished}
             self._counters["questions"] += len(finished)
             events.append(self._metrics())
         return events
@@ -226,11 +251,26 @@ class LanguageEngine(ABC):
             raise MemoryExhausted(message)
         self._max_rows = max(1, min(self._max_rows, len(rows)) // 2)
         self._waiting = []
+        return self._start_again(rows)
+
+    def _isolate(self, rows: list[TokenRow], error: Exception) -> list[EngineEvent]:
+        """A step failed. The row that was alone in it fails; several start again, each alone, so that only those at fault fail."""
+        if not rows:
+            raise error
+        self._batch, self._reading = self._new_batch(), None
+        if len(rows) == 1:
+            self._alone.discard(rows[0].request_id)
+            return [fail_request(rows[0].request_id, error)]
+        self._alone |= {row.request_id for row in rows}
+        return self._start_again(rows)
+
+    def _start_again(self, rows: list[TokenRow]) -> list[EngineEvent]:
         events: list[EngineEvent] = []
         for row in rows:
             try:
                 self.submit(row.request_id, row.request)
             except PermanentError as error:
+                self._alone.discard(row.request_id)
                 events.append(failed(row.request_id, error))
         self._batch_due_at = 0.0
         return events
@@ -253,7 +293,13 @@ class VlmEngine(LanguageEngine):
         self._control_words = ControlWords.of_tokenizer(tokenizer, loaded.processor.image_token)
 
     def _test_request(self) -> VlmRequest:
-        return VlmRequest("?", max_new_tokens=1)
+        return VlmRequest("?", image=sample_picture(), max_new_tokens=1)
+
+    def self_test(self) -> None:
+        """Read one picture and generate one token. Raises ValueError for processor files that do not fit the model, RuntimeError."""
+        ids, pixel_values = self._preprocess(self._test_request())
+        check_image_tokens(self._model, self._loaded.processor, ids, pixel_values, self._options.model)
+        super().self_test()
 
     def _read_request(self, request_id: int, request: VlmRequest) -> TokenRow:
         ids, pixels = self._preprocess(request)
@@ -288,9 +334,3 @@ class VlmEngine(LanguageEngine):
 
 def failed(request_id: int, error: PermanentError) -> Failed:
     return Failed(request_id, "permanent", error.code, str(error), error)
-
-
-def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The end tokens of the model's generation config and of its tokenizer."""
-    entries = [model.generation_config.eos_token_id, tokenizer.eos_token_id]
-    return sorted({token for entry in entries if entry is not None for token in (entry if isinstance(entry, list) else [entry])})

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from actors.engines.language.checkpoint_check import complete_processor
 from actors.engines.language.requests import ResolvedQuantization, VlmOptions
 from actors.engines.process.gpu import choose_device, choose_dtype, free_memory
 from actors.engines.process.protocol import EngineHost
@@ -37,7 +38,8 @@ class LoadedModel:
 
 
 def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
-    """Load processor and model. Raises what transformers raises when it cannot be loaded even without quantization.
+    """Load processor and model. Raises ValueError for a checkpoint that is not whole, and what transformers raises when it cannot be
+    loaded even without quantization.
 
     The field `message` of the log entries has the words of the ad pipeline's own log.
     """
@@ -53,6 +55,7 @@ def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
     processor.tokenizer.padding_side = "left"
     before = used_memory_bytes(device)
     model, quantization = _load_weights(options, device)
+    complete_processor(processor, model.config, options)
     model.eval()
     memory = measure_memory(device)
     info = {

@@ -60,6 +60,7 @@ def main(data_descriptor: int, control_descriptor: int) -> None:
     try:
         EngineLoop(engine, data, control).run()
     except (MemoryError, MemoryExhausted) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the memory that the message needs
         exit_with_error(data, FatalError("memory", format_traceback(error)))
     except Exception as error:
         exit_with_error(data, FatalError("error", format_traceback(error)))

@@ -311,8 +311,8 @@ class Executor:
     def _handle_exit(self, process_exit: ProcessExit) -> None:
         """Record the exit with every request that was running, and queue those again that have not failed, each to run alone."""
         self.stats.record_exit(process_exit)
-        self._breaker.record_failure()
         interrupted = list(self._running.values())
+        self._breaker.record_exit(process_exit, had_requests=bool(interrupted))
         self._running.clear()
         for state in reversed(interrupted):
             state.crashes.record_exit(process_exit, alone=len(interrupted) == 1)

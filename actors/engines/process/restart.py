@@ -57,8 +57,14 @@ class CircuitBreaker:
     def open(self) -> bool:
         return self.failures >= self.threshold
 
-    def record_failure(self) -> None:
-        self.failures += 1
+    def record_exit(self, process_exit: ProcessExit, *, had_requests: bool) -> None:
+        """Count an exit that is a failure of the engine itself.
+
+        One that had requests had also passed its self-test: what it ran is the likelier cause, and the next process is tested again. A
+        SIGKILL comes from outside, whatever ran.
+        """
+        if not had_requests or process_exit.cause == "killed":
+            self.failures += 1
 
     def record_success(self) -> None:
         """A request was finished: failures are counted anew."""

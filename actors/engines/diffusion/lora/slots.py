@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any
 
 from actors.engines.diffusion.batching import BASE_MODEL
-from actors.engines.diffusion.lora.strength import describe_strength
+from actors.engines.diffusion.lora.names import LayerTable
+from actors.engines.diffusion.lora.strength import describe_strength, invalid_lora
 from actors.engines.diffusion.lora.tensors import LoraPair, read_pairs
 from actors.engines.diffusion.requests import LoraFile
+from actors.engines.process.gpu import is_device_failure
+from bus.errors import PermanentError, TemporaryError
 
 LayerKey = tuple[str, str]
 
@@ -42,10 +45,10 @@ class BatchedLora:
 
 
 class LoraSlots:
-    """The adapters of one pipeline. `loads` counts how often weights were read."""
+    """The adapters of one pipeline. `loads` counts how often weights were read; `layers` are those that a LoRA may change."""
 
     def __init__(self, pipeline: Any, max_slots: int) -> None:
-        self.pipeline, self.max_slots, self.loads = pipeline, max_slots, 0
+        self.pipeline, self.max_slots, self.loads, self.layers = pipeline, max_slots, 0, LayerTable(pipeline)
         self._slots: OrderedDict[Hashable, LoraSlot] = OrderedDict()
         self._slots_by_adapter: dict[str, LoraSlot] = {}
         self._row_adapters: tuple[str, ...] | None = None
@@ -92,7 +95,14 @@ class LoraSlots:
         self.pipeline = None
 
     def _load(self, lora: LoraFile) -> LoraSlot:
-        pairs = read_pairs(lora, self.pipeline)
+        try:
+            pairs = read_pairs(lora, self.pipeline, self.layers)
+        except (PermanentError, TemporaryError):
+            raise
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+            raise invalid_lora(lora.origin, f"its weights cannot be read ({type(error).__name__})") from error
         if len(self._slots) >= self.max_slots:
             self._evict()
         self.loads += 1

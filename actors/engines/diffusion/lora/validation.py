@@ -1,7 +1,6 @@
 """Validates LoRA files by the header of the safetensors file; the weights themselves are not read."""
 
 import json
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from actors.engines.diffusion.lora.names import KEY_PREFIXES, component_of, group_keys, split_key
 from actors.engines.diffusion.lora.strength import header_configs, invalid_lora
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
-KEY_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te_", "lora_te1_", "base_model.model.")
-"""Of diffusers, kohya, and PEFT's adapter folders."""
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 SCALAR_DTYPES = (*FLOAT_DTYPES, "F64", "I64", "I32", "I16", "I8", "U8")
-DOWN_KEY = re.compile(r"\.(lora_A|lora_down|lora\.down|down)\.(?:default\.)?weight$")
-UP_KEY = re.compile(r"\.(lora_B|lora_up|lora\.up|up)\.(?:default\.)?weight$")
-SCALAR_KEY = re.compile(r"\.(alpha|rank)$")
-
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 
@@ -40,11 +34,15 @@ TENSOR_HEADERS = TypeAdapter(dict[str, TensorHeader])
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """`rank`: the highest in the file. `has_text_encoder`: it also changes the text encoder. `has_alphas`: it says alpha of all layers."""
+    """`rank`: the highest in the file. `has_text_encoder`: it also changes the text encoder. `has_alphas`: it says alpha of all layers.
+
+    `shapes`: key → shape.
+    """
 
     rank: int
     has_text_encoder: bool
     has_alphas: bool
+    shapes: dict[str, tuple[int, ...]]
 
 
 def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> LoraInfo:
@@ -55,20 +53,19 @@ def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> 
     tensors, metadata = read_header(file, origin, size)
     if not tensors or len(tensors) > MAX_TENSORS:
         raise invalid_lora(origin, f"it has {len(tensors)} tensors; expected are 1 to {MAX_TENSORS}")
-    ranks = [_check_tensor(name, tensor, origin) for name, tensor in tensors.items()]
-    if not any(ranks):
-        raise invalid_lora(origin, "it has no LoRA pair")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, origin)
+    pairs = group_keys(tensors, origin).values()
+    ranks = [_check_ranks(pair.down, tensors[pair.down], tensors[pair.up], origin) for pair in pairs]
     if max(ranks) > max_rank:
         raise invalid_lora(origin, f"its rank is {max(ranks)}, the limit is {max_rank}")
-    has_text_encoder = any(component_of(name) == "text_encoder" for name in tensors)
     configured = header_configs(metadata, origin)
-    down_names = [name for name in tensors if DOWN_KEY.search(name)]
-    has_alphas = all(component_of(name) in configured or DOWN_KEY.sub(".alpha", name) in tensors for name in down_names)
-    return LoraInfo(max(ranks), has_text_encoder, has_alphas)
-
-
-def component_of(name: str) -> str:
-    return "text_encoder" if name.startswith(("text_encoder.", "lora_te")) else "unet"
+    return LoraInfo(
+        max(ranks),
+        has_text_encoder=any(component_of(name) == "text_encoder" for name in tensors),
+        has_alphas=all(pair.alpha or component_of(pair.down) in configured for pair in pairs),
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
 
 
 def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHeader], Any]:
@@ -89,20 +86,21 @@ def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHea
     return tensors, metadata
 
 
-def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> int:
-    """The rank that a tensor shows by its shape; 0: none. Raises PermanentError("lora-invalid")."""
-    if not name.startswith(KEY_PREFIXES):
+def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> None:
+    """Prefix, type and shape. Raises PermanentError("lora-invalid")."""
+    if not name.startswith(tuple(KEY_PREFIXES)):
         raise invalid_lora(origin, f"the key {name[:120]!r} is not one of a LoRA for this model; keys begin with {', '.join(KEY_PREFIXES)}")
-    is_scalar = bool(SCALAR_KEY.search(name))
-    dtypes = SCALAR_DTYPES if is_scalar else FLOAT_DTYPES
+    is_alpha = (parts := split_key(name)) is not None and parts[1] == "alpha"
+    dtypes = SCALAR_DTYPES if is_alpha else FLOAT_DTYPES
     if tensor.dtype not in dtypes:
         raise invalid_lora(origin, f"{name[:120]!r} has the dtype {tensor.dtype}; accepted are {', '.join(dtypes)}")
-    if is_scalar and tensor.shape not in ([], [1]):
+    if is_alpha and tensor.shape not in ([], [1]):
         raise invalid_lora(origin, f"{name[:120]!r} is not one number")
-    if DOWN_KEY.search(name):
-        return tensor.shape[0] if tensor.shape else 0
-    if UP_KEY.search(name):
-        return tensor.shape[1] if len(tensor.shape) > 1 else 0
-    if is_scalar:
-        return 0
-    raise invalid_lora(origin, f"the key {name[:120]!r} belongs to no LoRA pair; DoRA and LyCORIS are not supported")
+
+
+def _check_ranks(name: str, down: TensorHeader, up: TensorHeader, origin: str) -> int:
+    """The rank of a pair. Raises PermanentError("lora-invalid") when its halves differ, or are no matrices."""
+    if min(len(down.shape), len(up.shape)) < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        raise invalid_lora(origin, f"{name[:120]!r} and its pair have the shapes {shapes}; expected are rank × in and out × rank")
+    return down.shape[0]

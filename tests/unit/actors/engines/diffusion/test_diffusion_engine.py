@@ -284,7 +284,8 @@ def test_kohya_lora_without_output_projection_is_drawn(
 
 def test_every_key_of_a_drawn_picture_is_one_of_generation(image_engine: DiffusionEngine, tiny_models: TinyModels) -> None:
     """A new key of the engine must be added to GENERATION_KEYS, or a user's picture could carry it."""
-    image_engine.submit(1, make_request(lora=lora_file(tiny_models, "a")))
+    long = "a long prompt " * 20
+    image_engine.submit(1, make_request(prompt=long, negative_prompt=long, lora=lora_file(tiny_models, "a")))
     event = run_to_end(image_engine, [1])[1]
     assert isinstance(event, Finished)
     written = event.result.png_metadata.keys() | {"seed"}  # each picture has a seed of its own

@@ -68,10 +68,21 @@ def test_crash_attribution_blames_request_by_exit_history(exits: Sequence[tuple[
 def test_circuit_breaker_backs_off_then_opens() -> None:
     breaker, delays = CircuitBreaker(threshold=5, initial_delay_seconds=1, max_delay_seconds=30), []
     for _ in range(5):
-        breaker.record_failure()
+        breaker.record_exit(CRASH, had_requests=False)
         delays.append(breaker.restart_delay_seconds())
     assert delays == [0, 1, 2, 4, 30]
     assert breaker.open
     breaker.record_success()
     assert not breaker.open
     assert breaker.restart_delay_seconds() == 0
+
+
+def test_exit_with_requests_counts_for_breaker_only_when_it_came_from_outside() -> None:
+    """No input opens the breaker: a process that had requests had passed its self-test."""
+    breaker = CircuitBreaker(threshold=2, initial_delay_seconds=1, max_delay_seconds=30)
+    for process_exit in (CRASH, HANG, MEMORY) * 3:
+        breaker.record_exit(process_exit, had_requests=True)
+    assert (breaker.failures, breaker.restart_delay_seconds()) == (0, 0)
+    for _ in range(2):
+        breaker.record_exit(KILLED, had_requests=True)
+    assert breaker.open

@@ -88,7 +88,7 @@ def test_size_rank_and_type_are_capped(tmp_path: Path) -> None:
 def test_unknown_keys_are_rejected(tmp_path: Path) -> None:
     assert "vae.x" in rejection(write_safetensors(tmp_path / "v", lora_pair(prefix="vae.x")))
     assert "DoRA" in rejection(write_safetensors(tmp_path / "w", lora_pair() | {"unet.mid.to_q.dora_scale": ("F32", [8])}))
-    assert "no LoRA pair" in rejection(write_safetensors(tmp_path / "z", {"unet.mid.alpha": ("F32", [])}))
+    assert "'unet.mid.alpha' has no down and no up" in rejection(write_safetensors(tmp_path / "z", {"unet.mid.alpha": ("F32", [])}))
 
 
 def test_alphas_are_known_only_when_every_component_has_them(tmp_path: Path) -> None:
