@@ -6,6 +6,7 @@ settings are read. Other secrets are recognised by their form: a password in a U
 
 import html
 import json
+import logging
 import re
 import sys
 import traceback
@@ -105,8 +106,22 @@ def mask_forms(text: str) -> str:
     return _PYDANTIC_INPUT.sub(rf"\1{MASK}\2", _NAMED_SECRET.sub(rf"\1{MASK}", text))
 
 
+class MaskingFormatter(logging.Formatter):
+    """Of the records of libraries in a command that configures no logging."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
+def mask_standard_error() -> None:
+    """Mask what Python writes by itself: the traceback of the error that ends the process, and log records that no handler takes."""
+    sys.excepthook = show_uncaught
+    if logging.lastResort:
+        logging.lastResort.setFormatter(MaskingFormatter())
+
+
 def show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """For `sys.excepthook`: the traceback of the error that ends a process, without secrets."""
+    """The traceback of the error that ends a process, without secrets."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

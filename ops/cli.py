@@ -11,7 +11,7 @@ from typing import Any
 
 from dotenv import load_dotenv
 
-from bus.masking import mask_text, show_uncaught
+from bus.masking import mask_standard_error, mask_text
 from bus.observability.settings import remember_environment
 from ops.checkout import checkout_command, import_from_checkout, is_in_checkout
 from ops.commands import dead_letters
@@ -36,7 +36,7 @@ JSON_HELP = "print one JSON document and nothing else"
 def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
     remember_environment()
-    sys.excepthook = show_uncaught
+    mask_standard_error()
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM raises KeyboardInterrupt, so that it cleans up as Ctrl-C does
     try:

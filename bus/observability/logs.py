@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
-from bus.masking import cut_text, mask_forms, mask_known, show_uncaught
+from bus.masking import cut_text, mask_forms, mask_known, mask_standard_error
 from bus.observability.settings import LogSettings, remember_environment
 
 _SECRET_NAME = re.compile(r"token|secret|password|authorization|api_?key|signature_key|cookie|credential", re.IGNORECASE)
@@ -62,7 +62,7 @@ def mask_line(_: Any, __: str, line: str) -> str:
 def configure_logging(level: str | None = None, *, json: bool | None = None) -> None:
     """Log to standard error. `level`: None means LOG_LEVEL. `json`: None means JSON unless standard error is a terminal."""
     remember_environment()
-    sys.excepthook = show_uncaught
+    mask_standard_error()
     level = level or LogSettings().level
     json = not sys.stderr.isatty() if json is None else json
     # A plain traceback: the rich one shows local variables, which may hold secrets.

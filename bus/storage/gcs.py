@@ -60,8 +60,9 @@ class GcsCredentials:
             async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
                 response = await http.get(self._settings.gcs_metadata_url, headers={"Metadata-Flavor": "Google"})
             token = response.raise_for_status().json()
-            remember_secret(str(token["access_token"]))
-            return {"Authorization": f"Bearer {token['access_token']}"}, float(token.get("expires_in", 0)) - TOKEN_RESERVE_SECONDS
+            access_token = str(token["access_token"]).strip()
+            remember_secret(access_token)
+            return {"Authorization": f"Bearer {access_token}"}, float(token.get("expires_in", 0)) - TOKEN_RESERVE_SECONDS
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError):
             if self._headers:
                 raise TemporaryError("Google's metadata server no longer answers with a token", code="token-unavailable") from None

@@ -191,6 +191,15 @@ def test_logs_of_anybody_and_the_last_traceback_have_no_secret() -> None:
     assert "RuntimeError: at the end: *** http://me:***@proxy:3128" in done.stderr
 
 
+def test_record_of_a_library_has_no_secret_in_a_command_without_logging() -> None:
+    """danihodovic/celery-exporter #308: `atelier doctor` configures no logging, and the client of the broker logs."""
+    program = "import logging, os; from ops.cli import main; main(['settings', 'health'])\n"
+    program += "logging.getLogger('library').error('refused: %s', os.environ['HF_TOKEN'])"
+    environment = os.environ | {"HF_TOKEN": f"hf_{MARK}0815"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "refused: ***\n"
+
+
 def test_masking_costs_little_and_is_bounded() -> None:
     """Of 50 secrets, a line of a log without one; and a text of 30 MB with many."""
     for number in range(50):
