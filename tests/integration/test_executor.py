@@ -79,7 +79,7 @@ async def test_external_kill_retries_all_requests() -> None:
 
 
 async def test_out_of_memory_is_temporary_error_for_one_request() -> None:
-    async with open_faulty_executor(memory_limit_bytes=1 << 30) as executor:
+    async with open_faulty_executor(memory_limit_bytes=1 << 30, step_seconds=30.0) as executor:  # a busy machine allocates slowly
         error, other = await asyncio.gather(
             executor.run(FaultyRequest(fault="allocate")), executor.run(FaultyRequest(steps=10)), return_exceptions=True
         )
