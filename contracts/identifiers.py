@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import AfterValidator
 
@@ -21,6 +22,11 @@ def check_identifier(value: str) -> str:
     if not is_identifier(value):
         raise ValueError(ID_RULE)
     return value
+
+
+def quote_id(value: str) -> str:
+    """The id as one segment of a path."""
+    return quote(value, safe=":@=+~")
 
 
 Identifier = Annotated[str, AfterValidator(check_identifier)]

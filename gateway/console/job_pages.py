@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from contracts.identifiers import ID_RULE, is_identifier, quote_id
 from contracts.job import Job, Jobs
 from gateway.callers import resolve_tenant, tenant_of
 from gateway.console.guard import ConsoleRoute, SubmittedForm, safe_redirect_path
@@ -44,7 +45,7 @@ async def list_jobs(
 ) -> Response:
     """The newest jobs that match. `before`: creation time of the last job of the previous page. `job` redirects to that job."""
     if job.strip():
-        return RedirectResponse(f"{CONSOLE_PATH}/jobs/{validate_job_id(job.strip())}", 303)
+        return RedirectResponse(f"{CONSOLE_PATH}/jobs/{quote_id(validate_job_id(job.strip()))}", 303)
     query = {
         "state": state if state in JOB_STATES else None,
         "tenant": resolve_tenant(request, tenant.strip() or None),
@@ -59,8 +60,8 @@ async def list_jobs(
 
 def validate_job_id(text: str) -> str:
     """Raises HttpProblem(404) for text that is not a job id."""
-    if not all(character.isascii() and (character.isalnum() or character in "._:@=+~-") for character in text):
-        raise HttpProblem(404, "job-unknown", f"{text!r} is not a job id")
+    if not is_identifier(text):
+        raise HttpProblem(404, "job-unknown", f"{text!r} is not a job id: {ID_RULE}")
     return text
 
 
@@ -74,7 +75,7 @@ async def show_job(request: Request, job_id: api.JobId) -> Response:
 async def cancel_job(request: Request, job_id: api.JobId) -> Response:
     form: SubmittedForm = request.state.form
     await api.cancel_job(request, job_id)
-    return RedirectResponse(safe_redirect_path(form.get("next", f"{CONSOLE_PATH}/jobs/{job_id}")), 303)
+    return RedirectResponse(safe_redirect_path(form.get("next", f"{CONSOLE_PATH}/jobs/{quote_id(job_id)}")), 303)
 
 
 @router.get("/{job_id}/files/{name}")

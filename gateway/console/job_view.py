@@ -7,6 +7,7 @@ from urllib.parse import quote
 from fastapi import Request
 
 from contracts.claim import Claim
+from contracts.identifiers import quote_id
 from contracts.job import Job, JobEvents
 from gateway.callers import tenant_of
 from gateway.console.job_progress import JobProgress
@@ -44,7 +45,7 @@ class ConsoleJobView:
 
     def _picture(self, index: int, name: str, claim: Claim) -> JobPicture:
         seeds = self.seeds
-        href = f"{CONSOLE_PATH}/jobs/{self.job.job_id}/files/{quote(name)}"
+        href = f"{CONSOLE_PATH}/jobs/{quote_id(self.job.job_id)}/files/{quote(name)}"
         return JobPicture(href, claim, seeds[index] if index < len(seeds) else None)
 
     @property

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
+from contracts.identifiers import Identifier
 from gateway.callers import caller_of
 from gateway.console.guard import ConsoleRoute, SubmittedForm
 from gateway.console.job_view import ConsoleJobView, load_job_view
@@ -17,7 +18,7 @@ from gateway.services import services_of
 
 router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 
-JobIdQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$")]
+JobIdQuery = Annotated[Identifier | None, Query(min_length=1, max_length=255)]
 
 
 @router.get("/make")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyTimeout
 from bus.errors import PublishError
+from contracts.identifiers import Identifier, quote_id
 from contracts.job import Job, Jobs, JobState
 from gateway.callers import caller_of, resolve_tenant, tenant_of
 from gateway.deadlines import request_timeout, requested_wait
@@ -26,7 +27,7 @@ from gateway.sse import sse_response
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
-JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@=+~-]{1,255}$", examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])]
+JobId = Annotated[Identifier, Path(min_length=1, max_length=255, examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])]
 TenantQuery = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
 SearchTextQuery = Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 TimestampQuery = Annotated[datetime | None, Query(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
@@ -72,7 +73,7 @@ async def _visible_job(request: Request, job_id: str) -> Job:
 
 
 def _links(request: Request, job_id: str) -> dict[str, str]:
-    path = public_path(request, f"/jobs/{job_id}")
+    path = public_path(request, f"/jobs/{quote_id(job_id)}")
     return {"self": path, "events": f"{path}/events", "cancel": path}
 
 
@@ -124,7 +125,7 @@ async def get_job(request: Request, job_id: JobId) -> Response:
 
 
 def _file_views(request: Request, job: Job) -> list[File]:
-    folder = public_path(request, f"/jobs/{job.job_id}/files")
+    folder = public_path(request, f"/jobs/{quote_id(job.job_id)}/files")
     return [
         File(name=name, href=f"{folder}/{quote(name)}", media_type=claim.media_type, size=claim.size, sha256=claim.sha256)
         for name, claim in job_files(job).items()

@@ -8,12 +8,14 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import TypeAdapter, ValidationError
 
+from actors.ledger import ACTORS as LEDGER
 from bus.actor import Actor, Context
 from bus.amqp.header_values import read_id
 from bus.amqp.messages import SECOND_KEYS_HEADER, build_event
@@ -25,6 +27,7 @@ from contracts.event import Event
 from contracts.identifiers import ID_RULE, Identifier, is_identifier
 from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor
+from tests.support.gateway_app import open_gateway, wait_until_job_ended
 
 DOCUMENTED = re.findall(r"^\| `([^`]+)` \| ", (Path(__file__).parents[2] / "docs" / "consumer.md").read_text(), re.MULTILINE)
 """Binding keys of the table."""
@@ -236,3 +239,30 @@ async def test_event_of_a_dotted_job_is_routed_once_to_a_queue_bound_twice(bus_s
         await publisher.publish(build_event(event_of("a.b"), {}))
         first = await queue.get(timeout=5)
         assert (first.routing_key, await queue.get(fail=False)) == ("job.completed.a.b", None)
+
+
+READABLE = [job_id for job_id in IDS if "/" not in job_id and job_id != "."]
+"""A path of HTTP has no segment `.`, and servers read `%2F` as a slash."""
+
+
+async def test_job_with_any_id_is_read_over_http_and_its_links_lead_to_it(
+    start_worker: StartWorker, broker_client: BrokerClient, actor: Actor, bus_settings: BusSettings, store_folder: Path
+) -> None:
+    """The gateway knew fewer characters than the broker: such a job ran, and was not to be found."""
+    async with start_worker(actor, *LEDGER), open_gateway(bus_settings, store_folder) as http:
+        for job_id in READABLE:
+            await broker_client.publish(actor.step, {"text": "x"}, correlation_id=job_id)
+        for job_id in READABLE:
+            job = await wait_until_job_ended(http, quote(job_id, safe=""))
+            assert job["job_id"] == job_id
+            assert (await http.get(job["links"]["self"])).json()["job_id"] == job_id
+            assert "job.completed" in (await http.get(job["links"]["events"])).text
+
+
+@pytest.mark.parametrize("path", ["a%00b", "a%0Ab", "%C2%85", "x" * 256, quote("안" * 86), "%1B"])
+async def test_id_outside_the_rule_is_refused_over_http_with_the_rule(path: str, bus_settings: BusSettings, store_folder: Path) -> None:
+    async with open_gateway(bus_settings, store_folder) as http:
+        for method, suffix in [("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/files/a.png")]:
+            response = await http.request(method, f"/jobs/{path}{suffix}")
+            assert response.status_code == 422, response.text
+            assert "255" in response.text
