@@ -58,9 +58,9 @@ def shaping_problem() -> str | None:
 
 
 def open_fonts(extra: tuple[Path, ...] = ()) -> tuple[FontFace, ...]:
-    """The fonts of a step that draws texts, at its start. Raises ValueError without shaping; else as `load_fonts`."""
+    """The fonts of a step that draws texts, at its start. Raises PermanentError("shaping-missing"); else as `load_fonts`."""
     if problem := shaping_problem():
-        raise ValueError(problem)
+        raise PermanentError("shaping-missing", problem)
     return load_fonts(extra)
 
 

@@ -254,7 +254,7 @@ async def test_steps_that_draw_do_not_start_without_shaping(tmp_path: Path, monk
     monkeypatch.setattr(fonts.features, "check", lambda feature: feature != "raqm")
     async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri())) as claims:
         for open_step in (open_watermark, open_overlay):
-            with pytest.raises(ValueError, match=r"FriBiDi.*apt-get install libfribidi0"):
+            with pytest.raises(PermanentError, match=r"FriBiDi.*apt-get install libfribidi0"):
                 await open_step(Resources(claims)).__aenter__()
     check = check_shaping(LocalSettings())
     assert (check.ok, "libfribidi0" in check.cure) == (False, True)
@@ -265,17 +265,25 @@ def test_doctor_is_content_with_shaping() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file can be hidden from a process by root only")
-def test_pillow_without_the_library_is_found_out() -> None:
-    """The real lack: FriBiDi is hidden from a process, as in python:3.11-slim."""
+def test_process_without_the_library_ends_at_its_start_with_the_cure(amqp_url: str, tmp_path: Path) -> None:
+    """The real lack: FriBiDi is hidden from the process, as in python:3.11-slim."""
     libraries = {path.resolve() for folder in ("/lib", "/usr/lib") for path in Path(folder).rglob("libfribidi.so*")}
     hide = " && ".join(f"mount --bind /dev/null {path}" for path in libraries) or "true"
-    program = "from actors.imaging.fonts import open_fonts; open_fonts()"
-    command = ["unshare", "-m", "sh", "-c", f'{hide} && exec "$0" -c "{program}"', sys.executable]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-    if "unshare" in ended.stderr or "mount:" in ended.stderr:
-        pytest.skip(f"no mount namespace: {ended.stderr[:200]}")
-    assert ended.returncode == 1
-    assert "apt-get install libfribidi0" in ended.stderr
+    command = ["unshare", "-m", "sh", "-c", f'{hide} && exec "$0" -m ops.cli run watermark', sys.executable]
+    settings = {
+        "AMQP_URL": amqp_url,
+        "STORE_URL": tmp_path.as_uri(),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HEALTH_PORT": "0",
+    }
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=settings, timeout=60, check=False)
+    output = ended.stdout + ended.stderr
+    if "unshare:" in output or "mount:" in output:
+        pytest.skip(f"no mount namespace: {output[:200]}")
+    assert ended.returncode not in (0, None)
+    assert "apt-get install libfribidi0" in output
+    assert "Traceback" not in ended.stderr
 
 
 def test_every_image_installs_what_shaping_needs() -> None:
