@@ -85,7 +85,13 @@ def create_app(
     if settings.cors_origins:  # outside of the middleware that answers unexpected errors: a page reads those, too
         origins = list(settings.cors_origins)
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS, max_age=600
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network="*" not in origins,
+            expose_headers=EXPOSED_HEADERS,
+            max_age=600,
         )
     app.add_middleware(ProxyMiddleware, settings=settings, routes=routes)
     ProxyMiddleware(app, settings, routes)  # Starlette opens it at the first request: a wrong setting is reported now

@@ -8,10 +8,13 @@ from typing import Any
 
 import yaml
 from anyio import to_thread
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
 
+from gateway.middleware.public_url import public_path
+
 ASYNCAPI_PATH = Path(__file__).parent / "asyncapi.yaml"
+DOCUMENT_LINK = 'href="asyncapi.yaml"'
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
@@ -20,9 +23,10 @@ router = APIRouter(tags=["documents"])
 
 
 @router.get("/asyncapi", response_class=HTMLResponse, operation_id="to_read_asyncapi_get", summary="To Read")
-async def asyncapi_page() -> HTMLResponse:
+async def asyncapi_page(request: Request) -> HTMLResponse:
     """The messages of the bus, as a page."""
-    return HTMLResponse(await to_thread.run_sync(asyncapi_html), headers=PAGE_HEADERS)
+    page = await to_thread.run_sync(asyncapi_html)
+    return HTMLResponse(page.replace(DOCUMENT_LINK, f'href="{public_path(request, "/asyncapi.yaml")}"'), headers=PAGE_HEADERS)
 
 
 @router.get("/asyncapi.yaml", response_class=FileResponse, operation_id="for_generators_asyncapi_yaml_get", summary="For Generators")

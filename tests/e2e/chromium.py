@@ -50,12 +50,18 @@ def _find_browser_and_driver() -> tuple[str, str] | None:
 
 
 @contextmanager
-def open_browser(width: int = 1280, height: int = 900, language: str = "en", *, dark: bool = False, scale: int = 1) -> Iterator[Chrome]:
-    """A browser with an empty profile. `language`: Accept-Language; `dark`: preferred color scheme; a width below 600 emulates a phone."""
+def open_browser(
+    width: int = 1280, height: int = 900, language: str = "en", *, dark: bool = False, scale: int = 1, any_certificate: bool = False
+) -> Iterator[Chrome]:
+    """A browser with an empty profile. `language`: Accept-Language; `dark`: preferred color scheme; a width below 600 emulates a phone.
+
+    `any_certificate`: also one that a test has made.
+    """
     program, driver = find_chromium()
     with TemporaryDirectory(prefix="atelier-chromium-", ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
         options.binary_location = program
+        options.accept_insecure_certs = any_certificate
         for flag in (*BROWSER_FLAGS, f"--user-data-dir={Path(profile)}", f"--window-size={width},{height}", f"--accept-lang={language}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -137,6 +137,7 @@ async def test_pages_can_read_refusals() -> None:
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,x-stainless-os,x-a",
     }
+    preflight["Access-Control-Request-Private-Network"] = "true"
     allowed = await http.options("/v1/chat/completions", headers=preflight)
     assert (allowed.status_code, allowed.headers["access-control-allow-headers"]) == (200, "authorization,x-stainless-os,x-a")
 
@@ -161,6 +162,12 @@ async def test_body_in_chunks_is_read_like_one_with_a_length() -> None:
     in_chunks = await http.post("/vision", content=chunks(body), headers=JSON_TYPE)
     assert (in_chunks.status_code, in_chunks.text) == (with_length.status_code, with_length.text)
     assert with_length.status_code != 413
+    form = httpx.Request("POST", "http://localhost/vision", data={"message": "?"}, files={"image": ("a.jpg", b"?" * 2_700_000)})
+    form_text, form_type = form.read(), {"Content-Type": form.headers["Content-Type"]}
+    with_length = await http.post("/vision", content=form_text, headers=form_type)
+    in_chunks = await http.post("/vision", content=chunks(form_text), headers=form_type)
+    assert (in_chunks.status_code, in_chunks.text) == (with_length.status_code, with_length.text)
+    assert with_length.status_code == 400, "a file of another type"
     too_large = await http.post("/vision", content=chunks(b"x" * (30 << 20), 1 << 20), headers=JSON_TYPE)
     assert (too_large.status_code, "bytes" in too_large.json()["detail"]) == (413, True)
 

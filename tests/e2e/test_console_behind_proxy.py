@@ -1,0 +1,47 @@
+"""The console in a browser behind a real nginx with TLS and a path prefix, as docs/http.md configures it."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from urllib.parse import urlsplit
+
+from bus.settings import BusSettings
+from bus.storage.settings import StoreSettings
+from gateway.settings import GatewaySettings
+from tests.e2e.chromium import open_browser
+from tests.e2e.console_server import ConsoleServer, open_console_server
+from tests.e2e.console_user import KEY, ConsoleUser
+from tests.e2e.slow_image_actor import SLOW_IMAGE_ACTOR
+from tests.support.certificates import make_certificates
+from tests.support.reverse_proxies import open_nginx
+
+
+def use_console(url: str) -> None:
+    """Log in, order a picture, see its progress and the picture, and chat."""
+    with open_browser(any_certificate=True) as browser:
+        user = ConsoleUser(browser, cast("ConsoleServer", SimpleNamespace(url=url)))
+        user.log_in()
+        user.open_page("/make")
+        user.click("form#make summary")
+        user.fill(prompt="a quiet valley", width="128", height="128", seed="42")
+        user.follow("form#make button.main")
+        user.wait_until(lambda: user.element_property(".pictures img", "naturalWidth") == 128)
+        assert str(user.element_property(".pictures img", "src")).startswith(f"{url}/jobs/")
+        user.open_page("/chat")
+        user.fill(message="hello")
+        user.click("#chat-form button.main")
+        user.wait_until(lambda: "hello" in user.element_text(".message-assistant p") and user.count("#messages[aria-busy=false]"))
+        cookies = {cookie["name"]: (cookie["path"], cookie["secure"]) for cookie in browser.get_cookies()}
+        assert cookies == {"atelier_session": (urlsplit(url).path, True)}
+        assert user.browser_errors() == []
+
+
+async def test_console_works_behind_nginx_with_a_path(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -> None:
+    """changedetection.io #446, hermes-webui #219, gitea #31202: login, forms, events and pictures below a path."""
+    settings = GatewaySettings.model_validate({"api_keys": f"kim:{KEY}", "operators": ("kim",), "trusted_proxies": "127.0.0.1"})
+    with open_console_server(bus_settings, StoreSettings(store_url=store_folder.as_uri()), settings, SLOW_IMAGE_ACTOR) as server:
+        gateway_port = urlsplit(server.url).port
+        assert gateway_port
+        async with open_nginx(tmp_path, make_certificates(tmp_path), gateway_port) as port:
+            await asyncio.to_thread(use_console, f"https://localhost:{port}/atelier/console")
