@@ -21,6 +21,8 @@ MAX_ANSWER_BYTES = 1 << 20
 NAMES_SHOWN = 10
 WITHOUT_HEALTH_ROUTE = frozenset({401, 403, 404, 405, 501})
 """Statuses of `/health` at servers that have no such route, or none without a key: then the list of models decides."""
+WITHOUT_LIST = frozenset({404, 405, 501})
+"""Statuses of the list of models at servers that have none; a model that the settings name is asked all the same."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class ModelServer:
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """`problem`: why the server cannot be used; None where it answers."""
+    """`problem`: why the server cannot be used; None where it answers. `unlisted`: it answers, and has no list of models."""
 
     problem: str | None
     models: tuple[str, ...] = ()
+    unlisted: bool = False
 
 
 def configured_servers() -> Iterator[ModelServer]:
@@ -74,6 +77,9 @@ def describe_server(server: ModelServer, answer: ServerAnswer | None) -> Check:
         cure = f"set {server.url_setting} to the server's address, such as http://localhost:8000/v1"
         return Check(name, False, f"{server.engine_setting}=openai, and {server.url_setting} is not set", cure)
     address = mask_text(str(server.url))
+    if answer.unlisted and server.model and server.is_used:
+        cure = f"check with a request that the server has {server.model}, and that {server.url_setting} ends with /v1"
+        return Check(name, True, f"{address}: {answer.problem}; {server.model} is asked all the same", cure, True)
     if answer.problem:
         cure = f"start that server, wait until it has loaded its model, or correct {server.url_setting}, which ends with /v1"
         return Check(name, False, f"{address}: {answer.problem}", cure)
@@ -103,7 +109,7 @@ async def ask_server(url: str, api_key: SecretStr | None) -> ServerAnswer:
         return ServerAnswer(f"does not answer: {describe_http_error(error)}")
     if status in (401, 403):
         return ServerAnswer(f"the list of models needs another API key ({status})")
-    return read_models(body) if status == 200 else ServerAnswer(f"the list of models answers {status}")
+    return read_models(body) if status == 200 else ServerAnswer(f"the list of models answers {status}", unlisted=status in WITHOUT_LIST)
 
 
 async def get(http: httpx.AsyncClient, url: str) -> tuple[int, bytes]:
@@ -121,5 +127,5 @@ def read_models(body: bytes) -> ServerAnswer:
     try:
         names = tuple(str(model["id"])[:200] for model in json.loads(body)["data"])
     except (ValueError, KeyError, TypeError):
-        return ServerAnswer("the list of models is none of an OpenAI-compatible server")
+        return ServerAnswer("the list of models is none of an OpenAI-compatible server", unlisted=True)
     return ServerAnswer(None if names else "serves no model yet", names)

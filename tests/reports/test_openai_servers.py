@@ -8,6 +8,7 @@ import gzip
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,11 +18,14 @@ from structlog.testing import capture_logs
 from actors.engines.language.requests import GenerationChunk, GenerationRequest, VlmRequest
 from actors.engines.remote import parameters
 from actors.engines.remote.openai_text import OpenAiTextEngine
-from actors.engines.remote.openai_vlm import OpenAiVlm
+from actors.engines.remote.openai_vlm import OpenAiVlm, open_openai_vlm
 from actors.engines.remote.parameters import ServerParameters, parse_profile
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
 from bus.errors import PermanentError, TemporaryError
+from bus.settings import BusSettings
+from ops.commands.doctor_models import check_model_servers
+from tests.support.broker_client import StartWorker
 from tests.support.raw_openai_server import (
     RawAnswer,
     RawOpenAiServer,
@@ -35,6 +39,7 @@ from tests.support.raw_openai_server import (
     stream,
     whole_or_stream,
 )
+from tests.support.text_product import text_product
 
 pytestmark = pytest.mark.timeout(60)
 USER = [{"role": "user", "content": "hi"}]
@@ -605,3 +610,104 @@ async def test_vision_probe_learns_too() -> None:
 
     async with lab(respond) as text:
         assert await text.engine.vision() is True
+
+
+async def test_outcome_of_a_filter_and_what_was_left_out_reach_the_client(
+    monkeypatch: pytest.MonkeyPatch, start_worker: StartWorker, bus_settings: BusSettings, store_folder: Path, purged_queues: None
+) -> None:
+    """BerriAI/litellm #8953, #40857: `content_filter` is passed on as such, whole and streamed; `/generate` reports it, and stores no
+    empty answer. What the server does not take is in the answer, and in the status.
+    """
+
+    def respond(request: dict[str, Any]) -> RawAnswer:
+        if "repetition_penalty" in request:
+            return pydantic_extra("repetition_penalty")
+        case = request["messages"][-1]["content"]
+        if case == "refused prompt":
+            return error("The prompt was filtered", code="content_filter")
+        text = {"cut": "I ", "empty": "", "refusal": None}.get(case, "x")
+        refusal = {"refusal": "I will not."} if case == "refusal" else {}
+        reason = "stop" if refusal else "content_filter"
+        return events(chunk(text, **refusal), chunk(finish=reason)) if request.get("stream") else completion(text, reason, **refusal)
+
+    async with text_product(respond, monkeypatch, start_worker, bus_settings, store_folder) as product:
+        for case, text in (("cut", "I "), ("empty", ""), ("refusal", "I will not.")):
+            choice = (await product.chat(case)).json()["choices"][0]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (text, "content_filter")
+            lines = (await product.chat(case, stream=True)).text.split("\n")
+            last = json.loads([line for line in lines if line.startswith("data: {")][-1].removeprefix("data: "))
+            assert last["choices"][0]["finish_reason"] == "content_filter"
+        filtered = await product.chat("refused prompt")
+        assert (filtered.status_code, filtered.json()["error"]["code"]) == (400, "content_filter")
+
+        cut = (await product.generate("cut")).json()
+        assert (cut["response"], cut["model_info"]["finish_reason"], cut["model_info"]["left_out"]) == (
+            "I ",
+            "content_filter",
+            ["repetition_penalty"],
+        )
+        empty = await product.generate("empty")
+        assert (empty.status_code, "filtered" in empty.json()["detail"]) == (400, True)
+        assert len((await product.http.get("/conversations")).json()["conversations"]) == 1
+
+        asked = (await product.chat("cut", repetition_penalty=1.2)).json()
+        assert asked["left_out"] == ["repetition_penalty"]
+        assert "left_out" not in (await product.chat("cut")).json()
+        lines = (await product.chat("cut", repetition_penalty=1.2, stream=True)).text.split("\n")
+        assert any('"left_out": ["repetition_penalty"]' in line and "content_filter" in line for line in lines)
+        assert (await product.http.get("/health")).json()["engine_config"]["adapted_parameters"] == {"repetition_penalty": "left out"}
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_doctor_warns_of_a_server_without_a_list(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """OpenCoworkAI/open-codesign #179, EKKOLearnAI/hermes-studio #2503: a test of the connection calls such a server broken."""
+    async with open_raw_server(lambda _: completion()) as server:
+        server.models = RawAnswer(status)
+        monkeypatch.setenv("VLLM_SERVER_URL", server.url)
+        monkeypatch.setenv("VLLM_MODEL", "named")
+        checks = [check for check in await check_model_servers() if check.name == "model-server-text"]
+    (check,) = checks
+    assert (check.ok, "named is asked all the same" in check.detail) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(1, "Input validation error: `top_p` must be > 0.0 and < 1.0"), (1.0, "`top_p` must be less than 1")],
+    ids=["argilla-io/synthetic-data-generator #48: the servers of Hugging Face", "with another message"],
+)
+async def test_top_p_of_one_is_left_out_where_it_must_be_less(value: float, message: str) -> None:
+    """It is our default on `/v1`, as OpenAI's, and selects nothing."""
+
+    def respond(request: dict[str, Any]) -> RawAnswer:
+        return RawAnswer(422, {"error": message, "error_type": "validation"}) if request.get("top_p") == 1 else completion()
+
+    async with lab(respond) as text:
+        assert await text.text(top_p=value) == "hello"
+        await text.text(top_p=0.5)
+    assert text.server.requests[-1]["top_p"] == 0.5
+
+
+async def test_error_without_an_error_member_is_reported_with_its_words() -> None:
+    """XpressAI/xaibo PR #36, runpod-workers/worker-vllm #57: 200, no choices, and the cause in another member."""
+    async with lab(lambda _: RawAnswer(200, {"code": "rate_limit_daily", "message": "the limit of the day"}), patience=0.1) as text:
+        with pytest.raises(TemporaryError, match="the limit of the day"):
+            await text.text()
+        text.server.respond = lambda _: RawAnswer(200, {"code": 404, "message": "The model does not exist.", "object": "error"})
+        with pytest.raises(PermanentError, match="does not exist"):
+            await text.text()
+
+
+async def test_address_with_the_route_of_chats_is_understood() -> None:
+    """intuitem/ciso-assistant-community PR #4610: the whole address of the chat route is pasted into the setting."""
+    async with (
+        open_raw_server(lambda _: completion()) as server,
+        open_openai_vlm(f"{server.url}/chat/completions", None, "m", 5) as vlm,
+    ):
+        assert (await vlm.generate(VlmRequest("?"))).text == "hello"
+
+
+async def test_missing_route_names_the_cure() -> None:
+    """andrewyng/openworker PR #448: an address without `/v1` ends as 404."""
+    async with lab(lambda _: RawAnswer(404, b"404 page not found")) as text:
+        with pytest.raises(PermanentError, match="does its address end with /v1"):
+            await text.text()

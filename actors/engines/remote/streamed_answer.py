@@ -25,7 +25,7 @@ class StreamedAnswer:
     """
 
     def __init__(self) -> None:
-        self.reader, self.chunks = EventReader(), 0
+        self.reader, self.chunks, self._refused = EventReader(), 0, False
         self._joiner, self._last_choice, self._counts = SurrogateJoiner(), dict[str, Any](), TokenCounts()
 
     def push(self, event: dict[str, Any]) -> str:
@@ -37,6 +37,7 @@ class StreamedAnswer:
             for choice in first_choices(event):
                 self._last_choice = choice if ends_answer(choice) or "message" in choice else self._last_choice
                 if isinstance(delta := choice.get("delta"), dict):
+                    self._refused = self._refused or bool(delta.get("refusal"))
                     text += message_text(delta)
                 elif not self.chunks:
                     text += choice_text(choice)
@@ -49,5 +50,5 @@ class StreamedAnswer:
         if not self._last_choice and not self.reader.done:
             raise TemporaryError("the model server's stream ended before the answer was complete", code="server-failed")
         with parsing_answer():
-            reason = finish_reason(self._last_choice)
+            reason = "content_filter" if self._refused else finish_reason(self._last_choice)
         return GenerationChunk(self._joiner.end(), self._counts.completion or self.chunks, reason, self._counts.prompt, left_out)
