@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.webhooks.signature import check_secrets
 from bus.net.ssrf import AddressSettings
-from bus.secrets import HeaderSecret, SecretWords
+from bus.secrets import HeaderSecret, HeaderWord, SecretWords
 from bus.settings import PathList, StringList
 
 MIN_TOKEN_CHARS = 32
@@ -120,7 +120,7 @@ class WebhookSettings(AddressSettings):
     )
     webhook_timeout_seconds: float = Field(10.0, gt=0, description="Time limit of one call, from name resolution to the response's end.")
     webhook_memory_days: int = Field(90, ge=1, description="How long the state of a generation's calls is kept.")
-    webhook_source: str = Field("inference-server", description="Sent as `X-Request-Source`.")
+    webhook_source: HeaderWord = Field("inference-server", description="Sent as `X-Request-Source`.")
 
     @field_validator("internal_api_token")
     @classmethod

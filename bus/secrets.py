@@ -100,5 +100,6 @@ KeyList = Annotated[SecretStr, BeforeValidator(secret_reader(lambda _: None, rem
 """`name:key` pairs; whoever reads them checks each."""
 SecretWords = Annotated[SecretStr, BeforeValidator(secret_reader(lambda _: None, remember_words))]
 """Several secrets, separated by white space; whoever reads them checks each."""
-HeaderText = Annotated[str, BeforeValidator(strip_blanks)]
-"""No secret, but sent in a header, such as the id of a key."""
+StrippedText = Annotated[str, BeforeValidator(strip_blanks)]
+HeaderWord = Annotated[str, BeforeValidator(secret_reader(check_header, lambda _: None))]
+"""No secrets: a user's name, and what is sent in a header, such as the id of a key."""

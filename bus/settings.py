@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from bus.ids import MIN_SECRET_LENGTH
 from bus.net.tls import with_broker_ca, with_database_ca
 from bus.persistence.database_url import check_database_url
-from bus.secrets import AmqpUrl, HeaderText, Secret, SecretUrl
+from bus.secrets import AmqpUrl, Secret, SecretUrl, StrippedText
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -38,7 +38,7 @@ class RabbitMqSettings(BaseSettings):
 
     host: str | None = Field(None, description="The broker's host name or address; with it AMQP_URL need not be set.")
     port: int = Field(5672, description="The broker's port.")
-    user: HeaderText = Field("guest", description="The broker's user.")
+    user: StrippedText = Field("guest", description="The broker's user.")
     password: Secret = Field(
         SecretStr("guest"), validation_alias=AliasChoices("RABBITMQ_PASSWORD", "RABBITMQ_PASS"), description="The user's password."
     )

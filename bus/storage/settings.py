@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bus.net.ssrf import AddressSettings
-from bus.secrets import HeaderSecret, HeaderText, Secret
+from bus.secrets import HeaderSecret, HeaderWord, Secret
 from bus.settings import PathList, StringList
 
 WEEK_SECONDS = 7 * 24 * 3600.0
@@ -29,7 +29,7 @@ class StoreSettings(AddressSettings):
     )
     asset_allowed_hosts: StringList = Field((), description="Hosts from which `https://` assets may be fetched. Empty: any public one.")
     asset_timeout_seconds: float = Field(60.0, gt=0, description="One fetch over https, from name resolution to last byte.")
-    aws_access_key_id: HeaderText | None = Field(None, description="Empty: the credentials of the machine's role.")
+    aws_access_key_id: HeaderWord | None = Field(None, description="Empty: the credentials of the machine's role.")
     aws_secret_access_key: Secret | None = Field(None, description="Belongs to the access key.")
     aws_session_token: HeaderSecret | None = Field(None, description="Of a temporary access key.")
     aws_storage_bucket_name: str | None = Field(None, description="Stands for `STORE_URL=s3://<name>`.")

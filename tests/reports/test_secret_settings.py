@@ -131,10 +131,12 @@ def test_password_that_would_be_read_as_a_port_is_refused_without_its_text(monke
 
 
 def test_id_of_a_key_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """replayio/replay-cli #239: the id stands in the Authorization header too."""
+    """boto/botocore #2001, boto/boto3 #2280: the id stands in the Authorization header too, which the error quotes with its signature."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA0815\r\n")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
     assert StoreSettings().aws_access_key_id == "AKIA0815"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "-n AKIA0815")  # of `echo -n` in a shell that does not know the option
+    assert "AWS_ACCESS_KEY_ID: it has a blank" in refusal(StoreSettings)
 
 
 @pytest.mark.parametrize(

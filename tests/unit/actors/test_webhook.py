@@ -185,10 +185,11 @@ async def test_backend_timeout_is_temporary(backend: WebhookBackend, context: Co
     assert error.value.code == "webhook-unanswered"
 
 
-async def test_error_of_a_call_does_not_quote_its_token(backend: WebhookBackend, context: Context) -> None:
-    async with open_handler(backend.url, webhook_source="secret\n") as handler:  # no valid value of a header
+async def test_error_of_a_call_does_not_quote_its_headers(backend: WebhookBackend, context: Context) -> None:
+    settings = WebhookSettings(BACKEND_API_URL=backend.url).model_copy(update={"webhook_source": "secret\n"})  # no value of a header
+    async with open_webhook_client(settings) as client:
         with pytest.raises(TemporaryError, match="did not respond") as error:
-            await handler(COMPLETE, context)
+            await webhook(COMPLETE, context, client=client, lock=MemoryDeliveryLock())
     assert "secret" not in str(error.value)
 
 
