@@ -11,6 +11,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from bus.amqp.tolerant_decoding import undecodable_reason
 from bus.delivery import OnMessage
 
+BODY_LIMIT = 16 << 20
+"""Bytes. Replies, events and control messages are smaller; to parse a larger body would hold up the whole process."""
+
 log = structlog.get_logger()
 
 
@@ -20,12 +23,14 @@ async def declare_exclusive_queue(channel: AbstractChannel, prefix: str) -> Abst
 
 
 async def consume_exclusive(queue: AbstractQueue, on_message: OnMessage) -> None:
-    """Consume from now on. A message whose properties cannot be decoded is logged and skipped."""
+    """Consume from now on. A message whose properties cannot be decoded, or over BODY_LIMIT, is logged and skipped."""
 
     async def consume_one(message: AbstractIncomingMessage) -> None:
         try:
             if reason := undecodable_reason(message.headers):
                 log.warning("message.undecodable", queue=queue.name, size=len(message.body), reason=reason)
+            elif len(message.body) > BODY_LIMIT:
+                log.warning("message.too_large", queue=queue.name, size=len(message.body), limit=BODY_LIMIT)
             else:
                 await on_message(message)
         except Exception as error:

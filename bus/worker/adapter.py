@@ -16,6 +16,7 @@ from bus.ids import derived_id
 from bus.observability import metrics, tracing
 from bus.outcome import DeadLettered, fault_from_error, format_stack
 from bus.worker import outgoing
+from bus.worker.decoding import check_size
 from bus.worker.outgoing import StepRun
 from bus.worker.raw_dead_letter import publish_raw_dead_letter, require_decodable
 from contracts.event import EventKind
@@ -32,6 +33,7 @@ class AdapterConsumer:
     adapter: Adapter
     publisher: Publisher
     worker: str
+    max_body_bytes: int
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
         """Translate or dead-letter one message, and acknowledge it: whatever it contains, and whatever fails."""
@@ -54,6 +56,7 @@ class AdapterConsumer:
         with tracing.trace_delivery(self.adapter.name, received) as (delivery, span):
             code = ""
             try:
+                check_size(message.body, self.max_body_bytes)
                 await self._publish_command(delivery, self.adapter.translate(message.body))
             except IgnoredMessage as ignored:
                 log.warning("message.ignored", adapter=self.adapter.name, reason=str(ignored))

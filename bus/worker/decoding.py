@@ -6,6 +6,7 @@ from bus.actor import Actor
 from bus.amqp.signing import FAULT_MESSAGES
 from bus.delivery import Delivery
 from bus.errors import PermanentError, validation_problems
+from bus.json_text import storable_json
 from contracts.broker_names import REPLY_QUEUE_PREFIXES
 from contracts.slip import Slip, reachable_steps
 from contracts.steps import COMMANDS
@@ -20,20 +21,23 @@ def decode_command(delivery: Delivery, actor: Actor, max_bytes: int) -> WireMode
     `unknown-version`, `invalid-json`, `invalid-message` or `unknown-step`.
     """
     _check_publisher(delivery)
-    if len(delivery.body) > max_bytes:
-        raise PermanentError(
-            "message-too-large",
-            f"the body has {len(delivery.body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim",
-        )
+    check_size(delivery.body, max_bytes)
     if delivery.type and delivery.type.startswith(f"{actor.step}.v") and delivery.type != message_type(actor.step):
         raise PermanentError("unknown-version", f"this worker reads {message_type(actor.step)}, the message is {delivery.type}")
     try:
-        command = actor.command.model_validate_json(delivery.body)
+        command = actor.command.model_validate_json(storable_json(delivery.body))
     except ValidationError as error:
         code = "invalid-json" if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid" else "invalid-message"
         raise PermanentError(code, validation_problems(error)) from None
     _check_itinerary(getattr(command, "slip", None))
     return command
+
+
+def check_size(body: bytes, max_bytes: int) -> None:
+    """Raises PermanentError("message-too-large"), before the body is parsed."""
+    if len(body) > max_bytes:
+        message = f"the body has {len(body)} bytes, the limit is {max_bytes}: put bytes in the store and send a claim"
+        raise PermanentError("message-too-large", message)
 
 
 def _check_publisher(delivery: Delivery) -> None:

@@ -17,6 +17,8 @@ from contracts.slip import CompletedStep, Slip, SlipStep
 from contracts.wire import Header
 
 STACK_LIMIT = 4000
+SLIP_BODY_LIMIT = 4 << 20
+"""Bytes. A larger command is dead-lettered unread: parsing holds up the whole process, for 0.1 s a megabyte at worst."""
 JOB_FAULT_CODES = frozenset({CANCELLED, EXPIRED})
 """Faults of the job, not of the step that met them: that step may still be the one that reports the failure."""
 
@@ -180,8 +182,8 @@ def build_delta(run: StepRun, body: dict[str, Any]) -> OutboundMessage:
 
 
 def read_slip(body: bytes) -> Slip | None:
-    """The slip of a command, even of one that is otherwise invalid, so that `on_failure` can report it."""
-    if b'"slip"' not in body:  # a search takes a thousandth of the time of parsing
+    """The slip of a command, even of one that is otherwise invalid, so that `on_failure` can report it. None over SLIP_BODY_LIMIT."""
+    if len(body) > SLIP_BODY_LIMIT or b'"slip"' not in body:  # a search takes a thousandth of the time of parsing
         return None
     try:
         return Slip.model_validate(json.loads(body)["slip"])

@@ -45,7 +45,7 @@ class Subscribers:
         self._health.checks[f"queue:{actor.step}"] = queue_check(resources.publisher, actor.queue, subscriber, readiness.pause_reason)
 
     def add_adapter(self, adapter: Adapter) -> None:
-        consumer = AdapterConsumer(adapter, self._resources.publisher, self._settings.worker)
+        consumer = AdapterConsumer(adapter, self._resources.publisher, self._settings.worker, self._settings.max_body_bytes)
         queue, track = foreign_queue(adapter.queue), self._in_flight.track
         subscriber = subscribe(self._broker, queue, consumer.on_message, prefetch=adapter.prefetch, track=track)
         self._health.checks[f"queue:{adapter.name}"] = queue_check(self._resources.publisher, adapter.queue, subscriber)

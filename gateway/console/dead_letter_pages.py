@@ -143,7 +143,7 @@ def parse_json_body(dead_letter: WholeDeadLetter) -> dict[str, Any] | None:
     if dead_letter.body is None or dead_letter.body_cut:
         return None
     try:
-        body = json.loads(dead_letter.body)
+        body = json.loads(dead_letter.body.removeprefix("\ufeff"))  # a byte order mark
     except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None

@@ -37,6 +37,8 @@ from ops.local.shared_server import SharedServer, shared_servers
 from ops.local.stack import local_stack
 from ops.settings import LocalSettings
 
+BYTE_ORDER_MARK = "\ufeff"
+
 
 class CommandResult(BaseModel):
     """The answer of a command: a JSON document for `--json`, and a text for the terminal."""
@@ -190,7 +192,7 @@ async def read_new_body(repository: DeadLetterRepository, arguments: Namespace) 
     letter = await repository.get(arguments.id)
     if arguments.set and (letter.body is None or letter.body_cut):
         raise SetupError("this body cannot be changed field by field: it is not text, or too long. Give a whole one with --body FILE")
-    text = read_input(arguments.body) if arguments.body else letter.body or ""
+    text = read_input(arguments.body) if arguments.body else (letter.body or "").removeprefix(BYTE_ORDER_MARK)
     try:
         body = json.loads(text)
         if not isinstance(body, dict):
@@ -261,9 +263,9 @@ def open_output(file: str | None) -> AbstractContextManager[TextIO]:
 
 
 def read_input(file: str) -> str:
-    """The text of a file, or of standard input for `-`. Raises SetupError."""
+    """The text of a file, or of standard input for `-`, without a byte order mark. Raises SetupError."""
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).removeprefix(BYTE_ORDER_MARK)
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"{file} cannot be read: {error}") from error
 

@@ -21,10 +21,11 @@ from bus.actor import Actor, Context
 from bus.amqp.discovery import discover_workers
 from bus.amqp.messages import build_cancel
 from bus.amqp.publisher import open_publisher
-from bus.amqp.request_reply import open_request_client
+from bus.amqp.request_reply import ReplyFault, open_request_client
 from bus.amqp.subscriptions import subscribe_events
 from bus.dead_letters.repository import DeadLetterRepository
 from bus.settings import BusSettings
+from bus.worker.outgoing import read_slip
 from contracts import broker_names
 from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor, wait_until
@@ -266,7 +267,8 @@ ODD_BODIES: dict[str, bytes] = {
 
 
 async def test_odd_body_is_dead_lettered_and_answered(start_worker: StartWorker, broker_client: BrokerClient) -> None:
-    """nestjs/nest #5206 and celery/celery #2039: a body that is not what the consumer expects is an error of that message alone."""
+    """nestjs/nest #7196 and #2299, golevelup/nestjs #137, DamirDenis-Tudor/ktor-server-rabbitmq #25, celery/celery #2039: a body that is
+    not what the consumer expects crashes it, or returns to its queue for ever. Here it is an error of that message alone."""
     actor = echo_actor(echo)
     async with start_worker(actor):
         codes = await collect_dead_letters(broker_client, actor.step)
@@ -279,3 +281,39 @@ async def test_odd_body_is_dead_lettered_and_answered(start_worker: StartWorker,
 
         await wait_until(all_ended, SECONDS)
     assert set(codes.values()) <= {"invalid-json", "invalid-message"}
+
+
+HUGE = b'{"slip": {"on_failure": {"step": "webhook"}}, "text": [' + b"1," * 9_000_000 + b"1]}"
+"""18 MB, which take seconds to parse, in which the process would do nothing else."""
+
+
+async def test_huge_body_is_dead_lettered_unread(start_worker: StartWorker, broker_client: BrokerClient) -> None:
+    """rabbitmq/rabbitmq-java-client #1221: a message over the client's limit is delivered again for ever, and nothing else is consumed."""
+    actor = echo_actor(echo)
+    async with start_worker(actor, FAKE_IMAGE_ACTOR, adapters=[build_adapter()]):
+        codes = {name: await collect_dead_letters(broker_client, name) for name in (actor.step, "image_generation")}
+        await broker_client.publish(actor.step, HUGE)
+        await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, HUGE, exchange="")
+        await expect_echo(broker_client, actor)
+
+        async def all_ended() -> bool:
+            return all(codes.values())
+
+        await wait_until(all_ended, 2 * SECONDS)
+    assert {name: [*found.values()] for name, found in codes.items()} == {
+        actor.step: ["message-too-large"],
+        "image_generation": ["message-too-large"],
+    }
+    assert read_slip(HUGE) is None, "it is not parsed for its slip either"
+
+
+async def test_reply_that_is_no_json_or_huge_ends_no_other_request(bus_settings: BusSettings, broker_client: BrokerClient) -> None:
+    """nestjs/nest #12162: a reply that is no JSON freezes the requester. Its request has a fault; one that is too large is skipped."""
+    async with open_publisher(bus_settings) as publisher, open_request_client(publisher) as client:
+        with client.expect_reply("broken") as broken, client.expect_reply("sound") as sound:
+            await broker_client.publish(client.reply_queue, HUGE, exchange="", correlation_id="sound", type="echo.done.v1")
+            await broker_client.publish(client.reply_queue, b"what's up?", exchange="", correlation_id="broken", type="echo.done.v1")
+            await broker_client.publish(client.reply_queue, {"text": "x"}, exchange="", correlation_id="sound", type="echo.done.v1")
+            assert await client.wait_for(SECONDS, "sound", sound) == {"text": "x"}
+            with pytest.raises(ReplyFault, match="reply-unreadable"):
+                await client.wait_for(SECONDS, "broken", broken)

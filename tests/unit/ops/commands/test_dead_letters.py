@@ -1,6 +1,7 @@
 """The command line of `atelier dead-letters`. No database."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -69,3 +70,16 @@ async def test_path_that_the_body_lacks_is_refused_with_its_cause(change: str) -
 
     with pytest.raises(SetupError, match="the new body cannot be read"):
         await read_new_body(Repository(), parse("edit", "id", "--set", change))  # type: ignore[arg-type]
+
+
+async def test_byte_order_mark_before_a_new_or_stored_body_is_left_out(tmp_path: Path) -> None:
+    """Editors and .NET writers put it there."""
+
+    class Repository:
+        async def get(self, letter_id: str) -> Any:
+            return SimpleNamespace(body='\ufeff{"a": 1}', body_cut=False)
+
+    file = tmp_path / "body.json"
+    file.write_text('\ufeff{"a": 2}', encoding="utf-8")
+    assert await read_new_body(Repository(), parse("edit", "id", "--body", str(file))) == {"a": 2}  # type: ignore[arg-type]
+    assert await read_new_body(Repository(), parse("edit", "id", "--set", "b=3")) == {"a": 1, "b": 3}  # type: ignore[arg-type]
