@@ -112,13 +112,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         Java's client asks for HTTP/2 with every first request.
         """
-        rest: bytes | None = data
-        while rest is not None:
+        while True:
             try:
-                self.parser.feed_data(rest)
-                rest = None
+                self.parser.feed_data(data)
+                return
             except httptools.HttpParserUpgrade as upgrade:
-                rest = self._head_without_upgrade() + rest[upgrade.args[0] :]
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
                 self.parser = new_parser(self)
 
     def _head_without_upgrade(self) -> bytes:

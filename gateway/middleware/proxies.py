@@ -10,7 +10,8 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.middleware.forwarded import ForwardedRequest, TrustedProxies, parse_address
+from gateway.middleware.addresses import parse_address
+from gateway.middleware.forwarded import ForwardedRequest, TrustedProxies
 from gateway.middleware.public_url import set_public_address
 from gateway.settings import GatewaySettings
 
