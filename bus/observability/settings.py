@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.masking import remember_secret, remember_url
 
 SECRET_VARIABLE = re.compile(
-    r"token|secret|password|passwd|api_?key|access_key$|credential|authorization|cookie|_headers$|_pass$", re.IGNORECASE
+    r"(token|secret|password|passwd|pass|api_?keys?|access_key|secret_key|credentials|authorization|cookie|headers)$", re.IGNORECASE
 )
 MIN_SECRET_CHARS = 8
 

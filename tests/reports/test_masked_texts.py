@@ -13,13 +13,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from actors.engines.process.executor import open_executor
+from actors.engines.process.protocol import EngineSpec
+from actors.engines.settings import ExecutorSettings
 from bus.errors import PermanentError, PublishError, TemporaryError
 from bus.masking import MAX_REMEMBERED, MAX_TEXT_CHARS, mask_known, mask_text, remember_secret, remember_url
 from bus.observability import tracing
 from bus.observability.health import Health
+from bus.observability.settings import remember_environment
 from bus.outcome import fault_from_error, format_stack
 from bus.worker.readiness import Readiness
 from gateway.problems import HttpProblem
+from tests.support.broker_client import wait_until
 from tests.support.secret_settings import MARK
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +194,38 @@ def test_logs_of_anybody_and_the_last_traceback_have_no_secret() -> None:
     assert MARK not in done.stderr + done.stdout
     assert "Task exception was never retrieved" in done.stderr
     assert "RuntimeError: at the end: *** http://me:***@proxy:3128" in done.stderr
+
+
+async def test_model_process_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The kind behind huggingface tokens in loading errors: the process reads no settings class, only the environment."""
+    monkeypatch.setenv("HF_TOKEN", f"hf_{MARK}0815")
+    spec = EngineSpec("tests.support.faulty_engine:open_faulty_engine", {"required_file": f"/nowhere/hf_{MARK}0815"})
+    reasons: list[str | None] = []
+    settings = ExecutorSettings(failures_before_open=1, first_wait_seconds=0.05, longest_wait_seconds=0.3)
+    async with open_executor(spec, settings, max_in_flight=1, capacity=1, set_unready=reasons.append):
+
+        async def failed() -> bool:
+            return any(reason and "/nowhere/***" in reason for reason in reasons)
+
+        await wait_until(failed, 30)
+    assert MARK not in f"{reasons} {capfd.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_TOKENS", "0123456789"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/etc/google/key.json"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "tokens/of-the-pod"),
+        ("CREDENTIALS_TIMESTAMP_URL", "http://timestamp.example.com"),
+        ("TOKENIZERS_PARALLELISM", "very-parallel"),
+        ("API_TOKEN", "short"),
+    ],
+)
+def test_variable_that_is_no_secret_is_not_masked(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    remember_environment()
+    assert mask_text(f"the value is {value}") == f"the value is {value}"
 
 
 def test_record_of_a_library_has_no_secret_in_a_command_without_logging() -> None:
