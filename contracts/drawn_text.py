@@ -38,7 +38,8 @@ def clean_text(text: str) -> str:
 
 def prepare_text(text: str, has_glyph: HasGlyph) -> DrawnText:
     """The text to draw. Each of its characters has a glyph, or `find_missing` names it."""
-    drawn, left_out = [], []
+    drawn: list[str] = []
+    left_out: list[str] = []
     for cluster in split_clusters(clean_text(text)):
         (left_out if is_emoji(cluster) or is_missing_symbol(cluster, has_glyph) else drawn).append(cluster)
     text = "".join(plain_form(character, has_glyph) for character in "".join(drawn))

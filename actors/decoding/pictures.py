@@ -56,7 +56,8 @@ def read_picture(data: bytes, max_pixels: int, label: str) -> tuple[dict[str, An
     except UnidentifiedImageError as error:
         raise Refused(UNREADABLE, f"{label} is not a complete {file_format} ({len(data)} bytes): its header is damaged.") from error
     except Exception as error:  # The decoders may raise anything for a malicious file.
-        message = f"{label} is not a complete {file_format} ({len(data)} bytes): {error}. It is damaged or cut short: send it again."
+        reason = str(error) or type(error).__name__
+        message = f"{label} is not a complete {file_format} ({len(data)} bytes): {reason}. It is damaged or cut short: send it again."
         raise Refused(UNREADABLE, message) from error
     return {"mode": picture.mode, "size": picture.size, "text": {key: list(chunk) for key, chunk in file.text.items()}}, picture.tobytes()
 

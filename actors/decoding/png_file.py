@@ -66,7 +66,8 @@ def is_ancillary(kind: bytes) -> bool:
 
 
 def has_right_checksum(data: bytes, offset: int, length: int) -> bool:
-    return zlib.crc32(memoryview(data)[offset + 4 : offset + 8 + length]) == struct.unpack_from(">I", data, offset + 8 + length)[0]
+    end = offset + 8 + length
+    return zlib.crc32(memoryview(data)[offset + 4 : end]) == int.from_bytes(data[end : end + 4])
 
 
 def is_transparency(pixels: list[bytes], body: bytes) -> bool:

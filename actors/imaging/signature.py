@@ -93,8 +93,10 @@ def draw_runs(draw: ImageDraw.ImageDraw, text: Sequence[TextRun], font_size: int
     pen, baseline = start
     for run in text:
         font = load_font(run.face.path, font_size)
-        stroke = {"stroke_width": outline_width(font_size), "stroke_fill": (0, 0, 0, 160)}
-        draw.text((pen, baseline), run.text, "white", font, direction=run.direction, anchor="ls", **stroke)
+        width = outline_width(font_size)
+        draw.text(
+            (pen, baseline), run.text, "white", font, direction=run.direction, anchor="ls", stroke_width=width, stroke_fill=(0, 0, 0, 160)
+        )
         pen += font.getlength(run.text, direction=run.direction)
 
 

@@ -98,6 +98,10 @@ def to_visual_order(runs: Sequence[tuple[int, TextRun]]) -> list[TextRun]:
     """From the highest level down to 1, whatever is at that level or above is reversed."""
     ordered = list(runs)
     for level in range(max((level for level, _ in ordered), default=0), 0, -1):
-        parts = [list(part) for _, part in groupby(ordered, key=lambda run, at=level: run[0] >= at)]
-        ordered = [run for part in parts for run in (reversed(part) if part[0][0] >= level else part)]
+        ordered = reverse_level(ordered, level)
     return [run for _, run in ordered]
+
+
+def reverse_level(runs: Sequence[tuple[int, TextRun]], level: int) -> list[tuple[int, TextRun]]:
+    parts = [(is_inside, list(part)) for is_inside, part in groupby(runs, key=lambda run: run[0] >= level)]
+    return [run for is_inside, part in parts for run in (reversed(part) if is_inside else part)]

@@ -69,7 +69,7 @@ def check_device(_: LocalSettings) -> Check:
 
 def check_shaping(_: LocalSettings) -> Check:
     """Needed by the steps watermark and overlay, which do not start without it."""
-    problem, _, cure = (shaping_problem() or "").partition(". ")
+    problem, cure = (shaping_problem() or ". ").split(". ", 1)
     return make_check("shaping", problem or None, "names are shaped by raqm with FriBiDi", cure)
 
 
