@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from actors.llm.settings import TextSettings
@@ -144,7 +145,7 @@ def test_id_of_a_key_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_key_list_is_read_as_people_write_it(written: str) -> None:
     """Majorfi/immich-stack #74: a list of keys from a secret's file, with line ends and commas at its end."""
-    keys = ApiKeys(GatewaySettings(api_keys=written.format("a" * 20, "b" * 20)))
+    keys = ApiKeys(GatewaySettings(api_keys=SecretStr(written.format("a" * 20, "b" * 20))))
     assert (keys.name_of("a" * 20), keys.name_of("b" * 20)) == ("one", "two")
 
 
@@ -170,5 +171,5 @@ def test_key_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
 def test_key_list_that_cannot_work_is_refused_with_the_name_of_the_setting(written: str, reason: str) -> None:
     """evolution-foundation/evolution-api #1707: a gateway starts with a key that no client can use, and answers 401 to all."""
     with pytest.raises(ValueError, match=f"GATEWAY_API_KEYS.*{reason}") as error:
-        ApiKeys(GatewaySettings(api_keys=written))
+        ApiKeys(GatewaySettings(api_keys=SecretStr(written)))
     assert MARK not in str(error.value)

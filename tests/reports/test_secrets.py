@@ -161,7 +161,7 @@ async def test_error_that_quotes_secrets_is_masked_in_every_message_about_it(
         hay.add("dead letter", {name: str(value) for name, value in dead.headers.items()})
 
         async def in_ledger() -> bool:
-            return (await http.get(f"/jobs/{job}")).json().get("state") == "failed"
+            return bool((await http.get(f"/jobs/{job}")).json().get("state") == "failed")
 
         await wait_until(in_ledger)
         for path in (f"/jobs/{job}", f"/jobs/{job}/events", "/jobs"):

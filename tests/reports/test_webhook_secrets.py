@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook as StandardWebhook
 
 from actors.settings import WebhookSettings
@@ -19,7 +20,7 @@ CURE = 'make one with `echo "whsec_$(openssl rand -base64 32)"`'
 
 def verify(secret: str, receiver: str) -> None:
     """Sign with a secret as it stands in the environment; the receiver's library verifies with its own. Raises when it does not."""
-    configured = WebhookSettings(webhook_secret=secret).webhook_secret
+    configured = WebhookSettings(webhook_secret=SecretStr(secret)).webhook_secret
     assert configured is not None
     body = json.dumps({"generation_id": 7}).encode()
     headers = build_signature_headers("msg_1", int(datetime.now(UTC).timestamp()), body, configured.get_secret_value())
