@@ -4,82 +4,30 @@ Each case names its report. The servers are real sockets; the engines are those 
 """
 
 import asyncio
-import gzip
 import json
 from collections.abc import Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from actors.engines.language.requests import GenerationChunk, GenerationRequest, VlmRequest
+from actors.engines.language.requests import VlmRequest
 from actors.engines.remote import parameters
-from actors.engines.remote.openai_text import OpenAiTextEngine
-from actors.engines.remote.openai_vlm import OpenAiVlm, open_openai_vlm
-from actors.engines.remote.parameters import ServerParameters, parse_profile
+from actors.engines.remote.parameters import ServerParameters
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
-from bus.errors import PermanentError, TemporaryError
-from bus.settings import BusSettings
-from ops.commands.doctor_models import check_model_servers
-from tests.support.broker_client import StartWorker
+from bus.errors import PermanentError
 from tests.support.raw_openai_server import (
     RawAnswer,
-    RawOpenAiServer,
-    Respond,
-    chunk,
     completion,
     error,
-    event,
-    events,
-    open_raw_server,
-    stream,
     whole_or_stream,
 )
-from tests.support.text_product import text_product
+from tests.support.server_lab import lab, refusing
 
 pytestmark = pytest.mark.timeout(60)
 USER = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
-
-
-class Lab:
-    """A server, and an engine that asks it. `profile`: the setting TEXT_SERVER_PARAMETERS."""
-
-    def __init__(self, server: RawOpenAiServer, http: httpx.AsyncClient, model: str | None, profile: str, patience: float) -> None:
-        self.server, self.http = server, http
-        self.parameters = ServerParameters(parse_profile(profile))
-        self.engine = OpenAiTextEngine(http, model, patience, parameters=self.parameters)
-        self.vlm = OpenAiVlm(http, model or "m", ServerParameters(parse_profile(profile)))
-
-    async def chunks(self, content: str = "hi", **options: Any) -> list[GenerationChunk]:
-        fields: dict[str, Any] = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9} | options
-        request = GenerationRequest([{"role": "user", "content": content}], **fields)
-        return [chunk async for chunk in self.engine.generate(request, None)]
-
-    async def text(self, **options: Any) -> str:
-        return "".join(chunk.text for chunk in await self.chunks(**options))
-
-
-@asynccontextmanager
-async def lab(respond: Respond, model: str | None = "m", profile: str = "", patience: float = 5.0) -> Any:
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(open_raw_server(respond))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"{server.url}/"))
-        yield Lab(server, http, model, profile, patience)
-
-
-def refusing(*names: str, answer: Callable[[str], RawAnswer]) -> Respond:
-    """A server that refuses these parameters, the first of them in its answer, and else gives a sound answer."""
-
-    def respond(request: dict[str, Any]) -> RawAnswer:
-        unknown = [name for name in names if name in request]
-        return answer(unknown[0]) if unknown else whole_or_stream(request)
-
-    return respond
 
 
 def openai_unsupported(name: str) -> RawAnswer:
@@ -341,258 +289,6 @@ async def test_schema_that_the_server_calls_invalid_is_the_request_s_fault() -> 
     assert raised.value.code == "schema-refused"
 
 
-NO_LIST = [
-    pytest.param(RawAnswer(404, {"detail": "Not Found"}), id="nextcloud/integration_openai #44: 404"),
-    pytest.param(RawAnswer(401, {"error": "no"}), id="the key may not list models: 401"),
-    pytest.param(RawAnswer(403, {"error": "no"}), id="403"),
-    pytest.param(RawAnswer(405), id="BoltAI/BoltAI #325: 405"),
-    pytest.param(RawAnswer(500, {"error": "not implemented"}), id="500"),
-    pytest.param(RawAnswer(200, b"<html>Sign in</html>", {"Content-Type": "text/html"}), id="a page of HTML with 200"),
-    pytest.param(RawAnswer(200, {"object": "list", "data": None}), id="data is null"),
-    pytest.param(RawAnswer(200, {"object": "list", "data": []}), id="an empty list"),
-    pytest.param(RawAnswer(200, b""), id="an empty body"),
-]
-
-
-@pytest.mark.parametrize("models", NO_LIST)
-async def test_missing_list_of_models_is_no_reason_to_refuse(models: RawAnswer) -> None:
-    """The named model is asked, by both engines; the vision engine is ready."""
-    async with lab(lambda request: completion(f"from {request['model']}"), model="named") as rig:
-        rig.server.models = models
-        assert await rig.text() == "from named"
-        assert (await rig.vlm.generate(VlmRequest("?"))).text == "from named"
-        await rig.vlm.check()
-
-
-async def test_missing_list_without_a_named_model_says_what_to_set() -> None:
-    async with lab(lambda _: completion(), model=None) as text:
-        text.server.models = RawAnswer(404)
-        with pytest.raises(PermanentError, match="VLLM_MODEL must name one"):
-            await text.text()
-
-
-async def test_server_that_loads_is_waited_for() -> None:
-    """ggml-org/llama.cpp: 503 `Loading model` from every route until the model is there; Retry-After may be a fraction."""
-    async with lab(lambda _: completion()) as text:
-        text.server.models = RawAnswer(503, {"error": {"code": 503, "message": "Loading model"}}, {"Retry-After": "0.01"})
-        asking = asyncio.create_task(text.text())
-        await asyncio.sleep(0.05)
-        text.server.models = RawAnswer(200, {"data": [{"id": "m"}]})
-        assert await asking == "hello"
-
-
-@pytest.mark.parametrize(
-    ("models", "requested", "used"),
-    [
-        pytest.param({"data": [{"id": "models/gemini-flash"}]}, "gemini-flash", "models/gemini-flash", id="Gemini lists names in a folder"),
-        pytest.param({"data": [{"id": "other"}, {"id": "llama3:latest"}]}, "llama3", "llama3:latest", id="Ollama adds a tag"),
-        pytest.param([{"id": "m", "object": "model"}], "m", "m", id="Together answers a plain list"),
-        pytest.param({"models": [{"name": "m"}]}, "m", "m", id="a list under another name"),
-        pytest.param({"data": ["m"]}, "m", "m", id="a list of names"),
-        pytest.param({"data": [{"id": "only"}]}, "absent", "only", id="the first model, where the named one is not served"),
-    ],
-)
-async def test_lists_of_models_in_other_forms(models: Any, requested: str, used: str) -> None:
-    async with lab(lambda request: completion(request["model"]), model=requested) as text:
-        text.server.models = RawAnswer(200, models)
-        assert await text.text() == used
-
-
-BLOCKS = [{"type": "thinking", "thinking": [{"type": "text", "text": "let me think"}]}, {"type": "text", "text": "They meet."}]
-CONTENTS = [
-    pytest.param(BLOCKS, {}, "They meet.", id="NousResearch/hermes-agent PR #4748, simonw/llm-mistral PR #39: a list with thinking"),
-    pytest.param([{"type": "output_text", "text": "a"}, {"type": "text", "text": {"value": "b"}}], {}, "ab", id="other text parts"),
-    pytest.param({"type": "text", "text": "one part"}, {}, "one part", id="BerriAI/litellm #16272: a single part"),
-    pytest.param(["a", "b"], {}, "ab", id="a list of texts"),
-    pytest.param(None, {"reasoning_content": "hm"}, "", id="null beside reasoning_content"),
-    pytest.param("x", {"reasoning": "hm", "annotations": [], "audio": None}, "x", id="OpenRouter's reasoning"),
-    pytest.param(None, {"refusal": "I will not."}, "I will not.", id="a refusal"),
-    pytest.param([{"type": "refusal", "refusal": "No."}], {}, "No.", id="a refusal as a part"),
-    pytest.param("", {"tool_calls": [{"id": "1", "type": "function"}], "function_call": None}, "", id="a tool call nobody asked for"),
-    pytest.param(7, {}, "", id="a number"),
-]
-
-
-@pytest.mark.parametrize(("content", "message", "expected"), CONTENTS)
-async def test_every_form_of_content_is_read(content: Any, message: dict[str, Any], expected: str) -> None:
-    """Whole, streamed, and by the vision engine; no list is shown as Python writes it."""
-    delta = {name: value for name, value in message.items() if name != "tool_calls"}
-    async with lab(lambda _: completion(content, **message)) as rig:
-        assert await rig.text() == expected
-        if expected:
-            assert (await rig.vlm.generate(VlmRequest("?"))).text == expected
-        rig.server.respond = lambda _: events(chunk(role="assistant"), chunk(content, **delta), chunk(finish="stop"))
-        assert await rig.text(stream=True) == expected
-
-
-REASONS = [
-    *[pytest.param(reason, "stop", id=f"{reason}") for reason in ("stop", "tool_calls", "function_call")],
-    pytest.param(None, "stop", id="null, and [DONE]"),
-    pytest.param("eos", "stop", id="openai/openai-dotnet PR #267: eos"),
-    pytest.param("end", "stop", id="earendil-works/pi PR #2116: end"),
-    pytest.param("end_turn", "stop", id="end_turn"),
-    pytest.param("length", "length", id="length"),
-    pytest.param("max_tokens", "length", id="max_tokens"),
-    pytest.param("MAX_TOKENS", "length", id="MAX_TOKENS of Gemini"),
-    pytest.param("abort", "length", id="earendil-works/pi PR #1509, sgl-project/sglang PR #6693: abort"),
-    pytest.param("insufficient_system_resource", "length", id="DeepSeek"),
-    pytest.param("content_filter", "content_filter", id="BerriAI/litellm #8953"),
-    pytest.param("sensitive", "content_filter", id="earendil-works/pi PR #1509: sensitive"),
-    pytest.param("SAFETY", "content_filter", id="SAFETY of Gemini"),
-]
-
-
-@pytest.mark.parametrize(("reason", "expected"), REASONS)
-async def test_every_finish_reason_is_read(reason: str | None, expected: str) -> None:
-    async with lab(lambda request: events(chunk("a"), chunk(finish=reason)) if request.get("stream") else completion("a", reason)) as rig:
-        for streamed in (False, True):
-            chunks = await rig.chunks(stream=streamed)
-            assert ("".join(part.text for part in chunks), chunks[-1].finish_reason) == ("a", expected)
-        assert (await rig.vlm.generate(VlmRequest("?"))).finish_reason == expected
-
-
-@pytest.mark.parametrize("reason", ["error", "network_error"])
-async def test_answer_that_ends_with_an_error_is_a_failure(reason: str) -> None:
-    """OpenRouter and z.ai: the server failed in the middle of an answer; what there is of it is not the answer."""
-    async with lab(lambda _: completion("half", reason), patience=0.1) as text:
-        with pytest.raises(TemporaryError):
-            await text.text()
-
-
-async def test_filtered_answer_of_the_vision_engine_is_a_fault() -> None:
-    """BerriAI/litellm #40857: nothing is left of the answer; a verdict is not asked for again and again."""
-    async with lab(lambda _: completion("", "content_filter")) as rig:
-        for schema in (None, json.dumps(SCHEMA)):
-            with pytest.raises(PermanentError) as raised:
-                await rig.vlm.generate(VlmRequest("?", None, 8, 1.0, schema))
-            assert raised.value.code == "content-filtered"
-
-
-async def test_filtered_prompt_is_a_fault_of_its_own() -> None:
-    """Azure answers 400 `content_filter` to a prompt."""
-    message = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
-    async with lab(lambda _: error(message, code="content_filter", param="prompt")) as text:
-        with pytest.raises(PermanentError) as raised:
-            await text.text()
-    assert raised.value.code == "content-filtered"
-
-
-HELLO, END = event(chunk("hello")), event(chunk(finish="stop"))
-DONE = b"data: [DONE]\n\n"
-USAGE = event({"choices": [], "usage": {"prompt_tokens": "3", "completion_tokens": "2"}})
-STREAMS = [
-    pytest.param(stream(HELLO, END, DONE), id="as the standard has it"),
-    pytest.param(stream(HELLO, END), id="lidge-jun/opencodex #1170: no [DONE]"),
-    pytest.param(stream(HELLO, DONE), id="[DONE], and no finish reason"),
-    pytest.param(stream(event({"id": "", "choices": [], "prompt_filter_results": []}), HELLO, END, DONE), id="pydantic/logfire #64: Azure"),
-    pytest.param(stream(HELLO, END, USAGE, DONE), id="datawhalechina/hello-agents #425: usage in a chunk without choices"),
-    pytest.param(stream(HELLO, END, b'data: {"choices": null}\n\n', DONE), id="choices is null"),
-    pytest.param(stream(HELLO.replace(b"data: ", b"data:"), END.replace(b"data: ", b"data:")), id="openai/openai-python #498: no blank"),
-    pytest.param(stream(*(part.replace(b"\n", b"\r\n") for part in (HELLO, END, DONE))), id="line ends of Windows"),
-    pytest.param(stream(*(part.replace(b"\n", b"\r") for part in (HELLO, END, DONE))), id="carriage returns alone"),
-    pytest.param(stream(*(bytes([byte]) for byte in HELLO + END + DONE)), id="byte by byte"),
-    pytest.param(stream(b": OPENROUTER PROCESSING\n\n", HELLO, b":\n\n", END, DONE), id="OpenRouter's comments"),
-    pytest.param(stream(b"event: ping\ndata: \n\n", HELLO, b"id: 1\nretry: 10\n" + END, DONE), id="pings, ids and retries"),
-    pytest.param(stream(b"\xef\xbb\xbf" + HELLO, END, DONE), id="a byte order mark"),
-    pytest.param(stream(HELLO.rstrip() + b"\n", END.rstrip() + b"\n", DONE), id="no blank line between events"),
-    pytest.param(stream(HELLO, END.rstrip()), id="no line end at the end"),
-    pytest.param(
-        stream(b"data: " + json.dumps(chunk("hello"), indent=1).encode().replace(b"\n", b"\ndata: ") + b"\n\n", END),
-        id="JSON on several lines",
-    ),
-    pytest.param(stream(HELLO, END, DONE, headers={"Content-Type": "application/json"}), id="named application/json"),
-    pytest.param(stream(HELLO, END, DONE, headers={"Content-Type": "text/plain; charset=iso-8859-1"}), id="named text/plain in latin-1"),
-    pytest.param(completion(), id="a whole answer in place of a stream"),
-    pytest.param(RawAnswer(200, json.dumps(completion().body, indent=2).encode()), id="a whole answer on several lines"),
-    pytest.param(stream(event(chunk("hello")), event(completion("hello").body), DONE), id="MiniMax: the whole message at the end"),
-    pytest.param(
-        stream(event({"choices": [{"delta": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]})),
-        id="no index, all in one",
-    ),
-    pytest.param(stream(event({"error": None} | chunk("hello")), END, DONE), id="`error: null` in each event"),
-    pytest.param(
-        stream(event(chunk("hello") | {"choices": [*chunk("hello")["choices"], {"index": 1, "delta": {"content": "other"}}]}), END),
-        id="a second choice",
-    ),
-]
-
-
-@pytest.mark.parametrize("answer", STREAMS)
-async def test_streams_of_all_kinds_are_read(answer: RawAnswer) -> None:
-    async with lab(lambda _: answer) as text:
-        chunks = await text.chunks(stream=True)
-    assert "".join(part.text for part in chunks) == "hello"
-    assert (chunks[-1].finish_reason, chunks[-1].completion_tokens in {1, 2}) == ("stop", True)
-
-
-BROKEN_STREAMS = [
-    pytest.param(stream(HELLO), id="the stream ends in the middle"),
-    pytest.param(stream(HELLO, event({"error": {"message": "CUDA error", "code": 500}})), id="an error in the middle"),
-    pytest.param(stream(event({"error": "overloaded"})), id="an error that is a text"),
-    pytest.param(stream(b'event: error\ndata: {"type": "error", "error": {"message": "overloaded"}}\n\n'), id="an event of errors"),
-    pytest.param(stream(b'{"error": {"message": "no", "code": 503}}\n'), id="an error without data:"),
-    pytest.param(
-        RawAnswer(200, b"<!DOCTYPE html>\n<html>\n<body>Sign in</body></html>", {"Content-Type": "text/html"}), id="a page of HTML"
-    ),
-    pytest.param(RawAnswer(200, b""), id="nothing"),
-]
-
-
-@pytest.mark.parametrize("answer", BROKEN_STREAMS)
-async def test_broken_stream_is_a_failure_of_the_server(answer: RawAnswer) -> None:
-    """Never an answer that looks complete."""
-    async with lab(lambda _: answer, patience=0.1) as text:
-        with pytest.raises(TemporaryError) as raised:
-            await text.text(stream=True)
-    assert raised.value.code == "server-failed"
-
-
-async def test_page_of_html_names_the_cure() -> None:
-    async with lab(lambda _: RawAnswer(200, b"<html>Sign in</html>"), patience=0.1) as text:
-        with pytest.raises(TemporaryError, match="does the address of the server end with /v1"):
-            await text.text()
-
-
-BODY = json.dumps(completion("hé").body, ensure_ascii=False)
-BODIES = [
-    pytest.param(RawAnswer(200, gzip.compress(BODY.encode()), {"Content-Encoding": "gzip"}), id="gzip"),
-    pytest.param(RawAnswer(200, b"\xef\xbb\xbf" + BODY.encode()), id="a byte order mark"),
-    pytest.param(RawAnswer(200, BODY.encode("utf-16")), id="UTF-16"),
-    pytest.param(RawAnswer(200, BODY.encode("latin-1"), {"Content-Type": "application/json; charset=iso-8859-1"}), id="latin-1, as named"),
-    pytest.param(RawAnswer(200, b"\r\n  " + BODY.encode()), id="openai/openai-python: blank lines before a slow answer"),
-    pytest.param(RawAnswer(200, BODY.replace(": 2,", ': "2",').encode()), id="a number as a text"),
-    pytest.param(RawAnswer(200, BODY.replace(": 2,", ": 2.0,").encode()), id="a number with a point"),
-    pytest.param(RawAnswer(200, BODY.replace('"usage"', '"error": null, "usage"').encode()), id="`error: null` beside an answer"),
-    pytest.param(RawAnswer(200, BODY.replace('"index": 0, ', "").encode()), id="no index"),
-]
-
-
-@pytest.mark.parametrize("answer", BODIES)
-async def test_whole_answers_of_all_kinds_are_read(answer: RawAnswer) -> None:
-    async with lab(lambda _: answer) as rig:
-        (last,) = await rig.chunks()
-        assert (last.text, last.completion_tokens) == ("hé", 2)
-        assert (await rig.vlm.generate(VlmRequest("?"))).text == "hé"
-
-
-async def test_error_with_status_200_is_an_error() -> None:
-    """OpenRouter answers 200 with an error in it; its code decides whether the request is repeated."""
-    async with lab(lambda _: RawAnswer(200, {"error": {"message": "Provider returned error", "code": 502}}), patience=0.1) as text:
-        with pytest.raises(TemporaryError, match="Provider returned error"):
-            await text.text()
-        text.server.respond = lambda _: RawAnswer(200, {"error": {"message": "no such model", "code": 404}})
-        with pytest.raises(PermanentError, match="no such model"):
-            await text.text()
-
-
-@pytest.mark.parametrize("value", ["0.05", "Thu, 01 Jan 2015 00:00:00 GMT", "soon", "nan", "-3"])
-async def test_retry_after_in_every_form(value: str) -> None:
-    """RFC 9110 allows a date; some servers send fractions. A busy server is asked again within the time that is left."""
-    answers = iter([RawAnswer(429, {"error": {"message": "busy"}}, {"Retry-After": value}), completion()])
-    async with lab(lambda _: next(answers)) as text:
-        assert await text.text() == "hello"
-
-
 async def test_server_that_does_not_stream_is_asked_for_the_whole_answer() -> None:
     async with lab(refusing("stream", answer=lambda name: error(f"'{name}' does not support true with this model.", param=name))) as text:
         assert await text.text(stream=True) == "hello"
@@ -612,64 +308,6 @@ async def test_vision_probe_learns_too() -> None:
         assert await text.engine.vision() is True
 
 
-async def test_outcome_of_a_filter_and_what_was_left_out_reach_the_client(
-    monkeypatch: pytest.MonkeyPatch, start_worker: StartWorker, bus_settings: BusSettings, store_folder: Path, purged_queues: None
-) -> None:
-    """BerriAI/litellm #8953, #40857: `content_filter` is passed on as such, whole and streamed; `/generate` reports it, and stores no
-    empty answer. What the server does not take is in the answer, and in the status.
-    """
-
-    def respond(request: dict[str, Any]) -> RawAnswer:
-        if "repetition_penalty" in request:
-            return pydantic_extra("repetition_penalty")
-        case = request["messages"][-1]["content"]
-        if case == "refused prompt":
-            return error("The prompt was filtered", code="content_filter")
-        text = {"cut": "I ", "empty": "", "refusal": None}.get(case, "x")
-        refusal = {"refusal": "I will not."} if case == "refusal" else {}
-        reason = "stop" if refusal else "content_filter"
-        return events(chunk(text, **refusal), chunk(finish=reason)) if request.get("stream") else completion(text, reason, **refusal)
-
-    async with text_product(respond, monkeypatch, start_worker, bus_settings, store_folder) as product:
-        for case, text in (("cut", "I "), ("empty", ""), ("refusal", "I will not.")):
-            choice = (await product.chat(case)).json()["choices"][0]
-            assert (choice["message"]["content"], choice["finish_reason"]) == (text, "content_filter")
-            lines = (await product.chat(case, stream=True)).text.split("\n")
-            last = json.loads([line for line in lines if line.startswith("data: {")][-1].removeprefix("data: "))
-            assert last["choices"][0]["finish_reason"] == "content_filter"
-        filtered = await product.chat("refused prompt")
-        assert (filtered.status_code, filtered.json()["error"]["code"]) == (400, "content_filter")
-
-        cut = (await product.generate("cut")).json()
-        assert (cut["response"], cut["model_info"]["finish_reason"], cut["model_info"]["left_out"]) == (
-            "I ",
-            "content_filter",
-            ["repetition_penalty"],
-        )
-        empty = await product.generate("empty")
-        assert (empty.status_code, "filtered" in empty.json()["detail"]) == (400, True)
-        assert len((await product.http.get("/conversations")).json()["conversations"]) == 1
-
-        asked = (await product.chat("cut", repetition_penalty=1.2)).json()
-        assert asked["left_out"] == ["repetition_penalty"]
-        assert "left_out" not in (await product.chat("cut")).json()
-        lines = (await product.chat("cut", repetition_penalty=1.2, stream=True)).text.split("\n")
-        assert any('"left_out": ["repetition_penalty"]' in line and "content_filter" in line for line in lines)
-        assert (await product.http.get("/health")).json()["engine_config"]["adapted_parameters"] == {"repetition_penalty": "left out"}
-
-
-@pytest.mark.parametrize("status", [404, 405])
-async def test_doctor_warns_of_a_server_without_a_list(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    """OpenCoworkAI/open-codesign #179, EKKOLearnAI/hermes-studio #2503: a test of the connection calls such a server broken."""
-    async with open_raw_server(lambda _: completion()) as server:
-        server.models = RawAnswer(status)
-        monkeypatch.setenv("VLLM_SERVER_URL", server.url)
-        monkeypatch.setenv("VLLM_MODEL", "named")
-        checks = [check for check in await check_model_servers() if check.name == "model-server-text"]
-    (check,) = checks
-    assert (check.ok, "named is asked all the same" in check.detail) == (True, True)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [(1, "Input validation error: `top_p` must be > 0.0 and < 1.0"), (1.0, "`top_p` must be less than 1")],
@@ -685,29 +323,3 @@ async def test_top_p_of_one_is_left_out_where_it_must_be_less(value: float, mess
         assert await text.text(top_p=value) == "hello"
         await text.text(top_p=0.5)
     assert text.server.requests[-1]["top_p"] == 0.5
-
-
-async def test_error_without_an_error_member_is_reported_with_its_words() -> None:
-    """XpressAI/xaibo PR #36, runpod-workers/worker-vllm #57: 200, no choices, and the cause in another member."""
-    async with lab(lambda _: RawAnswer(200, {"code": "rate_limit_daily", "message": "the limit of the day"}), patience=0.1) as text:
-        with pytest.raises(TemporaryError, match="the limit of the day"):
-            await text.text()
-        text.server.respond = lambda _: RawAnswer(200, {"code": 404, "message": "The model does not exist.", "object": "error"})
-        with pytest.raises(PermanentError, match="does not exist"):
-            await text.text()
-
-
-async def test_address_with_the_route_of_chats_is_understood() -> None:
-    """intuitem/ciso-assistant-community PR #4610: the whole address of the chat route is pasted into the setting."""
-    async with (
-        open_raw_server(lambda _: completion()) as server,
-        open_openai_vlm(f"{server.url}/chat/completions", None, "m", 5) as vlm,
-    ):
-        assert (await vlm.generate(VlmRequest("?"))).text == "hello"
-
-
-async def test_missing_route_names_the_cure() -> None:
-    """andrewyng/openworker PR #448: an address without `/v1` ends as 404."""
-    async with lab(lambda _: RawAnswer(404, b"404 page not found")) as text:
-        with pytest.raises(PermanentError, match="does its address end with /v1"):
-            await text.text()
