@@ -102,7 +102,7 @@ async def read_urlencoded(request: Request) -> dict[str, str]:
     if body.count(b"&") >= MAX_FORM_FIELDS or body.count(b"%") > MAX_FORM_ESCAPES:
         raise HttpProblem(413, "form-too-large", f"the form has more than {MAX_FORM_FIELDS} fields or {MAX_FORM_ESCAPES} escapes")
     try:
-        fields = await run_parser(parse_qsl, body.decode(), size=len(body))
+        fields = await run_parser(parse_qsl, body.decode("utf-8-sig"), size=len(body))
         return {name: storable_text(value) for name, value in fields}
     except UnicodeDecodeError:
         raise HttpProblem(422, "form-unreadable", "the form is not UTF-8") from None

@@ -281,6 +281,17 @@ async def test_byte_order_mark_before_json_is_read_on_every_route() -> None:
         assert (marked.status_code, marked.text) == (plain.status_code, plain.text), path
 
 
+async def test_byte_order_mark_before_a_form_is_read() -> None:
+    """n8n #35933: the name of the first field had it, and nobody noticed."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    http = open_gateway().http
+    plain, marked = [
+        await http.post("/vision", content=mark + b"message=x&image_data=aGk=", headers=form) for mark in (b"", b"\xef\xbb\xbf")
+    ]
+    assert (marked.status_code, marked.text) == (plain.status_code, plain.text)
+    assert plain.status_code != 422
+
+
 @pytest.mark.parametrize(
     "media_type",
     [
