@@ -31,15 +31,29 @@ log = structlog.get_logger()
 
 
 async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | PgListener] = (), ingests: Sequence[DeadLetterIngest] = ()) -> None:
-    """Run a worker with settings from the environment until SIGTERM or SIGINT; running deliveries then have a grace period to finish."""
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    """Run a worker with settings from the environment until SIGTERM or SIGINT; running deliveries then have a grace period to finish.
+
+    A start that waits for a dependency ends at once.
+    """
+    stop, task = asyncio.Event(), asyncio.current_task()
     worker = Worker(actors, adapters, BusSettings(), StoreSettings(), ingests, HealthSettings())
+
+    def on_signal() -> None:
+        if task and not stop.is_set() and not worker.health.started:
+            task.cancel()
+        stop.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, on_signal)
     with open_tracing("-".join(worker.names), TracingSettings()):
-        async with worker.run():
-            await stop.wait()
-            log.info("actors.stopping")
+        try:
+            async with worker.run():
+                await stop.wait()
+                log.info("actors.stopping")
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+            log.info("actors.stopped", unfinished=0, reason="stopped while starting")
 
 
 class Worker:

@@ -8,6 +8,8 @@ from typing import Any
 import structlog
 from anyio import to_thread
 
+from bus.persistence.database_url import check_database_url
+from ops.errors import SetupError
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
@@ -51,6 +53,11 @@ async def local_stack(settings: LocalSettings) -> AsyncIterator[ServiceUrls]:
     folder = settings.local_folder.resolve()
     shared: list[SharedServer] = []
     amqp, database = settings.given_amqp_url, settings.given_database_url
+    if database:
+        try:
+            check_database_url(database)
+        except ValueError as error:
+            raise SetupError(f"DATABASE_URL: {error}") from None
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
         role_node = RoleNode(node, BrokerUserSettings())

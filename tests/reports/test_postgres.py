@@ -5,7 +5,9 @@ The reports are public ones, in our words; the server is real. Those of poolers 
 
 import asyncio
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from actors import ledger
 from actors.conversations import list_conversations
@@ -32,7 +35,11 @@ from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.conversation import ConversationMessage, ListConversations
 from ops.cli import main
+from ops.docgen.settings_catalog import ROOT
+from ops.errors import SetupError
 from ops.local.postgres import EmbeddedPostgres
+from ops.local.stack import local_stack
+from ops.settings import LocalSettings
 from tests.support.actor_context import make_context
 from tests.support.broker_client import BrokerClient, StartWorker, echo_actor
 from tests.support.dead_letter_fixtures import FlakyHandler
@@ -150,6 +157,32 @@ async def test_absence_names_the_host(database_url: str, change: Callable[[str],
     """maplibre/martin #3231: the name of a service may resolve a moment later, so it is waited for, and the log says for what."""
     with pytest.raises(DatabaseAway, match=f"DATABASE_URL: .*{reason}"):
         await examine_server("DATABASE_URL", change(database_url))
+
+
+async def test_start_that_waits_ends_with_sigterm(tmp_path: Path) -> None:
+    """janbjorge/pgqueuer #224: a process that waits for its database hears no signal, and is killed after the grace period."""
+    urls = {"AMQP_URL": "amqp://127.0.0.1:1", "DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d", "STORE_URL": tmp_path.as_uri()}
+    command = [sys.executable, "-m", "ops.cli", "run", "webhook"]
+    environment = os.environ | urls | {"HEALTH_PORT": "0"}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+    assert process.stdout
+    async with asyncio.timeout(40):
+        async for line in process.stdout:
+            if b"dependency.unavailable" in line:
+                break
+    process.terminate()
+    rest, _ = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == 0
+    assert b"Traceback" not in rest
+
+
+async def test_local_stack_reports_a_wrong_url(tmp_path: Path) -> None:
+    """PrefectHQ/prefect #14602: the command that starts all processes names the setting, before any of them restarts in a circle."""
+    settings = LocalSettings(local_folder=tmp_path, database_url=SecretStr("postgresql+asyncpg://u:p@h/d"))
+    with pytest.raises(SetupError, match=r"DATABASE_URL: .*SQLAlchemy"):
+        async with local_stack(settings):
+            pass
 
 
 async def test_full_or_starting_server_is_waited_for(database_url: str) -> None:
