@@ -13,7 +13,8 @@ import certifi
 EXAMPLE = "write postgresql://user:password@host:5432/database"
 ESCAPES = "in user and password write `#` as %23, `/` as %2F, `?` as %3F, `@` as %40, `:` as %3A, `[` as %5B and `%` as %25"
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-VERIFYING_MODES = ("verify-ca", "verify-full")
+PUBLIC_AUTHORITIES = "system"
+"""libpq's word for them, in place of the file of an authority."""
 CERTIFICATE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 DRIVER_OPTIONS = frozenset({
     *CERTIFICATE_OPTIONS,
@@ -161,30 +162,15 @@ def without_connect_timeout(url: str, default_seconds: float) -> tuple[str, floa
     """The URL as the driver reads it, and how long to wait for a connection. 0 means no limit to libpq, here the default."""
     options = options_of(url)
     seconds = float(options.pop(CONNECT_TIMEOUT, 0)) or default_seconds
-    if options.get("sslrootcert") == "system":  # libpq's word for the public authorities
+    if options.get("sslrootcert") == PUBLIC_AUTHORITIES:
         options["sslrootcert"] = certifi.where()
     base = url.partition("?")[0]
     return (f"{base}?{urlencode(options, quote_via=quote)}" if options else base), seconds
 
 
 def check_certificate_files(url: str) -> None:
-    """Raises ValueError for a file that is missing, and for a mode that verifies without an authority."""
+    """Raises ValueError for a file that is missing."""
     options = options_of(url)
-    if options.get("sslrootcert") == "system":
-        del options["sslrootcert"]
-    elif options.get("sslmode") in VERIFYING_MODES and "sslrootcert" not in options and not default_root_exists():
-        raise ValueError(
-            f"sslmode={options['sslmode']} needs the certificate authority of the server: set TLS_CA_FILE, or add "
-            "sslrootcert=/path/of/authority.pem, or sslrootcert=system for the public authorities"
-        )
     for name in CERTIFICATE_OPTIONS:
-        if name in options and not Path(options[name]).is_file():
+        if name in options and options[name] != PUBLIC_AUTHORITIES and not Path(options[name]).is_file():
             raise ValueError(f"the file of {name}, {options[name]}, is missing: mount it, or correct its path")
-
-
-def default_root_exists() -> bool:
-    """Whether libpq's own file of authorities exists."""
-    try:
-        return (Path.home() / ".postgresql" / "root.crt").is_file()
-    except RuntimeError:
-        return False

@@ -175,6 +175,8 @@ def describe_refusal(error: BaseException) -> str | None:
         return f"{text}: grant it to the user of the URL"
     if isinstance(error, asyncpg.UndefinedObjectError | asyncpg.InvalidParameterValueError | asyncpg.CantChangeRuntimeParamError):
         return f"{text}: the server refuses an option after `?`: remove it from the URL"
+    if isinstance(error, asyncpg.ClientConfigurationError) and "root certificate" in text:
+        return f"{text}: set TLS_CA_FILE, or add sslrootcert=/path/of/authority.pem, or sslrootcert=system for the public authorities"
     if isinstance(error, asyncpg.UnsupportedClientFeatureError | asyncpg.FeatureNotSupportedError | ValueError):
         return text
     if isinstance(error, asyncpg.InterfaceError) and "authentication method" in text:

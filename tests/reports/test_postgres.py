@@ -312,6 +312,32 @@ async def test_pool_leaves_a_server_that_became_a_replica(bus_settings: BusSetti
         assert await pool.fetchval("select pg_backend_pid()") != session
 
 
+async def test_password_that_is_being_changed_makes_no_dead_letters(
+    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
+) -> None:
+    """fly-apps/postgres-flex #256: a wrong password ends a start; while a process runs, it waits until the password fits again."""
+    handler = FlakyHandler()
+    handler.failing = False
+    actor = echo_actor(handler)
+    async with own_database(database_url) as (url, role, server), start_worker(actor, settings=with_database(bus_settings, url)):
+        await server.execute(f"alter role {role} password 'another'")
+        await server.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'")
+        await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+        await asyncio.sleep(0.7)
+        assert broker_client.replies.empty()
+        await server.execute(f"alter role {role} password 'secret'")
+        assert (await broker_client.next_reply())[1]["text"] == "x"
+
+
+async def test_second_host_and_escaped_user(database_url: str) -> None:
+    """brianc/node-postgres #3013, patroni users: the first of several hosts is down, and the user's name has an `@`."""
+    async with own_database(database_url) as (url, role, server):
+        await server.execute(f"create role \"{role}@shop\" login password 'p#1/%'")
+        several = url.replace("127.0.0.1", "127.0.0.1:1,127.0.0.1").replace(f"{role}:secret", f"{role}%40shop:p%231%2F%25")
+        assert not (await examine_server("DATABASE_URL", check_database_url(several))).shares_sessions
+        await server.execute(f'drop role "{role}@shop"')
+
+
 async def test_restart_of_the_server_is_waited_for(
     bus_settings: BusSettings, postgres: EmbeddedPostgres, broker_client: BrokerClient, start_worker: StartWorker
 ) -> None:
