@@ -149,6 +149,8 @@ class AssetFetcher:
         try:
             async with asyncio.timeout(self._settings.asset_timeout_seconds):
                 return await download(url, transport, max_bytes, origin=origin, check=self._check_host, headers=headers)
+        except httpx.InvalidURL as error:  # The client joins the address of a redirect before it is followed.
+            raise refused_error(origin, "it redirects, and gives no readable address to go on to") from error
         except httpx.RemoteProtocolError as error:
             if not any(word in str(error) for word in INTERRUPTIONS):
                 raise refused_error(origin, "its response is not valid HTTP") from error

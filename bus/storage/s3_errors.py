@@ -1,4 +1,4 @@
-"""The errors of the S3 SDK, translated into ours: what was done, at which server, what it said, and which setting mends it.
+"""The errors of the S3 SDK, translated into ours: what was done, at which server, how it answered, and which setting mends it.
 
 A missing object is a permanent error; a store that is unavailable, full or denies access is a temporary one, since an operator can fix it.
 """
@@ -93,13 +93,13 @@ def error_code(error: "ClientError") -> str:
 
 def describe_response(error: "ClientError", server: str | None) -> str:
     """The code, status, operation, server and text of an error response, and its cure where one is known."""
-    code, said = error_code(error), error.response.get("Error", {})
+    code, document = error_code(error), error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
-    text = " ".join(str(said.get("Message") or "").split())[:MESSAGE_CHARS].rstrip(".")
+    text = " ".join(str(document.get("Message") or "").split())[:MESSAGE_CHARS].rstrip(".")
     cures = [CURES.get(code, "")]
     if "checksum" in text.lower() or "trailer" in text.lower():
         cures = [CHECKSUM_CURE]
-    if region := said.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region"):
+    if region := document.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region"):
         cures.append(f"the server says that it is {str(region)[:40]!r}")
     head = f"the store responded with {code} ({metadata.get('HTTPStatusCode', 0)} to {error.operation_name} at {server_name(server)})"
     return "; ".join(part for part in (f"{head}: {text}" if text and text != code else head, *cures) if part)

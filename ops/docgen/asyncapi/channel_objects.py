@@ -48,7 +48,7 @@ def event_channel(events: list[str]) -> dict[str, Any]:
     channel["parameters"] = {
         "step": {"description": "The name of a step, or `job` for events of the whole job."},
         "kind": {"description": "The kind of event.", "enum": ["accepted", "progress", "completed", "failed", "cancelled"]},
-        "jobId": {"description": "The job's id."},
+        "jobId": {"description": "The job's id; in a second key with `.`, `*`, `#` and `%` percent-encoded, so that it is one word."},
     }
     return channel
 

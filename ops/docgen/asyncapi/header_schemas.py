@@ -7,6 +7,7 @@ from typing import Any
 
 from contracts import wire
 from contracts.broker_names import REPLY_QUEUE_PREFIXES
+from contracts.identifiers import ID_RULE
 from contracts.wire import Header
 
 FAILURE_HEADERS = frozenset(header for header in Header if header.name.startswith(("ORIGIN", "FIRST", "LAST", "FAULT", "EXCEPTION")))
@@ -15,7 +16,7 @@ SCHEMA_BY_TYPE = {"int": {"type": "integer"}, "bool": {"type": "boolean"}, "ISO 
 
 AMQP_PROPERTIES: dict[str, dict[str, Any]] = {
     "message_id": {"type": "string", "description": "A message with the id, tenant, job and content of an earlier one is processed once."},
-    "correlation_id": {"type": "string", "description": "The job's id, the same in every message of the job."},
+    "correlation_id": {"type": "string", "description": f"The job's id, the same in every message of the job: {ID_RULE}."},
     "type": {"type": "string", "description": "Name and version of the message."},
     "reply_to": {
         "type": "string",
