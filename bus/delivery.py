@@ -15,6 +15,7 @@ from bus.amqp.tolerant_decoding import encoded_properties, undecodable_reason
 from bus.ids import body_id, derived_id, has_secret, public_body_id, public_id
 from bus.persistence.entry_id import content_digest, entry_id
 from contracts.broker_names import is_reply_queue
+from contracts.identifiers import is_identifier
 from contracts.wire import Header
 
 CARRIED_PROPERTIES_LIMIT = 90_000
@@ -22,6 +23,22 @@ CARRIED_PROPERTIES_LIMIT = 90_000
 
 OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 """The callback of a consumer: processes one message and acknowledges it."""
+
+
+def find_refused_id(message: AbstractIncomingMessage, headers: Mapping[str, Any]) -> str | None:
+    """The first property that holds an id, and breaks the rule of ids. An empty one is none."""
+    ids = {
+        "message_id": message.message_id,
+        "correlation_id": message.correlation_id,
+        "reply_to": message.reply_to,
+        Header.TENANT.value: headers.get(Header.TENANT),
+    }
+    return next((name for name, value in ids.items() if value not in (None, "", b"") and not is_identifier(_as_text(value))), None)
+
+
+def _as_text(value: Any) -> Any:
+    """Some clients write the texts of headers as bytes."""
+    return bytes(value).decode(errors="surrogateescape") if isinstance(value, bytes | bytearray) else value
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Delivery:
     """A message and its metadata; the body is not parsed. `redelivery_count`: how often it was returned to the queue.
 
     `former_id`: the id that the message has under the scheme of earlier releases. `refused_reply_to`: a `reply_to` that names no reply
-    queue; `reply_to` is None then, so that nothing is published to it. `signature_fault`: why its signature is refused, where one is due.
+    queue; `reply_to` is None then, so that nothing is published to it. `refused_id`: the property that is no id by the rule.
+    `signature_fault`: why its signature is refused, where one is due.
     `undecodable`: why the client library could not decode its properties. None of them is known then, and the ids are new.
     `original_properties`: those of the message as it was first published, encoded; a retry carries them in a header.
     """
@@ -73,6 +91,7 @@ class Delivery:
     replay: int = 0
     undecodable: str | None = None
     former_id: str | None = None
+    refused_id: str | None = None
     refused_reply_to: str | None = None
     signature_fault: str | None = None
     original_properties: bytes | None = None
@@ -105,6 +124,7 @@ class Delivery:
             replay=read_count(headers.get(Header.REPLAY)),
             undecodable=undecodable,
             former_id=read_id(headers.get(Header.FORMER_ID)) or (None if given_id else public_body_id(queue, message.body)),
+            refused_id=find_refused_id(message, headers),
             refused_reply_to=reply_to if reply_to and not is_reply_queue(reply_to) else None,
             signature_fault=signing.find_fault(message),
             original_properties=read_original_properties(headers),

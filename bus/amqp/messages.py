@@ -13,6 +13,8 @@ from contracts.control import Control
 from contracts.event import Event
 from contracts.wire import message_type
 
+SECOND_KEYS_HEADER = "CC"
+"""RabbitMQ routes a message by these keys too. A queue that several of them match gets it once."""
 JOB_STEP = "job"
 """The step of events about a whole job."""
 
@@ -48,7 +50,10 @@ def build_command(
 
 
 def build_event(event: Event, headers: dict[str, Any]) -> OutboundMessage:
+    """The event; for a job id of several words with a second key, in which the id is one word (RabbitMQ's sender-selected routing)."""
     key = broker_names.event_routing_key(event.step, event.kind, event.job_id)
+    escaped = broker_names.escaped_event_key(event.step, event.kind, event.job_id)
+    headers = headers if escaped == key else headers | {SECOND_KEYS_HEADER: [escaped]}
     body = event.model_dump_json(exclude_none=True).encode()
     return OutboundMessage(broker_names.EVENTS_EXCHANGE, key, body, event_message_id(event), event.job_id, "event.v1", headers)
 

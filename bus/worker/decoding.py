@@ -8,6 +8,7 @@ from bus.delivery import Delivery
 from bus.errors import PermanentError, validation_problems
 from bus.json_text import storable_json
 from contracts.broker_names import REPLY_QUEUE_PREFIXES
+from contracts.identifiers import ID_RULE
 from contracts.slip import Slip, reachable_steps
 from contracts.steps import COMMANDS
 from contracts.wire import message_type
@@ -18,7 +19,7 @@ def decode_command(delivery: Delivery, actor: Actor, max_bytes: int) -> WireMode
     """The command of a delivery.
 
     Raises PermanentError: `signature-missing`, `signature-invalid`, `reply-to-refused`, `message-too-large`,
-    `unknown-version`, `invalid-json`, `invalid-message` or `unknown-step`.
+    `unknown-version`, `invalid-json`, `invalid-message`, `id-refused` or `unknown-step`.
     """
     _check_publisher(delivery)
     check_size(delivery.body, max_bytes)
@@ -29,6 +30,8 @@ def decode_command(delivery: Delivery, actor: Actor, max_bytes: int) -> WireMode
     except ValidationError as error:
         code = "invalid-json" if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid" else "invalid-message"
         raise PermanentError(code, validation_problems(error)) from None
+    if delivery.refused_id:
+        raise PermanentError("id-refused", f"the property or header {delivery.refused_id} is no id: {ID_RULE}")
     _check_itinerary(getattr(command, "slip", None))
     return command
 

@@ -142,7 +142,7 @@ class LoraFileCache:
                 raise
             log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=str(error))
             return None
-        if page := describe_page(data):  # Some servers answer so to any address that they do not know.
+        if address.startswith("http") and (page := describe_page(data)):  # Some web servers answer so to any address.
             log.warning("lora.alpha_unknown", origin=origin, sha256=file.stem, reason=page)
             return None
         return await asyncio.to_thread(parse_adapter_config, data, origin)
