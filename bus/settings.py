@@ -64,7 +64,6 @@ class BusSettings(BaseSettings):
     )
     secret: Secret | None = Field(
         None,
-        min_length=MIN_SECRET_LENGTH,
         validation_alias="ATELIER_SECRET",
         description="The secret of the installation, the same in every process, which keys message ids. `openssl rand -hex 32` makes one.",
     )
@@ -119,6 +118,14 @@ class BusSettings(BaseSettings):
         validation_alias=process_wide("WORKER"),
         description="The name of this process in logs and events.",
     )
+
+    @field_validator("secret")
+    @classmethod
+    def check_secret_length(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < MIN_SECRET_LENGTH:
+            cure = "make one with `openssl rand -hex 32`, the same for every process"
+            raise ValueError(f"it has {len(secret)} characters, at least {MIN_SECRET_LENGTH} are needed: {cure}")
+        return secret
 
     @field_validator("retry_delays_seconds", "long_delays_seconds", mode="before")
     @classmethod

@@ -131,6 +131,13 @@ def test_password_that_would_be_read_as_a_port_is_refused_without_its_text(monke
     assert MARK not in mask_text(f"invalid port ':pa' of {password}")
 
 
+def test_short_secret_of_the_installation_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_SECRET", f"{MARK}\n")
+    described = refusal(BusSettings)
+    assert f"ATELIER_SECRET: it has {len(MARK)} characters, at least 32 are needed: make one with `openssl rand -hex 32`" in described
+    assert MARK not in described
+
+
 def test_id_of_a_key_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
     """boto/botocore #2001, boto/boto3 #2280: the id stands in the Authorization header too, which the error quotes with its signature."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA0815\r\n")

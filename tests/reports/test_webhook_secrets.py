@@ -2,7 +2,11 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -12,6 +16,7 @@ from actors.settings import WebhookSettings
 from actors.webhooks.signature import build_signature_headers
 from ops.cli import main
 
+ROOT = Path(__file__).parents[2]
 KEY = bytes(range(200, 232))
 """Its base64 has the characters that differ between the alphabets, and padding."""
 STANDARD, URL_SAFE = base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KEY).decode()
@@ -87,6 +92,17 @@ def test_secret_that_cannot_sign_is_refused_at_the_start(
     assert f"WEBHOOK_SECRET: {reason}" in error
     assert CURE in error
     assert written == "whsec_" or written not in error
+
+
+def test_worker_with_a_broker_does_not_start_with_plain_words(amqp_url: str, store_folder: Path) -> None:
+    """harshdwivediiiii/pathfinder-ai #2304: no order is taken that would only fail."""
+    environment = os.environ | {"AMQP_URL": amqp_url, "STORE_URL": store_folder.as_uri(), "WEBHOOK_SECRET": "my-webhook-secret"}
+    command = [sys.executable, "-m", "ops.cli", "run", "webhook"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"WEBHOOK_SECRET: it is not whsec_ followed by base64: {CURE}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "my-webhook-secret" not in done.stderr + done.stdout
 
 
 def test_secret_of_the_cure_works() -> None:
