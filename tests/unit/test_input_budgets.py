@@ -14,12 +14,13 @@ PATTERN_SECONDS = 120.0
 KNOWN_AT_RUN_TIME = {
     ("contracts/verdict.py", "f'^[^\\\\x00-\\\\x1f\\\\x22\\\\x5c\\\\x7f]{{{min_length},{max_length}}}$'"),
     ("actors/decoding/json_schemas.py", "pattern"),
+    ("actors/engines/remote/parameters.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
     ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
     ("actors/vision/verdict_parser.py", "pattern"),
     ("ops/docgen/asyncapi/message_examples.py", "pattern"),
 }
 """Patterns of the verdicts' schemas, which `schema_patterns` collects, and of our own contracts; those of a caller's JSON schema, which run
-in a process that is killed; and a choice between fixed words."""
+in a process that is killed; and a choice between fixed words, such as the names of parameters."""
 SUPERLINEAR = [
     (r"(?:\s*ASSISTANT:\s*)+$", 0, "search"),
     (r"^(?:\s*USER:\s*)+x", 0, "match"),
