@@ -6,7 +6,7 @@ A pooler in transaction mode, such as PgBouncer, is recognised by what it does: 
 import asyncio
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 import structlog
@@ -60,7 +60,7 @@ class DatabaseServer:
     """Where a setting leads. `shares_sessions`: a pooler in transaction mode, which gives each transaction another session."""
 
     setting: str
-    url: str
+    url: str = field(repr=False)
     shares_sessions: bool = False
 
 
