@@ -74,7 +74,7 @@ def test_result_and_picture_say_how_many_tokens_were_left_out(engine: DiffusionE
 
 
 def test_count_is_that_of_the_stock_pipeline(engine: DiffusionEngine, models: dict[str, Path]) -> None:
-    """pharmapsychotic/clip-interrogator #65: what is said to be left out has no effect, and nothing else has none."""
+    """pharmapsychotic/clip-interrogator #65: what is counted as left out has no effect; what is not has one."""
     result, picture = draw(engine, LONG + SECRET)
     kept = (LONG + SECRET).replace(" ", "")  # a blank is no token of its own
     _, without = draw(engine, LONG)

@@ -13,7 +13,7 @@ from actors.engines.diffusion.schedulers import build_scheduler
 SIDE = 64
 """Pixels of the picture."""
 OTHER_FORMATS = (".safetensors", ".ckpt", ".pt", ".bin")
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 
 def check_folder(name: str, folder: Path | None) -> None:
@@ -28,28 +28,31 @@ def check_folder(name: str, folder: Path | None) -> None:
     if not index.is_file():
         raise ValueError(f"{index} does not exist: the folder is not in the format of diffusers")
     try:
-        kind = json.loads(index.read_text()).get("_class_name")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{index} is not a JSON object") from None
-    if kind not in PIPELINES:
-        raise ValueError(f"it is a {kind} (_class_name in model_index.json); this engine draws with Stable Diffusion 1 and 2")
+        content = json.loads(index.read_text())
+        kind, missing = str(content.get("_class_name")), [part for part in PARTS if not (content.get(part) or [None])[0]]
+    except (ValueError, AttributeError, TypeError, LookupError):
+        raise ValueError(f"{index} is not that of a pipeline") from None
+    if missing or "text_encoder_2" in content or "XL" in kind:
+        lack = f" without {', '.join(missing)}" if missing else ""
+        raise ValueError(f"it is a {kind}{lack} (model_index.json); this engine draws with Stable Diffusion 1 and 2")
 
 
 def check_parts(pipeline: Any) -> None:
     """Whether the parts of a pipeline are of one model. Sets the tokenizer's limit where its file lacks it. Raises ValueError."""
-    tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet.config, pipeline.vae.config
-    for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
+    for part in PARTS:
         if getattr(pipeline, part, None) is None:
-            raise ValueError(f"it has no {part}: model_index.json and the folder {part} must name one")
+            raise ValueError(f"it has no {part}: model_index.json must name one, and the folder {part} must have it")
+    tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet.config, pipeline.vae.config
     if len(tokenizer) > encoder.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text encoder {encoder.config.vocab_size} (vocab_size in "
             "text_encoder/config.json): they are of different models"
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    if (width := encoder.config.hidden_size) != unet.cross_attention_dim:
+    width, read_width = encoder.config.hidden_size, unet.cross_attention_dim
+    if isinstance(read_width, int) and width != read_width and not unet.get("encoder_hid_dim"):
         raise ValueError(
-            f"the text encoder gives {width} values a token, the UNet reads {unet.cross_attention_dim} (cross_attention_dim in "
+            f"the text encoder gives {width} values a token, the UNet reads {read_width} (cross_attention_dim in "
             "unet/config.json): they are of different models"
         )
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:

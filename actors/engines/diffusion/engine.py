@@ -19,8 +19,8 @@ from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing,
 from actors.engines.diffusion.png import LATENT_RGB_FACTORS, preview_jpeg
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
 from actors.engines.diffusion.schedulers import SCHEDULERS, build_scheduler
-from actors.engines.process.failures import fail_request
-from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype, is_device_failure
+from actors.engines.process.failures import fail_request, is_device_failure
+from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype
 from actors.engines.process.model_cache import InsufficientMemory, ModelCache
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Progressed, Started
 from actors.engines.settings import ImageSettings

@@ -17,7 +17,8 @@ from actors.engines.diffusion.checkpoint import (
 )
 from actors.engines.diffusion.checkpoint_check import check_folder, check_parts, draw_test_picture
 from actors.engines.diffusion.lora.slots import LoraSlots
-from actors.engines.process.gpu import free_memory, is_device_failure
+from actors.engines.process.failures import is_device_failure
+from actors.engines.process.gpu import free_memory
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError

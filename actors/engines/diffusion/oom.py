@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from actors.engines.process.gpu import free_memory, is_out_of_memory
+from actors.engines.process.failures import is_out_of_memory
+from actors.engines.process.gpu import free_memory
 from actors.engines.process.protocol import MemoryExhausted
 
 T = TypeVar("T")

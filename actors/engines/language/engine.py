@@ -18,8 +18,8 @@ from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import LoadedModel, load_model, used_memory_bytes
 from actors.engines.language.requests import FinishReason, VlmOptions, VlmRequest, VlmResponse
 from actors.engines.language.sampling import Sampling
-from actors.engines.process.failures import fail_request
-from actors.engines.process.gpu import DeviceMeter, free_memory, is_device_failure
+from actors.engines.process.failures import fail_request, is_device_failure
+from actors.engines.process.gpu import DeviceMeter, free_memory
 from actors.engines.process.protocol import EngineEvent, EngineHost, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
 from bus.errors import PermanentError
 

@@ -1,11 +1,27 @@
-"""The failure of one request by an exception in its work, which ends neither its process nor its neighbours."""
+"""Errors in a model process: those of the device, which end it, and those of one request, which end neither it nor its neighbours."""
 
 import structlog
 
-from actors.engines.process.protocol import Failed
+from actors.engines.process.protocol import Failed, MemoryExhausted
 from bus.errors import PermanentError, TemporaryError
 
 log = structlog.get_logger()
+
+DEVICE_FAILURES = ("cuda error", "cudnn error", "cublas error", "cublas_status", "cudnn_status", "hip error", "device-side assert")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's error, CUDA's, and that of torch when a CPU allocation fails."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error says nothing about the request: memory ran out, or the device is lost, which only a new process may mend."""
+    if isinstance(error, MemoryExhausted) or is_out_of_memory(error) or type(error).__name__ == "AcceleratorError":
+        return True
+    return any(text in str(error).lower() for text in DEVICE_FAILURES)
 
 
 def fail_request(request_id: int, error: Exception) -> Failed:

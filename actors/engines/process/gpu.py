@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from actors.engines.process.protocol import EngineMetrics, MemoryExhausted
+from actors.engines.process.protocol import EngineMetrics
 
 REPORT_INTERVAL_SECONDS = 1.0
 RATE_WINDOW_SECONDS = 10.0
@@ -36,23 +36,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-DEVICE_FAILURES = ("cuda error", "cudnn error", "cublas error", "cublas_status", "cudnn_status", "hip error", "device-side assert")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, CUDA's, and that of torch when a CPU allocation fails."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
-
-
-def is_device_failure(error: BaseException) -> bool:
-    """Whether an error says nothing about the request: memory ran out, or the device is lost, which only a new process may mend."""
-    if isinstance(error, MemoryExhausted) or is_out_of_memory(error) or type(error).__name__ == "AcceleratorError":
-        return True
-    return any(text in str(error).lower() for text in DEVICE_FAILURES)
 
 
 class EngineMonitor:

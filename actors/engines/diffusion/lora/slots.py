@@ -15,7 +15,7 @@ from actors.engines.diffusion.lora.names import LayerTable
 from actors.engines.diffusion.lora.strength import describe_strength, invalid_lora
 from actors.engines.diffusion.lora.tensors import LoraPair, read_pairs
 from actors.engines.diffusion.requests import LoraFile
-from actors.engines.process.gpu import is_device_failure
+from actors.engines.process.failures import is_device_failure
 from bus.errors import PermanentError, TemporaryError
 
 LayerKey = tuple[str, str]
