@@ -214,7 +214,7 @@ class Replayed(Result):
     differences: list[ReplayDifference] = Field(
         default_factory=list, description="On a dry run: in what the messages differ from those that died. All else is sent as it died."
     )
-    compared: int = Field(0, description="On a dry run: the letters that were compared, at most the first 10,000.")
+    compared: int = Field(0, description="On a dry run: how many letters were compared; at most 10,000, and for 5 s.")
 
 
 class Edited(Result):

@@ -90,7 +90,7 @@ class RawProperties:
         """With these headers in place of those of the same names, and after the others."""
         if not headers:
             return self
-        new = [(name.encode(), encode.encode_table_value(value)) for name, value in headers.items()]
+        new = [(name.encode(), _encode_field(value)) for name, value in headers.items()]
         return replace(self, headers=(*self._others(headers), *new))
 
     def without_headers(self, names: Iterable[str]) -> Self:
@@ -110,6 +110,11 @@ class EncodedProperties(Basic.Properties):
 
     def marshal(self) -> bytes:
         return self.encoded
+
+
+def _encode_field(value: Any) -> bytes:
+    """The library would write a number of Python's precision as one of half of it."""
+    return b"d" + encode.double(value) if isinstance(value, float) else encode.encode_table_value(value)
 
 
 def _split_table(data: bytes) -> Iterable[Header]:

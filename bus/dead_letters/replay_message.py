@@ -60,10 +60,11 @@ class _Replay:
         self._record(f"header {name}", reason, describe_field(died) if died else None, str(value))
 
     def leave_out_headers(self, names: Iterable[str], reason: str) -> None:
-        for name in sorted(names):
-            if died := self.raw.header(name):
-                self.raw = self.raw.without_headers([name])
-                self._record(f"header {name}", reason, describe_field(died), None)
+        present = {name for name, _ in self.raw.headers or ()}
+        for name in sorted(name for name in names if name.encode() in present):
+            died = self.raw.header(name)
+            self.raw = self.raw.without_headers([name])
+            self._record(f"header {name}", reason, describe_field(died) if died else None, None)
 
     def leave_out_everything(self, reason: str) -> None:
         for name in self.raw.values:
@@ -111,10 +112,22 @@ def _replay(row: Row) -> _Replay:
         _apply_edit(replay, row)
     _apply_ids(replay, row)
     _apply_broker_rules(replay, row["headers"])
-    if str(row["target"]).startswith(broker_names.work_queue("")):
-        _apply_worker_rules(replay)
+    if _is_worker_queue(row):
+        replay.set_text("reply_to", None, "its caller was answered when the message failed")
+        replay.leave_out_headers([Header.DEADLINE.value], "it has passed, and the work is wanted")
+    if _is_consumed_by_us(row):
+        _leave_out_failed_delivery(replay)
     replay.set_header(Header.REPLAY.value, row["replays"], "it counts the replays, so that each failure is recognised as a new one")
     return replay
+
+
+def _is_worker_queue(row: Row) -> bool:
+    return str(row["target"]).startswith(broker_names.work_queue(""))
+
+
+def _is_consumed_by_us(row: Row) -> bool:
+    """By a worker, or by an adapter, whose queue belongs to another system."""
+    return _is_worker_queue(row) or is_ours(row["dead_queue"])
 
 
 def _what_died(row: Row) -> _Replay:
@@ -128,8 +141,7 @@ def _what_died(row: Row) -> _Replay:
     except ValueError as error:
         difference = ReplayDifference(name="properties", change="left out", reason="the protocol does not allow them", died=str(error))
         return _Replay(RawProperties({}), [difference])
-    consumed_by_us = is_ours(row["dead_queue"]) or str(row["target"]).startswith(broker_names.work_queue(""))
-    if consumed_by_us and undecodable_reason(decode_properties(row["properties"]).headers):
+    if _is_consumed_by_us(row) and undecodable_reason(decode_properties(row["properties"]).headers):
         replay.leave_out_everything(UNDECODABLE)
     return replay
 
@@ -179,10 +191,8 @@ def _apply_broker_rules(replay: _Replay, headers: Mapping[str, Any]) -> None:
     replay.leave_out_headers(SENDER_SELECTED_HEADERS, "the broker would send a copy to each of its keys")
 
 
-def _apply_worker_rules(replay: _Replay) -> None:
-    """What a worker would take as part of the failed delivery."""
-    replay.set_text("reply_to", None, "its caller was answered when the message failed")
-    replay.leave_out_headers([Header.DEADLINE.value], "it has passed, and the work is wanted")
+def _leave_out_failed_delivery(replay: _Replay) -> None:
+    """What a worker or an adapter would take as part of this delivery."""
     replay.leave_out_headers([Header.ATTEMPT.value], "a replay starts with the first attempt")
     replay.leave_out_headers([Header.SIGNATURE.value], "a replay is signed anew where messages are signed")
     replay.leave_out_headers(FAILURE_HEADERS, BY_ATELIER)

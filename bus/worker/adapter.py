@@ -83,13 +83,14 @@ class AdapterConsumer:
         return outgoing.build_events(run, EventKind.COMPLETED)
 
     async def _dead_letter(self, delivery: Delivery, error: Exception) -> str:
-        """Publish the dead letter, and the notification of an InvalidMessage. Returns the fault code."""
+        """Publish the dead letter, under the message's own id, and the notification of an InvalidMessage. Returns the fault code."""
         code = error.code if isinstance(error, PermanentError) else "adapter-failed"
         fault = fault_from_error(error, code, self.adapter.name, 1)
         notification = error.notification if isinstance(error, InvalidMessage) else None
         run = self._step_run(delivery, notification, None)
         outcome = DeadLettered(fault, format_stack(error))
-        messages = outgoing.build_dead_letter(run, outcome, now=datetime.now(UTC))
+        dead_letter, *others = outgoing.build_dead_letter(run, outcome, now=datetime.now(UTC))
+        messages = [replace(dead_letter, message_id=delivery.message_id), *others]
         if notification:
             body = notification.body | {"fault": fault.model_dump(mode="json")}
             headers = notification.headers | {Header.DETACHED.value: True}
@@ -108,6 +109,7 @@ class AdapterConsumer:
             traceparent=delivery.traceparent,
             tracestate=delivery.tracestate,
             published_at=delivery.published_at,
+            original_properties=delivery.original_properties,
             origin=delivery.origin,
         )
         return StepRun(described, self.adapter.name, self.worker, slip, datetime.now(UTC))

@@ -18,8 +18,9 @@ from actors.dead_letters import ACTORS
 from bus.actor import Adapter, TranslatedCommand
 from bus.dead_letters import replay
 from bus.dead_letters.ingest import DeadLetterIngest
-from bus.dead_letters.repository import DeadLetterRepository
+from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
 from bus.errors import PermanentError
+from bus.persistence.pool import apply_schemas
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.worker import Worker
@@ -277,3 +278,10 @@ async def test_order_replayed_to_foreign_queue_is_resolved(
         repaired = True
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id]), dry_run=False))
         await wait_for_dead_letters(repository, message_id=message_id, state="resolved")
+
+
+async def test_table_of_an_earlier_release_gets_the_column_of_the_properties(pool: asyncpg.Pool, repository: DeadLetterRepository) -> None:
+    await pool.execute("alter table atelier.dead_letters drop column properties")
+    assert not await repository.schema_exists()
+    await apply_schemas(pool, [SCHEMA])
+    assert await repository.schema_exists()

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from actors.adapters.image_generation import build_adapter
 from actors.dead_letters import ACTORS
 from bus.amqp.raw_properties import RawProperties
 from bus.amqp.tolerant_decoding import encoded_properties
@@ -27,7 +27,7 @@ from contracts import broker_names
 from contracts.dead_letter import EditDeadLetter, ReplayDeadLetters, Selection, WholeDeadLetter
 from contracts.wire import Header
 from ops.commands.dead_letter_output import format_letter, format_replayed
-from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor
+from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor, wait_until
 from tests.support.dead_letter_fixtures import (  # noqa: F401
     FlakyHandler,
     StartWorkerWithIngest,
@@ -37,61 +37,12 @@ from tests.support.dead_letter_fixtures import (  # noqa: F401
     start_worker_with_ingest,
     wait_for_dead_letters,
 )
+from tests.support.foreign_queue import BODY, PROPERTIES, TYPED_HEADERS, ForeignQueue, values_of
 from tests.support.gateway_app import open_gateway
-from tests.support.hostile_messages import DECODABLE_FIELDS, encode_properties, entry, long, publish_all, short, table
 from tests.support.hostile_messages import HostileMessage as Message
+from tests.support.hostile_messages import encode_properties, entry, long, publish_all, short, table
 
 pytestmark = pytest.mark.timeout(60)
-
-WRITTEN_ANEW = ("bool 255", "int64 min")
-"""Encodings with another one of the same value, which the broker writes when it adds a header of its own."""
-TYPED_HEADERS = table(
-    # Values of which a client library, JSON or a table of its own loses something: the width, the sign, the digits, the type, the bytes.
-    *(entry(name, field) for name, field in DECODABLE_FIELDS.items() if len(field) < 1000 and name not in WRITTEN_ANEW),
-    entry("twice", b"t\x01"),
-    entry("twice", b"S" + long(b"the second")),
-    entry("x-theirs", b"S" + long(b"a header of the publisher")),
-    entry("x-retry-count", b"l" + struct.pack(">q", 2**53 + 1)),
-    entry("price", b"d" + struct.pack(">d", 0.1 + 0.2)),
-    entry("amount", b"D\x02\x00\x01\xe2\x40"),
-    entry("sent-at", b"T" + struct.pack(">Q", 1_790_000_000)),
-)
-PROPERTIES = {
-    "content_type": short(b"application/x-thing"),
-    "content_encoding": short(b"identity"),
-    "headers": TYPED_HEADERS,
-    "delivery_mode": b"\x01",
-    "priority": b"\x07",
-    "correlation_id": short("주문-1".encode()),
-    "expiration": short(b"3600000"),
-    "timestamp": struct.pack(">Q", 1_790_000_000),
-    "type": short(b"order.placed"),
-    "app_id": short(b"shop"),
-    "cluster_id": short(b"c"),
-}
-BODY = b"\x00\xff not JSON \xe2"
-
-
-class ForeignQueue:
-    """A queue of another system that dead-letters into one that is ingested."""
-
-    def __init__(self, broker_client: BrokerClient, amqp_url: str) -> None:
-        self.broker_client, self._url = broker_client, amqp_url
-        self.user = (urlsplit(amqp_url).username or "").encode()
-        self.name, self.dead = f"orders-{uuid4().hex[:6]}", f"orders-dlq-{uuid4().hex[:6]}"
-
-    async def declare(self) -> None:
-        """Without a routing key of its own for dead letters: with one, the broker takes CC off."""
-        arguments: dict[str, Any] = {"x-dead-letter-exchange": self.dead}
-        exchange = await self.broker_client.channel.declare_exchange(self.dead, "fanout", durable=True)
-        await (await self.broker_client.channel.declare_queue(self.dead, durable=True)).bind(exchange)
-        await self.broker_client.channel.declare_queue(self.name, durable=True, arguments=arguments)
-
-    async def die(self, properties: bytes, body: bytes = BODY) -> RawProperties:
-        """Publish a message and reject it. Returns its properties."""
-        await asyncio.to_thread(publish_all, self._url, [Message("", properties, body, None)], self.name)
-        await (await (await self.broker_client.channel.get_queue(self.name)).get(timeout=5)).reject(requeue=False)
-        return RawProperties.parse(properties)
 
 
 @pytest.fixture
@@ -117,14 +68,6 @@ async def differences_of(pool: asyncpg.Pool, letter: WholeDeadLetter, **options:
     """What a dry run shows: name to change, value that died and value that is sent."""
     request = ReplayDeadLetters(selection=Selection(ids=[letter.id]), **options)
     return {one.name: (one.change, one.died, one.sent) for one in (await replay.stage(pool, request)).differences}
-
-
-def values_of(raw: RawProperties) -> dict[str, bytes]:
-    """Every value by its name, encoded; those of a repeated header one after another. A quorum queue adds a count at each delivery."""
-    values = dict(raw.values)
-    for name, field in raw.without_headers(["x-delivery-count"]).headers or ():
-        values[f"header {name.decode()}"] = values.get(f"header {name.decode()}", b"") + field
-    return values
 
 
 async def test_replay_equals_what_died(
@@ -245,6 +188,37 @@ async def test_replayed_command_equals_what_died(
     assert body == b'{"text": "x"}'
     assert {name for name in died.keys() | now.keys() if died.get(name) != now.get(name)} == shown.keys()
     assert shown.keys() == {"reply_to", f"header {Header.DEADLINE.value}", f"header {Header.REPLAY.value}"}
+
+
+async def test_replayed_order_equals_what_died(
+    start_worker: StartWorker,
+    start_worker_with_ingest: StartWorkerWithIngest,
+    broker_client: BrokerClient,
+    repository: DeadLetterRepository,
+    pool: asyncpg.Pool,
+    amqp_url: str,
+) -> None:
+    """Of another system in the queue that an adapter consumes, with the ids that its publisher chose, and those that it did not."""
+    queue, number = broker_names.IMAGE_GENERATION_QUEUE, uuid4().int % 10**9
+    body = json.dumps({"type": "image_generation", "data": {"generation_id": number}}).encode()
+    properties = encode_properties(**PROPERTIES | {"headers": TYPED_HEADERS}, message_id=short(b"their-id"), reply_to=short(b"theirs"))
+    async with start_worker(adapters=[build_adapter()]):
+        dead = await broker_client.channel.get_queue(broker_names.dead_letter_queue(queue))
+        await asyncio.to_thread(publish_all, amqp_url, [Message("", properties, body, None)], queue)
+
+        async def is_dead() -> bool:
+            return await queue_size(broker_client, dead.name) == 1
+
+        await wait_until(is_dead)
+    async with start_worker_with_ingest(queues=(dead.name,)):
+        [letter] = await wait_for_dead_letters(repository, step=queue, job_id=f"generation-{number}")
+        shown = await differences_of(pool, letter)
+        sent, again = await send_again(pool, letter, broker_client)
+    died, now = values_of(RawProperties.parse(properties)), values_of(sent)
+    assert (letter.message_id, letter.target, again) == ("their-id", queue, body)
+    assert (
+        {name for name in died.keys() | now.keys() if died.get(name) != now.get(name)} == shown.keys() == {f"header {Header.REPLAY.value}"}
+    )
 
 
 async def test_undecodable_command_is_sent_again_without_what_cannot_be_decoded(
