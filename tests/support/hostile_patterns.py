@@ -208,8 +208,12 @@ def _compile_item(item: Any) -> re.Pattern[str]:
     return compiled
 
 
-def find_superlinear(pattern: str, flags: int, function: str) -> str | None:
-    """The input for which the pattern takes more than linear time, and the seconds of CPU; None when there is none."""
+def find_superlinear(pattern: str | bytes, flags: int, function: str) -> str | None:
+    """The input for which the pattern takes more than linear time, and the seconds of CPU; None when there is none.
+
+    A pattern of bytes is tried as the same one of text.
+    """
+    pattern = pattern.decode("latin-1") if isinstance(pattern, bytes) else pattern
     run = _runner(pattern, flags, function)
     signal.signal(signal.SIGVTALRM, _raise_timeout)
     for small, large in zip(hostile_texts(pattern, flags, SMALL), hostile_texts(pattern, flags, LARGE), strict=True):
