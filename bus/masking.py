@@ -84,8 +84,11 @@ def mask_text(text: str) -> str:
 
 
 def mask_error(error: BaseException) -> str:
-    """The text of an error without secrets; its type where it has no text."""
-    return mask_text(str(error)) or type(error).__name__
+    """The text of an error without secrets; its type where it has no text, or one that cannot be read."""
+    try:
+        return mask_text(str(error)) or type(error).__name__
+    except Exception:
+        return type(error).__name__
 
 
 def mask_known(text: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import PermanentError, PublishError, TemporaryError
+from bus.masking import mask_error
 from contracts.wire import Step
 from gateway.callers import caller_of
 from gateway.commands import CommandClient
@@ -186,7 +187,7 @@ async def predict_all(request: Request, settings: VertexSettings) -> Any:
         failure = first_failure(failures)
     if isinstance(failure, TemporaryError | PublishError):
         raise failure  # A 503 with Retry-After.
-    return vertex_error(500, str(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
+    return vertex_error(500, mask_error(failure)) if failure else Predictions(predictions=[task.result() for task in predictions])
 
 
 def first_failure(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -130,6 +130,15 @@ async def test_errors_of_ours_have_no_secret_from_the_start() -> None:
     assert MARK not in fault_from_error(unexpected, "x", "text", 1).message + format_stack(unexpected)
 
 
+def test_error_without_a_readable_text_is_named_by_its_type() -> None:
+    class Unreadable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("the text of the error")
+
+    assert fault_from_error(Unreadable(), "x", "text", 1).message == "Unreadable"
+    assert "Unreadable" in format_stack(Unreadable())
+
+
 async def test_health_and_status_have_no_secret() -> None:
     """danihodovic/celery-exporter #308: the state of a lost connection."""
     remember_secret(SECRET)
