@@ -36,8 +36,9 @@ def check_plain(text: str) -> None:
 def check_header(text: str) -> None:
     """Raises ValueError for a value that cannot be sent in an HTTP header, or is not meant to be sent as it stands."""
     check_plain(text)
-    if text.partition(" ")[0].lower() in ("bearer", "basic", "token", "authorization:"):
-        raise ValueError(f"it begins with the word {text.partition(' ')[0]}: set the token alone, the word is added")
+    word, blank, _ = text.partition(" ")
+    if blank and word.lower() in ("bearer", "basic", "token", "authorization:"):
+        raise ValueError(f"it begins with the word {word}: set the token alone, the word is added")
     check_unquoted(text)
     if _NOT_IN_HEADER.search(text):
         raise ValueError("it has a blank or a character that cannot stand in an HTTP header: a token has only printable ASCII characters")

@@ -122,6 +122,13 @@ def test_token_that_no_header_can_carry_is_refused_at_the_start(
     assert MARK not in described
 
 
+def test_token_that_is_such_a_word_itself_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "token")
+    key = TextSettings().api_key
+    assert key is not None
+    assert key.get_secret_value() == "token"
+
+
 @pytest.mark.parametrize("password", ["pa/t0pS3cret", "pa#t0pS3cret", "pa?t0pS3cret"])
 def test_password_that_would_be_read_as_a_port_is_refused_without_its_text(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     """pika/pika #1353, streadway/amqp #416: the error says `invalid port`, followed by a part of the password."""
