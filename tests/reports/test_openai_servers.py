@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from actors.engines.language.requests import VlmRequest
 from actors.engines.remote import parameters
+from actors.engines.remote.openai_client import ServerRefusal
 from actors.engines.remote.parameters import ServerParameters
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
@@ -132,12 +133,35 @@ async def test_one_of_temperature_and_top_p_is_left_out() -> None:
 
 
 async def test_concurrent_requests_learn_once() -> None:
-    """Twenty at once: each is refused at most once, and what was learned is logged once."""
-    async with lab(refusing("repetition_penalty", answer=pydantic_extra)) as text:
+    """Twenty at once: one of them is refused, the others wait for what it learns, which is logged once."""
+    async with lab(refusing("repetition_penalty", "seed", answer=pydantic_extra)) as text:
         with capture_logs() as logs:
             assert await asyncio.gather(*(text.text(**ALL_OPTIONS) for _ in range(20))) == ["hello"] * 20
-    assert len(text.server.requests) <= 40
+    assert len([request for request in text.server.requests if "seed" in request]) == 2
+    assert len(text.server.requests) == 22
     assert len([log for log in logs if log["event"] == "server.parameters_adapted"]) == 1
+
+
+async def test_slow_first_answer_delays_the_others_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has learned until then is used; the others do not wait for the end of its answer."""
+    monkeypatch.setattr(parameters, "FIRST_SECONDS", 0.05)
+    known, slow = ServerParameters(), asyncio.Event()
+
+    async def send_slowly(sent: dict[str, Any]) -> str:
+        if "seed" in sent:
+            raise ServerRefusal(400, "Unrecognized request argument supplied: seed")
+        await slow.wait()
+        return "first"
+
+    async def send(sent: dict[str, Any]) -> dict[str, Any]:
+        return sent
+
+    body = {"model": "m", "messages": USER, "seed": 7}
+    first = asyncio.create_task(known.send(body, send_slowly))
+    await asyncio.sleep(0)
+    assert await known.send(body, send) == ({"model": "m", "messages": USER}, ("seed",))
+    slow.set()
+    assert (await first)[0] == "first"
 
 
 async def test_learned_parameter_is_tried_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ it; what the server then accepts is remembered for the model, for some time. Wha
 left out: the refusal is reported.
 """
 
+import asyncio
 import json
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -51,7 +53,7 @@ JSON_OBJECT = {"type": "json_object"}
 JSON_OBJECT_AS_SCHEMA = {"type": "json_schema", "json_schema": {"name": "object", "schema": {"type": "object"}}}
 OWN_VALUES: dict[str, float] = {"temperature": 0, "top_p": 1}
 """Values that we send unasked, and that some servers refuse: a greedy temperature, and a share that selects nothing."""
-LEARNED_SECONDS = 3600.0
+LEARNED_SECONDS, FIRST_SECONDS = 3600.0, 1.0
 MAX_MODELS, MAX_CHANGES = 64, 16
 MIN_TOKEN_LIMIT = 16
 QUOTED_KEYS = frozenset({"input", "ctx", "request", "body", "messages", "received"})
@@ -79,6 +81,22 @@ class Change:
         return f"{self.name}{limit}" if self.name else "left out" if self.only is None else f"left out where it is {self.only:g}"
 
 
+class FirstRequest:
+    """The first request to a model finds out what its server takes; those that come meanwhile wait for it, but not long."""
+
+    def __init__(self) -> None:
+        self.learned: Changes = {}
+        self.done = asyncio.Event()
+        self._until = time.monotonic() + FIRST_SECONDS
+
+    async def wait(self) -> Changes:
+        """Nothing once it has ended; what it has learned so far, when it takes longer than FIRST_SECONDS."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                await self.done.wait()
+        return {} if self.done.is_set() else self.learned
+
+
 def parse_profile(text: str) -> Changes:
     """The setting: `max_tokens=max_completion_tokens,repetition_penalty` renames the first and leaves out the second. Raises ValueError."""
     changes: Changes = {}
@@ -102,10 +120,14 @@ class ServerParameters:
     def __init__(self, profile: Changes | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._profile, self._clock = profile or {}, clock
         self._learned: OrderedDict[str, dict[str, tuple[Change, float]]] = OrderedDict()
+        self._first: OrderedDict[str, FirstRequest] = OrderedDict()
 
     def changes(self, model: str) -> Changes:
-        now = self._clock()
-        learned = {name: change for name, (change, expires) in self._learned.get(model, {}).items() if now < expires}
+        now, entries = self._clock(), self._learned.get(model, {})
+        learned = {name: change for name, (change, expires) in entries.items() if now < expires}
+        if len(learned) < len(entries):  # the next request is a first one again
+            self._learned[model] = {name: entries[name] for name in learned}
+            self._first.pop(model, None)
         return self._profile | learned
 
     def remember(self, model: str, changes: Changes) -> None:
@@ -132,8 +154,26 @@ class ServerParameters:
         Returns what `send` returned, and which parameters were left out. Raises PermanentError("json-unsupported" · "schema-refused") when
         it refuses the JSON that was requested, and what `send` raises.
         """
-        model, changes = str(body["model"]), self.changes(str(body["model"]))
-        learned: Changes = {}
+        model = str(body["model"])
+        changes = self.changes(model)
+        if first := self._first.get(model):
+            so_far = await first.wait()
+            return await self._send_until_taken(model, body, self.changes(model) | so_far, {}, send)
+        first = self._first[model] = FirstRequest()
+        if len(self._first) > MAX_MODELS:
+            self._first.popitem(last=False)
+        try:
+            return await self._send_until_taken(model, body, changes, first.learned, send)
+        except BaseException:
+            self._first.pop(model, None)
+            raise
+        finally:
+            first.done.set()
+
+    async def _send_until_taken(
+        self, model: str, body: dict[str, Any], changes: Changes, learned: Changes, send: Callable[[dict[str, Any]], Awaitable[Result]]
+    ) -> tuple[Result, tuple[str, ...]]:
+        """What is learned is added to `learned`, and remembered once the server takes the request."""
         while True:
             sent = adapt_body(body, changes)
             try:
@@ -141,7 +181,8 @@ class ServerParameters:
             except ServerRefusal as refusal:
                 name, change = learn(refusal, body, sent, changes)
                 changes[name] = change
-                learned |= {} if name == "strict" else {name: change}  # whose schema is invalid differs between requests
+                if name != "strict":  # whose schema is invalid differs between requests
+                    learned[name] = change
                 continue
             self.remember(model, learned)
             return result, tuple(name for name in body if name not in UNREPORTED and _is_left_out(name, body, changes))
