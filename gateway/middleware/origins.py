@@ -45,10 +45,11 @@ class OriginMiddleware:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises HttpProblem(400, 403, 415, 421, 501)."""
-        hosts = headers.getlist("host")
+        received: list[str] = scope.get("state", {}).get("received_hosts", [])
+        hosts = [*headers.getlist("host"), *received]
         if scope["path"] != PROBE_PATH:
             self._check_hosts(hosts)
-        if len(hosts) > 1 or not all(HOST.fullmatch(host) for host in hosts if host):
+        if max(len(received), len(hosts) - len(received)) > 1 or not all(HOST.fullmatch(host) for host in hosts if host):
             raise HttpProblem(400, "host-malformed", "The request has more than one Host header, or one that is no `host` or `host:port`.")
         if scope["method"] in SAFE_METHODS or is_console_path(scope["path"]):  # The console checks its forms itself.
             return

@@ -62,12 +62,16 @@ class ProxyMiddleware:
 
 
 def apply_forwarded(scope: Scope, forwarded: ForwardedRequest, public_origin: str | None) -> None:
-    """Set client, scheme and Host header; the scheme of GATEWAY_PUBLIC_URL wins."""
+    """Set client, scheme and Host header; the scheme of GATEWAY_PUBLIC_URL wins.
+
+    The Host header that was received stays known: on the machine of a trusted proxy a page of another site can send any other header.
+    """
     if forwarded.client:
         scope["client"] = (forwarded.client, 0)
     if scheme := public_origin.partition(":")[0] if public_origin else forwarded.scheme:
         scope["scheme"] = scheme
     if forwarded.host:
+        scope.setdefault("state", {})["received_hosts"] = Headers(scope=scope).getlist("host")
         others = [pair for pair in scope["headers"] if pair[0] != b"host"]
         scope["headers"] = [(b"host", forwarded.host.encode()), *others]
 

@@ -158,6 +158,16 @@ async def test_malformed_host_is_refused(host: str) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (400, "host_malformed")
 
 
+async def test_page_of_another_site_cannot_choose_the_host_that_is_checked() -> None:
+    """mission-control #592: without keys, on the machine of a trusted proxy, a page whose name leads to that machine sends headers."""
+    gateway = FakeGateway({}, None, TRUSTED | {"public_url": "https://art.example"}, {})
+    statuses = [
+        (await gateway.http.get("/v1/models", headers={"Host": host, "X-Forwarded-Host": forwarded})).status_code
+        for host, forwarded in (("evil.example", "localhost"), ("localhost", "evil.example"), ("127.0.0.1:8080", "art.example"))
+    ]
+    assert statuses == [421, 421, 200]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
