@@ -191,6 +191,7 @@ SESSION = Budget(read_session, hostile_cookies)
 
 OWN_PROCESS = Trusted("written by another process of this installation")
 OWN_FILE = Trusted("a file of this package or of this installation")
+CHECKPOINT = Trusted("a file of a checkpoint that the settings name; in the model process")
 MODEL_SERVER = Trusted("the answer of a server that the settings name")
 GUARDED_FORM = Trusted("the console's form, parsed before by gateway/console/guard.py")
 OPERATOR = Trusted("read by the command line of the operator, who may stop it")
@@ -209,12 +210,14 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/decoding/png_file.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/protocol.py", "json.loads"): OWN_PROCESS,
     ("actors/decoding/webp_file.py", "struct.unpack_from"): PICTURE,
+    ("actors/engines/diffusion/checkpoint_check.py", "json.loads"): CHECKPOINT,
     ("actors/engines/diffusion/lora/strength.py", ".model_validate_json"): Budget(read_adapter_config, files.hostile_json),
     ("actors/engines/diffusion/lora/strength.py", "json.loads"): WEIGHTS,
     ("actors/engines/diffusion/lora/tensors.py", "safetensors.safe_open"): Trusted("a file that lora/validation.py has accepted"),
     ("actors/engines/diffusion/lora/validation.py", "json.loads"): WEIGHTS,
     ("actors/engines/diffusion/lora/validation.py", "struct.unpack"): WEIGHTS,
     ("actors/engines/diffusion/tiny_stable_diffusion.py", "safetensors.safe_open"): OWN_FILE,
+    ("actors/engines/language/checkpoint_check.py", "json.loads"): CHECKPOINT,
     ("actors/engines/language/engine.py", "PIL.Image.open"): Trusted("a PNG that the worker has encoded; in the model process"),
     ("actors/engines/language/grammar.py", "json.loads"): Trusted("a schema that the worker has encoded; in the model process"),
     ("actors/engines/process/framing.py", "pickle.loads"): OWN_PROCESS,
