@@ -45,8 +45,8 @@ async def open_image(resources: Resources) -> AsyncIterator[Handler]:
     ) as executor:
         resources.register_engine(executor)
         loras, signatures = LoraFileCache(resources.claims, settings), WatermarkSettings()
-        limits = {"signature_max_bytes": signatures.signature_max_bytes, "fonts": signatures.fonts}
-        yield partial(image, claims=resources.claims, executor=executor, loras=loras, **limits)
+        handle = partial(image, claims=resources.claims, executor=executor, loras=loras)
+        yield partial(handle, signature_max_bytes=signatures.signature_max_bytes, fonts=signatures.fonts)
 
 
 def build_actor() -> Actor:
