@@ -143,7 +143,7 @@ async def test_separators_and_halves_reach_the_client_and_the_conversation(
         assert first.status_code == 200
         conversation = (await product.http.get(f"/conversations/{first.json()['conversation_id']}")).json()
         assert [message["content"] for message in conversation["messages"]] == ["half \ufffd and \ufffd", kept]
-        assert len((await product.http.get("/conversations")).json()["conversations"]) == 1
+        assert first.json()["conversation_id"] in (await product.http.get("/conversations")).text
         assert product.server.requests[-1]["messages"][-1]["content"] == "half \ufffd and \ufffd"
 
 
