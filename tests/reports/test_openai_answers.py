@@ -13,7 +13,7 @@ import pytest
 from actors.engines.language.requests import VlmRequest
 from bus.errors import PermanentError, TemporaryError
 from bus.settings import BusSettings
-from tests.support.broker_client import StartWorker
+from tests.support.broker_client import StartWorker, wait_until
 from tests.support.raw_openai_server import RawAnswer, chunk, completion, error, event, events, stream
 from tests.support.server_lab import lab
 from tests.support.text_product import text_product
@@ -269,4 +269,9 @@ async def test_outcome_of_a_filter_and_what_was_left_out_reach_the_client(
         assert "left_out" not in (await product.chat("cut")).json()
         lines = (await product.chat("cut", repetition_penalty=1.2, stream=True)).text.split("\n")
         assert any('"left_out": ["repetition_penalty"]' in line and "content_filter" in line for line in lines)
-        assert (await product.http.get("/health")).json()["engine_config"]["adapted_parameters"] == {"repetition_penalty": "left out"}
+
+        async def is_reported() -> bool:
+            config = (await product.http.get("/health")).json()["engine_config"]
+            return bool(config.get("adapted_parameters") == {"repetition_penalty": "left out"})
+
+        await wait_until(is_reported, 10)  # the gateway keeps a status for a second
