@@ -29,8 +29,7 @@ _WORDS = re.compile(r"[^\W\d_]+(?:[-_.][^\W\d_]+)*")
 """Words, as in a simple password. They are masked only where they stand alone."""
 _BEFORE_WORD, _AFTER_WORD = r"(?:(?<![\w-])|(?<=\\[nrt]))", r"(?![\w-])"
 _TOKEN_REST = r"[\w.~+/=%-]*"  # noqa: S105 # a pattern
-_URL_PASSWORDS = re.compile(r"://([^/?#@:\s]*):(\S*)@"), re.compile(r"://([^/?#@:\s]*):([^/@\s]*)@")
-"""Of a URL whose password has a `/` or `@` that should have been written as %XX; and of one among several."""
+_URL_PASSWORD = re.compile(r"://([^/?#@:\s]*):([^/@\s]*)@")
 _WORD = re.compile(r"\S+")
 _URL_USER = re.compile(r"(://[^:/@]*:).+")
 _BEARER = re.compile(r"\b(bearer|basic)((?:\s|\\[nrt])+)[^\s\"'\\,;]{8,}", re.IGNORECASE)
@@ -67,15 +66,21 @@ def forget_secrets() -> None:
 
 def remember_url(url: str) -> None:
     """Mask the password of a URL, and those in its query. One that the URL also says in clear, such as `postgres:postgres@`, is none."""
-    for user, password in {found for pattern in _URL_PASSWORDS for found in pattern.findall(url)}:
-        rest = url.replace(f":{password}@", "@", 1)
-        if not re.search(rf"(?<!\w){re.escape(password)}(?!\w)", rest):
+    for user, password in {*_url_passwords(url)}:
+        if password not in re.split(r"\W+", url.replace(f":{password}@", "@", 1)):
             remember_secret(password)
             remember_secret(unquote(password))
             remember_secret(b64encode(f"{unquote(user)}:{unquote(password)}".encode(errors="replace")).decode())
     for _, value in re.findall(r"(?i)[?&](\w*(?:password|token|secret))=([^&\s]+)", url):
         remember_secret(value)
         remember_secret(unquote(value))
+
+
+def _url_passwords(url: str) -> Iterator[tuple[str, str]]:
+    """User and password: of the whole URL, whose password may have a `/` or `@` that should have been %XX; and of each among several."""
+    user, _, password = url.partition("://")[2].rpartition("@")[0].partition(":")
+    yield user, password
+    yield from _URL_PASSWORD.findall(url)
 
 
 def mask_text(text: str) -> str:

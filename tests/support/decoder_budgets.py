@@ -239,7 +239,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/vision/verdict_parser.py", ".model_validate_json"): VERDICT,
     ("actors/vision/verdict_parser.py", ".raw_decode"): VERDICT,
     ("actors/vision/verdict_parser.py", "json.JSONDecoder"): VERDICT,
-    ("actors/webhooks/webhook_request.py", "base64.b64decode"): Trusted("a secret of the settings"),
+    ("actors/webhooks/signature.py", "base64.b64decode"): Trusted("a secret of the settings"),
     ("bus/amqp/discovery.py", ".model_validate_json"): COMMAND,
     ("bus/amqp/request_reply.py", "pydantic_core.from_json"): VALUE,
     ("bus/amqp/raw_properties.py", "struct.unpack_from"): Trusted("fields of fixed length; tests/unit/bus/amqp/ draws every kind of them"),

@@ -17,10 +17,11 @@ KNOWN_AT_RUN_TIME = {
     ("actors/engines/remote/parameters.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
     ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
     ("actors/vision/verdict_parser.py", "pattern"),
+    ("bus/masking.py", "'|'.join((pattern for _, pattern in found)) or '(?!)'"),
     ("ops/docgen/asyncapi/message_examples.py", "pattern"),
 }
 """Patterns of the verdicts' schemas, which `schema_patterns` collects, and of our own contracts; those of a caller's JSON schema, which run
-in a process that is killed; and a choice between fixed words, such as the names of parameters."""
+in a process that is killed; and a choice between fixed words, such as the names of parameters and the secrets of the settings."""
 SUPERLINEAR = [
     (r"(?:\s*ASSISTANT:\s*)+$", 0, "search"),
     (r"^(?:\s*USER:\s*)+x", 0, "match"),
