@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import gzip
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,26 @@ def read_picture(data: bytes) -> None:
     from actors.imaging.image_decoding import decode_image
 
     decode_image(data, 25_000_000)
+
+
+def read_compressed(data: bytes) -> None:
+    """As a download of at most 10 MB, in chunks as they arrive."""
+    from bus.errors import PermanentError, TemporaryError
+    from bus.storage.http_download import CHUNK_BYTES, Inflater
+
+    inflater, size = Inflater(31, "https://host.example/x"), 0
+    with suppress(PermanentError, TemporaryError):
+        for start in range(0, len(data), CHUNK_BYTES):
+            for part in inflater.inflate(data[start : start + CHUNK_BYTES]):
+                size += len(part)
+                if size > 10_000_000:
+                    return
+        inflater.check_end()
+
+
+def compressed_downloads() -> Iterable[bytes]:
+    """One that grows a thousandfold, one of very many members, one that ends early, and none at all."""
+    return [gzip.compress(bytes(200_000_000)), gzip.compress(b"") * 200_000, gzip.compress(bytes(1000))[:-5], b"", bytes(1 << 20)]
 
 
 def read_weights(data: bytes) -> None:
@@ -251,9 +273,11 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("bus/dead_letters/jsonl.py", "json.loads"): Trusted("JSON that the line above has written"),
     ("bus/dead_letters/typed_values.py", "struct.unpack"): Trusted("a field of eight bytes, whose length raw_properties.py has checked"),
     ("bus/net/data_urls.py", "base64.b64decode"): BASE64,
+    ("bus/persistence/database_url.py", "urllib.parse.parse_qsl"): Trusted("a setting of the operator"),
     ("bus/persistence/entry_id.py", "json.loads"): Budget(read_content, files.hostile_json),
     ("bus/persistence/pool.py", "pydantic_core.from_json"): Trusted("a row of our own database"),
     ("bus/storage/gcs.py", ".json"): Trusted("the answer of the metadata server that the settings name"),
+    ("bus/storage/http_download.py", "zlib.decompressobj"): Budget(read_compressed, compressed_downloads),
     ("bus/storage/prefix_sync.py", ".json"): Trusted("the answer of the store that the settings name"),
     ("bus/storage/prefix_sync.py", "base64.b64decode"): Trusted("the answer of the store that the settings name"),
     ("bus/worker/control.py", ".model_validate_json"): COMMAND,
