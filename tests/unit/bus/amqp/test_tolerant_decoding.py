@@ -61,7 +61,10 @@ def test_undecodable_properties_become_marked_message(message: HostileMessage) -
     received = unmarshal(2, content_header(message.properties, 7))
     assert received.body_size == 7
     assert undecodable_reason(received.properties.headers)
-    assert {getattr(received.properties, name) for name in Basic.Properties.__slots__ if name not in {"headers", "message_id"}} <= {None, ""}
+    assert {getattr(received.properties, name) for name in Basic.Properties.__slots__ if name not in {"headers", "message_id"}} <= {
+        None,
+        "",
+    }
 
 
 @pytest.mark.parametrize("message", [each for each in UNDECODABLE if each.name not in OVER_LIMIT], ids=lambda message: message.name)
