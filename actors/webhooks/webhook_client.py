@@ -20,7 +20,7 @@ from actors.webhooks.webhook_request import WebhookRequest
 from bus.errors import PermanentError, TemporaryError
 from bus.masking import mask_text
 from bus.net.addresses import redact_uri
-from bus.net.ssrf import GuardedTransport, describe_http_error, has_private_ip_host, url_origin
+from bus.net.ssrf import GuardedTransport, describe_http_error, has_private_ip_host, readable_host, url_origin
 from bus.net.tls import create_ssl_context
 
 ADDRESS_REFUSED, REJECTED, UNANSWERED = "webhook-address-refused", "webhook-rejected", "webhook-unanswered"
@@ -73,7 +73,7 @@ class WebhookClient:
                     return check_response(response.status_code, response.headers, await read_excerpt(response), target)
                 finally:
                     await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError) as error:
             error_type = UnconfirmedDelivery if sent.is_set() else TemporaryError
             raise error_type(f"{redact_uri(target.base)} did not respond: {describe_http_error(error)}", code=UNANSWERED) from error
 
@@ -112,7 +112,7 @@ def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:
         base_url
         and has_private_ip_host(base_url)
         and not settings.allow_private_addresses
-        and parse_host(base_url) != parse_host(configured or "")
+        and readable_host(base_url) != readable_host(configured or "")
     ):
         message = f"The message names {redact_uri(base_url)}, a private address."
         raise PermanentError(ADDRESS_REFUSED, f"{message} WEBHOOK_ALLOWED_HOSTS and ATELIER_ALLOW_PRIVATE_ADDRESSES would allow it.")
@@ -133,19 +133,12 @@ def parse_origin(base_url: str | None) -> str | None:
 def is_allowed_host(origin: str, allowed: tuple[str, ...]) -> bool:
     """Whether an entry names the host of an origin: `host` any port of it, `host:port` that one."""
     url = httpx.URL(origin)
-    return any(url.host == parse_host(f"{url.scheme}://{entry}") and names_port(entry, url) for entry in allowed)
+    return any(url.host == readable_host(f"{url.scheme}://{entry}") and names_port(entry, url) for entry in allowed)
 
 
 def names_port(entry: str, url: httpx.URL) -> bool:
     _, colon, port = entry.rpartition("]")[2].partition(":")
     return not colon or port == str(url.port or {"http": 80, "https": 443}[url.scheme])
-
-
-def parse_host(url: str) -> str:
-    try:
-        return httpx.URL(url).host
-    except httpx.InvalidURL:
-        return ""
 
 
 def strip_webhook_path(url: str) -> str:

@@ -103,7 +103,16 @@ async def resolve_allowed(url: httpx.URL, rules: AddressSettings, code: str) -> 
 def has_readable_host(url: httpx.URL) -> bool:
     """Whether a name of DNS, or an address, and a port can be what the URL names."""
     labels = url.raw_host.decode("ascii").rstrip(".").split(".")
-    return bool(url.host) and "%" not in url.host and url.port != 0 and (url.port or 1) < 1 << 16 and all(0 < len(it) < 64 for it in labels)
+    host, port = readable_host(url), 1 if url.port is None else url.port
+    return bool(host) and "%" not in host and 0 < port < 1 << 16 and all(0 < len(label) < 64 for label in labels)
+
+
+def readable_host(url: httpx.URL | str) -> str:
+    """The host in lower case, a name of another script in its characters; "" where there is none, or `xn--…` encodes no name."""
+    try:
+        return httpx.URL(url).host
+    except (httpx.InvalidURL, ValueError):  # idna's errors are of UnicodeError.
+        return ""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -131,8 +140,8 @@ def is_public(address: str) -> bool:
 def has_private_ip_host(url: str) -> bool:
     """Whether a URL's host is an IP address outside the public internet. Resolves no names."""
     try:
-        return not is_public(_literal_address(httpx.URL(url).host))
-    except (ValueError, httpx.InvalidURL):
+        return not is_public(_literal_address(readable_host(url)))
+    except ValueError:
         return False
 
 
@@ -155,7 +164,8 @@ def url_origin(url: str) -> str:
         parsed = httpx.URL(url.strip())
     except httpx.InvalidURL as error:
         raise ValueError(f"not a URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.raw_host or "%" in parsed.host:
+    host = readable_host(parsed)
+    if parsed.scheme not in ("http", "https") or not host or "%" in host:
         raise ValueError("not an address of the form https://host or https://host:port")
     return f"{parsed.scheme}://{parsed.netloc.decode('ascii').lower()}"
 

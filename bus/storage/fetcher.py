@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri
-from bus.net.ssrf import GuardedTransport, describe_http_error
+from bus.net.ssrf import GuardedTransport, describe_http_error, readable_host
 from bus.net.tls import create_ssl_context
 from bus.storage.asset_errors import (
     REFUSED,
@@ -140,7 +140,7 @@ class AssetFetcher:
 
     def _check_host(self, url: httpx.URL) -> None:
         hosts = self._settings.asset_allowed_hosts
-        if hosts and url.host not in hosts:
+        if hosts and readable_host(url) not in hosts:
             raise refused_error(str(url), "ASSET_ALLOWED_HOSTS does not name its host")
 
     async def _download(
@@ -149,7 +149,7 @@ class AssetFetcher:
         try:
             async with asyncio.timeout(self._settings.asset_timeout_seconds):
                 return await download(url, transport, max_bytes, origin=origin, check=self._check_host, headers=headers)
-        except httpx.InvalidURL as error:  # The client joins the address of a redirect before it is followed.
+        except (httpx.InvalidURL, UnicodeError) as error:  # The client joins the address of a redirect before it is followed.
             raise refused_error(origin, "it redirects, and gives no readable address to go on to") from error
         except httpx.RemoteProtocolError as error:
             if not any(word in str(error) for word in INTERRUPTIONS):

@@ -3,6 +3,7 @@
 Each address on the way is judged by the transport, and by `check`. Time is bounded by the caller; hops, bytes and headers here.
 """
 
+import asyncio
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ import httpx
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri
+from bus.net.ssrf import readable_host
 from bus.storage.asset_errors import (
     MISSING,
     check_size,
@@ -66,7 +68,7 @@ def next_address(response: httpx.Response, origin: str) -> httpx.URL:
         url = None
     if url is not None and url.scheme not in ("http", "https"):
         raise refused_error(origin, f"it redirects to an address of the scheme {url.scheme[:20]!r}, not to an https address")
-    if url is None or not url.host:
+    if url is None or not readable_host(url):
         raise refused_error(origin, f"it responded with {response.status_code} and no readable address to go on to")
     if response.url.scheme == "https" and url.scheme == "http":
         raise refused_error(origin, f"it redirects from https to {redact_uri(str(url))}, which is not an https address")
@@ -106,34 +108,55 @@ async def read_body(response: httpx.Response, max_bytes: int, origin: str) -> by
     if len(encodings) > 1 or any(name not in WINDOW_BITS for name in encodings):
         raise refused_error(origin, f"it is sent with the Content-Encoding {', '.join(encodings)[:40]!r}, though none was asked for")
     inflater = Inflater(WINDOW_BITS[encodings[0]], origin) if encodings else None
-    data = bytearray()
+    data, received = bytearray(), 0
     async for chunk in response.aiter_raw(CHUNK_BYTES):
+        received += len(chunk)
         for part in inflater.inflate(chunk) if inflater else (chunk,):
             data += part
-            if len(data) > max_bytes:
+            if max(len(data), received) > max_bytes:
                 raise too_large_error(origin, max_bytes)
+            await asyncio.sleep(0)  # One chunk may inflate for seconds: the other work of the process, and the time limit, go on.
     if inflater:
         inflater.check_end()
     return bytes(data)
 
 
 class Inflater:
-    """Decompresses in parts of bounded size. A gzip file may have several members; one that ends early is an interrupted download."""
+    """Decompresses in parts of bounded size. A gzip file may have several members; one that ends early is an interrupted download.
+
+    `deflate` is also sent without zlib's header, and files are padded with zero bytes: both are read.
+    """
 
     def __init__(self, window_bits: int, origin: str) -> None:
         self._window_bits, self._origin = window_bits, origin
         self._decompressor = zlib.decompressobj(window_bits)
-        self._members = 1
+        self._members, self._has_begun = 1, False
 
     def inflate(self, data: bytes) -> Iterator[bytes]:
         try:
             while data:
                 if self._decompressor.eof:
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        yield b""
+                        return
                     self._begin_member()
-                yield self._decompressor.decompress(data, CHUNK_BYTES)
+                yield self._decompress(data)
                 data = self._decompressor.unconsumed_tail or self._decompressor.unused_data
         except zlib.error as error:
             raise refused_error(self._origin, "its bytes are not what its Content-Encoding says") from error
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            part = self._decompressor.decompress(data, CHUNK_BYTES)
+        except zlib.error:
+            if self._window_bits != WINDOW_BITS["deflate"] or self._has_begun:
+                raise
+            self._window_bits = -self._window_bits
+            self._decompressor = zlib.decompressobj(self._window_bits)
+            part = self._decompressor.decompress(data, CHUNK_BYTES)
+        self._has_begun = True
+        return part
 
     def _begin_member(self) -> None:
         self._members += 1

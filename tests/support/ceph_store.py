@@ -85,7 +85,7 @@ def open_ceph(folder: Path) -> Iterator[str]:
         call("radosgw-admin", *user)
         start("radosgw", "-n", "client.admin")
         url = f"http://127.0.0.1:{gateway_port}"
-        wait_until(lambda: responds(url), f"no response of Ceph's gateway: {(folder / 'radosgw.log').read_text()[-2000:]}")
+        wait_until(lambda: responds(url), lambda: f"no response of Ceph's gateway: {(folder / 'radosgw.log').read_text()[-2000:]}")
         yield url
     finally:
         for process in reversed(processes):
@@ -93,10 +93,11 @@ def open_ceph(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-def wait_until(condition: Callable[[], bool], message: str) -> None:
+def wait_until(condition: Callable[[], bool], message: Callable[[], str]) -> None:
+    """`message`: called when the time is over, for what a log says by then."""
     deadline = time.monotonic() + START_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, message
+        assert time.monotonic() < deadline, message()
         time.sleep(0.1)
 
 

@@ -1,9 +1,18 @@
 """A server of model weights on a real socket, which sends the bytes that a test says: pages, redirects, broken responses."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from bus.errors import PermanentError
+from bus.storage.claim_store import open_claim_store
+from bus.storage.settings import StoreSettings
+
+Fetch = Callable[..., Awaitable[bytes]]
 WEIGHTS = b"weights " * 100
 
 
@@ -49,3 +58,22 @@ async def open_hub() -> AsyncIterator[Hub]:
         yield hub
     finally:
         server.close()
+
+
+async def fetch_asset(folder: Path, address: str, max_bytes: int = 100_000, **settings: Any) -> bytes:
+    """As a step fetches it for a tenant, where loopback and plain HTTP are allowed."""
+    rules: dict[str, Any] = {
+        "store_url": (folder / "store").as_uri(),
+        "allow_private_addresses": True,
+        "allow_plain_http": True,
+        "asset_timeout_seconds": 5.0,
+    }
+    async with open_claim_store(StoreSettings(**(rules | settings))) as claims:
+        return await claims.fetch(address, tenant="shop", max_bytes=max_bytes)
+
+
+async def refusal(fetch: Fetch, address: str, code: str = "asset-refused", **settings: Any) -> str:
+    with pytest.raises(PermanentError) as raised:
+        await fetch(address, **settings)
+    assert raised.value.code == code, raised.value
+    return str(raised.value)
