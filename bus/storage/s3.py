@@ -5,6 +5,7 @@ with its sha256, in a header that some servers refuse.
 """
 
 import asyncio
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,10 @@ log = structlog.get_logger()
 CHECK_FOLDER = ".checks/"
 """Of the objects that a check writes. No key of a caller's choice begins like this."""
 CHECK_TEXT = b"atelier"
+PROOF_SECONDS = 300.0
+"""For how long a written object proves that the store is usable, where the bucket may not be asked for."""
+REMOVAL_SECONDS = 2.0
+"""How long a check that failed, or was given up, waits for the deletion of its object."""
 BUCKET_UNASKABLE = frozenset({403, 405, 501})
 """Statuses of a HEAD of the bucket where the access key may use its objects alone, or the server knows no such request."""
 
@@ -48,7 +53,9 @@ class S3ClaimStore:
         self._client, self._location, self._settings, self._fetcher = client, location, settings, fetcher
         self._bucket, self._prefix = location.bucket, location.prefix
         self._sends_sha256 = settings.aws_request_checksum_calculation == "when_supported"
-        self._is_proven = False
+        self._check_key = f"{location.prefix}{CHECK_FOLDER}{uuid4()}"
+        self._check_lock = asyncio.Lock()
+        self._proven_at: float | None = None
 
     async def read(self, claim: Claim, *, tenant: str | None) -> bytes:
         return verify_claim(claim, await self._get(self._prefix + readable_key(self._location, claim, tenant), claim))
@@ -88,38 +95,53 @@ class S3ClaimStore:
         return await self._fetcher.fetch(uri, tenant=tenant, max_bytes=max_bytes, recorded=True)
 
     async def check(self) -> None:
-        """Once, and where the bucket itself may not be asked for: write, read and delete a small object. Later: ask for the bucket."""
+        """Once, write, read and delete a small object; later, ask for the bucket. Where that is refused, write again every few minutes."""
+        async with self._check_lock:
+            is_refused = self._proven_at is not None and not await self._may_ask_for_bucket()
+            if self._proven_at is None or (is_refused and time.monotonic() - self._proven_at > PROOF_SECONDS):
+                await self._try_object()
+                self._proven_at = time.monotonic()
+
+    async def _may_ask_for_bucket(self) -> bool:
+        """False where the server responds, but not to this request. Raises TemporaryError for a bucket that is not usable."""
         from botocore.exceptions import ClientError
 
-        if self._is_proven:
-            with self._translate_errors(f"checking the bucket {self._bucket}"):
-                try:
-                    async with asyncio.timeout(self._settings.store_timeout_seconds):
-                        await self._client.head_bucket(Bucket=self._bucket)
-                        return
-                except ClientError as error:
-                    if error.response["ResponseMetadata"]["HTTPStatusCode"] not in BUCKET_UNASKABLE:
-                        raise
-        await self._try_object()
-        self._is_proven = True
+        with self._translate_errors(f"checking the bucket {self._bucket}"):
+            try:
+                async with asyncio.timeout(self._settings.store_timeout_seconds):
+                    await self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in BUCKET_UNASKABLE:
+                    raise
+                return False
+        return True
 
     async def _try_object(self) -> None:
-        key = f"{self._prefix}{CHECK_FOLDER}{uuid4()}"
-        target = {"Bucket": self._bucket, "Key": key}
-        with self._translate_errors(f"checking s3://{self._bucket}/{key} by writing and reading it"):
-            async with asyncio.timeout(self._settings.store_timeout_seconds):
-                await self._client.put_object(**target, Body=CHECK_TEXT, ContentType="text/plain", **self._checksum(CHECK_TEXT))
-                read = await read_at_most(await self._client.get_object(**target), len(CHECK_TEXT))
-        await self._remove_check(key)
-        if read != CHECK_TEXT:
-            raise TemporaryError(f"s3://{self._bucket}/{key} does not hold what was written to it", code="store-away")
+        """The object has one key in this process, and is deleted whatever happens: checks that fail do not fill the bucket."""
+        from botocore.exceptions import ClientError
 
-    async def _remove_check(self, key: str) -> None:
+        target, may_exist = {"Bucket": self._bucket, "Key": self._check_key}, True
+        try:
+            with self._translate_errors(f"checking s3://{self._bucket}/{self._check_key} by writing and reading it"):
+                async with asyncio.timeout(self._settings.store_timeout_seconds):
+                    try:
+                        await self._client.put_object(**target, Body=CHECK_TEXT, ContentType="text/plain", **self._checksum(CHECK_TEXT))
+                    except ClientError:
+                        may_exist = False
+                        raise
+                    read = await read_at_most(await self._client.get_object(**target), len(CHECK_TEXT))
+        finally:
+            if may_exist:
+                await asyncio.shield(self._remove_check())
+        if read != CHECK_TEXT:
+            raise TemporaryError(f"s3://{self._bucket}/{self._check_key} does not hold what was written to it", code="store-away")
+
+    async def _remove_check(self) -> None:
         """A store that lets nothing be deleted is usable: nothing else is deleted there."""
         try:
-            with self._translate_errors(f"deleting s3://{self._bucket}/{key}"):
-                async with asyncio.timeout(self._settings.store_timeout_seconds):
-                    await self._client.delete_object(Bucket=self._bucket, Key=key)
+            with self._translate_errors(f"deleting s3://{self._bucket}/{self._check_key}"):
+                async with asyncio.timeout(REMOVAL_SECONDS):
+                    await self._client.delete_object(Bucket=self._bucket, Key=self._check_key)
         except TemporaryError as error:
             log.warning("store.check_object_kept", reason=str(error))
 

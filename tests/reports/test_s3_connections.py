@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from bus.errors import TemporaryError
+from bus.observability.health import Health
+from bus.observability.health_checks import store_check
 from bus.observability.probes import probe_store
+from bus.observability.settings import HealthSettings
 from bus.storage.claim_store import open_claim_store
 from bus.storage.s3_client import create_bucket, open_s3_client, trusted_authorities
 from bus.storage.settings import StoreSettings
@@ -67,15 +71,48 @@ async def test_check_finds_a_missing_right(rule: Rule, parts: list[str]) -> None
         assert part in text
 
 
-async def test_key_that_may_not_ask_for_the_bucket_is_usable() -> None:
-    """EnterpriseDB/barman #1094, Aiven-Open/rohmu #162, remotely-save #495: HeadBucket is 403 though objects may be written and read."""
+async def test_key_that_may_not_ask_for_the_bucket_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EnterpriseDB/barman #1094, Aiven-Open/rohmu #162, remotely-save #495: HeadBucket is 403 though objects may be written and read. Not
+    every probe of the health writes: once more after minutes, which shows that the right was withdrawn.
+    """
     with open_strict_s3(refuse(403, "Forbidden", "", "HEAD"), refuse(403, "AccessDenied", "", "DELETE")) as server:
         async with open_claim_store(server.settings()) as claims:
+            await asyncio.gather(*(claims.check() for _ in range(5)))
             await claims.check()
-            await claims.check()
+            assert [request.method for request in server.requests].count("PUT") == 1
             server.rules.insert(0, refuse(403, "AccessDenied", "", "PUT"))
+            await claims.check()
+            monkeypatch.setattr("bus.storage.s3.PROOF_SECONDS", -1.0)
             with pytest.raises(TemporaryError, match="PutObject"):
                 await claims.check()
+
+
+@pytest.mark.parametrize(("may_delete", "kept"), [(True, 0), (False, 1)])
+async def test_failed_checks_do_not_fill_the_bucket(may_delete: bool, kept: int) -> None:
+    """Each probe of the health with a key that may not read left one object more; each has the same key, and is deleted."""
+    with open_strict_s3(refuse(403, "AccessDenied", "", "GET" if may_delete else "GET DELETE")) as server:
+        async with open_claim_store(server.settings()) as claims:
+            for _ in range(3):
+                assert "GetObject" in str(await store_check(claims)())
+        assert len(server.objects) == kept
+        assert len({request.key for request in server.requests if request.method == "PUT"}) == 1
+
+
+async def test_check_that_is_given_up_leaves_no_object_behind() -> None:
+    """The probe of the health ends after `check_seconds`, while the store's response takes longer."""
+    responded = threading.Event()
+
+    def slow(request: Request) -> None:
+        if request.method == "GET":
+            responded.wait(5)
+
+    with open_strict_s3(slow) as server:
+        async with open_claim_store(server.settings()) as claims:
+            health = Health(HealthSettings(check_seconds=0.3), checks={"store": store_check(claims)})
+            assert await health.check_all() == {"store": "no response within 0.3 s"}
+            assert [request.method for request in server.requests] == ["PUT", "GET", "DELETE"]
+            assert not server.objects
+        responded.set()
 
 
 async def test_slow_down_is_tried_again() -> None:
