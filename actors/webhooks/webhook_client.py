@@ -73,7 +73,7 @@ class WebhookClient:
                     return check_response(response.status_code, response.headers, await read_excerpt(response), target)
                 finally:
                     await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             error_type = UnconfirmedDelivery if sent.is_set() else TemporaryError
             raise error_type(f"{redact_uri(target.base)} did not respond: {describe_http_error(error)}", code=UNANSWERED) from error
 
@@ -93,10 +93,15 @@ async def open_webhook_client(settings: WebhookSettings) -> AsyncIterator[Webhoo
     guard = GuardedTransport(settings, ADDRESS_REFUSED, verify=verify)
     timeout = settings.webhook_timeout_seconds
     async with (
-        httpx.AsyncClient(transport=plain, timeout=timeout, trust_env=False) as trusted,
-        httpx.AsyncClient(transport=guard, timeout=timeout, trust_env=False) as guarded,
+        httpx.AsyncClient(transport=plain, timeout=timeout, trust_env=False, event_hooks={"response": [forget_location]}) as trusted,
+        httpx.AsyncClient(transport=guard, timeout=timeout, trust_env=False, event_hooks={"response": [forget_location]}) as guarded,
     ):
         yield WebhookClient(settings, trusted, guarded)
+
+
+async def forget_location(response: httpx.Response) -> None:
+    """No redirect is followed, but the client would read its address, and raise an error for one that is not readable."""
+    response.headers.pop("Location", None)
 
 
 def resolve_target(base_url: str | None, settings: WebhookSettings) -> Target:

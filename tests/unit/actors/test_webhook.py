@@ -169,8 +169,11 @@ async def test_invalid_retry_after_is_ignored_and_huge_one_limited(
     assert error.value.delay == delay
 
 
-async def test_redirect_is_a_rejection_and_not_followed(send_webhook: Handler, backend: WebhookBackend, context: Context) -> None:
-    backend.responses = [(307, {"Location": f"{backend.url}/elsewhere"})]
+@pytest.mark.parametrize("location", ["{url}/elsewhere", "https://xn--a/", "http://["])
+async def test_redirect_is_a_rejection_and_not_followed(
+    send_webhook: Handler, backend: WebhookBackend, context: Context, location: str
+) -> None:
+    backend.responses = [(307, {"Location": location.format(url=backend.url)})]
     with pytest.raises(PermanentError) as error:
         await send_webhook(COMPLETE, context)
     assert error.value.code == "webhook-rejected"
@@ -371,6 +374,8 @@ async def test_address_in_message_chooses_no_path(backend: WebhookBackend, conte
         ("https://other.example/backend.example", "backend.example", None),
         ("https://[2606:4700::1]:8443/x", "[2606:4700::1]", "https://[2606:4700::1]:8443"),
         ("ftp://backend.example", "backend.example", None),
+        ("https://xn--a/", "xn--a", None),
+        ("https://backend.example", "xn--a,backend.example", "https://backend.example"),
     ],
 )
 def test_target_is_origin_of_an_allowed_host(address: str, allowed: str, base: str | None) -> None:

@@ -208,6 +208,7 @@ def test_private_ip_literal_is_detected_without_dns(url: str, private: bool) -> 
         ("//backend.example/x", None),
         ("https:///x", None),
         ("https://[fe80::1%25eth0]/", None),
+        ("https://xn--a/", None),
         ("", None),
     ],
 )
