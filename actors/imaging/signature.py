@@ -5,6 +5,7 @@ The mark's width is a share of the picture's width; it keeps its aspect ratio, a
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -104,5 +105,7 @@ def outline_width(font_size: int) -> int:
     return max(1, font_size // 16)
 
 
+@lru_cache(64)
 def load_font(path: Path, font_size: int) -> ImageFont.FreeTypeFont:
+    """Text in several fonts is measured run by run, so that a font is asked for many times."""
     return ImageFont.truetype(path, font_size, layout_engine=ImageFont.Layout.RAQM)

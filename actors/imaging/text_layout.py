@@ -3,8 +3,10 @@
 Sizes are pixels, colours (red, green, blue). Contrast is WCAG 2 contrast at the tenth percentile of the background's pixels.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
@@ -67,20 +69,30 @@ class Placement:
 
 
 def fit_text(text: str, faces: Sequence[FontFace], picture: tuple[int, int], category: str) -> TextBlock:
-    """The text in the font size of `category`, or in the largest smaller one that fits. Raises PermanentError("glyph-missing")."""
+    """The text in the font size of `category`, or in the largest smaller one that fits, found by bisection.
+
+    Raises PermanentError("glyph-missing").
+    """
     max_width, max_height = int(MAX_WIDTH_SHARE * picture[0]), int(MAX_HEIGHT_SHARE * picture[1])
     preferred = max(MIN_FONT_SIZE, min(MAX_FONT_SIZE, round(TEXT_HEIGHT_SHARE.get(category, TEXT_HEIGHT_SHARE["medium"]) * picture[1])))
-    for font_size in range(preferred, MIN_FONT_SIZE - 1, -1):
-        lines = wrap_text(text, faces, font_size, max_width)
-        block = TextBlock(
-            lines,
-            font_size,
-            width=round(max(measure_width(line, faces, font_size) for line in lines)),
-            height=round(len(lines) * font_size * LINE_HEIGHT),
-        )
+    block = lay_out(text, faces, preferred, max_width)
+    fits, too_large = MIN_FONT_SIZE, preferred
+    if block.width <= max_width and block.height <= max_height:
+        return block
+    while too_large - fits > 1:
+        font_size = (fits + too_large) // 2
+        block = lay_out(text, faces, font_size, max_width)
         if block.width <= max_width and block.height <= max_height:
-            break
-    return block
+            fits = font_size
+        else:
+            too_large = font_size
+    return lay_out(text, faces, fits, max_width)
+
+
+def lay_out(text: str, faces: Sequence[FontFace], font_size: int, max_width: int) -> TextBlock:
+    lines = wrap_text(text, faces, font_size, max_width)
+    width = round(max(measure_width(line, faces, font_size) for line in lines))
+    return TextBlock(lines, font_size, width, height=round(len(lines) * font_size * LINE_HEIGHT))
 
 
 def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: int) -> list[str]:
@@ -99,18 +111,28 @@ def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: i
 
 
 def split_words(words: Sequence[str], faces: Sequence[FontFace], font_size: int, max_width: int) -> Iterator[str]:
+    """The words; of one that is too wide the longest beginnings that fit, each found by bisection."""
+
+    def width(clusters: Sequence[str]) -> float:
+        return measure_width("".join(clusters), faces, font_size)
+
     for word in words:
-        part = ""
-        for cluster in split_clusters(word):
-            if part and measure_width(part + cluster, faces, font_size) > max_width:
-                yield part
-                part = ""
-            part += cluster
-        yield part
+        rest = list(split_clusters(word))
+        while len(rest) > 1 and width(rest) > max_width:
+            count = bisect_right(range(1, len(rest)), max_width, key=lambda count: width(rest[:count])) or 1
+            yield "".join(rest[:count])
+            del rest[:count]
+        yield "".join(rest)
 
 
 def measure_width(line: str, faces: Sequence[FontFace], font_size: int) -> float:
-    return sum(load_font(run.face.path, font_size).getlength(run.text, direction=run.direction) for run in _line_runs(line, faces))
+    return sum(measure_run(run, font_size) for run in _line_runs(line, faces))
+
+
+@lru_cache(4096)
+def measure_run(run: TextRun, font_size: int) -> float:
+    """The same short runs come again and again where each word has several fonts."""
+    return load_font(run.face.path, font_size).getlength(run.text, direction=run.direction)
 
 
 def _line_runs(line: str, faces: Sequence[FontFace]) -> list[TextRun]:
@@ -178,5 +200,5 @@ def draw_text(picture: Image.Image, placement: Placement, block: TextBlock, face
         for run in _line_runs(line, faces):
             font = load_font(run.face.path, block.font_size)
             draw.text((pen, baseline), run.text, placement.color, font, direction=run.direction, anchor="ls")
-            pen += font.getlength(run.text, direction=run.direction)
+            pen += measure_run(run, block.font_size)
     return done
