@@ -121,7 +121,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.parser = new_parser(self)
 
     def _head_without_upgrade(self) -> bytes:
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%s: %s" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]
         lines += [b"Connection: close" for name, value in self.headers if name == b"connection" and b"close" in value.lower()]
         return b"\r\n".join([*lines, b"", b""])

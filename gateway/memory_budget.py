@@ -65,9 +65,13 @@ class Reservation:
         self.resize(count)
 
     async def grow(self, count: int) -> None:
-        """Hold `count` bytes as soon as that many more are free. Raises like `MemoryBudget.reserve`."""
-        more = await self._budget.reserve(self._tenant, count - self.count)
-        more.release()
+        """Hold `count` bytes as soon as they are free; none until then, so that requests do not wait for each other.
+
+        Raises like `MemoryBudget.reserve`.
+        """
+        self.resize(0)
+        larger = await self._budget.reserve(self._tenant, count)
+        larger.release()
         self.resize(count)
 
     def resize(self, count: int) -> None:

@@ -1,6 +1,6 @@
 """The settings of the gateway."""
 
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import Self
 
@@ -155,8 +155,11 @@ class GatewaySettings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def check_trusted_proxies(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        """Neither `*` nor all addresses: then anybody could claim any address."""
-        for network in networks:
-            if network != UNIX_SOCKET and ip_network(network, strict=False).prefixlen == 0:
-                raise ValueError(f"{network} trusts every client: name the networks of the proxies")
+        """Neither `*` nor all addresses: then anybody could claim any address. IPv4 as it is compared: not written as IPv6."""
+        for name in networks:
+            network = ip_network(name, strict=False) if name != UNIX_SOCKET else None
+            if network and network.prefixlen == 0:
+                raise ValueError(f"{name} trusts every client: name the networks of the proxies")
+            if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped):
+                raise ValueError(f"{name} is an IPv4 network written as IPv6: write {mapped}/{network.prefixlen - 96}")
         return networks

@@ -17,6 +17,8 @@ RECONNECT_DELAY = "retry: 2000\n\n"
 KEEPALIVE_COMMENT = ": keepalive\n\n"
 STREAM_HEADERS = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-store, no-transform"}
 """Proxies neither collect a stream, nor keep or compress it."""
+FIRST_CHUNK_SECONDS = 5.0
+"""How long the first chunk is awaited at least, so that an error of a query keeps its status."""
 LINE_SEPARATORS = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
 END = ""
 """After the last chunk of a stream."""
@@ -33,14 +35,14 @@ async def sse_response(request: Request, chunks: AsyncGenerator[str], late_error
     """Send the chunks, and a comment after every GATEWAY_KEEPALIVE_SECONDS without one; close the generator when the client disconnects.
 
     Raises HttpProblem(503) over GATEWAY_MAX_STREAMS, and what the generator raises before its first chunk. When the first chunk takes
-    longer than that interval, the response has begun: the error is sent as the event that `late_error` makes of it.
+    longer than that interval and FIRST_CHUNK_SECONDS, the response has begun: an error is sent as the event that `late_error` makes of it.
     """
     services = services_of(request)
     guards_of(request.scope).enter_context(stream_slot(services))
     source = ChunkSource(chunks)
     guards_of(request.scope).callback(source.cancel)
     seconds = services.settings.keepalive_seconds
-    first = await source.next_chunk(seconds)
+    first = await source.next_chunk(max(seconds, FIRST_CHUNK_SECONDS))
 
     async def sent_chunks() -> AsyncGenerator[str]:
         chunk, started = first, first is not None

@@ -32,8 +32,6 @@ ANONYMOUS_BODY_BYTES = 16 << 10
 """The longest body without a valid key: a login."""
 SMALL_BODY_BYTES = 64 << 10
 """A body up to this size is held whatever else is; the number of requests bounds how many there are."""
-GROWTH_BYTES = 1 << 20
-"""The memory for a body whose size is not declared grows in such pieces while it arrives."""
 
 
 class AdmissionMiddleware:
@@ -136,7 +134,7 @@ class AdmissionMiddleware:
         guards.enter_context(self._upload_slot(body.content_length))
 
     async def _reserve_memory(self, guards: ExitStack, scope: Scope, body: LimitedBody) -> None:
-        """The bytes of a body until its request is answered; without a Content-Length, those that have arrived. Raises HttpProblem(503)."""
+        """The bytes of a body until its request is answered; without a Content-Length, those of `_grow`. Raises HttpProblem(503)."""
         declared = body.content_length if body.content_length > SMALL_BODY_BYTES else 0
         if not declared and not body.is_chunked:
             return
@@ -147,12 +145,17 @@ class AdmissionMiddleware:
             body.on_growth = partial(self._grow, guards, reservation, body.limit)
 
     async def _grow(self, guards: ExitStack, reservation: Reservation, limit: int, before: int, size: int) -> None:
-        """Memory, and for a large body a slot, when `size` bytes have arrived. Raises HTTPException(503), which routes let through."""
+        """When `size` bytes have arrived: memory for GATEWAY_MAX_BODY_BYTES; above that, a slot and memory for the longest body, `limit`.
+
+        The memory for a large body is free before it starts, so that large bodies do not wait for each other halfway.
+        Raises HTTPException(503), which routes let through.
+        """
+        largest_small = self._settings.max_body_bytes
         try:
-            if before <= self._settings.max_body_bytes < size:
+            if before <= largest_small < size:
                 guards.enter_context(self._upload_slot(size))
             if size > max(SMALL_BODY_BYTES, reservation.count):
-                await reservation.grow(min(limit, -(-size // GROWTH_BYTES) * GROWTH_BYTES))
+                await reservation.grow(min(limit, largest_small) if size <= largest_small else limit)
         except HttpProblem as problem:
             raise HTTPException(problem.status, problem.detail, problem.headers) from None
 

@@ -3,19 +3,20 @@
 Each proxy appends an element, the nearest one last. What stands to the left of the elements of trusted proxies is the client's own claim.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from urllib.request import parse_http_list
 
 from starlette.datastructures import Headers
 
 from gateway.middleware.addresses import UNIX_SOCKET, parse_address
-from gateway.middleware.public_url import HOST, PREFIX
+from gateway.middleware.public_url import DEFAULT_PORTS, HOST, PREFIX
 
 MAX_HOPS = 16
 FAMILY = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix")
-DEFAULT_PORTS = {"http": "80", "https": "443"}
+PARAMETER = re.compile(r"""[ \t]*+(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[^\s",;=\\]*+))?+[ \t]*+([,;]|\Z)""")
+"""One of `Forwarded`, and what ends it; none between two commas. Many write addresses with colons and brackets without quotes."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,23 @@ def split_values(headers: Headers, name: str) -> list[str]:
 
 
 def forwarded_elements(headers: Headers) -> list[dict[str, str]]:
-    """The elements of `Forwarded`, each with its parameters by their names in lower case."""
-    elements = [element for line in headers.getlist("forwarded") for element in parse_http_list(line)]
-    return [dict(map(parse_parameter, element.split(";"))) for element in elements[-MAX_HOPS:]]
+    """The elements of `Forwarded`, each with its parameters by their names in lower case.
 
-
-def parse_parameter(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name.strip().lower(), value.strip().strip('"')
+    Empty when any of it is malformed: a quote that a client leaves open would hide what the proxies have added.
+    """
+    text, position = ",".join(headers.getlist("forwarded")), 0
+    elements: list[dict[str, str]] = [{}]
+    while position < len(text):
+        match = PARAMETER.match(text, position)
+        if match is None:
+            return []
+        name, value, end = match.groups()
+        if name:
+            elements[-1][name.lower()] = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+        if end == ",":
+            elements.append({})
+        position = match.end()
+    return [element for element in elements if element][-MAX_HOPS:]
 
 
 def nth_from_right(values: list[str], index: int) -> str:

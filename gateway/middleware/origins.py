@@ -10,14 +10,13 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.middleware.public_url import HOST
+from gateway.middleware.public_url import DEFAULT_PORTS, HOST
 from gateway.middleware.sessions import is_console_path
 from gateway.problems import HttpProblem, error_response
 from gateway.settings import GatewaySettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM_MEDIA_TYPES = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 PROBE_PATH = "/health"
 """Answered under any host name: probes of a load balancer use addresses."""
 
@@ -111,7 +110,7 @@ def is_from_other_site(headers: Headers, allowed_origins: Collection[str] = ()) 
         return False
     if origin:
         scheme, _, name = origin.lower().partition("://")
-        port = DEFAULT_PORTS.get(scheme, "")
+        port = f":{DEFAULT_PORTS.get(scheme)}"
         return site != "" or name.removesuffix(port) != (headers.get("host") or "unknown").lower().removesuffix(port)
     return site != ""
 

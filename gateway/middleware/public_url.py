@@ -13,6 +13,8 @@ from starlette.types import Scope
 
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 """A host, perhaps with a port: no user, no path, no space."""
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+"""Browsers leave them out of the Host and Origin headers."""
 PREFIX = re.compile(r"(?:/[A-Za-z0-9_~@:+=-][A-Za-z0-9._~@:+=-]{0,63}){1,8}")
 """Path segments without escapes; none is empty or begins with a dot."""
 
@@ -48,12 +50,12 @@ def public_url(request: Request, path: str) -> str:
 
 
 def parse_public_url(url: str) -> tuple[str, str]:
-    """Origin and prefix of an http(s) URL without user, query and fragment. Raises ValueError."""
+    """Origin, without the scheme's own port, and prefix of an http(s) URL without user, query and fragment. Raises ValueError."""
     parts = urlsplit(url.strip())
     plain = parts.scheme in ("http", "https") and HOST.fullmatch(parts.netloc) and not (parts.query or parts.fragment)
-    if not plain:
+    if not plain or parts.port == 0:
         raise ValueError("it must be http(s)://host[:port][/path], without user, query and fragment")
-    return f"{parts.scheme}://{parts.netloc.lower()}", parse_prefix(parts.path)
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(f':{DEFAULT_PORTS[parts.scheme]}')}", parse_prefix(parts.path)
 
 
 def parse_prefix(text: str) -> str:

@@ -274,7 +274,7 @@ class Test_events:  # noqa: N801
             await asyncio.sleep(1)
             async with start_worker(FAKE_IMAGE_ACTOR, WATERMARK, UPLOAD):
                 text = (await stream).text
-            assert (await (await gateway()).get("/jobs/never/events")).status_code == 404
+            assert (await http.get("/jobs/never/events")).status_code == 404
         assert ": keepalive" in text
         assert parse_events(text)[-1]["event"] == "job.completed"
 

@@ -87,6 +87,11 @@ async def public_address(settings: dict[str, Any], headers: dict[str, str] | lis
             "https://api.example/x 198.51.100.7",
             id="http-types #508: several elements",
         ),
+        pytest.param(
+            {"Forwarded": 'for="_a;b, c\\"";host="a;proto=http", For=198.51.100.7:80; proto=https;x="\\"";host=api.example:8443,, '},
+            "https://api.example:8443/x 198.51.100.7",
+            id="separators inside quotes",
+        ),
         pytest.param({"Forwarded": "for=_hidden;proto=https"}, "https://internal:8080/x 127.0.0.1", id="an obfuscated identifier"),
         pytest.param(
             {"X-Forwarded-For": "198.51.100.7", "Forwarded": "for=9.9.9.9;host=evil.example;proto=https"},
@@ -139,6 +144,11 @@ async def test_headers_of_others_are_ignored(settings: dict[str, Any], headers: 
         {"X-Forwarded-Host": "evil.example/path"},
         {"X-Forwarded-Host": "evil.example#"},
         {"X-Forwarded-Host": "a b"},
+        {"Forwarded": 'for=6.6.6.6;host=evil.example;x=", for=198.51.100.7;proto=https'},
+        {"Forwarded": 'for=6.6.6.6;host=evil.example;x="\\", for="[2001:db8::7]";proto=https'},
+        {"Forwarded": 'for=6.6.6.6;host=evil.example;x=", for="[2001:db8::7]";proto=https'},
+        {"Forwarded": 'for=6.6.6.6;host="evil.example"x, for=198.51.100.7;proto=https'},
+        {"Forwarded": 'for="' * 6000},
     ],
     ids=lambda headers: str(headers)[:60],
 )
@@ -168,11 +178,22 @@ async def test_page_of_another_site_cannot_choose_the_host_that_is_checked() -> 
     assert statuses == [421, 421, 200]
 
 
+@pytest.mark.parametrize("public_url", ["https://art.example", "https://art.example:443", "HTTPS://Art.Example:443/"])
+async def test_public_address_is_served_without_a_key(public_url: str) -> None:
+    """Browsers leave the scheme's own port out of Host and Origin; the setting may have it."""
+    gateway = FakeGateway({}, None, {"public_url": public_url}, {})
+    own = {"Host": "art.example", "Origin": "https://art.example", "Sec-Fetch-Site": "same-site"}
+    read, written = await gateway.http.get("/v1/models", headers=own), await gateway.http.post("/jobs", json={}, headers=own)
+    assert (read.status_code, written.status_code) == (200, 422)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"public_url": "https://art.example/studio"}, "https://art.example/studio/x 127.0.0.1"),
         ({"public_url": "https://art.example:8443"}, "https://art.example:8443/x 127.0.0.1"),
+        ({"public_url": "https://art.example:443/studio"}, "https://art.example/studio/x 127.0.0.1"),
+        ({"public_url": "http://art.example:443"}, "http://art.example:443/x 127.0.0.1"),
         ({"public_url": "https://art.example", "root_path": "studio/"}, "https://art.example/studio/x 127.0.0.1"),
         ({"root_path": "/studio"}, "https://api.example.com/studio/x 127.0.0.1"),
     ],
@@ -190,12 +211,16 @@ async def test_settings_win_over_headers(settings: dict[str, Any], expected: str
         {"public_url": "https://user:secret@art.example"},
         {"public_url": "https://art.example/?a=b"},
         {"public_url": "https://art.example//evil"},
+        {"public_url": "https://art.example:0"},
+        {"public_url": "https://art.example:65536"},
         {"root_path": "//evil.example"},
         {"root_path": "/a/../b"},
         {"root_path": "https://art.example/a"},
         {"public_url": "https://art.example/a", "root_path": "/b"},
         {"trusted_proxies": "proxy.example"},
         {"trusted_proxies": "0.0.0.0/0"},
+        {"trusted_proxies": "::ffff:10.0.0.0/104"},
+        {"trusted_proxies": "::ffff:10.0.0.1"},
     ],
 )
 def test_wrong_setting_is_refused_at_start(settings: dict[str, str]) -> None:

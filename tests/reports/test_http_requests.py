@@ -1,20 +1,24 @@
 """HTTP requests as clients, proxies and monitors really send them. Each case names its report."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
 from bus.observability.health import Health
 from bus.observability.health_server import HealthApp
 from bus.observability.settings import HealthSettings
+from gateway import memory_budget
 from gateway.apis import all_apis
 from gateway.compat.vertex import VertexSettings
-from gateway.middleware.admission import GROWTH_BYTES
+from gateway.middleware.admission import SMALL_BODY_BYTES
+from gateway.sse import sse_response
 from tests.support.http_gateway import send_raw, serve_bounded
 from tests.unit.gateway.conftest import FakeGateway
 
@@ -60,14 +64,28 @@ async def test_head_is_answered_like_get_on_every_path() -> None:
 
 
 async def test_head_of_a_stream_ends_at_once() -> None:
-    """The status and the headers of the stream, and no stream."""
+    """The status and the headers of the stream, and no stream: the connection serves the next request, and the slot is free again."""
     gateway = open_gateway(keepalive_seconds=0.05)
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[str]:
+        try:
+            while True:
+                yield "data: 1\n\n"
+                await asyncio.sleep(0.01)
+        finally:
+            closed.set()
+
+    async def stream(request: Request) -> StreamingResponse:
+        return await sse_response(request, endless())
+
+    gateway.app.add_api_route("/stream", stream)
     async with serve_bounded(gateway.app, lifespan=False) as port:
-        answer = await send_raw(
-            port, b"HEAD /docs/start.js HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        )
+        answer = await send_raw(port, b"HEAD /stream HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.wait_for(closed.wait(), 5)
     heads = answer.split(b"\r\n\r\n")
     assert [head.splitlines()[0] for head in heads[:2]] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK"]
+    assert (b"text/event-stream" in heads[0], b"data:" in answer, gateway.services.open_streams) == (True, False, 0)
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/live/", "/health/ready", "/health/startup", "/metrics"])
@@ -175,17 +193,39 @@ async def test_body_in_chunks_is_read_like_one_with_a_length() -> None:
 async def test_memory_for_a_body_in_chunks_is_taken_as_it_arrives() -> None:
     """aspnetcore #37126: how long it becomes is unknown. Many that have only begun hold little; large ones are counted."""
     gateway = open_gateway()
-    budget = find_body_budget(gateway)
+    budget, settings = find_body_budget(gateway), gateway.services.settings
     held = []
 
     async def slowly() -> AsyncIterator[bytes]:
-        for _ in range(4):
-            yield b"x" * GROWTH_BYTES
+        for size in (SMALL_BODY_BYTES, 1, settings.max_body_bytes, 1):
+            yield b"x" * size
             held.append(budget.held_bytes)
 
     await gateway.http.post("/vision", content=slowly(), headers=JSON_TYPE)
-    assert held == sorted(held)
-    assert max(held) <= 4 * GROWTH_BYTES
+    assert held == [0, settings.max_body_bytes, settings.max_upload_body_bytes, settings.max_upload_body_bytes]
+    assert budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+async def test_large_bodies_at_once_wait_for_each_other_and_are_all_read(with_length: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aspnetcore #37126: with a part of the memory each, all of them waited for the rest, and all were a 503."""
+    monkeypatch.setattr(memory_budget, "WAIT_SECONDS", 20)
+    gateway = open_gateway(body_memory_bytes=64 << 20)
+    budget, held = find_body_budget(gateway), []
+    body = json.dumps({"image_data": "A" * (9 << 20)}).encode()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        async for piece in chunks(body, 1 << 20):
+            yield piece
+            held.append(budget.held_bytes)
+            await asyncio.sleep(0.001)
+
+    async def post() -> int:
+        length = {"Content-Length": str(len(body))} if with_length else {}
+        return (await gateway.http.post("/vision", content=slowly(), headers=JSON_TYPE | length)).status_code
+
+    assert await asyncio.gather(*(post() for _ in range(16))) == [422] * 16
+    assert len(body) <= max(held) <= budget.share_bytes
     assert budget.held_bytes == 0
 
 
@@ -229,6 +269,23 @@ async def test_framing_of_requests(name: str, request_bytes: bytes, status: int)
         answer = await send_raw(port, b"POST /jobs HTTP/1.1\r\n" + HEAD_LINES + request_bytes)
     assert int(answer.split()[1]) == status, answer
     assert b"Field required" not in answer, "the body has arrived"
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_offer_of_another_protocol_keeps_the_version(version: bytes) -> None:
+    """cowboy #140: nginx passes on an Upgrade in HTTP/1.0, which knows no chunks."""
+    gateway = open_gateway()
+
+    async def tell(request: Request) -> StreamingResponse:
+        return StreamingResponse(iter([str(request.scope["http_version"])]))
+
+    gateway.app.add_api_route("/tell", tell)
+    async with serve_bounded(gateway.app, lifespan=False) as port:
+        answer = await send_raw(
+            port, b"GET /tell HTTP/" + version + b"\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert (version in body, b"transfer-encoding: chunked" in head.lower()) == (True, version == b"1.1")
 
 
 async def test_body_that_follows_an_offer_of_http_2_later_is_read() -> None:

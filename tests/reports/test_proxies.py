@@ -17,6 +17,7 @@ from fastapi import Request
 from actors import dead_letters
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
+from gateway import sse
 from gateway.app import create_app
 from gateway.problems import HttpProblem
 from gateway.settings import GatewaySettings
@@ -170,8 +171,8 @@ async def test_streams_and_large_bodies_pass_nginx(
         assert [event["event"] for event in parse_events(answer.text)][-1] == "done"
 
 
-async def test_stream_sends_comments_while_it_waits_and_says_its_error_in_an_event() -> None:
-    """harness #1293: nginx ends a response that is silent for a minute."""
+async def test_stream_sends_comments_while_it_waits_and_says_its_error_in_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """harness #1293: nginx ends a response that is silent for a minute. An error that comes soon keeps its status."""
 
     async def slow(error: bool) -> AsyncIterator[str]:
         await asyncio.sleep(0.12)
@@ -182,10 +183,13 @@ async def test_stream_sends_comments_while_it_waits_and_says_its_error_in_an_eve
         yield "data: 2\n\n"
 
     texts = []
+    services = make_services(FakePublisher({}), keepalive_seconds=0.05)
+    scope = {"state": {"guards": ExitStack()}}
+    request = cast("Request", SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(services=services)), scope=scope))
+    with pytest.raises(HttpProblem, match="away"):
+        await sse_response(request, cast("Any", slow(True)))
+    monkeypatch.setattr(sse, "FIRST_CHUNK_SECONDS", 0.05)
     for error in (False, True):
-        services = make_services(FakePublisher({}), keepalive_seconds=0.05)
-        scope = {"state": {"guards": ExitStack()}}
-        request = cast("Request", SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(services=services)), scope=scope))
         response = await sse_response(request, cast("Any", slow(error)))
         assert response.headers["x-accel-buffering"] == "no"
         assert "no-transform" in response.headers["cache-control"]
