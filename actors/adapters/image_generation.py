@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from actors.imaging.fonts import check_drawable
+from actors.imaging.fonts import FontFace, check_drawable, find_fonts
 from actors.settings import OrderSettings, WatermarkSettings, WebhookSettings
 from bus.actor import Adapter, IgnoredMessage, InvalidMessage, TranslatedCommand
 from bus.errors import PermanentError
@@ -28,12 +28,12 @@ from contracts.wire import Step
 
 
 def build_adapter() -> Adapter:
-    read_order = partial(translate, webhooks=WebhookSettings(), orders=OrderSettings(), fonts=WatermarkSettings().fonts)
+    read_order = partial(translate, webhooks=WebhookSettings(), orders=OrderSettings(), fonts=find_fonts(WatermarkSettings().fonts))
     return Adapter(name="image_generation", queue=broker_names.IMAGE_GENERATION_QUEUE, translate=read_order)
 
 
-def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings, fonts: tuple[Path, ...] = ()) -> TranslatedCommand:
-    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id. `fonts`: besides the bundled ones.
+def translate(body: bytes, webhooks: WebhookSettings, orders: OrderSettings, fonts: Sequence[FontFace] = ()) -> TranslatedCommand:
+    """One order. Raises InvalidMessage, with a `failed` webhook when the body has a generation id. `fonts`: by which a name is checked.
 
     Raises IgnoredMessage for a message of another type: a failure would be a refund to whoever sent it.
     """
@@ -98,7 +98,7 @@ def _build_command(order: OrderData, base_url: str | None, webhooks: WebhookSett
     return TranslatedCommand(Step.IMAGE, body, _message_id(order.generation_id), _job_id(order.generation_id), headers)
 
 
-def _check_artist_name(order: OrderData, fonts: tuple[Path, ...]) -> None:
+def _check_artist_name(order: OrderData, fonts: Sequence[FontFace]) -> None:
     """A name that no font can draw is refused before anything is drawn, unless a picture is the signature."""
     try:
         check_drawable("" if order.signature_path else order.artist_name or "", fonts)
@@ -155,8 +155,11 @@ def _signature(order: OrderData, orders: OrderSettings) -> Signature:
 
 
 def _origin(url: str | None) -> str | None:
-    """Scheme and host of an address, without its path."""
-    parts = urlsplit(url or "")
+    """Scheme and host of an address, without its path; None for one that is not readable, in place of which BACKEND_API_URL is called."""
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:
+        return None
     return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
 
 

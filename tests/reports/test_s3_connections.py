@@ -67,8 +67,11 @@ async def test_check_finds_a_missing_right(rule: Rule, parts: list[str]) -> None
     """depictio/depictio #990, aerospike/aerospike-backup-service #558: the start says that the key may not write, or read."""
     with open_strict_s3(rule) as server:
         text = str(await probe_store(server.settings()))
+        async with open_claim_store(server.settings()) as claims:
+            health = str(await store_check(claims)())
     for part in [*parts, server.url]:
         assert part in text
+        assert part in health
 
 
 async def test_key_that_may_not_ask_for_the_bucket_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:

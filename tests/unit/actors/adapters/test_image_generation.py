@@ -91,6 +91,13 @@ def test_form_c_maps_ratio_signature_and_gs_path() -> None:
     assert "base_url" not in body["slip"]["variables"], "form C's webhook_url is read by no consumer"
 
 
+@pytest.mark.parametrize("address", ["http://[", "https://[::1/hook", "https://\u2100.example/hook", "backend.example", ""])
+def test_address_without_readable_host_leaves_the_configured_backend(address: str) -> None:
+    """Not even the `failed` webhook was called, since the address was read as none."""
+    for order in (FORM_A | {"callback_url": address}, FORM_B | {"webhook_url": address}):
+        assert "base_url" not in translate_order(order).body["slip"]["variables"]
+
+
 @pytest.mark.parametrize(
     ("given", "fraction"), [(0, 0.0), (0.5, 0.5), (1, 1.0), (1.0, 1.0), (2, 2 / 255), (128, 128 / 255), (128.0, 128 / 255), (255, 1.0)]
 )
