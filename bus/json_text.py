@@ -9,8 +9,10 @@ import re
 
 REPLACEMENT = "\ufffd"
 SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
-ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
-"""An escaped backslash, the two halves of a character, or an escape that is to be replaced."""
+ESCAPES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+"""Escaped backslashes, and then the two halves of a character, or an escape that is to be replaced."""
 
 
 def storable_json(body: bytes) -> bytes:
@@ -23,7 +25,7 @@ def storable_json(body: bytes) -> bytes:
 
 
 def _replace_escape(match: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if len(match[0]) == len(rb"\u0000") else match[0]
+    return match[1] + (rb"\ufffd" if len(match[2]) == len(rb"\u0000") else match[2])
 
 
 def storable_text(text: str) -> str:

@@ -246,7 +246,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/engines/remote/event_stream.py", "json.loads"): MODEL_SERVER,
     ("actors/engines/remote/openai_client.py", "json.loads"): MODEL_SERVER,
     ("actors/engines/remote/openai_text.py", ".json"): MODEL_SERVER,
-    ("actors/engines/remote/parameters.py", "json.loads"): MODEL_SERVER,
+    ("actors/engines/remote/refusals.py", "json.loads"): MODEL_SERVER,
     ("actors/engines/remote/served_models.py", ".json"): MODEL_SERVER,
     ("actors/engines/remote/vision_probe.py", ".json"): MODEL_SERVER,
     ("actors/imaging/content_credentials.py", "c2pa.Builder"): Trusted("pictures that a model generated and the watermark step encoded"),

@@ -27,7 +27,9 @@ from actors.engines.remote.openai_client import (
     open_client,
     parse_completion,
     parsing_answer,
+    read_bounded,
     response_format,
+    send_bounded,
     status_error,
 )
 from actors.engines.remote.parameters import ServerParameters, parse_profile
@@ -211,24 +213,22 @@ class OpenAiTextEngine:
         request = self._http.build_request("POST", "chat/completions", json=body)
         try:
             response = await self._http.send(request, stream=True)
+            try:
+                if response.status_code != 200:
+                    raise_for_status(await read_bounded(response))
+            except BaseException:
+                await response.aclose()
+                raise
         except httpx.HTTPError as error:
             raise connection_error(self._http, error) from error
-        try:
-            await raise_for_status(response)
-        except BaseException:
-            await response.aclose()
-            raise
         return response
 
     async def _send(self, method: str, path: str, body: Any) -> httpx.Response:
-        try:
-            return await self._http.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise connection_error(self._http, error) from error
+        return await send_bounded(self._http, self._http.build_request(method, path, json=body))
 
     async def _call(self, method: str, path: str, body: Any) -> httpx.Response:
         response = await self._send(method, path, body)
-        await raise_for_status(response)
+        raise_for_status(response)
         return response
 
     async def _with_exact_length(self, error: PromptTooLong, body: dict[str, Any]) -> PromptTooLong:
@@ -243,9 +243,9 @@ class OpenAiTextEngine:
             return None
         body = {"model": served.model, "messages": messages, "add_generation_prompt": True}
         try:
-            reply = (await self._http.post(self._server_url("tokenize"), json=body)).json()
+            reply = (await self._send("POST", self._server_url("tokenize"), body)).json()
             return int(reply["count"]), int(reply.get("max_model_len") or served.max_model_len)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        except (TemporaryError, ValueError, KeyError, TypeError):
             return None
 
     def _server_url(self, path: str) -> str:
@@ -256,9 +256,9 @@ class OpenAiTextEngine:
         """The metrics of the server if it is a vLLM, else what was counted here. No server reports its GPU's memory: it is not known."""
         served = await self.served_models()
         try:
-            page = await self._http.get(self._server_url("metrics"))
+            page = await self._send("GET", self._server_url("metrics"), None)
             text = page.text if page.status_code == 200 else ""
-        except httpx.HTTPError:
+        except TemporaryError:
             text = ""
         metrics = parse_metrics(text)
         cache_share = metrics.get("vllm:kv_cache_usage_perc", metrics.get("vllm:gpu_cache_usage_perc"))
@@ -335,11 +335,11 @@ async def cut_at_stop(chunks: AsyncIterator[GenerationChunk], stop: tuple[str, .
         after += sequences.found
 
 
-async def raise_for_status(response: httpx.Response) -> None:
+def raise_for_status(response: httpx.Response) -> None:
     """Raises PromptTooLong, PermanentError("server-refused"), TemporaryError."""
     if response.status_code == 200:
         return
-    text = (await response.aread()).decode(errors="replace")[:2000]
+    text = response.content.decode(errors="replace")[:2000]
     error = status_error(response)
     if isinstance(error, PermanentError) and (limit := CONTEXT_LENGTH_PATTERN.search(text)):
         raise PromptTooLong(parse_number(PROMPT_LENGTH_PATTERN.search(text, limit.end())), parse_number(limit))

@@ -3,6 +3,7 @@
 A server that rejects the schema gets the request again without it; the response is then not `constrained`.
 """
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
@@ -17,17 +18,18 @@ from pydantic import SecretStr
 from actors.engines.language.requests import VlmRequest, VlmResponse
 from actors.engines.remote.answers import choice_text, finish_reason, first_choice, repair_surrogates, token_counts
 from actors.engines.remote.openai_client import (
-    connection_error,
     open_client,
     parse_completion,
     parsing_answer,
     response_format,
+    send_bounded,
     status_error,
 )
 from actors.engines.remote.parameters import LEARNED_SECONDS, ServerParameters, parse_profile
 from actors.engines.remote.served_models import read_models
 from bus.errors import PermanentError, TemporaryError
 
+DEADLINE_MARGIN_SECONDS = 0.5
 SCHEMA_REJECTIONS = frozenset({"json-unsupported", "schema-refused"})
 CONNECTION_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 
@@ -45,6 +47,7 @@ class OpenAiVlm:
     async def generate(self, request: VlmRequest, *, deadline: datetime | None = None) -> VlmResponse:
         """Raises PermanentError("server-refused" · "content-filtered"), TemporaryError when the server is unavailable, busy or fails."""
         body = build_request_body(request, await self.served_model())
+        rejection = ""
         if request.schema and time.monotonic() >= self._schema_rejected_until:
             try:
                 with_schema = body | {"response_format": response_format(request.schema)}
@@ -52,12 +55,15 @@ class OpenAiVlm:
             except PermanentError as error:
                 if error.code not in SCHEMA_REJECTIONS:
                     raise
+                rejection = error.code
+        response = await self._complete(body, request, deadline, constrained=False)
+        if rejection == "json-unsupported":  # what one schema lacks is no reason to send no other
             self._schema_rejected_until = time.monotonic() + LEARNED_SECONDS
             log.warning(
                 "server.unconstrained",
                 meaning="it rejects response_format json_schema: verdicts are parsed from free text and marked as repaired",
             )
-        return await self._complete(body, request, deadline, constrained=False)
+        return response
 
     async def served_model(self) -> str:
         """The requested model if the server has it, else the first that it serves. Raises TemporaryError when it does not answer."""
@@ -83,7 +89,9 @@ class OpenAiVlm:
         return {}
 
     async def _complete(self, body: dict[str, Any], request: VlmRequest, deadline: datetime | None, *, constrained: bool) -> VlmResponse:
-        seconds = (deadline - datetime.now(UTC)).total_seconds() if deadline else None
+        """Its requests, however many the server's refusals make, end with the deadline; without one, in the time for one request."""
+        seconds = max(0.1, (deadline - datetime.now(UTC)).total_seconds()) if deadline else None
+        total = DEADLINE_MARGIN_SECONDS + (seconds or self._http.timeout.read or LEARNED_SECONDS)
 
         async def send(sent: dict[str, Any]) -> httpx.Response:
             response = await self._send("POST", "chat/completions", sent, seconds=seconds)
@@ -91,18 +99,19 @@ class OpenAiVlm:
                 raise failure
             return response
 
-        completion, _ = await self._parameters.send(body, send)
+        try:
+            async with asyncio.timeout(total):
+                completion, _ = await self._parameters.send(body, send)
+        except TimeoutError:
+            raise TemporaryError(f"the model server did not finish within {total:g} s", code="server-slow") from None
         response = parse_response(parse_completion(completion), constrained=constrained)
         if response.finish_reason == "content_filter" and (request.schema or not response.text):
             raise PermanentError("content-filtered", "the model server filtered its answer, or refused to give one")
         return response
 
     async def _send(self, method: str, path: str, body: Any, *, seconds: float | None = None) -> httpx.Response:
-        timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else max(0.1, seconds)
-        try:
-            return await self._http.request(method, path, json=body, timeout=timeout)
-        except httpx.HTTPError as error:
-            raise connection_error(self._http, error) from error
+        timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else seconds
+        return await send_bounded(self._http, self._http.build_request(method, path, json=body, timeout=timeout))
 
 
 def build_request_body(request: VlmRequest, model: str) -> dict[str, Any]:
