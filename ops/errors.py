@@ -6,11 +6,11 @@ class SetupError(Exception):
 
 
 def describe_start_error(error: Exception) -> str | None:
-    """Cause and cure of an error that ends a command; None for a fault of the program."""
+    """Cause and cure of an error that ends a command, in one line unless settings are wrong; None for a fault of the program."""
     from bus.errors import PermanentError
 
     if isinstance(error, PermanentError):
-        return str(error)
+        return " ".join(str(error).split())
     return describe_settings_error(error) if isinstance(error, ValueError) else None
 
 

@@ -27,6 +27,7 @@ class LocalSettings(BaseSettings):
 
     amqp_url: AmqpUrl | None = None
     database_url: SecretUrl | None = None
+    database_direct_url: SecretUrl | None = Field(None, description="Is used together with a DATABASE_URL; see `BusSettings`.")
     store_url: str | None = None
     secret: Secret | None = Field(None, validation_alias="ATELIER_SECRET")
     sign_messages: str = Field("off", validation_alias="ATELIER_SIGN_MESSAGES")
@@ -59,6 +60,10 @@ class LocalSettings(BaseSettings):
     @property
     def given_database_url(self) -> str | None:
         return self.database_url.get_secret_value() if self.database_url else None
+
+    @property
+    def given_direct_database_url(self) -> str | None:
+        return self.database_direct_url.get_secret_value() if self.database_direct_url else None
 
     @property
     def given_store_url(self) -> str | None:

@@ -75,7 +75,7 @@ async def run_until_stopped(processes: Sequence[str], steps: Sequence[str], sett
 
 def describe_services(urls: ServiceUrls, settings: LocalSettings) -> str:
     """The URLs of the services without passwords, and where the passwords are."""
-    lines = [f"  {name}={mask_text(value)}" for name, value in urls.environment.items() if name != "ATELIER_SECRET"]
+    lines = [f"  {name}={mask_text(value)}" for name, value in urls.environment.items() if value and name != "ATELIER_SECRET"]
     if urls.amqp_urls:
         lines.append(f"  users and passwords of the broker: {settings.local_folder.resolve() / 'rabbitmq' / PASSWORDS_FILE}")
     return "\n".join(lines)

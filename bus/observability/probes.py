@@ -9,7 +9,7 @@ from aio_pika.exceptions import AMQPError
 from bus.amqp.topology import QueueDepth, read_queue_depth
 from bus.errors import PermanentError, TemporaryError
 from bus.masking import mask_error
-from bus.persistence.server_check import examine_server, require_own_sessions
+from bus.persistence.server_check import OTHER_DATABASE, examine_server, require_own_sessions
 from bus.storage.claim_store import open_claim_store
 from bus.storage.settings import StoreSettings
 
@@ -43,10 +43,11 @@ async def probe_database(url: str, direct_url: str | None) -> str | None:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
             server = await examine_server("DATABASE_URL", url)
-            require_own_sessions(await examine_server("DATABASE_DIRECT_URL", direct_url) if direct_url else server)
+            direct = await examine_server("DATABASE_DIRECT_URL", direct_url) if direct_url else server
+            require_own_sessions(direct)
     except (OSError, TimeoutError, PermanentError) as error:
         return describe_error(error)
-    return None
+    return None if direct.identity == server.identity else OTHER_DATABASE
 
 
 async def probe_store(settings: StoreSettings) -> str | None:

@@ -4,6 +4,7 @@ Pure, but for the files of certificates, which are looked for. No message quotes
 """
 
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
@@ -141,8 +142,8 @@ def options_of(url: str) -> dict[str, str]:
 def session_parameters(url: str) -> list[str]:
     """The names of the parameters of the session that the URL sets, by an option of their own or inside of `options`."""
     options = {name: value for name, value in options_of(url).items() if name not in DRIVER_OPTIONS and name != CONNECT_TIMEOUT}
-    inside = re.findall(r"(?:^|\s)(?:-c\s*|--)([\w.]+)=", options.pop("options", ""))
-    return [*options, *inside]
+    inside = re.findall(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=", options.pop("options", ""))
+    return [*options, *(name.replace("-", "_") for name in inside)]
 
 
 def hosts_of(url: str) -> str:
@@ -169,8 +170,25 @@ def without_connect_timeout(url: str, default_seconds: float) -> tuple[str, floa
 
 
 def check_certificate_files(url: str) -> None:
-    """Raises ValueError for a file that is missing."""
+    """Raises ValueError for a file that is missing, that may not be read, or that holds nothing in PEM that the driver can use."""
     options = options_of(url)
-    for name in CERTIFICATE_OPTIONS:
-        if name in options and options[name] != PUBLIC_AUTHORITIES and not Path(options[name]).is_file():
-            raise ValueError(f"the file of {name}, {options[name]}, is missing: mount it, or correct its path")
+    files = {name: options[name] for name in CERTIFICATE_OPTIONS if options.get(name, PUBLIC_AUTHORITIES) != PUBLIC_AUTHORITIES}
+    for name, file in files.items():
+        try:
+            if not Path(file).is_file():
+                raise ValueError(f"the file of {name}, {file}, is missing: mount it, or correct its path")
+            _load(name, file, files.get("sslcert"), options.get("sslpassword", ""))
+        except PermissionError:
+            raise ValueError(f"the file of {name}, {file}, may not be read: give the user of this process the right to") from None
+        except ssl.SSLError as error:
+            contents = "a key in PEM that belongs to sslcert, with its sslpassword" if name == "sslkey" else "certificates in PEM"
+            raise ValueError(f"the file of {name}, {file}, cannot be used ({error.reason}): it must hold {contents}") from None
+
+
+def _load(name: str, file: str, certificate: str | None, password: str) -> None:
+    """Raises OSError, and SSLError for a file that the driver would not load. A key without a certificate is not used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if name != "sslkey":
+        context.load_verify_locations(cafile=file)
+    elif certificate:
+        context.load_cert_chain(certificate, file, password=password)

@@ -20,6 +20,7 @@ from bus.actor import DatabaseWrite
 from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.pool import stateless_connection
 from bus.persistence.purge import purge_periodically
+from bus.persistence.server_check import OTHER_DATABASE
 from bus.persistence.session_locks import CONNECTION_ERRORS, LockLost, SessionLocks
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
@@ -58,7 +59,9 @@ class Inbox(Protocol):
         ...
 
     async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
-        """Acquire a message; waits while another delivery of it is running. Not acquired when the entry has a result.
+        """Acquire a message; waits while another delivery of it is running, and while this process has lost its liveness lock.
+
+        Not acquired when the entry has a result.
 
         `former_ids`: the message's entries of earlier releases, recognised for one release.
         """
@@ -244,10 +247,7 @@ class PostgresInbox:
     async def require_visible_lock(self) -> None:
         """Raises PermanentError("database-other") when the pool's database does not know the lock that this process holds."""
         if not await retry_while_unavailable(self._is_lock_visible, "database"):
-            message = (
-                "DATABASE_DIRECT_URL leads to another database than DATABASE_URL: both must name the same one, the first without pooler"
-            )
-            raise PermanentError("database-other", message)
+            raise PermanentError("database-other", OTHER_DATABASE)
 
 
 @asynccontextmanager

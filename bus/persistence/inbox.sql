@@ -26,6 +26,7 @@ create table if not exists atelier.cancelled (
 -- name: acquire
 -- One round trip: acquire the message unless it is done or another live process owns it; return what is known of it and of its job.
 -- A message that this process owns is acquired again: it repeats the statement only when the first response was lost.
+-- A process whose liveness lock is gone acquires nothing: another would take the message from it at once, and count a crash.
 -- $6: the entries of an earlier release, for one release. A live process of that release may still run one.
 with live as (
     select objid from pg_locks
@@ -37,7 +38,8 @@ with live as (
 ), acquired as (
     insert into atelier.inbox as known (step, message_id, owner)
     select $1::text, $2::text, $3::integer
-    where not exists (select from former where result is not null or owner::oid in (select objid from live))
+    where exists (select from live where objid = $3::integer::oid)
+        and not exists (select from former where result is not null or owner::oid in (select objid from live))
     on conflict (step, message_id) do update set
         owner = excluded.owner, deaths = known.deaths + coalesce(known.owner <> excluded.owner, false)::integer
     where known.result is null

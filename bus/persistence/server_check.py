@@ -3,7 +3,6 @@
 A pooler in transaction mode, such as PgBouncer, is recognised by what it does: two clients get the same session of the server.
 """
 
-import asyncio
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -33,9 +32,16 @@ DIRECT_URL_CURE = (
 IDENTITY = "select pg_backend_pid()"
 FACTS = """
 select current_setting('server_version_num')::integer as version, current_setting('server_encoding') as encoding,
-    current_setting('transaction_read_only') = 'on' as read_only, current_setting('synchronous_commit') = 'off' as loses_commits
+    current_setting('transaction_read_only') = 'on' as read_only, current_setting('synchronous_commit') = 'off' as loses_commits,
+    concat_ws(' ', pg_postmaster_start_time(), (select oid from pg_database where datname = current_database())) as identity
 """
-APPLIED_PARAMETERS = "select name from pg_settings where name = any($1::text[]) and source in ('client', 'session')"
+IGNORED_PARAMETERS = """
+select name from pg_settings
+where lower(name) = any($1::text[]) and source not in ('client', 'session')
+    and name not in ('application_name', 'DateStyle', 'IntervalStyle', 'TimeZone', 'standard_conforming_strings')
+"""
+"""Without those that a pooler sets itself, and only where its session has another value; `role` is no entry of the view."""
+OTHER_DATABASE = "DATABASE_DIRECT_URL leads to another database than DATABASE_URL: both must name the same one, the first without pooler"
 CREDENTIALS_CURE = "correct user and password; special characters of the password are escaped in a URL, as %23 for `#`"
 POOLER_REFUSALS = {
     "unsupported startup parameter": "a pooler refuses an option of the URL: remove the option, and set it with `alter role … set …`",
@@ -57,11 +63,15 @@ class DatabaseAway(ConnectionError):
 
 @dataclass(frozen=True)
 class DatabaseServer:
-    """Where a setting leads. `shares_sessions`: a pooler in transaction mode, which gives each transaction another session."""
+    """Where a setting leads. `shares_sessions`: a pooler in transaction mode, which gives each transaction another session.
+
+    `identity`: of the database, the same for every way to it until its server starts again.
+    """
 
     setting: str
     url: str = field(repr=False)
     shares_sessions: bool = False
+    identity: str = ""
 
 
 async def find_database(settings: BusSettings) -> DatabaseServer | None:
@@ -98,14 +108,14 @@ async def examine_server(setting: str, url: str) -> DatabaseServer:
         check_certificate_files(url)
         first, second = await connect(url), None
         try:
-            await check_facts(first, url)
+            identity = await check_facts(first, url)
             second = await connect(url)
             shares_sessions = await share_session(first, second)
         finally:
             for connection in (first, second):
                 if connection is not None:
                     connection.terminate()
-        return DatabaseServer(setting, url, shares_sessions)
+        return DatabaseServer(setting, url, shares_sessions, identity)
     except PermanentError as error:
         raise PermanentError(error.code, f"{setting}: {error}") from None
     except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
@@ -120,8 +130,8 @@ async def connect(url: str) -> asyncpg.Connection:
     return await asyncpg.connect(dsn, timeout=seconds, command_timeout=CHECK_TIMEOUT_SECONDS, statement_cache_size=0)
 
 
-async def check_facts(connection: asyncpg.Connection, url: str) -> None:
-    """Raises PermanentError("database-unsuitable") for a database that cannot serve, or that ignores a part of its URL."""
+async def check_facts(connection: asyncpg.Connection, url: str) -> str:
+    """The database's identity. Raises PermanentError("database-unsuitable") for one that cannot serve, or ignores a part of its URL."""
     facts = await connection.fetchrow(FACTS)
     problem = None
     if facts["version"] < OLDEST_SERVER:
@@ -133,16 +143,15 @@ async def check_facts(connection: asyncpg.Connection, url: str) -> None:
         )
     elif facts["read_only"]:
         problem = "the server is read-only, as a replica is: name the primary, or several hosts and target_session_attrs=read-write"
-    elif names := session_parameters(url):
-        applied = {row["name"].lower() for row in await connection.fetch(APPLIED_PARAMETERS, [name.lower() for name in names])}
-        if ignored := [name for name in names if name.lower() not in applied and "." not in name]:
-            problem = f"a pooler ignores the option {ignored[0]} of the URL: remove it, and set it with `alter role … set …`"
+    elif (names := session_parameters(url)) and (ignored := await connection.fetchval(IGNORED_PARAMETERS, [*map(str.lower, names)])):
+        problem = f"a pooler ignores the option {ignored} of the URL: remove it, and set it with `alter role … set …`"
     if problem:
         raise PermanentError("database-unsuitable", f"{hosts_of(url)}: {problem}")
     if facts["encoding"] == "SQL_ASCII":
         log.warning("database.encoding", meaning="the database has the encoding SQL_ASCII: lengths are counted in bytes", cure="use UTF8")
     if facts["loses_commits"]:
         log.warning("database.synchronous_commit_off", meaning="a crash of the server loses results and dead letters of its last moment")
+    return str(facts["identity"])
 
 
 async def share_session(first: asyncpg.Connection, second: asyncpg.Connection) -> bool:
@@ -173,8 +182,8 @@ def describe_refusal(error: BaseException) -> str | None:
         return f"{text}: correct the name at the end of the URL, or create that database"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return f"{text}: grant it to the user of the URL"
-    if isinstance(error, asyncpg.UndefinedObjectError | asyncpg.InvalidParameterValueError | asyncpg.CantChangeRuntimeParamError):
-        return f"{text}: the server refuses an option after `?`: remove it from the URL"
+    if isinstance(error, asyncpg.SyntaxOrAccessError | asyncpg.InvalidParameterValueError | asyncpg.CantChangeRuntimeParamError):
+        return f"{text}: the server refuses an option after `?`: remove it from the URL, or correct it"
     if isinstance(error, asyncpg.ClientConfigurationError) and "root certificate" in text:
         return f"{text}: set TLS_CA_FILE, or add sslrootcert=/path/of/authority.pem, or sslrootcert=system for the public authorities"
     if isinstance(error, asyncpg.UnsupportedClientFeatureError | asyncpg.FeatureNotSupportedError | ValueError):
@@ -188,7 +197,7 @@ def describe_absence(error: BaseException) -> str:
     """Why a server that is away cannot be reached, for a log."""
     if isinstance(error, socket.gaierror):
         return f"the host name cannot be resolved ({error.strerror})"
-    if isinstance(error, TimeoutError | asyncio.CancelledError):
+    if isinstance(error, TimeoutError):
         return "no response in time"
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return "no host has the property that target_session_attrs asks for"

@@ -14,6 +14,7 @@ import asyncpg
 from bus.persistence import pool as persistence_pool
 from bus.persistence.database_url import without_connect_timeout
 from bus.persistence.server_check import CONNECT_TIMEOUT_SECONDS, DatabaseServer, find_session_database
+from bus.retry import retry_while_unavailable
 from bus.settings import BusSettings
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 0.5
@@ -41,13 +42,14 @@ class SessionLocks:
     async def hold(self, lock: str, unlock: str, *key: Any) -> AsyncIterator[Callable[[], None]]:
         """Hold a lock inside the block; callers of this process get it in the order of their calls. Yields a check that it is still held.
 
-        `lock` returns whether it has taken the lock of `key`, `unlock` releases it. The check raises LockLost.
+        `lock` returns whether it has taken the lock of `key`, `unlock` releases it. While the server is away it waits, with every caller
+        of the same key. The check raises LockLost.
         """
         local_lock = self._local_locks.setdefault((lock, *key), asyncio.Lock())
         async with local_lock:
             poll = FIRST_POLL_SECONDS
             try:
-                while not await self.fetchval(lock, *key):
+                while not await retry_while_unavailable(lambda: self.fetchval(lock, *key), "database"):
                     await asyncio.sleep(poll)
                     poll = min(2 * poll, LONGEST_POLL_SECONDS)
                 connection = self._connection
@@ -103,10 +105,11 @@ async def open_session_locks(settings: BusSettings, database: DatabaseServer | N
         await locks.close()
 
 
-async def connect_session(url: str) -> asyncpg.Connection:
-    """A connection whose session is its own."""
+async def connect_session(url: str, statement_seconds: float | None = None) -> asyncpg.Connection:
+    """A connection whose session is its own. `statement_seconds`: the limit of one statement, by default that of the pool's."""
     dsn, seconds = without_connect_timeout(url, CONNECT_TIMEOUT_SECONDS)
-    connection = await asyncpg.connect(dsn, timeout=seconds, command_timeout=persistence_pool.STATEMENT_TIMEOUT_SECONDS)
+    limit = statement_seconds or persistence_pool.STATEMENT_TIMEOUT_SECONDS
+    connection = await asyncpg.connect(dsn, timeout=seconds, command_timeout=limit)
     try:
         await connection.execute(KEEP_ALIVE)
     except BaseException:

@@ -24,6 +24,7 @@ from bus.persistence.pool import set_json_codecs
 from bus.persistence.session_locks import connect_session
 from bus.settings import BusSettings
 
+QUERY_TIMEOUT_SECONDS = 30.0
 RECENT_COMMANDS_LIMIT = 10_000
 """Ids of the latest commands, so that a sweep does not publish those that still wait in their queue. The inbox knows the others."""
 
@@ -72,7 +73,7 @@ class ListenLoop:
 
     async def _listen(self) -> None:
         """Until the connection is lost. LISTEN comes before the first query, so that no notification falls between them."""
-        connection = await connect_session(self.url)
+        connection = await connect_session(self.url, QUERY_TIMEOUT_SECONDS)
         try:
             await set_json_codecs(connection)
             connection.add_termination_listener(lambda _: self.notified.set())

@@ -58,8 +58,8 @@ class Subscribers:
     @asynccontextmanager
     async def consume(self) -> AsyncIterator[None]:
         """Consume inside the block. Then cancel the consumers first and let running deliveries finish; unfinished ones are redelivered."""
-        await self._broker.start()
         try:
+            await self._broker.start()
             async with apply_readiness(self._pausable):
                 yield
         finally:

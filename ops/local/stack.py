@@ -25,7 +25,8 @@ log = structlog.get_logger()
 class ServiceUrls:
     """The URLs of the services. `amqp_urls`: those of the broker's users by role; empty for a broker that is given, with one user for all.
 
-    `amqp_url`: the administrator's on the private node. `secrets`: fields of `BusSettings`.
+    `amqp_url`: the administrator's on the private node. `direct_database_url`: empty unless it is given together with `database_url`.
+    `secrets`: fields of `BusSettings`.
     """
 
     amqp_url: str
@@ -33,14 +34,16 @@ class ServiceUrls:
     store_url: str
     amqp_urls: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    direct_database_url: str = ""
 
     def amqp_url_of(self, role: str) -> str:
         return self.amqp_urls.get(role, self.amqp_url)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of the actors."""
-        urls = {"AMQP_URL": self.amqp_url_of("actor"), "DATABASE_URL": self.database_url, "STORE_URL": self.store_url}
+        """The settings of the actors. The direct URL stands there also when it is empty: an inherited one leads to another database."""
+        databases = {"DATABASE_URL": self.database_url, "DATABASE_DIRECT_URL": self.direct_database_url}
+        urls = {"AMQP_URL": self.amqp_url_of("actor"), **databases, "STORE_URL": self.store_url}
         return urls | ({"ATELIER_SECRET": secret} if (secret := self.secrets.get("secret")) else {})
 
 
@@ -53,11 +56,13 @@ async def local_stack(settings: LocalSettings) -> AsyncIterator[ServiceUrls]:
     folder = settings.local_folder.resolve()
     shared: list[SharedServer] = []
     amqp, database = settings.given_amqp_url, settings.given_database_url
-    if database:
+    direct = (settings.given_direct_database_url or "") if database else ""
+    for name, url in (("DATABASE_URL", database), ("DATABASE_DIRECT_URL", direct)):
         try:
-            check_database_url(database)
+            if url:
+                check_database_url(url)
         except ValueError as error:
-            raise SetupError(f"DATABASE_URL: {error}") from None
+            raise SetupError(f"{name}: {error}") from None
     if not amqp:
         node = RabbitNode(folder / "rabbitmq", await to_thread.run_sync(find_or_install_rabbitmq, settings))
         role_node = RoleNode(node, BrokerUserSettings())
@@ -70,6 +75,7 @@ async def local_stack(settings: LocalSettings) -> AsyncIterator[ServiceUrls]:
             amqp_urls={} if amqp else role_node.urls,
             amqp_url=amqp or node.url,
             database_url=database or server.url,
+            direct_database_url=direct,
             store_url=settings.given_store_url or local_store_url(settings),
             secrets=await to_thread.run_sync(secret_fields, settings),
         )

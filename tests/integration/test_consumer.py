@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from faststream.rabbit import RabbitBroker
 
 from bus.actor import Context, Handler, Resources, Transactional
 from bus.errors import TemporaryError
@@ -336,6 +337,39 @@ async def test_shutdown_waits_for_running_delivery(start_worker: StartWorker, br
         await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
         await started.wait()
     assert (await broker_client.next_reply())[1] == {"text": "x"}
+
+
+async def test_shutdown_while_consuming_begins_lets_delivery_finish(
+    start_worker: StartWorker, broker_client: BrokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while the client still starts its subscribers, the first of which has a delivery already."""
+    consuming, running = asyncio.Event(), asyncio.Event()
+    start = RabbitBroker.start
+
+    async def start_for_long(broker: RabbitBroker) -> None:
+        await start(broker)
+        consuming.set()
+        await asyncio.sleep(60)
+
+    async def slow(command: Echo, context: Context) -> Echoed:
+        running.set()
+        await asyncio.sleep(0.3)
+        return Echoed(text=command.text)
+
+    actor = echo_actor(slow)
+
+    async def serve() -> None:
+        async with start_worker(actor):
+            pass
+
+    monkeypatch.setattr(RabbitBroker, "start", start_for_long)
+    serving = asyncio.create_task(serve())
+    await asyncio.wait_for(consuming.wait(), 10)
+    await broker_client.publish(actor.step, {"text": "x"}, reply_to=broker_client.reply_queue)
+    await asyncio.wait_for(running.wait(), 10)
+    serving.cancel()
+    await asyncio.wait([serving], timeout=10)
+    assert (await broker_client.next_reply(2))[1] == {"text": "x"}
 
 
 async def test_shutdown_requeues_delivery_after_grace_period(

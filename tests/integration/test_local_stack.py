@@ -199,7 +199,7 @@ async def test_configured_urls_are_used_unchanged(tmp_path: Path) -> None:
 
     async with local_stack(settings) as urls:
         assert urls.environment == {
-            "AMQP_URL": "amqp://elsewhere", "DATABASE_URL": "postgresql://elsewhere", "STORE_URL": "s3://bucket",
+            "AMQP_URL": "amqp://elsewhere", "DATABASE_URL": "postgresql://elsewhere", "STORE_URL": "s3://bucket", "DATABASE_DIRECT_URL": "",
         }  # fmt: skip
 
     assert not folder.exists()

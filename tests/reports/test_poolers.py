@@ -351,6 +351,9 @@ async def test_doctor_reports_the_missing_direct_url(
     assert "set DATABASE_DIRECT_URL" in (await check_database(settings)).detail
     monkeypatch.setenv("DATABASE_DIRECT_URL", database_url)
     assert (await check_database(settings)).ok
+    monkeypatch.setenv("DATABASE_DIRECT_URL", database_url.replace("/postgres", "/template1"))
+    assert "leads to another database than DATABASE_URL" in (await check_database(settings)).detail
+    monkeypatch.delenv("DATABASE_DIRECT_URL")
     wrong = await check_database(LocalSettings(database_url=SecretStr("postgresql://one:secret@a,b:5432/d?schema=public")))
     assert not wrong.ok
     assert "DATABASE_URL: the option `schema`" in wrong.detail
@@ -387,7 +390,13 @@ async def test_refusal_of_a_pooler_is_no_absence(pooler: str, change: Callable[[
     assert cure in str(error.value)
 
 
-@pytest.mark.parametrize("option", ["search_path=x", "options=-c%20search_path%3Dx"])
+@pytest.mark.parametrize("option", ["timezone=UTC", "TimeZone=Asia/Seoul", "DateStyle=ISO", "application_name=x", "IntervalStyle=postgres"])
+async def test_option_that_a_pooler_keeps_is_accepted(pooler: str, option: str) -> None:
+    """pgbouncer/pgbouncer #482: it sets these itself, and only where its session has another value."""
+    assert (await examine_server("DATABASE_URL", f"{pooler}?{option}")).shares_sessions
+
+
+@pytest.mark.parametrize("option", ["search_path=x", "options=-c%20search_path%3Dx", "Search_Path=x", "options=--search-path%3Dx"])
 async def test_option_that_a_pooler_ignores_is_reported(database_url: str, option: str) -> None:
     """pgbouncer/pgbouncer #493: with `ignore_startup_parameters` the option is accepted and means nothing."""
     async with open_pgbouncer(database_url, ignore_startup_parameters="search_path,options") as url:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,10 +21,14 @@ from actors import ledger
 from actors.conversations import list_conversations
 from actors.llm.conversation_repository import SCHEMA as CONVERSATIONS_SCHEMA
 from actors.llm.conversation_repository import ConversationRepository, append_turn
+from actors.webhook import ACTOR
+from actors.webhooks.delivery_lock import SQL as DELIVERY_SQL
+from actors.webhooks.delivery_lock import PostgresDeliveryLock
 from bus.dead_letters.ingest import DeadLetterIngest
 from bus.errors import PermanentError
-from bus.persistence.database_url import check_database_url, session_parameters, without_connect_timeout
-from bus.persistence.inbox import SCHEMA
+from bus.persistence import session_locks
+from bus.persistence.database_url import check_certificate_files, check_database_url, session_parameters, without_connect_timeout
+from bus.persistence.inbox import SCHEMA, open_inbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.server_check import DatabaseAway, examine_server
 from bus.persistence.session_locks import SessionLocks, connect_session
@@ -34,6 +38,7 @@ from bus.worker.resources import open_database
 from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.conversation import ConversationMessage, ListConversations
+from contracts.wire import Result
 from ops.cli import main
 from ops.docgen.settings_catalog import ROOT
 from ops.errors import SetupError
@@ -42,8 +47,10 @@ from ops.local.stack import local_stack
 from ops.settings import LocalSettings
 from tests.support.actor_context import make_context
 from tests.support.broker_client import BrokerClient, StartWorker, echo_actor
-from tests.support.dead_letter_fixtures import FlakyHandler
+from tests.support.certificates import make_certificates
+from tests.support.dead_letter_fixtures import FlakyHandler, queue_size
 from tests.support.own_database import own_database, replaced, superuser, with_database, with_option
+from tests.support.webhook_backend import open_webhook_backend
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,10 @@ def test_options_are_read_as_libpq_does() -> None:
         pytest.param(with_option("foo=bar"), 'unrecognized configuration parameter "foo"', id="an unknown option"),
         pytest.param(with_option("statement_timeout=soon"), "invalid value for parameter", id="a wrong value"),
         pytest.param(with_option("default_transaction_read_only=on"), "the server is read-only", id="bitnami/charts #23219"),
+        pytest.param(with_option("options=endpoint%3Dep-x"), "refuses an option after `?`", id="neondatabase/neon #6291, no such proxy"),
+        pytest.param(with_option("options=search_path%3Dx"), "refuses an option after `?`", id="an option without -c"),
+        pytest.param(with_option("options=-Z"), "refuses an option after `?`", id="an unknown flag"),
+        pytest.param(with_option("sslmode=verify-full&sslrootcert=/dev/null"), "/dev/null, is missing", id="no regular file"),
     ],
 )
 async def test_refusal_is_no_absence(
@@ -143,6 +154,61 @@ async def test_refusal_is_no_absence(
         await examine_server("DATABASE_URL", change(database_url))
     assert cure in str(error.value)
     assert (urlsplit(database_url).password or "") not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("TimeZone=UTC", "timezone=UTC", "DateStyle=ISO", "IntervalStyle=postgres", "Application_Name=x", "Search_Path=public"),
+        *("options=-c%20timezone%3DUTC", "options=-c%20TimeZone%3DUTC%20--statement-timeout%3D5000", "app.tenant=3"),
+    ],
+)
+async def test_option_that_the_server_applies_is_accepted(database_url: str, option: str) -> None:
+    """psycopg and JDBC write names of parameters with capital letters, as the documents of PostgreSQL do; case means nothing to it."""
+    async with own_database(database_url) as (url, *_):
+        assert not (await examine_server("DATABASE_URL", f"{url}?{option}")).shares_sessions
+
+
+@pytest.mark.parametrize("option", ["role={}", "options=-c%20role%3D{}"])
+async def test_role_of_the_session_is_accepted(database_url: str, option: str) -> None:
+    """hashicorp/terraform-provider-postgresql: a login of its own that acts as the owner. No view of the server lists this parameter."""
+    async with own_database(database_url) as (url, role, _):
+        assert not (await examine_server("DATABASE_URL", f"{url}?{option.format(role)}")).shares_sessions
+
+
+@pytest.mark.parametrize(
+    ("option", "cure"),
+    [
+        ("sslrootcert={empty}", "the file of sslrootcert, .*it must hold certificates in PEM"),
+        ("sslrootcert={text}", "the file of sslrootcert, .*it must hold certificates in PEM"),
+        ("sslcrl={text}", "the file of sslcrl, .*it must hold certificates in PEM"),
+        ("sslcert={text}&sslkey={key}", "the file of sslcert, .*it must hold certificates in PEM"),
+        ("sslcert={server}&sslkey={text}", "the file of sslkey, .*it must hold a key in PEM"),
+        ("sslcert={authority}&sslkey={key}", "the file of sslkey, .*belongs to sslcert"),
+    ],
+)
+async def test_certificate_file_that_cannot_be_used_is_named(database_url: str, tmp_path: Path, option: str, cure: str) -> None:
+    """A mounted secret that is empty, or DER in place of PEM: the driver's error is that of a broken connection, and was waited for."""
+    made = make_certificates(tmp_path)
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("no certificate")
+    names = {"empty": tmp_path / "empty", "text": tmp_path / "text", "key": made.key, "server": made.server, "authority": made.authority}
+    with pytest.raises(PermanentError, match=f"^DATABASE_URL: {cure}"):
+        await examine_server("DATABASE_URL", f"{database_url}?sslmode=verify-full&{option.format(**names)}")
+    check_certificate_files(f"{database_url}?sslrootcert={made.authority}&sslcert={made.server}&sslkey={made.key}")
+
+
+def test_certificate_file_without_the_right_to_read_is_named(tmp_path: Path) -> None:
+    """bitnami/charts: a key with mode 0600 that belongs to another user than that of the container."""
+    key = make_certificates(tmp_path).key
+    key.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with pytest.raises(ValueError, match=r"the file of sslrootcert, .* may not be read"):
+            check_certificate_files(f"postgresql://h/d?sslrootcert={key}")
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +249,32 @@ async def test_local_stack_reports_a_wrong_url(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"DATABASE_URL: .*SQLAlchemy"):
         async with local_stack(settings):
             pass
+
+
+async def test_local_stack_reports_a_wrong_direct_url(tmp_path: Path) -> None:
+    """PrefectHQ/prefect #14602, the other setting."""
+    wrong = SecretStr("jdbc:postgresql://h/d")
+    settings = LocalSettings(local_folder=tmp_path, database_url=SecretStr("postgresql://h/d"), database_direct_url=wrong)
+    with pytest.raises(SetupError, match=r"DATABASE_DIRECT_URL: .*form of Java"):
+        async with local_stack(settings):
+            pass
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "embedded"])
+def test_local_processes_inherit_no_direct_url_of_another_database(
+    monkeypatch: pytest.MonkeyPatch, postgres: EmbeddedPostgres, tmp_path: Path, given: bool
+) -> None:
+    """A direct URL in the environment ended every process of an embedded server with `database-other`."""
+    monkeypatch.setattr("ops.local.stack.shared_servers", lambda *_: nullcontext())
+    monkeypatch.setattr("ops.local.stack.EmbeddedPostgres", lambda _: postgres)
+    direct, database = SecretStr("postgresql://direct/d"), SecretStr("postgresql://pooled/d")
+    urls = {"amqp_url": SecretStr("amqp://h"), "database_url": database if given else None, "database_direct_url": direct}
+
+    async def environment() -> dict[str, str]:
+        async with local_stack(LocalSettings(local_folder=tmp_path, **urls)) as stack:
+            return stack.environment
+
+    assert asyncio.run(environment())["DATABASE_DIRECT_URL"] == ("postgresql://direct/d" if given else "")
 
 
 async def test_full_or_starting_server_is_waited_for(database_url: str) -> None:
@@ -392,3 +484,101 @@ async def test_server_frees_the_locks_of_a_machine_that_vanished(database_url: s
     settings = [await locks.fetchval(f"show tcp_keepalives_{name}") for name in ("idle", "interval", "count")]
     assert [int(value) for value in settings] == [30, 10, 3]
     await locks.close()
+
+
+class Number(Result):
+    number: int
+
+
+async def refuse_connection(*_: object) -> asyncpg.Connection:
+    raise ConnectionRefusedError("the direct server is away")
+
+
+async def end_lock_session(locks: SessionLocks, server: asyncpg.Connection) -> None:
+    connection, ended = locks._connection, asyncio.Event()
+    assert connection
+    connection.add_termination_listener(lambda _: ended.set())
+    await server.execute("select pg_terminate_backend($1)", connection.get_server_pid())
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_locks_are_waited_for_while_their_server_is_away(bus_settings: BusSettings, database_url: str) -> None:
+    """DATABASE_DIRECT_URL is away, DATABASE_URL is not: deliveries of a webhook and turns of a conversation wait, and none fails."""
+    async with own_database(database_url) as (url, _, server), open_database(with_database(bus_settings, url)) as (pool, locks):
+        assert pool
+        assert locks
+        await apply_schemas(pool, [DELIVERY_SQL["schema"]])
+        await locks.fetchval("select 1")
+        connect, locks._connect = locks._connect, refuse_connection
+        await end_lock_session(locks, server)
+
+        async def deliver() -> None:
+            async with PostgresDeliveryLock(pool, locks).acquire("https://backend", 1):
+                pass
+
+        async def take_turn() -> None:
+            async with ConversationRepository(pool, locks).lock_conversation("c-1"):
+                pass
+
+        waiting = [asyncio.create_task(work()) for work in (deliver, deliver, take_turn)]
+        assert not (await asyncio.wait(waiting, timeout=0.5))[0]
+        locks._connect = connect
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+async def test_webhooks_wait_while_the_direct_server_is_away(
+    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole worker: every webhook became a dead letter within half a second."""
+    held = "select pid from pg_locks join pg_database on pg_database.oid = database where locktype = 'advisory' and datname = $1"
+    async with open_webhook_backend() as backend, own_database(database_url) as (url, role, server):
+        monkeypatch.setenv("BACKEND_API_URL", backend.url)
+        async with start_worker(ACTOR, settings=with_database(bus_settings, url)):
+            dead = await queue_size(broker_client, broker_names.dead_letter_queue(ACTOR.step))
+            with monkeypatch.context() as away:
+                away.setattr(session_locks, "connect_session", refuse_connection)
+                for session in await server.fetch(held, role):
+                    await server.execute("select pg_terminate_backend($1)", session["pid"])
+                for number in range(5):
+                    body = {"kind": "failed", "generation_id": 910_000 + number}
+                    await broker_client.publish(ACTOR.step, body, reply_to=broker_client.reply_queue)
+                await asyncio.sleep(0.8)
+                assert broker_client.replies.empty()
+            assert [(await broker_client.next_reply(20))[0] for _ in range(5)] == [f"{ACTOR.step}.done.v1"] * 5
+            assert await queue_size(broker_client, broker_names.dead_letter_queue(ACTOR.step)) == dead
+        assert len(backend.requests) == 5
+
+
+async def test_process_without_its_liveness_lock_acquires_nothing(bus_settings: BusSettings, database_url: str) -> None:
+    """sidekiq-pro's reaper, graphile/worker: a worker whose sign of life is gone goes on to take work, which another one takes from it."""
+    async with own_database(database_url) as (url, _, server), AsyncExitStack() as stack:
+        pool, locks = await stack.enter_async_context(open_database(with_database(bus_settings, url)))
+        assert pool
+        assert locks
+        await apply_schemas(pool, [SCHEMA])
+        inbox = await stack.enter_async_context(open_inbox(pool, locks))
+        other_locks = SessionLocks(lambda: connect_session(url))
+        stack.push_async_callback(other_locks.close)
+        other = await stack.enter_async_context(open_inbox(pool, other_locks))
+        await inbox.acquire("echo", "done", "job")
+        await inbox.mark_done("echo", "done", Number(number=1), None)
+        connect, locks._connect = locks._connect, refuse_connection
+        await end_lock_session(locks, server)
+        assert (await asyncio.wait_for(inbox.acquire("echo", "done", "job"), 5)).result == {"number": 1}
+        waiting = asyncio.create_task(inbox.acquire("echo", "next", "job"))
+        await asyncio.wait([waiting], timeout=0.3)
+        assert not waiting.done()
+        entry = await asyncio.wait_for(other.acquire("echo", "next", "job"), 5)
+        assert (entry.result, entry.crash_count) == (None, 0)
+        await other.release("echo", "next")
+        locks._connect = connect
+        entry = await asyncio.wait_for(waiting, 5)
+        assert (entry.result, entry.crash_count) == (None, 0)
+
+
+async def test_limit_of_a_statement_is_that_of_its_connection(database_url: str) -> None:
+    """The due rows of a foreign database may take longer than a statement of our own tables."""
+    connection = await connect_session(database_url, 0.1)
+    with pytest.raises(TimeoutError):
+        await connection.execute("select pg_sleep(5)")
+    connection.terminate()

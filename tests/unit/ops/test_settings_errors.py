@@ -2,7 +2,9 @@
 
 import pytest
 
+from bus.errors import PermanentError
 from ops.cli import main
+from ops.errors import describe_start_error
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,9 @@ def test_another_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ops.registry.load_actors", fail)
     with pytest.raises(ValueError, match="a fault of the program"):
         main(["run", "webhook"])
+
+
+def test_error_of_the_start_is_one_line() -> None:
+    """Those of the database have a detail and a hint on lines of their own."""
+    error = PermanentError("database-refused", "DATABASE_URL: no right\nDETAIL:  none\nHINT:  ask: grant it")
+    assert describe_start_error(error) == "DATABASE_URL: no right DETAIL: none HINT: ask: grant it"
