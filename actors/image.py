@@ -4,10 +4,9 @@ Reads the prompt and its parameters, and the LoRA from the store; returns the pi
 """
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import structlog
@@ -19,7 +18,7 @@ from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult,
 from actors.engines.process.executor import ExecutionResult, Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
-from actors.imaging.fonts import check_drawable
+from actors.imaging.fonts import FontFace, check_drawable, find_fonts
 from actors.imaging.signature_asset import fetch_signature
 from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
@@ -46,7 +45,7 @@ async def open_image(resources: Resources) -> AsyncIterator[Handler]:
         resources.register_engine(executor)
         loras, signatures = LoraFileCache(resources.claims, settings), WatermarkSettings()
         handle = partial(image, claims=resources.claims, executor=executor, loras=loras)
-        yield partial(handle, signature_max_bytes=signatures.signature_max_bytes, fonts=signatures.fonts)
+        yield partial(handle, signature_max_bytes=signatures.signature_max_bytes, fonts=find_fonts(signatures.fonts))
 
 
 def build_actor() -> Actor:
@@ -70,7 +69,7 @@ async def image(
     executor: Executor,
     loras: LoraFileCache,
     signature_max_bytes: int,
-    fonts: tuple[Path, ...] = (),
+    fonts: Sequence[FontFace] = (),
 ) -> ImageDone:
     """Cancellation removes this order, and no other, from the batch at the next denoising step.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 HasGlyph = Callable[[str], bool]
 MAX_MARKS = 4
-"""Marks that one letter keeps. Vietnamese, Thai and Hebrew need up to three; what stacks dozens is a joke or an attack."""
+"""Marks that one letter keeps. Vietnamese, Thai and Hebrew need up to three; more is not a name."""
 JOINERS = "\u200c\u200d"
 """ZWNJ and ZWJ: letters of some scripts need them. Between other letters they are invisible and dropped."""
 INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
@@ -41,9 +41,10 @@ def prepare_text(text: str, has_glyph: HasGlyph) -> DrawnText:
     drawn: list[str] = []
     left_out: list[str] = []
     for cluster in split_clusters(clean_text(text)):
-        (left_out if is_emoji(cluster) or is_missing_symbol(cluster, has_glyph) else drawn).append(cluster)
-    text = "".join(plain_form(character, has_glyph) for character in "".join(drawn))
-    return DrawnText(" ".join(text.split()), "".join(left_out).replace(REPLACEMENT, ""))
+        plain = "".join(plain_form(character, has_glyph) for character in cluster)
+        is_left_out = is_emoji(plain) or is_missing_symbol(plain, has_glyph)
+        (left_out if is_left_out else drawn).append(cluster if is_left_out else plain)
+    return DrawnText(" ".join("".join(drawn).split()), "".join(left_out).replace(REPLACEMENT, ""))
 
 
 def plain_form(character: str, has_glyph: HasGlyph) -> str:
@@ -95,8 +96,9 @@ def is_emoji(cluster: str) -> bool:
 
 
 def is_missing_symbol(cluster: str, has_glyph: HasGlyph) -> bool:
-    """A sign such as ☃ is drawn where a font has it. What replaced a broken character is not drawn."""
-    return cluster[0] == REPLACEMENT or (unicodedata.category(cluster[0]) in ("So", "Sk") and find_missing(cluster, has_glyph) is not None)
+    """A sign such as ☃ is drawn where a font has it, or a character for private use. What replaced a broken character is not drawn."""
+    is_symbol = unicodedata.category(cluster[0]) in ("So", "Sk", "Co")
+    return cluster[0] == REPLACEMENT or (is_symbol and find_missing(cluster, has_glyph) is not None)
 
 
 def visible_part(cluster: str) -> str:

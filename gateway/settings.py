@@ -42,11 +42,12 @@ class GatewaySettings(BaseSettings):
     keepalive_seconds: float = Field(15.0, gt=0, description="The interval of keepalive comments in an idle event stream.")
     max_body_bytes: int = Field(1 << 20, ge=1, description="A larger body is rejected unread. A message may be about as large.")
     max_upload_bytes: int = Field(10 << 20, ge=1, validation_alias="MAX_UPLOAD_BYTES", description="A larger upload is rejected.")
-    further_fonts: PathList = Field(
+    watermark_fonts: PathList = Field(
         (),
         validation_alias="WATERMARK_FONTS",
-        description="The workers' further fonts. Set at the gateway too, it leaves it to them to say which letters cannot be drawn.",
+        description="The workers' further fonts. Set at the gateway too, it leaves it to them to say which signatures cannot be drawn.",
     )
+    overlay_fonts: PathList = Field((), validation_alias="OVERLAY_FONTS", description="The same for the texts of advertisements.")
     max_uploads: int = Field(32, ge=1, description="Concurrent requests with a body above GATEWAY_MAX_BODY_BYTES.")
     max_requests: int = Field(2000, ge=1, description="Concurrent requests; one more is a 503.")
     max_streams: int = Field(1000, ge=1, description="Concurrent event streams; one more is a 503.")

@@ -5,8 +5,8 @@ The steps are image, watermark, upload and webhook; webhooks also report progres
 
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 

@@ -5,7 +5,7 @@ Fallback for Chinese and Japanese, Noto Sans for Thai and Devanagari) and furthe
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,29 +80,41 @@ def prepare_drawing(text: str, faces: Iterable[FontFace]) -> DrawnText:
     return DrawnText("".join(drawn for _, drawn in letters), prepared.left_out + marks)
 
 
-def check_drawable(text: str, extra: tuple[Path, ...]) -> None:
-    """Before anything is drawn. Raises PermanentError("glyph-missing"). Where a further font cannot be read, nothing is checked:
+def find_fonts(extra: tuple[Path, ...]) -> tuple[FontFace, ...]:
+    """The fonts of a process that checks texts, and draws none: none where a further font is on the machines that draw alone.
 
-    the step that draws the text has it.
+    Raises OSError or ValueError as `load_fonts`.
     """
-    if all(path.is_file() for path in extra):
-        prepare_drawing(text, load_fonts(extra))
+    return load_fonts(extra) if all(path.is_file() for path in extra) else ()
+
+
+def check_drawable(text: str, faces: Sequence[FontFace]) -> None:
+    """Before anything is drawn. Raises PermanentError("glyph-missing"). Without fonts nothing is checked."""
+    if faces:
+        prepare_drawing(text, faces)
 
 
 def read_code_points(path: Path) -> frozenset[int]:
-    """All code points of the `cmap` table (formats 4 and 12) whose glyph is not 0, the missing-glyph box. Raises ValueError."""
-    table = read_cmap_table(path.read_bytes())
+    """All code points of the `cmap` table (formats 4 and 12) whose glyph is not 0, the missing-glyph box. Raises OSError, ValueError."""
+    try:
+        return read_character_map(path.read_bytes())
+    except (ValueError, struct.error, IndexError) as error:
+        raise ValueError(f"{path} is no usable font (TrueType or OpenType): {error}") from None
+
+
+def read_character_map(font: bytes) -> frozenset[int]:
+    table = read_cmap_table(font)
     count = struct.unpack_from(">H", table, 2)[0]
     records = [struct.unpack_from(">HHI", table, 4 + 8 * index) for index in range(count)]
     unicode_maps = [
         (CMAP_PRIORITIES[platform, encoding], offset) for platform, encoding, offset in records if (platform, encoding) in CMAP_PRIORITIES
     ]
     if not unicode_maps:
-        raise ValueError(f"{path} has no Unicode character map")
+        raise ValueError("it has no Unicode character map")
     subtable = table[max(unicode_maps)[1] :]
     table_format = struct.unpack_from(">H", subtable)[0]
     if table_format not in (4, 12):
-        raise ValueError(f"{path} has a character map of format {table_format}, which is not supported")
+        raise ValueError(f"its character map has the format {table_format}, which is not supported")
     return frozenset(format4_code_points(subtable) if table_format == 4 else format12_code_points(subtable))
 
 
@@ -112,7 +124,7 @@ def read_cmap_table(font: bytes) -> bytes:
         tag, _, offset, length = struct.unpack_from(">4sIII", font, 12 + 16 * index)
         if tag == b"cmap":
             return font[offset : offset + length]
-    raise ValueError("the font has no cmap table")
+    raise ValueError("it has no cmap table")
 
 
 def format4_code_points(table: bytes) -> Iterable[int]:

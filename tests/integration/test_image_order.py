@@ -36,20 +36,21 @@ async def test_image_order_uploads_signed_image_and_calls_webhook(worker_process
     """Progress in order, then `complete` once with a link, seed and tags; the picture is stored under the order's name."""
     number = next(GENERATION_IDS)
     async with worker_processes.start_process(*STEPS):
-        await worker_processes.publish_order(form_c_order(number, artist_name="김작가"))
+        await worker_processes.publish_order(form_c_order(number, artist_name="김작가 🎨"))
         calls = await worker_processes.wait_for_webhooks("complete")
     percents = [call.body["progress"]["progress_percent"] for call in worker_processes.backend.requests if "progress" in call.body]
     assert percents == sorted(set(percents))
     assert calls[-1] == "complete"
     complete = worker_processes.backend.requests[-1].body
     assert (complete["generation_id"], complete["metadata"]["seed"], complete["metadata"]["prompt_tags"]) == (number, 42, ["harbour"])
+    assert complete["metadata"]["signature_left_out"] == "🎨"
     assert worker_processes.backend.requests[-1].headers["authorization"] == "Bearer " + "t" * 32
     (picture,) = worker_processes.stored_pictures()
     assert picture.name == f"gen-{number}.png"
     with Pillow.open(io.BytesIO(picture.read_bytes())) as opened:
         assert (opened.size, opened.mode) == ((512, 512), "RGB")
         assert len(opened.getcolors(1 << 20)) > 1, "the signature is drawn"
-        assert opened.text["artist"] == "김작가"  # type: ignore[attr-defined]
+        assert opened.text["artist"] == "김작가 🎨"  # type: ignore[attr-defined]
 
 
 async def test_duplicate_order_is_processed_once(worker_processes: WorkerProcesses) -> None:

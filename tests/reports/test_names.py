@@ -109,6 +109,8 @@ EQUAL = {
     "what replaced half an emoji": ("Jane\ufffd", "Jane"),
     "a joiner between Latin letters": ("Ja\u200dne", "Jane"),
     "python-pillow/Pillow #4403: a radical in place of its letter": ("\u2fa6", "金"),
+    "a company's sign": ("㍿タナカ", "株式会社タナカ"),
+    "letters in squares": ("\U0001f13a\U0001f138\U0001f13c", "KIM"),
     "a decorated name": ("\U0001d4d9\U0001d4ea\U0001d4f7\U0001d4ee", "Jane"),
     "telegramdesktop/tdesktop #31220, infinity-next #65: marks without end": ("J\u0301" + "\u0315" * 150, "J\u0301" + "\u0315" * 3),
 }
@@ -164,6 +166,7 @@ EMOJI = {
     "a key": ("1\ufe0f\u20e3 Ann", "Ann", "1\ufe0f\u20e3"),
     "an emoji of next year": ("Ann \U0001fae9", "Ann", "\U0001fae9"),
     "one that a font has": ("a 😀", "a", "😀"),
+    "a sign for private use": ("\uf8ff Kim", "Kim", "\uf8ff"),
     "two halves": ("Kim \ud83c\udfa8", "Kim", "🎨"),
 }
 

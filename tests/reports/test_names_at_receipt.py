@@ -14,7 +14,7 @@ import pytest
 
 from actors.adapters.image_generation import translate
 from actors.image import image
-from actors.imaging.fonts import check_drawable
+from actors.imaging.fonts import check_drawable, find_fonts, load_fonts
 from actors.settings import OrderSettings, WebhookSettings
 from bus.actor import InvalidMessage
 from bus.errors import PermanentError
@@ -41,19 +41,21 @@ def foreign_order(**data: Any) -> bytes:
 @pytest.mark.parametrize("name", ["Kim 🎨", "张伟", "🎨", "محمد", "", None])
 def test_order_with_a_name_that_can_be_drawn_is_accepted(name: str | None) -> None:
     """C38: `Kim 🎨` and 张伟 failed after the picture was drawn."""
-    assert translate(foreign_order(artist_name=name), WebhookSettings(), OrderSettings()).step == "image"
+    assert translate(foreign_order(artist_name=name), WebhookSettings(), OrderSettings(), load_fonts()).step == "image"
 
 
 def test_order_with_a_name_that_no_font_has_fails_before_anything_is_drawn() -> None:
     with pytest.raises(InvalidMessage, match=r"artist_name.*U\+1200.*WATERMARK_FONTS") as raised:
-        translate(foreign_order(artist_name=UNDRAWABLE), WebhookSettings(), OrderSettings())
+        translate(foreign_order(artist_name=UNDRAWABLE), WebhookSettings(), OrderSettings(), load_fonts())
     assert raised.value.code == "glyph-missing"
     assert raised.value.notification is not None
     assert (raised.value.notification.step, raised.value.notification.body["kind"]) == ("webhook", "failed")
 
 
 def test_order_that_signs_with_a_picture_may_have_any_name() -> None:
-    assert translate(foreign_order(artist_name=UNDRAWABLE, signature_path="https://a/b.png"), WebhookSettings(), OrderSettings())
+    assert translate(
+        foreign_order(artist_name=UNDRAWABLE, signature_path="https://a/b.png"), WebhookSettings(), OrderSettings(), load_fonts()
+    )
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -89,7 +91,11 @@ def test_job_whose_text_cannot_be_drawn_is_refused_at_receipt(body: dict[str, An
     with pytest.raises(HttpProblem) as raised:
         check_drawn_texts(parsed, GatewaySettings())
     assert (raised.value.status, raised.value.title, raised.value.extensions) == (422, code, {"param": field})
-    check_drawn_texts(parsed, GatewaySettings.model_validate({"WATERMARK_FONTS": "/fonts/more.ttf"}))
+    own, other = ("OVERLAY_FONTS", "WATERMARK_FONTS") if field.endswith("text") else ("WATERMARK_FONTS", "OVERLAY_FONTS")
+    assert code == "text-empty" or own in raised.value.detail
+    check_drawn_texts(parsed, GatewaySettings.model_validate({own: "/fonts/more.ttf"}))
+    with pytest.raises(HttpProblem):
+        check_drawn_texts(parsed, GatewaySettings.model_validate({other: "/fonts/more.ttf"}))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +145,23 @@ async def test_image_step_refuses_such_a_name_before_the_device_is_asked(tmp_pat
     command = ImageCommand.model_validate({"prompt": "x", "signature": {"text": UNDRAWABLE}})
     async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri())) as claims:
         with pytest.raises(PermanentError, match=r"U\+1200"):
-            await image(command, make_context(), claims=claims, executor=executor, loras=AsyncMock(), signature_max_bytes=100)
+            await image(
+                command, make_context(), claims=claims, executor=executor, loras=AsyncMock(), signature_max_bytes=100, fonts=load_fonts()
+            )
     executor.run.assert_not_called()
 
 
 def test_name_is_not_refused_where_a_further_font_cannot_be_read() -> None:
     """It lies where the texts are drawn."""
-    check_drawable(UNDRAWABLE, (Path("/fonts/of/another/machine.ttf"),))
+    check_drawable(UNDRAWABLE, find_fonts((Path("/fonts/of/another/machine.ttf"),)))
     with pytest.raises(PermanentError):
-        check_drawable(UNDRAWABLE, ())
+        check_drawable(UNDRAWABLE, find_fonts(()))
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x00\x01\x00\x00\x00\x05" + bytes(40), b"\xff" * 400])
+def test_file_that_is_no_font_is_named_at_the_start(tmp_path: Path, content: bytes) -> None:
+    """Before, an order was dead-lettered without its `failed` webhook by the error of the file."""
+    file = tmp_path / "further.ttf"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"further\.ttf is no usable font"):
+        find_fonts((file,))
