@@ -8,8 +8,8 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
-from actors.decoding.metadata import EXIF_HEAD, read_orientation
-from actors.decoding.picture_file import TOO_COSTLY, PictureFile
+from actors.decoding.metadata import EXIF_HEAD, MAX_PROFILE_BYTES, read_orientation
+from actors.decoding.picture_file import TOO_COSTLY, UNREADABLE, PictureFile
 from actors.decoding.protocol import Refused
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -18,10 +18,12 @@ APPLICATION_MARKERS = range(0xE0, 0xF0)
 PICTURE_MARKERS = frozenset((*range(0xC0, 0xD0), *range(0xD9, 0xE0)))
 """Markers of everything but metadata."""
 FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-QUANTIZATION_TABLE = 0xDB
+SEQUENTIAL_FRAMES = frozenset((0xC0, 0xC1))
+QUANTIZATION_TABLE, RESTART_INTERVAL = 0xDB, 0xDD
 END = b"\xff\xd9"
+OTHER_ENDINGS = tuple(byte * 4096 for byte in (b"\x55", b"\xaa", b"\x33", b"\xcc"))
+"""More than the largest block of 16×16 pixels has. One table of codes may read some of them as `no change`, but not all."""
 PROFILE_HEAD = b"ICC_PROFILE\0"
-MAX_PROFILE_BYTES = 4 << 20
 MAX_SEGMENTS = 10_000
 MAX_SCANS = 100
 """Scans of a JPEG. Encoders write about ten; each scan costs a pass over all pixels."""
@@ -32,7 +34,7 @@ Segment = tuple[int, bytes, bytes]
 
 
 def read_jpeg(data: bytes, label: str) -> PictureFile:
-    """Raises Refused for a file with too many scans or segments."""
+    """Raises Refused for a file with too many scans or segments, and for one without its end that may lack more."""
     segments = list(islice(read_segments(data), MAX_SEGMENTS))
     if not has_pixels(segments):  # the length of a metadata segment is wrong, and covers what follows it
         segments = list(islice(read_segments(data, skip_metadata=True), MAX_SEGMENTS))
@@ -45,6 +47,9 @@ def read_jpeg(data: bytes, label: str) -> PictureFile:
     exif = next((body for marker, body, _ in segments if marker == EXIF and body.startswith(EXIF_HEAD)), b"")
     kept = [whole for marker, body, whole in segments if is_needed(marker, body)]
     ended = bool(segments) and segments[-1][0] == END_OF_IMAGE
+    if not ended and not shows_missing_pixels(segments):
+        message = f"{label} is a JPEG that is cut short ({len(data)} bytes): its end marker is missing, and perhaps more. Send it again."
+        raise Refused(UNREADABLE, message)
     return PictureFile(b"".join([data[:2], *kept, END]), read_orientation(exif), join_profile(segments), ended=ended)
 
 
@@ -68,9 +73,23 @@ def read_segments(data: bytes, *, skip_metadata: bool = False) -> Iterator[Segme
         offset = end
 
 
-def with_other_ending(data: bytes) -> bytes:
-    """A file of `read_jpeg` with more data before its end, which change its pixels if and only if some were missing."""
-    return data[: -len(END)] + b"\x55" * 64 + END
+def with_other_endings(data: bytes) -> Iterator[bytes]:
+    """The file of `read_jpeg` with more data before its end. If pixels are missing, at least one of these files has other pixels.
+
+    An FF at the cut would make a marker of them, and is left out.
+    """
+    for more in OTHER_ENDINGS:
+        yield data[: -len(END)].rstrip(b"\xff") + more + END
+
+
+def shows_missing_pixels(segments: list[Segment]) -> bool:
+    """Whether `with_other_endings` find all missing pixels: those of a sequential JPEG of a single scan without restart markers."""
+    bodies = {marker: body for marker, body, _ in segments}
+    frames = FRAME_MARKERS & bodies.keys()
+    if len(frames) != 1 or not frames <= SEQUENTIAL_FRAMES or RESTART_INTERVAL in bodies:
+        return False
+    components = bodies[frames.pop()][5:6]
+    return [body[:1] for marker, body, _ in segments if marker == START_OF_SCAN] == [components]
 
 
 def has_pixels(segments: list[Segment]) -> bool:

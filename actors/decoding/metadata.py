@@ -5,6 +5,7 @@ Metadata never make a picture unreadable: whatever cannot be read counts as abse
 
 import struct
 import zlib
+from dataclasses import dataclass
 
 ORIENTATION_TAG = 0x0112
 SHORT, LONG, BYTE = 3, 4, 1
@@ -12,6 +13,11 @@ MAX_FIELDS = 1000
 """Fields of the first directory of EXIF that are looked at. Cameras write about twenty."""
 EXIF_HEAD = b"Exif\0\0"
 NORMAL = 1
+MAX_PROFILE_BYTES = 4 << 20
+MAX_DECOMPRESSED_BYTES = 16 << 20
+"""All that is decompressed of the metadata of one file, kept or not."""
+MAX_RATIO = 1032
+"""Bytes that a byte of deflate becomes at most."""
 
 
 def read_orientation(exif: bytes) -> int:
@@ -19,8 +25,7 @@ def read_orientation(exif: bytes) -> int:
 
     Some programs write the head `Exif` twice. Other fields are not read, so a damaged one does no harm.
     """
-    while exif.startswith(EXIF_HEAD):
-        exif = exif[len(EXIF_HEAD) :]
+    exif = exif.removeprefix(EXIF_HEAD).removeprefix(EXIF_HEAD)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return NORMAL
@@ -37,11 +42,20 @@ def read_orientation(exif: bytes) -> int:
     return NORMAL
 
 
-def decompress(data: bytes, max_bytes: int) -> bytes | None:
-    """The decompressed data; None when they are damaged, or have more than `max_bytes`, of which no more is decompressed."""
-    try:
+@dataclass
+class Decompressor:
+    """Decompresses parts of one file; `budget`: the bytes that all parts together may still have."""
+
+    budget: int = MAX_DECOMPRESSED_BYTES
+
+    def decompress(self, data: bytes, max_bytes: int) -> bytes | None:
+        """The content; None when it is damaged, or has more than `max_bytes` or the budget, of which no more is decompressed."""
+        limit = min(max_bytes, self.budget)
         decompressor = zlib.decompressobj()
-        text = decompressor.decompress(data, max_bytes + 1)
-    except zlib.error:
-        return None
-    return text if len(text) <= max_bytes and decompressor.eof else None
+        try:
+            content = decompressor.decompress(data, limit + 1)
+        except zlib.error:
+            self.budget -= min(limit, MAX_RATIO * len(data))
+            return None
+        self.budget -= min(limit, len(content))
+        return content if len(content) <= limit and decompressor.eof else None

@@ -4,12 +4,13 @@ The pixels count. What is not needed for them is read apart from them, within li
 """
 
 import io
+import itertools
 import signal
 from typing import Any
 
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
-from actors.decoding.jpeg_file import read_jpeg, with_other_ending
+from actors.decoding.jpeg_file import read_jpeg, with_other_endings
 from actors.decoding.picture_file import TOO_LARGE, UNREADABLE, PictureFile, describe_kind, detect_format
 from actors.decoding.png_file import read_png
 from actors.decoding.protocol import Refused
@@ -28,6 +29,10 @@ TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What each orientation of EXIF asks for."""
+PROFILED_MODES = ("RGB", "RGBA", "P", "PA", "CMYK")
+SAMPLES = bytes(itertools.chain.from_iterable(itertools.product(range(0, 256, 51), repeat=3)))
+MAX_ROUNDING = 2
+"""Levels by which conversion from one writer's sRGB to another's changes a colour."""
 
 
 def picture_cpu_seconds(pixels: int) -> float:
@@ -48,15 +53,15 @@ def read_picture(data: bytes, max_pixels: int, label: str) -> tuple[dict[str, An
         opened = Image.open(io.BytesIO(file.data), formats=(file_format,))
         _check_cost(opened, max_pixels, label)
         opened.load()
-        if not file.ended and opened.tobytes() != Image.open(io.BytesIO(with_other_ending(file.data)), formats=(file_format,)).tobytes():
-            raise Refused(UNREADABLE, f"{label} is a JPEG that is cut short ({len(data)} bytes): its last rows are missing. Send it again.")
-        picture = transpose(to_rgb_or_rgba(to_srgb(opened, file.profile)), file.orientation)
+        if not file.ended:
+            _check_rows(opened, file.data, label)
+        picture = transpose(to_srgb(opened, file.profile), file.orientation)
     except (Refused, MemoryError, RecursionError):
         raise
     except UnidentifiedImageError as error:
         raise Refused(UNREADABLE, f"{label} is not a complete {file_format} ({len(data)} bytes): its header is damaged.") from error
     except Exception as error:  # The decoders may raise anything for a malicious file.
-        reason = str(error) or type(error).__name__
+        reason = str(error) or "its parts contradict each other"
         message = f"{label} is not a complete {file_format} ({len(data)} bytes): {reason}. It is damaged or cut short: send it again."
         raise Refused(UNREADABLE, message) from error
     return {"mode": picture.mode, "size": picture.size, "text": {key: list(chunk) for key, chunk in file.text.items()}}, picture.tobytes()
@@ -83,22 +88,38 @@ def _check_cost(opened: Image.Image, max_pixels: int, label: str) -> None:
     signal.setitimer(signal.ITIMER_PROF, picture_cpu_seconds(pixels))
 
 
-def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture with its colours converted from its profile; unchanged when it has none, or one that cannot be used.
+def _check_rows(opened: Image.Image, data: bytes, label: str) -> None:
+    """Raises Refused for a JPEG without its end, of which pixels are missing."""
+    pixels = opened.tobytes()
+    if any(Image.open(io.BytesIO(other), formats=("JPEG",)).tobytes() != pixels for other in with_other_endings(data)):
+        raise Refused(UNREADABLE, f"{label} is a JPEG that is cut short: its last rows are missing. Send it again.")
 
-    A profile for grey pictures is not used.
+
+def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB or RGBA, with its colours converted from its profile; they are kept when it has none, or one that cannot be used.
+
+    A profile of a grey picture is not used.
     """
-    mode = {"RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB"}.get(picture.mode)
-    if profile is None or mode is None:
-        return picture
+    profile = profile if picture.mode in PROFILED_MODES else None
+    if picture.mode != "CMYK":  # the colour of a PNG that stands for transparency is one before the conversion
+        picture = to_rgb_or_rgba(picture)
+    return to_rgb_or_rgba(picture if profile is None else convert_colors(picture, profile))
+
+
+def convert_colors(picture: Image.Image, profile: bytes) -> Image.Image:
+    """From RGB, RGBA or CMYK to sRGB; unchanged when the profile cannot be used, or is sRGB by its numbers, whatever its name."""
+    mode = "RGB" if picture.mode == "CMYK" else picture.mode
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in (source.profile.profile_description or "").lower():
-            return picture
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, mode)
+        if mode == picture.mode:
+            samples = Image.frombytes("RGB", (len(SAMPLES) // 3, 1), SAMPLES).convert(mode)
+            changes = ImageChops.difference(samples, ImageCms.applyTransform(samples, transform) or samples).convert("RGB")
+            if max(changes.tobytes()) <= MAX_ROUNDING:
+                return picture
+        return ImageCms.applyTransform(picture, transform) or picture
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError, SyntaxError):
         return picture
-    return converted or picture
 
 
 def transpose(picture: Image.Image, orientation: int) -> Image.Image:
@@ -109,4 +130,5 @@ def to_rgb_or_rgba(picture: Image.Image) -> Image.Image:
     """RGB, or RGBA if it has transparent pixels, from any mode. Sixteen bits are scaled to eight; Pillow alone would clip them."""
     if picture.mode.startswith(("I", "F")):
         picture = picture.convert("I").point(lambda level: level / 256).convert("L")
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)

@@ -7,39 +7,45 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from actors.decoding.metadata import NORMAL, decompress, read_orientation
+from actors.decoding.metadata import MAX_PROFILE_BYTES, NORMAL, Decompressor, read_orientation
 from actors.decoding.picture_file import UNREADABLE, Chunk, PictureFile
 from actors.decoding.protocol import Refused
 
 SIGNATURE_BYTES = 8
-PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
+HEAD_CHUNKS = (b"IHDR", b"PLTE", b"tRNS")
+"""Those that a decoder needs before the pixels. The first of a kind counts, wherever it is."""
 END = b"\0\0\0\0IEND\xaeB`\x82"
 IPHONE_CHUNK = b"CgBI"
 MAX_TEXT_CHARS = 1 << 20
 """Characters of all text chunks of a PNG that are read; the chunks beyond are left out. As JSON each may take twelve bytes."""
-MAX_PROFILE_BYTES = 4 << 20
 
 
 def read_png(data: bytes, label: str) -> PictureFile:
     """Raises Refused for a picture in the PNG variant of iPhone apps."""
-    pixels, orientation, profile = [data[:SIGNATURE_BYTES]], NORMAL, None
+    head: dict[bytes, bytes] = {}
+    pixels: list[bytes] = []
+    orientation, profiles = NORMAL, list[bytes | None]()
     text: dict[str, Chunk] = {}
-    remaining = MAX_TEXT_CHARS
+    remaining, decompressor, whole = MAX_TEXT_CHARS, Decompressor(), True
     for kind, body, chunk in read_chunks(data):
         if kind == IPHONE_CHUNK:
             raise Refused(UNREADABLE, f"{label} is a PNG for iPhone apps (CgBI), which only they can read. Save it as a usual PNG.")
-        if kind in PIXEL_CHUNKS or (kind == b"tRNS" and is_transparency(pixels, body)):
+        if kind in HEAD_CHUNKS or kind == b"IDAT":
+            whole = len(chunk) == declared_length(chunk)
+        if kind == b"IDAT":
             pixels.append(chunk)
+        elif kind in HEAD_CHUNKS and (kind != b"tRNS" or is_transparency(head, body)):
+            head.setdefault(kind, chunk)
         elif kind == b"eXIf":
             orientation = read_orientation(body)
-        elif kind == b"iCCP":
-            profile = decompress(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES)
-        elif kind in TEXT_READERS and remaining and (entry := read_text(kind, body, remaining)):
+        elif kind == b"iCCP" and not profiles:
+            profiles.append(decompressor.decompress(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES))
+        elif kind in TEXT_READERS and remaining and (entry := read_text(kind, body, remaining, decompressor)):
             keyword, parts = entry
             text[keyword] = parts
             remaining -= len("".join(parts))
-    whole = len(pixels[-1]) == declared_length(pixels[-1])
-    return PictureFile(b"".join([*pixels, END] if whole else pixels), orientation, profile, text)
+    parts = [data[:SIGNATURE_BYTES], *(head[kind] for kind in HEAD_CHUNKS if kind in head), *pixels, END if whole else b""]
+    return PictureFile(b"".join(parts), orientation, profiles[0] if profiles else None, text)
 
 
 def declared_length(chunk: bytes) -> int:
@@ -70,36 +76,36 @@ def has_right_checksum(data: bytes, offset: int, length: int) -> bool:
     return zlib.crc32(memoryview(data)[offset + 4 : end]) == int.from_bytes(data[end : end + 4])
 
 
-def is_transparency(pixels: list[bytes], body: bytes) -> bool:
+def is_transparency(head: dict[bytes, bytes], body: bytes) -> bool:
     """Whether `body` is a tRNS chunk of the length that the colour type of the header asks for."""
-    header = pixels[1] if len(pixels) > 1 else b""
+    header = head.get(b"IHDR", b"")
     lengths = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}
     return len(header) > 17 and len(body) in lengths.get(header[17], ())
 
 
-def read_text(kind: bytes, body: bytes, max_chars: int) -> tuple[str, Chunk] | None:
+def read_text(kind: bytes, body: bytes, max_chars: int, decompressor: Decompressor) -> tuple[str, Chunk] | None:
     """The keyword, and the text with its language; None for a chunk that is damaged, or has more than `max_chars` characters."""
     keyword, separator, rest = body.partition(b"\0")
     try:
-        parts = TEXT_READERS[kind](rest, max_chars) if separator and keyword else None
+        parts = TEXT_READERS[kind](rest, max_chars, decompressor) if separator and keyword else None
     except (ValueError, IndexError):
         return None
     return (keyword.decode("latin-1"), parts) if parts and len("".join(parts)) <= max_chars else None
 
 
-def read_plain_text(rest: bytes, _: int) -> Chunk | None:
+def read_plain_text(rest: bytes, _: int, __: Decompressor) -> Chunk | None:
     return rest.decode("latin-1"), "", ""
 
 
-def read_compressed_text(rest: bytes, max_chars: int) -> Chunk | None:
-    text = decompress(rest[1:], max_chars)
+def read_compressed_text(rest: bytes, max_chars: int, decompressor: Decompressor) -> Chunk | None:
+    text = decompressor.decompress(rest[1:], max_chars)
     return None if text is None else (text.decode("latin-1"), "", "")
 
 
-def read_international_text(rest: bytes, max_chars: int) -> Chunk | None:
+def read_international_text(rest: bytes, max_chars: int, decompressor: Decompressor) -> Chunk | None:
     """Raises ValueError for text that is not UTF-8, and IndexError for a chunk that is too short."""
     language, translated, text = rest[2:].split(b"\0", 2)
-    body = decompress(text, 4 * max_chars) if rest[0] else text
+    body = decompressor.decompress(text, 4 * max_chars) if rest[0] else text
     return None if body is None else (body.decode(), language.decode(), translated.decode())
 
 

@@ -2,14 +2,13 @@
 
 import struct
 
-from actors.decoding.metadata import NORMAL, read_orientation
+from actors.decoding.metadata import MAX_PROFILE_BYTES, NORMAL, read_orientation
 from actors.decoding.picture_file import PictureFile
 
 HEADER_BYTES = 12
 PIXEL_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 METADATA_FLAGS = 0x20 | 0x08 | 0x04
 """In VP8X: that the file has a colour profile, EXIF, XMP."""
-MAX_PROFILE_BYTES = 4 << 20
 
 
 def read_webp(data: bytes) -> PictureFile:

@@ -36,7 +36,7 @@ from tests.support.picture_files import (
     encode,
     exif,
     jpeg,
-    noise,
+    jpeg_in_three_scans,
     orientation,
     plain,
     png,
@@ -61,6 +61,12 @@ async def claims(tmp_path: Path) -> AsyncIterator[ClaimStore]:
 
 def decode(data: bytes) -> DecodedImage:
     return decode_image(data, MAX_PIXELS)
+
+
+def distance(picture: Image.Image, color: tuple[int, int, int]) -> int:
+    """The most levels by which a channel of any pixel differs from the colour."""
+    differences = ImageChops.difference(picture.convert("RGB"), Image.new("RGB", picture.size, color))
+    return max(high for _, high in differences.getextrema())  # type: ignore[misc]
 
 
 def with_exif(payload: bytes) -> bytes:
@@ -123,39 +129,39 @@ async def test_picture_with_damaged_metadata_is_read_with_all_its_pixels(data: b
     """C35; python-pillow/Pillow #8348, #5528, #8605, #7879, #4215, #8363, #2445, #7817: browsers show each of these. All uses read it."""
     picture = decode(data).pixels
     assert picture.size == size
-    assert max(abs(have - want) for have, want in zip(picture.convert("RGB").getpixel((5, 5)), COLOR, strict=True)) < 6  # type: ignore[arg-type]
+    assert distance(picture, COLOR) < 6
     with Image.open(io.BytesIO(await prepare_image(data, AttachmentSettings()))) as prepared:
         assert prepared.size == size
 
 
+GREY = (81, 81, 81)
 KINDS = {
-    "grey JPEG": (jpeg("L"), "RGB"),
-    "CMYK JPEG": (jpeg("CMYK"), "RGB"),
-    "16 bit grey": (encode(Image.new("I;16", SIZE, 40000), "PNG"), "RGB"),
-    "1 bit": (png("1"), "RGB"),
-    "grey with transparency": (png("LA"), "RGBA"),
-    "palette": (png("P"), "RGB"),
-    "palette with transparency": (encode(plain("P"), "PNG", transparency=0), "RGBA"),
-    "progressive JPEG": (jpeg(progressive=True), "RGB"),
-    "JPEG with restart markers": (jpeg(restart_marker_blocks=1), "RGB"),
-    "GIF": (encode(plain(), "GIF"), "RGB"),
-    "BMP": (encode(plain(), "BMP"), "RGB"),
-    "WebP": (encode(plain(), "WEBP"), "RGB"),
-    "animated PNG": (animated("PNG"), "RGB"),
-    "animated GIF": (animated("GIF"), "RGB"),
-    "animated WebP": (animated("WEBP"), "RGB"),
-    "MPO": (animated("MPO"), "RGB"),
+    "grey JPEG": (jpeg("L"), "RGB", GREY),
+    "CMYK JPEG": (jpeg("CMYK"), "RGB", COLOR),
+    "16 bit grey": (encode(Image.new("I;16", SIZE, 40000), "PNG"), "RGB", (156, 156, 156)),
+    "1 bit": (encode(Image.new("1", SIZE, 1), "PNG"), "RGB", (255, 255, 255)),
+    "grey with transparency": (png("LA"), "RGBA", GREY),
+    "palette": (encode(plain().quantize(2), "PNG"), "RGB", COLOR),
+    "palette with transparency": (encode(plain().quantize(2), "PNG", transparency=0), "RGBA", COLOR),
+    "progressive JPEG": (jpeg(progressive=True), "RGB", COLOR),
+    "JPEG with restart markers": (jpeg(restart_marker_blocks=1), "RGB", COLOR),
+    "JPEG of three scans": (jpeg_in_three_scans(plain()), "RGB", COLOR),
+    "GIF": (encode(plain(), "GIF"), "RGB", COLOR),
+    "BMP": (encode(plain(), "BMP"), "RGB", COLOR),
+    "WebP": (encode(plain(), "WEBP"), "RGB", COLOR),
+    "animated PNG": (animated("PNG"), "RGB", COLOR),
+    "animated GIF": (animated("GIF"), "RGB", COLOR),
+    "animated WebP": (animated("WEBP"), "RGB", COLOR),
+    "MPO": (animated("MPO"), "RGB", COLOR),
 }
 
 
-@pytest.mark.parametrize(("data", "mode"), KINDS.values(), ids=list(KINDS))
-async def test_every_kind_of_picture_is_read_by_every_use(data: bytes, mode: str) -> None:
+@pytest.mark.parametrize(("data", "mode", "color"), KINDS.values(), ids=list(KINDS))
+async def test_every_kind_of_picture_is_read_by_every_use(data: bytes, mode: str, color: tuple[int, int, int]) -> None:
     """wagtail/wagtail #729, agschwender/pilbox #34: a camera's JPEG was refused as MPO. The first frame of an animation counts."""
     picture = decode(data).pixels
     assert (picture.mode, picture.size) == (mode, SIZE)
-    red, green, blue = picture.convert("RGB").getpixel((5, 5))  # type: ignore[misc]
-    assert blue < 220  # the later frames are blue
-    assert min(red, green, blue) >= 0
+    assert distance(picture, color) < 6
     with Image.open(io.BytesIO(await prepare_image(data, AttachmentSettings()))) as prepared:
         assert prepared.size == SIZE
 
@@ -166,7 +172,7 @@ def test_adobes_inverted_inks_are_read_as_browsers_do() -> None:
     start = data.index(b"\xff\xee")
     length = struct.unpack_from(">H", data, start + 2)[0]
     for file in (data, data[:start] + data[start + 2 + length :]):
-        assert max(abs(a - b) for a, b in zip(decode(file).pixels.getpixel((5, 5)), COLOR, strict=True)) < 12  # type: ignore[arg-type]
+        assert distance(decode(file).pixels, COLOR) < 12
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
@@ -196,18 +202,6 @@ def test_transparent_picture_with_a_profile_stays_visible() -> None:
     """python-pillow/Pillow #1662: converted from its profile, it became transparent everywhere."""
     picture = decode(encode(Image.new("RGBA", SIZE, (*COLOR, 200)), "PNG", icc_profile=wide_profile())).pixels
     assert (picture.mode, picture.getpixel((5, 5))[3]) == ("RGBA", 200)  # type: ignore[index]
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_jpeg_that_lacks_only_its_end_is_read_and_one_that_lacks_rows_is_refused(options: dict[str, bool]) -> None:
-    """python-pillow/Pillow #4414: all pixels are there. Of a shorter one browsers show grey rows; we judge and sign no half picture."""
-    data = encode(noise(), "JPEG", quality=90, **options)
-    assert data.endswith(b"\xff\xd9")
-    assert ImageChops.difference(decode(data[:-2]).pixels, decode(data).pixels).getbbox() is None
-    for length in (len(data) * 9 // 10, len(data) - 40):
-        with pytest.raises(PermanentError, match="cut short") as raised:
-            decode(data[:length])
-        assert raised.value.code == "image-unreadable"
 
 
 def test_first_picture_of_a_file_of_two_is_read() -> None:
@@ -284,29 +278,41 @@ def test_sound_text_beside_a_damaged_one_is_kept() -> None:
     assert decode(with_chunk(data, b"tEXt", b"artist\0x", checksum=1)).text_chunks == {"seed": "42"}
 
 
+@pytest.mark.parametrize("profile", [None, wide_profile()], ids=["no profile", "profile"])
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_picture_outlives_any_damage_of_its_metadata(image_format: str) -> None:
-    """Finds the next report: bytes of EXIF, XMP, texts and the profile are changed at random; each picture keeps its size."""
+def test_picture_outlives_any_damage_of_its_metadata(image_format: str, profile: bytes | None) -> None:
+    """Finds the next report: bytes of EXIF, texts and the profile are changed at random; each picture keeps its pixels.
+
+    A damaged profile may convert other colours, or none: it leaves the transparency alone, and a uniform picture uniform.
+    """
     rng = random.Random(20)
-    rich = exif(orientation(1), ZERO_RATIO, struct.pack("<HHII", 0x10F, 2, 30, 60)) + bytes(100)
-    options = {"exif": EXIF_HEAD + rich if image_format != "PNG" else rich, "icc_profile": wide_profile()}
-    data = encode(plain(), image_format, **options)
+    rich = exif(orientation(1), ZERO_RATIO, struct.pack("<HHII", 0x10F, 2, 30, 60)) + bytes(300)
+    options = {"exif": EXIF_HEAD + rich if image_format != "PNG" else rich, "icc_profile": profile}
+    picture = plain() if image_format == "JPEG" else Image.new("RGBA", SIZE, (*COLOR, 200))
+    data = encode(picture, image_format, **options | ({"lossless": True} if image_format == "WEBP" else {}))
     if image_format == "PNG":
         data = with_chunk(with_chunk(data, b"tEXt", b"Comment\0text"), b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta/>")
+    colors = decode(data).pixels.getcolors()
     places = [index for index in range(len(data)) if in_metadata(data, index, image_format)]
     assert len(places) > 300
-    for _ in range(150):
+    for _ in range(100):
         damaged = bytearray(data)
         for place in rng.sample(places, 3):
             damaged[place] = rng.randrange(256)
-        assert sorted(decode(bytes(damaged)).pixels.size) == sorted(SIZE)
+        pixels = decode(bytes(damaged)).pixels
+        assert (sorted(pixels.size), pixels.mode) == (sorted(SIZE), picture.mode)
+        assert pixels.getbands()[3:] == () or pixels.getchannel("A").getextrema() == (200, 200)
+        assert len(pixels.getcolors() or ()) == 1
+        assert profile or pixels.getcolors() == colors
 
 
 def in_metadata(data: bytes, index: int, image_format: str) -> bool:
     """Whether the byte belongs to the content of metadata, not to their length or name, nor to pixels."""
     heads = {"JPEG": (b"Exif\0\0", b"ICC_PROFILE"), "PNG": (b"eXIf", b"iCCP", b"tEXt", b"iTXt"), "WEBP": (b"EXIF", b"ICCP")}[image_format]
     for head in heads:
-        start = data.index(head)
+        start = data.find(head)
+        if start < 0:
+            continue
         length = {
             "JPEG": lambda at: struct.unpack_from(">H", data, at - 2)[0] - 2,
             "PNG": lambda at: struct.unpack_from(">I", data, at - 4)[0],

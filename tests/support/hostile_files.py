@@ -74,17 +74,26 @@ def animation(image_format: str, frames: int = 500) -> bytes:
         return file.getvalue()
 
 
-def hostile_pictures() -> Iterator[bytes]:
-    bomb = zlib.compress(b"\0" * (80 << 20))
-    yield scan_bomb()
-    yield png_with(png_chunk(b"zTXt", b"key\0\0" + bomb))
-    yield png_with(png_chunk(b"iCCP", b"key\0\0" + bomb))
-    yield png_with(png_chunk(b"iTXt", b"key\0\1\0\0\0" + bomb))
+def hostile_metadata() -> Iterator[bytes]:
+    """Pictures of at most 10 MB: bombs, and chunks that each stay within the limit of a chunk or exceed it by little."""
+    text, compressed, international = b"key\0", b"key\0\0", b"key\0\1\0\0\0"
+    for kind, head, size in ((b"iCCP", compressed, 4 << 20), (b"zTXt", compressed, 2 << 20), (b"iTXt", international, 5 << 20)):
+        yield png_with(png_chunk(kind, head + zlib.compress(bytes(80 << 20))))
+        bomb = head + zlib.compress(bytes(size))
+        for data in (bomb, bomb[:-8]):
+            yield png_with(*[png_chunk(kind, data)] * (9_000_000 // len(data)))
     yield png_with(*[png_chunk(b"tEXt", b"key%d\0" % number + b"x" * 1000) for number in range(9000)])
-    yield png_with(*[png_chunk(b"tEXt", b"k\0v")] * 100_000)
+    yield png_with(*[png_chunk(b"tEXt", text + b"v")] * 500_000)
+    yield png_with(png_chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff\xff" * 30_000))
+    yield png_with(png_chunk(b"eXIf", b"Exif\0\0" * 1_500_000))
+    yield b"RIFF\xff\xff\xff\xffWEBPEXIF" + struct.pack("<I", 9_000_000) + b"Exif\0\0" * 1_500_000
+
+
+def hostile_pictures() -> Iterator[bytes]:
+    yield scan_bomb()
+    yield from hostile_metadata()
     yield png_with(side=100_000, pixels=b"\0" * 1000)
     yield png_with(side=4900, pixels=b"\0" * (100 << 20))
-    yield png_with(png_chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff\xff" * 30_000))
     yield from (animation(image_format) for image_format in ("GIF", "PNG", "WEBP"))
     for image_format in ("TIFF", "PPM", "ICO", "EPS", "PCX", "TGA"):
         with io.BytesIO() as file:
@@ -96,7 +105,6 @@ def hostile_pictures() -> Iterator[bytes]:
     yield b"\xff\xd8" + b"\xff" * 4_000_000
     yield b"RIFF\xff\xff\xff\xffWEBP" + b"VP8 \0\0\0\0" * 500_000
     yield PNG_SIGNATURE + b"\0\0\0\0IDAT\0\0\0\0" * 500_000
-    yield png_with(png_chunk(b"eXIf", b"Exif\0\0" * 500_000))
     yield b"GIF89a" + b"\xff" * 1_000_000
     yield b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 1_000_000
     yield b""

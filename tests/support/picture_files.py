@@ -79,3 +79,17 @@ def wide_profile() -> bytes:
 
 def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def jpeg_in_three_scans(picture: Image.Image) -> bytes:
+    """A sequential JPEG with one scan for each of its components, as some encoders write it; Pillow writes one scan for all."""
+    files = [encode(component, "JPEG") for component in picture.convert("YCbCr").split()]
+    starts = [file.index(b"\xff\xda") for file in files]
+    frame = files[0].index(b"\xff\xc0")
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    header = struct.pack(">BBH", 0xFF, 0xC0, 17) + files[0][frame + 4 : frame + 9] + b"\3" + components
+    scans = [
+        b"\xff\xda\0\x08\1" + bytes((number,)) + file[start + 6 : -2]
+        for number, (file, start) in enumerate(zip(files, starts, strict=True), 1)
+    ]
+    return files[0][:frame] + header + files[0][frame + 13 : starts[0]] + b"".join(scans) + b"\xff\xd9"
