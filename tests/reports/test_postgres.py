@@ -268,10 +268,12 @@ def test_local_processes_inherit_no_direct_url_of_another_database(
     monkeypatch.setattr("ops.local.stack.shared_servers", lambda *_: nullcontext())
     monkeypatch.setattr("ops.local.stack.EmbeddedPostgres", lambda _: postgres)
     direct, database = SecretStr("postgresql://direct/d"), SecretStr("postgresql://pooled/d")
-    urls = {"amqp_url": SecretStr("amqp://h"), "database_url": database if given else None, "database_direct_url": direct}
+    settings = LocalSettings(
+        local_folder=tmp_path, amqp_url=SecretStr("amqp://h"), database_url=database if given else None, database_direct_url=direct
+    )
 
     async def environment() -> dict[str, str]:
-        async with local_stack(LocalSettings(local_folder=tmp_path, **urls)) as stack:
+        async with local_stack(settings) as stack:
             return stack.environment
 
     assert asyncio.run(environment())["DATABASE_DIRECT_URL"] == ("postgresql://direct/d" if given else "")
