@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from bus.amqp import signing
 from bus.amqp.header_values import SHORT_TEXT_LIMIT, read_count, read_id, read_queue_name, read_text, read_time
-from bus.amqp.tolerant_decoding import encoded_properties, undecodable_reason
+from bus.amqp.raw_properties import RawProperties
+from bus.amqp.tolerant_decoding import decode_properties, encoded_properties, undecodable_reason
 from bus.ids import body_id, derived_id, has_secret, public_body_id, public_id
 from bus.persistence.entry_id import content_digest, entry_id
 from contracts.broker_names import is_reply_queue
@@ -50,10 +51,32 @@ class Origin:
     routing_key: str
 
 
-def read_original_properties(headers: Mapping[str, Any]) -> bytes | None:
-    """The properties of a message as it was first published, encoded: those that a copy of ours carries in a header, else its own."""
+def read_original_properties(message: AbstractIncomingMessage, *, of_adapter: bool = False) -> bytes | None:
+    """The properties of a message as it was first published, encoded: those that a copy of ours carries in a header, else its own.
+
+    A publisher can write the header too. It is believed only if the message has a valid signature, where messages are signed, and its
+    own ids and tenant are those of the carried properties. `of_adapter`: a dead letter of an adapter has the job that was translated.
+    """
+    headers = message.headers or {}
     carried = headers.get(Header.ORIGINAL_PROPERTIES)
-    return bytes(carried) if isinstance(carried, bytes | bytearray) else encoded_properties(headers)
+    original = bytes(carried) if isinstance(carried, bytes | bytearray) and Header.ORIGIN_QUEUE in headers else None
+    if original is None or signing.find_fault(message) or not _is_copied_from(message, original, of_adapter):
+        return encoded_properties(headers)
+    return original
+
+
+def _is_copied_from(message: AbstractIncomingMessage, carried: bytes, of_adapter: bool) -> bool:
+    """Whether the message can be our copy of one with these properties. What cannot be decoded has no ids and no tenant for us."""
+    tenant = read_text((message.headers or {}).get(Header.TENANT)) or None
+    try:
+        raw = RawProperties.parse(carried)
+    except ValueError:
+        return tenant is None
+    if read_id(raw.text("message_id")) in (None, message.message_id):
+        job_id = read_id(raw.text("correlation_id")) or message.message_id
+        if of_adapter or (job_id == message.correlation_id and (read_text(raw.header_text(Header.TENANT)) or None) == tenant):
+            return True
+    return tenant is None and undecodable_reason(decode_properties(carried).headers) is not None
 
 
 def carry_original_properties(encoded: bytes | None) -> dict[str, bytearray]:
@@ -127,7 +150,7 @@ class Delivery:
             refused_id=find_refused_id(message, headers),
             refused_reply_to=reply_to if reply_to and not is_reply_queue(reply_to) else None,
             signature_fault=signing.find_fault(message),
-            original_properties=read_original_properties(headers),
+            original_properties=read_original_properties(message),
             origin=Origin(
                 read_text(headers.get(Header.ORIGIN_QUEUE)) or queue,
                 read_text(headers.get(Header.ORIGIN_EXCHANGE)) or read_text(message.exchange) or "",

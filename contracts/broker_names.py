@@ -41,6 +41,8 @@ def event_routing_key(step: str, kind: str, job_id: str) -> str:
 
 def escaped_event_key(step: str, kind: str, job_id: str) -> str:
     """The same key with the job id as one word, which `*` matches: `.`, `*`, `#` and `%` in it are percent-encoded."""
+    if KEY_CHARACTERS.isdisjoint(job_id):
+        return event_routing_key(step, kind, job_id)
     word = ""
     for character in job_id:
         escaped = f"%{ord(character):02X}" if character in KEY_CHARACTERS else character

@@ -42,8 +42,8 @@ class Selection(WireModel):
 
     @property
     def has_filters(self) -> bool:
-        """Whether any field besides `everything` is set."""
-        return bool(self.model_dump(exclude={"everything"}, exclude_none=True))
+        """Whether any declared field besides `everything` is set."""
+        return any(getattr(self, name) is not None for name in Selection.model_fields if name != "everything")
 
 
 class ListDeadLetters(Command):

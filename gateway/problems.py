@@ -28,6 +28,7 @@ STATUS_BY_FAULT_CODE = {
     "dead-letter-settled": 409,
     "dead-letter-without-target": 409,
     "selection-empty": 422,
+    "selection-unknown": 422,
     "message-too-large": 413,
 }
 """HTTP status by fault code. Every other fault is a 502: an upstream worker failed, not the gateway."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from pamqp import encode
+from pamqp import decode, encode
 from pamqp.commands import Basic
 
 FLAGS = Basic.Properties.flags
@@ -80,6 +80,11 @@ class RawProperties:
     def header(self, name: str) -> bytes | None:
         """The field of a header, the last one where a name is repeated."""
         return dict(self.headers or ()).get(name.encode())
+
+    def header_text(self, name: str) -> str | bytes | None:
+        """The value of a header that is text or bytes, as the client library decodes it; None for any other."""
+        field = self.header(name)
+        return decode.embedded_value(field)[1] if field and field[:1] in b"Sx" else None  # type: ignore[return-value]
 
     def with_texts(self, **texts: str | None) -> Self:
         """With these short strings; None leaves a property out."""

@@ -74,7 +74,9 @@ class DeadLetterRecord:
     @classmethod
     def from_message(cls, message: AbstractIncomingMessage, dead_queue: str, now: datetime) -> Self:
         """Read a message of the queue `dead_queue`. Never raises: a field that is missing or malformed has a fallback."""
-        properties = read_original_properties(message.headers or {}) if is_ours(dead_queue) else encoded_properties(message.headers)
+        of_adapter = dead_queue == broker_names.dead_letter_queue(broker_names.IMAGE_GENERATION_QUEUE)
+        ours = is_ours(dead_queue)
+        properties = read_original_properties(message, of_adapter=of_adapter) if ours else encoded_properties(message.headers)
         headers = {sanitize_text(name): to_json_value(value) for name, value in (message.headers or {}).items()}
         undecodable = undecodable_reason(message.headers)
         death = first_death_entry(headers)

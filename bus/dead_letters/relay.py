@@ -8,14 +8,25 @@ Any number of relays may run at once:
 """
 
 import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import asyncpg
 import structlog
+from aiormq.exceptions import (
+    ChannelInvalidStateError,
+    ChannelPreconditionFailed,
+    ConnectionFrameError,
+    ConnectionInternalError,
+    ConnectionSyntaxError,
+)
 
 from bus.amqp.publisher import Publisher
 from bus.dead_letters.replay_message import build_replay_message
 from bus.dead_letters.repository import SQL
-from bus.errors import PublishError, UnroutableMessage
+from bus.errors import PermanentError, PublishError, UnroutableMessage
 from bus.masking import mask_error
 from bus.retry import UNAVAILABLE
 
@@ -24,6 +35,10 @@ POLL_INTERVAL_SECONDS = 0.5
 BATCHES_PER_SECOND = 5
 FAILURE_PAUSE_SECONDS = 2.0
 """After a publish that was not confirmed."""
+ONE_BY_ONE_SECONDS = 30.0
+"""For a batch that the broker has refused. The connection is open again 5 s after each refusal; what is left stays staged."""
+REFUSALS = (ChannelPreconditionFailed, ConnectionFrameError, ConnectionInternalError, ConnectionSyntaxError)
+"""With these the broker closes the channel, or the connection, because of one message: all that are under way fail."""
 
 log = structlog.get_logger()
 
@@ -72,21 +87,49 @@ class ReplayRelay:
             await connection.execute(SQL["mark_replay_done"], replay["id"])
             log.info("replay.done", replay=replay["id"])
             return 0, None
-        results = await asyncio.gather(*(self._publish(row) for row in rows), return_exceptions=True)
+        turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        results = await asyncio.gather(*(self._publish_in_turn(row, turns[row["sent_as"]]) for row in rows))
+        if any(_is_refusal(error) for error in results):
+            results = await self._publish_one_by_one(rows, results)
         return await self._record_results(connection, replay, list(zip(rows, results, strict=True)))
 
-    async def _publish(self, row: asyncpg.Record) -> None:
-        await self._publisher.publish(build_replay_message(row))
+    async def _publish_in_turn(self, row: asyncpg.Record, turn: asyncio.Lock) -> Exception | None:
+        """Equal ids one after another: the client library recognises a returned message by its id alone."""
+        async with turn:
+            return await self._publish(row)
+
+    async def _publish(self, row: asyncpg.Record) -> Exception | None:
+        """The error, or None for a message that was confirmed."""
+        try:
+            await self._publisher.publish(build_replay_message(row))
+        except Exception as error:
+            return error
+        return None
+
+    async def _publish_one_by_one(self, rows: Sequence[asyncpg.Record], results: Sequence[Exception | None]) -> list[Exception | None]:
+        """What was not confirmed again, to find what the broker refuses: that one is returned, and does not hold up the others."""
+        errors, ends = list(results), time.monotonic() + ONE_BY_ONE_SECONDS
+        for index, row in enumerate(rows):
+            if errors[index] is None or _is_permanent(errors[index]):
+                continue
+            error = await self._publish(row)
+            while error and isinstance(error.__cause__, ChannelInvalidStateError) and time.monotonic() < ends:
+                await asyncio.sleep(POLL_INTERVAL_SECONDS / 5)  # until it is open again
+                error = await self._publish(row)
+            errors[index] = PermanentError("broker-refused", f"the broker refuses it: {mask_error(error)}") if _is_refusal(error) else error
+            if time.monotonic() >= ends:
+                break
+        return errors
 
     async def _record_results(
-        self, connection: asyncpg.Connection, replay: asyncpg.Record, results: list[tuple[asyncpg.Record, BaseException | None]]
+        self, connection: asyncpg.Connection, replay: asyncpg.Record, results: list[tuple[asyncpg.Record, Exception | None]]
     ) -> tuple[int, PublishError | None]:
         """Mark confirmed letters as sent and return those that can never be sent; an unconfirmed one stays staged."""
         sent = [row["id"] for row, error in results if error is None]
         await connection.execute(SQL["mark_sent"], sent)
         unconfirmed = next((error for _, error in results if isinstance(error, PublishError) and not _is_permanent(error)), None)
         for row, error in results:
-            if error is not None and _is_permanent(error):
+            if _is_permanent(error):
                 await connection.execute(SQL["return_unsent"], row["id"], mask_error(error))
         wait = len(results) / replay["per_second"] if replay["per_second"] else 0.0
         await connection.execute(SQL["schedule_next_batch"], replay["id"], max(wait, FAILURE_PAUSE_SECONDS) if unconfirmed else wait)
@@ -94,9 +137,14 @@ class ReplayRelay:
         return len(sent), unconfirmed
 
 
-def _is_permanent(error: BaseException) -> bool:
-    """Whether publishing can never succeed: no queue, or a message that cannot be encoded. A missing confirm is temporary."""
+def _is_permanent(error: Exception | None) -> TypeGuard[Exception]:
+    """Whether publishing can never succeed: no queue, a message that cannot be encoded, or a refusal. A missing confirm is temporary."""
     return isinstance(error, UnroutableMessage) or (isinstance(error, Exception) and not isinstance(error, PublishError))
+
+
+def _is_refusal(error: Exception | None) -> TypeGuard[Exception]:
+    """Whether the broker refused a message. It may have been another one of the same channel."""
+    return isinstance(error, PublishError) and isinstance(error.__cause__, REFUSALS)
 
 
 def batch_size(per_second: float | None) -> int:

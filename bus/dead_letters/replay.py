@@ -36,7 +36,7 @@ COMPARE_SECONDS = 5.0
 async def stage(pool: asyncpg.Pool, request: ReplayDeadLetters) -> Replayed:
     """Mark the selected letters to be sent. Of concurrent requests each letter enters one replay only.
 
-    Raises PermanentError("selection-empty").
+    Raises PermanentError: selection-empty, selection-unknown.
     """
     require_explicit_selection(request.selection)
     selection = selection_json(request.selection)

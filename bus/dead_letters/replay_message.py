@@ -7,13 +7,14 @@ from typing import Any
 
 from pamqp import encode
 
-from bus.amqp.header_values import read_id
+from bus.amqp.header_values import read_id, read_text
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.raw_properties import RawProperties
 from bus.amqp.tolerant_decoding import decode_properties, undecodable_reason
 from bus.dead_letters.record import first_death_entry, is_ours
 from bus.dead_letters.typed_values import describe_field, describe_property
 from bus.errors import PermanentError
+from bus.masking import mask_error
 from contracts import broker_names
 from contracts.dead_letter import ReplayDifference
 from contracts.wire import Header
@@ -37,6 +38,9 @@ FAILURE_HEADERS = frozenset({
     Header.FIRST_FAILED_AT, Header.LAST_FAILED_AT, Header.FAULT_CODE, Header.FAULT_MESSAGE, Header.EXCEPTION_TYPE, Header.EXCEPTION_STACK,
     Header.ORIGIN_QUEUE, Header.ORIGIN_EXCHANGE, Header.ORIGIN_ROUTING_KEY, Header.ORIGINAL_PROPERTIES,
 })  # fmt: skip
+WANTED = "it has passed, and the work is wanted"
+MAX_SHORT_STRING = 255
+"""Bytes of a property, and of the name of a header."""
 UNDECODABLE = "a worker cannot decode the properties of this message, so that it would fail again"
 
 
@@ -81,12 +85,10 @@ class _Replay:
 def build_replay_message(row: Row) -> OutboundMessage:
     """The message to publish: through the default exchange to the queue that failed.
 
-    Raises PermanentError("properties-too-large").
+    Raises PermanentError: properties-too-large, tenant-differs.
     """
     raw = _replay(row).raw
-    encoded = raw.encode()
-    if len(encoded) > PROPERTIES_LIMIT:
-        raise PermanentError("properties-too-large", f"its properties have {len(encoded)} bytes, and the broker takes {PROPERTIES_LIMIT}")
+    encoded = _encode(raw, row)
     return OutboundMessage(
         exchange="",
         routing_key=row["target"],
@@ -102,8 +104,25 @@ def build_replay_message(row: Row) -> OutboundMessage:
 
 
 def replay_differences(row: Row) -> list[ReplayDifference]:
-    """In what the message of a replay differs from the one that died."""
-    return _replay(row).differences
+    """In what the message of a replay differs from the one that died; for one that cannot be sent, why."""
+    try:
+        replay = _replay(row)
+        _encode(replay.raw, row)
+    except Exception as error:  # of every kind, so that one row does not hide the differences of the others
+        code = error.code if isinstance(error, PermanentError) else type(error).__name__
+        return [ReplayDifference(name="message", change="left out", reason=f"it cannot be sent: {code}", died=mask_error(error)[:300])]
+    return replay.differences
+
+
+def _encode(raw: RawProperties, row: Row) -> bytes:
+    """Raises PermanentError: properties-too-large, tenant-differs."""
+    tenant, stored = read_text(raw.header_text(Header.TENANT)) or None, read_text(row["tenant"]) or None
+    if _is_worker_queue(row) and tenant != stored:
+        raise PermanentError("tenant-differs", f"it was stored for the tenant {stored!r}, and its properties name {tenant!r}")
+    encoded = raw.encode()
+    if len(encoded) > PROPERTIES_LIMIT:
+        raise PermanentError("properties-too-large", f"its properties have {len(encoded)} bytes, and the broker takes {PROPERTIES_LIMIT}")
+    return encoded
 
 
 def _replay(row: Row) -> _Replay:
@@ -111,10 +130,10 @@ def _replay(row: Row) -> _Replay:
     if row["edited"]:
         _apply_edit(replay, row)
     _apply_ids(replay, row)
-    _apply_broker_rules(replay, row["headers"])
+    _apply_broker_rules(replay, row)
     if _is_worker_queue(row):
         replay.set_text("reply_to", None, "its caller was answered when the message failed")
-        replay.leave_out_headers([Header.DEADLINE.value], "it has passed, and the work is wanted")
+        replay.leave_out_headers([Header.DEADLINE.value], WANTED)
     if _is_consumed_by_us(row):
         _leave_out_failed_delivery(replay)
     replay.set_header(Header.REPLAY.value, row["replays"], "it counts the replays, so that each failure is recognised as a new one")
@@ -132,7 +151,7 @@ def _is_consumed_by_us(row: Row) -> bool:
 
 def _what_died(row: Row) -> _Replay:
     if row["properties"] is None:
-        replay = _Replay(_properties_of_earlier_release(row))
+        replay = _properties_of_earlier_release(row)
         reason = "the letter was stored by an earlier release, which kept what JSON can hold and not the types"
         replay.differences.append(ReplayDifference(name="headers", change="changed", reason=reason))
         return replay
@@ -146,15 +165,20 @@ def _what_died(row: Row) -> _Replay:
     return replay
 
 
-def _properties_of_earlier_release(row: Row) -> RawProperties:
+def _properties_of_earlier_release(row: Row) -> _Replay:
+    """Without what is longer than the protocol allows: no release has checked it."""
     names = {"content_type": row["content_type"] or "application/json", "content_encoding": row["content_encoding"]}
     texts = names | {"message_type": row["type"], "message_id": row["message_id"], "correlation_id": row["job_id"]}
-    values = {name: encode.short_string(text) for name, text in texts.items() if text is not None}
+    present = {name: text for name, text in texts.items() if text is not None}
+    too_long = [name for name, text in present.items() if len(text.encode()) > MAX_SHORT_STRING]
+    values = {name: encode.short_string(text) for name, text in present.items() if name not in too_long}
     raw = RawProperties(values | {"delivery_mode": b"\x02"})
     for name, value in row["headers"].items():
         with suppress(TypeError):  # for a number of more than 64 bits
-            raw = raw.with_headers({name: value})
-    return raw
+            if len(name.encode()) <= MAX_SHORT_STRING:
+                raw = raw.with_headers({name: value})
+    reason = f"the protocol allows {MAX_SHORT_STRING} bytes"
+    return _Replay(raw, [ReplayDifference(name=name, change="left out", reason=reason, died=present[name][:300]) for name in too_long])
 
 
 def _apply_edit(replay: _Replay, row: Row) -> None:
@@ -177,18 +201,27 @@ def _apply_ids(replay: _Replay, row: Row) -> None:
         replay.set_text("message_id", row["message_id"], "it had none that can be read; the letter is recognised by it when it fails again")
 
 
-def _apply_broker_rules(replay: _Replay, headers: Mapping[str, Any]) -> None:
+def _apply_broker_rules(replay: _Replay, row: Row) -> None:
     """What the broker would refuse, change or take as an order to itself."""
     replay.set_text("user_id", None, "the broker takes no name but that of the user who sends the replay")
     if replay.raw.text("reply_to") == DIRECT_REPLY_TO:
         replay.set_text("reply_to", None, "the broker takes it from a requester only")
-    expiration = replay.raw.text("expiration") or first_death_entry(dict(headers)).get("original-expiration")
-    if isinstance(expiration, str) and expiration.isascii() and expiration.isdecimal() and int(expiration[:11]) <= MAX_EXPIRATION:
+    expiration = replay.raw.text("expiration") or first_death_entry(dict(row["headers"])).get("original-expiration")
+    if _is_consumed_by_us(row):
+        replay.set_text("expiration", None, WANTED)
+    elif _is_expiration(expiration):
         replay.set_text("expiration", expiration, "the broker took it off when the message died")
     else:
         replay.set_text("expiration", None, "the broker refuses it")
     replay.leave_out_headers(BROKER_HEADERS, BY_BROKER)
     replay.leave_out_headers(SENDER_SELECTED_HEADERS, "the broker would send a copy to each of its keys")
+
+
+def _is_expiration(value: Any) -> bool:
+    """The broker takes a decimal number of milliseconds. It closes the channel of whoever sends any other text."""
+    if not isinstance(value, str) or len(value) > MAX_SHORT_STRING:
+        return False
+    return value.isascii() and value.isdecimal() and int(value) <= MAX_EXPIRATION
 
 
 def _leave_out_failed_delivery(replay: _Replay) -> None:

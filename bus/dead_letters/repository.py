@@ -77,7 +77,7 @@ class DeadLetterRepository:
     async def change_state(self, selection: Selection, new_state: str, *, by: str, dry_run: bool) -> int:
         """Archive, restore (to unresolved) or resolve letters; returns how many changed, or on a dry run would change.
 
-        Raises PermanentError("selection-empty").
+        Raises PermanentError: selection-empty, selection-unknown.
         """
         require_explicit_selection(selection)
         states = list(ALLOWED_TRANSITIONS[new_state])
@@ -104,7 +104,12 @@ def selection_json(selection: Selection) -> dict[str, Any]:
 
 
 def require_explicit_selection(selection: Selection) -> None:
-    """Raises PermanentError("selection-empty") when there is no filter and `everything` is not set: a forgotten filter selects nothing."""
+    """A forgotten filter, or one whose name is unknown, selects nothing.
+
+    Raises PermanentError: selection-unknown, and selection-empty when there is no filter and `everything` is not set.
+    """
+    if unknown := sorted(selection.model_extra or ()):
+        raise PermanentError("selection-unknown", f"no field of a selection: {', '.join(unknown)[:200]}; nothing is selected")
     if not selection.has_filters and not selection.everything:
         raise PermanentError("selection-empty", "nothing is selected: give ids, a group or a filter, or `everything` for all letters")
 

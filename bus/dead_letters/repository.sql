@@ -180,7 +180,7 @@ where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayabl
 order by last_failed_at, id
 
 -- name: replay_properties
-select id, dead_queue, target, message_id, case when edited_body is null then sent_as else message_id end as sent_as, job_id, type,
+select id, dead_queue, target, message_id, case when edited_body is null then sent_as else message_id end as sent_as, job_id, tenant, type,
     content_type, content_encoding, headers, properties, replays + 1 as replays, ''::bytea as body, false as edited, null as edited_type
 from atelier.dead_letters where id = any($1::text[])
 
@@ -227,7 +227,7 @@ limit 1
 for update skip locked
 
 -- name: next_letters
-select id, dead_queue, target, message_id, sent_as, job_id, type, content_type, content_encoding, headers, properties, replays, failures,
+select id, dead_queue, target, message_id, sent_as, job_id, tenant, type, content_type, content_encoding, headers, properties, replays, failures,
     coalesce(edited_body, body) as body, edited_body is not null as edited, edited_type
 from atelier.dead_letters
 where replay_id = $1 and state = 'replay-requested' and forwarded_at is null

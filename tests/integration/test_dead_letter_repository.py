@@ -167,6 +167,8 @@ async def test_dead_letter_queries_are_answered_over_bus(
         assert (await query("dead-letter.groups", {"selection": {"step": actor.step}}))["groups"][0]["letters"] == 1
         assert (await query("dead-letter.replay", {"selection": {"ids": [letter["id"]]}}))["dry_run"] is True
         assert (await query("dead-letter.replay", {"selection": {}}))["code"] == "selection-empty"
+        for typo in ({"tennant": "shop"}, {"tennant": "shop", "step": actor.step}):
+            assert (await query("dead-letter.replay", {"selection": typo, "dry_run": False}))["code"] == "selection-unknown"
         assert (await query("dead-letter.edit", {"id": letter["id"], "body": {"text": "y"}}))["dry_run"] is True
         move_result = await query("dead-letter.move", {"selection": {"ids": [letter["id"]]}, "to": "archived", "dry_run": False})
         assert move_result == {"dry_run": False, "to": "archived", "letters": 1}

@@ -213,7 +213,7 @@ async def test_foreign_dead_letter_is_ingested_and_replayed(
         headers = {"tenant-of-theirs": "t", "CC": [bystander.name]}
         await broker_client.publish(name, body, exchange="", content_type="application/x-thing", headers=headers, message_id="m-1" + name)
         await (await work.get(timeout=5)).reject(requeue=False)
-        [letter] = await wait_for_dead_letters(repository, dead_queue=dead, step=name)
+        [letter] = await wait_for_dead_letters(repository, step=name)
         assert (letter.code, letter.target, letter.body, letter.body_base64) == ("broker-rejected", name, None, "AP9ub3QganNvbg==")
         assert await queue_size(broker_client, bystander.name) == 1
         await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id]), dry_run=False))

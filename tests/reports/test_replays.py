@@ -78,7 +78,7 @@ async def test_replay_equals_what_died(
     broker took the expiration off; it is put back."""
     async with start_worker_with_ingest(foreign=(foreign.dead,)):
         died = await foreign.die(encode_properties(**PROPERTIES, message_id=short(b"m-1")))
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         shown = await differences_of(pool, letter)
         sent, body = await send_again(pool, letter, foreign.broker_client)
     changed = {name: value for name, value in values_of(sent).items() if values_of(died).get(name) != value}
@@ -122,7 +122,7 @@ async def test_unavoidable_differences_are_shown_before(
             encode_properties(headers=headers, user_id=short(foreign.user), reply_to=short(b"their.replies"), message_id=short(b"m"))
         )
         assert await queue_size(foreign.broker_client, bystander.name) == 1
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         shown = await differences_of(pool, letter)
         sent, _ = await send_again(pool, letter, foreign.broker_client)
     left_out = {name for name, (change, _, _) in shown.items() if change == "left out"}
@@ -139,7 +139,7 @@ async def test_message_that_no_worker_can_decode_goes_back_to_its_system_as_it_w
     bad = {"timestamp": struct.pack(">Q", 1_790_000_000_000_000), "correlation_id": short(b"\xfe\xff\x00\x81"), "message_id": short(b"m-1")}
     async with start_worker_with_ingest(foreign=(foreign.dead,)):
         await asyncio.to_thread(publish_all, foreign._url, [Message("", encode_properties(**bad), BODY, None)], foreign.dead)
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.dead)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.dead)
         assert (letter.code, letter.message_id, letter.target) == ("undecodable-properties", "m-1", None)
         await pool.execute("update atelier.dead_letters set target = $2 where id = $1", letter.id, foreign.name)
         sent, _ = await send_again(pool, await repository.get(letter.id), foreign.broker_client)
@@ -187,7 +187,7 @@ async def test_replayed_command_equals_what_died(
     died, now = values_of(RawProperties.parse(properties)), values_of(sent)
     assert body == b'{"text": "x"}'
     assert {name for name in died.keys() | now.keys() if died.get(name) != now.get(name)} == shown.keys()
-    assert shown.keys() == {"reply_to", f"header {Header.DEADLINE.value}", f"header {Header.REPLAY.value}"}
+    assert shown.keys() == {"expiration", "reply_to", f"header {Header.DEADLINE.value}", f"header {Header.REPLAY.value}"}
 
 
 async def test_replayed_order_equals_what_died(
@@ -216,9 +216,8 @@ async def test_replayed_order_equals_what_died(
         sent, again = await send_again(pool, letter, broker_client)
     died, now = values_of(RawProperties.parse(properties)), values_of(sent)
     assert (letter.message_id, letter.target, again) == ("their-id", queue, body)
-    assert (
-        {name for name in died.keys() | now.keys() if died.get(name) != now.get(name)} == shown.keys() == {f"header {Header.REPLAY.value}"}
-    )
+    assert {name for name in died.keys() | now.keys() if died.get(name) != now.get(name)} == shown.keys()
+    assert shown.keys() == {"expiration", f"header {Header.REPLAY.value}"}
 
 
 async def test_undecodable_command_is_sent_again_without_what_cannot_be_decoded(
@@ -251,10 +250,10 @@ async def test_second_failure_of_a_replay_is_the_same_letter_and_equals_the_firs
     """gessnerfl/rabbitmq-queue-management #8: it must be visible that a message was sent again and came back. A header counts it."""
     async with start_worker_with_ingest(foreign=(foreign.dead,)):
         died = await foreign.die(encode_properties(**PROPERTIES))
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         first, _ = await send_again(pool, letter, foreign.broker_client)
         await foreign.die(first.encode())
-        [again] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name, state="failed-again")
+        [again] = await wait_for_dead_letters(repository, step=foreign.name, state="failed-again")
         second, _ = await send_again(pool, again, foreign.broker_client)
     assert (again.id, again.failures) == (letter.id, 2)
     counted = f"header {Header.REPLAY.value}"
@@ -268,7 +267,7 @@ async def test_export_and_import_keep_every_value(
     """JSON lines hold the encoded properties. A line of an earlier release, which has none, is read as well."""
     async with start_worker_with_ingest(foreign=(foreign.dead,)):
         died = await foreign.die(encode_properties(**PROPERTIES, message_id=short(b"m")))
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         [line] = [line async for line in jsonl.export_lines(pool, Selection(ids=[letter.id]))]
         earlier = {name: value for name, value in json.loads(line).items() if name != "properties"}
         for exported in (earlier, json.loads(line)):
@@ -297,7 +296,7 @@ async def test_publisher_does_not_choose_the_queue_of_a_replay(
     async with start_worker_with_ingest(foreign=(foreign.dead,), queues=(ours,)):
         if queue == "ours":
             await asyncio.to_thread(publish_all, foreign._url, [Message("", encode_properties(headers=claims), BODY, None)], ours)
-            [letter] = await wait_for_dead_letters(repository, dead_queue=ours, step=ours.removeprefix("atelier.dead."))
+            [letter] = await wait_for_dead_letters(repository, step=ours.removeprefix("atelier.dead."))
             assert letter.target == f"atelier.{letter.step}"
         else:
             await foreign.die(encode_properties(headers=claims))
@@ -319,7 +318,7 @@ async def test_values_and_differences_are_shown_in_every_interface(
         open_gateway(bus_settings, store_folder) as http,
     ):
         await foreign.die(encode_properties(**PROPERTIES, user_id=short(foreign.user)))
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         selection = {"ids": [letter.id]}
         dry = (await http.post("/dead-letters/replay", json={"selection": selection})).json()
         stored = (await http.get(f"/dead-letters/{letter.id}")).json()
@@ -347,7 +346,7 @@ async def test_edited_message_shows_what_else_changes(
     """An edited body is JSON, so that the type and the encoding of the old one do not fit it. The headers stay."""
     async with start_worker_with_ingest(foreign=(foreign.dead,)):
         await foreign.die(encode_properties(**PROPERTIES, message_id=short(b"m")))
-        [letter] = await wait_for_dead_letters(repository, dead_queue=foreign.dead, step=foreign.name)
+        [letter] = await wait_for_dead_letters(repository, step=foreign.name)
         dry = await replay.edit(pool, EditDeadLetter(id=letter.id, body={"a": 1}))
         await replay.edit(pool, EditDeadLetter(id=letter.id, body={"a": 1}, dry_run=False))
         message = await foreign.broker_client.take_message(foreign.name)

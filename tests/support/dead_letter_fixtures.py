@@ -71,6 +71,7 @@ class FlakyHandler:
 
 async def wait_for_dead_letters(repository: DeadLetterRepository, count: int = 1, **selection: Any) -> list[WholeDeadLetter]:
     """Wait until `count` letters match the selection; returns all that match."""
+    assert selection.keys() <= Selection.model_fields.keys(), "a field that no selection has would select all"
 
     async def stored() -> bool:
         return (await repository.find(Selection(**selection), 500)).total >= count

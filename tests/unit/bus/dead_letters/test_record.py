@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 
+from bus.amqp import signing
+from bus.amqp.messages import OutboundMessage
+from bus.amqp.tolerant_decoding import ReceivedHeaders
 from bus.dead_letters.record import MAX_HEADER_DEPTH, compute_group_id, stack_fingerprint, to_json_value
 from bus.dead_letters.relay import batch_size
 from bus.dead_letters.replay import validate_body
 from bus.dead_letters.replay_message import build_replay_message, replay_differences
 from bus.errors import PermanentError
+from bus.outcome import DeadLettered, fault_from_error
+from bus.worker.raw_dead_letter import build_raw_dead_letter
 from contracts.wire import Header
 from tests.support.dead_letter_records import NOW, make_record
+from tests.support.hostile_messages import encode_properties, entry, long, short, table
 
 STACK = """Traceback (most recent call last):
   File "/srv/old/bus/worker/consumer.py", line 10, in decide
@@ -176,6 +182,7 @@ STORED_ROW: dict[str, Any] = {
     "message_id": "m-1",
     "sent_as": "m-1",
     "job_id": "j-1",
+    "tenant": "acme",
     "type": "image.v1",
     "content_type": "application/json",
     "content_encoding": "gzip",
@@ -224,7 +231,7 @@ def test_replay_is_sent_to_one_queue_without_reply_to() -> None:
 
 def test_letter_of_an_earlier_release_says_that_its_types_are_lost() -> None:
     """A number that no field of the protocol holds is left out; the letter is sent all the same."""
-    row = STORED_ROW | {"headers": {"huge": 2**70, "theirs": 1}}
+    row = STORED_ROW | {"tenant": None, "headers": {"huge": 2**70, "theirs": 1}}
     assert build_replay_message(row).headers == {"theirs": 1, Header.REPLAY.value: 2}
     assert "earlier release" in replay_differences(row)[0].reason
 
@@ -284,3 +291,49 @@ def test_fingerprint_is_that_of_former_pattern() -> None:
         stack = "".join(numbers.choices([' File "', "a/b.py", '", line 7, in ', "call", " ", "  ", "\n"], k=numbers.randint(0, 14)))
         expected = [f"{'/'.join(PurePath(frame['file']).parts[-2:])}:{frame['function']}" for frame in former.finditer(stack)]
         assert stack_fingerprint(stack) == tuple(expected[-8:])
+
+
+ORIGINAL = encode_properties(
+    message_id=short(b"m-1"), correlation_id=short(b"j-1"), headers=table(entry(Header.TENANT.value, b"S" + long(b"acme")))
+)
+COPY = {Header.ORIGIN_QUEUE.value: "atelier.image", Header.TENANT.value: "acme", Header.ORIGINAL_PROPERTIES.value: bytearray(ORIGINAL)}
+
+
+@pytest.mark.parametrize(
+    ("headers", "ids"),
+    [
+        ({Header.TENANT.value: "shop"}, {}),
+        ({Header.TENANT.value: None}, {}),
+        ({Header.ORIGINAL_PROPERTIES.value: bytearray(encode_properties(timestamp=b"\xff" * 8))}, {}),
+        ({Header.ORIGINAL_PROPERTIES.value: bytearray(b"\xff\xff")}, {}),
+        ({}, {"message_id": "m-2"}),
+        ({}, {"correlation_id": "j-2"}),
+    ],
+    ids=["other tenant", "no tenant", "undecodable", "no properties", "other id", "other job"],
+)
+def test_carried_properties_are_those_of_the_message_that_carries_them(headers: dict[str, Any], ids: dict[str, str]) -> None:
+    own = b"\x00\x00"
+    assert make_record(ReceivedHeaders(COPY, own)).properties == ORIGINAL
+    assert make_record(ReceivedHeaders(COPY | headers, own), **ids).properties == own
+
+
+def test_carried_properties_need_a_signature_where_messages_are_signed() -> None:
+    message = OutboundMessage("", "atelier.dead.image", b"{}", "m-1", "j-1", "image.v1", dict(COPY))
+    routed: dict[str, Any] = {"routing_key": message.routing_key, "reply_to": None}
+    signing.sign_with("s" * 32)
+    try:
+        signed = COPY | signing.signature_headers(message)
+        assert make_record(ReceivedHeaders(signed, b"\x00\x00"), **routed).properties == ORIGINAL
+        assert make_record(ReceivedHeaders(COPY, b"\x00\x00"), **routed).properties == b"\x00\x00"
+    finally:
+        signing.sign_with(None)
+
+
+def test_raw_dead_letter_keeps_the_tenant() -> None:
+    """The tenant that the properties in it name, so that its replay acts for the same one."""
+    headers = ReceivedHeaders({Header.TENANT.value: "acme"}, ORIGINAL)
+    message: Any = SimpleNamespace(headers=headers, body=b"{}", message_id="m-1", correlation_id="j-1")
+    outcome = DeadLettered(fault_from_error(PermanentError("c", "m"), "c", "image", 1), "")
+    dead_letter = build_raw_dead_letter(message, outcome, name="image", queue="atelier.image")
+    record = make_record(ReceivedHeaders(dead_letter.headers, b"\x00\x00"))
+    assert (record.tenant, record.properties) == ("acme", ORIGINAL)
