@@ -15,6 +15,8 @@ SMALLEST_TOP_P = 1e-6
 """OpenAI takes 0, which means the likeliest token alone."""
 TokenLimit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else value)]
 
+OtherGrammar = Annotated[None, BeforeValidator(lambda value: value or None), Field(description="Not supported: see `response_format`.")]
+
 
 class NamedSchema(LenientModel):
     name: str = "answer"
@@ -53,9 +55,20 @@ class ChatRequest(LenientModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
+    best_of: Literal[1] | None = None
     logprobs: Literal[False] | None = False
+    top_logprobs: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    modalities: list[Literal["text"]] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    guided_json: OtherGrammar = None
+    guided_regex: OtherGrammar = None
+    guided_choice: OtherGrammar = None
+    guided_grammar: OtherGrammar = None
+    structured_outputs: OtherGrammar = None
 
     @property
     def include_usage(self) -> bool:

@@ -48,7 +48,10 @@ class EventReader:
         if self._raw:
             return self._add(line)
         if not line:
-            return self._parse() if self._pending or self._kind == "error" else self._reset()
+            if self._pending or self._kind == "error":
+                return self._parse()
+            self._kind = ""
+            return None
         field, _, value = line.partition(":")
         if line.startswith(("{", "<")):
             self._raw = True
