@@ -172,6 +172,29 @@ def test_model_that_computes_no_numbers_is_found_at_start(models: dict[str, Path
         open_vision(folder)
 
 
+def without_weight(source: Path, folder: Path, part: str) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if part in name))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("part", ["multi_modal_projector", "layers.0.self_attn.q_proj", "vision_tower"])
+def test_vision_model_without_a_weight_is_found_at_start(models: dict[str, Path], tmp_path: Path, part: str) -> None:
+    """Without the check the library fills it with random numbers, and each start answers otherwise."""
+    with pytest.raises(ValueError, match=f"the files lack the weights .*{part}.*download the checkpoint again"):
+        open_vision(without_weight(models["tiny-llava"], tmp_path / "lacking", part))
+
+
+@pytest.mark.parametrize("change", [set_fields(patch_size=0), set_fields(patch_size="16")])
+def test_test_picture_that_cannot_be_read_names_the_files(models: dict[str, Path], tmp_path: Path, change: Change) -> None:
+    with pytest.raises(ValueError, match=r"the test picture could not be read: .*check config\.json and processor_config\.json of"):
+        open_vision(changed(models["tiny-llava"], tmp_path / "wrong", PROCESSOR, change))
+
+
 def fake_processor(**fields: Any) -> Any:
     return SimpleNamespace(**({"patch_size": None, "vision_feature_select_strategy": None, "num_additional_image_tokens": 0} | fields))
 
@@ -253,6 +276,11 @@ def test_tokenizer_with_more_tokens_than_the_model_fails_only_their_requests(mod
     assert getattr(raised.value, "code", "") == "prompt-unreadable"
 
 
+def test_text_model_without_a_weight_is_found_at_start(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the files lack the weights .*layers\.0\.mlp\.down_proj"):
+        open_text(without_weight(models["tiny-llama"], tmp_path / "lacking", "layers.0.mlp.down_proj"))
+
+
 def test_model_without_end_token_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     """huggingface/open-r1 #663, huggingface/lighteval #115: without one every answer runs to its limit."""
     folder = shutil.copytree(models["tiny-llama"], tmp_path / "endless")
@@ -295,7 +323,11 @@ def test_error_in_a_shared_step_fails_only_the_request_that_causes_it(models: di
         return output
 
     monkeypatch.setattr(engine._model, "forward", no_numbers_for_marked)
+    steps: list[int] = []
+    advance = engine._advance
+    monkeypatch.setattr(engine, "_advance", lambda: steps.append(1) or advance())  # type: ignore[func-returns-value]
     first, failed, third = answer(engine, chat("one"), chat("Z"), chat("three"))
     assert isinstance(failed, Failed)
     assert (failed.kind, failed.code) == ("permanent", "engine-failed")
     assert [first.text, third.text] == alone
+    assert len(steps) == 4, "the others go on; they do not begin again"

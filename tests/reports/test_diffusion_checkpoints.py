@@ -15,6 +15,7 @@ from actors.engines.diffusion.engine import DiffusionEngine, open_engine
 from actors.engines.diffusion.requests import DiffusionRequest
 from actors.engines.process.protocol import Failed, Finished
 from actors.engines.settings import ImageSettings
+from bus.errors import TemporaryError
 from ops.local.tiny_models import make_tiny_models
 from tests.support.engine_fixture import run_to_end, silent_host
 
@@ -74,11 +75,23 @@ def not_numbers(part: str) -> Callable[[Path], None]:
     return change
 
 
+def without_weight(part: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        file = next((folder / part).glob("*.safetensors"))
+        weights = load_file(file)
+        weights.pop(sorted(weights)[len(weights) // 2])
+        save_file(weights, file, {"format": "pt"})
+
+    return change
+
+
 def edit(file: str, **fields: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / file, **fields)
 
 
-BROKEN_DIFFUSION: dict[str, tuple[Callable[[Path], None], str]] = {
+BROKEN_DIFFUSION: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no model_index.json: bitsandbytes-foundation/bitsandbytes #69": (
         lambda folder: (folder / "model_index.json").unlink(),
         "model_index.json does not exist: the folder is not in the format of diffusers",
@@ -95,6 +108,13 @@ BROKEN_DIFFUSION: dict[str, tuple[Callable[[Path], None], str]] = {
         edit("vae/config.json", scaling_factor=None),
         "scaling_factor in vae/config.json is None",
     ),
+    "weight of the UNet is missing": (without_weight("unet"), "the folder unet: the files lack the weights"),
+    "weight of the VAE is missing": (without_weight("vae"), "the folder vae: the files lack the weights"),
+    "weight of the text encoder is missing": (
+        without_weight("text_encoder"),
+        "text_encoder: the files lack the weights",
+    ),
+    "no noise schedule": (lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{}"), "has no beta_schedule"),
     "no numbers from the UNet: ICTMCG/Make-Your-Anchor #9": (not_numbers("unet"), "the output of its UNet is not finite as float32"),
     "no numbers from the VAE: vladmandic/sdnext #149": (not_numbers("vae"), "the output of the VAE is not finite as float32"),
     "no numbers from the text encoder: guoyww/AnimateDiff #203": (
@@ -106,7 +126,7 @@ BROKEN_DIFFUSION: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("change", "words"), BROKEN_DIFFUSION.values(), ids=BROKEN_DIFFUSION)
 def test_broken_diffusion_checkpoint_is_found_at_start(
-    models: dict[str, Path], tmp_path: Path, change: Callable[[Path], None], words: str
+    models: dict[str, Path], tmp_path: Path, change: Callable[[Path], Any], words: str
 ) -> None:
     folder = shutil.copytree(models["tiny-sd"], tmp_path / "model")
     change(folder)
@@ -154,6 +174,9 @@ def test_broken_model_fails_only_orders_that_name_it(broken_beside_sound: Diffus
     assert (events[1].kind, events[1].code) == ("temporary", "model-unusable")
     assert "IMAGE_DTYPE" in events[1].message
     assert isinstance(events[2], Finished)
+    with pytest.raises(TemporaryError, match="IMAGE_DTYPE") as raised:
+        broken_beside_sound.submit(3, DiffusionRequest("a cat", 3, model="broken", **size))
+    assert raised.value.code == "model-unusable", "it is not loaded again for each order, which would evict sound models"
 
 
 def test_picture_that_is_no_numbers_is_an_error_and_not_black(models: dict[str, Path], tmp_path: Path) -> None:

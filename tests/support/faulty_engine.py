@@ -31,9 +31,11 @@ class FaultyEngine:
     active: dict[int, FaultyRequest] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=lambda: {"process": os.getpid()})
+    sick_device: bool = False
 
     def self_test(self) -> None:
-        return
+        if self.sick_device and self.host.after_crash:
+            raise RuntimeError("the device does not compute")
 
     def submit(self, request_id: int, request: FaultyRequest) -> None:
         if request.steps < 1:
@@ -88,7 +90,17 @@ def raise_error() -> None:
     raise RuntimeError("the engine fails on request")
 
 
+def lose_device() -> None:
+    raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def exhaust_torch_memory() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4503599627370496 bytes")
+
+
 FAULTS = {
+    "device": lose_device,
+    "torch-memory": exhaust_torch_memory,
     "segfault": lambda: ctypes.string_at(0),
     "hang": hang_forever,
     "exit": lambda: os._exit(7),
@@ -98,11 +110,12 @@ FAULTS = {
 
 
 def open_faulty_engine(options: dict[str, Any] | None, host: EngineHost) -> FaultyEngine:
-    """`options`: without the file `required_file` the engine cannot start; the file `start_log` gets a line at each start."""
+    """`options`: without the file `required_file` the engine cannot start; the file `start_log` gets a line at each start;
+    `sick_device`: the self-test after a crash fails."""
     options = options or {}
     if start_log := options.get("start_log"):
         with Path(start_log).open("a") as lines:
             lines.write(f"{os.getpid()}\n")
     if (required := options.get("required_file")) and not Path(required).exists():
         raise RuntimeError(f"{required} does not exist")
-    return FaultyEngine(host)
+    return FaultyEngine(host, sick_device=bool(options.get("sick_device")))

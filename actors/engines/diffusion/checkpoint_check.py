@@ -9,9 +9,10 @@ from typing import Any
 
 from actors.engines.diffusion.decode import PictureNotFinite, decode_latents, latent_size
 from actors.engines.diffusion.schedulers import build_scheduler
+from actors.engines.process.model_cache import describe_missing
 
 SIDE = 64
-"""Pixels of the picture."""
+"""Pixels of the small picture."""
 OTHER_FORMATS = (".safetensors", ".ckpt", ".pt", ".bin")
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -42,6 +43,8 @@ def check_parts(pipeline: Any) -> None:
     for part in PARTS:
         if getattr(pipeline, part, None) is None:
             raise ValueError(f"it has no {part}: model_index.json must name one, and the folder {part} must have it")
+        if lacking := [key for key, tensor in part_tensors(pipeline, part) if tensor.is_meta]:
+            raise ValueError(describe_missing(f"the folder {part}", lacking))
     tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet.config, pipeline.vae.config
     if len(tokenizer) > encoder.config.vocab_size:
         raise ValueError(
@@ -64,17 +67,34 @@ def check_parts(pipeline: Any) -> None:
         raise ValueError(f"scaling_factor in vae/config.json is {vae.scaling_factor!r}; it is 0.18215 for Stable Diffusion 1 and 2")
 
 
-def draw_test_picture(pipeline: Any, scheduler_name: str = "dpm++") -> None:
-    """One step of one small picture. Raises ValueError with the part whose output is no number, and what a part itself raises."""
+def part_tensors(pipeline: Any, part: str) -> list[tuple[str, Any]]:
+    """The weights of a part, by name; none of one that is no module. What no file has stays on torch's device `meta`."""
+    module = getattr(pipeline, part)
+    return [*module.named_parameters(), *module.named_buffers()] if hasattr(module, "named_parameters") else []
+
+
+def check_schedule(folder: Path | None) -> None:
+    """Raises ValueError for a noise schedule that its file does not name: the default of diffusers is that of no checkpoint."""
+    file = folder / "scheduler" / "scheduler_config.json" if folder else None
+    if file is None or not file.is_file():
+        return
+    fields = json.loads(file.read_text())
+    if not isinstance(fields, dict) or not (fields.get("beta_schedule") or fields.get("trained_betas")):
+        raise ValueError(f"{file} has no beta_schedule: take the file of the checkpoint from which this one was made")
+
+
+def draw_test_picture(pipeline: Any, scheduler_name: str = "dpm++", *, full_size: bool = False) -> None:
+    """One step of one picture, small or of the model's own size. Raises ValueError with the part whose output is no number."""
     import torch
 
     device, dtype = pipeline.device, pipeline.unet.dtype
+    side = max(SIDE, int(pipeline.unet.config.sample_size or 0) * pipeline.vae_scale_factor) if full_size else SIDE
     with torch.inference_mode():
         embeds, _ = pipeline.encode_prompt("a photo", device, 1, False)
         check_finite(embeds, "text encoder", dtype)
         scheduler = build_scheduler(scheduler_name, pipeline.scheduler.config)
         scheduler.set_timesteps(2, device=device)
-        shape = (1, pipeline.unet.config.in_channels, *latent_size(pipeline, SIDE, SIDE))
+        shape = (1, pipeline.unet.config.in_channels, *latent_size(pipeline, side, side))
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype).to(device) * scheduler.init_noise_sigma
         step = scheduler.timesteps[0]
         noise = pipeline.unet(scheduler.scale_model_input(latents, step), step, encoder_hidden_states=embeds, return_dict=False)[0]

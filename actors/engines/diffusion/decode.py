@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -89,7 +89,8 @@ class DecodeThread:
             except MemoryExhausted as error:
                 self.out_of_memory = str(error)
             except PictureNotFinite as error:
-                self.results.append(Failed(order.request_id, "temporary", "picture-not-finite", str(error)))
+                kind: Literal["permanent", "temporary"] = "permanent" if order.request.lora else "temporary"
+                self.results.append(Failed(order.request_id, kind, "picture-not-finite", str(error)))
             except Exception as error:
                 # The text may quote anything, such as a path or a request: it is logged, where secrets are masked, and not sent.
                 log.exception("image.decode_failed", request_id=order.request_id)

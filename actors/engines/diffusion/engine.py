@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.engines.diffusion.batching import DiffusionRow, StepGroups, advance_rows, predict_noise
+from actors.engines.diffusion.checkpoint_check import draw_test_picture
 from actors.engines.diffusion.decode import DecodeThread, PendingDecode, latent_size
 from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.model import DiffusionModel, load_model, model_size_bytes, unload_model
@@ -24,10 +25,14 @@ from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtyp
 from actors.engines.process.model_cache import InsufficientMemory, ModelCache
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Progressed, Started
 from actors.engines.settings import ImageSettings
-from bus.errors import PermanentError
+from bus.errors import PermanentError, TemporaryError
 
 START_BUDGET_SECONDS = 0.05
 """The longest time of one tick for starting orders; active rows wait meanwhile."""
+UNUSABLE_SECONDS = 60.0
+"""How long orders for a checkpoint that could not be loaded are refused before it is loaded again."""
+FULL_PICTURE_SECONDS = 300.0
+"""The longest time of the self-test after a crash: one step and the decoding, on a slow CPU."""
 
 
 def open_engine(settings: ImageSettings, host: EngineHost) -> "DiffusionEngine":
@@ -76,11 +81,12 @@ class DiffusionEngine:
         self.models: ModelCache[DiffusionModel] = ModelCache(
             settings.memory_budget_bytes,
             measure=lambda name: model_size_bytes(name, settings),
-            load=lambda name: load_model(name, self.device, self.dtype, settings, host),
+            load=self._load_model,
             unload=unload_model,
             in_use=self._in_use,
             pinned=frozenset({settings.model} if settings.pinned else ()),
         )
+        self._unusable: dict[str, tuple[float, TemporaryError]] = {}
         self.oom = OomFallbacks(settings.max_rows)
         self.decoder = DecodeThread(host.shm_dir, self.oom, request_tick=host.request_tick, timeout_seconds=settings.decode_seconds)
         self.monitor = EngineMonitor(self.device)
@@ -97,13 +103,31 @@ class DiffusionEngine:
     def _in_use(self, name: str) -> bool:
         return any(order.model.name == name for order in self._active.values())
 
+    def _load_model(self, name: str) -> DiffusionModel:
+        try:
+            return load_model(name, self.device, self.dtype, self.settings, self.host)
+        except TemporaryError as error:
+            self._unusable[name] = time.monotonic() + UNUSABLE_SECONDS, error
+            raise
+
+    def _refuse_unusable(self, name: str) -> None:
+        """Raises the error of a checkpoint that could not be loaded a moment ago: to try again would evict sound models for it."""
+        until, error = self._unusable.get(name, (0.0, None))
+        if error and time.monotonic() < until:
+            raise TemporaryError(str(error), code=error.code)
+
     def self_test(self) -> None:
-        """Multiply two matrices and check the result; a model has drawn a picture when it was loaded. Raises RuntimeError."""
+        """Multiply two matrices and check the result; a model has drawn a small picture when it was loaded, and after a crash draws one
+        of its full size. Raises RuntimeError, and what the model raises.
+        """
         import torch
 
         ones = torch.ones((64, 64), device=self.device)
         if float((ones @ ones).sum()) != 64.0**3:
             raise RuntimeError(f"the device {self.device} does not compute")
+        if self.host.after_crash:
+            self.host.report_load_progress("drawing a test picture of full size", FULL_PICTURE_SECONDS, None)
+            draw_test_picture(self.models.get(self.settings.model).pipeline, full_size=True)
 
     def submit(self, request_id: int, request: DiffusionRequest) -> None:
         if request.scheduler not in SCHEDULERS:
@@ -112,6 +136,7 @@ class DiffusionEngine:
             raise PermanentError("model-unknown", f"{request.model!r} is not in IMAGE_MODELS: {', '.join(self.settings.models) or 'none'}")
         if request.width % 8 or request.height % 8:
             raise PermanentError("size-unknown", f"{request.width}×{request.height}: both sides must be multiples of 8")
+        self._refuse_unusable(self._checkpoint_of(request))
         if request.lora:
             self._check_lora(request.lora, self._checkpoint_of(request))
         self._pending.append((request_id, request))
@@ -195,6 +220,7 @@ class DiffusionEngine:
 
     def _prepare(self, request_id: int, request: DiffusionRequest) -> ActiveOrder | None:
         """The order with its rows; None: it has to wait until a LoRA slot is free."""
+        self._refuse_unusable(self._checkpoint_of(request))
         model = self.models.get(self._checkpoint_of(request))
         if not model.loras.has_slot_for(request.lora):
             return None

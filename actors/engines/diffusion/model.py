@@ -1,5 +1,6 @@
 """A Stable Diffusion model in memory: its pipeline, its LoRA slots and its metadata."""
 
+import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,11 @@ from actors.engines.diffusion.checkpoint import (
     weights_sha256,
     weights_size_bytes,
 )
-from actors.engines.diffusion.checkpoint_check import check_folder, check_parts, draw_test_picture
+from actors.engines.diffusion.checkpoint_check import check_folder, check_parts, check_schedule, draw_test_picture
 from actors.engines.diffusion.lora.slots import LoraSlots
 from actors.engines.process.failures import is_device_failure
 from actors.engines.process.gpu import free_memory
+from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
@@ -92,10 +94,12 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder))):
         folder = copy_to_local_cache(folder, settings.local_cache)
     options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    options |= load_text_encoder(folder, getattr(torch, dtype))
     pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
     if settings.safety_checker and (pipeline.safety_checker is None or pipeline.feature_extractor is None):
         raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} has no safety checker")
     check_parts(pipeline)
+    check_schedule(folder or find_checkpoint(name))
     host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -104,6 +108,19 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
     host.report_load_progress(f"loaded {name}", 60.0, 1.0)
     return DiffusionModel(name, pipeline, LoraSlots(pipeline, settings.lora_slots), model_metadata(name, sha256))
+
+
+def load_text_encoder(folder: Path | None, dtype: Any) -> dict[str, Any]:
+    """The text encoder of a checkpoint on this disk, since the pipeline would fill weights that it lacks with random numbers."""
+    import transformers
+
+    if folder is None:
+        return {}
+    library, name = json.loads((folder / "model_index.json").read_text())["text_encoder"]
+    kind = getattr(transformers, name, None) if library == "transformers" else None
+    if kind is None:
+        return {}
+    return {"text_encoder": load_complete(kind.from_pretrained, str(folder), subfolder="text_encoder", dtype=dtype)}
 
 
 def model_metadata(name: str, sha256: str | None) -> dict[str, str]:

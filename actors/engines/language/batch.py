@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
+NOT_A_NUMBER = "the model's output is not a number: try another dtype (VLM_DTYPE, VLLM_DTYPE), such as bfloat16 or float32"
+
+
 @dataclass(eq=False)
 class TokenRow:
     """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it.
@@ -35,6 +38,7 @@ class TokenRow:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     batch_size: int = 1
+    error: Exception | None = None
     generator: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,15 +181,17 @@ class ContinuousBatch:
         self.rows, self._cache, self._attention_mask, self._seen_tokens = [*self.rows, *rows], cache, mask, seen
 
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
-        """Append one admissible token to each row. `logits`: rows × vocabulary. Raises ValueError when the model computes no numbers."""
-        if bool(logits.isnan().any()):
-            raise ValueError("the model's output is not a number: try another dtype (VLM_DTYPE, VLLM_DTYPE), such as bfloat16 or float32")
-        logits = penalize(logits.float(), seen, rows)
+        """Append one admissible token to each row. `logits`: rows × vocabulary. A row whose logits are no numbers ends with an error."""
+        invalid = logits.isnan().any(-1)
+        logits = penalize(logits.float().masked_fill(invalid[:, None], 0.0), seen, rows)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
         tokens = choose_tokens(logits, rows)
         seen.scatter_(1, tokens[:, None], value=True)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            self._append_token(row, token)
+        for row, token, is_invalid in zip(rows, tokens.tolist(), invalid.tolist(), strict=True):
+            if is_invalid:
+                row.error, row.finish_reason = ValueError(NOT_A_NUMBER), "error"
+            else:
+                self._append_token(row, token)
 
     def _append_token(self, row: TokenRow, token: int) -> None:
         row.output_ids.append(token)

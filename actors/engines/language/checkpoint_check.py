@@ -19,7 +19,7 @@ PROCESSOR_FILE = "processor_config.json"
 ADDITIONAL_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Features of the vision model that are no patch, by its type: CLIP has one for the whole picture."""
 PROCESSOR_FIELDS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
-PLACE_OF_LIMIT = "max_position_embeddings"
+LIMIT_FIELD = "max_position_embeddings"
 
 
 def complete_processor(processor: Any, config: Any, options: VlmOptions) -> None:
@@ -84,9 +84,9 @@ def check_image_tokens(model: Any, processor: Any, ids: Any, pixel_values: Any, 
 
 def context_length(config: Any, source: str) -> int:
     """The most tokens of prompt and answer. Raises ValueError."""
-    length = getattr(config, PLACE_OF_LIMIT, None)
+    length = getattr(config, LIMIT_FIELD, None)
     if not isinstance(length, int) or length < 1:
-        raise ValueError(f"{source}: config.json has no {PLACE_OF_LIMIT!r}: add the longest context that the model was trained for")
+        raise ValueError(f"{source}: config.json has no {LIMIT_FIELD!r}: add the longest context that the model was trained for")
     return length
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
-from actors.engines.language.checkpoint_check import check_image_tokens, context_length, sample_picture, stop_token_ids
+from actors.engines.language.checkpoint_check import PROCESSOR_FILE, check_image_tokens, context_length, sample_picture, stop_token_ids
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import LoadedModel, load_model, used_memory_bytes
@@ -224,9 +224,13 @@ class LanguageEngine(ABC):
         return events
 
     def _end(self, row: TokenRow) -> Finished | Failed:
-        """The result of a row, or its error, such as a schema that cannot be satisfied."""
+        """The result of a row, or its error, such as a schema that cannot be satisfied, or output that is no number."""
         if row.grammar and row.grammar.error:
             return failed(row.request_id, row.grammar.error)
+        if row.error:
+            if not self._is_tested:
+                raise row.error
+            return fail_request(row.request_id, row.error)
         return Finished(row.request_id, self._build_response(row))
 
     def _progress(self, row: TokenRow) -> list[Progressed]:
@@ -243,13 +247,14 @@ class LanguageEngine(ABC):
         return EngineMetrics(dict(self._counters), load_gauges | current | self._meter.gauges())
 
     def _restart_with_smaller_batch(self, rows: list[TokenRow], message: str) -> list[EngineEvent]:
-        """Memory ran out: start all rows again, half as many at once. The answers do not change."""
+        """Memory ran out: start all rows again, half as many at once as were active. The answers do not change."""
+        active = len(rows) - len(self._waiting)
         self._batch, self._reading = self._new_batch(), None
         free_memory()
         self._counters["memory_shortages"] += 1
-        if len(rows) == 1 or self._max_rows == 1:
+        if active <= 1 or self._max_rows == 1:
             raise MemoryExhausted(message)
-        self._max_rows = max(1, min(self._max_rows, len(rows)) // 2)
+        self._max_rows = max(1, min(self._max_rows, active) // 2)
         self._waiting = []
         return self._start_again(rows)
 
@@ -297,7 +302,11 @@ class VlmEngine(LanguageEngine):
 
     def self_test(self) -> None:
         """Read one picture and generate one token. Raises ValueError for processor files that do not fit the model, RuntimeError."""
-        ids, pixel_values = self._preprocess(self._test_request())
+        try:
+            ids, pixel_values = self._preprocess(self._test_request())
+        except PermanentError as error:
+            files = f"check config.json and {PROCESSOR_FILE} of {self._options.model}"
+            raise ValueError(f"the test picture could not be read: {error}; {files}") from error
         check_image_tokens(self._model, self._loaded.processor, ids, pixel_values, self._options.model)
         super().self_test()
 

@@ -11,6 +11,7 @@ import structlog
 from actors.engines.language.checkpoint_check import complete_processor
 from actors.engines.language.requests import ResolvedQuantization, VlmOptions
 from actors.engines.process.gpu import choose_device, choose_dtype, free_memory
+from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost
 
 log = structlog.get_logger()
@@ -107,7 +108,8 @@ def choose_quantization(options: VlmOptions, device: str) -> tuple[ResolvedQuant
 def _load(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> Any:
     from transformers import LlavaForConditionalGeneration
 
-    return LlavaForConditionalGeneration.from_pretrained(options.model, **load_arguments(options, device, quantization))
+    arguments = load_arguments(options, device, quantization)
+    return load_complete(LlavaForConditionalGeneration.from_pretrained, options.model, **arguments)
 
 
 def load_arguments(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> dict[str, Any]:

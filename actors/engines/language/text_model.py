@@ -12,6 +12,7 @@ from actors.engines.language.loading import used_memory_bytes
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextModelOptions, TextResponse
 from actors.engines.language.sampling import Sampling
 from actors.engines.process.gpu import choose_device, choose_dtype
+from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost, Progressed
 from bus.errors import PermanentError
 
@@ -40,7 +41,8 @@ def open_text_model(options: TextModelOptions, host: EngineHost) -> "TextModelEn
         raise ValueError(f"{options.model} has no chat template: name an instruction-tuned model in VLLM_MODEL")
     before = used_memory_bytes(device)
     dtype = getattr(torch, choose_dtype(options.dtype, device))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **arguments).to(device).eval()
+    model = load_complete(AutoModelForCausalLM.from_pretrained, source, dtype=dtype, attn_implementation="sdpa", **arguments)
+    model = model.to(device).eval()
     kind = "cuda" if device.startswith("cuda") else "cpu"
     info = {
         "model": model_name(options.model), "device": device, "dtype": str(model.dtype).removeprefix("torch."),

@@ -18,6 +18,7 @@ from collections import deque
 
 import structlog
 
+from actors.engines.process.failures import exit_cause, is_device_failure
 from actors.engines.process.framing import BlockingChannel
 from actors.engines.process.protocol import (
     Cancelled,
@@ -29,7 +30,6 @@ from actors.engines.process.protocol import (
     Failed,
     FatalError,
     LoadProgress,
-    MemoryExhausted,
     OpenEngine,
     StopProcess,
     Submit,
@@ -59,11 +59,11 @@ def main(data_descriptor: int, control_descriptor: int) -> None:
         exit_with_error(data, FatalError("open", format_traceback(error)))
     try:
         EngineLoop(engine, data, control).run()
-    except (MemoryError, MemoryExhausted) as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the memory that the message needs
-        exit_with_error(data, FatalError("memory", format_traceback(error)))
     except Exception as error:
-        exit_with_error(data, FatalError("error", format_traceback(error)))
+        cause = exit_cause(error)
+        if cause == "memory":
+            traceback.clear_frames(error.__traceback__)  # they hold the memory that the message needs
+        exit_with_error(data, FatalError(cause, format_traceback(error)))
     os._exit(0)
 
 
@@ -81,7 +81,7 @@ def open_engine(command: OpenEngine, data: BlockingChannel, control: "ControlRea
     def report_load_progress(activity: str, timeout_seconds: float, fraction: float | None = None) -> None:
         data.send(LoadProgress(activity, timeout_seconds, fraction))
 
-    host = EngineHost(report_load_progress, control.wake, command.shm_dir)
+    host = EngineHost(report_load_progress, control.wake, command.shm_dir, command.after_crash)
     module, _, name = command.spec.factory_path.partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)(command.spec.options, host)
     engine.self_test()
@@ -176,9 +176,9 @@ class EngineLoop:
             self.pending_events.append(Failed(request_id, "permanent", error.code, str(error), error))
         except TemporaryError as error:
             self.pending_events.append(Failed(request_id, "temporary", error.code, str(error)))
-        except (MemoryError, MemoryExhausted):
-            raise
         except Exception as error:
+            if is_device_failure(error):
+                raise
             log.error("engine.request_failed", request_id=request_id, traceback=format_traceback(error))
             cause = f"the engine cannot read the request ({type(error).__name__}); its log holds the details"
             self.pending_events.append(Failed(request_id, "temporary", "engine-refused", cause))

@@ -288,7 +288,7 @@ class Executor:
 
     async def _run_process(self) -> ProcessExit:
         """One process from its start to its exit."""
-        command = OpenEngine(self.spec, self.shm_dir, self.settings.memory_limit_bytes)
+        command = OpenEngine(self.spec, self.shm_dir, self.settings.memory_limit_bytes, self._breaker.after_crash)
         try:
             self._process = process = await ProcessHandle.spawn(command, self._on_tick_report, load_seconds=self.settings.load_seconds)
         except OSError as error:
@@ -334,7 +334,7 @@ class Executor:
         """The breaker is open: queued requests go back to the broker, for a worker whose engine runs."""
         self._report_readiness(f"the engine does not start: {process_exit.message.strip().splitlines()[-1]}")
         for state in self._queue.clear():
-            resolve(state, EngineCrashed(f"the model process exited {self._breaker.failures} times in a row: {process_exit.message}"))
+            resolve(state, EngineCrashed(f"{self._breaker.failures} failures of the engine, no request between: {process_exit.message}"))
 
     def _report_readiness(self, reason: str | None) -> None:
         if reason != self.unready_reason:

@@ -1,5 +1,7 @@
 """Errors in a model process: those of the device, which end it, and those of one request, which end neither it nor its neighbours."""
 
+from typing import Literal
+
 import structlog
 
 from actors.engines.process.protocol import Failed, MemoryExhausted
@@ -14,14 +16,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Python's error, CUDA's, and that of torch when a CPU allocation fails."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
+    return torch_says(error, ("out of memory", "can't allocate memory"))
 
 
 def is_device_failure(error: BaseException) -> bool:
     """Whether an error says nothing about the request: memory ran out, or the device is lost, which only a new process may mend."""
+    if isinstance(error, PermanentError | TemporaryError):
+        return False
     if isinstance(error, MemoryExhausted) or is_out_of_memory(error) or type(error).__name__ == "AcceleratorError":
         return True
-    return any(text in str(error).lower() for text in DEVICE_FAILURES)
+    return torch_says(error, DEVICE_FAILURES)
+
+
+def torch_says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    """Whether an error of torch, which are plain RuntimeErrors, has one of these texts. Other errors may quote what a client wrote."""
+    return type(error) is RuntimeError and any(text in str(error).lower() for text in texts)
+
+
+def exit_cause(error: BaseException) -> Literal["memory", "device", "error"]:
+    """The cause of an exit with this error. A failed assertion on the device is an `error`: an input may cause it."""
+    if isinstance(error, MemoryExhausted) or is_out_of_memory(error):
+        return "memory"
+    return "device" if is_device_failure(error) and "device-side assert" not in str(error).lower() else "error"
 
 
 def fail_request(request_id: int, error: Exception) -> Failed:

@@ -1,16 +1,19 @@
-"""Models in memory: each is loaded once, within a budget; the least recently used is evicted first."""
+"""Models in memory: each is loaded once, within a budget; the least recently used is evicted first. What their files lack is an error."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+SHOWN_KEYS = 3
+"""Of the weights that a file lacks, in an error."""
 
 
 class InsufficientMemory(Exception):
@@ -79,3 +82,20 @@ class ModelCache(Generic[T]):
         cached = self._models.pop(name)
         self._unload(cached.model)
         log.info("model.evicted", model=name, bytes=cached.size_bytes)
+
+
+def load_complete(load: Any, source: str, **arguments: Any) -> Any:
+    """The model that `load`, a `from_pretrained` of transformers, gives. Raises ValueError when its files lack weights, since the library
+    would fill them with random numbers. Weights that are tied to others, or that the model's class computes by itself, are not missing.
+    """
+    model, info = load(source, output_loading_info=True, **arguments)
+    if missing := info["missing_keys"]:
+        raise ValueError(describe_missing(" ".join(filter(None, [source, arguments.get("subfolder")])), missing))
+    return model
+
+
+def describe_missing(place: str, keys: Collection[str]) -> str:
+    """Where weights are missing, the first of them, and the cure."""
+    shown = ", ".join(sorted(keys)[:SHOWN_KEYS])
+    others = f" and {len(keys) - SHOWN_KEYS} others" if len(keys) > SHOWN_KEYS else ""
+    return f"{place}: the files lack the weights {shown}{others}: download the checkpoint again"

@@ -18,11 +18,15 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class OpenEngine:
-    """The first frame: which engine to open, the folder for output files, and the limit of the address space (bytes)."""
+    """The first frame: which engine to open, the folder for output files, and the limit of the address space (bytes).
+
+    `after_crash`: a process exited with requests, and none was finished since.
+    """
 
     spec: EngineSpec
     shm_dir: Path
     memory_limit_bytes: int | None = None
+    after_crash: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,15 +131,18 @@ class TickReport:
 class FatalError:
     """The last message of a process that ends itself because of an error."""
 
-    cause: Literal["memory", "error", "open"]
+    cause: Literal["memory", "device", "error", "open"]
     message: str
 
 
 @dataclass(frozen=True)
 class ProcessExit:
-    """Why a process exited. `killed`: with SIGKILL from outside; `hang`: by the executor; `left`: with status 0 or by request."""
+    """Why a process exited. `killed`: with SIGKILL from outside; `hang`: by the executor; `left`: with status 0 or by request.
 
-    cause: Literal["crash", "hang", "memory", "killed", "error", "open", "left"]
+    `device`: it was lost.
+    """
+
+    cause: Literal["crash", "hang", "memory", "device", "killed", "error", "open", "left"]
     message: str
 
 
@@ -146,11 +153,13 @@ class MemoryExhausted(Exception):
 @dataclass(frozen=True)
 class EngineHost:
     """What the process offers its engine: `report_load_progress(activity, timeout_seconds, fraction)` announces a time without heartbeat;
-    `request_tick()` may be called from any thread."""
+    `request_tick()` may be called from any thread. `after_crash`: the self-test should do what a request does, since the device may be
+    at fault for the last exit."""
 
     report_load_progress: Callable[[str, float, float | None], None]
     request_tick: Callable[[], None]
     shm_dir: Path
+    after_crash: bool = False
 
 
 class Engine(Protocol):

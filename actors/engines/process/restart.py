@@ -32,6 +32,8 @@ class CrashAttribution:
         """The error of a request that is at fault; None: run it again, alone."""
         if process_exit.cause == "memory":
             return self._error_for_memory(process_exit)
+        if process_exit.cause == "device":
+            return self._error_for_device(process_exit)
         at_fault = self.kills_alone >= MAX_KILLS if process_exit.cause == "killed" else self.exits_alone and self.exits >= MAX_EXITS
         if not at_fault:
             return None
@@ -43,15 +45,25 @@ class CrashAttribution:
             return TemporaryError(f"not enough memory, even alone in a new process: {process_exit.message}", code="out-of-memory")
         return None
 
+    def _error_for_device(self, process_exit: ProcessExit) -> TemporaryError | None:
+        """Another worker may have a sound device."""
+        if self.exits_alone and self.exits >= MAX_EXITS:
+            return TemporaryError(f"the device failed, also in a new process: {process_exit.message}", code="device-failed")
+        return None
+
 
 @dataclass
 class CircuitBreaker:
-    """Counts failures in a row. The first restart is immediate, then the delay doubles; from `threshold` on the breaker is open."""
+    """Counts failures in a row. The first restart is immediate, then the delay doubles; from `threshold` on the breaker is open.
+
+    `after_crash`: a process exited with requests, and none was finished since: either they or the device are at fault.
+    """
 
     threshold: int
     initial_delay_seconds: float
     max_delay_seconds: float
     failures: int = 0
+    after_crash: bool = False
 
     @property
     def open(self) -> bool:
@@ -60,15 +72,16 @@ class CircuitBreaker:
     def record_exit(self, process_exit: ProcessExit, *, had_requests: bool) -> None:
         """Count an exit that is a failure of the engine itself.
 
-        One that had requests had also passed its self-test: what it ran is the likelier cause, and the next process is tested again. A
-        SIGKILL comes from outside, whatever ran.
+        One that had requests had also passed its self-test: what it ran is the likelier cause; the next process is tested more thoroughly,
+        and when it fails then, nothing ran. A SIGKILL comes from outside, and a device is lost, whatever ran.
         """
-        if not had_requests or process_exit.cause == "killed":
+        self.after_crash = self.after_crash or had_requests
+        if not had_requests or process_exit.cause in ("killed", "device"):
             self.failures += 1
 
     def record_success(self) -> None:
         """A request was finished: failures are counted anew."""
-        self.failures = 0
+        self.failures, self.after_crash = 0, False
 
     def restart_delay_seconds(self) -> float:
         if self.open:

@@ -4,7 +4,7 @@ Only names and shapes are read, so that a file is checked before the device hold
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,11 +85,12 @@ class LayerTable:
 
         self._layers: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
         per_block = pipeline.unet.config.layers_per_block
+        plain = {number for number, block in enumerate(pipeline.unet.up_blocks) if not getattr(block, "attentions", None)}
         for component in COMPONENTS:
             for name, module in getattr(pipeline, component).named_modules():
                 if not isinstance(module, Linear | Conv2d):
                     continue
-                for alias in {name, *aliases(component, name, per_block)}:
+                for alias in {name, *aliases(component, name, per_block, plain)}:
                     self._layers[component, alias] = self._layers[component, alias.replace(".", "_")] = name, tuple(module.weight.shape)
 
     def plan(self, shapes: Mapping[str, Shape], origin: str) -> dict[tuple[str, str], PairKeys]:
@@ -127,17 +128,17 @@ def current_name(component: str, name: str) -> str:
     return f"{parent}{dot}{OLD_PROJECTIONS.get(component, {}).get(last, last)}"
 
 
-def aliases(component: str, name: str, layers_per_block: Any) -> Iterator[str]:
+def aliases(component: str, name: str, layers_per_block: Any, plain_up_blocks: Collection[int]) -> Iterator[str]:
     """Other names of a layer. In the text encoder some versions of the libraries begin it with `text_model.`, some do not."""
     if component == "text_encoder":
         yield name.removeprefix("text_model.")
         yield f"text_model.{name.removeprefix('text_model.')}"
-    elif isinstance(layers_per_block, int) and (original := original_name(name, layers_per_block)):
+    elif isinstance(layers_per_block, int) and (original := original_name(name, layers_per_block, plain_up_blocks)):
         yield original
 
 
-def original_name(name: str, layers_per_block: int) -> str | None:
-    """The name of a UNet's layer in the first Stable Diffusion, which some trainers use."""
+def original_name(name: str, layers_per_block: int, plain_up_blocks: Collection[int]) -> str | None:
+    """The name of a UNet's layer in the first Stable Diffusion, which some trainers use. `plain_up_blocks`: those without attention."""
     if name in ORIGINAL_UNET:
         return ORIGINAL_UNET[name]
     size = layers_per_block + 1
@@ -151,6 +152,9 @@ def original_name(name: str, layers_per_block: int) -> str | None:
         return f"middle_block.{2 * int(match[2])}.{ORIGINAL_RESNET.get(match[3], match[3])}"
     if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", name):
         return f"input_blocks.{(int(match[1]) + 1) * size}.0.op"
+    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", name):
+        block = int(match[1])
+        return f"output_blocks.{(block + 1) * size - 1}.{1 if block in plain_up_blocks else 2}.conv"
     return None
 
 

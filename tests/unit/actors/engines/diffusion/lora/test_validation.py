@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actors.engines.diffusion.lora.names import original_name
 from actors.engines.diffusion.lora.strength import HEADER_KEY
 from actors.engines.diffusion.lora.validation import validate_lora
 from bus.errors import PermanentError
@@ -109,3 +110,9 @@ def test_alphas_are_known_only_when_every_component_has_them(tmp_path: Path) -> 
             header = json.dumps(json.loads(data[8 : 8 + length]) | {"__metadata__": {HEADER_KEY: json.dumps(config)}}).encode()
             file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
         assert check(file).has_alphas == expected, number
+
+
+def test_upsamplers_have_their_names_of_the_first_stable_diffusion() -> None:
+    """Of version 1.5: two layers in a block, the first block of the way up without attention."""
+    names = [original_name(f"up_blocks.{block}.upsamplers.0.conv", 2, {0}) for block in range(3)]
+    assert names == ["output_blocks.2.1.conv", "output_blocks.5.2.conv", "output_blocks.8.2.conv"]
