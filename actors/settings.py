@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.webhooks.signature import check_secrets
 from bus.net.ssrf import AddressSettings
-from bus.secrets import HeaderSecret, HeaderWord, SecretWords
+from bus.secrets import HeaderSecret, HeaderWord, SecretWords, ServerUrl
 from bus.settings import PathList, StringList
 
 MIN_TOKEN_CHARS = 32
@@ -103,13 +103,13 @@ class CredentialSettings(BaseSettings):
     chain: Path | None = Field(None, description="PEM: the signer's certificate first, then its issuers.")
     key: Path | None = Field(None, description="PEM, PKCS#8: the private key of the first certificate.")
     algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field("es256", description="Matches the key.")
-    timestamp_url: str | None = Field(None, description="An RFC 3161 time stamp authority, called at each signature.")
+    timestamp_url: ServerUrl | None = Field(None, description="An RFC 3161 time stamp authority, called at each signature.")
 
 
 class WebhookSettings(AddressSettings):
     """How the backend is called. Durations are seconds."""
 
-    backend_api_url: str | None = Field(
+    backend_api_url: ServerUrl | None = Field(
         None, validation_alias=AliasChoices("BACKEND_API_URL", "BACKEND_URL"), description="Base address of the backend's webhooks."
     )
     internal_api_token: HeaderSecret | None = Field(None, description="Sent as `Authorization: Bearer …`; at least 32 characters.")

@@ -17,6 +17,9 @@ BLANKS = " \t\r\n\v\f\u00a0\u2028\u2029\u200b\ufeff"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_IN_HEADER = re.compile(r"[^\x21-\x7e]")
 QUOTES = ("'", '"')
+SECRET_PREFIX = "whsec_"  # noqa: S105 # of every secret of webhooks, no secret
+VERSION_PREFIX = "v1,"
+"""Some services print a secret of webhooks after the version of the signature."""
 
 
 def strip_blanks(value: Any) -> Any:
@@ -85,9 +88,9 @@ def remember_keys(text: str) -> None:
 
 
 def remember_words(text: str) -> None:
-    """Several secrets, separated by white space; what follows the prefix `whsec_` is secret."""
+    """Several secrets, separated by white space; what follows the prefixes is secret."""
     for word in text.split():
-        remember_secret(word.removeprefix("whsec_"))
+        remember_secret(word.removeprefix(VERSION_PREFIX).removeprefix(SECRET_PREFIX))
 
 
 Secret = Annotated[SecretStr, BeforeValidator(secret_reader(check_plain, remember_secret))]
@@ -97,6 +100,8 @@ HeaderSecret = Annotated[SecretStr, BeforeValidator(secret_reader(check_header, 
 SecretUrl = Annotated[SecretStr, BeforeValidator(secret_reader(check_url, remember_url))]
 AmqpUrl = Annotated[SecretStr, BeforeValidator(secret_reader(check_amqp_url, remember_url))]
 """URLs that may have a password."""
+ServerUrl = Annotated[str, BeforeValidator(secret_reader(check_plain, remember_url))]
+"""The address of a server, in which some write a token or a password."""
 KeyList = Annotated[SecretStr, BeforeValidator(secret_reader(lambda _: None, remember_keys))]
 """`name:key` pairs; whoever reads them checks each."""
 SecretWords = Annotated[SecretStr, BeforeValidator(secret_reader(lambda _: None, remember_words))]

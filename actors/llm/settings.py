@@ -6,7 +6,7 @@ from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.engines.remote.parameters import checked_profile
-from bus.secrets import HeaderSecret
+from bus.secrets import HeaderSecret, ServerUrl
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Of the embedded engine."""
@@ -24,7 +24,7 @@ class TextSettings(BaseSettings):
         description="`openai`: a server. `embedded`: a model in a process of the worker. `vllm`: vLLM in the worker, which needs it "
         "installed. `auto`: `openai` where VLLM_SERVER_URL is set, else `embedded`.",
     )
-    server_url: str | None = Field(
+    server_url: ServerUrl | None = Field(
         None, validation_alias="VLLM_SERVER_URL", description="Address of an OpenAI-compatible server, with `/v1`."
     )
     model: str | None = Field(

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.engines.language.requests import Quantization, VlmOptions
 from actors.engines.remote.parameters import checked_profile
-from bus.secrets import HeaderSecret
+from bus.secrets import HeaderSecret, ServerUrl
 
 Seconds = Annotated[float, Field(gt=0)]
 EngineName = Literal["transformers", "openai"]
@@ -23,7 +23,7 @@ class StepOverrides(BaseSettings):
 
     engine: EngineName | None = Field(None, description="Overrides VLM_ENGINE for this step.")
     model: str | None = Field(None, description="Overrides VLM_MODEL for this step.")
-    base_url: str | None = Field(None, description="Overrides VLM_BASE_URL for this step.")
+    base_url: ServerUrl | None = Field(None, description="Overrides VLM_BASE_URL for this step.")
 
 
 class VlmSettings(BaseSettings):
@@ -63,7 +63,7 @@ class VlmSettings(BaseSettings):
     window_seconds: float = Field(0.005, ge=0, description="How long the first request of a batch waits for others.")
     threads: int | None = Field(None, ge=1, description="CPU threads. None: torch's default.")
     frame: str = Field("USER: {image}{text}\nASSISTANT:", description="The model's prompt template.")
-    base_url: str | None = Field(
+    base_url: ServerUrl | None = Field(
         None,
         validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"),
         description="The address of an OpenAI-compatible server, with `/v1`.",

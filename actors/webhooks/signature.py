@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import re
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 # the prefix of every secret, no secret
+from bus.secrets import SECRET_PREFIX, VERSION_PREFIX
+
 MIN_KEY_BYTES, MAX_KEY_BYTES = 24, 64
 """As Standard Webhooks says."""
 CURE = 'make one with `echo "whsec_$(openssl rand -base64 32)"`, and set it at the receiver too'
@@ -44,7 +45,7 @@ def check_secrets(secrets: str) -> None:
 
 def decode_secret(secret: str) -> bytes:
     """The key of a secret; the prefix may be missing where the alphabet is the usual one. Raises ValueError, without the secret."""
-    secret = secret.removeprefix("v1,")  # as some services print it
+    secret = secret.removeprefix(VERSION_PREFIX)
     text = secret.removeprefix(SECRET_PREFIX)
     if not (_STANDARD if text == secret else _ANY_ALPHABET).fullmatch(text):
         raise ValueError("is not whsec_ followed by base64")

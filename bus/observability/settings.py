@@ -3,11 +3,13 @@
 import os
 import re
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.masking import remember_secret, remember_url
+from bus.secrets import SECRET_PREFIX, remember_words
 
 SECRET_VARIABLE = re.compile(
     r"(token|secret|password|passwd|pass|api_?keys?|access_key|secret_key|credentials|authorization|cookie|headers)$", re.IGNORECASE
@@ -59,3 +61,6 @@ def remember_environment() -> None:
             for part in (value.strip(), *(re.split(r"[=:]", item, maxsplit=1)[-1] for item in re.split(r"[,\s]+", value))):
                 if len(part) >= MIN_SECRET_CHARS and not part.startswith(("/", ".", "~")) and not part.isdecimal():
                     remember_secret(part)
+                    remember_secret(unquote(part))  # values of OTEL_EXPORTER_OTLP_HEADERS are sent decoded
+            if SECRET_PREFIX in value:
+                remember_words(value)

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import TemporaryError
-from bus.masking import remember_secret
-from bus.secrets import HeaderSecret
+from bus.masking import remember_token
+from bus.secrets import HeaderSecret, ServerUrl
 
 TOKEN_RESERVE_SECONDS = 60.0
 """A token that expires within this time is not used for another request."""
@@ -23,9 +23,9 @@ class GcsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    gcs_api_url: str = Field("https://storage.googleapis.com", description="Google Cloud Storage, or a server with the same API.")
+    gcs_api_url: ServerUrl = Field("https://storage.googleapis.com", description="Google Cloud Storage, or a server with the same API.")
     gcs_token: HeaderSecret | None = Field(None, description="An OAuth access token; without one a public bucket can be read.")
-    gcs_metadata_url: str = Field(
+    gcs_metadata_url: ServerUrl = Field(
         "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
         description="The metadata server from which a machine of Google's gets its token.",
     )
@@ -61,7 +61,7 @@ class GcsCredentials:
                 response = await http.get(self._settings.gcs_metadata_url, headers={"Metadata-Flavor": "Google"})
             token = response.raise_for_status().json()
             access_token = str(token["access_token"]).strip()
-            remember_secret(access_token)
+            remember_token(access_token)
             return {"Authorization": f"Bearer {access_token}"}, float(token.get("expires_in", 0)) - TOKEN_RESERVE_SECONDS
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError):
             if self._headers:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bus.net.ssrf import AddressSettings
-from bus.secrets import HeaderSecret, HeaderWord, Secret
+from bus.secrets import HeaderSecret, HeaderWord, Secret, ServerUrl
 from bus.settings import PathList, StringList
 
 WEEK_SECONDS = 7 * 24 * 3600.0
@@ -36,7 +36,7 @@ class StoreSettings(AddressSettings):
     aws_s3_region_name: str | None = Field(
         None, validation_alias=AliasChoices("AWS_S3_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"), description="The bucket's region."
     )
-    aws_s3_endpoint_url: str | None = Field(
+    aws_s3_endpoint_url: ServerUrl | None = Field(
         None,
         validation_alias=AliasChoices("AWS_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
         description="An S3 server that is not Amazon's.",

@@ -1,4 +1,4 @@
-"""API keys, from a setting and from a file that is read again when it changes. Only their digests are kept in memory."""
+"""API keys, from a setting and from a file that is read again when it changes. Compared by their digests."""
 
 import hashlib
 import hmac
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from bus.masking import remember_token
 from gateway.middleware.rate_limit import RateLimiter
 from gateway.settings import GatewaySettings
 
@@ -82,7 +83,10 @@ class ApiKeys:
 
     def _load_file(self, signature: FileSignature, file: Path) -> None:
         """The signature was taken before reading, so that a concurrent change is noticed next time."""
-        from_file = parse_keys(_key_lines(file), "GATEWAY_API_KEYS_FILE")
+        lines = _key_lines(file)
+        for line in lines:
+            remember_token(line.partition(":")[2].strip())
+        from_file = parse_keys(lines, "GATEWAY_API_KEYS_FILE")
         self._names_by_digest, self._loaded_signature = self._from_setting | from_file, signature
 
 

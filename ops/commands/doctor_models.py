@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
 from bus.masking import mask_text
+from bus.net.addresses import redact_uri
 from bus.net.ssrf import describe_http_error
 from bus.observability.probes import PROBE_TIMEOUT_SECONDS, describe_error
 from ops.commands.doctor_host import Check
@@ -76,7 +77,7 @@ def describe_server(server: ModelServer, answer: ServerAnswer | None) -> Check:
     if answer is None:
         cure = f"set {server.url_setting} to the server's address, such as http://localhost:8000/v1"
         return Check(name, False, f"{server.engine_setting}=openai, and {server.url_setting} is not set", cure)
-    address = mask_text(str(server.url))
+    address = mask_text(redact_uri(str(server.url)))
     if answer.unlisted and server.model and server.is_used:
         cure = f"check with a request that the server has {server.model}, and that {server.url_setting} ends with /v1"
         return Check(name, True, f"{address}: {answer.problem}; {server.model} is asked all the same", cure, True)

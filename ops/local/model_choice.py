@@ -10,6 +10,7 @@ from pydantic import AliasChoices
 from actors.llm.settings import TextSettings
 from actors.vision.settings import VlmSettings
 from bus.masking import mask_text
+from bus.net.addresses import redact_uri
 from ops.errors import SetupError
 from ops.local.smollm2 import PACKAGE, SMOLLM2, fetch_smollm2, find_smollm2
 from ops.local.tiny_models import TINY_DIFFUSION, TINY_LLM, TINY_VLM
@@ -88,7 +89,7 @@ def naming_variable(step: str) -> str | None:
 
 def describe_vision_source(settings: VlmSettings, variable: str | None) -> str:
     if settings.engine == "openai":
-        return f"{mask_text(settings.base_url or 'no VLM_BASE_URL')}, a server"
+        return f"{mask_text(redact_uri(settings.base_url)) if settings.base_url else 'no VLM_BASE_URL'}, a server"
     return str(variable)
 
 
@@ -100,7 +101,9 @@ def choose_text_model(toy: Path) -> ModelChoice:
     """The small model where it is at hand, else the toy, which is in the same folder."""
     settings = TextSettings()
     if settings.server_url and settings.engine in {"auto", "openai"}:
-        return ModelChoice("text", settings.model or SERVED_FIRST, f"{mask_text(settings.server_url)}, VLLM_SERVER_URL", is_remote=True)
+        return ModelChoice(
+            "text", settings.model or SERVED_FIRST, f"{mask_text(redact_uri(settings.server_url))}, VLLM_SERVER_URL", is_remote=True
+        )
     if settings.engine == "openai":
         return ModelChoice("text", settings.model or SERVED_FIRST, "no VLLM_SERVER_URL, a server", is_remote=True)
     if not needs_text_model(settings):

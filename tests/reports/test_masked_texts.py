@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,14 +18,16 @@ from actors.engines.process.executor import open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings
 from bus.errors import PermanentError, PublishError, TemporaryError
-from bus.masking import MAX_REMEMBERED, MAX_TEXT_CHARS, mask_known, mask_text, remember_secret, remember_url
+from bus.masking import MAX_LEARNED, MAX_TEXT_CHARS, _value_pattern, mask_known, mask_text, remember_secret, remember_token, remember_url
 from bus.observability import tracing
 from bus.observability.health import Health
 from bus.observability.settings import remember_environment
 from bus.outcome import fault_from_error, format_stack
+from bus.secrets import remember_keys
 from bus.worker.readiness import Readiness
 from gateway.problems import HttpProblem
 from tests.support.broker_client import wait_until
+from tests.support.hostile_patterns import find_superlinear
 from tests.support.secret_settings import MARK
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +66,10 @@ SECRET = f"sk-{MARK}/a+b=0123456789abcdef"
         ("'Authorization': 'Token 0815-4711'", "'Authorization': '***'"),
         # auth0/auth0-evals #238: other characters in a token
         ("Authorization: Bearer abc%4711!0815", "Authorization: ***"),
+        # getsentry/sentry-python's addresses, and tokens of Git servers: a token in place of the user
+        ("cannot reach https://key4711abcdef@o1.ingest.example/1", "https://***@o1.ingest.example/1"),
+        ("redis://0815abcdef0815abcdef@cache.example/0", "redis://***@cache.example/0"),
+        ("Signature: 0815abcdef is not known", "Signature: *** is not known"),
         # overture-stack/song #662
         ("Illegal character(s) in message header value: Bearer 7ab1-0815-4711", "header value: Bearer ***"),
     ],
@@ -78,6 +85,11 @@ def test_text_of_a_report_has_no_secret(text: str, masked: str) -> None:
     [
         "body.token: Field required; body.secret: Extra inputs are not permitted",
         "Unexpected token: < in JSON at position 0",
+        "Unknown token: 128001 in stop",
+        "signature: 3 glyphs are missing",
+        "max_token: 4096 is too much, the token: 5 of the sequence",
+        "postgresql://atelier_gateway@db.example:5432/atelier and https://git@github.example/a.git",
+        "https://cdn.example/package@18.2.0/index.js",
         "INTERNAL_API_TOKEN: it has six characters, at least 32 are needed: make one with `openssl rand -hex 32`",
         "max_tokens=512, tokens=7; the model has 4096 tokens",
         "no API key: set VLLM_API_KEY or OPENAI_API_KEY",
@@ -96,6 +108,42 @@ def test_known_secret_is_masked_in_every_form(secret: str, written: Any) -> None
     remember_secret(secret)
     for text in (f"params={{{written(secret)} MYSERVICE}}", f"x{written(secret)}x", f"\\n{written(secret)}"):
         assert MARK not in mask_text(text)
+
+
+def escape_specials(form: str, text: str) -> str:
+    """Each character that is no letter and no digit in a form, with its code as the argument."""
+    return re.sub(r"[^A-Za-z0-9]", lambda found: form.format(found[0], code=ord(found[0])), text)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "\\{}", "\\\\\\{}", "\\u{code:04X}", "\\u{code:04x}", "\\\\u{code:04x}", "\\x{code:02x}",
+        "%{code:02x}", "%25{code:02X}", "&#{code};", "&#x{code:X};", "&amp;#{code};",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("secret", [SECRET, f'{MARK}"a/b+c=d&e<f\\-0815'])
+def test_known_secret_is_masked_as_servers_escape_it(secret: str, form: str) -> None:
+    """clusterzx/paperless-ai #966: PHP writes `/` as `\\/`, .NET `+` as `\\u002B`, Go `=` as `\\u003d` and `+` as `&#43;`."""
+    remember_secret(secret)
+    assert mask_text(f"<{escape_specials(form, secret)}>") in ("<***>", "<\\***>")
+    assert mask_text(json.dumps(json.dumps({"m": json.dumps(secret)}))).count("0815") == 0
+    assert mask_text(f"bad key {escape_specials(form, secret[:-3])}").removeprefix("bad key ") == "***", "also where the end was cut"
+
+
+@pytest.mark.parametrize("secret", [SECRET, f'{MARK}"a\\b-0815', "atelier-dev"])
+def test_pattern_of_a_secret_is_linear(secret: str) -> None:
+    assert find_superlinear(_value_pattern(secret).pattern, 0, "sub") is None
+
+
+def test_long_secret_is_masked_and_its_pattern_costs_little() -> None:
+    """The key of a service account, of several lines."""
+    secret = "\n".join(f"{MARK}/{number}+" for number in range(300))
+    started = time.process_time()
+    remember_secret(secret)
+    for text in (secret, json.dumps(secret), repr(secret)):
+        assert MARK not in mask_text(f"x {text} y")
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("kept", range(16, len(SECRET)))
@@ -205,6 +253,39 @@ def test_logs_of_anybody_and_the_last_traceback_have_no_secret() -> None:
     assert "RuntimeError: at the end: *** http://me:***@proxy:3128" in done.stderr
 
 
+CHANNELS = """
+import logging, multiprocessing, os, threading, warnings
+from bus.observability.logs import configure_logging
+configure_logging(json=True)
+token = os.environ["HF_TOKEN"]
+def fail():
+    raise ValueError(f"in a function: {token} redis://me:hunter2@host")
+class Failing:
+    def __del__(self):
+        fail()
+Failing()
+thread = threading.Thread(target=fail, name="a-thread")
+thread.start()
+thread.join()
+logging.getLogger("library").warning("count: %d", token)
+warnings.warn(f"deprecated: {token}")
+child = multiprocessing.get_context("fork").Process(target=fail)
+child.start()
+child.join()
+"""
+
+
+def test_channels_of_python_itself_have_no_secret() -> None:
+    """ITISFoundation/osparc-simcore #8581: a thread, a destructor, a log record that cannot be formatted, a warning, a forked process."""
+    environment = os.environ | {"HF_TOKEN": f"hf_{MARK}0815"}
+    done = subprocess.run([sys.executable, "-c", CHANNELS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert MARK not in done.stderr + done.stdout
+    for channel in ("Failing.__del__", "thread a-thread", "--- Logging error ---", "UserWarning: deprecated: ***", "Process ForkProcess-1"):
+        assert channel in done.stderr
+    assert done.stderr.count("ValueError: in a function: ***") == 3
+    assert done.stderr.count("redis://me:***@host") >= 2
+
+
 async def test_model_process_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """The kind behind huggingface tokens in loading errors: the process reads no settings class, only the environment."""
     monkeypatch.setenv("HF_TOKEN", f"hf_{MARK}0815")
@@ -264,7 +345,26 @@ def test_masking_costs_little_and_is_bounded() -> None:
 
 
 def test_secrets_that_are_remembered_are_bounded() -> None:
-    for number in range(2 * MAX_REMEMBERED):
-        remember_secret(f"{number:05d}{SECRET}")
-    newest = f"{2 * MAX_REMEMBERED - 1:05d}{SECRET}"
-    assert mask_text(newest) == "***"
+    """What is learned while the process runs never displaces a setting: 600 keys of the gateway displaced the password of the broker."""
+    remember_url("amqp://me:amqp-0815-password@host/")
+    remember_keys(",".join(f"tenant{number}:{number:05d}abcdefghijkl" for number in range(600)))
+    for number in range(2 * MAX_LEARNED):
+        remember_token(f"{number:05d}-{MARK}")
+    newest, oldest = f"{2 * MAX_LEARNED - 1:05d}-{MARK}", f"00000-{MARK}"
+    assert mask_text(f"{newest} amqp-0815-password 00000abcdefghijkl 00599abcdefghijkl {oldest}") == f"*** *** *** *** {oldest}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=abc%2Fdef%3Dghi12345", "abc/def=ghi12345"),
+        ("WEBHOOK_SECRET", "v1,whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNk", "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNk"),
+        ("VLM_BASE_URL", "http://t0kens@host:8000/v1", "http://t0kens@host"),
+        ("VLM_BASE_URL", "http://swordfish%2F1@host:8000/v1", "swordfish/1"),
+    ],
+)
+def test_secret_is_masked_as_it_is_sent(monkeypatch: pytest.MonkeyPatch, name: str, value: str, secret: str) -> None:
+    """open-telemetry/opentelemetry-collector-contrib #46200: the setting has another form than the header that an answer quotes."""
+    monkeypatch.setenv(name, value)
+    remember_environment()
+    assert mask_text(f"<{secret}>") in ("<***>", "<http://t0kens@host>")

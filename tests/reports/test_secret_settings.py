@@ -15,8 +15,10 @@ from bus.storage.settings import StoreSettings
 from gateway.middleware.api_keys import ApiKeys
 from gateway.settings import GatewaySettings
 from ops.cli import main
+from ops.commands.doctor_models import ServerAnswer, configured_servers, describe_server
 from ops.docgen.settings_catalog import settings_classes, unwrap_type
 from ops.errors import describe_settings_error
+from ops.local.model_choice import choose_text_model, choose_vision_models
 from tests.support.secret_settings import MARK, SecretSetting, secret_settings
 
 SETTINGS = secret_settings()
@@ -169,6 +171,20 @@ def test_key_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfone:" + b"a" * 20 + b"\r\n# two\r\ntwo:" + b"b" * 20 + b"\r\n")
     keys = ApiKeys(GatewaySettings(api_keys_file=file))
     assert (keys.name_of("a" * 20), keys.name_of("b" * 20)) == ("one", "two")
+    assert mask_text(f"unknown: {'a' * 20} {'b' * 20}") == "unknown: *** ***"
+
+
+@pytest.mark.parametrize("variable", ["VLM_BASE_URL", "JUDGE_BASE_URL", "VLLM_SERVER_URL"])
+def test_token_in_the_address_of_a_model_server_is_never_shown(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """`http://token@host`: a token in place of the user, as proxies take it; the doctor and `atelier up` show the address."""
+    for name in ("VLM_ENGINE", "TEXT_ENGINE"):
+        monkeypatch.setenv(name, "openai")
+    monkeypatch.setenv(variable, f"http://{MARK}@127.0.0.1:1/v1\n")
+    server = next(server for server in configured_servers() if server.url)
+    assert server.url == f"http://{MARK}@127.0.0.1:1/v1"
+    check = describe_server(server, ServerAnswer("does not answer"))
+    assert check.detail == "http://127.0.0.1:1/v1: does not answer"
+    assert MARK not in str([choose_vision_models(["judge"], Path("toy")), choose_text_model(Path("toy"))])
 
 
 @pytest.mark.parametrize(

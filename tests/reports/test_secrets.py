@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,12 @@ from tests.support.secret_settings import MARK, marked_environment, quoting_serv
 ROOT = Path(__file__).parents[2]
 PASSWORD = f"{MARK}/pass+word:0123@4567"
 """Of the users of the real broker and database: it must be written differently in a URL."""
+FORMS_OF_MARK = (
+    MARK,
+    MARK.encode().hex(),
+    *(b64encode(b"-" * before + MARK.encode())[-(-before * 8 // 6) : len(MARK) * 8 // 6 + before].decode() for before in range(3)),
+)
+"""Of base64 those characters that depend on nothing before or after it."""
 STEPS = ("webhook", "text", "consult", "upload", "watermark", "ledger", "dead-letters")
 
 
@@ -49,9 +56,9 @@ class Haystack:
         self.texts[place] = self.texts.get(place, "") + written
 
     def assert_clean(self) -> None:
-        """Also of the forms in which a URL and a Basic header have it."""
-        found = {place: text for place, text in self.texts.items() if MARK in text or MARK.encode().hex() in text}
-        shown = {place: text[max(0, text.find(MARK) - 200) : text.find(MARK) + 100] for place, text in found.items()}
+        """As text, in hexadecimal, and in base64, as in a Basic header, where it looks different at each of three positions."""
+        found = ((place, text, text.find(form)) for place, text in self.texts.items() for form in FORMS_OF_MARK)
+        shown = {place: text[max(0, at - 200) : at + 100] for place, text, at in found if at >= 0}
         assert not shown
         assert [place for place, text in self.texts.items() if not text] == [], "nothing came out"
 
@@ -125,6 +132,15 @@ async def marked_database_url(database_url: str) -> str:
     )
     await connection.close()
     return with_password(database_url)
+
+
+@pytest.mark.parametrize("before", range(3))
+@pytest.mark.parametrize("written", [bytes.decode, bytes.hex, lambda data: b64encode(data).decode()], ids=["text", "hex", "base64"])
+def test_search_finds_every_form_of_the_mark(before: int, written: Any) -> None:
+    hay = Haystack()
+    hay.add("here", f"Basic {written(b'u' * before + MARK.encode() + b'0815')}")
+    with pytest.raises(AssertionError, match="here"):
+        hay.assert_clean()
 
 
 async def test_error_that_quotes_secrets_is_masked_in_every_message_about_it(

@@ -17,7 +17,8 @@ KNOWN_AT_RUN_TIME = {
     ("actors/engines/remote/refusals.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
     ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
     ("actors/vision/verdict_parser.py", "pattern"),
-    ("bus/masking.py", "'|'.join((pattern for _, pattern in found)) or '(?!)'"),
+    ("bus/masking.py", "pattern"),
+    ("bus/masking.py", "_BEFORE_WORD + _escaped_pattern(value) + _AFTER_WORD"),
     ("ops/docgen/asyncapi/message_examples.py", "pattern"),
 }
 """Patterns of the verdicts' schemas, which `schema_patterns` collects, and of our own contracts; those of a caller's JSON schema, which run
