@@ -85,10 +85,10 @@ def with_other_endings(data: bytes) -> Iterator[bytes]:
 def shows_missing_pixels(segments: list[Segment]) -> bool:
     """Whether `with_other_endings` find all missing pixels: those of a sequential JPEG of a single scan without restart markers."""
     bodies = {marker: body for marker, body, _ in segments}
-    frames = FRAME_MARKERS & bodies.keys()
-    if len(frames) != 1 or not frames <= SEQUENTIAL_FRAMES or RESTART_INTERVAL in bodies:
+    frames = [marker for marker in bodies if marker in FRAME_MARKERS]
+    if len(frames) != 1 or frames[0] not in SEQUENTIAL_FRAMES or RESTART_INTERVAL in bodies:
         return False
-    components = bodies[frames.pop()][5:6]
+    components = bodies[frames[0]][5:6]
     return [body[:1] for marker, body, _ in segments if marker == START_OF_SCAN] == [components]
 
 

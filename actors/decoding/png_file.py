@@ -41,9 +41,9 @@ def read_png(data: bytes, label: str) -> PictureFile:
         elif kind == b"iCCP" and not profiles:
             profiles.append(decompressor.decompress(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES))
         elif kind in TEXT_READERS and remaining and (entry := read_text(kind, body, remaining, decompressor)):
-            keyword, parts = entry
-            text[keyword] = parts
-            remaining -= len("".join(parts))
+            keyword, content = entry
+            text[keyword] = content
+            remaining -= len("".join(content))
     parts = [data[:SIGNATURE_BYTES], *(head[kind] for kind in HEAD_CHUNKS if kind in head), *pixels, END if whole else b""]
     return PictureFile(b"".join(parts), orientation, profiles[0] if profiles else None, text)
 

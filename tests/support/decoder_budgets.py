@@ -228,6 +228,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/decoding/jpeg_file.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/metadata.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/metadata.py", "zlib.decompressobj"): PICTURE,
+    ("actors/decoding/pictures.py", "PIL.Image.frombytes"): Trusted("colours of our own, to which a profile is applied"),
     ("actors/decoding/pictures.py", "PIL.Image.open"): PICTURE,
     ("actors/decoding/png_file.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/protocol.py", "json.loads"): OWN_PROCESS,
