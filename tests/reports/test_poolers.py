@@ -390,12 +390,6 @@ async def test_refusal_of_a_pooler_is_no_absence(pooler: str, change: Callable[[
     assert cure in str(error.value)
 
 
-@pytest.mark.parametrize("option", ["timezone=UTC", "TimeZone=Asia/Seoul", "DateStyle=ISO", "application_name=x"])
-async def test_option_that_a_pooler_keeps_is_accepted(pooler: str, option: str) -> None:
-    """pgbouncer/pgbouncer #482: it sets these itself, and only where its session has another value."""
-    assert (await examine_server("DATABASE_URL", f"{pooler}?{option}")).shares_sessions
-
-
 @pytest.mark.parametrize("option", ["search_path=x", "options=-c%20search_path%3Dx", "Search_Path=x", "options=--search-path%3Dx"])
 async def test_option_that_a_pooler_ignores_is_reported(database_url: str, option: str) -> None:
     """pgbouncer/pgbouncer #493: with `ignore_startup_parameters` the option is accepted and means nothing."""

@@ -1,129 +1,42 @@
-"""PostgreSQL as people run it: the URLs of other programs, servers that refuse, roles, encodings and defaults of their own.
+"""PostgreSQL as people run it: servers that refuse, roles, encodings and defaults of their own.
 
-The reports are public ones, in our words; the server is real. Those of poolers are in `test_poolers.py`.
+The reports are public ones, in our words; the server is real. Those of poolers, URLs and locks have files of their own.
 """
 
 import asyncio
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from pydantic import SecretStr
 
 from actors import ledger
 from actors.conversations import list_conversations
 from actors.llm.conversation_repository import SCHEMA as CONVERSATIONS_SCHEMA
 from actors.llm.conversation_repository import ConversationRepository, append_turn
-from actors.webhook import ACTOR
-from actors.webhooks.delivery_lock import SQL as DELIVERY_SQL
-from actors.webhooks.delivery_lock import PostgresDeliveryLock
 from bus.dead_letters.ingest import DeadLetterIngest
 from bus.errors import PermanentError
-from bus.persistence import session_locks
-from bus.persistence.database_url import check_certificate_files, check_database_url, session_parameters, without_connect_timeout
-from bus.persistence.inbox import SCHEMA, open_inbox
+from bus.persistence.database_url import check_database_url
+from bus.persistence.inbox import SCHEMA
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.server_check import DatabaseAway, examine_server
-from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.resources import open_database
 from bus.worker.worker import Worker
 from contracts import broker_names
 from contracts.conversation import ConversationMessage, ListConversations
-from contracts.wire import Result
-from ops.cli import main
 from ops.docgen.settings_catalog import ROOT
-from ops.errors import SetupError
 from ops.local.postgres import EmbeddedPostgres
-from ops.local.stack import local_stack
-from ops.settings import LocalSettings
 from tests.support.actor_context import make_context
 from tests.support.broker_client import BrokerClient, StartWorker, echo_actor
-from tests.support.certificates import make_certificates
-from tests.support.dead_letter_fixtures import FlakyHandler, queue_size
+from tests.support.dead_letter_fixtures import FlakyHandler
 from tests.support.own_database import own_database, replaced, superuser, with_database, with_option
-from tests.support.webhook_backend import open_webhook_backend
-
-
-@pytest.mark.parametrize(
-    ("url", "cure"),
-    [
-        pytest.param("postgresql+asyncpg://u:geheim@h/d", "names a driver for SQLAlchemy", id="PrefectHQ/prefect #14602"),
-        pytest.param("postgres+psycopg2://u:geheim@h/d", "names a driver for SQLAlchemy", id="morphik-org/morphik-core #122"),
-        pytest.param("jdbc:postgresql://h:5432/d?user=u&password=geheim", "form of Java", id="pgbouncer/pgbouncer #89"),
-        pytest.param("mysql://u:geheim@h/d", "its scheme is `mysql`", id="another database"),
-        pytest.param("sqlite:///geheim.db", "its scheme is `sqlite`", id="a file"),
-        pytest.param("host=h user=u password=geheim", "words such as host=", id="spacecloud-io/space-cloud #537"),
-        pytest.param('"postgresql://u:geheim@h/d"', "quotation mark", id="quotation marks from --env-file"),
-        pytest.param("postgresql://u:ge#heim@h/d", "`#` as %23", id="supabase/cli #155"),
-        pytest.param("postgresql://u:ge@heim@h/d", "`@` as %40", id="ankane/pgsync #236"),
-        pytest.param("postgresql://u:ge/heim@h:5432/d", "`/` as %2F", id="PostgREST/postgrest #1531"),
-        pytest.param("postgresql://u:12/geheim@h:5432/d", "`/` as %2F", id="brianc/node-postgres #3013"),
-        pytest.param("postgresql://u:ge?heim@h:5432/d", "`?` as %3F", id="ariga/atlas #1631"),
-        pytest.param("postgresql://u:geheim]S[P@h:5432/d", "`[` as %5B", id="amacneil/dbmate #212"),
-        pytest.param("postgresql://u:100%geheim@h/d", "`%` as %25", id="grafana/xk6-sql #21"),
-        pytest.param("postgresql://u:geheim@h:5432a/d", "port of a host is no number", id="a port with a letter"),
-        pytest.param("postgresql://u:geheim@h/d?schema=public", "`schema` belongs to another driver: remove it", id="prisma/orm #23438"),
-        pytest.param("postgresql://u:geheim@h/d?pgbouncer=true", "recognised without it", id="prisma/orm #2520"),
-        pytest.param("postgresql://u:geheim@h/d?connection_limit=5", "DATABASE_POOL_SIZE", id="SatyamPandey-07/WorkSphere #893"),
-        pytest.param("postgresql://u:geheim@h/d?sslmode=require&channel_binding=require", "no channel binding", id="t8y2/dbx #1210"),
-        pytest.param("postgresql://u:geheim@h/d?ssl=true", "write sslmode=require", id="ssl of JDBC"),
-        pytest.param("postgresql://u:geheim@h/d?sslmode=required", "sslmode is one of", id="a mode of MySQL"),
-        pytest.param("postgresql://u:geheim@h/d?sslmode", "name=value", id="an option without a value"),
-        pytest.param("postgresql://u:geheim@h/d?connect_timeout=10s", "a number of seconds", id="a time with a unit"),
-    ],
-)
-def test_wrong_url_is_reported_with_its_cure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, cure: str
-) -> None:
-    """At once, by both settings, without a broker or a database; no part of the URL is quoted."""
-    with pytest.raises(ValueError, match=re.escape(cure)):
-        check_database_url(url)
-    for name in ("DATABASE_URL", "DATABASE_DIRECT_URL"):
-        with monkeypatch.context() as environment:
-            environment.setenv("AMQP_URL", "amqp://none")
-            environment.setenv(name, url)
-            environment.setattr("bus.observability.logs.configure_logging", lambda: None)
-            assert main(["run", "webhook"]) == 1
-        output = capsys.readouterr().err
-        assert f"{name}: " in output
-        assert "heim" not in output
-        assert "Traceback" not in output
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgres://u@h",
-        "postgresql://user%40tenant:p%23%2F@h:5432/d",
-        "postgresql://u:p@[::1]:5432/d?application_name=a%40b",
-        "postgresql://u:p@one:5432,two:5433,three/d?target_session_attrs=read-write",
-        "postgresql:///d?host=/run/postgresql&user=u",
-        "postgresql://u:p@h/d?options=-c%20search_path%3Dx%20--work_mem%3D8MB&statement_timeout=5s",
-        "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system&connect_timeout=10",
-        " postgresql://u:p@h/d\n",
-    ],
-)
-def test_sound_url_is_accepted(url: str) -> None:
-    """dbmate and libpq: escaped users, IPv6, several hosts, sockets, options of the session, a line feed at the end of a secret's file."""
-    assert check_database_url(url) == url.strip()
-
-
-def test_options_are_read_as_libpq_does() -> None:
-    """checkly and neondatabase/neon #6291: parameters inside of `options`; `connect_timeout` and `sslrootcert=system` are libpq's own."""
-    url = "postgresql://h/d?options=-c%20search_path%3Dx%20--work_mem%3D8MB&statement_timeout=5s&connect_timeout=7&sslrootcert=system"
-    assert session_parameters(url) == ["statement_timeout", "search_path", "work_mem"]
-    dsn, seconds = without_connect_timeout(url, 10.0)
-    assert (seconds, "connect_timeout" in dsn, "sslrootcert=system" in dsn) == (7.0, False, False)
-    assert without_connect_timeout("postgresql://h/d?connect_timeout=0", 10.0) == ("postgresql://h/d", 10.0)
 
 
 @pytest.mark.parametrize(
@@ -157,61 +70,6 @@ async def test_refusal_is_no_absence(
 
 
 @pytest.mark.parametrize(
-    "option",
-    [
-        *("TimeZone=UTC", "timezone=UTC", "DateStyle=ISO", "IntervalStyle=postgres", "Application_Name=x", "Search_Path=public"),
-        *("options=-c%20timezone%3DUTC", "options=-c%20TimeZone%3DUTC%20--statement-timeout%3D5000", "app.tenant=3"),
-    ],
-)
-async def test_option_that_the_server_applies_is_accepted(database_url: str, option: str) -> None:
-    """psycopg and JDBC write names of parameters with capital letters, as the documents of PostgreSQL do; case means nothing to it."""
-    async with own_database(database_url) as (url, *_):
-        assert not (await examine_server("DATABASE_URL", f"{url}?{option}")).shares_sessions
-
-
-@pytest.mark.parametrize("option", ["role={}", "options=-c%20role%3D{}"])
-async def test_role_of_the_session_is_accepted(database_url: str, option: str) -> None:
-    """hashicorp/terraform-provider-postgresql: a login of its own that acts as the owner. No view of the server lists this parameter."""
-    async with own_database(database_url) as (url, role, _):
-        assert not (await examine_server("DATABASE_URL", f"{url}?{option.format(role)}")).shares_sessions
-
-
-@pytest.mark.parametrize(
-    ("option", "cure"),
-    [
-        ("sslrootcert={empty}", "the file of sslrootcert, .*it must hold certificates in PEM"),
-        ("sslrootcert={text}", "the file of sslrootcert, .*it must hold certificates in PEM"),
-        ("sslcrl={text}", "the file of sslcrl, .*it must hold certificates in PEM"),
-        ("sslcert={text}&sslkey={key}", "the file of sslcert, .*it must hold certificates in PEM"),
-        ("sslcert={server}&sslkey={text}", "the file of sslkey, .*it must hold a key in PEM"),
-        ("sslcert={authority}&sslkey={key}", "the file of sslkey, .*belongs to sslcert"),
-    ],
-)
-async def test_certificate_file_that_cannot_be_used_is_named(database_url: str, tmp_path: Path, option: str, cure: str) -> None:
-    """A mounted secret that is empty, or DER in place of PEM: the driver's error is that of a broken connection, and was waited for."""
-    made = make_certificates(tmp_path)
-    (tmp_path / "empty").touch()
-    (tmp_path / "text").write_text("no certificate")
-    names = {"empty": tmp_path / "empty", "text": tmp_path / "text", "key": made.key, "server": made.server, "authority": made.authority}
-    with pytest.raises(PermanentError, match=f"^DATABASE_URL: {cure}"):
-        await examine_server("DATABASE_URL", f"{database_url}?sslmode=verify-full&{option.format(**names)}")
-    check_certificate_files(f"{database_url}?sslrootcert={made.authority}&sslcert={made.server}&sslkey={made.key}")
-
-
-def test_certificate_file_without_the_right_to_read_is_named(tmp_path: Path) -> None:
-    """bitnami/charts: a key with mode 0600 that belongs to another user than that of the container."""
-    key = make_certificates(tmp_path).key
-    key.chmod(0)
-    user = os.geteuid()
-    os.seteuid(user or 65534)
-    try:
-        with pytest.raises(ValueError, match=r"the file of sslrootcert, .* may not be read"):
-            check_certificate_files(f"postgresql://h/d?sslrootcert={key}")
-    finally:
-        os.seteuid(user)
-
-
-@pytest.mark.parametrize(
     ("change", "reason"),
     [
         pytest.param(replaced("127.0.0.1", "db.nope.invalid"), "db.nope.invalid:.*cannot be resolved", id="an unknown host"),
@@ -241,42 +99,6 @@ async def test_start_that_waits_ends_with_sigterm(tmp_path: Path) -> None:
     rest, _ = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == 0
     assert b"Traceback" not in rest
-
-
-async def test_local_stack_reports_a_wrong_url(tmp_path: Path) -> None:
-    """PrefectHQ/prefect #14602: the command that starts all processes names the setting, before any of them restarts in a circle."""
-    settings = LocalSettings(local_folder=tmp_path, database_url=SecretStr("postgresql+asyncpg://u:p@h/d"))
-    with pytest.raises(SetupError, match=r"DATABASE_URL: .*SQLAlchemy"):
-        async with local_stack(settings):
-            pass
-
-
-async def test_local_stack_reports_a_wrong_direct_url(tmp_path: Path) -> None:
-    """PrefectHQ/prefect #14602, the other setting."""
-    wrong = SecretStr("jdbc:postgresql://h/d")
-    settings = LocalSettings(local_folder=tmp_path, database_url=SecretStr("postgresql://h/d"), database_direct_url=wrong)
-    with pytest.raises(SetupError, match=r"DATABASE_DIRECT_URL: .*form of Java"):
-        async with local_stack(settings):
-            pass
-
-
-@pytest.mark.parametrize("given", [True, False], ids=["given", "embedded"])
-def test_local_processes_inherit_no_direct_url_of_another_database(
-    monkeypatch: pytest.MonkeyPatch, postgres: EmbeddedPostgres, tmp_path: Path, given: bool
-) -> None:
-    """A direct URL in the environment ended every process of an embedded server with `database-other`."""
-    monkeypatch.setattr("ops.local.stack.shared_servers", lambda *_: nullcontext())
-    monkeypatch.setattr("ops.local.stack.EmbeddedPostgres", lambda _: postgres)
-    direct, database = SecretStr("postgresql://direct/d"), SecretStr("postgresql://pooled/d")
-    settings = LocalSettings(
-        local_folder=tmp_path, amqp_url=SecretStr("amqp://h"), database_url=database if given else None, database_direct_url=direct
-    )
-
-    async def environment() -> dict[str, str]:
-        async with local_stack(settings) as stack:
-            return stack.environment
-
-    assert asyncio.run(environment())["DATABASE_DIRECT_URL"] == ("postgresql://direct/d" if given else "")
 
 
 async def test_full_or_starting_server_is_waited_for(database_url: str) -> None:
@@ -445,142 +267,3 @@ async def test_restart_of_the_server_is_waited_for(
             await broker_client.publish(actor.step, {"text": str(number)}, reply_to=broker_client.reply_queue)
         replies = [await broker_client.next_reply(20) for _ in range(8)]
     assert sorted(int(body["text"]) for _, body in replies) == list(range(8))
-
-
-async def test_one_connection_is_enough(
-    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker
-) -> None:
-    """prisma/orm #2520 (`connection_limit=1`): the lock of the process is beside the pool, so a pool of one serves."""
-    handler = FlakyHandler()
-    handler.failing = False
-    actor = echo_actor(handler)
-    async with asyncio.timeout(20), start_worker(actor, settings=with_database(bus_settings, database_url, database_pool_size=1)):
-        for number in range(20):
-            await broker_client.publish(actor.step, {"text": str(number)}, reply_to=broker_client.reply_queue)
-        assert len([await broker_client.next_reply() for _ in range(20)]) == 20
-
-
-async def test_interrupted_wait_leaves_no_lock(database_url: str) -> None:
-    """ariga/atlas #2447: a lock that its owner cannot release. A caller that is cancelled while it takes the lock leaves none behind."""
-    lock, unlock = "select pg_try_advisory_lock(77, $1)", "select pg_advisory_unlock(77, $1)"
-    locks, others = (SessionLocks(lambda: connect_session(database_url)) for _ in range(2))
-
-    async def hold() -> None:
-        async with locks.hold(lock, unlock, 1):
-            await asyncio.sleep(60)
-
-    for _ in range(20):
-        task = asyncio.create_task(hold())
-        await asyncio.sleep(0.002)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(5), others.hold(lock, unlock, 1):
-        pass
-    await locks.close()
-    await others.close()
-
-
-async def test_server_frees_the_locks_of_a_machine_that_vanished(database_url: str) -> None:
-    """dbos-inc/dbos-transact-py #637, liquibase/liquibase #872: without a closed connection a lock is held for hours."""
-    locks = SessionLocks(lambda: connect_session(database_url))
-    settings = [await locks.fetchval(f"show tcp_keepalives_{name}") for name in ("idle", "interval", "count")]
-    assert [int(value) for value in settings] == [30, 10, 3]
-    await locks.close()
-
-
-class Number(Result):
-    number: int
-
-
-async def refuse_connection(*_: object) -> asyncpg.Connection:
-    raise ConnectionRefusedError("the direct server is away")
-
-
-async def end_lock_session(locks: SessionLocks, server: asyncpg.Connection) -> None:
-    connection, ended = locks._connection, asyncio.Event()
-    assert connection
-    connection.add_termination_listener(lambda _: ended.set())
-    await server.execute("select pg_terminate_backend($1)", connection.get_server_pid())
-    await asyncio.wait_for(ended.wait(), 5)
-
-
-async def test_locks_are_waited_for_while_their_server_is_away(bus_settings: BusSettings, database_url: str) -> None:
-    """DATABASE_DIRECT_URL is away, DATABASE_URL is not: deliveries of a webhook and turns of a conversation wait, and none fails."""
-    async with own_database(database_url) as (url, _, server), open_database(with_database(bus_settings, url)) as (pool, locks):
-        assert pool
-        assert locks
-        await apply_schemas(pool, [DELIVERY_SQL["schema"]])
-        await locks.fetchval("select 1")
-        connect, locks._connect = locks._connect, refuse_connection
-        await end_lock_session(locks, server)
-
-        async def deliver() -> None:
-            async with PostgresDeliveryLock(pool, locks).acquire("https://backend", 1):
-                pass
-
-        async def take_turn() -> None:
-            async with ConversationRepository(pool, locks).lock_conversation("c-1"):
-                pass
-
-        waiting = [asyncio.create_task(work()) for work in (deliver, deliver, take_turn)]
-        assert not (await asyncio.wait(waiting, timeout=0.5))[0]
-        locks._connect = connect
-        await asyncio.wait_for(asyncio.gather(*waiting), 5)
-
-
-async def test_webhooks_wait_while_the_direct_server_is_away(
-    bus_settings: BusSettings, database_url: str, broker_client: BrokerClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole worker: every webhook became a dead letter within half a second."""
-    held = "select pid from pg_locks join pg_database on pg_database.oid = database where locktype = 'advisory' and datname = $1"
-    async with open_webhook_backend() as backend, own_database(database_url) as (url, role, server):
-        monkeypatch.setenv("BACKEND_API_URL", backend.url)
-        async with start_worker(ACTOR, settings=with_database(bus_settings, url)):
-            dead = await queue_size(broker_client, broker_names.dead_letter_queue(ACTOR.step))
-            with monkeypatch.context() as away:
-                away.setattr(session_locks, "connect_session", refuse_connection)
-                for session in await server.fetch(held, role):
-                    await server.execute("select pg_terminate_backend($1)", session["pid"])
-                for number in range(5):
-                    body = {"kind": "failed", "generation_id": 910_000 + number}
-                    await broker_client.publish(ACTOR.step, body, reply_to=broker_client.reply_queue)
-                await asyncio.sleep(0.8)
-                assert broker_client.replies.empty()
-            assert [(await broker_client.next_reply(20))[0] for _ in range(5)] == [f"{ACTOR.step}.done.v1"] * 5
-            assert await queue_size(broker_client, broker_names.dead_letter_queue(ACTOR.step)) == dead
-        assert len(backend.requests) == 5
-
-
-async def test_process_without_its_liveness_lock_acquires_nothing(bus_settings: BusSettings, database_url: str) -> None:
-    """sidekiq-pro's reaper, graphile/worker: a worker whose sign of life is gone goes on to take work, which another one takes from it."""
-    async with own_database(database_url) as (url, _, server), AsyncExitStack() as stack:
-        pool, locks = await stack.enter_async_context(open_database(with_database(bus_settings, url)))
-        assert pool
-        assert locks
-        await apply_schemas(pool, [SCHEMA])
-        inbox = await stack.enter_async_context(open_inbox(pool, locks))
-        other_locks = SessionLocks(lambda: connect_session(url))
-        stack.push_async_callback(other_locks.close)
-        other = await stack.enter_async_context(open_inbox(pool, other_locks))
-        await inbox.acquire("echo", "done", "job")
-        await inbox.mark_done("echo", "done", Number(number=1), None)
-        connect, locks._connect = locks._connect, refuse_connection
-        await end_lock_session(locks, server)
-        assert (await asyncio.wait_for(inbox.acquire("echo", "done", "job"), 5)).result == {"number": 1}
-        waiting = asyncio.create_task(inbox.acquire("echo", "next", "job"))
-        await asyncio.wait([waiting], timeout=0.3)
-        assert not waiting.done()
-        entry = await asyncio.wait_for(other.acquire("echo", "next", "job"), 5)
-        assert (entry.result, entry.crash_count) == (None, 0)
-        await other.release("echo", "next")
-        locks._connect = connect
-        entry = await asyncio.wait_for(waiting, 5)
-        assert (entry.result, entry.crash_count) == (None, 0)
-
-
-async def test_limit_of_a_statement_is_that_of_its_connection(database_url: str) -> None:
-    """The due rows of a foreign database may take longer than a statement of our own tables."""
-    connection = await connect_session(database_url, 0.1)
-    with pytest.raises(TimeoutError):
-        await connection.execute("select pg_sleep(5)")
-    connection.terminate()
