@@ -18,7 +18,7 @@ ENGINE_NOT_READY = "vLLM 엔진이 초기화되지 않았습니다"
 VISION_UNSUPPORTED = "vLLM의 멀티모달 지원이 안정화되면 구현 예정"
 UNAVAILABLE_CODES = frozenset({
     *("loading", "server-away", "server-failed", "server-slow", "server-not-ready", "attempts-exhausted", "deadline-exceeded"),
-    *("engine-full", "engine-crash", "out-of-memory", "timeout", "conversation-busy"),
+    *("engine-full", "engine-crash", "out-of-memory", "device-failed", "timeout", "conversation-busy"),
 })  # fmt: skip
 """Faults of the model server or engine: a retry may succeed."""
 INVALID_TEXT_REQUEST_CODES = frozenset({

@@ -9,7 +9,7 @@ from actors.engines.process.protocol import ProcessExit
 from actors.engines.process.restart import CircuitBreaker, CrashAttribution
 from bus.errors import PermanentError, TemporaryError
 
-CRASH, HANG, KILLED, MEMORY = (ProcessExit(cause, "why") for cause in ("crash", "hang", "killed", "memory"))  # type: ignore[arg-type]
+CRASH, HANG, KILLED, MEMORY, DEVICE = (ProcessExit(cause, "why") for cause in ("crash", "hang", "killed", "memory", "device"))  # type: ignore[arg-type]
 
 
 def test_fair_queue_alternates_tenants_in_fifo_order() -> None:
@@ -52,6 +52,9 @@ def test_remove_takes_only_the_named_item_and_clear_returns_the_rest() -> None:
         ([(KILLED, True), (KILLED, True), (KILLED, True)], "engine-crash"),
         ([(MEMORY, True)], None),
         ([(MEMORY, False), (MEMORY, True)], "out-of-memory"),
+        ([(DEVICE, True)], None),
+        ([(DEVICE, False), (DEVICE, True)], "device-failed"),
+        ([(DEVICE, True), (DEVICE, True), (DEVICE, True)], "device-failed"),
     ],
 )
 def test_crash_attribution_blames_request_by_exit_history(exits: Sequence[tuple[ProcessExit, bool]], code: str | None) -> None:
@@ -61,7 +64,7 @@ def test_crash_attribution_blames_request_by_exit_history(exits: Sequence[tuple[
         crashes.record_exit(process_exit, alone=alone)
     error = crashes.error_for(exits[-1][0])
     assert getattr(error, "code", None) == code
-    kind = {"engine-crash": PermanentError, "out-of-memory": TemporaryError}.get(code or "", type(None))
+    kind = {"engine-crash": PermanentError, "out-of-memory": TemporaryError, "device-failed": TemporaryError}.get(code or "", type(None))
     assert isinstance(error, kind)
 
 
@@ -83,6 +86,9 @@ def test_exit_with_requests_counts_for_breaker_only_when_it_came_from_outside() 
     for process_exit in (CRASH, HANG, MEMORY) * 3:
         breaker.record_exit(process_exit, had_requests=True)
     assert (breaker.failures, breaker.restart_delay_seconds()) == (0, 0)
-    for _ in range(2):
-        breaker.record_exit(KILLED, had_requests=True)
+    assert breaker.after_crash, "the next process is tested more thoroughly"
+    for process_exit in (KILLED, DEVICE):
+        breaker.record_exit(process_exit, had_requests=True)
     assert breaker.open
+    breaker.record_success()
+    assert (breaker.open, breaker.after_crash) == (False, False)
