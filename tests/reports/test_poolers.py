@@ -26,7 +26,7 @@ from bus.actor import TranslatedCommand
 from bus.dead_letters.ingest import DeadLetterIngest
 from bus.dead_letters.repository import DeadLetterRepository
 from bus.errors import PermanentError
-from bus.persistence.inbox import SCHEMA, PostgresInbox
+from bus.persistence.inbox import SCHEMA, PostgresInbox, open_inbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.server_check import examine_server
 from bus.settings import BusSettings
@@ -196,10 +196,7 @@ async def test_inbox_behind_pgbouncer(pooled: BusSettings) -> None:
         stack.callback(liveness.cancel)
         await inbox.liveness_lock_held.wait()
         await inbox.acquire("echo", message, "job")
-        async with open_database(pooled) as (other_pool, other_locks):
-            assert other_pool
-            assert other_locks
-            other = PostgresInbox(other_pool, other_locks)
+        async with open_database(pooled) as (other_pool, other_locks), open_inbox(other_pool, other_locks) as other:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(other.acquire("echo", message, "job"), 0.3)
             liveness.cancel()
