@@ -152,7 +152,7 @@ class WholeDeadLetter(DeadLetter):
     headers: dict[str, Any] = Field(default_factory=dict)
     properties: list[TypedValue] = Field(
         default_factory=list,
-        description="The properties and headers with which the message died; empty for a letter of an earlier release.",
+        description="The properties and headers with which the message died; empty for a dead letter of an earlier release.",
     )
     stack: str = ""
     body: str | None = None
@@ -198,7 +198,7 @@ class ReplayDifference(WireModel):
     change: Literal["added", "changed", "left out"]
     reason: str
     letters: int = Field(1, ge=0)
-    died: str | None = Field(None, description="The value with which the first such letter died.")
+    died: str | None = Field(None, description="The value with which the first such dead letter died.")
     sent: str | None = Field(None, description="The value with which it is sent.")
 
 
@@ -210,11 +210,11 @@ class Replayed(Result):
     replay_id: int | None = None
     ids: list[str] = Field(default_factory=list, description="The first 20 letters.")
     without_target: int = Field(0, description="Letters left out because the queue in which they failed is unknown.")
-    targets: dict[str, int] = Field(default_factory=dict, description="On a dry run: queue to letters.")
+    targets: dict[str, int] = Field(default_factory=dict, description="On a dry run: queue to dead letters.")
     differences: list[ReplayDifference] = Field(
         default_factory=list, description="On a dry run: in what the messages differ from those that died. All else is sent as it died."
     )
-    compared: int = Field(0, description="On a dry run: how many letters were compared; at most 10,000, and for 5 s.")
+    compared: int = Field(0, description="On a dry run: how many dead letters were compared; at most 10,000, and for 5 s.")
 
 
 class Edited(Result):

@@ -1,4 +1,4 @@
-"""Export and import of dead letters as JSON lines: each line is one whole letter with its history.
+"""Export and import of dead letters as JSON lines: each line is one whole dead letter with its history.
 
 The body and the encoded properties are in base64.
 """

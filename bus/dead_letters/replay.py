@@ -1,4 +1,4 @@
-"""Replay: stage letters to be sent again, validate an edited body against its contract, compare what is sent with what died.
+"""Replay: stage dead letters to be sent again, validate an edited body against its contract, compare what is sent with what died.
 
 A replay is first staged in Postgres and then published by a relay (`relay.py`), so that a crash at any point loses nothing.
 """
@@ -27,10 +27,10 @@ MAX_IDS_RETURNED = 20
 MAX_EDITED_BODY_BYTES = 1 << 20
 REPLAYABLE_STATES = ("unresolved", "failed-again")
 MAX_COMPARED = 10_000
-"""Letters whose messages a dry run builds, to compare them with those that died."""
+"""Dead letters whose messages a dry run builds, to compare them with those that died."""
 COMPARED_BATCH_SIZE = 20
 COMPARE_SECONDS = 5.0
-"""After which a dry run compares no more letters: those with thousands of headers take 15 ms each."""
+"""After which a dry run compares no more dead letters: those with thousands of headers take 15 ms each."""
 
 
 async def stage(pool: asyncpg.Pool, request: ReplayDeadLetters) -> Replayed:
@@ -54,7 +54,7 @@ async def stage(pool: asyncpg.Pool, request: ReplayDeadLetters) -> Replayed:
 
 
 async def compare(pool: asyncpg.Pool, ids: list[str], replayed: Replayed, *, again: bool) -> Replayed:
-    """`replayed` with the targets of these letters, and what a replay changes in their messages. Ends after COMPARE_SECONDS."""
+    """`replayed` with the targets of these dead letters, and what a replay changes in their messages. Ends after COMPARE_SECONDS."""
     targets: Counter[str] = Counter()
     examples: dict[tuple[str, str, str], ReplayDifference] = {}
     letters: Counter[tuple[str, str, str]] = Counter()

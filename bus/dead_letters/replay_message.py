@@ -152,7 +152,7 @@ def _is_consumed_by_us(row: Row) -> bool:
 def _what_died(row: Row) -> _Replay:
     if row["properties"] is None:
         replay = _properties_of_earlier_release(row)
-        reason = "the letter was stored by an earlier release, which kept what JSON can hold and not the types"
+        reason = "the dead letter was stored by an earlier release, which kept what JSON can hold and not the types"
         replay.differences.append(ReplayDifference(name="headers", change="changed", reason=reason))
         return replay
     try:
@@ -198,7 +198,9 @@ def _apply_ids(replay: _Replay, row: Row) -> None:
         if replay.raw.text("correlation_id") is None:
             replay.set_text("correlation_id", row["job_id"], "the job keeps its id")
     elif read_id(replay.raw.text("message_id")) != row["message_id"]:
-        replay.set_text("message_id", row["message_id"], "it had none that can be read; the letter is recognised by it when it fails again")
+        replay.set_text(
+            "message_id", row["message_id"], "it had none that can be read; the dead letter is recognised by it when it fails again"
+        )
 
 
 def _apply_broker_rules(replay: _Replay, row: Row) -> None:

@@ -55,7 +55,7 @@ async def foreign(broker_client: BrokerClient, amqp_url: str) -> ForeignQueue:
 async def send_again(
     pool: asyncpg.Pool, letter: WholeDeadLetter, broker_client: BrokerClient, **options: Any
 ) -> tuple[RawProperties, bytes]:
-    """Replay one letter; the properties and the body of what arrives in its queue."""
+    """Replay one dead letter; the properties and the body of what arrives in its queue."""
     assert letter.target is not None
     await replay.stage(pool, ReplayDeadLetters(selection=Selection(ids=[letter.id]), dry_run=False, **options))
     message = await broker_client.take_message(letter.target)
@@ -312,7 +312,7 @@ async def test_values_and_differences_are_shown_in_every_interface(
     store_folder: Path,
     pool: asyncpg.Pool,
 ) -> None:
-    """The command line, HTTP and the console: a dry run names what differs, and a letter's page the types of its values."""
+    """The command line, HTTP and the console: a dry run names what differs, and a dead letter's page the types of its values."""
     async with (
         start_worker_with_ingest(*ACTORS[1:], foreign=(foreign.dead,)),
         open_gateway(bus_settings, store_folder) as http,
