@@ -3,6 +3,7 @@
 Sizes are pixels, colours (red, green, blue). Contrast is WCAG 2 contrast at the tenth percentile of the background's pixels.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: i
 def split_words(words: Sequence[str], faces: Sequence[FontFace], font_size: int, max_width: int) -> Iterator[str]:
     """The words; of one that is too wide the longest beginnings that fit, each found by bisection."""
 
-    def width(clusters: Sequence[str]) -> float:
-        return measure_width("".join(clusters), faces, font_size)
+    def width(clusters: Sequence[str]) -> int:
+        return math.ceil(measure_width("".join(clusters), faces, font_size))
 
     for word in words:
         rest = list(split_clusters(word))

@@ -239,6 +239,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/engines/diffusion/lora/tensors.py", "safetensors.safe_open"): Trusted("a file that lora/validation.py has accepted"),
     ("actors/engines/diffusion/lora/validation.py", "json.loads"): WEIGHTS,
     ("actors/engines/diffusion/lora/validation.py", "struct.unpack"): WEIGHTS,
+    ("actors/engines/diffusion/model.py", "json.loads"): CHECKPOINT,
     ("actors/engines/diffusion/tiny_stable_diffusion.py", "safetensors.safe_open"): OWN_FILE,
     ("actors/engines/language/checkpoint_check.py", "json.loads"): CHECKPOINT,
     ("actors/engines/language/engine.py", "PIL.Image.open"): Trusted("a PNG that the worker has encoded; in the model process"),

@@ -77,7 +77,7 @@ def test_decoder_ends_within_budget_for_hostile_input(place: tuple[str, str]) ->
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments"), [(re.match, (r"(?:\s*ASSISTANT:\s*)+x", ("         ASSISTANT:" * 8))), (bytes, (1 << 40,))]
+    ("function", "arguments"), [(re.match, (r"(?:\s*ASSISTANT:\s*)+x", ("         ASSISTANT:" * 20))), (bytes, (1 << 40,))]
 )
 def test_killable_process_reports_call_that_never_ends_or_takes_too_much_memory(function: object, arguments: tuple[object, ...]) -> None:
     results = list(call_each(function, [arguments, (b"a", b"a")], seconds=-19, memory_bytes=MEMORY_BYTES))  # type: ignore[arg-type]
