@@ -10,7 +10,7 @@ from uuid import uuid4
 from aio_pika.abc import AbstractIncomingMessage
 
 from bus.amqp import signing
-from bus.amqp.header_values import SHORT_TEXT_LIMIT, read_count, read_id, read_queue_name, read_text, read_time
+from bus.amqp.header_values import SHORT_TEXT_LIMIT, as_text, read_count, read_id, read_queue_name, read_tenant, read_text, read_time
 from bus.amqp.raw_properties import RawProperties
 from bus.amqp.tolerant_decoding import decode_properties, encoded_properties, undecodable_reason
 from bus.ids import body_id, derived_id, has_secret, public_body_id, public_id
@@ -34,12 +34,7 @@ def find_refused_id(message: AbstractIncomingMessage, headers: Mapping[str, Any]
         "reply_to": message.reply_to,
         Header.TENANT.value: headers.get(Header.TENANT),
     }
-    return next((name for name, value in ids.items() if value not in (None, "", b"") and not is_identifier(_as_text(value))), None)
-
-
-def _as_text(value: Any) -> Any:
-    """Some clients write the texts of headers as bytes."""
-    return bytes(value).decode(errors="surrogateescape") if isinstance(value, bytes | bytearray) else value
+    return next((name for name, value in ids.items() if value not in (None, "", b"") and not is_identifier(as_text(value))), None)
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ class Delivery:
             redelivery_count=read_count(headers.get("x-delivery-count")),
             detached=headers.get(Header.DETACHED) is True,
             deadline=read_time(headers.get(Header.DEADLINE)),
-            tenant=read_text(headers.get(Header.TENANT)) or None,
+            tenant=read_tenant(headers.get(Header.TENANT)),
             traceparent=read_text(headers.get(Header.TRACEPARENT)),
             tracestate=read_text(headers.get(Header.TRACESTATE)),
             request_id=read_text(headers.get(Header.REQUEST_ID)),

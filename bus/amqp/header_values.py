@@ -41,6 +41,17 @@ def read_id(value: Any) -> str | None:
     return value if is_identifier(value) else hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
 
 
+def read_tenant(value: Any) -> str | None:
+    """A tenant's name; None for one that breaks the rule of ids, whose message is refused: our own events must not carry it."""
+    text = as_text(value)
+    return text if is_identifier(text) else None
+
+
+def as_text(value: Any) -> Any:
+    """Some clients write the texts of headers as bytes."""
+    return bytes(value).decode(errors="surrogateescape") if isinstance(value, bytes | bytearray) else value
+
+
 def read_queue_name(value: Any) -> str | None:
     """The name of a queue; None for one that has unsafe characters: a changed name would be that of another queue."""
     return value if isinstance(value, str) and value and read_id(value) == value else None

@@ -9,7 +9,7 @@ from uuid import uuid4
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
-from bus.amqp.header_values import read_id, read_text
+from bus.amqp.header_values import read_id, read_tenant
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.publisher import Publisher
 from bus.amqp.tolerant_decoding import undecodable_reason
@@ -58,6 +58,6 @@ def build_raw_dead_letter(message: AbstractIncomingMessage, outcome: DeadLettere
         Header.EXCEPTION_STACK.value: outcome.stack,
         **carry_original_properties(read_original_properties(message)),
     }
-    if tenant := read_text((message.headers or {}).get(Header.TENANT)):
+    if tenant := read_tenant((message.headers or {}).get(Header.TENANT)):
         headers[Header.TENANT.value] = tenant
     return OutboundMessage("", broker_names.dead_letter_queue(name), message.body, message_id, job_id, "", headers, mandatory=True)

@@ -87,9 +87,16 @@ def test_deadline_without_time_zone_is_utc() -> None:
     assert read_delivery(headers={Header.DEADLINE.value: "2026-01-01T00:00:00"}).deadline == datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("value", "tenant"), [("a" * 600, "a" * 512), (b"acme\xff", "acme\ufffd"), (7, None), ({}, None)])
-def test_text_header_is_decoded_and_shortened(value: Any, tenant: str | None) -> None:
-    assert read_delivery(headers={Header.TENANT.value: value}).tenant == tenant
+@pytest.mark.parametrize(("value", "text"), [("a" * 600, "a" * 512), (b"acme\xff", "acme\ufffd"), (7, None), ({}, None)])
+def test_text_header_is_decoded_and_shortened(value: Any, text: str | None) -> None:
+    assert read_delivery(headers={Header.REQUEST_ID.value: value}).request_id == text
+
+
+@pytest.mark.parametrize("value", ["a" * 256, b"acme\xff", "a\0", 7, {}])
+def test_tenant_that_breaks_the_rule_of_ids_is_refused_and_carried_no_further(value: Any) -> None:
+    delivery = read_delivery(headers={Header.TENANT.value: value})
+    assert (delivery.tenant, delivery.refused_id) == (None, Header.TENANT)
+    assert Header.TENANT not in delivery.propagated_headers
 
 
 def test_propagated_headers_are_deadline_tenant_and_trace() -> None:
