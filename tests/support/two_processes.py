@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FIRST = ("tests/unit", "tests/conformance")
+FIRST = ("tests/unit", "tests/conformance", "tests/reports")
 """The folders of the first process, which also has the benchmarks' tests."""
 INTERRUPTED = 2
 """pytest's exit code after Ctrl-C."""
