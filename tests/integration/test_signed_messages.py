@@ -169,6 +169,7 @@ async def test_replayed_dead_letter_is_signed_by_the_relay(
             "message_id": "m",
             "sent_as": "m",
             "job_id": "replayed",
+            "tenant": "acme",
             "body": json.dumps({"text": "x"}).encode(),
             "edited": False,
             "edited_type": None,
