@@ -22,8 +22,8 @@ from bus.settings import BusSettings
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 CHECK_TIMEOUT_SECONDS = 10.0
-SHARING_ROUNDS = 3
-"""Rounds of the search for a shared session. A pooler that gives out its sessions in turn is found in the second."""
+SHARING_ROUNDS = 5
+"""Rounds of the search for a shared session. An idle pooler is found in the first, in whatever order it gives out its sessions."""
 OLDEST_SERVER = 130_000
 DIRECT_URL_CURE = (
     "set DATABASE_DIRECT_URL to a URL of the server itself, or a pooler in session mode, for the connections that hold session locks and "
@@ -155,12 +155,16 @@ async def check_facts(connection: asyncpg.Connection, url: str) -> str:
 
 
 async def share_session(first: asyncpg.Connection, second: asyncpg.Connection) -> bool:
-    """Whether two clients get the same session of the server, or one client gets another one."""
+    """Whether two clients get the same session of the server, or one client gets another one.
+
+    Nothing is held meanwhile: of many processes that start at once behind a few sessions, each would wait for what another one holds.
+    """
+    async with second.transaction():  # a pooler of single statements refuses it
+        await second.fetchval(IDENTITY)
     for _ in range(SHARING_ROUNDS):
         session = await first.fetchval(IDENTITY)
-        async with second.transaction():
-            if await second.fetchval(IDENTITY) == session or await first.fetchval(IDENTITY) != session:
-                return True
+        if await first.fetchval(IDENTITY) != session or await second.fetchval(IDENTITY) == session:
+            return True
     return False
 
 
