@@ -10,6 +10,7 @@ from actors.engines.language import loading
 from actors.engines.language.loading import choose_quantization, load_arguments
 from actors.vision.settings import VlmSettings
 from ops.registry import processes_of
+from tests.support.promises import not_tried
 
 promise = pytest.mark.promise
 
@@ -78,11 +79,11 @@ def test_log_line_of_a_loaded_model() -> None:
     )
 
 
-@promise("Performance", "the model is loaded in one or two minutes, a picture takes 5 to 10 seconds")
-@promise("Performance", "8 bits take about half the memory of half precision: 7 GB instead of 14")
-@pytest.mark.skip(reason="needs a GPU and the real model")
-def test_durations_of_the_real_model() -> None:
-    raise NotImplementedError
+DURATIONS_OF_THE_REAL_MODEL = not_tried(
+    "needs a GPU and the real model",
+    ("Performance", "the model is loaded in one or two minutes, a picture takes 5 to 10 seconds"),
+    ("Performance", "8 bits take about half the memory of half precision: 7 GB instead of 14"),
+)
 
 
 @promise("Troubleshooting", "memory: USE_QUANTIZATION, another LLAVA_MODEL_NAME, a limit of the GPU's memory")

@@ -25,6 +25,7 @@ from gateway.settings import GatewaySettings
 from ops.local.rabbitmq import RabbitNode
 from tests.support.broker_client import wait_until
 from tests.support.fake_openai_server import FakeOpenAiServer, default_response, open_fake_openai_server
+from tests.support.promises import not_tried
 from tests.support.source_system import GatewayClient, draw_text_picture, open_gateway_client
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -100,10 +101,10 @@ async def test_default_model_is_llava(monkeypatch: pytest.MonkeyPatch) -> None:
     assert VlmSettings().model == "llava-hf/llava-1.5-7b-hf"
 
 
-@promise("Technology", "half precision of the real model on a GPU")
-@pytest.mark.skip(reason="needs a GPU and the fine-tuned weights, which are not public")
-def test_real_model_in_half_precision() -> None:
-    raise NotImplementedError
+REAL_MODEL_IN_HALF_PRECISION = not_tried(
+    "needs a GPU and the fine-tuned weights, which are not public",
+    ("Technology", "half precision of the real model on a GPU"),
+)
 
 
 @promise("Model", "the model is copied once from a gs:// prefix into a folder when the server starts")
@@ -208,10 +209,10 @@ async def test_routes_and_port_are_those_of_the_variables(server: Server, monkey
     assert 'CMD ["up", "consult", "gateway"]' in DOCKERFILE
 
 
-@promise("Deployment", "gcloud uploads the model and deploys it to an endpoint with an A100")
-@pytest.mark.skip(reason="needs an account of Google Cloud")
-def test_deployment_on_vertex() -> None:
-    raise NotImplementedError
+DEPLOYMENT_ON_VERTEX = not_tried(
+    "needs an account of Google Cloud",
+    ("Deployment", "gcloud uploads the model and deploys it to an endpoint with an A100"),
+)
 
 
 # -- Post-processing, variables, troubleshooting

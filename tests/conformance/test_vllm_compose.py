@@ -35,6 +35,7 @@ from tests.support.compose_file import RAW_SERVICES, SERVICES, run_vllm_server
 from tests.support.fake_docker import FakeCheckout, make_fake_checkout
 from tests.support.fake_openai_server import FakeOpenAiServer, open_fake_openai_server
 from tests.support.gateway_thread import serve_in_thread
+from tests.support.promises import not_tried
 
 PAGE, SERVER = SERVICES["gateway"], SERVICES["vllm-server"]
 HINT = "What does a loop over a text give you, one at a time?"
@@ -196,10 +197,10 @@ def test_env_example_explains_settings() -> None:
         assert len(lines[index - 1].split()) > 4, name
 
 
-@pytest.mark.skip(reason="needs an account at a GPU cloud")
-@pytest.mark.promise("Usage", "the steps on a rented pod: clone, start the script, open port 7860 in the provider's console")
-def test_pod_of_a_gpu_cloud() -> None:
-    raise NotImplementedError
+POD_OF_A_GPU_CLOUD = not_tried(
+    "needs an account at a GPU cloud",
+    ("Usage", "the steps on a rented pod: clone, start the script, open port 7860 in the provider's console"),
+)
 
 
 @pytest.mark.promise("Usage", "locally the page is at http://localhost:7860")
@@ -216,12 +217,12 @@ def test_page_is_at_the_root_of_its_port(stack: Stack) -> None:
     assert (page.status_code, page.url.path) == (200, "/console/chat")
 
 
-@pytest.mark.skip(reason="needs a GPU")
-@pytest.mark.promise("GPU", "the 7B model runs on one card of 24 GB")
-@pytest.mark.promise("GPU", "its weights take 14 GB, its cache 6 GB")
-@pytest.mark.promise("GPU", "generation is 15 to 24 times as fast as without paged attention")
-def test_seven_billion_parameters_on_one_card() -> None:
-    raise NotImplementedError
+SEVEN_BILLION_PARAMETERS_ON_ONE_CARD = not_tried(
+    "needs a GPU",
+    ("GPU", "the 7B model runs on one card of 24 GB"),
+    ("GPU", "its weights take 14 GB, its cache 6 GB"),
+    ("GPU", "generation is 15 to 24 times as fast as without paged attention"),
+)
 
 
 @pytest.mark.promise("GPU", "a volume keeps the fetched model when the container goes")

@@ -101,8 +101,10 @@ async def test_closed_stream_cancels_generation(client: AsyncOpenAI, start_worke
         stream = await client.chat.completions.create(model="tiny", messages=user("endless"), stream=True)
         async for _ in stream:
             break
+        assert not text_actor.cancelled.is_set()
         await stream.close()
         await asyncio.wait_for(text_actor.cancelled.wait(), 5)
+    assert text_actor.cancelled.is_set()
 
 
 async def test_images_are_passed_as_claims_or_urls(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:

@@ -109,12 +109,14 @@ async def test_client_disconnect_frees_engine(client: AsyncOpenAI, running_vllm:
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].delta.content:
             break
+    assert await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running") == 1
     await stream.close()
 
     async def is_idle() -> bool:
         return await asyncio.to_thread(running_vllm.metric, "vllm:num_requests_running") == 0
 
     await wait_until(is_idle, 10)
+    assert await is_idle()
 
 
 async def test_prompt_over_context_returns_400_with_limits(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:

@@ -1,11 +1,12 @@
 """The promises of the five systems, read from the conformance tests, and the tables that docs/migration.md shows of them.
 
 A test says with `@pytest.mark.promise(section, text)` which promise of its system's document it holds. With `differs="…"` it holds what
-this product does instead, and why. A promise that cannot be tried on a machine without a GPU or an account is a skipped test; its reason is
+this product does instead, and why. A promise that cannot be tried without a GPU or an account is listed by `not_tried`, and its reason is
 in the table. `python -m tests.support.promises` writes the tables.
 """
 
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,19 @@ class Promise:
     state: str
 
 
+@dataclass(frozen=True)
+class NotTried:
+    """Promises, each a section and a text, that no test of ours holds. `line`: of the module that lists them."""
+
+    reason: str
+    promises: tuple[tuple[str, str], ...]
+    line: int
+
+
+def not_tried(reason: str, *promises: tuple[str, str]) -> NotTried:
+    return NotTried(reason, promises, sys._getframe(1).f_lineno)
+
+
 def read_promises(modules: str) -> list[Promise]:
     """The promises of modules in the order of their functions. Raises ValueError for a promise that two tests hold in the same words."""
     promises = [promise for module in modules.split() for function in functions_of(module) for promise in promises_of(function)]
@@ -42,22 +56,23 @@ def read_promises(modules: str) -> list[Promise]:
 
 
 def functions_of(module: str) -> list[Any]:
-    functions = [value for value in vars(importlib.import_module(module)).values() if callable(value) and hasattr(value, "pytestmark")]
-    return sorted(functions, key=line_number)
+    """The tests with promises, and what is not tried, in their order."""
+    values = vars(importlib.import_module(module)).values()
+    return sorted((value for value in values if isinstance(value, NotTried) or hasattr(value, "pytestmark")), key=line_number)
 
 
 def line_number(function: Any) -> int:
-    return int(function.__code__.co_firstlineno)
+    return function.line if isinstance(function, NotTried) else int(function.__code__.co_firstlineno)
 
 
 def promises_of(function: Any) -> Iterator[Promise]:
-    skips = [mark.kwargs["reason"] for mark in function.pytestmark if mark.name == "skip"]
+    if isinstance(function, NotTried):
+        yield from (Promise(section, text, f"not tried: {function.reason}") for section, text in function.promises)
+        return
     conditional = [mark.name for mark in function.pytestmark if mark.name == "gpu"]
     for mark in reversed([mark for mark in function.pytestmark if mark.name == "promise"]):
         section, text = mark.args
-        if skips:
-            state = f"not tried: {skips[0]}"
-        elif differs := mark.kwargs.get("differs"):
+        if differs := mark.kwargs.get("differs"):
             state = f"differs: {differs}"
         else:
             state = "holds, tried where there is a GPU" if conditional else "holds"
@@ -80,4 +95,5 @@ def with_tables(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text()))
+    promises = importlib.import_module("tests.support.promises")  # the module whose class the conformance tests use
+    PAGE.write_text(promises.with_tables(PAGE.read_text()))
