@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 HasGlyph = Callable[[str], bool]
 MAX_MARKS = 4
-"""Marks that one letter keeps. Vietnamese, Thai and Hebrew need up to three; more is not a name."""
+"""Marks that one character keeps. Vietnamese, Thai and Hebrew need up to three; more is not a name."""
 JOINERS = "\u200c\u200d"
-"""ZWNJ and ZWJ: letters of some scripts need them. Between other letters they are invisible and dropped."""
+"""ZWNJ and ZWJ: some scripts need them. Between other characters they are invisible and dropped."""
 INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
-BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f")
-"""Fillers: letters and marks by their category, and blank."""
+FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f")
+"""Fillers, which are blank, whatever their category says."""
 EMOJI = (range(0x1F000, 0x1FB00), range(0xE0020, 0xE0080))
 """Pictographs, flags, skin tones; and the tags of flags."""
 KEYCAP, REPLACEMENT = "\u20e3", "\ufffd"
@@ -29,7 +29,7 @@ class DrawnText:
 
 
 def clean_text(text: str) -> str:
-    """One line in NFC, as macOS may send letters and Korean syllables decomposed. Invisible characters and excess marks are dropped."""
+    """One line in NFC, as macOS may send accents and Korean syllables decomposed. Invisible characters and excess marks are dropped."""
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # two halves of an emoji are one
     composed = unicodedata.normalize("NFC", " ".join(joined.split()))
     clean = "".join(cluster if is_emoji(cluster) else visible_part(cluster) for cluster in split_clusters(composed))
@@ -65,7 +65,7 @@ def find_missing(text: str, has_glyph: HasGlyph) -> str | None:
 
 
 def split_clusters(text: str) -> Iterator[str]:
-    """Each letter with its marks, each emoji with what belongs to it."""
+    """Each character with its marks, each emoji with what belongs to it."""
     cluster = ""
     for character in text:
         if cluster and not continues(cluster, character):
@@ -102,12 +102,12 @@ def is_missing_symbol(cluster: str, has_glyph: HasGlyph) -> bool:
 
 
 def visible_part(cluster: str) -> str:
-    """A letter with its marks, without variation selectors, controls of direction, fillers and excess marks."""
+    """A cluster without variation selectors, controls of direction, fillers and excess marks."""
     visible, marks = "", 0
     for character in cluster:
         category = unicodedata.category(character)
         marks += category in ("Mn", "Me")
-        if is_variation_selector(character) or character in BLANK_LETTERS or marks > MAX_MARKS:
+        if is_variation_selector(character) or character in FILLERS or marks > MAX_MARKS:
             continue
         if category not in INVISIBLE_CATEGORIES or (character in JOINERS and needs_joiners(cluster[0])):
             visible += character
@@ -118,6 +118,6 @@ def is_variation_selector(character: str) -> bool:
     return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef" or "\u180b" <= character <= "\u180d"
 
 
-def needs_joiners(letter: str) -> bool:
-    """Whether the letter is Arabic, Syriac or Mongolian, or of a script of India and its neighbours."""
-    return unicodedata.bidirectional(letter) == "AL" or "\u0900" <= letter <= "\u0dff" or "\u1800" <= letter <= "\u18af"
+def needs_joiners(character: str) -> bool:
+    """Whether the character is Arabic, Syriac or Mongolian, or of a script of India and its neighbours."""
+    return unicodedata.bidirectional(character) == "AL" or "\u0900" <= character <= "\u0dff" or "\u1800" <= character <= "\u18af"

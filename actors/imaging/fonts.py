@@ -75,9 +75,9 @@ def prepare_drawing(text: str, faces: Iterable[FontFace]) -> DrawnText:
     if problem := find_missing(prepared.text, has_glyph):
         message = f"The text cannot be drawn: {problem}. Name one that has it in WATERMARK_FONTS, or sign with a picture."
         raise PermanentError("glyph-missing", message)
-    letters = [(letter, letter if has_glyph(letter) else letter[0]) for letter in split_clusters(prepared.text)]
-    marks = "".join(whole[len(drawn) :] for whole, drawn in letters)  # of fonts other than their letter's
-    return DrawnText("".join(drawn for _, drawn in letters), prepared.left_out + marks)
+    clusters = [(whole, whole if has_glyph(whole) else whole[0]) for whole in split_clusters(prepared.text)]
+    marks = "".join(whole[len(drawn) :] for whole, drawn in clusters)  # of fonts other than their base character's
+    return DrawnText("".join(drawn for _, drawn in clusters), prepared.left_out + marks)
 
 
 def find_fonts(extra: tuple[Path, ...]) -> tuple[FontFace, ...]:

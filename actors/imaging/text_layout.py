@@ -97,7 +97,7 @@ def lay_out(text: str, faces: Sequence[FontFace], font_size: int, max_width: int
 
 
 def wrap_text(text: str, faces: Sequence[FontFace], font_size: int, max_width: int) -> list[str]:
-    """Lines no wider than `max_width`, broken between words; a word that is too wide is broken between letters, each with its marks."""
+    """Lines no wider than `max_width`, broken between words; a word that is too wide is broken between clusters."""
     lines: list[str] = []
     for paragraph in text.splitlines() or [text]:
         line = ""

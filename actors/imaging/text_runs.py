@@ -1,6 +1,6 @@
 """A text split into runs of one font and one direction, in the order in which they are drawn from left to right.
 
-Pillow shapes one run at a time: it joins letters and reverses what is read from right to left. A text that one font can draw is one run.
+Pillow shapes one run at a time: it joins characters and reverses what is read from right to left. A text that one font can draw is one run.
 """
 
 import re
@@ -29,7 +29,7 @@ class TextRun:
 
 
 def split_into_runs(text: str, faces: Sequence[FontFace]) -> list[TextRun]:
-    """One run in the first font that supports the whole text, else one font for each word if possible, else for each letter.
+    """One run in the first font that supports the whole text, else one font for each word if possible, else for each cluster.
 
     Raises PermanentError("glyph-missing"), which names the character.
     """
@@ -46,7 +46,7 @@ def split_into_runs(text: str, faces: Sequence[FontFace]) -> list[TextRun]:
 
 
 def choose_fonts(word: str, faces: Sequence[FontFace]) -> Iterator[tuple[FontFace, str]]:
-    """A letter stays together with its marks. The blanks behind a word are drawn with its last letter's font, which all have."""
+    """A cluster has one font. The blanks behind a word are drawn with its last cluster's font, which all have."""
     for face in faces:
         if face.supports(word):
             yield from ((face, cluster) for cluster in split_clusters(word))
@@ -57,20 +57,20 @@ def choose_fonts(word: str, faces: Sequence[FontFace]) -> Iterator[tuple[FontFac
         yield face, cluster
 
 
-def find_face(letter: str, faces: Sequence[FontFace]) -> FontFace:
-    """The first font that has the letter with its marks. Raises PermanentError("glyph-missing")."""
+def find_face(cluster: str, faces: Sequence[FontFace]) -> FontFace:
+    """The first font that has the whole cluster. Raises PermanentError("glyph-missing")."""
     for face in faces:
-        if face.supports(letter):
+        if face.supports(cluster):
             return face
-    problem = find_missing(letter, lambda _: False)
+    problem = find_missing(cluster, lambda _: False)
     raise PermanentError("glyph-missing", f"The text cannot be drawn: {problem}. Name one that has it in WATERMARK_FONTS.")
 
 
 def find_levels(clusters: Sequence[str]) -> list[int]:
-    """The embedding level of each letter: even from left to right, odd from right to left.
+    """The embedding level of each cluster: even from left to right, odd from right to left.
 
     The rules of Unicode's algorithm for bidirectional text without controls: numbers run from left to right, blanks and signs take the
-    direction that their neighbours share, and the first letter says the direction of the whole.
+    direction that their neighbours share, and the first one with a direction says the direction of the whole.
     """
     kinds = [unicodedata.bidirectional(cluster[0]) for cluster in clusters]
     base = int(next((kind in RIGHT_TO_LEFT for kind in kinds if kind == "L" or kind in RIGHT_TO_LEFT), False))
@@ -80,7 +80,7 @@ def find_levels(clusters: Sequence[str]) -> list[int]:
 
 
 def find_sides(kinds: Sequence[str], base: int) -> list[bool]:
-    """Whether each letter belongs to text from right to left. A number belongs to what is before it."""
+    """Whether each cluster belongs to text from right to left. A number belongs to what is before it."""
     sides: list[bool | None] = []
     last = bool(base)
     for kind in kinds:

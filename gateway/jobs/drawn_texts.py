@@ -13,7 +13,7 @@ from gateway.jobs.orders import Itinerary, JobOrder
 from gateway.problems import HttpProblem
 from gateway.settings import GatewaySettings
 
-CURE = "Write it in other letters, or sign with a picture. If a font of the workers has it, set {} at the gateway too."
+CURE = "Write it in other characters, or sign with a picture. If a font of the workers has it, set {} at the gateway too."
 NOTHING_DRAWN = "nothing of it is drawn: it is blank, or emoji alone."
 FONT_SETTINGS = {Step.WATERMARK: "WATERMARK_FONTS", Step.OVERLAY: "OVERLAY_FONTS"}
 
