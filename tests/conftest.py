@@ -28,7 +28,11 @@ from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
 from tests.support.broker_client import BrokerClient, StartWorker, purge_queues
+from tests.support.dead_letter_fixtures import pool, repository, start_worker_with_ingest
 from tests.support.gpu import missing_gpu
+
+__all__ = ["pool", "repository", "start_worker_with_ingest"]
+"""Fixtures that stand elsewhere."""
 
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")

@@ -20,14 +20,9 @@ from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, wait_until
 from tests.support.dead_letter_fixtures import (
     StartWorkerWithIngest,
-    pool,
     queue_size,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
-
-__all__ = ["pool", "repository", "start_worker_with_ingest"]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "dead-letters.md"
 DEAD = broker_names.dead_letter_queue("upload")

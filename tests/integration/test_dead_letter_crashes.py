@@ -16,14 +16,9 @@ from tests.support.broker_client import BrokerClient, echo_actor
 from tests.support.dead_letter_fixtures import (
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
     queue_size,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
-
-__all__ = ["pool", "repository", "start_worker_with_ingest"]
 
 LETTERS = 30
 CRASH_POINTS = {

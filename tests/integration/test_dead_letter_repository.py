@@ -1,7 +1,5 @@
 """Stored dead letters: rate limit, groups, ages, and the queries and commands over the bus and over HTTP."""
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -30,15 +28,11 @@ from contracts.wire import Header
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from tests.support.broker_client import BrokerClient, echo_actor, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
+from tests.support.dead_letter_fixtures import (
     COMPLETION_LISTENER,
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
-    queue_size,
     replay_of,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 

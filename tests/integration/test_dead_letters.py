@@ -1,7 +1,5 @@
 """Dead letters on the real broker and the real database: ingest, replay to one queue, resolved or failed again."""
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 import json
 from datetime import UTC, datetime
@@ -17,15 +15,11 @@ from contracts import broker_names
 from contracts.dead_letter import EditDeadLetter, ReplayDeadLetters, Selection
 from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, echo_actor, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
-    COMPLETION_LISTENER,
+from tests.support.dead_letter_fixtures import (
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
     queue_size,
     replay_of,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 

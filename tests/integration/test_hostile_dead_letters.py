@@ -1,7 +1,5 @@
 """Hostile messages in a dead-letter queue: each becomes a letter with a cause, and can be replayed."""
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 import struct
 from dataclasses import replace as with_fields
@@ -18,13 +16,10 @@ from bus.dead_letters.repository import DeadLetterRepository
 from contracts import broker_names
 from contracts.dead_letter import ReplayDeadLetters, Selection
 from tests.support.broker_client import BrokerClient, echo_actor, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
+from tests.support.dead_letter_fixtures import (
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
     queue_size,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 from tests.support.hostile_messages import UNDECODABLE, HostileMessage, hostile_messages, publish_all

@@ -1,7 +1,5 @@
 """Reports of replays that one hostile message held up, lost or turned against another tenant: dead letters of real queues."""
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 from collections import Counter
 
@@ -15,13 +13,10 @@ from contracts.dead_letter import ReplayDeadLetters, Selection
 from contracts.wire import Header
 from tests.reports.test_replays import dead_command, differences_of, send_again
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
+from tests.support.dead_letter_fixtures import (
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
     queue_size,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 from tests.support.foreign_queue import BODY, ForeignQueue, values_of

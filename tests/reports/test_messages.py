@@ -4,8 +4,6 @@ A row of CASES is one report: what its publisher set, and whether the client lib
 queue that a process consumes.
 """
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 import json
 import struct
@@ -29,11 +27,8 @@ from bus.worker.outgoing import read_slip
 from contracts import broker_names
 from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
+from tests.support.dead_letter_fixtures import (
     StartWorkerWithIngest,
-    pool,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR

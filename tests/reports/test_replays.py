@@ -1,7 +1,5 @@
 """Reports of replays that were not what died: what is sent again equals it, byte by byte of each value; what cannot is shown before."""
 
-# ruff: noqa: F811 - a fixture that is imported is named again as an argument
-
 import asyncio
 import base64
 import json
@@ -28,13 +26,10 @@ from contracts.dead_letter import EditDeadLetter, ReplayDeadLetters, Selection, 
 from contracts.wire import Header
 from ops.commands.dead_letter_output import format_letter, format_replayed
 from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor, wait_until
-from tests.support.dead_letter_fixtures import (  # noqa: F401
+from tests.support.dead_letter_fixtures import (
     FlakyHandler,
     StartWorkerWithIngest,
-    pool,
     queue_size,
-    repository,
-    start_worker_with_ingest,
     wait_for_dead_letters,
 )
 from tests.support.foreign_queue import BODY, PROPERTIES, TYPED_HEADERS, ForeignQueue, values_of
