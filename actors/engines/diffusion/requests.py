@@ -3,9 +3,10 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from actors.engines.diffusion.lora.strength import AdapterConfig
-from contracts.image import AlphaSource
+from contracts.image import AlphaSource, ImageFormat
 
 
 @dataclass(frozen=True)
@@ -25,44 +26,91 @@ class LoraFile:
 
     @property
     def slot_key(self) -> Hashable:
-        return self.sha256, self.scale, self.config, self.assumed_alpha, self.assumed_from
+        """What the weights in memory depend on: orders with another scale share them."""
+        return self.sha256, self.config, self.assumed_alpha, self.assumed_from
+
+
+@dataclass(frozen=True)
+class InputPicture:
+    """Decoded pixels: `mode` RGB (three bytes a pixel) or L (one), row by row."""
+
+    mode: Literal["RGB", "L"]
+    width: int
+    height: int
+    pixels: bytes
+
+
+@dataclass(frozen=True)
+class EditSource:
+    """`mask`: mode L, of the size of `image`; values of 128 and more are drawn anew. None: the whole picture is."""
+
+    image: InputPicture
+    mask: InputPicture | None = None
+    strength: float = 0.8
+
+
+@dataclass(frozen=True)
+class ControlSource:
+    """`model`: a name from IMAGE_CONTROLNETS."""
+
+    image: InputPicture
+    model: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class DiffusionRequest:
-    """One order. Image i has the seed `seed` + i. `png_metadata` goes into each PNG beside the engine's own.
+    """One order. Image i has the seed `seed` + i. `metadata` goes into each file beside the engine's own.
 
-    `deterministic`: each image in UNet calls of its own, so that it is bit-identical in any batch.
+    What is None is the family's default. `deterministic`: each image in calls of its own, so that it is bit-identical in any batch.
     """
 
     prompt: str
     seed: int
     negative_prompt: str = ""
-    width: int = 512
-    height: int = 512
-    steps: int = 50
-    guidance_scale: float = 7.5
-    scheduler: str = "dpm++"
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    scheduler: str | None = None
     count: int = 1
     model: str = ""
-    lora: LoraFile | None = None
+    loras: tuple[LoraFile, ...] = ()
+    edit: EditSource | None = None
+    control: ControlSource | None = None
     deterministic: bool = False
     preview: bool = False
-    png_metadata: dict[str, str] = field(default_factory=dict)
+    output_format: ImageFormat = "png"
+    quality: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResolvedRequest(DiffusionRequest):
+    """An order with every parameter that its model's family decides; see `request_check.resolve_request`."""
+
+    width: int = 0
+    height: int = 0
+    steps: int = 0
+    guidance_scale: float = 0.0
+    scheduler: str = ""
 
 
 @dataclass(frozen=True)
 class DiffusionResult:
-    """How the images were made; the images are the output files, PNG, in the order of their seeds.
+    """How the images were made; the images are the output files, in the order of their seeds.
 
     `oom_fallbacks`: those that were applied. `largest_batch`: the most images in one step with this order's, including its own.
-    `prompt_tokens_left_out`: at the end of each prompt, beyond the text encoder's limit.
     """
 
     seeds: tuple[int, ...]
-    png_metadata: dict[str, str]
+    metadata: dict[str, str]
     oom_fallbacks: tuple[str, ...]
     largest_batch: int
+    family: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
     flagged: tuple[bool, ...] = ()
-    prompt_tokens_left_out: int = 0
-    negative_prompt_tokens_left_out: int = 0

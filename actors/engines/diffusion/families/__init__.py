@@ -1,0 +1,1 @@
+"""The model families that the diffusion engine draws with: one module each."""
