@@ -4,7 +4,7 @@ from copy import copy
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from contracts.wire_model import WireModel
@@ -12,17 +12,25 @@ from contracts.wire_model import WireModel
 
 @cache
 def strict_model(model: type[BaseModel], *, without: tuple[str, ...] = (), optional: bool = False) -> type[BaseModel]:
-    """A copy of the contract whose models, at every depth, forbid unknown fields. `optional`: no field of the outermost one is required."""
+    """A copy of the contract whose models, at every depth, forbid unknown fields. `optional`: no field of the outermost one is required.
+
+    Its model validators of the mode `after` are those of the contract; a contract with other ones is refused by an assertion.
+    """
     decorators = model.__pydantic_decorators__
-    validators = {*decorators.field_validators, *decorators.model_validators}
-    assert not validators, f"{model.__name__} has the validators {validators}, which a copy would lack"
+    others = {name for name, decorator in decorators.model_validators.items() if decorator.info.mode != "after"}
+    others |= decorators.field_validators.keys()
+    assert not others, f"{model.__name__} has the validators {others}, which a copy would lack"
+    validators: dict[str, Any] = {
+        name: model_validator(mode="after")(decorator.func) for name, decorator in decorators.model_validators.items()
+    }
     fields: dict[str, Any] = {
         name: (_strict_annotation(field.annotation), _optional_field(field) if optional else field)
         for name, field in model.model_fields.items()
         if name not in without
     }
     name = f"{model.__name__}{'Arguments' if optional else 'Fields'}"
-    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True), __doc__=model.__doc__, **fields)
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(name, __config__=config, __doc__=model.__doc__, __validators__=validators, **fields)
 
 
 def _strict_annotation(annotation: Any) -> Any:

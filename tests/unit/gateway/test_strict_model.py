@@ -1,9 +1,9 @@
 """Strict copies of contracts: unknown fields are rejected at every depth, everything else is the contract's."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pytest
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from contracts.wire_model import WireModel
 from gateway.strict_model import strict_model
@@ -62,7 +62,30 @@ def test_optional_model_requires_no_field_but_keeps_constraints() -> None:
         model.model_validate({"size": 0})
 
 
-def test_model_with_validators_is_refused() -> None:
+class Range(WireModel):
+    first: int = 0
+    last: int | None = None
+
+    @model_validator(mode="after")
+    def check_order(self) -> Self:
+        if self.last is not None and self.last < self.first:
+            raise ValueError("the last is before the first")
+        return self
+
+
+class Ranges(WireModel):
+    ranges: list[Range]
+
+
+def test_model_validators_apply_at_every_depth() -> None:
+    for model, fields in ((strict_model(Range), {"first": 2, "last": 1}), (strict_model(Ranges), {"ranges": [{"first": 2, "last": 1}]})):
+        with pytest.raises(ValidationError, match="the last is before the first"):
+            model.model_validate(fields)
+    assert strict_model(Ranges).model_validate({"ranges": [{"last": 3}]}).model_dump(exclude_unset=True) == {"ranges": [{"last": 3}]}
+    assert strict_model(Range, optional=True).model_validate({}).model_dump(exclude_unset=True) == {}
+
+
+def test_model_with_field_validators_is_refused() -> None:
     """A copy would not run them."""
 
     class Checked(BaseModel):
