@@ -33,6 +33,11 @@ class ImageSettings(BaseSettings):
 
     model: str = Field("stable-diffusion-v1-5/stable-diffusion-v1-5", description="A folder or a hub id.")
     models: dict[str, str] = Field(default_factory=dict, description="Further models that a request may name: name → folder or hub id.")
+    families: list[str] = Field(
+        default_factory=list, description="Model families beside those of the product: `package.module:Class`, subclasses of Family."
+    )
+    loras: dict[str, str] = Field(default_factory=dict, description="LoRAs that an order may name: name → address.")
+    controlnets: dict[str, str] = Field(default_factory=dict, description="ControlNets that an order may name: name → folder or hub id.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda:0` …; auto: the first CUDA device, else the CPU.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on CUDA, float32 on a CPU.")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch. None: torch's own choice.")

@@ -61,6 +61,8 @@ class Family:
     latent_channels: ClassVar[int] = 4
     patch: ClassVar[int] = 1
     """Latents on each side of a square that the denoiser reads as one token."""
+    takes_true_cfg: ClassVar[bool] = False
+    """Whether an order may have a `true_cfg_scale`."""
     mask_beside: bool = False
     """Whether the denoiser reads mask and masked picture beside the latents, as checkpoints for inpainting do; then it draws nothing else."""
 
@@ -92,6 +94,17 @@ class Family:
 
         return getattr(diffusers, cls.loader).from_pretrained(source, dtype=dtype, **parts)
 
+    @classmethod
+    def vae_dtype(cls, config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+        """The dtype that the VAE is kept in, by its config.json, when the model is in `dtype`."""
+        return dtype
+
+    @property
+    def own_side(self) -> int:
+        """Pixels of both sides of the checkpoint's own size."""
+        latents = getattr(self.pipeline, "default_sample_size", None) or self.denoiser.config.get("sample_size")
+        return latents * self.vae_scale if isinstance(latents, int) else self.defaults.side
+
     def check(self) -> None:
         """Raises ValueError for parts that are of different models. That no weight is missing is verified for all families."""
 
@@ -100,6 +113,9 @@ class Family:
     def group(self, request: ResolvedRequest, conditions: Sequence[Condition]) -> Hashable:
         """Beside model and size: rows with equal groups may share a call."""
         return None
+
+    def check_request(self, request: ResolvedRequest) -> None:
+        """Raises PermanentError for what this checkpoint cannot do, beyond what the class attributes say."""
 
     def is_guided(self, request: ResolvedRequest) -> bool:
         """Whether a row has a negative half."""
@@ -170,6 +186,12 @@ class Family:
     def control_hint(self, request: ResolvedRequest, picture: InputPicture) -> torch.Tensor:
         """The picture that a ControlNet follows, 1 × 3 × H × W. Families whose `edits` have `control` override it."""
         raise NotImplementedError
+
+    def resized_picture(self, request: ResolvedRequest, picture: InputPicture) -> Any:
+        """The picture in the order's size, as the VAE reads it: H × W × 3 bytes, or H × W of a mask."""
+        import numpy
+
+        return numpy.asarray(self._pictures.resize(to_pil(picture), request.height, request.width))
 
     # -- a step
 
