@@ -28,9 +28,11 @@ MAX_TRIES = 5
 
 def make_models(arguments: Namespace) -> int:
     """`atelier models tiny`. Prints the path of each model as JSON."""
-    from ops.local.tiny_models import make_tiny_models
+    from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
     paths = make_tiny_models(arguments.folder.resolve(), force=arguments.force)
+    if arguments.families:
+        paths |= make_tiny_families(arguments.folder.resolve(), force=arguments.force)
     sys.stdout.write(json.dumps({name: str(path) for name, path in paths.items()}, indent=2) + "\n")
     return 0
 

@@ -56,6 +56,19 @@ def make_tiny_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
     return paths
 
 
+def make_tiny_families(folder: Path, *, force: bool = False) -> dict[str, Path]:
+    """Write a tiny checkpoint of every family of image models and their ControlNets, those that are missing or all with `force`; return
+    the path of each. Needs torch.
+    """
+    from actors.engines.diffusion.tiny_families import TINY_CONTROLNETS, TINY_FAMILIES, write_tiny_family
+
+    paths = {name: folder / name for name in (*TINY_FAMILIES, *TINY_CONTROLNETS)}
+    for name, path in paths.items():
+        if force or not path.exists():
+            _write_atomically(path, partial(write_tiny_family, name))
+    return paths
+
+
 def copy_checkpoint(source: Path, target: Path) -> None:
     (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
