@@ -50,12 +50,17 @@ class Family:
     """The class of diffusers that loads the checkpoint."""
     parts: ClassVar[tuple[str, ...]]
     """The parts that model_index.json must name; the weights of each are read when it is loaded."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts with weights that model_index.json may leave out."""
+    has_safety_checker: ClassVar[bool] = False
+    """Whether its pipelines have an optional safety checker."""
     denoiser_part: ClassVar[str] = "transformer"
     lora_prefixes: ClassVar[Mapping[str, str]] = {"transformer.": "transformer", "base_model.model.": "transformer"}
     """What LoRA keys begin with → the part that they change."""
     schedulers: ClassVar[tuple[str, ...]] = ("euler",)
     """Names of `contracts.image.SchedulerName` that an order may give."""
-    defaults: ClassVar[Defaults] = Defaults()
+    defaults: Defaults = Defaults()
+    """Of the class; a checkpoint that has others sets them when it is loaded."""
     side_multiple: ClassVar[int] = 8
     edits: ClassVar[frozenset[EditKind]] = frozenset({"img2img", "inpaint"})
     latent_channels: ClassVar[int] = 4
@@ -64,7 +69,7 @@ class Family:
     takes_true_cfg: ClassVar[bool] = False
     """Whether an order may have a `true_cfg_scale`."""
     mask_beside: bool = False
-    """Whether the denoiser reads mask and masked picture beside the latents, as checkpoints for inpainting do; then it draws nothing else."""
+    """Whether the denoiser reads mask and masked picture beside the latents; such checkpoints draw nothing but inpaintings."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -84,6 +89,11 @@ class Family:
     @property
     def device(self) -> torch.device:
         return self.denoiser.device
+
+    @property
+    def text_device(self) -> torch.device:
+        """Where prompts are encoded; the text encoders need not be where the denoiser is."""
+        return self.pipeline.text_encoder.device
 
     # -- a checkpoint
 
@@ -220,14 +230,18 @@ class Family:
     def decode(self, request: ResolvedRequest, latents: torch.Tensor) -> torch.Tensor:
         """H × W × 3, in -1…1. `latents`: as the scheduler gave them. Called in the VAE's own thread."""
         vae = self.pipeline.vae
-        unscaled = self.unscale_latents(self.unpack(request, latents)).to(vae.dtype)
-        return vae.decode(unscaled, return_dict=False)[0][0].permute(1, 2, 0)
+        unpacked = self.unpack(request, latents).to(device=vae.device, dtype=vae.dtype)
+        return vae.decode(self.unscale_latents(unpacked), return_dict=False)[0][0].permute(1, 2, 0)
 
     # -- LoRA
 
     def lora_aliases(self, part: str, layer: str) -> Iterator[LayerAlias]:
         """Other names of a layer, without a prefix. A name with underscores in place of dots need not be among them."""
         return iter(())
+
+    def lora_excluded(self, part: str, layer: str) -> bool:
+        """Whether a layer reads the tokens of all rows in one axis, so that it cannot be changed for one row alone."""
+        return False
 
 
 def to_pil(picture: InputPicture) -> Image.Image:
