@@ -31,7 +31,7 @@ _REFUSED_WEBHOOK = SlipStep(step=Step.WEBHOOK, arguments={"kind": "failed", "fau
 ITINERARIES: Mapping[str, StandardItinerary] = {
     "image_order": StandardItinerary(
         steps=[SlipStep(step=Step.IMAGE), SlipStep(step=Step.WATERMARK), SlipStep(step=Step.UPLOAD), _COMPLETE_WEBHOOK],
-        answer=["files", "result_url", "result_urls", "metadata"],
+        answer=["files", "thumbnails", "result_url", "result_urls", "metadata"],
         on_progress=_PROGRESS_WEBHOOK,
         on_failure=_FAILED_WEBHOOK,
     ),
@@ -47,7 +47,7 @@ ITINERARIES: Mapping[str, StandardItinerary] = {
             _COMPLETE_WEBHOOK,
         ],
         answer=[
-            *("files", "result_url", "result_urls", "metadata", "text"),
+            *("files", "thumbnails", "result_url", "result_urls", "metadata", "text"),
             *("is_valid", "relevance_score", "font_recommendation", "layout", "contrast_ratio"),
             *("on_brief", "occlusion", "contrast_ok", "cta_present", "analysis", "issues", "evidence"),
         ],

@@ -55,6 +55,7 @@ class WatermarkDone(Result):
     """Claims on the signed images."""
 
     images: list[Claim]
+    thumbnails: list[Claim] = Field(default_factory=list, description="A small JPEG of each signed image, for lists.")
     signature_missing: bool = Field(
         False, description="The signature's image was missing and not required, or its text had nothing but what is left out."
     )

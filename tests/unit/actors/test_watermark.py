@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anyio import CapacityLimiter
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from actors.settings import WatermarkSettings
@@ -45,6 +45,7 @@ class WatermarkRig:
             order, self.context, claims=self.claims, settings=settings or WatermarkSettings(), threads=CapacityLimiter(2)
         )
         (claim,) = done.images
+        (self.thumbnail,) = done.thumbnails
         signed = Image.open(io.BytesIO(await self.claims.read(claim, tenant=None)))
         assert isinstance(signed, PngImageFile)
         signed.load()
@@ -307,3 +308,15 @@ async def test_same_order_gives_same_bytes(watermark_rig: WatermarkRig) -> None:
     first, second = [await watermark_rig.sign(plain(), **order) for _ in range(2)]
     assert first.tobytes() == second.tobytes()
     assert first.text == second.text
+
+
+async def test_thumbnail_shows_the_signed_picture(watermark_rig: WatermarkRig) -> None:
+    """A JPEG of the same proportions with the signature in it, whether the picture is larger or smaller than a thumbnail."""
+    for size, expected in (((768, 512), (384, 256)), ((64, 128), (64, 128))):
+        signed = await watermark_rig.sign(plain(*size), signature={"text": "Jane Doe", "size": "large", "opacity": 1.0})
+        data = await watermark_rig.claims.read(watermark_rig.thumbnail, tenant=None)
+        thumbnail = Image.open(io.BytesIO(data))
+        assert (thumbnail.format, thumbnail.size, watermark_rig.thumbnail.media_type) == ("JPEG", expected, "image/jpeg")
+        difference = ImageChops.difference(thumbnail, signed.resize(expected)).convert("L")
+        assert ImageStat.Stat(difference).mean[0] < 4
+        assert ImageChops.difference(thumbnail, Image.new("RGB", expected, GREY)).getbbox() is not None
