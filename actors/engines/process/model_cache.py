@@ -27,26 +27,34 @@ class CachedModel(Generic[T]):
 
 
 class ModelCache(Generic[T]):
-    """`measure` gives the bytes of a model before it is loaded; `in_use` says whether it must stay; `unload` frees it."""
+    """`measure` gives the bytes of a model before it is loaded, `measure_loaded` what it takes then (None: as was estimated); `in_use` says
+    whether it must stay; `unload` frees it.
+    """
 
     def __init__(
         self,
         budget_bytes: int,
         *,
         measure: Callable[[str], int],
+        measure_loaded: Callable[[T], int] | None = None,
         load: Callable[[str], T],
         unload: Callable[[T], None],
         in_use: Callable[[str], bool] = lambda _: False,
         pinned: frozenset[str] = frozenset(),
     ) -> None:
         self.budget_bytes, self.pinned, self.loads = budget_bytes, pinned, 0
-        self._measure, self._load, self._unload, self._in_use = measure, load, unload, in_use
+        self._measure, self._measure_loaded = measure, measure_loaded
+        self._load, self._unload, self._in_use = load, unload, in_use
         self._models: OrderedDict[str, CachedModel[T]] = OrderedDict()
         self._lock = threading.RLock()
 
     @property
     def used_bytes(self) -> int:
-        return sum(cached.size_bytes for cached in self._models.values())
+        """Of all models, each measured anew: what belongs to a model, such as its LoRAs, grows and shrinks."""
+        return sum(self._size(cached) for cached in self._models.values())
+
+    def _size(self, cached: CachedModel[T]) -> int:
+        return self._measure_loaded(cached.model) if self._measure_loaded else cached.size_bytes
 
     @property
     def names(self) -> list[str]:
@@ -64,13 +72,14 @@ class ModelCache(Generic[T]):
                 model = self._load(name)
                 self.loads += 1
                 self._models[name] = CachedModel(model, size)
-                log.info("model.loaded", model=name, bytes=size, resident_bytes=self.used_bytes)
+                log.info("model.loaded", model=name, bytes=self._size(self._models[name]), expected_bytes=size)
+                self._evict_others_beyond_budget(name)
             self._models.move_to_end(name)
             return self._models[name].model
 
     def _evict_until_fits(self, name: str, size_bytes: int) -> None:
         """A model larger than the whole budget is loaded when it is then alone."""
-        evictable = [held for held in self._models if held not in self.pinned and not self._in_use(held)]
+        evictable = self._evictable()
         while self._models and self.used_bytes + size_bytes > self.budget_bytes:
             if not evictable:
                 raise InsufficientMemory(
@@ -78,10 +87,20 @@ class ModelCache(Generic[T]):
                 )
             self.evict(evictable.pop(0))
 
+    def _evictable(self) -> list[str]:
+        return [held for held in self._models if held not in self.pinned and not self._in_use(held)]
+
+    def _evict_others_beyond_budget(self, name: str) -> None:
+        """A model that takes more than was estimated displaces those that no order uses."""
+        others = [held for held in self._evictable() if held != name]
+        while others and self.used_bytes > self.budget_bytes:
+            self.evict(others.pop(0))
+
     def evict(self, name: str) -> None:
         cached = self._models.pop(name)
+        size = self._size(cached)
         self._unload(cached.model)
-        log.info("model.evicted", model=name, bytes=cached.size_bytes)
+        log.info("model.evicted", model=name, bytes=size)
 
 
 def load_complete(load: Any, source: str, **arguments: Any) -> Any:

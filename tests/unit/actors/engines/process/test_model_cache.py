@@ -82,3 +82,35 @@ def test_oversized_model_is_loaded_when_alone() -> None:
     cache.get("huge")
     assert unloaded == ["model small"]
     assert cache.used_bytes == 300
+
+
+def test_the_size_of_a_loaded_model_replaces_the_estimate_and_follows_it() -> None:
+    sizes = {"model small": 30, "model middle": 50}
+    cache, loaded, unloaded = make_cache(measure_loaded=lambda model: sizes[model])
+    cache.get("small")
+    assert cache.used_bytes == 30
+
+    sizes["model small"] = 60  # a LoRA was loaded for it
+    assert cache.used_bytes == 60
+    cache.get("middle")
+    assert (loaded, unloaded, cache.used_bytes) == (["small", "middle"], ["model small"], 50)
+
+
+def test_a_model_that_takes_more_than_estimated_displaces_those_that_no_order_uses() -> None:
+    sizes = {"model small": 30, "model middle": 95}
+    cache, _, unloaded = make_cache(measure_loaded=lambda model: sizes[model])
+    cache.get("small")
+    cache.get("middle")
+
+    assert unloaded == ["model small"]
+    assert cache.names == ["middle"]
+
+
+def test_a_model_in_use_stays_beside_one_that_takes_more_than_estimated() -> None:
+    sizes = {"model small": 30, "model middle": 95}
+    cache, _, unloaded = make_cache(measure_loaded=lambda model: sizes[model], in_use=lambda name: name == "small")
+    cache.get("small")
+    cache.get("middle")
+
+    assert unloaded == []
+    assert cache.used_bytes == 125
