@@ -1,0 +1,136 @@
+"""The unmodified pipelines of diffusers for every family, one order at a time: what the engine's pictures are compared with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image as Pillow
+
+from actors.engines.diffusion.requests import DiffusionRequest, InputPicture
+from actors.engines.diffusion.schedulers import build_scheduler
+
+CONTROL_PIPELINES = {
+    "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
+}
+FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class StockPicture:
+    """`pixels`: H × W × 3, 0…255; `latents`: after the last step, as the scheduler gave them."""
+
+    pixels: Any
+    latents: Any
+
+
+class StockFamily:
+    """The pipelines of one checkpoint. `controlnets`: name → folder."""
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32, controlnets: dict[str, Path] | None = None) -> None:
+        import diffusers
+
+        kind = diffusers.AutoPipelineForInpainting if checkpoint.name.endswith("inpaint") else diffusers.AutoPipelineForText2Image
+        self.pipeline = kind.from_pretrained(checkpoint).to(dtype)
+        self.controlnets = {
+            name: diffusers.ControlNetModel.from_pretrained(folder).to(dtype) for name, folder in (controlnets or {}).items()
+        }
+        self._config = self.pipeline.scheduler.config
+
+    def draw(self, request: DiffusionRequest, **changes: Any) -> StockPicture:
+        """One picture; `changes` replace arguments of the pipeline."""
+        if self.pipeline.scheduler.__class__.__name__ != FLOW_MATCHING:
+            self.pipeline.scheduler = build_scheduler(request.scheduler or "", self._config)
+        for number, lora in enumerate(request.loras):
+            self.pipeline.load_lora_weights(lora.path, adapter_name=f"adapter{number}")
+        if request.loras:
+            self.pipeline.set_adapters([f"adapter{number}" for number in range(len(request.loras))], [lora.scale for lora in request.loras])
+            for part in self.pipeline.components.values():
+                if isinstance(part, torch.nn.Module):
+                    part.to(self.pipeline.dtype)
+        try:
+            return self._call(request, changes)
+        finally:
+            if request.loras:
+                self.pipeline.unload_lora_weights()
+
+    def _call(self, request: DiffusionRequest, changes: dict[str, Any]) -> StockPicture:
+        pipeline, latents = self._pipeline_of(request), {}
+        pipeline.set_progress_bar_config(disable=True)
+
+        def remember(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            latents.update(tensors)
+            return {}
+
+        options = common_options(request) | self._family_options(request) | edit_options(request) | changes
+        if pipeline.__class__.__name__ == "PixArtSigmaPipeline":
+            options["callback"] = lambda step, timestep, tensor: latents.update(latents=tensor)
+        else:
+            options["callback_on_step_end"] = remember
+        pixels = pipeline(**options, output_type="np").images[0]
+        if pipeline.__class__.__name__ == "StableDiffusion3InpaintPipeline":  # it decodes without shift_factor
+            pixels = decode_sd3(pipeline, latents["latents"])
+        return StockPicture((pixels * 255).round().astype(int), latents["latents"])
+
+    def _pipeline_of(self, request: DiffusionRequest) -> Any:
+        import diffusers
+
+        kind = self.pipeline.__class__.__name__
+        if request.control:
+            options = {"requires_safety_checker": False} if "XL" not in kind else {"add_watermarker": False}
+            net = self.controlnets[request.control.model]
+            return getattr(diffusers, CONTROL_PIPELINES[kind])(**self.pipeline.components, controlnet=net, **options)
+        if request.edit and request.edit.mask:
+            return diffusers.AutoPipelineForInpainting.from_pipe(self.pipeline)
+        if request.edit:
+            return diffusers.AutoPipelineForImage2Image.from_pipe(self.pipeline)
+        return self.pipeline
+
+    def _family_options(self, request: DiffusionRequest) -> dict[str, Any]:
+        """What the call of this family's pipelines names in its own way."""
+        kind, size = self.pipeline.__class__.__name__, {"height": request.height, "width": request.width}
+        if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3") and request.edit and not request.edit.mask:
+            return {"guidance_scale": request.guidance_scale}  # these take the size from the picture
+        if kind.startswith("QwenImage"):
+            return size | {"true_cfg_scale": request.guidance_scale}
+        if kind.startswith("Flux"):
+            return size | {"guidance_scale": request.guidance_scale, "true_cfg_scale": request.true_cfg_scale or 1.0}
+        if kind.startswith("PixArt"):
+            plain = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": request.negative_prompt}
+            return size | plain | {"guidance_scale": request.guidance_scale}
+        return size | {"guidance_scale": request.guidance_scale}
+
+
+def common_options(request: DiffusionRequest) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or None,
+        "num_inference_steps": request.steps,
+        "generator": torch.Generator().manual_seed(request.seed),
+    }
+
+
+def edit_options(request: DiffusionRequest) -> dict[str, Any]:
+    if request.control:
+        return {"image": pillow_image(request.control.image), "controlnet_conditioning_scale": request.control.scale}
+    if not request.edit:
+        return {}
+    mask = {"mask_image": pillow_image(request.edit.mask)} if request.edit.mask else {}
+    return {"image": pillow_image(request.edit.image), "strength": request.edit.strength} | mask
+
+
+def pillow_image(picture: InputPicture) -> Pillow.Image:
+    return Pillow.frombytes(picture.mode, (picture.width, picture.height), picture.pixels)
+
+
+def decode_sd3(pipeline: Any, latents: Any) -> Any:
+    with torch.inference_mode():
+        config = pipeline.vae.config
+        decoded = pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+    return pipeline.image_processor.postprocess(decoded, output_type="np")[0]
+
+
+def relative_difference(one: Any, other: Any) -> float:
+    """The greatest difference of any value, relative to the greatest value."""
+    return float((one.double() - other.double()).abs().max() / one.double().abs().max())
