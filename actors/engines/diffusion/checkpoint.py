@@ -26,6 +26,13 @@ def find_checkpoint(name: str) -> Path | None:
         return None
 
 
+def download_index(name: str) -> Path:
+    """The folder in the hub's cache with the model_index.json of a hub id, downloaded before any weights."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, "model_index.json")).parent
+
+
 def weight_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix in WEIGHT_SUFFIXES and file.is_file())
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model in memory: its pipeline, its LoRA slots and its metadata."""
+"""A diffusion model in memory: its family and pipeline, its LoRA slots and its metadata."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,16 +8,20 @@ from typing import Any
 
 import structlog
 
-from actors.engines.diffusion.batching import BASE_MODEL
+from actors.engines.diffusion.batching import Condition, RowAdapters
 from actors.engines.diffusion.checkpoint import (
     copy_to_local_cache,
+    download_index,
     find_checkpoint,
     on_network_filesystem,
     weights_sha256,
     weights_size_bytes,
 )
-from actors.engines.diffusion.checkpoint_check import check_folder, check_parts, check_schedule, draw_test_picture
+from actors.engines.diffusion.checkpoint_check import check_parts, check_schedule, draw_test_picture
+from actors.engines.diffusion.families.family import Family
+from actors.engines.diffusion.families.registry import OTHER_FORMATS, find_family
 from actors.engines.diffusion.lora.slots import LoraSlots
+from actors.engines.diffusion.requests import ResolvedRequest
 from actors.engines.process.failures import is_device_failure
 from actors.engines.process.gpu import free_memory
 from actors.engines.process.model_cache import load_complete
@@ -34,32 +38,21 @@ DEFAULT_MODEL_BYTES = 6 << 30
 
 @dataclass(eq=False)
 class DiffusionModel:
-    """`applied_fallbacks`: out-of-memory fallbacks that are in effect in this pipeline."""
+    """`metadata`: name, hash and library versions. `applied_fallbacks`: out-of-memory fallbacks that are in effect in this pipeline."""
 
     name: str
-    pipeline: Any
+    family: Family
     loras: LoraSlots
-    png_metadata: dict[str, str]
+    metadata: dict[str, str]
     applied_fallbacks: set[str] = field(default_factory=set)
 
-    @property
-    def torch_dtype(self) -> Any:
-        return self.pipeline.unet.dtype
-
-    def count_left_out(self, prompt: str) -> int:
-        """Tokens at the end of a prompt that are beyond the text encoder's limit, and so have no effect."""
-        tokenizer = self.pipeline.tokenizer
-        tokens, limit = len(tokenizer(prompt, verbose=False).input_ids), int(tokenizer.model_max_length)
-        return max(0, tokens - limit)
-
-    def encode_prompts(self, prompt: str, negative_prompt: str, adapter: str) -> tuple[Any, Any]:
-        """The embeddings of both prompts, 1 × 77 × width each, with only this adapter active."""
-        self.loras.set_row_adapters(None if adapter == BASE_MODEL else [adapter])
+    def encode(self, request: ResolvedRequest, adapters: RowAdapters) -> list[Condition]:
+        """What the halves of an order's rows are drawn after, its text encoders with these adapters alone."""
+        self.loras.set_row_adapters([adapters])
         try:
-            positive, negative = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, True, negative_prompt=negative_prompt)
+            return self.family.encode(request)
         finally:
             self.loras.set_row_adapters(None)
-        return positive, negative
 
 
 def model_size_bytes(name: str, settings: ImageSettings) -> int:
@@ -84,43 +77,53 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host
 
 
 def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: EngineHost) -> DiffusionModel:
-    """From a local copy when it is on a network disk. A hub id that is not in the cache is downloaded."""
+    """From a local copy when it is on a network disk. A hub id that is not in the cache is downloaded, its index first."""
     import torch
-    from diffusers import StableDiffusionPipeline
 
     host.report_load_progress(f"loading {name}", LOAD_TIMEOUT_SECONDS, 0.0)
     folder = find_checkpoint(name)
-    check_folder(name, folder)
+    kind = find_family(name, folder or (Path(name) if name.endswith(OTHER_FORMATS) else download_index(name)), settings.families)
     if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder))):
         folder = copy_to_local_cache(folder, settings.local_cache)
-    options = {} if settings.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-    options |= load_text_encoder(folder, getattr(torch, dtype))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder or name, dtype=getattr(torch, dtype), **options)
-    if settings.safety_checker and (pipeline.safety_checker is None or pipeline.feature_extractor is None):
+    torch_dtype = getattr(torch, dtype)
+    parts = load_parts(folder, kind, torch_dtype) if folder else {}
+    if not settings.safety_checker and kind.has_safety_checker:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = kind.load(str(folder or name), torch_dtype, **parts)
+    if settings.safety_checker and (getattr(pipeline, "safety_checker", None) is None or pipeline.feature_extractor is None):
         raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} has no safety checker")
-    check_parts(pipeline)
-    check_schedule(folder or find_checkpoint(name))
+    family = kind(pipeline)
+    check_parts(family)
+    folder = folder or find_checkpoint(name)
+    check_schedule(folder)
     host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    draw_test_picture(pipeline)
-    folder = folder or find_checkpoint(name)
+    draw_test_picture(family)
     sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
     host.report_load_progress(f"loaded {name}", 60.0, 1.0)
-    return DiffusionModel(name, pipeline, LoraSlots(pipeline, settings.lora_slots), model_metadata(name, sha256))
+    return DiffusionModel(name, family, LoraSlots(family, settings.lora_slots), model_metadata(name, sha256))
 
 
-def load_text_encoder(folder: Path | None, dtype: Any) -> dict[str, Any]:
-    """The text encoder of a checkpoint on this disk, since the pipeline would fill weights that it lacks with random numbers."""
+def load_parts(folder: Path, family: type[Family], dtype: Any) -> dict[str, Any]:
+    """Parts that are loaded before the pipeline: text encoders, since it would fill weights that they lack with random numbers, and a VAE
+    that is kept in another dtype than the model.
+    """
+    import diffusers
     import transformers
 
-    if folder is None:
-        return {}
-    library, name = json.loads((folder / "model_index.json").read_text())["text_encoder"]
-    kind = getattr(transformers, name, None) if library == "transformers" else None
-    if kind is None:
-        return {}
-    return {"text_encoder": load_complete(kind.from_pretrained, str(folder), subfolder="text_encoder", dtype=dtype)}
+    index, parts = json.loads((folder / "model_index.json").read_text()), {}
+    for part in family.parts:
+        library, name = index[part]
+        kind = getattr(transformers, name, None) if library == "transformers" else None
+        if part.startswith("text_encoder") and kind is not None:
+            parts[part] = load_complete(kind.from_pretrained, str(folder), subfolder=part, dtype=dtype)
+    if "vae" in family.parts and (config := folder / "vae" / "config.json").is_file():
+        vae_dtype = family.vae_dtype(json.loads(config.read_text()), dtype)
+        if vae_dtype != dtype:
+            kind = getattr(diffusers, index["vae"][1])
+            parts["vae"] = kind.from_pretrained(str(folder), subfolder="vae", dtype=vae_dtype)
+    return parts
 
 
 def model_metadata(name: str, sha256: str | None) -> dict[str, str]:
@@ -132,5 +135,5 @@ def model_metadata(name: str, sha256: str | None) -> dict[str, str]:
 def unload_model(model: DiffusionModel) -> None:
     """Drop every reference to the weights, and free their memory."""
     model.loras.clear()
-    model.pipeline = None
+    model.family.pipeline = None
     free_memory()

@@ -74,11 +74,11 @@ class EngineMonitor:
         elapsed = max(now - since, 1e-9)
         rows = len(engine.groups.rows)
         self._idle = not rows and (steps, images) == (self.steps, self.images)
-        counters = {"steps": self.steps, "calls": self.calls, "pictures": self.images, "model_loads": engine.models.loads}
+        counters = {"steps": self.steps, "calls": self.calls, "pictures": self.images, "model_loads": engine.models.cache.loads}
         counters |= {f"memory_rung_{name.replace('-', '_')}": count for name, count in engine.oom.applied_counts.items()}
         gauges = {
             "batch_rows": rows,
-            "resident_bytes": engine.models.used_bytes,
+            "resident_bytes": engine.models.cache.used_bytes,
             "steps_per_second": (self.steps - steps) / elapsed,
             "pictures_per_second": (self.images - images) / elapsed,
         }
