@@ -21,7 +21,8 @@ class StableDiffusion(Family):
     name = "Stable Diffusion"
     indexes = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
     loader = "StableDiffusionPipeline"
-    parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    has_safety_checker: ClassVar[bool] = True
     denoiser_part = "unet"
     lora_prefixes: ClassVar[dict[str, str]] = {
         "unet.": "unet", "lora_unet_": "unet", "base_model.model.": "unet",
@@ -69,7 +70,7 @@ class StableDiffusion(Family):
     # -- an order
 
     def group(self, request: ResolvedRequest, conditions: Sequence[Condition]) -> Hashable:
-        return conditions[0]["text"].shape[1]
+        return int(conditions[0]["text"].shape[1])
 
     def encode(self, request: ResolvedRequest) -> list[Condition]:
         prompts = [request.negative_prompt, request.prompt] if self.is_guided(request) else [request.prompt]
