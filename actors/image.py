@@ -1,20 +1,24 @@
-"""Image: generates an order's pictures with Stable Diffusion, in a process that owns the device.
+"""Image: draws an order's pictures with a diffusion model, in a process that owns the device.
 
-Reads the prompt and its parameters, and the LoRA from the store; returns the pictures as claims (PNG) with their metadata.
+Reads the prompt and its parameters, the LoRAs, and the pictures to start from or to follow, by their claims; returns the pictures as
+claims (PNG, JPEG or WebP) with their metadata.
 """
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import structlog
 from anyio import to_thread
 
+from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
+from actors.engines.diffusion.picture_files import MEDIA_TYPES
 from actors.engines.diffusion.progress import open_progress_reporter
-from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult, LoraFile
+from actors.engines.diffusion.requests import ControlSource, DiffusionRequest, DiffusionResult, EditSource, LoraFile
 from actors.engines.process.executor import ExecutionResult, Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
@@ -43,8 +47,9 @@ async def open_image(resources: Resources) -> AsyncIterator[Handler]:
         set_unready=resources.set_unready,
     ) as executor:
         resources.register_engine(executor)
-        loras, signatures = LoraFileCache(resources.claims, settings), WatermarkSettings()
-        handle = partial(image, claims=resources.claims, executor=executor, loras=loras)
+        sources = OrderSources(LoraFileCache(resources.claims, settings), PictureReader(resources.claims, settings))
+        signatures = WatermarkSettings()
+        handle = partial(image, claims=resources.claims, executor=executor, sources=sources)
         yield partial(handle, signature_max_bytes=signatures.signature_max_bytes, fonts=find_fonts(signatures.fonts))
 
 
@@ -57,8 +62,25 @@ def build_actor() -> Actor:
         open=open_image,
         timeout_seconds=settings.order_seconds,
         prefetch=settings.max_concurrent_generations,
-        description="Generates the pictures of an order with Stable Diffusion.",
+        description="Draws the pictures of an order with a diffusion model.",
     )
+
+
+@dataclass(frozen=True)
+class OrderSources:
+    """Where the files of an order come from."""
+
+    loras: LoraFileCache
+    pictures: PictureReader
+
+
+@dataclass(frozen=True)
+class OrderFiles:
+    """The files of one order, fetched and checked."""
+
+    loras: tuple[LoraFile, ...] = ()
+    edit: EditSource | None = None
+    control: ControlSource | None = None
 
 
 async def image(
@@ -67,35 +89,42 @@ async def image(
     *,
     claims: ClaimStore,
     executor: Executor,
-    loras: LoraFileCache,
+    sources: OrderSources,
     signature_max_bytes: int,
     fonts: Sequence[FontFace] = (),
 ) -> ImageDone:
     """Cancellation removes this order, and no other, from the batch at the next denoising step.
 
-    A LoRA or a signature that is missing, or a signature that cannot be drawn, is found before the order reaches the engine.
+    A LoRA, a picture or a signature that is missing, or a signature that cannot be drawn, is found before the order reaches the engine.
     """
     await fetch_signature(command.signature, context.tenant, claims, signature_max_bytes)
     if command.signature and not command.signature.image_uri:
         await to_thread.run_sync(check_drawable, command.signature.text or "", fonts)
-    lora = await fetch_lora(command.lora, context.tenant, loras)
-    request = build_engine_request(command, context, lora)
-    async with open_progress_reporter(command.steps, context.report_progress) as on_step:
+    files = await fetch_files(command, context.tenant, sources)
+    request = build_engine_request(command, context, files)
+    expected_steps = None if command.edit else command.steps  # of an edit, a part is made
+    async with open_progress_reporter(expected_steps, context.report_progress) as on_step:
         execution = await executor.run(
             request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
         )
-    size = {"width": command.width, "height": command.height}
+    result, media_type = build_result(request, execution), MEDIA_TYPES[command.output_format]
+    size = {"width": execution.result.width, "height": execution.result.height}
     images = [
-        await claims.write(picture, tenant=context.tenant, media_type="image/png", generated=True, **size) for picture in execution.outputs
+        await claims.write(picture, tenant=context.tenant, media_type=media_type, generated=True, **size) for picture in execution.outputs
     ]
-    result = build_result(command, request, execution)
-    return result.model_copy(update={"images": images, "lora_missing": command.lora is not None and lora is None})
+    return result.model_copy(update={"images": images, "lora_missing": len(files.loras) < len(command.all_loras)})
 
 
-async def fetch_lora(lora: Lora | None, tenant: str | None, loras: LoraFileCache) -> LoraFile | None:
-    """None when the command has no LoRA, or when it is missing and not required."""
-    if lora is None:
-        return None
+async def fetch_files(command: Image, tenant: str | None, sources: OrderSources) -> OrderFiles:
+    """Raises what `fetch_lora` and `PictureReader` raise."""
+    edit = await sources.pictures.read_edit(command.edit, tenant)
+    control = await sources.pictures.read_control(command.control, tenant)
+    loras = [await fetch_lora(lora, tenant, sources.loras) for lora in command.all_loras]
+    return OrderFiles(tuple(lora for lora in loras if lora), edit, control)
+
+
+async def fetch_lora(lora: Lora, tenant: str | None, loras: LoraFileCache) -> LoraFile | None:
+    """None when it is missing and not required."""
     try:
         return await loras.fetch(lora, tenant)
     except PermanentError as error:
@@ -105,7 +134,7 @@ async def fetch_lora(lora: Lora | None, tenant: str | None, loras: LoraFileCache
         return None
 
 
-def build_engine_request(command: Image, context: Context, lora: LoraFile | None) -> DiffusionRequest:
+def build_engine_request(command: Image, context: Context, files: OrderFiles) -> DiffusionRequest:
     return DiffusionRequest(
         prompt=command.prompt,
         negative_prompt=command.negative_prompt,
@@ -114,13 +143,18 @@ def build_engine_request(command: Image, context: Context, lora: LoraFile | None
         height=command.height,
         steps=command.steps,
         guidance_scale=command.guidance_scale,
+        true_cfg_scale=command.true_cfg_scale,
         scheduler=command.scheduler,
         count=command.count,
         model=command.model or "",
-        lora=lora,
+        loras=files.loras,
+        edit=files.edit,
+        control=files.control,
         deterministic=command.deterministic,
         preview=command.preview,
-        png_metadata={"job": context.job_id},
+        output_format=command.output_format,
+        quality=command.quality,
+        metadata={"job": context.job_id},
     )
 
 
@@ -129,17 +163,17 @@ def derive_seed(message_id: str) -> int:
     return int.from_bytes(hashlib.sha256(message_id.encode()).digest()[:4])
 
 
-def build_result(command: Image, request: DiffusionRequest, execution: ExecutionResult) -> ImageDone:
+def build_result(request: DiffusionRequest, execution: ExecutionResult) -> ImageDone:
+    """The result without its images."""
     result: DiffusionResult = execution.result
     return ImageDone(
         images=[],
-        metadata=ImageMetadata(seed=request.seed, steps=command.steps, guidance_scale=command.guidance_scale),
+        metadata=ImageMetadata(seed=request.seed, steps=result.steps, guidance_scale=result.guidance_scale),
+        family=result.family,
         seeds=list(result.seeds),
-        made_with=result.png_metadata,
-        lora_alpha_from=cast("AlphaSource | None", result.png_metadata.get("lora_alpha_from")),
+        made_with=result.metadata,
+        lora_alpha_from=cast("AlphaSource | None", result.metadata.get("lora_alpha_from")),
         flagged=list(result.flagged),
-        prompt_tokens_left_out=result.prompt_tokens_left_out,
-        negative_prompt_tokens_left_out=result.negative_prompt_tokens_left_out,
         rungs=list(result.oom_fallbacks),
         largest_batch=result.largest_batch,
         queued_seconds=round(execution.queued_seconds, 3),

@@ -53,6 +53,8 @@ class ImageSettings(BaseSettings):
     pinned: bool = Field(True, description="IMAGE_MODEL is never evicted.")
     local_cache: Path = Field(Path("~/.cache/atelier"), description="Folder for LoRA files and for copies of weights from a network disk.")
     copy_weights: Literal["auto", "always", "never"] = Field("auto", description="auto: a folder on a network disk is copied first.")
+    input_max_bytes: int = Field(32 << 20, ge=1, description="A larger picture of `edit` or `control` is refused before it is read.")
+    input_max_pixels: int = Field(25_000_000, ge=1, description="The same for one with more pixels, before it is decoded.")
     lora_slots: int = Field(8, ge=1, le=64, description="LoRAs in the memory of one model.")
     lora_max_bytes: int = Field(512 << 20, ge=1, description="A larger LoRA file is refused.")
     lora_max_rank: int = Field(256, ge=1, description="A LoRA of a higher rank is refused.")

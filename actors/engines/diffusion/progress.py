@@ -14,9 +14,12 @@ PROGRESS_PERCENTS = (0, 25, 50, 75, 90)
 
 
 class ProgressThrottle:
-    """Turns step events into reports. `total_steps` is that of the order. The clock starts with step 0."""
+    """Turns step events into reports. The clock starts with step 0.
 
-    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `total_steps`: that of the order; None where its model decides it: then step 0 is not reported, and the engine's events say the total.
+    """
+
+    def __init__(self, total_steps: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.total_steps, self.clock = total_steps, clock
         self._remaining_percents = list(PROGRESS_PERCENTS)
         self._started_at = clock()
@@ -26,6 +29,9 @@ class ProgressThrottle:
         """The report for this step, if one is due. The reported step never decreases, also when an order starts again."""
         if event.step == 0:
             self._started_at = self.clock()
+        self.total_steps = event.total or self.total_steps
+        if self.total_steps is None:
+            return None
         percent = event.step * 100 // self.total_steps
         due = bool(self._remaining_percents) and percent >= self._remaining_percents[0]
         if event.step <= self._last_step or not (due or event.preview):
@@ -36,17 +42,17 @@ class ProgressThrottle:
             current_step=event.step,
             total_steps=self.total_steps,
             progress_percent=percent,
-            estimated_seconds=self._estimate(event.step),
+            estimated_seconds=self._estimate(event.step, self.total_steps),
             preview=b64encode(event.preview).decode() if event.preview else None,
         )
 
-    def _estimate(self, step: int) -> int:
-        return math.ceil((self.clock() - self._started_at) / step * (self.total_steps - step)) if step else 0
+    def _estimate(self, step: int, total_steps: int) -> int:
+        return math.ceil((self.clock() - self._started_at) / step * (total_steps - step)) if step else 0
 
 
 @asynccontextmanager
 async def open_progress_reporter(
-    total_steps: int, report: Callable[[Progress], Awaitable[None]]
+    total_steps: int | None, report: Callable[[Progress], Awaitable[None]]
 ) -> AsyncIterator[Callable[[Progressed], None]]:
     """A callback for step events that reports in the background, in order. All is reported when the block ends without an error."""
     throttle, queue = ProgressThrottle(total_steps), asyncio.Queue[Progress | None]()

@@ -14,7 +14,7 @@ from actors.engines.diffusion.lora.file_cache import LoraFileCache, sibling_addr
 from actors.engines.diffusion.lora.strength import AdapterConfig
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.settings import ImageSettings
-from actors.image import build_actor, build_engine_request, derive_seed, fetch_lora
+from actors.image import OrderFiles, build_actor, build_engine_request, derive_seed, fetch_lora
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
@@ -50,9 +50,9 @@ def test_settings_are_read_when_the_actor_is_built(monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_seed_is_derived_from_message_id() -> None:
-    first, second = (build_engine_request(Image(prompt="x"), make_context("m-1"), None).seed for _ in range(2))
+    first, second = (build_engine_request(Image(prompt="x"), make_context("m-1"), OrderFiles()).seed for _ in range(2))
     assert first == second == derive_seed("m-1") != derive_seed("m-2")
-    assert build_engine_request(Image(prompt="x", seed=0), make_context("m-1"), None).seed == 0
+    assert build_engine_request(Image(prompt="x", seed=0), make_context("m-1"), OrderFiles()).seed == 0
 
 
 async def test_lora_is_cached_under_its_sha256(loras: LoraFileCache, weights: Path) -> None:

@@ -1,0 +1,91 @@
+"""The pictures of an order, read from their claims: one to start from with its mask, or one to follow. Decoded, checked, scaled down."""
+
+from functools import partial
+
+from anyio import CapacityLimiter, to_thread
+from PIL import Image, ImageChops
+
+from actors.engines.diffusion.requests import ControlSource, EditSource, InputPicture
+from actors.engines.settings import ImageSettings
+from actors.imaging.image_decoding import IMAGE_TOO_LARGE, decode_image, flatten_on_white
+from bus.errors import PermanentError
+from bus.storage.claim_store import ClaimStore
+from contracts.claim import Claim
+from contracts.image import Control, Edit
+
+LONGEST_SIDE = 2048
+"""Pixels. A picture with a longer side is scaled down: no order is for a larger one."""
+DRAWN_ANEW = 128
+"""The least value of a mask's pixel that is drawn anew."""
+THREADS = 2
+"""Pictures that are decoded at once."""
+
+
+class PictureReader:
+    """Reads the pictures of orders. Every method raises PermanentError("claim-missing" · "claim-corrupt" · "claim-refused" ·
+    "image-too-large" · "image-unreadable" · "image-too-costly"), and TemporaryError when the store is unavailable."""
+
+    def __init__(self, claims: ClaimStore, settings: ImageSettings) -> None:
+        self._claims, self._settings = claims, settings
+        self._threads = CapacityLimiter(THREADS)
+
+    async def read_edit(self, edit: Edit | None, tenant: str | None) -> EditSource | None:
+        """Raises PermanentError("mask-size-differs" · "mask-empty"), too."""
+        if edit is None:
+            return None
+        image = await self._read(edit.image, tenant, "The picture")
+        mask = await self._read(edit.mask, tenant, "The mask") if edit.mask else None
+        prepare = partial(prepare_edit, image, mask, edit.strength)
+        return await to_thread.run_sync(prepare, limiter=self._threads)
+
+    async def read_control(self, control: Control | None, tenant: str | None) -> ControlSource | None:
+        if control is None:
+            return None
+        image = await self._read(control.image, tenant, "The picture of control")
+        picture = await to_thread.run_sync(prepare_picture, image, limiter=self._threads)
+        return ControlSource(picture, control.model, control.scale)
+
+    async def _read(self, claim: Claim, tenant: str | None, label: str) -> Image.Image:
+        """RGB or RGBA, rotated as its EXIF orientation says."""
+        limit = self._settings.input_max_bytes
+        if claim.size > limit:
+            message = f"{label} has {claim.size} bytes, more than the {limit} that are read (IMAGE_INPUT_MAX_BYTES)."
+            raise PermanentError(IMAGE_TOO_LARGE, message)
+        data = await self._claims.read(claim, tenant=tenant)
+        decode = partial(decode_image, data, self._settings.input_max_pixels, label)
+        return (await to_thread.run_sync(decode, limiter=self._threads)).pixels
+
+
+def prepare_edit(image: Image.Image, mask: Image.Image | None, strength: float) -> EditSource:
+    """Raises PermanentError("mask-size-differs" · "mask-empty"). Blocks."""
+    picture = prepare_picture(image)
+    if mask is None:
+        return EditSource(picture, strength=strength)
+    if mask.size != image.size:
+        sizes = f"{mask.width}×{mask.height}, its picture {image.width}×{image.height} (rotated as its EXIF says)"
+        raise PermanentError("mask-size-differs", f"The mask is {sizes}: send a mask of the picture's size.")
+    drawn = pixels_drawn_anew(mask)
+    if drawn.size != (picture.width, picture.height):
+        drawn = drawn.resize((picture.width, picture.height), Image.Resampling.NEAREST)
+    if int(drawn.getextrema()[1]) < DRAWN_ANEW:  # type: ignore[arg-type]  # of one band
+        message = "The mask has no pixel that is drawn anew: paint those white, or make them transparent."
+        raise PermanentError("mask-empty", message)
+    return EditSource(picture, InputPicture("L", *drawn.size, drawn.tobytes()), strength)
+
+
+def pixels_drawn_anew(mask: Image.Image) -> Image.Image:
+    """Mode L, white where the picture is drawn anew: where the mask is transparent or, if it is nowhere, where it is white."""
+    if mask.mode == "RGBA":
+        alpha = mask.getchannel("A")
+        if int(alpha.getextrema()[0]) < 255:  # type: ignore[arg-type]  # of one band
+            return ImageChops.invert(alpha)
+    return mask.convert("RGB").convert("L")
+
+
+def prepare_picture(image: Image.Image) -> InputPicture:
+    """RGB, at most LONGEST_SIDE pixels wide and high; transparent pixels become white. Blocks."""
+    picture = flatten_on_white(image).convert("RGB") if image.mode == "RGBA" else image
+    if max(picture.size) > LONGEST_SIDE:
+        picture = picture.copy()
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return InputPicture("RGB", *picture.size, picture.tobytes())
