@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 KEYWORD_PATTERN = re.compile(r"[!-~\xa1-\xff](?:[ -~\xa1-\xff]{0,77}[!-~\xa1-\xff])?")
 MAX_VALUE_CHARS = 32_768
 GENERATION_KEYS = frozenset(
-    {"model", "model_sha256", "prompt_sha256", "seed", "steps", "guidance_scale", "scheduler"}
-    | {"prompt_tokens_left_out", "negative_prompt_tokens_left_out"}
+    {"family", "model", "model_sha256", "prompt_sha256", "seed", "steps", "guidance_scale", "true_cfg_scale", "scheduler"}
+    | {"edit", "strength", "control", "control_scale"}
     | {"lora_sha256", "lora_scale", "lora_scaling", "lora_alpha_from"}
     | {"diffusers_version", "torch_version", "transformers_version", "peft_version"}
 )

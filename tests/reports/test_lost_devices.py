@@ -58,7 +58,7 @@ def test_lora_that_is_named_like_a_device_failure_fails_alone(models: dict[str, 
     save_file(tensors, file)
     engine = open_image_engine(models, tmp_path / "shm", models={"two": str(models["tiny-sd"])}, warm=False)
     settings: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
-    engine.submit(1, DiffusionRequest("a cat", 1, model="two", lora=LoraFile(file, "0" * 64, 1.0, file.name), **settings))
+    engine.submit(1, DiffusionRequest("a cat", 1, model="two", loras=(LoraFile(file, "0" * 64, 1.0, file.name),), **settings))
     engine.submit(2, DiffusionRequest("a cat", 2, **settings))
     events = run_to_end(engine, [1, 2])
     engine.close()
@@ -74,11 +74,11 @@ def test_picture_of_a_lora_that_is_no_numbers_is_not_tried_again(
 ) -> None:
     """huggingface/diffusers #5316: a LoRA that is too strong overflows each time; without one another worker's dtype may do."""
     engine = open_image_engine(models, tmp_path / "shm")
-    unet = engine.models.get(engine.settings.model).pipeline.unet
+    unet = engine.models.default().family.pipeline.unet
     forward = unet.forward
     unet.forward = lambda *arguments, **options: (forward(*arguments, **options)[0] * float("nan"),)
     lora = lora_file(models, "a") if with_lora else None
-    engine.submit(1, DiffusionRequest("a cat", 1, width=64, height=64, steps=1, lora=lora))
+    engine.submit(1, DiffusionRequest("a cat", 1, width=64, height=64, steps=1, loras=(lora,) if lora else ()))
     event = run_to_end(engine, [1])[1]
     engine.close()
     assert isinstance(event, Failed)
@@ -152,7 +152,7 @@ def test_diffusion_engine_draws_a_full_picture_after_a_crash(models: dict[str, P
     settings = ImageSettings(model=str(models["tiny-sd"]))
     engine = DiffusionEngine(settings, EngineHost(lambda *_: None, lambda: None, tmp_path, after_crash=True))
     engine.self_test()
-    pipeline = engine.models.get(settings.model).pipeline
+    pipeline = engine.models.default().family.pipeline
     pipeline.unet.forward = fail_for_full_size(pipeline.unet.forward, pipeline.unet.config.sample_size)
     with pytest.raises(RuntimeError, match="launch failure"):
         engine.self_test()

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image as Pillow
 
 from actors.engines.diffusion.engine import DiffusionEngine, open_engine
+from actors.engines.diffusion.families.stable_diffusion import StableDiffusion
+from actors.engines.diffusion.request_check import resolve_request
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
 from actors.engines.diffusion.schedulers import build_scheduler
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished
@@ -25,6 +27,11 @@ def open_image_engine(models: dict[str, Path], shm_dir: Path, /, **changes: Any)
     shm_dir.mkdir(parents=True, exist_ok=True)
     settings = ImageSettings(model=str(models["tiny-sd"]), **changes)
     return open_engine(settings, silent_host(shm_dir))
+
+
+def loaded_pipeline(engine: DiffusionEngine) -> Any:
+    """The pipeline of the engine's default model."""
+    return engine.models.default().family.pipeline
 
 
 def lora_file(models: dict[str, Path], name: str, scale: float = 1.0) -> LoraFile:
@@ -70,20 +77,22 @@ class StockPipeline:
         self.pipeline.set_progress_bar_config(disable=True)
         self.config = self.pipeline.scheduler.config
 
-    def draw(self, request: DiffusionRequest) -> list[Any]:
+    def draw(self, order: DiffusionRequest) -> list[Any]:
         import torch
 
+        request = resolve_request(order, StableDiffusion, 512)
         self.pipeline.scheduler = build_scheduler(request.scheduler, self.config)
-        if request.lora:
-            self.pipeline.load_lora_weights(request.lora.path, adapter_name="only")
-            self.pipeline.set_adapters(["only"], [request.lora.scale])
+        for number, lora in enumerate(request.loras):
+            self.pipeline.load_lora_weights(lora.path, adapter_name=f"lora-{number}")
+        if request.loras:
+            self.pipeline.set_adapters([f"lora-{number}" for number in range(len(request.loras))], [lora.scale for lora in request.loras])
         generators = [torch.Generator().manual_seed(request.seed + index) for index in range(request.count)]
         images = self.pipeline(
             request.prompt, negative_prompt=request.negative_prompt, width=request.width, height=request.height,
             num_inference_steps=request.steps, guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.count, generator=generators,
         ).images  # fmt: skip
-        if request.lora:
+        if request.loras:
             self.pipeline.unload_lora_weights()
         return [np.asarray(image).astype(int) for image in images]
 

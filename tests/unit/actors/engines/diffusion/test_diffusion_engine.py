@@ -7,8 +7,16 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.engines.diffusion.engine import DiffusionEngine
-from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult, LoraFile
+from actors.engines.diffusion.engine import DiffusionEngine, request_metadata
+from actors.engines.diffusion.requests import (
+    ControlSource,
+    DiffusionRequest,
+    DiffusionResult,
+    EditSource,
+    InputPicture,
+    LoraFile,
+    ResolvedRequest,
+)
 from actors.engines.diffusion.schedulers import SCHEDULERS
 from actors.engines.process.protocol import Failed, Finished, MemoryExhausted, Progressed
 from actors.imaging.png_metadata import GENERATION_KEYS
@@ -16,6 +24,7 @@ from bus.errors import PermanentError
 from tests.support.engine_fixture import (
     StockPipeline,
     draw_images,
+    loaded_pipeline,
     lora_file,
     max_pixel_difference,
     open_image_engine,
@@ -32,8 +41,9 @@ pytestmark = [
 TinyModels = dict[str, Path]
 
 
-def make_request(seed: int = 1, **changes: Any) -> DiffusionRequest:
-    return DiffusionRequest(**{"prompt": "a lighthouse 등대", "seed": seed, "width": 64, "height": 64, "steps": 8, **changes})
+def make_request(seed: int = 1, *, lora: LoraFile | None = None, **changes: Any) -> DiffusionRequest:
+    fields = {"prompt": "a lighthouse 등대", "seed": seed, "width": 64, "height": 64, "steps": 8, "loras": (lora,) if lora else ()}
+    return DiffusionRequest(**fields | changes)
 
 
 def test_every_scheduler_in_one_batch_matches_stock_pipeline(
@@ -103,7 +113,7 @@ def test_double_precision_images_are_bit_identical(tiny_models: TinyModels, tmp_
     import torch
 
     engine, stock = open_image_engine(tiny_models, tmp_path / "double", max_rows=16), StockPipeline(tiny_models["tiny-sd"])
-    engine.models.get(engine.settings.model).pipeline.to(dtype=torch.float64)
+    loaded_pipeline(engine).to(dtype=torch.float64)
     stock.pipeline.to(dtype=torch.float64)
     rng = random.Random(99)
     requests = {number: random_request(rng, number, tiny_models) for number in range(1, 9)}
@@ -178,7 +188,7 @@ def test_orders_wait_for_free_lora_slot(tiny_models: TinyModels, tmp_path: Path,
 def test_repeated_lora_swaps_leak_no_memory(tiny_models: TinyModels, tmp_path: Path) -> None:
     """Two hundred swaps through two slots."""
     engine = open_image_engine(tiny_models, tmp_path / "soak", lora_slots=2)
-    model = engine.models.get(engine.settings.model)
+    model = engine.models.default()
     for number in range(12):
         swap_lora(model, tiny_models, number)
     before, patched = psutil.Process().memory_info().rss, len(model.loras._patched_layers)
@@ -234,7 +244,7 @@ def test_kohya_lora_matches_stock_pipeline(
     import torch
     from safetensors.torch import load_file, save_file
 
-    unet = image_engine.models.get(image_engine.settings.model).pipeline.unet
+    unet = loaded_pipeline(image_engine).unet
     tensors = {}
     for name, tensor in load_file(tiny_models["tiny-lora-c"]).items():
         component, layer = name.split(".", 1)
@@ -262,7 +272,7 @@ def test_kohya_lora_without_output_projection_is_drawn(
     import torch
     from safetensors.torch import save_file
 
-    encoder = image_engine.models.get(image_engine.settings.model).pipeline.text_encoder
+    encoder = loaded_pipeline(image_engine).text_encoder
     names = [name for name, _ in encoder.named_modules() if name.endswith(tuple(f"{projection}_proj" for projection in projections))]
     assert names
     kohya, peft = {}, {}
@@ -284,11 +294,12 @@ def test_kohya_lora_without_output_projection_is_drawn(
 
 def test_every_key_of_a_drawn_picture_is_one_of_generation(image_engine: DiffusionEngine, tiny_models: TinyModels) -> None:
     """A new key of the engine must be added to GENERATION_KEYS, or a user's picture could carry it."""
-    long = "a long prompt " * 20
-    image_engine.submit(1, make_request(prompt=long, negative_prompt=long, lora=lora_file(tiny_models, "a")))
+    picture = InputPicture("RGB", 64, 64, bytes(64 * 64 * 3))
+    image_engine.submit(1, make_request(edit=EditSource(picture), loras=(lora_file(tiny_models, "a"),)))
     event = run_to_end(image_engine, [1])[1]
     assert isinstance(event, Finished)
-    written = event.result.png_metadata.keys() | {"seed"}  # each picture has a seed of its own
+    controlled = ResolvedRequest("a cat", 1, control=ControlSource(picture, "edges"), true_cfg_scale=2.0)
+    written = event.result.metadata.keys() | request_metadata(controlled).keys() | {"seed"}  # each picture has a seed of its own
     assert written == GENERATION_KEYS
 
 
@@ -308,7 +319,7 @@ class MemoryLimit:
 
 
 def test_low_memory_shrinks_batch_without_changing_images(image_engine: DiffusionEngine, stock_pipeline: StockPipeline) -> None:
-    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, max_rows=4)
+    MemoryLimit(loaded_pipeline(image_engine).unet, max_rows=4)
     requests = {number: make_request(number) for number in range(1, 6)}
     for number, request in requests.items():
         image_engine.submit(number, request)
@@ -321,7 +332,7 @@ def test_low_memory_shrinks_batch_without_changing_images(image_engine: Diffusio
 
 
 def test_exhausted_oom_fallbacks_end_process(image_engine: DiffusionEngine) -> None:
-    MemoryLimit(image_engine.models.get(image_engine.settings.model).pipeline.unet, max_rows=0)
+    MemoryLimit(loaded_pipeline(image_engine).unet, max_rows=0)
     image_engine.submit(1, make_request())
     with pytest.raises(MemoryExhausted):
         run_to_end(image_engine, [1])
@@ -329,7 +340,7 @@ def test_exhausted_oom_fallbacks_end_process(image_engine: DiffusionEngine) -> N
 
 
 def test_decode_out_of_memory_falls_back_to_tiling(image_engine: DiffusionEngine) -> None:
-    pipeline = image_engine.models.get(image_engine.settings.model).pipeline
+    pipeline = loaded_pipeline(image_engine)
     decode = pipeline.vae.decode
 
     def decode_with_tiling_only(*arguments: Any, **options: Any) -> Any:
@@ -345,17 +356,17 @@ def test_decode_out_of_memory_falls_back_to_tiling(image_engine: DiffusionEngine
 
 
 def test_non_finite_latents_fail_the_order(image_engine: DiffusionEngine) -> None:
-    pipeline = image_engine.models.get(image_engine.settings.model).pipeline
+    pipeline = loaded_pipeline(image_engine)
     image_engine.submit(1, make_request(guidance_scale=float("inf")))
     event = run_to_end(image_engine, [1])[1]
     assert isinstance(event, Failed)
     assert event.code == "picture-not-finite"
-    assert pipeline is image_engine.models.get(image_engine.settings.model).pipeline
+    assert pipeline is loaded_pipeline(image_engine)
 
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({"scheduler": "magic"}, "scheduler-unknown"), ({"model": "x"}, "model-unknown"), ({"width": 65}, "size-unknown")],
+    [({"scheduler": "magic"}, "scheduler-unsupported"), ({"model": "x"}, "model-unknown"), ({"width": 65}, "size-unsupported")],
 )
 def test_invalid_request_is_rejected_at_submit(image_engine: DiffusionEngine, changes: dict[str, Any], code: str) -> None:
     with pytest.raises(PermanentError) as caught:
@@ -374,17 +385,17 @@ def test_models_over_memory_budget_are_swapped(tiny_models: TinyModels, tmp_path
     drawn = draw_images(engine, {1: make_request(steps=12), 2: make_request(model="other"), 3: make_request(2)})
     assert max_pixel_difference(drawn[1], stock_pipeline.draw(make_request(steps=12))) <= 1
     assert max_pixel_difference(drawn[2], StockPipeline(tmp_path / "other").draw(make_request())) <= 1
-    assert engine.models.loads == 2, "the third order joins the first, so that the first model is not loaded again"
-    assert engine.models.names == [str(tmp_path / "other")]
+    assert engine.models.cache.loads == 2, "the third order joins the first, so that the first model is not loaded again"
+    assert engine.models.cache.names == [str(tmp_path / "other")]
     engine.close()
 
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_model_is_loaded_at_start_or_on_first_order(tiny_models: TinyModels, tmp_path: Path, warm: bool) -> None:
     engine = open_image_engine(tiny_models, tmp_path / "warm", warm=warm)
-    assert engine.models.loads == int(warm)
+    assert engine.models.cache.loads == int(warm)
     draw_images(engine, {1: make_request(), 2: make_request(2)})
-    assert engine.models.loads == 1
+    assert engine.models.cache.loads == 1
     engine.close()
 
 

@@ -72,7 +72,7 @@ def test_safety_checker_is_not_loaded_when_disabled(with_checker: Callable[[floa
     engine = open_image_engine(with_checker(ALWAYS), tmp_path / "off")
     engine.submit(1, REQUEST)
     assert run_to_end(engine, [1])[1].result.flagged == ()  # type: ignore[union-attr]
-    assert engine.models.get(engine.settings.model).pipeline.safety_checker is None
+    assert engine.models.default().family.pipeline.safety_checker is None
     engine.close()
 
 
