@@ -143,7 +143,8 @@ async def claim_generation(backend: str, generation_id: int, tenant: str, databa
 async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
     """Raises PermanentError("tenant-foreign")."""
     tenant = context.resolve_tenant(command.tenant)
-    rows = await database.fetch(SQL["jobs"], command.state, tenant, command.before, command.limit, command.words)
+    query = SQL["jobs_with_pictures" if command.pictures else "jobs"]
+    rows = await database.fetch(query, command.state, tenant, command.before, command.limit, command.words)
     return Jobs(jobs=[_to_job(row) for row in rows])
 
 

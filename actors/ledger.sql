@@ -17,6 +17,7 @@ alter table atelier.jobs add column if not exists ended_by text;
 create index if not exists jobs_ended_at on atelier.jobs (ended_at);
 create index if not exists jobs_created_at on atelier.jobs (created_at desc);
 create index if not exists jobs_state on atelier.jobs (state, created_at desc);
+create index if not exists jobs_with_pictures on atelier.jobs (created_at desc) where result ?| array['files', 'images'];
 create table if not exists atelier.job_events (
     job_id text not null,
     at timestamptz not null,
@@ -42,6 +43,20 @@ create table if not exists atelier.generation_claims (
     claimed_at timestamptz not null default now(),
     primary key (backend, generation_id)
 );
+create or replace function atelier.job_step(job atelier.jobs) returns text language sql stable as $$
+    select step from atelier.job_events event where event.job_id = job.job_id and step <> 'job' order by at desc limit 1
+$$;
+create or replace function atelier.job_prompt(job atelier.jobs) returns text language sql stable as $$
+    select left(coalesce(
+        body #>> '{result,order,prompt}',
+        body #>> '{result,order,stops,0,arguments,prompt}',
+        body #>> '{result,order,stops,0,arguments,message}',
+        body #>> '{result,order,variables,prompt}'
+    ), 200)
+    from atelier.job_events event
+    where event.job_id = job.job_id and step = 'job' and event.kind = 'accepted' and body ->> 'tenant' is not distinct from job.tenant
+    limit 1
+$$;
 
 -- name: upsert_event
 -- Events of the job and completed steps keep their content; a step's progress and failure are replaced by those of a later attempt.
@@ -80,15 +95,29 @@ where job.tenant is not distinct from excluded.tenant
 returning ended_by
 
 -- name: job
-select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault from atelier.jobs
+select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
+    atelier.job_prompt(job) as prompt
+from atelier.jobs job
 where job_id = $1 and ($2::text is null or tenant = $2)
 
 -- name: events
 select body from atelier.job_events where job_id = $1 and step <> 'job' order by at
 
 -- name: jobs
-select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault from atelier.jobs
+select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
+    atelier.job_prompt(job) as prompt
+from atelier.jobs job
 where ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
+  and ($5::text is null or position(lower($5) in lower(words)) > 0 or position($5 in job_id) > 0)
+order by created_at desc
+limit $4
+
+-- name: jobs_with_pictures
+select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
+    atelier.job_prompt(job) as prompt
+from atelier.jobs job
+where result ?| array['files', 'images']
+  and ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
   and ($5::text is null or position(lower($5) in lower(words)) > 0 or position($5 in job_id) > 0)
 order by created_at desc
 limit $4

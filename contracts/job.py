@@ -31,6 +31,7 @@ class ListJobs(Command):
     tenant: str | None = Field(None, max_length=255)
     words: str | None = Field(None, min_length=1, max_length=200, description="Text to find in the job's texts, in any case, or in its id.")
     before: datetime | None = None
+    pictures: bool = Field(False, description="Only jobs whose result has pictures.")
     limit: int = Field(50, ge=1, le=500)
 
 
@@ -83,6 +84,8 @@ class Job(Result):
     state: JobState
     tenant: str | None = None
     itinerary: list[str] = Field(default_factory=list)
+    prompt: str | None = Field(None, description="The first 200 characters of the order's prompt or question, as far as they are recorded.")
+    step: str | None = Field(None, description="The step of the latest event.")
     created_at: datetime
     updated_at: datetime
     result: dict[str, Any] | None = None

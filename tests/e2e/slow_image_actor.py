@@ -1,4 +1,7 @@
-"""An image actor without a model: draws a landscape that depends on prompt and seed, slowly enough to observe its progress."""
+"""An image actor without a model: draws a landscape that depends on prompt and seed, slowly enough to observe its progress.
+
+An edit keeps the pixels of its picture where the mask is black, and its LoRAs are in the result.
+"""
 
 import asyncio
 import hashlib
@@ -14,10 +17,11 @@ from PIL import ImageDraw, ImageFilter
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
+from contracts.claim import Claim
 from contracts.event import Progress
 from contracts.image import Image, ImageDone
 from contracts.wire import Step
-from tests.support.fake_image_actor import image_seed, store_images
+from tests.support.fake_image_actor import OWN_STEPS, image_seed, image_size, store_images
 
 STEP_SECONDS = 0.25
 LONG_STEP_SECONDS = 25.0
@@ -40,20 +44,38 @@ def draw_landscape(prompt: str, seed: int, size: tuple[int, int]) -> bytes:
         return file.getvalue()
 
 
+def keep_unmasked(picture: bytes, source: Pillow.Image, mask: Pillow.Image) -> bytes:
+    """The PNG, with the pixels of `source` where `mask` is black."""
+    with Pillow.open(io.BytesIO(picture)) as drawn, io.BytesIO() as file:
+        Pillow.composite(drawn, source, mask.convert("L")).save(file, "PNG")
+        return file.getvalue()
+
+
+async def read_picture(claim: Claim, context: Context, claims: ClaimStore) -> Pillow.Image:
+    return Pillow.open(io.BytesIO(await claims.read(claim, tenant=context.tenant))).convert("RGB")
+
+
 async def generate_images(command: Image, context: Context, *, claims: ClaimStore) -> ImageDone:
     """A prompt with `fails` raises PermanentError; with `dries` one progress step takes LONG_STEP_SECONDS."""
     if "fails" in command.prompt:
         raise PermanentError("prompt-refused", "the prompt has the word `fails`, which this actor rejects")
-    seed, size = image_seed(command), (command.width, command.height)
+    seed, steps = image_seed(command), command.steps or OWN_STEPS
+    source = await read_picture(command.edit.image, context, claims) if command.edit else None
+    mask = await read_picture(command.edit.mask, context, claims) if command.edit and command.edit.mask else None
+    size = source.size if source else image_size(command)
     pictures = [draw_landscape(command.prompt, seed + index, size) for index in range(command.count)]
+    if source and mask:
+        pictures = [keep_unmasked(picture, source, mask) for picture in pictures]
     for percent in (0, 20, 40, 60, 80):
-        step = percent * command.steps // 100
+        step = percent * steps // 100
         remaining_seconds = round((100 - percent) / 20 * STEP_SECONDS)
         await context.report_progress(
-            Progress(current_step=step, total_steps=command.steps, progress_percent=percent, estimated_seconds=remaining_seconds)
+            Progress(current_step=step, total_steps=steps, progress_percent=percent, estimated_seconds=remaining_seconds)
         )
         await asyncio.sleep(LONG_STEP_SECONDS if percent == 40 and "dries" in command.prompt else STEP_SECONDS)
-    made_with = {"model": "landscape", "scheduler": command.scheduler}
+    loras = " ".join(f"{lora.name or lora.uri}:{lora.scale:g}" for lora in command.all_loras)
+    made_with = {"model": "landscape", "scheduler": command.scheduler or "own"} | ({"loras": loras} if loras else {})
+    command = command.model_copy(update={"width": size[0], "height": size[1]})
     return await store_images(command, pictures, claims, context.tenant, made_with=made_with, compute_seconds=5 * STEP_SECONDS)
 
 

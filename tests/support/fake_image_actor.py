@@ -18,6 +18,9 @@ from contracts.event import Progress
 from contracts.image import Image, ImageDone, ImageMetadata
 from contracts.wire import Step
 
+OWN_SIDE, OWN_STEPS, OWN_GUIDANCE_SCALE = 512, 30, 7.5
+"""What an order without these values gets."""
+
 
 async def generate_images(command: Image, context: Context, *, claims: ClaimStore, transactional: bool) -> ImageDone | Transactional:
     """The prompt decides: `fails` fails permanently, `shaky` fails once, `slow` takes 1.5 s, `quiet` reports no progress."""
@@ -35,11 +38,16 @@ async def generate_images(command: Image, context: Context, *, claims: ClaimStor
 
 async def store_images(command: Image, images: Sequence[bytes], claims: ClaimStore, tenant: str | None, **facts: Any) -> ImageDone:
     """Store PNGs of the command's size; returns the result that describes them. `facts`: its optional fields."""
-    seed = image_seed(command)
-    size = {"width": command.width, "height": command.height}
+    seed, (width, height) = image_seed(command), image_size(command)
+    size = {"width": width, "height": height}
     stored = [await claims.write(image, tenant=tenant, media_type="image/png", generated=True, **size) for image in images]
-    metadata = ImageMetadata(seed=seed, steps=command.steps, guidance_scale=command.guidance_scale)
+    guidance_scale = OWN_GUIDANCE_SCALE if command.guidance_scale is None else command.guidance_scale
+    metadata = ImageMetadata(seed=seed, steps=command.steps or OWN_STEPS, guidance_scale=guidance_scale)
     return ImageDone(images=stored, metadata=metadata, seeds=[seed + index for index in range(command.count)], **facts)
+
+
+def image_size(command: Image) -> tuple[int, int]:
+    return command.width or OWN_SIDE, command.height or OWN_SIDE
 
 
 def image_seed(command: Image) -> int:
@@ -50,7 +58,7 @@ def solid_color_png(command: Image, index: int) -> bytes:
     """A different colour for each image of an order."""
     color = hashlib.sha256(f"{command.prompt}{index or ''}".encode()).digest()[:3]
     with io.BytesIO() as file:
-        Pillow.new("RGB", (command.width, command.height), tuple(color)).save(file, "PNG")
+        Pillow.new("RGB", image_size(command), tuple(color)).save(file, "PNG")
         return file.getvalue()
 
 
