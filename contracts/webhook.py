@@ -23,8 +23,6 @@ class Webhook(Command):
     lora_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
     signature_missing: bool = Field(False, description="Added to the metadata of `complete` when true.")
     signature_left_out: str = Field("", description="Added to the metadata of `complete` when not empty.")
-    prompt_tokens_left_out: int = Field(0, ge=0, description="Added to the metadata of `complete` when not 0.")
-    negative_prompt_tokens_left_out: int = Field(0, ge=0, description="Added to the metadata of `complete` when not 0.")
     fault: Fault | None = None
 
 

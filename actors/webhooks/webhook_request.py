@@ -18,8 +18,6 @@ ADDED_METADATA = (
     "lora_missing",
     "signature_missing",
     "signature_left_out",
-    "prompt_tokens_left_out",
-    "negative_prompt_tokens_left_out",
 )
 """Fields of the command that are added to the metadata of `complete` unless they are empty, false or 0."""
 MAX_ERROR_MESSAGE_CHARS = 1000
