@@ -28,6 +28,9 @@ class TinyFamily:
     lora_parts: tuple[str, ...] = ("transformer",)
     unguided: float = 1.0
     """A guidance scale at which its stock pipeline has no negative half."""
+    reads_guidance: bool = True
+    true_cfg_scale: float | None = None
+    """Of its orders with a negative prompt, where guidance is distilled."""
     controlnet: str = ""
     edits: bool = True
     inpaints_only: bool = False
@@ -41,8 +44,8 @@ TINY = {
         TinyFamily("tiny-sd2", NOISE_SCHEDULERS, ("unet", *CLIP)),
         TinyFamily("tiny-sdxl", NOISE_SCHEDULERS, ("unet", *CLIP, "text_encoder_2"), controlnet="tiny-sdxl-controlnet"),
         TinyFamily("tiny-sd3"),
-        TinyFamily("tiny-flux"),
-        TinyFamily("tiny-flux-schnell"),
+        TinyFamily("tiny-flux", true_cfg_scale=2.5),
+        TinyFamily("tiny-flux-schnell", true_cfg_scale=2.5, reads_guidance=False),
         TinyFamily("tiny-qwen-image"),
         TinyFamily("tiny-z-image", unguided=0.0),
         TinyFamily("tiny-pixart-sigma", NOISE_SCHEDULERS, (), edits=False),
@@ -65,15 +68,13 @@ def text_orders(family: TinyFamily) -> dict[str, Arrival]:
     orders = {
         "a": Arrival(0, make_request(1, "a cat", 4, 4.0)),
         "b": Arrival(0, make_request(2, "a long prompt about a red house by the sea, at night", 7, family.unguided)),
-        "c": Arrival(2, make_request(3, "a dog in the rain", 5, 2.5, negative_prompt="blurry, ugly")),
+        "c": Arrival(2, make_request(3, "a dog in the rain", 5, 2.5, negative_prompt="blurry, ugly", true_cfg_scale=family.true_cfg_scale)),
         "d": Arrival(3, make_request(4, "one", 3, 6.0)),
         "e": Arrival(1, make_request(5, "a wide picture", 4, 3.0, width=96)),
     }
-    schedulers = family.schedulers * len(orders)
-    return {
-        name: replace(arrival, request=replace(arrival.request, scheduler=scheduler))
-        for (name, arrival), scheduler in zip(orders.items(), schedulers, strict=False)
-    }
+    schedulers = dict(zip(orders, family.schedulers * len(orders), strict=False))
+    unread = {} if family.reads_guidance else {"guidance_scale": None}
+    return {name: change(arrival, scheduler=schedulers[name], **unread) for name, arrival in orders.items()}
 
 
 def make_request(seed: int, prompt: str, steps: int, guidance_scale: float, **changes: Any) -> DiffusionRequest:

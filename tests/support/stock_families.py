@@ -33,6 +33,8 @@ class StockFamily:
 
         kind = diffusers.AutoPipelineForInpainting if checkpoint.name.endswith("inpaint") else diffusers.AutoPipelineForText2Image
         self.pipeline = kind.from_pretrained(checkpoint).to(dtype)
+        if dtype == torch.float64:
+            keep_double_precision(self.pipeline)
         self.controlnets = {
             name: diffusers.ControlNetModel.from_pretrained(folder).to(dtype) for name, folder in (controlnets or {}).items()
         }
@@ -92,14 +94,20 @@ class StockFamily:
         kind, size = self.pipeline.__class__.__name__, {"height": request.height, "width": request.width}
         if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3") and request.edit and not request.edit.mask:
             return {"guidance_scale": request.guidance_scale}  # these take the size from the picture
-        if kind.startswith("QwenImage"):
-            return size | {"true_cfg_scale": request.guidance_scale}
+        if kind.startswith("QwenImage"):  # its documentation recommends a space where there is no negative prompt
+            return size | {"true_cfg_scale": request.guidance_scale, "negative_prompt": request.negative_prompt or " "}
         if kind.startswith("Flux"):
-            return size | {"guidance_scale": request.guidance_scale, "true_cfg_scale": request.true_cfg_scale or 1.0}
+            return size | {"guidance_scale": request.guidance_scale or 0.0, "true_cfg_scale": request.true_cfg_scale or 1.0}
         if kind.startswith("PixArt"):
             plain = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": request.negative_prompt}
             return size | plain | {"guidance_scale": request.guidance_scale}
         return size | {"guidance_scale": request.guidance_scale}
+
+
+def keep_double_precision(pipeline: Any) -> None:
+    """Stock pipelines whose VAE has `force_upcast` encode pictures in FP32, also when everything else is in FP64."""
+    if pipeline.vae.config.get("force_upcast"):
+        pipeline.vae.register_to_config(force_upcast=False)
 
 
 def common_options(request: DiffusionRequest) -> dict[str, Any]:
