@@ -56,7 +56,7 @@ def draw_test_picture(family: Family, *, scheduler: str | None = None, full_size
 
     side = max(SIDE, family.own_side) if full_size else max(SIDE, family.vae_scale * family.patch)
     order = DiffusionRequest("a photo", seed=1, width=side, height=side, steps=2, guidance_scale=1.0, scheduler=scheduler)
-    request = resolve_request(order, type(family), side)
+    request = resolve_request(order, family, side)
     with torch.inference_mode():
         conditions = family.encode(request)[-1:]
         for tensor in conditions[0].values():

@@ -9,10 +9,12 @@ from bus.errors import PermanentError
 
 LONGEST_SIDE = 2048
 SHORTEST_SIDE = 64
+AnyFamily = Family | type[Family]
+"""A loaded model's, or the class of one that is not loaded."""
 
 
-def resolve_request(request: DiffusionRequest, family: type[Family], side: int) -> ResolvedRequest:
-    """`side`: pixels of the checkpoint's own size.
+def resolve_request(request: DiffusionRequest, family: AnyFamily, side: int) -> ResolvedRequest:
+    """`side`: pixels of the checkpoint's own size, which may also have defaults of its own when it is loaded.
 
     Raises PermanentError("size-unsupported" · "scheduler-unsupported" · "edit-unsupported" · "parameter-unsupported").
     """
@@ -31,7 +33,7 @@ def resolve_request(request: DiffusionRequest, family: type[Family], side: int) 
     return ResolvedRequest(**given | decided)
 
 
-def check_edits(request: DiffusionRequest, family: type[Family]) -> None:
+def check_edits(request: DiffusionRequest, family: AnyFamily) -> None:
     kind = "control" if request.control else "inpaint" if request.edit and request.edit.mask else "img2img" if request.edit else None
     if request.edit and request.control:
         raise PermanentError("edit-unsupported", "an order has either a picture to start from or one to follow (control), not both")
@@ -40,7 +42,7 @@ def check_edits(request: DiffusionRequest, family: type[Family]) -> None:
         raise PermanentError("edit-unsupported", f"{family.name} has no {kind}; its edits: {known}")
 
 
-def resolve_size(request: DiffusionRequest, family: type[Family], side: int) -> tuple[int, int]:
+def resolve_size(request: DiffusionRequest, family: AnyFamily, side: int) -> tuple[int, int]:
     """What is not given is as the order's picture, rounded down to what the family can, else the checkpoint's own size."""
     picture = (request.edit or request.control).image if request.edit or request.control else None  # type: ignore[union-attr]
     width, height = own_size(picture, family.side_multiple, side)
