@@ -45,6 +45,11 @@ class ImageSettings(BaseSettings):
         10, ge=1, le=200, validation_alias="MAX_CONCURRENT_GENERATIONS", description="Requests in flight: the prefetch."
     )
     max_rows: int = Field(10, ge=1, le=64, description="Images that share a denoising step.")
+    measure_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="How long a model that was loaded may take to measure with how many rows a step pays; 0: no limit but IMAGE_MAX_ROWS.",
+    )
     order_seconds: Seconds = Field(1500.0, description="Timeout of one request; keep it below the broker's consumer_timeout.")
     decode_seconds: Seconds = Field(120.0, description="Timeout for decoding the images of one request.")
     preview_seconds: Seconds = Field(1.0, description="The shortest time between two previews of a request.")

@@ -91,7 +91,9 @@ class DiffusionEngine:
     @property
     def info(self) -> dict[str, Any]:
         seconds = 60.0 if self.device.startswith("cuda") else 600.0
-        return {"device": self.device, "dtype": self.dtype, "models": self.models.cache.names, "step_seconds": seconds}
+        saturation = {name: measured.describe() for name, measured in self.models.saturation.items()}
+        device = {"device": self.device, "dtype": self.dtype, "step_seconds": seconds}
+        return device | {"models": self.models.cache.names, "saturation": saturation}
 
     def _in_use(self, name: str) -> bool:
         return any(order.model.name == name for order in self._active.values())
@@ -229,7 +231,7 @@ class DiffusionEngine:
         orders = {row.request_id: self._active[row.request_id] for row in rows if row.request_id in self._active}
         for order in orders.values():
             order.oom_fallbacks = self.oom.active or order.oom_fallbacks
-            order.largest_batch = max(order.largest_batch, min(len(rows), self.oom.row_limit))
+            order.largest_batch = max(order.largest_batch, min(len(rows), self._row_limit(model, rows)))
             events += self._report_progress(order)
             if all(row.done for row in order.rows):
                 self._queue_decode(order)
@@ -254,10 +256,16 @@ class DiffusionEngine:
         return [failure for order in orders for failure in self._advance_or_fail(model, order)]
 
     def _advance(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
-        self.oom.run_with_fallbacks(lambda: self._advance_rows(model, rows), lambda: self._next_fallback(model, len(rows)))
+        self.oom.run_with_fallbacks(
+            lambda: self._advance_rows(model, rows), lambda: self._next_fallback(model, min(len(rows), self._row_limit(model, rows)))
+        )
 
     def _advance_rows(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> None:
-        advance_rows(model.family, rows, model.loras.set_row_adapters, self.oom.row_limit)
+        advance_rows(model.family, rows, model.loras.set_row_adapters, self._row_limit(model, rows))
+
+    def _row_limit(self, model: DiffusionModel, rows: Sequence[DiffusionRow]) -> int:
+        """Rows of one call: those that fit into memory and pay. Further rows are stepped in further calls of the same tick."""
+        return min(self.oom.row_limit, self.models.row_limit(model, rows[0].request))
 
     def _next_fallback(self, model: DiffusionModel, rows: int) -> str | None:
         return (

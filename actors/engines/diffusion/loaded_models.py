@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
 from actors.engines.diffusion.checkpoint import find_checkpoint
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family
@@ -11,11 +13,18 @@ from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.model import DiffusionModel, load_model, model_size_bytes, unload_model
 from actors.engines.diffusion.request_check import check_loaded, resolve_request
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, ResolvedRequest
+from actors.engines.diffusion.saturation import Saturation
+from actors.engines.diffusion.saturation_calls import measure_model
+from actors.engines.process.failures import is_device_failure
 from actors.engines.process.model_cache import ModelCache
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
 
+log = structlog.get_logger()
+
+MEASURE_TIMEOUT_SECONDS = 600.0
+"""The longest time without a heartbeat while a model is measured: a call may take longer than was expected."""
 UNUSABLE_SECONDS = 60.0
 """How long orders for a checkpoint that could not be loaded are refused before it is loaded again."""
 
@@ -34,6 +43,8 @@ class LoadedModels:
             pinned=frozenset({settings.model} if settings.pinned else ()),
         )
         self._unusable: dict[str, tuple[float, TemporaryError]] = {}
+        self.saturation: dict[str, Saturation] = {}
+        """By checkpoint; kept when a model is evicted, so that each is measured once."""
 
     def default(self) -> DiffusionModel:
         return self.cache.get(self.settings.model)
@@ -58,7 +69,7 @@ class LoadedModels:
 
     def resolve(self, request: DiffusionRequest, model: DiffusionModel) -> ResolvedRequest:
         """The order with every parameter that the model decides. Raises PermanentError."""
-        resolved = resolve_request(request, type(model.family), model.family.own_side)
+        resolved = resolve_request(request, model.family, model.family.own_side)
         check_loaded(resolved, model.family)
         return resolved
 
@@ -75,10 +86,36 @@ class LoadedModels:
 
     def _load(self, name: str) -> DiffusionModel:
         try:
-            return load_model(name, self.device, self.dtype, self.settings, self.host)
+            model = load_model(name, self.device, self.dtype, self.settings, self.host)
         except TemporaryError as error:
             self._unusable[name] = time.monotonic() + UNUSABLE_SECONDS, error
             raise
+        if self.settings.measure_seconds and name not in self.saturation:
+            self._measure(name, model)
+        return model
+
+    def _measure(self, name: str, model: DiffusionModel) -> None:
+        """A failure says nothing about orders, which fail alone: without figures IMAGE_MAX_ROWS is the limit."""
+        self.host.report_load_progress(f"measuring how many rows of {name} pay", MEASURE_TIMEOUT_SECONDS, None)
+        try:
+            self.saturation[name] = measure_model(model.family, self.settings.max_rows, self.settings.measure_seconds)
+            log.info("model.measured", model=name, **self.saturation[name].describe())
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+            log.warning("model.not_measured", model=name, exc_info=error)
+
+    @property
+    def own_row_limit(self) -> int:
+        """The most rows of one call that pay with IMAGE_MODEL at its own size."""
+        saturation = self.saturation.get(self.settings.model)
+        return min((saturation and saturation.row_limit) or self.settings.max_rows, self.settings.max_rows)
+
+    def row_limit(self, model: DiffusionModel, request: ResolvedRequest) -> int:
+        """The most rows of one call that pay at the size of an order."""
+        saturation = self.saturation.get(model.name)
+        limit = saturation.limit_at(model.family.count_tokens(request)) if saturation else None
+        return min(limit or self.settings.max_rows, self.settings.max_rows)
 
     def _refuse_unusable(self, name: str) -> None:
         """Raises the error of a checkpoint that could not be loaded a moment ago: to try again would evict sound models for it."""

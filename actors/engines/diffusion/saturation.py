@@ -14,7 +14,7 @@ from actors.engines.diffusion.oom import run_catching_oom
 
 LEAST_GAIN = 0.05
 """Twice the rows pay when the time of each falls by at least this share."""
-TIMED_CALLS = 3
+TIMED_CALLS = 8
 """Of each number of rows, after one that is not counted; the shortest counts, because other load only lengthens a call."""
 TIMED_SECONDS = 0.3
 """Calls of one number of rows are repeated no further once they took so long: a long call varies little."""
@@ -72,15 +72,26 @@ def measure_saturation(
     """
     seconds: dict[int, float] = {}
     began, expected = clock(), expected_seconds
+
+    def time_rows(rows: int) -> bool:
+        """Whether they fit into memory. The shortest duration so far is kept."""
+        durations, out_of_memory = run_catching_oom(lambda: time_calls(call, rows, clock))
+        if not out_of_memory:
+            seconds[rows] = min(durations[0], seconds.get(rows, durations[0]))
+        return not out_of_memory
+
     for rows in doublings(max_rows):
         if clock() - began + 2 * expected > budget_seconds:  # one that is not counted, and one that is
             return Saturation(tokens, seconds, "time")
-        durations, out_of_memory = run_catching_oom(lambda rows=rows: time_calls(call, rows, clock))  # type: ignore[misc]
-        if out_of_memory:
+        if not time_rows(rows):
             return Saturation(tokens, seconds, "memory")
-        seconds[rows], expected = durations[0], 2 * durations[0]
+        expected = 2 * seconds[rows]
         if rows > 1 and not pays(rows // 2, seconds[rows // 2], rows, seconds[rows]):
-            return Saturation(tokens, seconds, "saturated")
+            if clock() - began + 3 * seconds[rows] <= budget_seconds:  # other load may have lengthened all calls of one number of rows
+                time_rows(rows // 2)
+                time_rows(rows)
+            if not pays(rows // 2, seconds[rows // 2], rows, seconds[rows]):
+                return Saturation(tokens, seconds, "saturated")
     return Saturation(tokens, seconds, "all-measured")
 
 

@@ -78,6 +78,7 @@ class EngineMonitor:
         counters |= {f"memory_rung_{name.replace('-', '_')}": count for name, count in engine.oom.applied_counts.items()}
         gauges = {
             "batch_rows": rows,
+            "row_limit": min(engine.oom.row_limit, engine.models.own_row_limit),
             "resident_bytes": engine.models.cache.used_bytes,
             "steps_per_second": (self.steps - steps) / elapsed,
             "pictures_per_second": (self.images - images) / elapsed,

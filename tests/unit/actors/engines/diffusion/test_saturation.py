@@ -53,6 +53,14 @@ def test_the_first_call_of_a_size_does_not_count() -> None:
     assert saturation.relative_costs == {1: 1.0, 2: 1.0, 4: 1.0, 8: 2.0}
 
 
+def test_other_load_for_a_while_makes_no_limit() -> None:
+    """All calls with two rows were slow; they are made again before the limit is believed."""
+    device = Device(lambda rows: 0.05 if rows == 2 and len(device.calls) < 18 else 0.01)
+
+    assert device.measure(max_rows=4).row_limit is None
+    assert device.calls.count(2) > device.calls.count(4)
+
+
 def test_measuring_stops_before_the_budget_is_exceeded_and_says_what_is_known() -> None:
     device = Device(full_at(2, seconds=1.0))
     saturation = device.measure(budget=5.0, expected=1.0)
@@ -72,12 +80,12 @@ def test_no_call_is_made_when_the_first_is_expected_to_exceed_the_budget() -> No
     assert saturation.describe() == {"tokens": 1024, "row_limit": None, "relative_costs": {}, "stopped_by": "time"}
 
 
-def test_long_calls_are_made_twice_and_short_ones_four_times() -> None:
+def test_long_calls_are_made_twice_and_short_ones_nine_times() -> None:
     long, short = Device(full_at(1, seconds=0.5)), Device(full_at(1, seconds=0.01))
     long.measure(max_rows=1, expected=0.5)
     short.measure(max_rows=1)
 
-    assert (len(long.calls), len(short.calls)) == (2, 4)
+    assert (len(long.calls), len(short.calls)) == (2, 9)
 
 
 @pytest.mark.parametrize(("memory_rows", "limit"), [(1, 1), (3, 2), (4, 4), (0, 1)])

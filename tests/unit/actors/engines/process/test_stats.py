@@ -33,11 +33,11 @@ class BusyEngine:
 
     @property
     def models(self) -> Any:
-        return SimpleNamespace(loads=1, used_bytes=4096)
+        return SimpleNamespace(cache=SimpleNamespace(loads=1, used_bytes=4096), own_row_limit=4)
 
     @property
     def oom(self) -> Any:
-        return SimpleNamespace(applied_counts=self.applied_counts)
+        return SimpleNamespace(applied_counts=self.applied_counts, row_limit=8)
 
 
 class NvmlError(Exception):
@@ -92,6 +92,7 @@ def test_snapshot_contains_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         "engine_model_loads_total": 1,
         "engine_memory_rung_batch_4_total": 2,
         "engine_batch_rows": 3,
+        "engine_row_limit": 4,
         "engine_resident_bytes": 4096,
         "engine_steps_per_second": 6,
         "engine_pictures_per_second": 1,
