@@ -37,6 +37,8 @@ __all__ = ["pool", "repository", "start_worker_with_ingest"]
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")
 """How long an example takes is no property of the code: tests of durations measure them by themselves."""
+os.environ["IMAGE_MEASURE_SECONDS"] = "0"
+"""Neither is how many rows share a step on a busy machine; tests of that limit set it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
