@@ -7,11 +7,12 @@ from fastapi import APIRouter
 from gateway.admin import dead_letters
 from gateway.compat import ad_validation, chat, conversations, text_status, vertex
 from gateway.console.chat_page import CHAT_PATH
+from gateway.console.make import MAKE_PATH
 from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
 from gateway.docs import asyncapi, openapi, swagger_ui
 from gateway.jobs import routes as jobs
 from gateway.openai import chat as openai_chat
-from gateway.openai import images, models
+from gateway.openai import image_edits, images, models
 from gateway.settings import GatewaySettings
 from gateway.text.status import STATUS_STEPS
 
@@ -44,9 +45,14 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
             upload_paths=chat.UPLOAD_PATHS,
             form_paths=chat.UPLOAD_PATHS,
         ),
-        "openai": Api((openai_chat.router, images.router, models.router), ("job.get",), openai_chat.UPLOAD_PATHS),
+        "openai": Api(
+            (openai_chat.router, images.router, image_edits.router, models.router),
+            ("job.get",),
+            upload_paths=openai_chat.UPLOAD_PATHS | images.UPLOAD_PATHS | image_edits.FORM_PATHS,
+            form_paths=image_edits.FORM_PATHS,
+        ),
         "console": Api(
-            CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS), upload_paths=frozenset({CHAT_PATH})
+            CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS), upload_paths=frozenset({CHAT_PATH, MAKE_PATH})
         ),
         "docs": Api((openapi.router, swagger_ui.router, asyncapi.router)),
     }

@@ -18,8 +18,20 @@ STATUS_BY_FAULT_CODE = (
     | dict.fromkeys(UNAVAILABLE_CODES, 503)
 )
 """Faults of the server, and faults with a status of their own."""
-INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | {"lora-invalid", "scheduler-unknown", "size-unknown"}
+INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | frozenset({
+    *("lora-invalid", "scheduler-unsupported", "size-unsupported", "edit-unsupported", "parameter-unsupported", "control-unknown"),
+    *("strength-too-low", "mask-size-differs", "mask-empty", "image-too-costly"),
+})  # fmt: skip
 """Faults of the request: a 400, which no client retries."""
+PARAMETERS = {
+    "size-unsupported": "size",
+    "scheduler-unsupported": "scheduler",
+    "control-unknown": "control",
+    "strength-too-low": "strength",
+    "mask-size-differs": "mask",
+    "mask-empty": "mask",
+}
+"""The field of the request that a fault is about."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
 OPENAI_CODES = {
@@ -56,7 +68,8 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
             return HttpProblem(400, "invalid-request", describe_validation_error(error), param=param)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
-            return HttpProblem(status, fault.code, fault.message, {501: NO_RETRY, 503: RETRY_AFTER}.get(status))
+            headers = {501: NO_RETRY, 503: RETRY_AFTER}.get(status)
+            return HttpProblem(status, fault.code, fault.message, headers, param=PARAMETERS.get(fault.code))
         case ReplyTimeout():
             return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
 

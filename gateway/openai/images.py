@@ -1,21 +1,21 @@
-"""OpenAI's `POST /v1/images/generations`: one command to the image actor for every four images, returned in order."""
+"""OpenAI's `POST /v1/images/generations`: one command to the image actor for every four images, returned in order or streamed."""
 
 import asyncio
 import base64
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PermanentError, PublishError
 from contracts.claim import Claim
-from contracts.image import ImageDone, SchedulerName
+from contracts.image import ImageDone, ImageFormat
 from contracts.wire import Step
 from gateway.callers import caller_of
 from gateway.deadlines import request_timeout
@@ -23,91 +23,16 @@ from gateway.jobs.files import file_name, job_files
 from gateway.memory_budget import hold_bytes
 from gateway.middleware.public_url import public_url
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
+from gateway.openai.image_requests import BYTES_PER_IMAGE_BYTE, ImageRequest, PictureRequest
+from gateway.openai.image_stream import error_event, stream_image
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import Services, services_of
+from gateway.sse import sse_response
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
-DEFAULT_IMAGE_MODEL = "image"
-"""The name by which a client may request whatever model the image actor has."""
-MAX_IMAGES_PER_COMMAND = 4
-BYTES_PER_IMAGE_BYTE = 3
-"""The image, its base64 text, and the response."""
-MAX_BYTES_PER_PIXEL = 3.1
-"""Of a PNG whose pixels are noise."""
-DEFAULT_SIDE = 512
+UPLOAD_PATHS = frozenset({"/v1/images/generations"})
 LEDGER_POLL_SECONDS = 0.05
-STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
-"""Diffusion steps by quality; other qualities leave the number to the actor."""
-IMAGE_REQUEST_EXAMPLE: dict[str, JsonValue] = {
-    "prompt": "a red fox in fresh snow, watercolour",
-    "n": 1,
-    "size": "512x512",
-    "response_format": "b64_json",
-}
-
-
-class ImageRequest(BaseModel):
-    """An image request. `seed` and the fields after it are extensions; OpenAI's clients send them in `extra_body`."""
-
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [IMAGE_REQUEST_EXAMPLE]})
-
-    prompt: str = Field(min_length=1, max_length=4000)
-    model: str | None = Field(None, description="A name from IMAGE_MODELS; `image` or none: the actor's default.")
-    n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    size: str | None = Field(
-        "auto",
-        pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$",
-        description="`auto` is 512x512. Sides: 64 to 2048, multiples of 8.",
-    )
-    response_format: Literal["b64_json", "url"] | None = Field("b64_json", description="`url`: where the image can be downloaded.")
-    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
-        "auto", description="Decides the number of diffusion steps."
-    )
-    output_format: Literal["png"] | None = "png"
-    background: Literal["auto", "opaque"] | None = "auto"
-    stream: Literal[False] | None = False
-    user: str | None = None
-    seed: int | None = Field(None, ge=0, lt=2**62)
-    steps: int | None = Field(None, ge=1, le=500)
-    negative_prompt: str | None = Field(None, max_length=4000)
-    guidance_scale: float | None = Field(None, ge=0, le=50)
-    scheduler: SchedulerName | None = None
-
-    @property
-    def sides(self) -> tuple[int, int] | None:
-        """Width and height; None: the actor's default."""
-        if not self.size or self.size == "auto":
-            return None
-        width, height = map(int, self.size.split("x"))
-        return width, height
-
-    @property
-    def as_base64(self) -> bool:
-        return self.response_format != "url"
-
-    def check_memory(self, share_bytes: int) -> None:
-        """Before any work: whether the images fit into a response. Raises HttpProblem(400)."""
-        width, height = self.sides or (DEFAULT_SIDE, DEFAULT_SIDE)
-        image_bytes = int(width * height * MAX_BYTES_PER_PIXEL) * BYTES_PER_IMAGE_BYTE
-        if self.as_base64 and image_bytes * (self.n or 1) > share_bytes:
-            most = share_bytes // image_bytes
-            detail = f"a response with b64_json holds at most {most} images of {width}x{height}: ask for fewer, or for response_format url"
-            raise HttpProblem(400, "too-many-pixels", detail, param="n")
-
-    def commands(self) -> Iterator[dict[str, Any]]:
-        """One command per four images. Image number i has the seed `seed` + i."""
-        fields = self.model_dump(include={"prompt", "negative_prompt", "guidance_scale", "scheduler"}, exclude_none=True)
-        if self.model and self.model != DEFAULT_IMAGE_MODEL:
-            fields["model"] = self.model
-        if steps := self.steps or STEPS_BY_QUALITY.get(self.quality or ""):
-            fields["steps"] = steps
-        if self.sides:
-            fields["width"], fields["height"] = self.sides
-        count = self.n or 1
-        for first in range(0, count, MAX_IMAGES_PER_COMMAND):
-            seed = {} if self.seed is None else {"seed": self.seed + first}
-            yield fields | seed | {"count": min(MAX_IMAGES_PER_COMMAND, count - first)}
 
 
 class Picture(BaseModel):
@@ -118,23 +43,32 @@ class Picture(BaseModel):
 class Pictures(BaseModel):
     created: int = Field(description="Seconds since 1970-01-01.")
     data: list[Picture]
-    output_format: str = "png"
+    output_format: ImageFormat = "png"
     size: str
     seeds: list[int] = Field(description="An extension: the seed of each image.")
 
 
 @router.post("/images/generations", response_model=Pictures, response_model_exclude_none=True, responses=ERROR_RESPONSES)
-async def generate(request: Request, body: ImageRequest) -> Pictures:
-    """Generate images. A disconnect cancels the generation."""
-    services_of(request).require_store()
-    body.check_memory(services_of(request).file_memory.share_bytes)
+async def generate(request: Request, body: ImageRequest) -> Pictures | StreamingResponse:
+    """Generate images; with `stream`, one, as server-sent events. A disconnect cancels the generation."""
+    services = services_of(request)
+    services.require_store()
+    body.check(services.file_memory.share_bytes)
+    return await draw(request, body, await body.store_control(request), "image_generation")
+
+
+async def draw(request: Request, body: PictureRequest, pictures: dict[str, Any], event_name: str) -> Pictures | StreamingResponse:
+    """The images of a checked request. `pictures`: the command's `edit` or `control`."""
+    commands = list(body.commands(pictures))
+    if body.stream:
+        return await sse_response(request, stream_image(request, commands[0], body, event_name), error_event)
     try:
         async with asyncio.TaskGroup() as group:
-            batches = [group.create_task(generate_batch(request, command)) for command in body.commands()]
+            batches = [group.create_task(generate_batch(request, command)) for command in commands]
     except* (*REQUEST_ERRORS, HttpProblem) as failures:
         failure = failures.exceptions[0]
     else:
-        return await build_response(request, [batch.result() for batch in batches], as_base64=body.as_base64)
+        return await build_response(request, [batch.result() for batch in batches], body)
     raise failure
 
 
@@ -144,17 +78,18 @@ async def generate_batch(request: Request, command: dict[str, Any]) -> tuple[str
     return job_id, ImageDone.model_validate(await services_of(request).commands.call(request, Step.IMAGE.value, command, job_id=job_id))
 
 
-async def build_response(request: Request, batches: list[tuple[str, ImageDone]], *, as_base64: bool) -> Pictures:
+async def build_response(request: Request, batches: list[tuple[str, ImageDone]], body: PictureRequest) -> Pictures:
     """The images of all batches, in order. Raises HttpProblem(500, 503), TemporaryError."""
     claims = [(claim, job_id) for job_id, done in batches for claim in done.images]
     services = services_of(request)
-    if as_base64:
+    if body.as_base64:
         total = sum(claim.size for claim, _ in claims) * BYTES_PER_IMAGE_BYTE
         await hold_bytes(request, services.file_memory, total, request_timeout(request.headers, services.settings))
     first = claims[0][0]
     return Pictures(
         created=int(time.time()),
-        data=[await to_picture(request, claim, job_id, as_base64=as_base64) for claim, job_id in claims],
+        data=[await to_picture(request, claim, job_id, as_base64=body.as_base64) for claim, job_id in claims],
+        output_format=body.output_format or "png",
         size=f"{first.width}x{first.height}",
         seeds=[seed for _, done in batches for seed in done.seeds],
     )

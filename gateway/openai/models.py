@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from contracts.text import TextStatus
 from contracts.wire import Step
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
-from gateway.openai.images import DEFAULT_IMAGE_MODEL
+from gateway.openai.image_requests import DEFAULT_IMAGE_MODEL
 from gateway.problems import HttpProblem
 from gateway.services import services_of
 

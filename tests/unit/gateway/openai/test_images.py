@@ -9,7 +9,7 @@ from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.fault import Fault
-from gateway.openai.images import ImageRequest
+from gateway.openai.image_requests import ImageRequest
 from tests.support.fake_broker import Replier, Reply
 from tests.unit.gateway.conftest import OpenFakeGateway
 from tests.unit.gateway.text.test_status import STATUS
@@ -26,11 +26,52 @@ from tests.unit.gateway.text.test_status import STATUS
         ({"quality": "hd"}, [{"count": 1, "steps": 75}]),
         ({"quality": "hd", "steps": 5}, [{"count": 1, "steps": 5}]),
         ({"negative_prompt": "blur", "guidance_scale": 7}, [{"count": 1, "negative_prompt": "blur", "guidance_scale": 7.0}]),
-        ({"user": "me", "unknown": 1}, [{"count": 1}]),
+        ({"user": "me", "safety_identifier": "x", "moderation": "low", "output_compression": 100}, [{"count": 1}]),
+        ({"output_format": "webp"}, [{"count": 1, "output_format": "webp"}]),
+        ({"output_format": "jpeg", "output_compression": 0}, [{"count": 1, "output_format": "jpeg", "quality": 1}]),
+        ({"stream": True, "partial_images": 2, "true_cfg_scale": 2}, [{"count": 1, "preview": True, "true_cfg_scale": 2.0}]),
+        ({"loras": [{"name": "ink", "scale": 0.5}]}, [{"count": 1, "loras": [{"name": "ink", "scale": 0.5, "required": True}]}]),
     ],
 )
 def test_request_becomes_commands(fields: dict[str, Any], commands: list[dict[str, Any]]) -> None:
     assert list(ImageRequest.model_validate({"prompt": "fox"} | fields).commands()) == [{"prompt": "fox"} | command for command in commands]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream": True, "n": 2}, "n"),
+        ({"stream": True, "response_format": "url"}, "response_format"),
+        ({"partial_images": 1}, "partial_images"),
+        ({"stream": True, "partial_images": 4}, "partial_images"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"background": "transparent"}, "background"),
+        ({"style": "vivid"}, "style"),
+        ({"frame_count": 9}, "frame_count"),
+        ({"strength": 0.5}, "strength"),
+        ({"loras": [{"name": "ink", "weight": 1}]}, "loras.0.weight"),
+        ({"loras": [{"scale": 1}]}, "loras.0"),
+        ({"control": {"image": "?", "model": "canny"}}, None),
+        ({"control": {"image": "eA==", "model": "canny", "uri": "x"}}, "control.uri"),
+    ],
+)
+async def test_what_is_not_supported_is_refused_by_name(gateway: OpenFakeGateway, fields: dict[str, Any], param: str | None) -> None:
+    fake_gateway = gateway({"image": generate}, store=cast("ClaimStore", FakeStore()))
+    response = await fake_gateway.http.post("/v1/images/generations", json={"prompt": "fox"} | fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert fake_gateway.publisher.messages == []
+
+
+async def test_picture_to_follow_is_stored(gateway: OpenFakeGateway, claims: ClaimStore) -> None:
+    fake_gateway = gateway({"image": generate}, store=claims)
+    body = {"prompt": "fox", "control": {"image": "data:image/png;base64,iVBORw0KGgo=", "model": "canny", "scale": 0.5}}
+    response = await fake_gateway.http.post("/v1/images/generations", json=body | {"response_format": "url"})
+    (command,) = fake_gateway.publisher.commands("image")
+    control = command["control"]
+    assert (control["model"], control["scale"], control["image"]["media_type"]) == ("canny", 0.5, "image/png")
+    assert await claims.read(Claim.model_validate(control["image"]), tenant=None) == b"\x89PNG\r\n\x1a\n"
+    assert response.status_code == 500, "the fake image is in another store"
 
 
 class FakeStore:
