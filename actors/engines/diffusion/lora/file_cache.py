@@ -43,6 +43,8 @@ Source = tuple[str | None, str, str | None]
 SOURCE_SECONDS = 300.0
 """How long an address without a sha256 is taken to hold the same bytes, and any address the same configuration."""
 MAX_SOURCES = 1024
+MAX_NAMES = 20
+"""Of IMAGE_LORAS in a message."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The weights in the folder of an adapter, as PEFT names them."""
 
@@ -67,18 +69,45 @@ class LoraFileCache:
         self._locks: WeakValueDictionary[Source, asyncio.Lock] = WeakValueDictionary()
 
     async def fetch(self, lora: Lora, tenant: str | None) -> LoraFile:
-        """Raises PermanentError("lora-missing" · "lora-invalid"), TemporaryError when the store is unavailable."""
-        address = weights_address(lora.uri)
-        source = (tenant, address, lora.sha256)
+        """Raises PermanentError("lora-missing" · "lora-invalid" · "lora-unknown"), TemporaryError when the store is unavailable."""
+        if lora.name is None:
+            assert lora.uri is not None
+            return await self._fetch_address(lora, (tenant, weights_address(lora.uri), lora.sha256), redact_uri(lora.uri))
+        file = await self._fetch_named(lora, lora.name)
+        if lora.sha256 not in (None, file.sha256):
+            raise invalid_lora(file.origin, f"its sha256 is {file.sha256}, the order says {lora.sha256}")
+        return file
+
+    async def _fetch_named(self, lora: Lora, name: str) -> LoraFile:
+        """The operator named the address, so it is fetched with the rights of the installation itself, and told to nobody.
+
+        The sha256 of the order chooses no file here, since it would find any that the installation itself has fetched.
+        """
+        if name not in self.settings.loras:
+            names = ", ".join(list(self.settings.loras)[:MAX_NAMES]) or "none"
+            raise PermanentError("lora-unknown", f"{name!r} is not in IMAGE_LORAS: {names}")
+        try:
+            return await self._fetch_address(lora, (None, weights_address(self.settings.loras[name]), None), name)
+        except PermanentError as error:
+            if error.code not in ("lora-missing", "asset-refused"):
+                raise
+            log.error("lora.configured_is_missing", name=name, reason=str(error))
+            raise PermanentError("lora-missing", f"the weights of {name!r} cannot be read: see IMAGE_LORAS of the worker") from None
+        except TemporaryError as error:
+            log.warning("lora.configured_is_unavailable", name=name, reason=str(error))
+            raise TemporaryError(f"the weights of {name!r} cannot be read at present", delay=error.delay, code=error.code) from None
+
+    async def _fetch_address(self, lora: Lora, source: Source, origin: str) -> LoraFile:
+        tenant, _, wanted = source
         async with self._locks.setdefault(source, asyncio.Lock()):
             known = self._recall(source)
-            sha256 = lora.sha256 or (known.sha256 if known else None)
-            file = await asyncio.to_thread(self._cached, sha256, tenant) or await self._fetch_weights(lora, source)
+            sha256 = wanted or (known.sha256 if known else None)
+            file = await asyncio.to_thread(self._cached, sha256, tenant) or await self._fetch_weights(source, origin)
             if known is None or known.sha256 != file.stem:
-                known = KnownSource(time.monotonic(), file.stem, await self._fetch_config(file, source))
+                known = KnownSource(time.monotonic(), file.stem, await self._fetch_config(file, source, origin))
                 self._remember(source, known)
         alpha, alpha_from = self._assumed_alpha(lora)
-        return LoraFile(file, file.stem, lora.scale, redact_uri(lora.uri), known.config, alpha, alpha_from)
+        return LoraFile(file, file.stem, lora.scale, origin, known.config, alpha, alpha_from)
 
     def _assumed_alpha(self, lora: Lora) -> tuple[float | None, AlphaSource]:
         """For layers of which nothing at the address says alpha."""
@@ -104,28 +133,27 @@ class LoraFileCache:
             return None
         return file
 
-    async def _fetch_weights(self, lora: Lora, source: Source) -> Path:
-        tenant, address, _ = source
+    async def _fetch_weights(self, source: Source, origin: str) -> Path:
+        tenant, address, wanted = source
         try:
             data = await self.claims.fetch(address, tenant=tenant, max_bytes=self.settings.lora_max_bytes)
         except PermanentError as error:
             if error.code in ("asset-missing", "asset-forbidden"):
                 raise PermanentError("lora-missing", f"there are no readable LoRA weights at {redact_uri(address)}: {error}") from None
             if error.code == "asset-too-large":
-                raise invalid_lora(redact_uri(address), str(error)) from None
+                raise invalid_lora(origin, f"it has more than {self.settings.lora_max_bytes} bytes (IMAGE_LORA_MAX_BYTES)") from None
             raise
         if page := describe_page(data):
-            raise invalid_lora(redact_uri(address), page)
+            raise invalid_lora(origin, page)
         self.fetch_count += 1
-        return await asyncio.to_thread(self._store, lora, tenant, data)
+        return await asyncio.to_thread(self._store, origin, wanted, tenant, data)
 
-    async def _fetch_config(self, file: Path, source: Source) -> AdapterConfig | None:
+    async def _fetch_config(self, file: Path, source: Source, origin: str) -> AdapterConfig | None:
         """The configuration beside the weights, unless these say alpha of all layers. None: there is none, or it may not be read.
 
         Stores that do not let their objects be listed answer "forbidden" for a missing one, and so do servers of signed addresses.
         """
         tenant, address, _ = source
-        origin = redact_uri(address)
         limits = {"max_bytes": self.settings.lora_max_bytes, "max_rank": self.settings.lora_max_rank}
         try:
             info = await asyncio.to_thread(partial(validate_lora, file, origin, **limits))
@@ -151,11 +179,11 @@ class LoraFileCache:
         """Each tenant has its own copies: the sha256 of another tenant's weights, which its pictures publish, is no way to use them."""
         return self.folder / tenant_prefix(tenant)
 
-    def _store(self, lora: Lora, tenant: str | None, data: bytes) -> Path:
+    def _store(self, origin: str, wanted: str | None, tenant: str | None, data: bytes) -> Path:
         """Validate the bytes and store them under their sha256. Invalid ones are not stored."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if lora.sha256 and lora.sha256 != sha256:
-            raise invalid_lora(redact_uri(lora.uri), f"its sha256 is {sha256}, the order says {lora.sha256}")
+        if wanted and wanted != sha256:
+            raise invalid_lora(origin, f"its sha256 is {sha256}, the order says {wanted}")
         folder = self._tenant_folder(tenant)
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{sha256}.")  # Two addresses may hold the same bytes.
@@ -163,7 +191,7 @@ class LoraFileCache:
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
-            validate_lora(temporary, redact_uri(lora.uri), max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
+            validate_lora(temporary, origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
             file = temporary.replace(folder / f"{sha256}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,102 +1,103 @@
-"""LoRAs in a model's memory: a fixed number of slots, chosen row by row.
+"""Adapters in a model's memory: a fixed number of slots, chosen row by row, several for a row, each with its scale.
 
-The model's weights do not change: a layer that a LoRA changes is patched once, to add the LoRA output of each row of the current call.
-A slot that no row uses can be given to another LoRA; the least recently used is evicted first.
+The model's weights do not change: a layer that an adapter changes is patched once, to add what the adapters of each row of the current call
+say. A slot that no order uses can be given to another adapter; the least recently used is evicted first.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.engines.diffusion.batching import BASE_MODEL
-from actors.engines.diffusion.lora.names import LayerTable
+from actors.engines.diffusion.batching import RowAdapters
+from actors.engines.diffusion.lora.changes import LayerChange, tensors_of
+from actors.engines.diffusion.lora.composition import Composition, DoraGains, compose
+from actors.engines.diffusion.lora.layers import LayerKey, LayerTable, LoraFamily
+from actors.engines.diffusion.lora.stacking import CallRows, StackedCalls, StackedLayer, stack_layer
 from actors.engines.diffusion.lora.strength import describe_strength, invalid_lora
-from actors.engines.diffusion.lora.tensors import LoraPair, read_pairs
+from actors.engines.diffusion.lora.tensors import read_changes
 from actors.engines.diffusion.requests import LoraFile
 from actors.engines.process.failures import is_device_failure
 from bus.errors import PermanentError, TemporaryError
 
-LayerKey = tuple[str, str]
-
 
 @dataclass
 class LoraSlot:
-    """`pairs`: (component, layer) → weights. `scale`: that of the order. `users`: orders that use the slot."""
+    """`changes`: layer → what the adapter does to it. `users`: how often orders have acquired it."""
 
     adapter: str
-    scale: float
-    pairs: dict[LayerKey, LoraPair]
+    changes: dict[LayerKey, LayerChange]
     users: int = 0
 
 
-@dataclass(frozen=True)
-class BatchedLora:
-    """The weights of one layer for calls with these `row_adapters`. Linear: `down` is rows × in × rank, `up` rows × rank × out, scaled;
-    `rows` are the indices of rows with an adapter. `convolutions`: (row indices, pair, scale) by adapter.
-    """
-
-    row_adapters: tuple[str, ...]
-    rows: Any = None
-    down: Any = None
-    up: Any = None
-    convolutions: list[tuple[Any, LoraPair, float]] = field(default_factory=list)
-
-
 class LoraSlots:
-    """The adapters of one pipeline. `loads` counts how often weights were read; `layers` are those that a LoRA may change."""
+    """The adapters of one model. `loads` counts how often weights were read; `layers` are those that an adapter may change."""
 
-    def __init__(self, pipeline: Any, max_slots: int) -> None:
-        self.pipeline, self.max_slots, self.loads, self.layers = pipeline, max_slots, 0, LayerTable(pipeline)
+    def __init__(self, family: LoraFamily, max_slots: int) -> None:
+        self.pipeline, self.max_slots, self.loads, self.layers = family.pipeline, max_slots, 0, LayerTable(family)
         self._slots: OrderedDict[Hashable, LoraSlot] = OrderedDict()
         self._slots_by_adapter: dict[str, LoraSlot] = {}
-        self._row_adapters: tuple[str, ...] | None = None
+        self._rows: CallRows | None = None
         self._patched_layers: dict[LayerKey, Any] = {}
-        self._batched: dict[LayerKey, BatchedLora] = {}
+        self._gains = DoraGains()
+        self._stacked = StackedCalls()
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def set_row_adapters(self, adapters: list[str] | None) -> None:
-        """Set the adapter of each row of the next call. None: no row has one."""
-        self._row_adapters = tuple(adapters) if adapters and set(adapters) != {BASE_MODEL} else None
+    @property
+    def size_bytes(self) -> int:
+        """Of the adapters in the slots."""
+        tensors = [tensor for slot in self._slots.values() for change in slot.changes.values() for tensor in tensors_of(change)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def has_slot_for(self, lora: LoraFile | None) -> bool:
-        """Whether `acquire` would find a slot now."""
-        if lora is None or lora.slot_key in self._slots or len(self._slots) < self.max_slots:
-            return True
-        return any(not slot.users for slot in self._slots.values())
+    def text_adapters(self, adapters: RowAdapters) -> RowAdapters:
+        """Those of a row that change a text encoder."""
+        changes = {name: self._slots_by_adapter[name].changes for name, _ in adapters}
+        return tuple((name, scale) for name, scale in adapters if any(part.startswith("text_encoder") for part, _ in changes[name]))
 
-    def acquire(self, lora: LoraFile | None) -> str:
-        """The adapter's name. Raises PermanentError("lora-invalid"); then no slot is taken."""
-        if lora is None:
-            return BASE_MODEL
+    def set_row_adapters(self, adapters: Sequence[RowAdapters] | None) -> None:
+        """Set the adapters of each row of the next call, one entry for each half. None: no row has one."""
+        self._rows = tuple(adapters) if adapters and any(adapters) else None
+
+    def has_slots_for(self, loras: Sequence[LoraFile]) -> bool:
+        """Whether `acquire` would now find a slot for each of these files of one order."""
+        wanted = {lora.slot_key for lora in loras}
+        evictable = sum(not slot.users for key, slot in self._slots.items() if key not in wanted)
+        return len(wanted - self._slots.keys()) <= self.max_slots - len(self._slots) + evictable
+
+    def acquire(self, lora: LoraFile) -> str:
+        """The adapter's name. Raises PermanentError("lora-invalid"), TemporaryError("lora-gone"); then no slot is taken."""
         slot = self._slots.get(lora.slot_key) or self._load(lora)
         self._slots.move_to_end(lora.slot_key)
         slot.users += 1
         return slot.adapter
 
-    def release(self, lora: LoraFile | None) -> None:
-        if lora and lora.slot_key in self._slots:
+    def release(self, lora: LoraFile) -> None:
+        if lora.slot_key in self._slots:
             self._slots[lora.slot_key].users -= 1
 
-    def describe(self, lora: LoraFile) -> dict[str, str]:
-        """Which LoRA is applied, and how strongly; for one that has a slot."""
-        strength = describe_strength({key: (pair.scaling, pair.alpha_from) for key, pair in self._slots[lora.slot_key].pairs.items()})
-        return {"lora_sha256": lora.sha256, "lora_scale": f"{lora.scale:g}", **strength}
+    def describe(self, loras: Sequence[LoraFile]) -> dict[str, str]:
+        """Which adapters are applied, and how strongly, separated by commas in the order of the files, which have slots."""
+        entries = [
+            {"lora_sha256": lora.sha256, "lora_scale": f"{lora.scale:g}"}
+            | describe_strength({key: (change.scaling, change.alpha_from) for key, change in self._slots[lora.slot_key].changes.items()})
+            for lora in loras
+        ]
+        return {name: ",".join(entry[name] for entry in entries) for name in (entries[0] if entries else ())}
 
     def clear(self) -> None:
         """Undo the patches and drop all references to the model."""
         for layer in self._patched_layers.values():
             del layer.forward
-        for table in (self._patched_layers, self._slots, self._slots_by_adapter, self._batched):
+        for table in (self._patched_layers, self._slots, self._slots_by_adapter, self._stacked, self._gains):
             table.clear()
         self.pipeline = None
 
     def _load(self, lora: LoraFile) -> LoraSlot:
         try:
-            pairs = read_pairs(lora, self.pipeline, self.layers)
+            changes = read_changes(lora, self.pipeline, self.layers)
         except (PermanentError, TemporaryError):
             raise
         except Exception as error:
@@ -106,89 +107,61 @@ class LoraSlots:
         if len(self._slots) >= self.max_slots:
             self._evict()
         self.loads += 1
-        slot = LoraSlot(f"lora-{self.loads}", lora.scale, pairs)
+        slot = LoraSlot(f"lora-{self.loads}", changes)
         self._slots[lora.slot_key] = self._slots_by_adapter[slot.adapter] = slot
-        for key in pairs.keys() - self._patched_layers.keys():
+        for key in changes.keys() - self._patched_layers.keys():
             self._patch_layer(key)
         return slot
 
     def _evict(self) -> None:
         key = next(key for key, slot in self._slots.items() if not slot.users)
         del self._slots_by_adapter[self._slots.pop(key).adapter]
-        self._batched.clear()
+        self._stacked.clear()
+        self._gains.clear()
 
     def _patch_layer(self, key: LayerKey) -> None:
-        component, name = key
-        layer = getattr(self.pipeline, component).get_submodule(name)
+        part, name = key
+        layer = getattr(self.pipeline, part).get_submodule(name)
         layer.forward = partial(self._forward, key, layer, layer.forward)
         self._patched_layers[key] = layer
 
     def _forward(self, key: LayerKey, layer: Any, original_forward: Callable[..., Any], x: Any, *arguments: Any, **options: Any) -> Any:
         result = original_forward(x, *arguments, **options)
-        if self._row_adapters is None:
-            return result
-        batched = self._batched.get(key)
-        if batched is None or batched.row_adapters != self._row_adapters:
-            batched = self._batched[key] = self._batch(key)
-        return add_lora_delta(batched, layer, x, result)
+        stacked = self._stack(key, layer, x) if self._rows else None
+        return result if stacked is None else stacked.add_to(layer, x, result)
 
-    def _batch(self, key: LayerKey) -> BatchedLora:
-        """The layer's weights for the current rows; kept as long as the adapters of the rows stay the same."""
-        assert self._row_adapters is not None
-        rows = [
-            number for number, name in enumerate(self._row_adapters) if name != BASE_MODEL and key in self._slots_by_adapter[name].pairs
+    def _stack(self, key: LayerKey, layer: Any, x: Any) -> StackedLayer | None:
+        """The adapters of the current rows on a layer, None without any."""
+        assert self._rows
+        kept, place = self._stacked.of(self._rows), (key, x.device, x.dtype)
+        if place not in kept:
+            return kept.keep(place, self._build(key, layer, x))
+        return kept[place]
+
+    def _build(self, key: LayerKey, layer: Any, x: Any) -> StackedLayer | None:
+        """Raises RuntimeError when the first axis of the layer's input is not the row."""
+        assert self._rows
+        compositions = {row: self._compose(row, key, layer) for row in dict.fromkeys(self._rows)}
+        used = dict.fromkeys(adapter for composition in compositions.values() if composition for adapter in composition.coefficients)
+        if not used:
+            return None
+        if len(x) != len(self._rows):
+            raise RuntimeError(f"the layer {'.'.join(key)} is called with {len(x)} rows, not with {len(self._rows)}")
+        changes = {adapter: self._slots_by_adapter[adapter].changes[key] for adapter in used}
+        return stack_layer(layer, [compositions[row] for row in self._rows], changes, x)
+
+    def _compose(self, row: RowAdapters, key: LayerKey, layer: Any) -> Composition | None:
+        """What a row's adapters do to a layer together; None when they do not change it."""
+        changes = [
+            (adapter, change, scale, self._gains.get(adapter, scale, key, layer, change))
+            for adapter, scale in row
+            if (change := self._slots_by_adapter[adapter].changes.get(key))
         ]
-        if not rows:
-            return BatchedLora(self._row_adapters)
-        rows_by_adapter = {
-            name: [row for row in rows if self._row_adapters[row] == name]
-            for name in dict.fromkeys(self._row_adapters[row] for row in rows)
-        }
-        slots = {name: self._slots_by_adapter[name] for name in rows_by_adapter}
-        return batch_pairs(self._row_adapters, rows_by_adapter, {name: (slot.pairs[key], slot.scale) for name, slot in slots.items()})
+        return compose(changes) if changes else None
 
 
-def batch_pairs(
-    row_adapters: tuple[str, ...], rows_by_adapter: dict[str, list[int]], pairs: dict[str, tuple[LoraPair, float]]
-) -> BatchedLora:
-    """Stack the weights of all rows; smaller ranks are padded with zeros. Convolutions are applied adapter by adapter."""
-    import torch
-
-    device = next(iter(pairs.values()))[0].down.device
-    if any(pair.down.dim() == 4 for pair, _ in pairs.values()):
-        convolutions = [
-            (torch.tensor(rows_by_adapter[name], device=device), pair, pair.scaling * scale) for name, (pair, scale) in pairs.items()
-        ]
-        return BatchedLora(row_adapters, convolutions=convolutions)
-    rank = max(pair.rank for pair, _ in pairs.values())
-    downs = {name: pad_rank(pair.down.T, 1, rank) for name, (pair, _) in pairs.items()}
-    ups = {name: pad_rank(pair.up.T * (pair.scaling * scale), 0, rank) for name, (pair, scale) in pairs.items()}
-    rows = sorted(row for adapter_rows in rows_by_adapter.values() for row in adapter_rows)
-    down, up = (torch.stack([weights[row_adapters[row]] for row in rows]) for weights in (downs, ups))
-    return BatchedLora(row_adapters, torch.tensor(rows, device=device), down, up)
-
-
-def pad_rank(weight: Any, axis: int, rank: int) -> Any:
-    import torch
-
-    missing = rank - weight.shape[axis]
-    shape = (weight.shape[0], missing) if axis else (missing, weight.shape[1])
-    return torch.cat([weight, weight.new_zeros(shape)], dim=axis) if missing else weight
-
-
-def add_lora_delta(batched: BatchedLora, layer: Any, x: Any, result: Any) -> Any:
-    """`result` plus the LoRA output of each row. The first axis of `x` and `result` is the row."""
-    for rows, pair, factor in batched.convolutions:
-        result = result.index_add(0, rows, lora_conv2d(layer, pair, x[rows]) * factor)
-    if batched.rows is None:
-        return result
-    rows_of_x = x if len(batched.rows) == len(x) else x[batched.rows]
-    delta = (rows_of_x.unsqueeze(1) @ batched.down @ batched.up).squeeze(1) if x.dim() == 2 else rows_of_x @ batched.down @ batched.up
-    return result + delta if rows_of_x is x else result.index_add(0, batched.rows, delta)
-
-
-def lora_conv2d(layer: Any, pair: LoraPair, x: Any) -> Any:
-    from torch.nn import functional
-
-    narrow = functional.conv2d(x, pair.down, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-    return functional.conv2d(narrow, pair.up)
+def check_slots(loras: Sequence[LoraFile], max_slots: int) -> None:
+    """Raises PermanentError("lora-invalid") for an order with more adapters than a model has slots: it would wait for ever."""
+    count = len({lora.slot_key for lora in loras})
+    if count > max_slots:
+        raise PermanentError("lora-invalid", f"the order has {count} LoRAs, a model has {max_slots} slots for them (IMAGE_LORA_SLOTS)")

@@ -1,4 +1,4 @@
-"""How strongly a LoRA is applied: the scaling of each layer, alpha by rank, as PEFT computes it.
+"""How strongly an adapter is applied: the scaling of each layer, alpha by rank, as PEFT and LyCORIS compute it.
 
 It is known from the weights (kohya's alpha of each layer, or the configuration in the header that diffusers writes) or from the
 `adapter_config.json` beside them. Otherwise the order or a setting names alpha; without either it is assumed to be the rank.
@@ -7,15 +7,18 @@ It is known from the weights (kohya's alpha of each layer, or the configuration 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bus.errors import PermanentError, validation_problems
 from contracts.image import AlphaSource
 
-COMPONENTS = ("unet", "text_encoder")
+Method = Literal["LoRA", "DoRA", "LoHa", "LoKr"]
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The parts of pipelines that have a configuration of their own in a header."""
+PEFT_TYPES: dict[Method, str] = {"LoRA": "LORA", "DoRA": "LORA", "LoHa": "LOHA", "LoKr": "LOKR"}
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 256 << 10
 MAX_PATTERNS = 2000
@@ -38,19 +41,27 @@ def to_flag(value: Any) -> Any:
 
 
 class AdapterConfig(BaseModel):
-    """What PEFT's `adapter_config.json` says about strength; the defaults are PEFT's. Later patterns yield to earlier ones."""
+    """What PEFT's `adapter_config.json` says about strength; the defaults are PEFT's. Later patterns yield to earlier ones.
+
+    `lora_alpha` is called `alpha` in the configurations of LoHa and LoKr.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    peft_type: Literal["LORA"] = "LORA"
+    peft_type: Literal["LORA", "LOHA", "LOKR"] = "LORA"
     r: int = Field(8, ge=1, le=1 << 20)
     lora_alpha: Alpha = 8.0
     use_rslora: Annotated[bool, BeforeValidator(to_flag)] = False
-    use_dora: Annotated[Literal[False], BeforeValidator(to_flag)] = False
+    use_dora: Annotated[bool, BeforeValidator(to_flag)] = False
     rank_pattern: Annotated[tuple[tuple[LayerPattern, Annotated[int, Field(ge=1)]], ...], BeforeValidator(to_pairs)] = Field(
         (), max_length=MAX_PATTERNS
     )
     alpha_pattern: Annotated[tuple[tuple[LayerPattern, Alpha], ...], BeforeValidator(to_pairs)] = Field((), max_length=MAX_PATTERNS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_alpha(cls, data: Any) -> Any:
+        return {"lora_alpha": data["alpha"], **data} if isinstance(data, dict) and "alpha" in data else data
 
 
 def invalid_lora(origin: str, reason: str) -> PermanentError:
@@ -80,7 +91,7 @@ def header_configs(metadata: Any, origin: str) -> dict[str, AdapterConfig]:
 
 
 class LayerScalings:
-    """The scaling of each layer of one LoRA. `assumed_alpha`: None for the rank; it applies where nothing else is known."""
+    """The scaling of each layer of one adapter. `assumed`: alpha where nothing else is known, None for the rank, and its source."""
 
     def __init__(
         self, origin: str, config: AdapterConfig | None, header: Mapping[str, AdapterConfig], assumed: tuple[float | None, AlphaSource]
@@ -89,26 +100,32 @@ class LayerScalings:
         self._patterns: dict[str, Any] = {}
         self._seconds_left = PATTERN_SECONDS
 
-    def scaling(self, component: str, layer: str, rank: int, alpha: float | None) -> tuple[float, AlphaSource]:
-        """The factor of up · down, and where it is known from. `alpha`: that of the layer in the weights.
+    def scaling(
+        self, component: str, layer: str, rank: int | None, alpha: float | None, method: Method = "LoRA"
+    ) -> tuple[float, AlphaSource]:
+        """The factor of the layer's change, and where it is known from. `alpha`: that of the layer in the weights. `rank`: None for a
+        LoKr of two whole matrices, whose rank only a configuration can say; without one LyCORIS applies it as it is.
 
-        Raises PermanentError("lora-invalid") when a configuration names another rank, or its patterns cannot be matched.
+        Raises PermanentError("lora-invalid") when a configuration names another rank or method, or its patterns cannot be matched.
         """
         if config := self._header.get(component):
-            return self._configured(config, layer, rank), "weights"
+            return self._configured(config, layer, rank, method), "weights"
         if alpha is not None:
-            return alpha / rank, "weights"
+            return alpha / rank if rank else 1.0, "weights"
         if self._config:
-            return self._configured(self._config, layer, rank), "adapter_config"
+            return self._configured(self._config, layer, rank, method), "adapter_config"
         assumed_alpha, source = self._assumed
-        return (rank if assumed_alpha is None else assumed_alpha) / rank, source
+        return 1.0 if rank is None or assumed_alpha is None else assumed_alpha / rank, source
 
-    def _configured(self, config: AdapterConfig, layer: str, rank: int) -> float:
+    def _configured(self, config: AdapterConfig, layer: str, rank: int | None, method: Method) -> float:
+        named: Method | str = "DoRA" if config.use_dora else config.peft_type
+        if PEFT_TYPES[method] != config.peft_type or config.use_dora != (method == "DoRA"):
+            raise invalid_lora(self._origin, f"its configuration is one of {named}, its weights for {layer!r} are {method}")
         configured_rank = self._match(config.rank_pattern, layer, config.r)
-        if configured_rank != rank:
+        if rank is not None and configured_rank != rank:
             raise invalid_lora(self._origin, f"its configuration gives {layer!r} the rank {configured_rank:g}, its weights have {rank}")
         alpha = self._match(config.alpha_pattern, layer, config.lora_alpha)
-        return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+        return alpha / (math.sqrt(configured_rank) if config.use_rslora else configured_rank)
 
     def _match(self, patterns: tuple[tuple[str, Any], ...], layer: str, default: float) -> float:
         """The value of the first pattern that matches the layer's name or its end."""
@@ -136,5 +153,11 @@ def describe_strength(scalings: Mapping[Any, tuple[float, AlphaSource]]) -> dict
     """`lora_scaling`, a value or the least and the greatest, and `lora_alpha_from`, the least certain source of any layer."""
     values = sorted({value for value, _ in scalings.values()})
     sources = {source for _, source in scalings.values()}
-    least_certain = next(source for source in get_args(AlphaSource) if source in sources)
-    return {"lora_scaling": "–".join(f"{value:g}" for value in dict.fromkeys((values[0], values[-1]))), "lora_alpha_from": least_certain}
+    scaling = "–".join(f"{value:g}" for value in dict.fromkeys((values[0], values[-1])))
+    return {"lora_scaling": scaling, "lora_alpha_from": least_certain(sources)}
+
+
+def least_certain(sources: Iterable[str]) -> AlphaSource:
+    """Of one or more sources of alpha."""
+    found = set(sources)
+    return next(source for source in get_args(AlphaSource) if source in found)

@@ -1,41 +1,74 @@
-"""Reads the tensors of a LoRA file as pairs, layer by layer, after their names and shapes were checked against the model's layers."""
+"""Reads the tensors of an adapter's file as changes of layers, after their names and shapes were checked against the model's layers."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from actors.engines.diffusion.lora.names import LayerTable, PairKeys
+from actors.engines.diffusion.lora.changes import Hadamard, Kronecker, LayerChange, LowRank, Product, build_hadamard
+from actors.engines.diffusion.lora.layers import LayerKey, LayerTable, PlannedChange
+from actors.engines.diffusion.lora.names import Role
+from actors.engines.diffusion.lora.shapes import ranks_of
 from actors.engines.diffusion.lora.strength import AdapterConfig, LayerScalings, header_configs, invalid_lora
 from actors.engines.diffusion.requests import LoraFile
 from bus.errors import TemporaryError
-from contracts.image import AlphaSource
 
 
-@dataclass(frozen=True)
-class LoraPair:
-    """The change of one layer: `scaling` · up · down. Linear: `down` is rank × in, `up` out × rank; convolutions have two more axes."""
-
-    down: Any
-    up: Any
-    scaling: float
-    alpha_from: AlphaSource
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-
-def read_pairs(lora: LoraFile, pipeline: Any, layers: LayerTable) -> dict[tuple[str, str], LoraPair]:
-    """(component, layer) → pair, on the model's device and in its dtype. Raises PermanentError("lora-invalid"), TemporaryError."""
+def read_changes(lora: LoraFile, pipeline: Any, layers: LayerTable) -> dict[LayerKey, LayerChange]:
+    """Layer → its change, on the model's device and in its dtype. Raises PermanentError("lora-invalid"), TemporaryError("lora-gone")."""
     tensors, header = read_tensors(lora)
-    plan = layers.plan({key: tuple(tensor.shape) for key, tensor in tensors.items()}, lora.origin)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     scalings = LayerScalings(lora.origin, lora.config, header, (lora.assumed_alpha, lora.assumed_from))
-    pairs = {}
-    for (component, layer), keys in plan.items():
-        weight = getattr(pipeline, component).get_submodule(layer).weight
-        down, up = (fit_tensor(key, tensors[key], weight, lora.origin) for key in (keys.down, keys.up))
-        alpha = read_alpha(keys, tensors, lora.origin)
-        pairs[component, layer] = LoraPair(down, up, *scalings.scaling(component, layer, down.shape[0], alpha))
-    return pairs
+    changes = {}
+    for key, planned in layers.plan(shapes, lora.origin).items():
+        part, layer = key
+        module = getattr(pipeline, part)
+        weight = module.get_submodule(layer).weight
+        place = weight, plain_dtype(weight, module)
+        fitted: dict[Role, Any] = {
+            role: fit_tensor(name, tensors[name], *place, lora.origin) for role, name in planned.keys.keys.items() if role != "alpha"
+        }
+        magnitude = fitted["magnitude"].flatten() if "magnitude" in fitted else None
+        ranks, alpha = ranks_of(planned.keys, shapes), read_alpha(planned, tensors, lora.origin)
+        strength = scalings.scaling(part, layer, ranks[-1] if ranks else None, alpha, planned.keys.method)
+        changes[key] = LayerChange(*build_delta(fitted, planned), *strength, take_rows(magnitude, planned))
+    return changes
+
+
+def build_delta(tensors: dict[Role, Any], planned: PlannedChange) -> tuple[LowRank | Hadamard | Kronecker, float]:
+    """The change without its scaling, and a factor that belongs to it. Of a fused layer only the layer's rows."""
+    shape, rows = planned.target.shape, planned.target.rows
+    if planned.keys.method == "LoKr":
+        left = [tensors[role] for role in ("lokr_w1", "lokr_w1_b", "lokr_w1_a") if role in tensors]
+        return Kronecker(tuple(left), tuple(kronecker_factors(tensors, shape)), rows), 1.0
+    if planned.keys.method == "LoHa":
+        first, second = (hadamard_product(tensors, number, planned) for number in (1, 2))
+        return build_hadamard((first, second), shape)
+    ones = (1,) * (len(shape) - 2)
+    down, up, mid = tensors["down"], take_rows(tensors["up"], planned), tensors.get("mid")
+    kernel = ones if mid is not None else shape[2:]
+    return LowRank(down.reshape(*down.shape[:2], *kernel), up.reshape(*up.shape[:2], *ones), mid), 1.0
+
+
+def hadamard_product(tensors: dict[Role, Any], number: int, planned: PlannedChange) -> Product:
+    outer, inner, kernel = (tensors.get(f"hada_{name}") for name in (f"w{number}_a", f"w{number}_b", f"t{number}"))  # type: ignore[call-overload]
+    return take_rows(outer, planned, axis=0 if kernel is None else 1), inner, kernel
+
+
+def kronecker_factors(tensors: dict[Role, Any], shape: tuple[int, ...]) -> list[Any]:
+    """The second matrix of a LoKr, whole or as a chain, the first to be applied first, with the kernel of its layer."""
+    ones, kernel = (1,) * (len(shape) - 2), shape[2:]
+    if (whole := tensors.get("lokr_w2")) is not None:
+        return [whole.reshape(*whole.shape[:2], *kernel)]
+    outer, inner, core = tensors["lokr_w2_a"], tensors["lokr_w2_b"], tensors.get("lokr_t2")
+    if core is not None:
+        return [inner.reshape(*inner.shape, *ones), core.reshape(*core.shape[:2], *kernel), outer.T.reshape(*outer.T.shape, *ones)]
+    return [inner.reshape(len(inner), -1, *kernel), outer.reshape(*outer.shape, *ones)]
+
+
+def take_rows(tensor: Any, planned: PlannedChange, axis: int = 0) -> Any:
+    """Of a fused layer, the layer's own rows."""
+    if tensor is None or planned.target.rows is None:
+        return tensor
+    start, stop = planned.target.rows
+    return tensor.narrow(axis, start, stop - start).clone()
 
 
 def read_tensors(lora: LoraFile) -> tuple[dict[str, Any], dict[str, AdapterConfig]]:
@@ -56,22 +89,29 @@ def read_tensors(lora: LoraFile) -> tuple[dict[str, Any], dict[str, AdapterConfi
     return tensors, header_configs(metadata, lora.origin)
 
 
-def fit_tensor(key: str, tensor: Any, weight: Any, origin: str) -> Any:
-    """The tensor on the device of its layer's `weight`, in its dtype and with as many axes.
-
-    Raises PermanentError("lora-invalid") when a value is not finite, in the file or in that dtype.
+def fit_tensor(key: str, tensor: Any, weight: Any, dtype: Any, origin: str) -> Any:
+    """The tensor on the device of its layer's `weight`. Raises PermanentError("lora-invalid") when a value is not finite, in the file or
+    in `dtype`.
     """
-    shape = (*tensor.shape[:2], *((tensor.shape[2:] or (1, 1)) if weight.dim() == 4 else ()))
-    fitted = tensor.reshape(shape).to(device=weight.device, dtype=weight.dtype)
+    fitted = tensor.to(device=weight.device, dtype=dtype)
     if not bool(fitted.isfinite().all()):
-        raise invalid_lora(origin, f"{key[:200]!r} has values that are not finite as {str(weight.dtype).removeprefix('torch.')}")
+        raise invalid_lora(origin, f"{key[:200]!r} has values that are not finite as {str(dtype).removeprefix('torch.')}")
     return fitted
 
 
-def read_alpha(keys: PairKeys, tensors: dict[str, Any], origin: str) -> float | None:
-    if keys.alpha is None:
+def plain_dtype(*modules: Any) -> Any:
+    """That of the first with a dtype in which PyTorch computes; the weights of quantized layers have others."""
+    import torch
+
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return next((module.dtype for module in modules if module.dtype in plain), torch.float32)
+
+
+def read_alpha(planned: PlannedChange, tensors: dict[str, Any], origin: str) -> float | None:
+    key = planned.keys.keys.get("alpha")
+    if key is None:
         return None
-    alpha = tensors[keys.alpha]
+    alpha = tensors[key]
     if alpha.numel() != 1 or not bool(alpha.isfinite().all()):
-        raise invalid_lora(origin, f"{keys.alpha[:200]!r} is not one finite number")
+        raise invalid_lora(origin, f"{key[:200]!r} is not one finite number")
     return float(alpha)

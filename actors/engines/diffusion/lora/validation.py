@@ -1,15 +1,17 @@
-"""Validates LoRA files by the header of the safetensors file; the weights themselves are not read."""
+"""Validates LoRA files by the header of the safetensors file; the weights themselves are not read, and no model is known."""
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from actors.engines.diffusion.lora.names import KEY_PREFIXES, component_of, group_keys, split_key
-from actors.engines.diffusion.lora.strength import header_configs, invalid_lora
+from actors.engines.diffusion.lora.names import LayerKeys, group_keys, split_key
+from actors.engines.diffusion.lora.shapes import Shape, ranks_of
+from actors.engines.diffusion.lora.strength import Method, header_configs, invalid_lora
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
@@ -34,13 +36,10 @@ TENSOR_HEADERS = TypeAdapter(dict[str, TensorHeader])
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """`rank`: the highest in the file. `has_text_encoder`: it also changes the text encoder. `has_alphas`: it says alpha of all layers.
-
-    `shapes`: key → shape.
-    """
+    """`rank`: the highest in the file; 0 for a LoKr of whole matrices. `has_alphas`: it says alpha of all layers. `shapes`: key → shape."""
 
     rank: int
-    has_text_encoder: bool
+    methods: tuple[Method, ...]
     has_alphas: bool
     shapes: dict[str, tuple[int, ...]]
 
@@ -55,17 +54,14 @@ def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> 
         raise invalid_lora(origin, f"it has {len(tensors)} tensors; expected are 1 to {MAX_TENSORS}")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, origin)
-    pairs = group_keys(tensors, origin).values()
-    ranks = [_check_ranks(pair.down, tensors[pair.down], tensors[pair.up], origin) for pair in pairs]
-    if max(ranks) > max_rank:
-        raise invalid_lora(origin, f"its rank is {max(ranks)}, the limit is {max_rank}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = group_keys(tensors, origin).values()
+    ranks = [rank for layer in layers for rank in check_ranks(layer, shapes, origin)]
+    if ranks and max(ranks) > max_rank:
+        raise invalid_lora(origin, f"its rank is {max(ranks)}, the limit is {max_rank} (IMAGE_LORA_MAX_RANK)")
     configured = header_configs(metadata, origin)
-    return LoraInfo(
-        max(ranks),
-        has_text_encoder=any(component_of(name) == "text_encoder" for name in tensors),
-        has_alphas=all(pair.alpha or component_of(pair.down) in configured for pair in pairs),
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-    )
+    has_alphas = all("alpha" in layer.keys or layer.name.partition(".")[0] in configured for layer in layers)
+    return LoraInfo(max(ranks, default=0), tuple(dict.fromkeys(layer.method for layer in layers)), has_alphas, shapes)
 
 
 def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHeader], Any]:
@@ -87,9 +83,7 @@ def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHea
 
 
 def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> None:
-    """Prefix, type and shape. Raises PermanentError("lora-invalid")."""
-    if not name.startswith(tuple(KEY_PREFIXES)):
-        raise invalid_lora(origin, f"the key {name[:120]!r} is not one of a LoRA for this model; keys begin with {', '.join(KEY_PREFIXES)}")
+    """Type and shape. Raises PermanentError("lora-invalid")."""
     is_alpha = (parts := split_key(name)) is not None and parts[1] == "alpha"
     dtypes = SCALAR_DTYPES if is_alpha else FLOAT_DTYPES
     if tensor.dtype not in dtypes:
@@ -98,9 +92,9 @@ def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> None:
         raise invalid_lora(origin, f"{name[:120]!r} is not one number")
 
 
-def _check_ranks(name: str, down: TensorHeader, up: TensorHeader, origin: str) -> int:
-    """The rank of a pair. Raises PermanentError("lora-invalid") when its halves differ, or are no matrices."""
-    if min(len(down.shape), len(up.shape)) < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
-        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-        raise invalid_lora(origin, f"{name[:120]!r} and its pair have the shapes {shapes}; expected are rank × in and out × rank")
-    return down.shape[0]
+def check_ranks(layer: LayerKeys, shapes: Mapping[str, Shape], origin: str) -> list[int]:
+    """The ranks of a layer's products. Raises PermanentError("lora-invalid") when their halves differ, or are no matrices."""
+    try:
+        return ranks_of(layer, shapes)
+    except ValueError as error:
+        raise invalid_lora(origin, str(error)) from None
