@@ -16,7 +16,7 @@ ENCODED_FIELDS = ("prompt", "negative_prompt", "width", "height", "guidance_scal
 
 
 class PromptCache:
-    """Of one model. The least recently used conditions are dropped beyond `max_bytes`; 0: nothing is kept. `hits` and `misses` count look-ups."""
+    """Of one model. The least recently used conditions are dropped beyond `max_bytes`; 0: nothing is kept."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.used_bytes, self.hits, self.misses = max_bytes, 0, 0, 0

@@ -68,6 +68,8 @@ class Family:
     """Latents on each side of a square that the denoiser reads as one token."""
     takes_true_cfg: ClassVar[bool] = False
     """Whether an order may have a `true_cfg_scale`."""
+    cached_blocks: ClassVar[tuple[str, ...]] = ()
+    """The denoiser's lists of blocks, in the order of a call, of which `block_cache` may leave out all but the first; none: it cannot."""
     mask_beside: bool = False
     """Whether the denoiser reads mask and masked picture beside the latents; such checkpoints draw nothing but inpaintings."""
 

@@ -66,6 +66,7 @@ class Flux(PackedFamily):
         "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_2", "text_encoders.clip_l.transformer.": "text_encoder",
         "text_encoders.t5xxl.transformer.": "text_encoder_2",
     }  # fmt: skip
+    cached_blocks = ("transformer_blocks", "single_transformer_blocks")
     defaults = Defaults(side=1024, steps=28, guidance_scale=3.5, scheduler="euler")
     takes_true_cfg = True
 

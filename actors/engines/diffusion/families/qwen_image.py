@@ -25,6 +25,7 @@ class QwenImage(PackedFamily):
         ("transformer.", "base_model.model.", "diffusion_model.", "model.diffusion_model.", "lora_unet_", "lora_transformer_", ""),
         "transformer",
     )
+    cached_blocks = ("transformer_blocks",)
     defaults = Defaults(side=1024, steps=50, guidance_scale=4.0, scheduler="euler")
     no_negative = " "
 
@@ -94,7 +95,7 @@ class QwenImage(PackedFamily):
     # -- a step
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, conditions: Sequence[Condition], rows: Sequence[DiffusionRow]) -> torch.Tensor:
-        """Shorter texts are padded at the end, and the padding is masked. Texts of one length get no mask, which would take another kernel."""
+        """Shorter texts are padded at the end, and the padding is masked. Texts of one length get no mask: it takes another kernel."""
         texts = [condition["text"][0] for condition in conditions]
         lengths = torch.tensor([len(text) for text in texts], device=x.device)
         text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)

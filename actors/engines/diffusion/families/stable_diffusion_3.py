@@ -53,6 +53,7 @@ class StableDiffusion3(FlowFamily):
         "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
         "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
     }  # fmt: skip
+    cached_blocks = ("transformer_blocks",)
     defaults = Defaults(side=1024, steps=28, guidance_scale=7.0, scheduler="euler")
     max_shift = 1.16
 
