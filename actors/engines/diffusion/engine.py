@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from actors.engines.diffusion.batching import DiffusionRow, RowAdapters, StepGroups, advance_rows
 from actors.engines.diffusion.checkpoint_check import draw_test_picture
+from actors.engines.diffusion.controlnets import cache_name
 from actors.engines.diffusion.decode import SteppedOrder, decode_order, remove_files
 from actors.engines.diffusion.loaded_models import LoadedModels
 from actors.engines.diffusion.model import DiffusionModel
@@ -96,7 +97,10 @@ class DiffusionEngine:
         return device | {"models": self.models.cache.names, "saturation": saturation}
 
     def _in_use(self, name: str) -> bool:
-        return any(order.model.name == name for order in self._active.values())
+        """Whether active orders need a model or a ControlNet, by its name in the cache."""
+        orders = self._active.values()
+        nets = {cache_name(order.request.control.model) for order in orders if order.request.control}
+        return name in {order.model.name for order in orders} | nets
 
     def self_test(self) -> None:
         """Multiply two matrices and check the result; a model has drawn a small picture when it was loaded, and after a crash draws one
@@ -190,23 +194,24 @@ class DiffusionEngine:
         order = ActiveOrder(request_id, self.models.resolve(request, model), model)
         if not model.loras.has_slots_for(request.loras):
             return None
+        control_net = self.models.get_control_net(order.request, model)
         acquired: list[LoraFile] = []
         adapters: list[tuple[str, float]] = []
         try:
             for lora in request.loras:
                 adapters.append((model.loras.acquire(lora), lora.scale))
                 acquired.append(lora)
-            self._begin_rows(order, tuple(adapters))
+            self._begin_rows(order, tuple(adapters), control_net)
             return order
         except BaseException:
             for lora in acquired:
                 model.loras.release(lora)
             raise
 
-    def _begin_rows(self, order: ActiveOrder, adapters: RowAdapters) -> None:
+    def _begin_rows(self, order: ActiveOrder, adapters: RowAdapters, control_net: Any) -> None:
         model, request = order.model, order.request
         conditions = self._with_fallbacks(model, partial(model.encode, request, adapters))
-        starter = RowStarter(order.request_id, request, model.family, model.name, conditions, adapters)
+        starter = RowStarter(order.request_id, request, model.family, model.name, conditions, adapters, control_net)
         build = partial(self._with_fallbacks, model, starter.build_rows)
         if request.edit:
             self.vae_thread.put(VaeTask(order.request_id, build))

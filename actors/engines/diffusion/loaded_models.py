@@ -1,12 +1,14 @@
-"""The models that orders may name, loaded within the memory budget; orders that a model cannot draw are refused before they are queued."""
+"""Models and ControlNets that orders may name, loaded within one memory budget; what a model cannot draw is refused before the queue."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from actors.engines.diffusion.checkpoint import find_checkpoint
+from actors.engines.diffusion.controlnets import ControlNets, cache_name, controlnet_of, unload_controlnet
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family
 from actors.engines.diffusion.lora.validation import validate_lora
@@ -16,7 +18,7 @@ from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, Resolv
 from actors.engines.diffusion.saturation import Saturation
 from actors.engines.diffusion.saturation_calls import measure_model
 from actors.engines.process.failures import is_device_failure
-from actors.engines.process.model_cache import ModelCache
+from actors.engines.process.model_cache import InsufficientMemory, ModelCache
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
@@ -30,16 +32,18 @@ UNUSABLE_SECONDS = 60.0
 
 
 class LoadedModels:
-    """`in_use`: whether active orders need the model of a checkpoint."""
+    """`cache`: models by checkpoint, and ControlNets by `cache_name`. `in_use`: whether active orders need one of these names."""
 
     def __init__(self, settings: ImageSettings, device: str, dtype: str, host: EngineHost, in_use: Callable[[str], bool]) -> None:
         self.settings, self.device, self.dtype, self.host = settings, device, dtype, host
-        self.cache: ModelCache[DiffusionModel] = ModelCache(
+        self.controlnets = ControlNets(settings.controlnets, device, dtype, host)
+        self._needed, self._starting = in_use, ""
+        self.cache: ModelCache[Any] = ModelCache(
             settings.memory_budget_bytes,
-            measure=lambda name: model_size_bytes(name, settings),
+            measure=self._size_bytes,
             load=self._load,
-            unload=unload_model,
-            in_use=in_use,
+            unload=lambda loaded: unload_model(loaded) if isinstance(loaded, DiffusionModel) else unload_controlnet(loaded),
+            in_use=lambda name: name == self._starting or in_use(name),
             pinned=frozenset({settings.model} if settings.pinned else ()),
         )
         self._unusable: dict[str, tuple[float, TemporaryError]] = {}
@@ -47,25 +51,60 @@ class LoadedModels:
         """By checkpoint; kept when a model is evicted, so that each is measured once."""
 
     def default(self) -> DiffusionModel:
-        return self.cache.get(self.settings.model)
+        return self._take_model(self.settings.model)
 
     def check(self, request: DiffusionRequest) -> None:
         """What can be told of an order without loading its model. Raises PermanentError, TemporaryError("model-unusable")."""
         checkpoint = self._checkpoint_of(request)
         self._refuse_unusable(checkpoint)
-        if checkpoint in self.cache.names:
-            self.resolve(request, self.cache.get(checkpoint))
+        model = self._take_model(checkpoint) if checkpoint in self.cache.names else None
+        if model:
+            self.resolve(request, model)
         elif folder := find_checkpoint(checkpoint):
             family = find_family_of(checkpoint, folder, self.settings)
             resolve_request(request, family, family.defaults.side)
+        if request.control:
+            self.controlnets.check_name(request.control.model)
+        if request.control and model:
+            self.controlnets.check_fit(request.control.model, model.family)
         for lora in request.loras:
             self._check_lora(lora, checkpoint)
 
     def get(self, request: DiffusionRequest) -> DiffusionModel:
-        """The order's model, loaded if it is not in memory. Raises InsufficientMemory, TemporaryError("model-unusable")."""
-        checkpoint = self._checkpoint_of(request)
-        self._refuse_unusable(checkpoint)
-        return self.cache.get(checkpoint)
+        """The order's model, loaded if it is not in memory; it stays at least until the next order's is taken.
+
+        Raises InsufficientMemory, TemporaryError("model-unusable" · "out-of-memory").
+        """
+        self._starting = self._checkpoint_of(request)
+        return self._take_model(self._starting)
+
+    def get_control_net(self, request: DiffusionRequest, model: DiffusionModel) -> Any:
+        """The ControlNet that the order names, loaded if it is not in memory; None if it names none.
+
+        Raises PermanentError("control-unfit"), InsufficientMemory, TemporaryError("model-unusable" · "out-of-memory").
+        """
+        if request.control is None:
+            return None
+        self.controlnets.check_fit(request.control.model, model.family)
+        return self._take(cache_name(request.control.model)).net
+
+    def _take_model(self, checkpoint: str) -> DiffusionModel:
+        model: DiffusionModel = self._take(checkpoint)
+        return model
+
+    def _take(self, name: str) -> Any:
+        """From the cache. Raises InsufficientMemory while active orders use what is there, TemporaryError when no waiting would help."""
+        self._refuse_unusable(name)
+        try:
+            return self.cache.get(name)
+        except InsufficientMemory as error:
+            if any(self._needed(held) for held in self.cache.names):
+                raise
+            raise TemporaryError(f"{error} (IMAGE_MEMORY_BUDGET_BYTES)", code="out-of-memory") from error
+
+    def _size_bytes(self, name: str) -> int:
+        controlnet = controlnet_of(name)
+        return self.controlnets.size_bytes(controlnet) if controlnet else model_size_bytes(name, self.settings)
 
     def resolve(self, request: DiffusionRequest, model: DiffusionModel) -> ResolvedRequest:
         """The order with every parameter that the model decides. Raises PermanentError."""
@@ -82,10 +121,12 @@ class LoadedModels:
         """Names and shapes, against the layers of the model where it is in memory; the weights are read when the order starts."""
         info = validate_lora(lora.path, lora.origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
         if checkpoint in self.cache.names:
-            self.cache.get(checkpoint).loras.layers.plan(info.shapes, lora.origin)
+            self._take_model(checkpoint).loras.layers.plan(info.shapes, lora.origin)
 
-    def _load(self, name: str) -> DiffusionModel:
+    def _load(self, name: str) -> Any:
         try:
+            if controlnet := controlnet_of(name):
+                return self.controlnets.load(controlnet)
             model = load_model(name, self.device, self.dtype, self.settings, self.host)
         except TemporaryError as error:
             self._unusable[name] = time.monotonic() + UNUSABLE_SECONDS, error
