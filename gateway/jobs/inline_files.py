@@ -1,16 +1,21 @@
-"""Long pictures and documents in the arguments of a step are stored; its command carries claims on them: a message is limited to 1 MiB."""
+"""Files in the arguments of a step are stored, and its command carries claims on them: a message is limited to 1 MiB.
+
+Pictures for the image step always, and what is long for the steps whose commands may contain a file.
+"""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from contracts.wire import Step
+from gateway.jobs.image_fields import PICTURES
 from gateway.jobs.orders import Itinerary
 from gateway.problems import HttpProblem
 from gateway.text.uploads import MAX_INLINE_CHARS, store_base64
 
-Order = TypeVar("Order")
+Order = TypeVar("Order", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,39 @@ async def store_inline_files(request: Request, order: Order, tenant: str | None)
     Raises HttpProblem(400) for what is not base64, (422) for a file that is given twice, (413, 503), TemporaryError.
     """
     if not isinstance(order, Itinerary):
-        return order
+        return await _order_with_pictures(request, order, tenant)
     stops, variables = [], order.variables
     for stop in order.stops:
         file = FILE_FIELDS.get(Step(stop.step))
         if file:
             stop = stop.model_copy(update={"arguments": await _in_arguments(request, stop.arguments, file, tenant)})
             variables = await _in_arguments(request, variables, file, tenant)
+        elif stop.step == Step.IMAGE:
+            stop = stop.model_copy(update={"arguments": await _with_pictures(request, stop.arguments, tenant)})
+            variables = await _with_pictures(request, variables, tenant)
         stops.append(stop)
     return order.model_copy(update={"stops": stops, "variables": variables})
+
+
+async def _order_with_pictures(request: Request, order: Order, tenant: str | None) -> Order:
+    fields = order.model_dump(mode="json", exclude_unset=True)
+    stored = await _with_pictures(request, fields, tenant)
+    return order if stored is fields else type(order).model_validate(stored)
+
+
+async def _with_pictures(request: Request, arguments: dict[str, Any], tenant: str | None) -> dict[str, Any]:
+    """The arguments with a claim of the tenant in place of each picture that they contain.
+
+    Raises HttpProblem(400) for what is not base64, (413, 503), TemporaryError.
+    """
+    for argument, names in PICTURES.items():
+        source = arguments.get(argument)
+        for name in names if isinstance(source, dict) else ():
+            if isinstance(text := source.get(name), str):
+                claim = await store_base64(request, text, tenant)
+                source = source | {name: claim.model_dump(mode="json", exclude_none=True)}
+                arguments = arguments | {argument: source}
+    return arguments
 
 
 async def _in_arguments(request: Request, arguments: dict[str, Any], file: FileField, tenant: str | None) -> dict[str, Any]:

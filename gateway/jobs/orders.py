@@ -14,10 +14,11 @@ from contracts.slip import LoopBack, Slip, SlipStep
 from contracts.steps import COMMANDS, RESULTS, ClientStep
 from contracts.watermark import Signature
 from contracts.wire import Step
+from gateway.jobs.image_fields import image_fields
 from gateway.strict_model import strict_model
 
-_ImageFields: Any = strict_model(Image, without=("slip",))
-_SingleImageFields: Any = strict_model(Image, without=("slip", "count"))
+_ImageFields: Any = image_fields()
+_SingleImageFields: Any = image_fields(without=("count",))
 _OverlayFields: Any = strict_model(Overlay, without=("slip", "images", "text", "font_recommendation", "job_variants_id", "proposal_id"))
 _SignatureFields: Any = strict_model(Signature)
 
@@ -123,7 +124,7 @@ class StepOrder(BaseModel):
 
     @model_validator(mode="after")
     def check_step(self) -> Self:
-        strict_model(COMMANDS[self.step], without=("slip",), optional=True).model_validate(self.arguments)
+        _arguments_model(self.step).model_validate(self.arguments)
         result = RESULTS[self.step].model_fields
         if self.gate is not None and (self.gate not in result or result[self.gate].annotation is not bool):
             gates = [name for name, field in result.items() if field.annotation is bool]
@@ -148,7 +149,8 @@ class Itinerary(JsonSafe):
         first = self.stops[0]
         fields = COMMANDS[first.step].model_fields
         variables = {name: value for name, value in self.variables.items() if name in fields and name != "slip"}
-        COMMANDS[first.step].model_validate(variables | first.arguments)
+        command = image_fields() if first.step == Step.IMAGE else COMMANDS[first.step]
+        command.model_validate(variables | first.arguments)
         return self
 
     def slip(self, job_id: str) -> Slip:
@@ -157,6 +159,13 @@ class Itinerary(JsonSafe):
 
 
 JobOrder = Annotated[ImageOrder | Ad | Itinerary, Field(discriminator="kind")]
+
+
+def _arguments_model(step: str) -> type[BaseModel]:
+    """The fields of a step's command, none of them required."""
+    if step == Step.IMAGE:
+        return image_fields(optional=True)
+    return strict_model(COMMANDS[step], without=("slip",), optional=True)
 
 
 def _image_arguments(order: Any) -> dict[str, Any]:

@@ -126,3 +126,36 @@ def test_backend_address_is_reduced_to_its_origin(kind: str, given: str | None, 
 def test_backend_address_that_is_no_http_address_is_rejected(address: str) -> None:
     with pytest.raises(ValidationError):
         slip_of(kind="image_order", prompt="x", base_url=address)
+
+
+CLAIM = {"uri": "s3://b/claims/aa/a.png", "sha256": "a" * 64, "media_type": "image/png", "size": 9}
+
+
+@pytest.mark.parametrize("picture", [CLAIM, "aGVsbG8="])
+def test_picture_of_an_image_order_is_a_claim_or_base64(picture: Any) -> None:
+    order = {"prompt": "x", "edit": {"image": picture, "mask": picture, "strength": 0.5}, "control": {"image": picture, "model": "canny"}}
+    for kind in ("image_order", "ad"):
+        arguments = next(step.arguments for step in slip_of(kind=kind, **order).itinerary if step.step == Step.IMAGE)
+        assert {name: arguments[name] for name in ("edit", "control")} == {name: order[name] for name in ("edit", "control")}
+    slip = slip_of(kind="itinerary", stops=[{"step": "image", "arguments": {"edit": order["edit"]}}], variables={"prompt": "x"})
+    assert slip.itinerary[0].arguments == {"edit": order["edit"]}
+
+
+@pytest.mark.parametrize(
+    ("edit", "place"),
+    [
+        ({"image": ""}, "image"),
+        ({"image": CLAIM | {"note": 1}}, "note"),
+        ({"image": CLAIM, "invert": True}, "invert"),
+        ({"mask": CLAIM}, "image"),
+        ({"image": CLAIM, "strength": 0}, "strength"),
+    ],
+)
+def test_wrong_picture_is_rejected_where_it_is(edit: dict[str, Any], place: str) -> None:
+    for order in (
+        {"kind": "image_order", "prompt": "x", "edit": edit},
+        {"kind": "itinerary", "stops": [{"step": "image", "arguments": {"prompt": "x", "edit": edit}}]},
+        {"kind": "itinerary", "stops": [{"step": "image", "arguments": {"prompt": "x"}}], "variables": {"edit": edit}},
+    ):
+        with pytest.raises(ValidationError, match=place):
+            ORDERS.validate_python(order)
