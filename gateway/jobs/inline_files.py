@@ -43,7 +43,7 @@ async def store_inline_files(request: Request, order: Order, tenant: str | None)
         if file:
             stop = stop.model_copy(update={"arguments": await _in_arguments(request, stop.arguments, file, tenant)})
             variables = await _in_arguments(request, variables, file, tenant)
-        elif stop.step == Step.IMAGE:
+        elif Step(stop.step) == Step.IMAGE:
             stop = stop.model_copy(update={"arguments": await _with_pictures(request, stop.arguments, tenant)})
             variables = await _with_pictures(request, variables, tenant)
         stops.append(stop)
@@ -63,11 +63,13 @@ async def _with_pictures(request: Request, arguments: dict[str, Any], tenant: st
     """
     for argument, names in PICTURES.items():
         source = arguments.get(argument)
-        for name in names if isinstance(source, dict) else ():
-            if isinstance(text := source.get(name), str):
-                claim = await store_base64(request, text, tenant)
-                source = source | {name: claim.model_dump(mode="json", exclude_none=True)}
-                arguments = arguments | {argument: source}
+        if not isinstance(source, dict):
+            continue
+        texts = {name: source[name] for name in names if isinstance(source.get(name), str)}
+        claims = {name: await store_base64(request, text, tenant) for name, text in texts.items()}
+        if claims:
+            stored = {name: claim.model_dump(mode="json", exclude_none=True) for name, claim in claims.items()}
+            arguments = arguments | {argument: source | stored}
     return arguments
 
 

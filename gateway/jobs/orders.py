@@ -149,7 +149,7 @@ class Itinerary(JsonSafe):
         first = self.stops[0]
         fields = COMMANDS[first.step].model_fields
         variables = {name: value for name, value in self.variables.items() if name in fields and name != "slip"}
-        command = image_fields() if first.step == Step.IMAGE else COMMANDS[first.step]
+        command = image_fields() if Step(first.step) == Step.IMAGE else COMMANDS[first.step]
         command.model_validate(variables | first.arguments)
         return self
 
