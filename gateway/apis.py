@@ -52,7 +52,9 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
             form_paths=image_edits.FORM_PATHS,
         ),
         "console": Api(
-            CONSOLE_ROUTERS, (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS), upload_paths=frozenset({CHAT_PATH, MAKE_PATH})
+            CONSOLE_ROUTERS,
+            (*JOB_STEPS, *dead_letters.QUERY_STEPS, *conversations.QUERY_STEPS),
+            upload_paths=frozenset({CHAT_PATH, MAKE_PATH}),
         ),
         "docs": Api((openapi.router, swagger_ui.router, asyncapi.router)),
     }

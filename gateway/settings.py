@@ -2,9 +2,9 @@
 
 from ipaddress import IPv6Network, ip_network
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.secrets import KeyList
@@ -14,6 +14,10 @@ from gateway.middleware.public_url import parse_prefix, parse_public_url
 
 DAY_SECONDS = 24 * 3600.0
 API_NAMES = ("jobs", "dead-letters", "vertex", "ad-validation", "text", "openai", "console", "docs")
+
+
+NameTuple = Annotated[tuple[str, ...], BeforeValidator(tuple)]
+"""The names of a JSON object. The addresses that they stand for are the workers': the gateway keeps none."""
 
 
 class GatewaySettings(BaseSettings):
@@ -48,6 +52,11 @@ class GatewaySettings(BaseSettings):
         description="The workers' further fonts. Set at the gateway too, it leaves it to them to say which signatures cannot be drawn.",
     )
     overlay_fonts: PathList = Field((), validation_alias="OVERLAY_FONTS", description="The same for the texts of advertisements.")
+    image_models: NameTuple = Field(
+        (), validation_alias="IMAGE_MODELS", description="Set at the gateway as at the image workers, the console offers their names."
+    )
+    image_loras: NameTuple = Field((), validation_alias="IMAGE_LORAS", description="The same for the LoRAs that an order may name.")
+    image_controlnets: NameTuple = Field((), validation_alias="IMAGE_CONTROLNETS", description="The same for ControlNets.")
     max_uploads: int = Field(32, ge=1, description="Concurrent requests with a body above GATEWAY_MAX_BODY_BYTES.")
     max_requests: int = Field(2000, ge=1, description="Concurrent requests; one more is a 503.")
     max_streams: int = Field(1000, ge=1, description="Concurrent event streams; one more is a 503.")

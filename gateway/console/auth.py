@@ -10,7 +10,8 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from bus.amqp.revocations import publish_revocation
 from bus.errors import PublishError
 from contracts.control import SessionRevoked
-from gateway.console.guard import ConsoleRoute, SubmittedForm, safe_redirect_path, set_cookie
+from gateway.console.form_body import SubmittedForm
+from gateway.console.guard import ConsoleRoute, safe_redirect_path, set_cookie
 from gateway.console.i18n import LANGUAGES
 from gateway.console.rendering import STATIC_FOLDER, THEMES, render_page
 from gateway.middleware.addresses import address_of

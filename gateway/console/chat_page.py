@@ -9,7 +9,8 @@ from fastapi.responses import RedirectResponse, Response
 from gateway.compat.chat import error_event, store_image, turn_events
 from gateway.compat.chat_requests import VisionTurn
 from gateway.compat.conversations import delete_conversation, get_conversation, list_conversations
-from gateway.console.guard import ConsoleRoute, SubmittedForm, validate_input
+from gateway.console.form_body import SubmittedForm
+from gateway.console.guard import ConsoleRoute, validate_input
 from gateway.console.rendering import render_page
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import REQUEST_ERRORS, HttpProblem

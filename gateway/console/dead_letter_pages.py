@@ -16,7 +16,8 @@ from gateway.admin.dead_letters import DeadLetterId, Edit
 from gateway.callers import caller_of, require_operator
 from gateway.console import trend
 from gateway.console.body_form import BodyField, InvalidForm, body_from_form, diff, fields_from_body
-from gateway.console.guard import ConsoleRoute, SubmittedForm, validate_input
+from gateway.console.form_body import SubmittedForm
+from gateway.console.guard import ConsoleRoute, validate_input
 from gateway.console.rendering import render_page
 from gateway.json_body import parse_json
 from gateway.middleware.sessions import CONSOLE_PATH

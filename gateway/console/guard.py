@@ -2,9 +2,8 @@
 
 import hmac
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import structlog
 from fastapi import Request
@@ -15,10 +14,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from bus.errors import TemporaryError
-from bus.json_text import storable_text
-from gateway.compat.chat_requests import MAX_FORM_ESCAPES
+from gateway.console.form_body import read_form
 from gateway.console.rendering import path_and_query, render_page
-from gateway.json_body import run_parser
 from gateway.middleware.origins import is_from_other_site
 from gateway.middleware.public_url import public_origin, public_path
 from gateway.middleware.sessions import CONSOLE_PATH, SESSION_COOKIE, Session
@@ -38,14 +35,6 @@ Model = TypeVar("Model", bound=BaseModel)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 log = structlog.get_logger()
-
-
-class SubmittedForm(dict[str, str]):
-    """Form fields by name. When a field occurs more than once, the last value counts."""
-
-    def non_blank(self, *names: str) -> dict[str, str]:
-        """The named fields that are not blank, stripped."""
-        return {name: self[name].strip() for name in names if self.get(name, "").strip()}
 
 
 class ConsoleRoute(APIRoute):
@@ -76,7 +65,7 @@ async def _authorize_and_handle(request: Request, handle: Handler, cookie_sessio
     if login_required and not request.state.session.key_name and request.scope["path"] not in PUBLIC_PATHS:
         return redirect_to_login(request)
     if request.method == "POST":
-        request.state.form = await read_urlencoded_form(request)
+        request.state.form = await read_form(request)
         if not cookie_session or not is_csrf_valid(request, cookie_session):
             raise HttpProblem(403, "form-refused", FORGED_FORM_DETAIL)
     return await handle(request)
@@ -88,19 +77,6 @@ def is_csrf_valid(request: Request, session: Session) -> bool:
     return not is_from_other_site(request.headers, own) and hmac.compare_digest(
         request.state.form.get("csrf", "").encode(errors="replace"), session.csrf_token.encode()
     )
-
-
-async def read_urlencoded_form(request: Request) -> SubmittedForm:
-    """Parse a urlencoded body; newlines become `\\n`. Raises HttpProblem(400, 413)."""
-    body = await request.body()
-    if body.count(b"%") > MAX_FORM_ESCAPES:
-        raise HttpProblem(413, "form-too-large", f"the form has more than {MAX_FORM_ESCAPES} escapes")
-    try:
-        parse = partial(parse_qs, body.decode(), keep_blank_values=True, max_num_fields=500)
-        fields = await run_parser(parse, size=len(body))
-    except ValueError as error:
-        raise HttpProblem(400, "form-unreadable", f"the form cannot be read: {error}") from None
-    return SubmittedForm({name: storable_text(values[-1].replace("\r\n", "\n")) for name, values in fields.items()})
 
 
 def validate_input(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -12,14 +12,16 @@ from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from contracts.identifiers import ID_RULE, is_identifier, quote_id
 from contracts.job import Job, Jobs
 from gateway.callers import resolve_tenant, tenant_of
-from gateway.console.guard import ConsoleRoute, SubmittedForm, safe_redirect_path
+from gateway.console.form_body import SubmittedForm
+from gateway.console.gallery import listed_pictures
+from gateway.console.guard import ConsoleRoute, safe_redirect_path
 from gateway.console.job_progress import JobProgress
 from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.rendering import render_page, render_template
 from gateway.console.timeline import build_timeline
 from gateway.jobs import routes as api
 from gateway.jobs.event_stream import JobEventStream
-from gateway.jobs.files import file_response
+from gateway.jobs.files import claim_response, file_response, job_files
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
 from gateway.services import services_of
@@ -55,7 +57,10 @@ async def list_jobs(
     }
     jobs = Jobs.model_validate(await services_of(request).commands.query("job.list", query, tenant=tenant_of(request))).jobs
     older = jobs[-1].created_at.isoformat() if len(jobs) == PAGE_SIZE else None
-    return render_page(request, "jobs.html", jobs=jobs, states=JOB_STATES, state=state, tenant=tenant, words=words, older=older)
+    pictures = {job.job_id: listed_pictures(job) for job in jobs}
+    return render_page(
+        request, "jobs.html", jobs=jobs, pictures=pictures, states=JOB_STATES, state=state, tenant=tenant, words=words, older=older
+    )
 
 
 def validate_job_id(text: str) -> str:
@@ -80,7 +85,11 @@ async def cancel_job(request: Request, job_id: api.JobId) -> Response:
 
 @router.get("/{job_id}/files/{name}")
 async def get_file(request: Request, job_id: api.JobId, name: str) -> Response:
-    return await file_response(request, await services_of(request).jobs.get_job(job_id, tenant_of(request)), name)
+    """A file of the job's results, or a picture that its order starts from."""
+    job = await services_of(request).jobs.get_job(job_id, tenant_of(request))
+    if name not in job_files(job) and (claim := (await load_job_view(request, job_id)).order_files.get(name)):
+        return await claim_response(request, job, claim, name, recorded=False)
+    return await file_response(request, job, name)
 
 
 @router.get("/{job_id}/live")

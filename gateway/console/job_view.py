@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import Request
 
 from contracts.claim import Claim
-from contracts.identifiers import quote_id
 from contracts.job import Job, JobEvents
 from gateway.callers import tenant_of
+from gateway.console.gallery import file_path, start_path
 from gateway.console.job_progress import JobProgress
 from gateway.jobs.files import INLINE_MEDIA_TYPES, file_name, find_claims, job_files
-from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
 
 ORDER_DETAILS = ("negative_prompt", "scheduler", "artist", "text", "model")
@@ -23,6 +21,7 @@ CONTRAST_FIELDS = ("contrast_ratio", "contrast_required")
 @dataclass(frozen=True)
 class JobPicture:
     href: str
+    start_path: str
     claim: Claim
     seed: int | None = None
 
@@ -45,8 +44,8 @@ class ConsoleJobView:
 
     def _picture(self, index: int, name: str, claim: Claim) -> JobPicture:
         seeds = self.seeds
-        href = f"{CONSOLE_PATH}/jobs/{quote_id(self.job.job_id)}/files/{quote(name)}"
-        return JobPicture(href, claim, seeds[index] if index < len(seeds) else None)
+        job_id = self.job.job_id
+        return JobPicture(file_path(job_id, name), start_path(job_id, name), claim, seeds[index] if index < len(seeds) else None)
 
     @property
     def prompt(self) -> str:
@@ -97,6 +96,11 @@ class ConsoleJobView:
     @property
     def files(self) -> dict[str, Claim]:
         return job_files(self.job)
+
+    @property
+    def order_files(self) -> dict[str, Claim]:
+        """The pictures that the order starts from, by name. Its client wrote their claims: the store decides whether it may read them."""
+        return {file_name(claim): claim for claim in find_claims(self.progress.order) if claim.media_type.startswith("image/")}
 
 
 async def load_job_view(request: Request, job_id: str) -> ConsoleJobView:

@@ -8,45 +8,91 @@ from pydantic import ValidationError
 
 from contracts.identifiers import Identifier
 from gateway.callers import caller_of
-from gateway.console.guard import ConsoleRoute, SubmittedForm
+from gateway.console.form_body import SubmittedForm
+from gateway.console.guard import ConsoleRoute
 from gateway.console.job_view import ConsoleJobView, load_job_view
-from gateway.console.order_form import SCHEDULERS, field_errors, form_from_order, order_from_form
+from gateway.console.order_form import (
+    FURTHER_FIELDS,
+    LORA_ROWS,
+    OUTPUT_FORMATS,
+    SCHEDULERS,
+    field_errors,
+    form_from_order,
+    lora_rows,
+    order_from_form,
+    picture_links,
+)
 from gateway.console.rendering import render_page
+from gateway.console.source_pictures import InvalidPictures, check_pictures, store_pictures
 from gateway.jobs.drawn_texts import find_drawing_problems
+from gateway.middleware.public_url import public_path
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
+
+MAKE_PATH = f"{CONSOLE_PATH}/make"
 
 router = APIRouter(prefix=CONSOLE_PATH, route_class=ConsoleRoute, include_in_schema=False)
 
 JobIdQuery = Annotated[Identifier | None, Query(min_length=1, max_length=255)]
+FileNameQuery = Annotated[str, Query(max_length=255)]
 
 
 @router.get("/make")
-async def make_page(request: Request, job: JobIdQuery = None, kind: str | None = None) -> Response:
-    """The order form. With `job`, filled in from that job's order, beside the job's progress."""
+async def make_page(
+    request: Request, job: JobIdQuery = None, kind: str | None = None, source: JobIdQuery = None, file: FileNameQuery = ""
+) -> Response:
+    """The order form. With `job`, filled in from that job's order, beside the job's progress; with `source`, for an edit of its `file`."""
     view = await load_job_view(request, job) if job else None
-    fields = form_from_order(view.progress.order if view else None) | ({"kind": kind} if kind in ("image_order", "ad") else {})
+    fields = form_from_order(view.progress.order, view.job.job_id) if view else form_from_order(None)
+    if kind in ("image_order", "ad"):
+        fields["kind"] = kind
+    if source and file:
+        fields["source_ref"] = f"{source}/{file}"
     return render_make_page(request, fields, view)
 
 
 @router.post("/make")
 async def submit_order(request: Request) -> Response:
+    """Everything but the pictures is checked before they are stored."""
     form: SubmittedForm = request.state.form
+    services, caller = services_of(request), caller_of(request)
     try:
         order = order_from_form(form)
+        check_pictures(form)
+        if problems := find_drawing_problems(order, services.settings):
+            errors = {"artist" if name == "signature" else name: problem for name, problem in problems.items()}
+            return render_make_page(request, form, None, errors, 422)
+        if pictures := await store_pictures(request, form):
+            order = order_from_form(form, pictures)
     except ValidationError as error:
-        return render_make_page(request, dict(form), None, field_errors(error), 422)
-    services, caller = services_of(request), caller_of(request)
-    if problems := find_drawing_problems(order, services.settings):
-        errors = {"artist" if name == "signature" else name: problem for name, problem in problems.items()}
-        return render_make_page(request, dict(form), None, errors, 422)
+        return render_make_page(request, form, None, field_errors(error, form), 422)
+    except InvalidPictures as error:
+        return render_make_page(request, form, None, error.errors, 422)
     submission = await services.jobs.submit(
         order, seconds=services.settings.job_seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None
     )
-    return RedirectResponse(f"{CONSOLE_PATH}/make?job={submission.job_id}", 303)
+    return RedirectResponse(f"{MAKE_PATH}?job={submission.job_id}", 303)
 
 
 def render_make_page(
     request: Request, fields: dict[str, Any], view: ConsoleJobView | None, errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
-    return render_page(request, "make.html", status, fields=fields, errors=errors or {}, view=view, schedulers=SCHEDULERS)
+    settings = services_of(request).settings
+    return render_page(
+        request,
+        "make.html",
+        status,
+        fields=fields,
+        errors=errors or {},
+        view=view,
+        schedulers=SCHEDULERS,
+        output_formats=OUTPUT_FORMATS,
+        models=settings.image_models,
+        loras=settings.image_loras,
+        lora_rows=LORA_ROWS,
+        has_loras=any(lora_rows(fields)),
+        has_further=any(fields.get(name) for name in FURTHER_FIELDS),
+        files_lost=bool(getattr(fields, "files", None)),
+        controlnets=settings.image_controlnets,
+        links=picture_links(fields, public_path(request, f"{CONSOLE_PATH}/jobs")),
+    )

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.console import auth, chat_page, dead_letter_pages, job_pages, make, workers
+from gateway.console import auth, chat_page, dead_letter_pages, gallery, job_pages, make, workers
 from gateway.console.guard import ConsoleRoute
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
@@ -35,6 +35,7 @@ ROUTERS = (
     auth.static_router,
     auth.router,
     make.router,
+    gallery.router,
     job_pages.router,
     dead_letter_pages.router,
     workers.router,

@@ -48,11 +48,19 @@ async def file_response(request: Request, job: Job, name: str) -> Response:
     claim = job_files(job).get(name)
     if claim is None:
         raise HttpProblem(404, "file-unknown", f"the job has no file {name!r}; GET /jobs/{job.job_id} lists them", job_id=job.job_id)
+    return await claim_response(request, job, claim, name, recorded=True)
+
+
+async def claim_response(request: Request, job: Job, claim: Claim, name: str, *, recorded: bool) -> Response:
+    """The bytes of a claim of the job, as a file. `recorded`: an actor wrote the claim, not the job's client.
+
+    Raises HttpProblem(404, 413, 502, 503).
+    """
     headers = {"ETag": f'"{claim.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
     known = ",".join(request.headers.getlist("if-none-match"))
     if headers["ETag"] in known or known.strip() == "*":
         return Response(status_code=304, headers=headers)
-    data = await _read_claim(request, job, claim, name)
+    data = await _read_claim(request, job, claim, name, recorded=recorded)
     if isinstance(data, Response):
         return data
     headers |= {"Content-Disposition": content_disposition(claim.media_type, name), "Content-Length": str(len(data))}
@@ -67,7 +75,7 @@ def content_disposition(media_type: str, name: str) -> str:
     return f'attachment; filename="{plain}"' + (f"; filename*=UTF-8''{quote(name, safe='')}" if plain != name else "")
 
 
-async def _read_claim(request: Request, job: Job, claim: Claim, name: str) -> bytes | Response:
+async def _read_claim(request: Request, job: Job, claim: Claim, name: str, *, recorded: bool) -> bytes | Response:
     """The bytes, whose memory is reserved until they have been sent; or a redirect to an https URL that this store cannot read.
 
     They are read whole, so that their sha256 is checked before the first byte is sent. Raises TemporaryError.
@@ -79,9 +87,9 @@ async def _read_claim(request: Request, job: Job, claim: Claim, name: str) -> by
     store = services.require_store()
     await hold_bytes(request, services.file_memory, claim.size)
     try:
-        return await store.read_recorded(claim, tenant=job.tenant)
+        return await (store.read_recorded if recorded else store.read)(claim, tenant=job.tenant)
     except PermanentError as error:
-        if error.code == "claim-refused" and claim.uri.startswith("https://"):
+        if recorded and error.code == "claim-refused" and claim.uri.startswith("https://"):
             return RedirectResponse(claim.uri, 307)
         raise HttpProblem(404 if error.code != "claim-corrupt" else 502, error.code, str(error)) from error
 

@@ -66,7 +66,7 @@ def use_own_models(folder: Path) -> None:
 
 def submit_order(user: ConsoleUser, **fields: str) -> None:
     user.open_page("/make")
-    user.click("form#make summary")
+    user.click("form#make details.further summary")
     user.fill(**({"width": "512", "height": "512", "steps": "20", "seed": "42", "artist": "Kim"} | fields))
     user.follow("form#make button.main")
 

@@ -13,7 +13,7 @@ OpenConsoleUser = Callable[..., AbstractContextManager[ConsoleUser]]
 
 def submit_order(user: ConsoleUser, **fields: str) -> None:
     user.open_page("/make")
-    user.click("form#make summary")
+    user.click("form#make details.further summary")
     user.fill(**({"prompt": "a quiet valley", "width": "128", "height": "128", "seed": "42"} | fields))
     user.follow("form#make button.main")
 

@@ -23,7 +23,7 @@ def use_console(url: str) -> None:
         user = ConsoleUser(browser, cast("ConsoleServer", SimpleNamespace(url=url)))
         user.log_in()
         user.open_page("/make")
-        user.click("form#make summary")
+        user.click("form#make details.further summary")
         user.fill(prompt="a quiet valley", width="128", height="128", seed="42")
         user.follow("form#make button.main")
         user.wait_until(lambda: user.element_property(".pictures img", "naturalWidth") == 128)

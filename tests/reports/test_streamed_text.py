@@ -24,7 +24,7 @@ from bus.json_text import storable_json
 from bus.settings import BusSettings
 from bus.storage.claim_store import ClaimStore
 from contracts.event import Event
-from gateway.console.guard import read_urlencoded_form
+from gateway.console.form_body import read_urlencoded_form
 from gateway.jobs.event_stream import format_event
 from gateway.sse import json_data
 from tests.support.broker_client import BrokerClient, Echo, Echoed, StartWorker, echo_actor

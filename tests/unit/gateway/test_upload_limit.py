@@ -65,7 +65,7 @@ def form_actions() -> Iterator[str]:
     """The addresses of the console's forms with a file."""
     for template in TEMPLATES.glob("*.html"):
         for action, body in re.findall(r'<form[^>]*action="{{ path }}([^"]*)"[^>]*>(.*?)</form>', template.read_text(), re.DOTALL):
-            if 'type="file"' in body:
+            if 'type="file"' in body or "picture_field(" in body:
                 yield f"/console{action}"
 
 

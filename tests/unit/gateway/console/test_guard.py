@@ -5,7 +5,8 @@ import re
 import httpx
 import pytest
 
-from gateway.console.guard import SubmittedForm, safe_redirect_path
+from gateway.console.form_body import SubmittedForm
+from gateway.console.guard import safe_redirect_path
 from tests.unit.gateway.console.conftest import KEY, OpenConsole
 
 

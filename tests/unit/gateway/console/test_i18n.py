@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.console import workers
+from gateway.console import source_pictures, workers
 from gateway.console.i18n import LANGUAGES, load_catalogue, negotiate_language, translator
 
 TEMPLATES = Path(workers.__file__).parent / "templates"
@@ -19,9 +19,19 @@ WARNINGS = {
 }
 
 
+PICTURE_PROBLEMS = {
+    source_pictures.UNREADABLE,
+    source_pictures.TOO_LARGE,
+    source_pictures.UNKNOWN,
+    source_pictures.SOURCE_MISSING,
+    source_pictures.CONTROL_MISSING,
+    source_pictures.TWO_PICTURES,
+}
+
+
 def translated_texts() -> set[str]:
     pages = "\n".join(page.read_text() for page in TEMPLATES.glob("*.html"))
-    return {first or second for first, second in re.findall(r"""\b_\((?:"([^"]*)"|'([^']*)')""", pages)} | WARNINGS
+    return {first or second for first, second in re.findall(r"""\b_\((?:"([^"]*)"|'([^']*)')""", pages)} | WARNINGS | PICTURE_PROBLEMS
 
 
 def placeholders(text: str) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.console.guard import SubmittedForm
+from gateway.console.form_body import SubmittedForm
 from gateway.console.order_form import DEFAULTS, field_errors, form_from_order, order_from_form
 from gateway.jobs.orders import Ad, ImageOrder
 
@@ -16,16 +16,12 @@ def errors_of(**fields: str) -> dict[str, str]:
     return field_errors(raised.value)
 
 
-def test_default_form_with_prompt_is_image_order() -> None:
+def test_default_form_leaves_all_values_to_the_model() -> None:
     order = order_from_form(SubmittedForm(DEFAULTS | {"prompt": "a boat", "tries": "2", "seed": " "}))
     assert isinstance(order, ImageOrder)
     assert order.model_dump(exclude_unset=True) == {
         "kind": "image_order",
         "prompt": "a boat",
-        "width": 512,
-        "height": 512,
-        "steps": 30,
-        "guidance_scale": 7.5,
         "count": 1,
     }
 
