@@ -37,8 +37,6 @@ __all__ = ["pool", "repository", "start_worker_with_ingest"]
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")
 """How long an example takes is no property of the code: tests of durations measure them by themselves."""
-os.environ["IMAGE_MEASURE_SECONDS"] = "0"
-"""Neither is how many rows share a step on a busy machine; tests of that limit set it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -159,9 +157,12 @@ SETTING_PREFIXES = (
 
 @pytest.fixture(autouse=True)
 def _clear_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees the defaults and what it sets itself, not what the developer's shell exports."""
+    """A test sees the defaults and what it sets itself, not what the developer's shell exports; how many rows share a step does not
+    depend on how busy the machine is.
+    """
     for name in [name for name in os.environ if name.startswith(SETTING_PREFIXES)]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("IMAGE_MEASURE_SECONDS", "0")
 
 
 @pytest.fixture(autouse=True)
