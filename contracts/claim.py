@@ -1,8 +1,13 @@
 """The claim check: a message carries a claim on stored bytes, never the bytes."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from contracts.wire_model import WireModel
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+"""The formats in which pictures are written."""
 
 
 class Claim(WireModel):

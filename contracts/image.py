@@ -4,14 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from contracts.claim import Claim
+from contracts.claim import Claim, ImageFormat
 from contracts.watermark import Signature
 from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
 SideLength = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="Pixels.")]
 SchedulerName = Literal["dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc"]
-ImageFormat = Literal["png", "jpeg", "webp"]
 MAX_LORAS = 8
 """Of one order."""
 AlphaSource = Literal["assumed", "setting", "order", "adapter_config", "weights"]
@@ -97,6 +96,12 @@ class Image(Command):
     def _check_quality(self) -> Self:
         if self.quality is not None and self.output_format == "png":
             raise ValueError("a PNG has no quality: name the output_format jpeg or webp")
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora_count(self) -> Self:
+        if self.lora is not None and len(self.loras or ()) >= MAX_LORAS:
+            raise ValueError(f"an order has at most {MAX_LORAS} LoRAs, `lora` included")
         return self
 
     @property

@@ -1,10 +1,10 @@
 """The watermark step: draw the artist's signature on every image of an order."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from contracts.claim import Claim
+from contracts.claim import Claim, ImageFormat
 from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
@@ -48,7 +48,15 @@ class Watermark(Command):
     images: list[Claim] = Field(min_length=1, max_length=16)
     signature: Signature = Signature()
     artist: str | None = Field(None, max_length=200)
-    metadata: dict[str, object] = Field(default_factory=dict, description="Written into the PNG metadata, beside artist and job.")
+    metadata: dict[str, object] = Field(default_factory=dict, description="Written into the file's metadata, beside artist and job.")
+    output_format: ImageFormat = Field("png", description="Of the signed images, whatever the format of `images` is.")
+    quality: int | None = Field(None, ge=1, le=100, description="Of JPEG and WebP; None: 90.")
+
+    @model_validator(mode="after")
+    def _check_quality(self) -> Self:
+        if self.quality is not None and self.output_format == "png":
+            raise ValueError("a PNG has no quality: name the output_format jpeg or webp")
+        return self
 
 
 class WatermarkDone(Result):

@@ -22,6 +22,7 @@ _SingleImageFields: Any = image_fields(without=("count",))
 _OverlayFields: Any = strict_model(Overlay, without=("slip", "images", "text", "font_recommendation", "job_variants_id", "proposal_id"))
 _SignatureFields: Any = strict_model(Signature)
 
+FILE_FIELDS = {"output_format", "quality"}
 IMAGE_ORDER_EXAMPLE: dict[str, JsonValue] = {
     "kind": "image_order",
     "prompt": "a red fox in fresh snow, watercolour",
@@ -91,7 +92,8 @@ class ImageOrder(PictureOrder, _ImageFields):  # type: ignore[misc]
     kind: Literal["image_order"]
 
     def slip(self, job_id: str) -> Slip:
-        return _standard_slip(self.kind, {Step.IMAGE: _image_arguments(self)}, self.variables(job_id) | _seed_variable(self))
+        arguments = {Step.IMAGE: _image_arguments(self), Step.WATERMARK: _file_arguments(self)}
+        return _standard_slip(self.kind, arguments, self.variables(job_id) | _seed_variable(self))
 
 
 class Ad(PictureOrder, _SingleImageFields):  # type: ignore[misc]
@@ -109,6 +111,7 @@ class Ad(PictureOrder, _SingleImageFields):  # type: ignore[misc]
         overlay = self.overlay.model_dump(mode="json", exclude_unset=True) if self.overlay else {}
         copy = {"text": self.text, "ad_copy_text": self.text} if self.text else {}
         arguments = {Step.TEXT: ad_copy_command(self.brief or self.prompt), Step.IMAGE: _image_arguments(self), Step.OVERLAY: overlay}
+        arguments |= {Step.WATERMARK: _file_arguments(self)}
         without = {Step.TEXT} if self.text else set()
         return _standard_slip(self.kind, arguments, self.variables(job_id) | _seed_variable(self) | copy, self.tries, without)
 
@@ -170,7 +173,15 @@ def _arguments_model(step: str) -> type[BaseModel]:
 
 def _image_arguments(order: Any) -> dict[str, Any]:
     """Not variables: other steps have a `prompt` of their own. Only the seed is one, since a loop-back changes it, and the signature."""
-    fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed", "signature"})
+    fields: dict[str, Any] = order.model_dump(
+        mode="json", exclude_unset=True, include=set(Image.model_fields) - {"seed", "signature", *FILE_FIELDS}
+    )
+    return fields
+
+
+def _file_arguments(order: Any) -> dict[str, Any]:
+    """For the step that writes the last file of a picture: those before it pass PNGs, so that nothing is compressed twice."""
+    fields: dict[str, Any] = order.model_dump(mode="json", exclude_unset=True, exclude_none=True, include=FILE_FIELDS)
     return fields
 
 

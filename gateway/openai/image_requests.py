@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from contracts.image import MAX_LORAS, ImageFormat, Lora, SchedulerName
+from contracts.claim import ImageFormat
+from contracts.image import MAX_LORAS, Lora, SchedulerName
 from gateway.callers import caller_of
 from gateway.json_body import SHORT_JSON_BYTES, parse_json
 from gateway.problems import HttpProblem

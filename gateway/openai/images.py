@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PermanentError, PublishError
-from contracts.claim import Claim
-from contracts.image import ImageDone, ImageFormat
+from contracts.claim import Claim, ImageFormat
+from contracts.image import ImageDone
 from contracts.wire import Step
 from gateway.callers import caller_of
 from gateway.deadlines import request_timeout

@@ -7,9 +7,9 @@ escaped, so that every reader decodes it the same way.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from contracts.image import ImageFormat
+from contracts.claim import ImageFormat
 
 DEFAULT_QUALITY = 90
 MAX_METADATA_BYTES = 60_000
@@ -26,16 +26,22 @@ EXTENSIONS: Mapping[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "w
 def write_picture(
     file: Path, pixels: Any, metadata: Mapping[str, str], output_format: ImageFormat = "png", quality: int | None = None
 ) -> None:
-    """Write `pixels`, height × width × 3 bytes, with `metadata`. `quality`: 1…100 of JPEG and WebP; None: 90.
-
-    Raises ValueError for metadata beyond MAX_METADATA_BYTES.
-    """
+    """`save_picture` for `pixels`, height × width × 3 bytes."""
     from PIL import Image
 
+    save_picture(file, Image.fromarray(pixels), metadata, output_format, quality)
+
+
+def save_picture(
+    file: Path | BinaryIO, picture: Any, metadata: Mapping[str, str], output_format: ImageFormat = "png", quality: int | None = None
+) -> None:
+    """Write a Pillow image in RGB with `metadata`. `quality`: 1…100 of JPEG and WebP; None: 90.
+
+    Raises ValueError for metadata beyond MAX_METADATA_BYTES, and for a picture that is too large for its format.
+    """
     comment = json.dumps(dict(metadata)).encode("ascii")
     if len(comment) > MAX_METADATA_BYTES:
         raise ValueError(f"the metadata of a picture has {len(comment):,} bytes as JSON; a file holds {MAX_METADATA_BYTES:,}")
-    picture = Image.fromarray(pixels)
     match output_format:
         case "png":
             picture.save(file, format="PNG", pnginfo=build_text_chunks(metadata), compress_level=4)

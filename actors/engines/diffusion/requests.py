@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from actors.engines.diffusion.lora.strength import AdapterConfig
-from contracts.image import AlphaSource, ImageFormat
+from contracts.claim import ImageFormat
+from contracts.image import AlphaSource
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The watermark actor: size, position and opacity of the signature, the PNG's metadata, and rejected pictures."""
 
 import io
+import json
 import struct
 import unicodedata
 import zlib
@@ -320,3 +321,40 @@ async def test_thumbnail_shows_the_signed_picture(watermark_rig: WatermarkRig) -
         difference = ImageChops.difference(thumbnail, signed.resize(expected)).convert("L")
         assert ImageStat.Stat(difference).mean[0] < 4
         assert ImageChops.difference(thumbnail, Image.new("RGB", expected, GREY)).getbbox() is not None
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+async def test_signed_picture_is_written_in_the_ordered_format(watermark_rig: WatermarkRig, output_format: str) -> None:
+    """With its metadata in EXIF; the quality decides how many bytes it has."""
+    source = await watermark_rig.store(encode_image(Image.effect_noise((128, 64), 80).convert("RGB"), pnginfo=seed_chunk()))
+    files = []
+    for quality in (None, 30):
+        fields = {"images": [source.model_dump()], "artist": "Jané", "output_format": output_format, "quality": quality}
+        command = Watermark.model_validate(fields)
+        threads = CapacityLimiter(1)
+        done = await watermark(command, watermark_rig.context, claims=watermark_rig.claims, settings=WatermarkSettings(), threads=threads)
+        (claim,) = done.images
+        assert (claim.media_type, claim.width, claim.height) == (f"image/{output_format}", 128, 64)
+        assert await watermark_rig.claims.is_generated(claim, tenant=None)
+        files.append(await watermark_rig.claims.read(claim, tenant=None))
+    picture = Image.open(io.BytesIO(files[0]))
+    assert (picture.format, picture.size) == (output_format.upper(), (128, 64))
+    comment = picture.getexif().get_ifd(0x8769)[0x9286]
+    assert json.loads(comment.removeprefix(b"ASCII\0\0\0")) == {"seed": "42", "artist": "Jané", "job": watermark_rig.context.job_id}
+    assert len(files[1]) < 0.8 * len(files[0])
+
+
+def seed_chunk() -> PngInfo:
+    info = PngInfo()
+    info.add_text("seed", "42")
+    return info
+
+
+async def test_picture_that_its_format_cannot_hold_is_refused_by_name(watermark_rig: WatermarkRig) -> None:
+    source = await watermark_rig.store(encode_image(Image.new("RGB", (16_400, 8), GREY)))
+    command = Watermark.model_validate({"images": [source.model_dump()], "output_format": "webp"})
+    with pytest.raises(PermanentError, match="16400×8 with its metadata cannot be written as webp: order png") as raised:
+        await watermark(
+            command, watermark_rig.context, claims=watermark_rig.claims, settings=WatermarkSettings(), threads=CapacityLimiter(1)
+        )  # fmt: skip
+    assert raised.value.code == "format-unsuitable"

@@ -159,3 +159,24 @@ def test_wrong_picture_is_rejected_where_it_is(edit: dict[str, Any], place: str)
     ):
         with pytest.raises(ValidationError, match=place):
             ORDERS.validate_python(order)
+
+
+@pytest.mark.parametrize("kind", ["image_order", "ad"])
+def test_the_last_step_that_changes_a_picture_writes_the_ordered_format(kind: str) -> None:
+    """The steps before it pass PNGs: nothing is compressed twice."""
+    slip = slip_of(kind=kind, prompt="x", output_format="jpeg", quality=80)
+    arguments = {step.step: step.arguments for step in slip.itinerary}
+    assert arguments["watermark"] == {"output_format": "jpeg", "quality": 80}
+    assert arguments["image"] == {"prompt": "x"}
+    with pytest.raises(ValidationError, match="a PNG has no quality"):
+        slip_of(kind=kind, prompt="x", quality=80)
+
+
+@pytest.mark.parametrize("kind", ["image_order", "ad"])
+def test_order_has_a_limit_of_loras(kind: str) -> None:
+    eight = [{"name": f"style-{number}"} for number in range(8)]
+    (arguments,) = [step.arguments for step in slip_of(kind=kind, prompt="x", loras=eight).itinerary if step.step == Step.IMAGE]
+    assert arguments["loras"] == eight
+    for loras in ({"loras": [*eight, {"name": "one more"}]}, {"loras": eight, "lora": {"name": "one more"}}):
+        with pytest.raises(ValidationError, match="at most 8"):
+            slip_of(kind=kind, prompt="x", **loras)

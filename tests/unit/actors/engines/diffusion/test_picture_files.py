@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from actors.engines.diffusion.picture_files import EXTENSIONS, MAX_METADATA_BYTES, MEDIA_TYPES, write_picture
-from contracts.image import ImageFormat
+from contracts.claim import ImageFormat
 
 METADATA = {"seed": "7", "scheduler": "dpm++", "prompt": "바다 위의 ☂ «quai»"}
 PIXELS = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
