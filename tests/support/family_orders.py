@@ -1,7 +1,7 @@
 """Orders of every kind for every family of image models: text, LoRA mixes, pictures, masks and ControlNets, that differ in all else."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,27 @@ def mixed_orders(family: TinyFamily, loras: dict[str, LoraFile]) -> dict[str, Ar
         orders["b"] = picture_orders(family)["b"]
         orders["c"] = change(orders["c"], edit=edit_source(orders["c"].request, masked=True, strength=0.7))
     return orders
+
+
+CASES: dict[str, Callable[[TinyFamily, dict[str, LoraFile]], dict[str, Arrival]]] = {
+    "text": lambda family, _: text_orders(family),
+    "lora": lora_orders,
+    "picture": lambda family, _: picture_orders(family),
+    "mask": lambda family, _: mask_orders(family),
+    "control": lambda family, _: control_orders(family),
+    "mixed": mixed_orders,
+}
+
+
+def different_orders(orders: Mapping[str, Arrival]) -> dict[str, Arrival]:
+    """The same orders, each without its adapters or its ControlNet, or with another prompt where it has neither."""
+    return {name: change(arrival, **difference(arrival.request)) for name, arrival in orders.items()}
+
+
+def difference(request: DiffusionRequest) -> dict[str, Any]:
+    if request.loras:
+        return {"loras": ()}
+    return {"control": None} if request.control else {"prompt": "something else"}
 
 
 def change(arrival: Arrival, **changes: Any) -> Arrival:

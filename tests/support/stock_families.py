@@ -137,8 +137,3 @@ def decode_sd3(pipeline: Any, latents: Any) -> Any:
         config = pipeline.vae.config
         decoded = pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
     return pipeline.image_processor.postprocess(decoded, output_type="np")[0]
-
-
-def relative_difference(one: Any, other: Any) -> float:
-    """The greatest difference of any value, relative to the greatest value."""
-    return float((one.double() - other.double()).abs().max() / one.double().abs().max())
