@@ -17,12 +17,16 @@ from tests.e2e.console_server import ConsoleServer, open_console_server
 from tests.e2e.console_user import KEY, ConsoleUser
 from tests.e2e.slow_image_actor import SLOW_IMAGE_ACTOR
 
+LORA_ADDRESS = "s3://styles/private.safetensors"
+
 
 @pytest.fixture(scope="module")
 def console_server(rabbitmq: RabbitNode, postgres: EmbeddedPostgres) -> Iterator[ConsoleServer]:
     """Stopped at the end of the module: its actors would consume the messages of other tests."""
     bus = BusSettings.model_validate({"amqp_url": rabbitmq.url, "database_url": postgres.url, "retry_delays_seconds": (0.1,)})
-    settings = GatewaySettings.model_validate({"api_keys": f"kim:{KEY}", "keepalive_seconds": 2.0, "operators": ("kim",)})
+    names = {"image_loras": {"ink": LORA_ADDRESS, "gouache": LORA_ADDRESS}, "image_controlnets": {"canny": "/nets/canny"}}
+    fields = {"api_keys": f"kim:{KEY}", "keepalive_seconds": 2.0, "operators": ("kim",)} | names
+    settings = GatewaySettings.model_validate(fields)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="atelier-site-")))
         yield stack.enter_context(open_console_server(bus, StoreSettings(store_url=folder.as_uri()), settings, SLOW_IMAGE_ACTOR))

@@ -85,7 +85,7 @@ def posted_paths() -> set[str]:
 
 async def test_routes_that_take_pictures_are_found(gateway: OpenFakeGateway) -> None:
     paths = await picture_paths(gateway)
-    assert paths == {"/predict", "/vision", "/multimodal", "/v1/chat/completions", "/jobs", "/console/chat"} | IMAGE_PATHS
+    assert paths == {"/predict", "/vision", "/multimodal", "/v1/chat/completions", "/jobs", "/console/chat", "/console/make"} | IMAGE_PATHS
     assert paths < posted_paths()
 
 
