@@ -17,11 +17,12 @@ import pytest_asyncio
 from PIL import Image as Pillow
 from PIL import ImageChops
 
+from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
-from actors.image import ENGINE_FACTORY, image
+from actors.image import ENGINE_FACTORY, OrderSources, image
 from bus.actor import Context, Handler
 from bus.errors import PermanentError
 from bus.storage.claim_store import open_claim_store
@@ -73,7 +74,8 @@ async def image_engine_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
     store = StoreSettings(store_url=(folder / "store").as_uri(), asset_roots=(folder,))
     async with open_claim_store(store) as claims, open_image_executor(settings) as executor:
         files = LoraFileCache(claims, settings)
-        handler = partial(image, claims=claims, executor=executor, loras=files, signature_max_bytes=1 << 20)
+        sources = OrderSources(files, PictureReader(claims, settings))
+        handler = partial(image, claims=claims, executor=executor, sources=sources, signature_max_bytes=1 << 20)
         yield ImageEngineRig(handler, executor, folder, models, files)
 
 

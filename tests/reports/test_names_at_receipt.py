@@ -146,7 +146,7 @@ async def test_image_step_refuses_such_a_name_before_the_device_is_asked(tmp_pat
     async with open_claim_store(StoreSettings(store_url=tmp_path.as_uri())) as claims:
         with pytest.raises(PermanentError, match=r"U\+1200"):
             await image(
-                command, make_context(), claims=claims, executor=executor, loras=AsyncMock(), signature_max_bytes=100, fonts=load_fonts()
+                command, make_context(), claims=claims, executor=executor, sources=AsyncMock(), signature_max_bytes=100, fonts=load_fonts()
             )
     executor.run.assert_not_called()
 

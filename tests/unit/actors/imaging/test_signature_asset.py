@@ -66,6 +66,6 @@ async def test_image_step_finds_a_missing_signature_before_it_uses_the_engine(
     executor = AsyncMock()
     command = Image(prompt="x", signature=Signature(image_uri=missing_uri))
     with pytest.raises(PermanentError) as raised:
-        await image(command, context, claims=claims, executor=executor, loras=AsyncMock(), signature_max_bytes=100)
+        await image(command, context, claims=claims, executor=executor, sources=AsyncMock(), signature_max_bytes=100)
     assert raised.value.code == "signature-missing"
     assert executor.run.await_count == 0
