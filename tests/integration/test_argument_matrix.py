@@ -37,16 +37,20 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(420)]
 
 RULES = {
     "claim": "watermark.images[] upload.images[] consult.picture validate.image validate.images[] judge.image judge.images[] "
-    "judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim",
-    "address": "image.lora.uri image.signature.image_uri watermark.signature.image_uri webhook.base_url webhook.result_url "
-    "webhook.result_urls[] validate.asset_url "
+    "judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim "
+    "image.edit.image image.edit.mask image.control.image",
+    "address": "image.lora.uri image.loras[].uri image.signature.image_uri watermark.signature.image_uri webhook.base_url "
+    "webhook.result_url webhook.result_urls[] validate.asset_url "
     "judge.render_asset_url text.messages[].content[].picture.url text.pictures[].url",
-    "name": "upload.name image.model image.lora.sha256 text.lora_adapter",
+    "name": "upload.name image.model image.lora.name image.lora.sha256 image.loras[].name image.loras[].sha256 image.control.model "
+    "text.lora_adapter",
     "id": "webhook.generation_id validate.job_variants_id validate.job_id judge.job_variants_id judge.job_id judge.overlay_id "
     "overlay.job_variants_id overlay.proposal_id text.conversation_id",
     "tenant": "validate.tenant_id judge.tenant_id",
     "content": "image.prompt image.negative_prompt image.width image.height image.steps image.guidance_scale image.scheduler image.seed "
     "image.count image.lora.scale image.lora.alpha image.lora.required image.deterministic image.preview "
+    "image.loras[].scale image.loras[].alpha image.loras[].required image.edit.strength image.control.scale image.true_cfg_scale "
+    "image.output_format image.quality watermark.output_format watermark.quality "
     "image.signature.text image.signature.position image.signature.size image.signature.opacity image.signature.required "
     "watermark.signature.required webhook.lora_missing webhook.signature_missing webhook.signature_left_out "
     "watermark.signature.text watermark.signature.position watermark.signature.size watermark.signature.opacity watermark.artist "
@@ -249,7 +253,14 @@ async def bases(rig: Rig, step: str, path: str) -> list[dict[str, Any]]:
     own = rig.claims[OFFICE][0].model_dump(mode="json")
     match step:
         case "image":
-            return [{"prompt": "a lighthouse", "steps": 1, "width": 64, "height": 64, "seed": 1}]
+            nested = {
+                "edit": {"image": own},
+                "control": {"image": own, "model": "canny"},
+                "lora.sha256": {"uri": "https://office.example/style.safetensors"},
+                "loras[].sha256": [{"uri": "https://office.example/style.safetensors"}],
+            }
+            source = {path.partition(".")[0].removesuffix("[]"): value for start, value in nested.items() if path.startswith(start)}
+            return [{"prompt": "a lighthouse", "steps": 2, "width": 64, "height": 64, "seed": 1} | source]
         case "watermark" | "upload":
             return [{"images": [own], "name": "mine"}]
         case "overlay":
@@ -282,12 +293,24 @@ async def test_office_reads_and_changes_nothing_of_the_shop(rig: Rig) -> None:
     assert tried > 1000
 
 
+async def write_left_half_mask(rig: Rig, tenant: str) -> dict[str, Any]:
+    """The claim on a mask whose right half keeps the picture."""
+    mask = Pillow.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    with io.BytesIO() as file:
+        mask.save(file, "PNG")
+        async with open_claim_store(StoreSettings(store_url=rig.store_folder.as_uri())) as claims:
+            return (await claims.write(file.getvalue(), tenant=tenant, media_type="image/png")).model_dump(mode="json")
+
+
 async def test_shop_reads_and_changes_its_own(rig: Rig) -> None:
     """The proof that the observations of the test above can fail."""
-    picture, before = rig.claims[SHOP][0].model_dump(mode="json"), await rig.snapshot()
+    mask, picture = await write_left_half_mask(rig, SHOP), rig.claims[SHOP][0].model_dump(mode="json")
+    before = await rig.snapshot()
     attacks = [
         ("consult", {"prompt": "?", "picture": picture}, "the shop's picture"),
         ("watermark", {"images": [picture]}, "the shop's picture"),
+        ("image", {"prompt": "a lighthouse", "steps": 2, "edit": {"image": picture, "mask": mask}}, "the shop's picture"),
         ("text", {"message": "again?", "conversation_id": rig.conversation_id}, SHOP_TEXT),
     ]
     for step, body, leak in attacks:

@@ -44,13 +44,14 @@ def _plain_type(annotation: Any) -> type:
 
 
 def command_with(model: type[BaseModel], path: str, value: Any, base: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the argument at `path` set to `value`. Placeholders fill what the nested models on the way require."""
+    """`base` with the argument at `path` set to `value`. What the nested models on the way require is as in `base`, else a placeholder."""
     head, *rest = path.split(".")
     name, is_list = head.removesuffix("[]"), head.endswith("[]")
     if rest:
         nested = _nested_model(model.model_fields[name].annotation)
         required = {field: _placeholder(info.annotation) for field, info in nested.model_fields.items() if info.is_required()}
-        value = command_with(nested, ".".join(rest), value, required)
+        given = base.get(name, {})
+        value = command_with(nested, ".".join(rest), value, required | (given[0] if isinstance(given, list) else given))
     return {**base, name: [value] if is_list else value}
 
 
