@@ -12,6 +12,7 @@ from gateway.console.form_body import SubmittedForm
 from gateway.console.guard import ConsoleRoute
 from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.order_form import (
+    DEFAULTS,
     FURTHER_FIELDS,
     LORA_ROWS,
     OUTPUT_FORMATS,
@@ -61,21 +62,32 @@ async def submit_order(request: Request) -> Response:
         check_pictures(form)
         if problems := find_drawing_problems(order, services.settings):
             errors = {"artist" if name == "signature" else name: problem for name, problem in problems.items()}
-            return render_make_page(request, form, None, errors, 422)
+            return refuse_order(request, form, errors)
         if pictures := await store_pictures(request, form):
             order = order_from_form(form, pictures)
     except ValidationError as error:
-        return render_make_page(request, form, None, field_errors(error, form), 422)
+        return refuse_order(request, form, field_errors(error, form))
     except InvalidPictures as error:
-        return render_make_page(request, form, None, error.errors, 422)
+        return refuse_order(request, form, error.errors)
     submission = await services.jobs.submit(
         order, seconds=services.settings.job_seconds, wait=0.0, tenant=caller, caller=caller, idempotency_key=None
     )
     return RedirectResponse(f"{MAKE_PATH}?job={submission.job_id}", 303)
 
 
+def refuse_order(request: Request, form: SubmittedForm, errors: dict[str, str]) -> Response:
+    """The form with its errors and what was entered; a browser does not let a page choose the files again."""
+    return render_make_page(request, {"kind": DEFAULTS["kind"]} | form, None, errors, 422, files_lost=bool(form.files))
+
+
 def render_make_page(
-    request: Request, fields: dict[str, Any], view: ConsoleJobView | None, errors: dict[str, str] | None = None, status: int = 200
+    request: Request,
+    fields: dict[str, Any],
+    view: ConsoleJobView | None,
+    errors: dict[str, str] | None = None,
+    status: int = 200,
+    *,
+    files_lost: bool = False,
 ) -> Response:
     settings = services_of(request).settings
     return render_page(
@@ -92,7 +104,7 @@ def render_make_page(
         lora_rows=LORA_ROWS,
         has_loras=any(lora_rows(fields)),
         has_further=any(fields.get(name) for name in FURTHER_FIELDS),
-        files_lost=bool(getattr(fields, "files", None)),
+        files_lost=files_lost,
         controlnets=settings.image_controlnets,
         links=picture_links(fields, public_path(request, f"{CONSOLE_PATH}/jobs")),
     )
