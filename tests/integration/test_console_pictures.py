@@ -139,7 +139,7 @@ async def test_forged_claim_of_an_order_opens_no_file(http: httpx.AsyncClient, s
     async with start_worker(*JOB_ACTORS), visitors(http, "office") as (office,):
         job = await make_picture(http, "shop")
         async with open_claim_store(StoreSettings(store_url=store_folder.as_uri())) as store:
-            own = await store.write(b"\x89PNG\r\n\x1a\n", tenant=None, media_type="image/png")
+            own = await store.write(b"\x89PNG\r\n\x1a\n", tenant=None, media_type="image/png", generated=True)
         for claim in (job["result"]["files"][0], own.model_dump(exclude_none=True)):
             answer = await http.post("/jobs", json=order_body("x", edit={"image": claim}), headers=key("office"))
             job_id, name = answer.json()["job_id"], claim["uri"].rpartition("/")[2]
