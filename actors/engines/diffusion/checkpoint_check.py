@@ -21,8 +21,8 @@ SIDE = 64
 
 def check_parts(family: Family) -> None:
     """Whether every part is there with all its weights, and all are of one model. Raises ValueError."""
-    for part in family.parts:
-        if getattr(family.pipeline, part, None) is None:
+    for part in (*family.parts, *family.optional_parts):
+        if part in family.parts and getattr(family.pipeline, part, None) is None:
             raise ValueError(f"it has no {part}: model_index.json must name one, and the folder {part} must have it")
         if lacking := [key for key, tensor in part_tensors(family.pipeline, part) if tensor.is_meta]:
             raise ValueError(describe_missing(f"the folder {part}", lacking))
