@@ -115,7 +115,9 @@ def add_demo(commands: Any) -> None:
 
 
 def add_models(commands: Any) -> None:
-    models = commands.add_parser("models", help="make, fetch or list model checkpoints").add_subparsers(required=True, metavar="WHAT")
+    models = commands.add_parser("models", help="make, fetch, check or list model checkpoints").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     tiny = models.add_parser("tiny", help="small checkpoints with the real architectures, without a download")
     tiny.add_argument("--force", action="store_true", help="make them again")
     tiny.add_argument("--families", action="store_true", help="also one for each family of image models, with random weights")
@@ -125,6 +127,7 @@ def add_models(commands: Any) -> None:
     pull.add_argument("--name", help="of its folder; default: made from the source")
     pull.add_argument("--sha256", help="expected checksum of a file fetched over https")
     pull.set_defaults(call=lazy_command("ops.commands.models", "pull_model"))
+    add_model_check(models)
     listed = models.add_parser("list", help="the models in the folder, and whether each is complete")
     listed.set_defaults(call=lazy_command("ops.commands.models", "list_models"))
     for command in (tiny, pull, listed):
@@ -132,6 +135,26 @@ def add_models(commands: Any) -> None:
     for command in (pull, listed):
         command.add_argument("--json", action="store_true", help=JSON_HELP)
     add_train_tiny(models)
+
+
+CHECK_EXAMPLES = """\
+examples:
+  atelier models check .local/models/painter
+  atelier models check .local/models/painter --loras .local/loras --json
+
+exit status: 0 when the checkpoint can be served and every LoRA file fits, 1 when not, 2 for wrong arguments
+"""
+
+
+def add_model_check(models: Any) -> None:
+    about = "what a model folder is, its memory and what fits it, before it is served"
+    check = models.add_parser("check", help=about, description=about, epilog=CHECK_EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    check.add_argument("model", type=Path, metavar="FOLDER", help="an image model, a ControlNet or a language model; no weights are read")
+    check.add_argument(
+        "--loras", type=Path, metavar="FOLDER", help="a folder with LoRA files, or one file: which of them fit the image model"
+    )
+    check.add_argument("--json", action="store_true", help=JSON_HELP)
+    check.set_defaults(call=lazy_command("ops.commands.model_check", "check_model"))
 
 
 def add_train_tiny(models: Any) -> None:

@@ -1,0 +1,109 @@
+"""`atelier models check`: what a model folder is, what it takes in memory and which LoRAs fit it, before anything is served."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from actors.engines.settings import ImageSettings
+from bus.masking import mask_text
+from ops.commands.work_limits import limited_work
+from ops.errors import SetupError
+
+LIMIT_SECONDS = 120.0
+LIMIT_BYTES = 8 << 30
+"""Of the time and the memory that a folder may take; libraries are imported before."""
+MAX_LORA_FILES = 1000
+GIBIBYTE = 1 << 30
+
+
+def check_model(arguments: Namespace) -> int:
+    """0: the checkpoint can be served, and every LoRA file fits. 1: it cannot, or one of them does not fit."""
+    loras = find_lora_files(arguments.loras.expanduser()) if arguments.loras else []
+    report = examine_model(arguments.model.expanduser(), loras)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else format_report(report))
+    return 0 if report["fits"] and all(lora["fits"] for lora in report.get("loras", [])) else 1
+
+
+def find_lora_files(path: Path) -> list[Path]:
+    """A file, or the safetensors files in a folder and in the adapter folders in it. Raises SetupError for more than MAX_LORA_FILES."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise SetupError(f"{path} is neither a LoRA file nor a folder with LoRA files.")
+    files = sorted(file for pattern in ("*.safetensors", "*/adapter_model.safetensors") for file in path.glob(pattern) if file.is_file())
+    if len(files) > MAX_LORA_FILES:
+        raise SetupError(f"{path} has {len(files)} LoRA files; name a folder with at most {MAX_LORA_FILES}.")
+    return files
+
+
+def examine_model(folder: Path, lora_files: list[Path]) -> dict[str, Any]:
+    """The report, as JSON. `problem`: why no engine can serve the folder."""
+    from ops.commands.model_report import report_loras, report_model
+
+    silence_libraries()
+    report: dict[str, Any] = {"folder": str(folder), "fits": False, "problem": None}
+    settings = ImageSettings()
+    try:
+        with limited_work(LIMIT_SECONDS, LIMIT_BYTES):
+            described, family = report_model(folder, settings)
+            report |= described | {"fits": True}
+            if lora_files and family is None:
+                raise SetupError(f"{folder} is a {described['kind']}: the LoRAs that --loras names are for image models.")
+            if family:
+                report["loras"] = report_loras(lora_files, family, settings)
+    except (ValueError, OSError, RecursionError, MemoryError) as error:
+        report |= {"fits": False, "problem": mask_text(" ".join(str(error).split()) or f"it cannot be examined ({type(error).__name__})")}
+    return report
+
+
+def silence_libraries() -> None:
+    """Their warnings are about classes, not about the folder; and they are imported before the time is limited."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+
+
+def format_report(report: dict[str, Any]) -> str:
+    if report["problem"]:
+        return f"{report['folder']}: cannot be served: {report['problem']}\n"
+    lines = [f"{report['folder']}: {report['family']}, {report['kind']} ({report['class']})"]
+    lines += [f"  {name:<11} {text}" for name, text in describe_model(report)]
+    if report.get("loras"):
+        lines.append(f"  {'LoRAs':<11} {sum(lora['fits'] for lora in report['loras'])} of {len(report['loras'])} fit")
+        lines += [f"    {lora['file']}: {describe_lora(lora)}" for lora in report["loras"]]
+    return "\n".join(lines) + "\n"
+
+
+def describe_model(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What it is, by title."""
+    lines = [("parts", ", ".join(f"{part} {name}" for part, name in report["parts"].items()))] if "parts" in report else []
+    for dtype, parts in report["memory_bytes"].items():
+        shares = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if part != "total")
+        lines.append((dtype, format_bytes(parts["total"]) + (f" ({shares})" if shares else "")))
+    if defaults := report.get("defaults"):
+        sizes = report["sizes"]
+        size = f"{defaults['width']}×{defaults['height']}"
+        lines += [
+            ("defaults", f"{size}, {defaults['steps']} steps, guidance {defaults['guidance_scale']:g}, {defaults['scheduler']}"),
+            ("sizes", f"{sizes['shortest']} to {sizes['longest']} pixels, multiples of {sizes['multiple_of']}"),
+            ("edits", ", ".join(report["edits"]) + ("" if report["text_to_image"] else "; it draws nothing from a prompt alone")),
+            ("schedulers", ", ".join(report["schedulers"])),
+        ]
+    return lines
+
+
+def describe_lora(lora: dict[str, Any]) -> str:
+    return (
+        f"fits: {', '.join(lora['methods'])} of rank {lora['rank']} on {lora['layers']} layers"
+        if lora["fits"]
+        else f"does not fit: {lora['problem']}"
+    )
+
+
+def format_bytes(size: int) -> str:
+    return f"{size / GIBIBYTE:.3g} GiB" if size >= GIBIBYTE else f"{size / (1 << 20):.3g} MiB"
