@@ -83,6 +83,11 @@ class LayerChange:
     alpha_from: AlphaSource
     magnitude: Any = None
 
+    @property
+    def strength(self) -> float:
+        """The factor of `delta` at the scale 1."""
+        return self.factor * self.scaling
+
 
 def tensors_of(change: LayerChange) -> Iterator[Any]:
     """The tensors that a change keeps in memory."""

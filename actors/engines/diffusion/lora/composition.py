@@ -29,7 +29,7 @@ def compose(changes: Sequence[tuple[str, LayerChange, float, Any]]) -> Compositi
     coefficients: dict[str, Any] = {}
     total = None
     for adapter, change, scale, gain in changes:
-        added = change.factor * scale
+        added = change.strength * scale
         if gain is not None:
             coefficients = {name: value * gain for name, value in coefficients.items()}
             total = gain if total is None else total * gain
@@ -69,5 +69,5 @@ def dora_gain(layer: Any, change: LayerChange, scale: float) -> Any:
     delta = change.delta.weight()
     wide = torch.promote_types(delta.dtype, torch.float32)
     weight = dequantize_module_weight(layer).detach().to(device=delta.device, dtype=wide)
-    norm = (weight + delta.to(wide) * (change.factor * scale)).flatten(1).norm(dim=1)
+    norm = (weight + delta.to(wide) * (change.strength * scale)).flatten(1).norm(dim=1)
     return change.magnitude.to(wide) / norm

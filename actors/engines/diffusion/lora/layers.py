@@ -67,13 +67,16 @@ class PlannedChange:
 
 
 class LayerTable:
-    """The linear and convolutional layers of a family's pipeline. They may be on the meta device: only names and shapes are read."""
+    """The linear and convolutional layers of a family's pipeline. They may be on the meta device: only names and shapes are read.
+
+    `targets`: (part, name in a file without its prefix) → the layer, or the layers that are one there.
+    """
 
     def __init__(self, family: LoraFamily) -> None:
         prefixes = {"lycoris_": family.denoiser_part, **family.lora_prefixes}
         self.family_name: str = family.name
         self.prefixes: dict[str, str] = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))
-        self._targets: dict[LayerKey, list[LayerTarget]] = {}
+        self.targets: dict[LayerKey, list[LayerTarget]] = {}
         self._excluded: set[LayerKey] = set()
         for part in dict.fromkeys(self.prefixes.values()):
             for name, module in changeable_layers(getattr(family.pipeline, part, None)):
@@ -85,7 +88,7 @@ class LayerTable:
         for spelling in {alias, alias.replace(".", "_")}:
             if excluded:
                 self._excluded.add((target.part, spelling))
-            targets = self._targets.setdefault((target.part, spelling), [])
+            targets = self.targets.setdefault((target.part, spelling), [])
             if target not in targets:
                 targets.append(target)
 
@@ -95,7 +98,7 @@ class LayerTable:
         unknown: list[LayerKeys] = []
         layers = group_keys(shapes, origin)
         for keys in layers.values():
-            targets = self._find(keys.name, origin)
+            targets = self.find(keys.name, origin)
             if not targets:
                 unknown.append(keys)
             for target in targets:
@@ -106,7 +109,7 @@ class LayerTable:
             raise invalid_lora(origin, self._describe_unknown(unknown, len(layers), shapes))
         return plan
 
-    def _find(self, name: str, origin: str) -> list[LayerTarget]:
+    def find(self, name: str, origin: str) -> list[LayerTarget]:
         """The layers that a file's layer changes: none when it is unknown, several when it is fused."""
         for prefix, part in self.prefixes.items():
             if not name.startswith(prefix):
@@ -114,8 +117,8 @@ class LayerTable:
             key = part, current_name(part, name.removeprefix(prefix))
             if key in self._excluded:
                 raise invalid_lora(origin, f"the layer {name[:200]!r} of {self.family_name} cannot be changed row by row")
-            if key in self._targets:
-                return self._targets[key]
+            if key in self.targets:
+                return self.targets[key]
         return []
 
     def _fit(

@@ -87,6 +87,12 @@ class LoraSlots:
         ]
         return {name: ",".join(entry[name] for entry in entries) for name in (entries[0] if entries else ())}
 
+    def keep_out_of_compiled_code(self) -> None:
+        """What adapters add depends on the rows of each call: compiled blocks leave their graph for the layers that an adapter changes."""
+        import torch
+
+        self._forward = torch.compiler.disable(self._forward)  # type: ignore[method-assign]
+
     def clear(self) -> None:
         """Undo the patches and drop all references to the model."""
         for layer in self._patched_layers.values():
