@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import structlog
 from anyio import to_thread
 
 from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
+from actors.engines.diffusion.lora.strength import least_certain
 from actors.engines.diffusion.picture_files import MEDIA_TYPES
 from actors.engines.diffusion.progress import open_progress_reporter
 from actors.engines.diffusion.requests import ControlSource, DiffusionRequest, DiffusionResult, EditSource, LoraFile
@@ -28,7 +28,7 @@ from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
 from bus.storage.claim_store import ClaimStore
-from contracts.image import AlphaSource, Image, ImageDone, ImageMetadata, Lora
+from contracts.image import Image, ImageDone, ImageMetadata, Lora
 from contracts.wire import Step
 
 log = structlog.get_logger()
@@ -166,13 +166,14 @@ def derive_seed(message_id: str) -> int:
 def build_result(request: DiffusionRequest, execution: ExecutionResult) -> ImageDone:
     """The result without its images."""
     result: DiffusionResult = execution.result
+    sources = result.metadata.get("lora_alpha_from", "")
     return ImageDone(
         images=[],
         metadata=ImageMetadata(seed=request.seed, steps=result.steps, guidance_scale=result.guidance_scale),
         family=result.family,
         seeds=list(result.seeds),
         made_with=result.metadata,
-        lora_alpha_from=cast("AlphaSource | None", result.metadata.get("lora_alpha_from")),
+        lora_alpha_from=least_certain(sources.split(",")) if sources else None,
         flagged=list(result.flagged),
         rungs=list(result.oom_fallbacks),
         largest_batch=result.largest_batch,

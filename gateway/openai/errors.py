@@ -24,6 +24,7 @@ INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | frozenset({
 })  # fmt: skip
 """Faults of the request: a 400, which no client retries."""
 PARAMETERS = {
+    "model-unknown": "model",
     "size-unsupported": "size",
     "scheduler-unsupported": "scheduler",
     "control-unknown": "control",

@@ -7,20 +7,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.diffusion.lora.file_cache import LoraFileCache, sibling_address
 from actors.engines.diffusion.lora.strength import AdapterConfig
-from actors.engines.diffusion.requests import LoraFile
+from actors.engines.diffusion.requests import DiffusionRequest, DiffusionResult, LoraFile
+from actors.engines.process.executor import ExecutionResult, Executor
 from actors.engines.settings import ImageSettings
-from actors.image import OrderFiles, build_actor, build_engine_request, derive_seed, fetch_lora
+from actors.image import OrderFiles, OrderSources, build_actor, build_engine_request, derive_seed, fetch_files, fetch_lora, image
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
-from contracts.image import Image, Lora
+from contracts.image import Control, Edit, Image, ImageDone, Lora
 from tests.support.actor_context import make_context
 from tests.support.lora_files import lora_pair, write_safetensors
+from tests.support.picture_files import png
 from tests.support.webhook_backend import open_webhook_backend
 
 
@@ -165,7 +169,7 @@ async def test_configuration_beside_the_weights_is_read_once(loras: LoraFileCach
     assert (weaker.sha256, weaker.slot_key == file.slot_key) == (file.sha256, False), "the same weights with another strength"
 
 
-@pytest.mark.parametrize("content", ["<html>not found</html>", '{"peft_type": "LOHA"}', '{"r": 4}' + " " * 300_000])
+@pytest.mark.parametrize("content", ["<html>not found</html>", '{"peft_type": "IA3"}', '{"r": 4}' + " " * 300_000])
 async def test_invalid_configuration_is_named(loras: LoraFileCache, weights: Path, content: str) -> None:
     weights.with_name("adapter_config.json").write_text(content)
     with pytest.raises(PermanentError, match=r"adapter_config\.json beside it") as raised:
@@ -224,3 +228,63 @@ async def test_disk_cache_stays_within_its_size_limit(claims: ClaimStore, tmp_pa
     loras = LoraFileCache(claims, ImageSettings(local_cache=tmp_path / "cache", lora_cache_bytes=limit))
     cached = [await loras.fetch(Lora(uri=file.as_uri()), None) for file in files]
     assert [file.path.exists() for file in cached] == [False, True, True]
+
+
+async def test_order_with_several_loras_is_drawn_without_the_missing_optional_one(loras: LoraFileCache, weights: Path) -> None:
+    lost = weights.with_name("lost.safetensors").as_uri()
+    command = Image(
+        prompt="x", lora=Lora(uri=weights.as_uri()), loras=[Lora(uri=lost, required=False), Lora(uri=weights.as_uri(), scale=0.5)]
+    )
+    sources = OrderSources(loras, PictureReader(loras.claims, loras.settings))
+    files = await fetch_files(command, None, sources)
+    assert [file.scale for file in files.loras] == [1.0, 0.5]
+    done = await draw(command, sources, ResultOf({"lora_alpha_from": "weights,assumed,order"}))
+    assert (done.lora_missing, done.lora_alpha_from) == (True, "assumed")
+    required = command.model_copy(update={"loras": [Lora(uri=lost)]})
+    with pytest.raises(PermanentError) as raised:
+        await fetch_files(required, None, sources)
+    assert raised.value.code == "lora-missing"
+
+
+class ResultOf:
+    """An executor whose engine decides what the order left open, and draws two files."""
+
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self.metadata, self.requests = metadata, list[DiffusionRequest]()
+
+    async def run(self, request: DiffusionRequest, **_: object) -> ExecutionResult:
+        self.requests.append(request)
+        result = DiffusionResult((7, 8), self.metadata, (), 2, "Toy", width=128, height=64, steps=4, guidance_scale=1.5)
+        return ExecutionResult(result, [b"one", b"two"], 0.5, 1.5)
+
+
+async def draw(command: Image, sources: OrderSources, executor: ResultOf) -> ImageDone:
+    claims, running = sources.loras.claims, cast("Executor", executor)
+    return await image(command, make_context(), claims=claims, executor=running, sources=sources, signature_max_bytes=1)
+
+
+async def test_what_the_model_decided_and_the_ordered_format_are_in_the_result(loras: LoraFileCache, weights: Path) -> None:
+    picture = await loras.claims.write(png(), tenant=None, media_type="image/png")
+    executor, sources = ResultOf({"job": "j"}), OrderSources(loras, PictureReader(loras.claims, loras.settings))
+    command = Image(
+        prompt="x", count=2, seed=7, true_cfg_scale=2, edit=Edit(image=picture, strength=0.3), output_format="webp", quality=70
+    )  # fmt: skip
+    done = await draw(command, sources, executor)
+    (request,) = executor.requests
+    assert (request.width, request.steps, request.guidance_scale, request.scheduler, request.true_cfg_scale) == (None, None, None, None, 2)
+    assert (request.output_format, request.quality, request.count, request.seed) == ("webp", 70, 2, 7)
+    assert request.edit
+    assert (request.edit.image.width, request.edit.strength, request.edit.mask) == (60, 0.3, None)
+    assert done.metadata.model_dump() == {"seed": 7, "steps": 4, "guidance_scale": 1.5}
+    assert (done.family, done.seeds, done.lora_missing, done.lora_alpha_from) == ("Toy", [7, 8], False, None)
+    assert [(claim.media_type, claim.width, claim.height) for claim in done.images] == [("image/webp", 128, 64)] * 2
+    assert await loras.claims.is_generated(done.images[0], tenant=None)
+
+
+async def test_picture_to_follow_reaches_the_engine(loras: LoraFileCache) -> None:
+    picture = await loras.claims.write(png(), tenant=None, media_type="image/png")
+    executor, sources = ResultOf({}), OrderSources(loras, PictureReader(loras.claims, loras.settings))
+    await draw(Image(prompt="x", control=Control(image=picture, model="canny", scale=0.5)), sources, executor)
+    control = executor.requests[0].control
+    assert control
+    assert (control.model, control.scale, control.image.width) == ("canny", 0.5, 60)

@@ -24,7 +24,7 @@ def fault(code: str) -> ReplyFault:
         (fault("prompt-too-long"), 400, "invalid_request_error", "context_length_exceeded", None, False),
         (fault("lora-invalid"), 400, "invalid_request_error", "lora_invalid", None, False),
         (fault("mask-empty"), 400, "invalid_request_error", "mask_empty", "mask", False),
-        (fault("model-unknown"), 404, "invalid_request_error", "model_not_found", None, False),
+        (fault("model-unknown"), 404, "invalid_request_error", "model_not_found", "model", False),
         (fault("cancelled"), 409, "invalid_request_error", "cancelled", None, False),
         (fault("document-too-large"), 413, "invalid_request_error", "document_too_large", None, False),
         (fault("server-away"), 503, "server_error", "server_away", None, True),
