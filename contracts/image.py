@@ -130,7 +130,8 @@ class ImageDone(Result):
     lora_alpha_from: AlphaSource | None = Field(
         None,
         description="Where the LoRA's alpha is known from; of several, the least certain. `order` and `setting`: they named it, because "
-        "nothing at its address did; `assumed`: nothing named it, and it was taken to be the rank. `lora_scaling` in `made_with` is the factor that follows from it.",
+        "nothing at its address did; `assumed`: nothing named it, and it was taken to be the rank. `lora_scaling` in `made_with` is the "
+        "factor that follows from it.",
     )
     rungs: list[str] = Field(default_factory=list, description="The fallbacks that were used because device memory ran out.")
     largest_batch: int = Field(1, ge=1, description="The largest number of images in a denoising step with these, themselves included.")
