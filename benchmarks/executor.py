@@ -20,6 +20,7 @@ from actors.engines.diffusion.requests import DiffusionRequest
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
+from benchmarks.executor_families import CHECKPOINTS, measure_families
 from benchmarks.executor_workloads import (
     lora_file,
     measure_cancel_latency,
@@ -32,7 +33,7 @@ from benchmarks.harness import print_figures
 from benchmarks.inline_pipeline import NETWORK_SECONDS, measure_executor, measure_inline
 from benchmarks.loop_lag import lag_quantiles, open_lag_probe
 from bus.observability.logs import configure_logging
-from ops.local.tiny_models import make_tiny_models
+from ops.local.tiny_models import tiny_model_paths
 
 ENGINE = "actors.engines.diffusion.engine:open_engine"
 ROWS = 10
@@ -64,6 +65,7 @@ async def measure(folder: Path, *, quick: bool = False) -> dict[str, Any]:
             figures |= await measure_lora_swaps(executor, models, count=20 if quick else LORA_SWAPS)
         lag = lag_quantiles(lags)
     inline, inline_throughput = measure_inline(models["tiny-sd"], requests[: max(2, len(requests) // 4)], THREADS)
+    figures |= await measure_families(models, THREADS, quick=quick)
     figures |= {"busy_share": round(busy, 3), "inline_busy_share": round(inline, 3)}
     figures |= {"orders_per_second": round(throughput, 3), "inline_orders_per_second": round(inline_throughput, 3)}
     return {"loop_lag_ms": lag, "idle_loop_lag_ms": lag_quantiles(idle_lags), **figures, "conditions": conditions()}
@@ -71,9 +73,12 @@ async def measure(folder: Path, *, quick: bool = False) -> dict[str, Any]:
 
 def make_models_in_subprocess(folder: Path) -> dict[str, Path]:
     """In another process: an actor's own never imports torch, whose many objects make each garbage collection long."""
-    code = "import sys; from pathlib import Path; from ops.local.tiny_models import make_tiny_models; make_tiny_models(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from ops.local.tiny_models import make_tiny_families, make_tiny_models; "
+        "make_tiny_models(Path(sys.argv[1])); make_tiny_families(Path(sys.argv[1]))"
+    )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, stdout=2)
-    return make_tiny_models(folder)
+    return tiny_model_paths(folder) | {name: folder / name for name in CHECKPOINTS}
 
 
 @asynccontextmanager
@@ -121,7 +126,7 @@ async def measure_lora_swaps(executor: Executor, models: dict[str, Path], *, cou
     request = DiffusionRequest("a swap", 1, width=64, height=64, steps=1)
     process, before, started = psutil.Process(executor.process_id), 0, time.perf_counter()
     for number in range(count):
-        await executor.run(replace(request, lora=loras[number % len(loras)]))
+        await executor.run(replace(request, loras=(loras[number % len(loras)],)))
         if number == count // 5:
             before = process.memory_info().rss
     seconds = time.perf_counter() - started
@@ -131,6 +136,6 @@ async def measure_lora_swaps(executor: Executor, models: dict[str, Path], *, cou
 def conditions() -> dict[str, Any]:
     return {
         "device": "cpu", "cores": os.cpu_count(), "model_threads": THREADS, "model": "tiny-sd", "rows": ROWS,
-        "batching_side": 64, "busy_side": 512, "network_seconds": NETWORK_SECONDS,
+        "batching_side": 64, "busy_side": 512, "family_rounds": "alternating, medians", "network_seconds": NETWORK_SECONDS,
         "torch": version("torch"), "diffusers": version("diffusers"),
     }  # fmt: skip

@@ -41,13 +41,13 @@ class ScheduleResult:
 def mixed_arrivals(models: dict[str, Path], *, count: int, gap_seconds: float, side: int, seed: int = 1) -> list[Arrival]:
     """Staggered arrivals with mixed steps, guidance and LoRAs."""
     rng = random.Random(seed)  # noqa: S311 - the same requests each time
-    loras = [None, *(lora_file(models[f"tiny-lora-{name}"]) for name in "abc")]
+    loras = [(), *((lora_file(models[f"tiny-lora-{name}"]),) for name in "abc")]
     return [
         Arrival(
             number * gap_seconds,
             DiffusionRequest(
                 prompt=f"order {number}", seed=number, width=side, height=side, steps=rng.choice((15, 20, 30, 50)),
-                guidance_scale=rng.choice((5.0, 7.5, 9.0)), lora=loras[number % 4],
+                guidance_scale=rng.choice((5.0, 7.5, 9.0)), loras=loras[number % 4],
             ),
         )
         for number in range(count)

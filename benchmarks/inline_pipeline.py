@@ -42,10 +42,11 @@ def open_stock_pipeline_with_progress(model: Path, threads: int) -> Any:
 
     def generate(request: DiffusionRequest) -> tuple[bytes, float]:
         milestones, waited = list(PROGRESS_PERCENTS), 0.0
+        steps = request.steps or 1
 
         def report(step: int) -> None:
             nonlocal waited
-            if milestones and step * 100 // request.steps >= milestones[0]:
+            if milestones and step * 100 // steps >= milestones[0]:
                 milestones.pop(0)
                 time.sleep(NETWORK_SECONDS)
                 waited += NETWORK_SECONDS

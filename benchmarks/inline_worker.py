@@ -34,9 +34,9 @@ class InlineWorker:
     def on_message(self, channel: Any, method: Any, _: Any, body: bytes) -> None:
         data = json.loads(body)["data"]
         self.remaining_milestones, self.reporting_seconds = list(PROGRESS_PERCENTS), 0.0
-        request = parse_order(data)
+        request, steps = parse_order(data), data["num_inference_steps"]
         began = time.perf_counter()
-        picture = self.draw(request, lambda step: self.report_progress(data["generation_id"], step * 100 // request.steps))
+        picture = self.draw(request, lambda step: self.report_progress(data["generation_id"], step * 100 // steps))
         busy = time.perf_counter() - began - self.reporting_seconds
         file = self.store / f"gen-{data['generation_id']}.png"
         file.write_bytes(draw_watermark(picture))

@@ -29,10 +29,13 @@ def open_stock_pipeline(model: Path, threads: int | None = None) -> DrawFunction
             report(step + 1)
             return arguments
 
-        image = pipeline(
-            request.prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale, width=request.width,
-            height=request.height, generator=torch.Generator().manual_seed(request.seed), callback_on_step_end=on_step_end,
-        ).images[0]  # fmt: skip
+        given = {
+            "num_inference_steps": request.steps, "guidance_scale": request.guidance_scale,
+            "width": request.width, "height": request.height,
+        }  # fmt: skip
+        options = {name: value for name, value in given.items() if value is not None}
+        generator = torch.Generator().manual_seed(request.seed)
+        image = pipeline(request.prompt, generator=generator, callback_on_step_end=on_step_end, **options).images[0]
         file = BytesIO()
         image.save(file, format="PNG")
         return file.getvalue()

@@ -74,14 +74,14 @@ def report_diffusion(folder: Path, settings: ImageSettings) -> tuple[Report, Fam
     }, family  # fmt: skip
 
 
-def report_loras(files: list[Path], family: Family, settings: ImageSettings) -> list[Report]:
+def report_loras(files: list[Path], family: Any, settings: ImageSettings) -> list[Report]:
     """For each file whether it fits the model, and why not. Only headers are read."""
     layers, reports = LayerTable(family), []
     for file in files:
         try:
             info = validate_lora(file, file.name, max_bytes=settings.lora_max_bytes, max_rank=settings.lora_max_rank)
             changed = len(layers.plan(info.shapes, file.name))
-            report = {"fits": True, "problem": None, "methods": list(info.methods), "rank": info.rank, "layers": changed}
+            report: Report = {"fits": True, "problem": None, "methods": list(info.methods), "rank": info.rank, "layers": changed}
         except (PermanentError, OSError) as error:
             report = {"fits": False, "problem": mask_text(" ".join(str(error).split()))}
         reports.append({"file": str(file), **report})

@@ -56,10 +56,11 @@ def build_from_config(source: Path, library: str, name: str) -> Any:
     import torch
     import transformers
 
-    kind: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), name, None)
+    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), name, None)
     readable = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase)
-    if not isinstance(kind, type) or not issubclass(kind, (transformers.PreTrainedModel, diffusers.ModelMixin, *readable)):
+    if not isinstance(found, type) or not issubclass(found, (transformers.PreTrainedModel, diffusers.ModelMixin, *readable)):
         raise ValueError(f"{library[:100]}.{name[:100]} is no model, tokenizer or scheduler of diffusers or transformers")
+    kind: Any = found
     if issubclass(kind, transformers.PreTrainedModel):
         config = kind.config_class.from_dict(json.loads((source / "config.json").read_text()))
         with torch.device("meta"):

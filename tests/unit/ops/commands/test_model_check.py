@@ -124,7 +124,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cyclic link": (lambda folder: (folder / "unet/loop.json").symlink_to("loop.json"), "a loop of links"),
     "broken link": (lambda folder: (folder / "vae/weights").symlink_to("nowhere"), "a link without its target"),
     "pipe": (lambda folder: os.mkfifo(folder / "unet/more.safetensors"), "neither a file nor a folder"),
-    "many files": (lambda folder: [(folder / "vae" / f"{number}").touch() for number in range(1001)], "more than 1000 files"),
+    "many files": (lambda folder: [(folder / "vae" / f"{number}").write_text("") for number in range(1001)], "more than 1000 files"),
     "no weights": (lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").unlink(), "unet has no weights"),
     "cut weights": (lambda folder: os.truncate(folder / "unet/diffusion_pytorch_model.safetensors", 100), "safetensors"),
     "no part": (lambda folder: shutil.rmtree(folder / "vae"), "vae is no folder"),
