@@ -65,6 +65,7 @@ class FamilyEngine:
         family = self.engine.models.default().family
         if dtype == "float64":
             family.pipeline.to(torch.float64)
+            self.engine.models.controlnets.dtype = torch.float64
         self._decode, family.decode = family.decode, self._remember_latents
         self._latents: dict[int, Any] = {}
         self._stock = StockFamily(checkpoints[name], DTYPES[dtype], controlnets)
