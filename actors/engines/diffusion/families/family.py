@@ -51,7 +51,7 @@ class Family:
     parts: ClassVar[tuple[str, ...]]
     """The parts that model_index.json must name; the weights of each are read when it is loaded."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts with weights that model_index.json may leave out."""
+    """Parts that model_index.json may leave out."""
     has_safety_checker: ClassVar[bool] = False
     """Whether its pipelines have an optional safety checker."""
     denoiser_part: ClassVar[str] = "transformer"
@@ -61,6 +61,8 @@ class Family:
     """Names of `contracts.image.SchedulerName` that an order may give."""
     defaults: Defaults = Defaults()
     """Of the class; a checkpoint that has others sets them when it is loaded."""
+    prompt_tokens: ClassVar[int]
+    """The longest prompt that is read; a longer one is refused."""
     side_multiple: ClassVar[int] = 8
     edits: ClassVar[frozenset[EditKind]] = frozenset({"img2img", "inpaint"})
     latent_channels: ClassVar[int] = 4
@@ -70,6 +72,8 @@ class Family:
     """Whether an order may have a `true_cfg_scale`."""
     cached_blocks: ClassVar[tuple[str, ...]] = ()
     """The denoiser's lists of blocks, in the order of a call, of which `block_cache` may leave out all but the first; none: it cannot."""
+    has_inpainting_checkpoints: ClassVar[bool] = False
+    """Whether there are checkpoints of it whose denoiser reads a mask."""
     mask_beside: bool = False
     """Whether the denoiser reads mask and masked picture beside the latents; such checkpoints draw nothing but inpaintings."""
 

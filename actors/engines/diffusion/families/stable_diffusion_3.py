@@ -46,7 +46,7 @@ class StableDiffusion3(FlowFamily):
     indexes = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
     loader = "StableDiffusion3Pipeline"
     parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "transformer", "vae", "scheduler")
-    optional_parts = ("text_encoder_3",)
+    optional_parts = ("tokenizer_3", "text_encoder_3")
     lora_prefixes: ClassVar[dict[str, str]] = {
         "transformer.": "transformer", "base_model.model.": "transformer", "diffusion_model.": "transformer",
         "model.diffusion_model.": "transformer", "lora_unet_": "transformer", "lora_transformer_": "transformer", "": "transformer",
@@ -55,6 +55,7 @@ class StableDiffusion3(FlowFamily):
     }  # fmt: skip
     cached_blocks = ("transformer_blocks",)
     defaults = Defaults(side=1024, steps=28, guidance_scale=7.0, scheduler="euler")
+    prompt_tokens = T5_TOKENS
     max_shift = 1.16
 
     # -- a checkpoint

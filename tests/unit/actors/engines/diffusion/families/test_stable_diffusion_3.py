@@ -1,9 +1,16 @@
 """Stable Diffusion 3: with and without T5, and sizes within its table of positions."""
 
+import json
+from pathlib import Path
+from shutil import copytree
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from actors.engines.diffusion.checkpoint_check import check_parts
 from actors.engines.diffusion.families.stable_diffusion_3 import StableDiffusion3
+from actors.engines.diffusion.model import load_parts
 from bus.errors import PermanentError
 from tests.support.family_rows import draw_latents, load_family, make_order, relative_difference, tiny_checkpoint
 from tests.support.stock_families import StockFamily
@@ -40,9 +47,20 @@ def test_without_t5_the_limit_is_that_of_clip() -> None:
             family.encode(make_order(family, "a " * 76))
 
 
-def test_a_checkpoint_may_leave_out_t5_alone() -> None:
-    assert StableDiffusion3.optional_parts == ("text_encoder_3",)
-    assert {"text_encoder", "text_encoder_2"} <= set(StableDiffusion3.parts)
+def test_a_checkpoint_may_leave_out_t5_but_not_some_of_its_weights(tmp_path: Path) -> None:
+    folder = Path(copytree(tiny_checkpoint("tiny-sd3"), tmp_path / "model"))
+    weights = folder / "text_encoder_3" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if "DenseReluDense" not in name}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="text_encoder_3"):
+        load_parts(folder, StableDiffusion3, torch.float32)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+
+    pipeline = StableDiffusion3.load(str(folder), torch.float32, **load_parts(folder, StableDiffusion3, torch.float32))
+
+    check_parts(StableDiffusion3(pipeline))
+    assert pipeline.text_encoder_3 is None
 
 
 def test_a_tokenizer_without_a_length_gets_that_of_its_text_encoder() -> None:
