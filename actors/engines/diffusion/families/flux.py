@@ -68,6 +68,7 @@ class Flux(PackedFamily):
     }  # fmt: skip
     cached_blocks = ("transformer_blocks", "single_transformer_blocks")
     defaults = Defaults(side=1024, steps=28, guidance_scale=3.5, scheduler="euler")
+    prompt_tokens = T5_TOKENS
     takes_true_cfg = True
 
     def __init__(self, pipeline: Any) -> None:

@@ -25,6 +25,7 @@ class PixArtSigma(TransformerFamily):
     lora_prefixes: ClassVar[dict[str, str]] = dict.fromkeys(("transformer.", "base_model.model.", "lora_transformer_"), "transformer")
     schedulers = tuple(SCHEDULERS)
     defaults = Defaults(side=1024, steps=20, guidance_scale=4.5)
+    prompt_tokens = T5_TOKENS
     edits: ClassVar[frozenset[EditKind]] = frozenset()
     latent_channels = 4
 

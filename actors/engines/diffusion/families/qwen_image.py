@@ -27,6 +27,7 @@ class QwenImage(PackedFamily):
     )
     cached_blocks = ("transformer_blocks",)
     defaults = Defaults(side=1024, steps=50, guidance_scale=4.0, scheduler="euler")
+    prompt_tokens = PROMPT_TOKENS
     no_negative = " "
 
     # -- a checkpoint

@@ -7,7 +7,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from actors.engines.diffusion.batching import Condition, DiffusionRow
-from actors.engines.diffusion.families.clip_windows import count_windows, prompt_windows
+from actors.engines.diffusion.families.clip_windows import MAX_WINDOWS, count_windows, prompt_windows
 from actors.engines.diffusion.families.family import Family, LayerAlias, stack, to_pil
 from actors.engines.diffusion.families.unet_control import control_residuals
 from actors.engines.diffusion.families.unet_layers import original_name, plain_up_blocks
@@ -30,6 +30,8 @@ class StableDiffusion(Family):
     }  # fmt: skip
     schedulers = tuple(SCHEDULERS)
     edits = frozenset({"img2img", "inpaint", "control"})
+    prompt_tokens = MAX_WINDOWS * 75
+    has_inpainting_checkpoints = True
     clips: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"),)
     """Tokenizer and text encoder of each CLIP."""
 

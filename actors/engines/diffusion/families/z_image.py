@@ -36,6 +36,7 @@ class ZImage(FlowFamily):
         "transformer",
     )
     defaults = Defaults(side=1024, steps=50, guidance_scale=5.0, scheduler="euler")
+    prompt_tokens = PROMPT_TOKENS
 
     def widths(self) -> Mapping[str, tuple[int, int]]:
         config = self.denoiser.config
