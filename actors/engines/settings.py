@@ -69,5 +69,21 @@ class ImageSettings(BaseSettings):
         description="Alpha of LoRAs of which neither the weights nor `adapter_config.json` nor the order says it. Empty: the rank.",
     )
     lora_cache_bytes: int = Field(8 * GIBIBYTE, description="Size of the LoRA files on disk; the least recently used is deleted first.")
+    prompt_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Encoded prompts that a model keeps, so that orders with the same prompt encode it once. 0: off."
+    )
+    offload_text_encoders: Literal["auto", "always", "never"] = Field(
+        "auto", description="Keep the text encoders in the main memory while nothing is encoded. auto: on CUDA where memory is short."
+    )
+    quantize: Literal["none", "int8", "nf4", "fp8"] = Field(
+        "none", description="Of the blocks of the U-Net or transformer: bitsandbytes (int8, nf4) or float8 as storage (fp8)."
+    )
+    channels_last: bool = Field(False, description="U-Net and VAE in the layout that tensor cores read.")
+    compile: bool = Field(False, description="Compile the repeated blocks of the U-Net or transformer when a model is loaded.")
+    block_cache_threshold: float = Field(
+        0.0,
+        ge=0,
+        description="First-block caching: a row whose first block changed by less, relative to its mean, leaves out the others. 0: off.",
+    )
     safety_checker: bool = Field(False, description="Flag images with the checkpoint's own checker; they are never painted black.")
     hash_weights: bool = Field(True, description="Put the sha256 of the weights into the result; the files are read once at load.")

@@ -37,11 +37,6 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix in WEIGHT_SUFFIXES and file.is_file())
 
 
-def weights_size_bytes(folder: Path) -> int:
-    """The memory that the weights take, estimated by their size on disk."""
-    return sum(file.stat().st_size for file in weight_files(folder))
-
-
 def weights_sha256(folder: Path) -> str:
     """One sha256 for a checkpoint: over the names and the sha256s of its weight files."""
     digest = hashlib.sha256()

@@ -20,7 +20,6 @@ from actors.engines.diffusion.decode import SteppedOrder, decode_order, remove_f
 from actors.engines.diffusion.loaded_models import LoadedModels
 from actors.engines.diffusion.model import DiffusionModel
 from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing, enable_vae_slicing
-from actors.engines.diffusion.png import LATENT_RGB_FACTORS, preview_jpeg
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, ResolvedRequest
 from actors.engines.diffusion.row_start import RowStarter
 from actors.engines.diffusion.vae_thread import VaeResult, VaeTask, VaeThread
@@ -94,7 +93,7 @@ class DiffusionEngine:
         seconds = 60.0 if self.device.startswith("cuda") else 600.0
         saturation = {name: measured.describe() for name, measured in self.models.saturation.items()}
         device = {"device": self.device, "dtype": self.dtype, "step_seconds": seconds}
-        return device | {"models": self.models.cache.names, "saturation": saturation}
+        return device | {"models": self.models.cache.names, "warnings": self.models.warnings, "saturation": saturation}
 
     def _in_use(self, name: str) -> bool:
         """Whether active orders need a model or a ControlNet, by its name in the cache."""
@@ -275,6 +274,7 @@ class DiffusionEngine:
     def _next_fallback(self, model: DiffusionModel, rows: int) -> str | None:
         return (
             self.oom.halve_batch(rows)
+            or model.text_encoders.offload_as_fallback(model.applied_fallbacks)
             or enable_vae_slicing(model.family.pipeline, model.applied_fallbacks)
             or enable_attention_slicing(model.family.pipeline, model.applied_fallbacks)
         )
@@ -289,14 +289,11 @@ class DiffusionEngine:
         return [Progressed(order.request_id, done, total, self._preview(order))]
 
     def _preview(self, order: ActiveOrder) -> bytes | None:
-        if (
-            not order.request.preview
-            or order.rows[0].latents.shape[1] != len(LATENT_RGB_FACTORS)
-            or time.monotonic() - order.last_preview_at < self.settings.preview_seconds
-        ):
+        preview, now = order.model.preview, time.monotonic()
+        if not order.request.preview or preview is None or now - order.last_preview_at < self.settings.preview_seconds:
             return None
-        order.last_preview_at = time.monotonic()
-        return preview_jpeg(order.rows[0].latents)
+        order.last_preview_at = now
+        return preview.jpeg(order.model.family.unpack(order.request, order.rows[0].latents))
 
     # -- the thread of the VAE
 

@@ -11,8 +11,10 @@ from actors.engines.diffusion.checkpoint import find_checkpoint
 from actors.engines.diffusion.controlnets import ControlNets, cache_name, controlnet_of, unload_controlnet
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family
+from actors.engines.diffusion.lora.slots import check_slots
 from actors.engines.diffusion.lora.validation import validate_lora
-from actors.engines.diffusion.model import DiffusionModel, load_model, model_size_bytes, unload_model
+from actors.engines.diffusion.memory import measure_modules, model_memory
+from actors.engines.diffusion.model import DiffusionModel, load_model, unload_model
 from actors.engines.diffusion.request_check import check_loaded, resolve_request
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, ResolvedRequest
 from actors.engines.diffusion.saturation import Saturation
@@ -25,6 +27,8 @@ from bus.errors import PermanentError, TemporaryError
 
 log = structlog.get_logger()
 
+DEFAULT_MODEL_BYTES = 6 << 30
+"""The assumed size of a checkpoint that has not been downloaded yet."""
 MEASURE_TIMEOUT_SECONDS = 600.0
 """The longest time without a heartbeat while a model is measured: a call may take longer than was expected."""
 UNUSABLE_SECONDS = 60.0
@@ -40,13 +44,16 @@ class LoadedModels:
         self._needed, self._starting = in_use, ""
         self.cache: ModelCache[Any] = ModelCache(
             settings.memory_budget_bytes,
-            measure=self._size_bytes,
+            measure=self._expected_bytes,
+            measure_loaded=lambda loaded: loaded.size_bytes if isinstance(loaded, DiffusionModel) else measure_modules([loaded.net]),
             load=self._load,
             unload=lambda loaded: unload_model(loaded) if isinstance(loaded, DiffusionModel) else unload_controlnet(loaded),
             in_use=lambda name: name == self._starting or in_use(name),
             pinned=frozenset({settings.model} if settings.pinned else ()),
         )
         self._unusable: dict[str, tuple[float, TemporaryError]] = {}
+        self.warnings: dict[str, list[str]] = {}
+        """By checkpoint: settings that have no effect with it, each with the cause."""
         self.saturation: dict[str, Saturation] = {}
         """By checkpoint; kept when a model is evicted, so that each is measured once."""
 
@@ -67,6 +74,7 @@ class LoadedModels:
             self.controlnets.check_name(request.control.model)
         if request.control and model:
             self.controlnets.check_fit(request.control.model, model.family)
+        check_slots(request.loras, self.settings.lora_slots)
         for lora in request.loras:
             self._check_lora(lora, checkpoint)
 
@@ -102,9 +110,19 @@ class LoadedModels:
                 raise
             raise TemporaryError(f"{error} (IMAGE_MEMORY_BUDGET_BYTES)", code="out-of-memory") from error
 
-    def _size_bytes(self, name: str) -> int:
-        controlnet = controlnet_of(name)
-        return self.controlnets.size_bytes(controlnet) if controlnet else model_size_bytes(name, self.settings)
+    def _expected_bytes(self, name: str) -> int:
+        """What a model or ControlNet will take; of a checkpoint that cannot be read nothing, since loading it says why."""
+        if controlnet := controlnet_of(name):
+            return self.controlnets.size_bytes(controlnet)
+        settings, folder = self.settings, find_checkpoint(name)
+        if folder is None:
+            return DEFAULT_MODEL_BYTES
+        try:
+            family = find_family(name, folder, settings.families)
+            parts = model_memory(folder, family, self.dtype, safety_checker=settings.safety_checker, quantization=settings.quantize)
+        except ValueError:
+            return 0
+        return sum(parts.values())
 
     def resolve(self, request: DiffusionRequest, model: DiffusionModel) -> ResolvedRequest:
         """The order with every parameter that the model decides. Raises PermanentError."""
@@ -131,6 +149,7 @@ class LoadedModels:
         except TemporaryError as error:
             self._unusable[name] = time.monotonic() + UNUSABLE_SECONDS, error
             raise
+        self.warnings[name] = list(model.warnings)
         if self.settings.measure_seconds and name not in self.saturation:
             self._measure(name, model)
         return model

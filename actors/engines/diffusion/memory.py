@@ -8,9 +8,12 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import structlog
+
+if TYPE_CHECKING:
+    from actors.engines.diffusion.families.family import Family
 
 log = structlog.get_logger()
 
@@ -63,6 +66,17 @@ def checkpoint_memory(
             quantized_before = "quantization_config" in read_config(folder / part)
             parts[part] = part_bytes(tensors, loaded, quantized_before, quantized.get(part, "none"), float32_modules(*kind, loaded))
     return parts
+
+
+def model_memory(
+    folder: Path, family: "type[Family]", dtype: str, *, safety_checker: bool = False, quantization: Quantization = "none"
+) -> dict[str, int]:
+    """The same for a checkpoint as its family loads it. Raises ValueError."""
+    import torch
+
+    vae_dtype = str(family.vae_dtype(read_config(folder / "vae"), getattr(torch, dtype))).removeprefix("torch.")
+    left_out = () if safety_checker else ("safety_checker",)
+    return checkpoint_memory(folder, dtype, dtypes={"vae": vae_dtype}, left_out=left_out, quantized={family.denoiser_part: quantization})
 
 
 def named_parts(folder: Path) -> dict[str, tuple[str, str]]:

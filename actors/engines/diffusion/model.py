@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,24 @@ from typing import Any
 import structlog
 
 from actors.engines.diffusion.batching import Condition, RowAdapters
+from actors.engines.diffusion.block_cache import require_cached_blocks
 from actors.engines.diffusion.checkpoint import (
     copy_to_local_cache,
     download_index,
     find_checkpoint,
     on_network_filesystem,
     weights_sha256,
-    weights_size_bytes,
 )
 from actors.engines.diffusion.checkpoint_check import check_parts, check_schedule, draw_test_picture
 from actors.engines.diffusion.families.family import Family
-from actors.engines.diffusion.families.registry import OTHER_FORMATS, find_family
+from actors.engines.diffusion.families.registry import OTHER_FORMATS, find_family, has_part
 from actors.engines.diffusion.lora.slots import LoraSlots
+from actors.engines.diffusion.memory import measure_modules, pipeline_modules
+from actors.engines.diffusion.preparation import prepare_model
+from actors.engines.diffusion.preview import PreviewMap, fit_preview
+from actors.engines.diffusion.prompt_cache import PromptCache
 from actors.engines.diffusion.requests import ResolvedRequest
+from actors.engines.diffusion.text_encoders import TextEncoders
 from actors.engines.process.failures import is_device_failure
 from actors.engines.process.gpu import free_memory
 from actors.engines.process.model_cache import load_complete
@@ -32,32 +38,46 @@ from bus.errors import PermanentError, TemporaryError
 log = structlog.get_logger()
 
 LOAD_TIMEOUT_SECONDS = 900.0
-DEFAULT_MODEL_BYTES = 6 << 30
-"""The assumed size of a checkpoint that has not been downloaded yet."""
 
 
 @dataclass(eq=False)
 class DiffusionModel:
-    """`metadata`: name, hash and library versions. `applied_fallbacks`: out-of-memory fallbacks that are in effect in this pipeline."""
+    """`metadata`: name, hash and library versions. `warnings`: settings that have no effect with this model, each with the cause.
+
+    `preview`: None where its VAE gives none. `applied_fallbacks`: out-of-memory fallbacks that are in effect in this pipeline.
+    """
 
     name: str
     family: Family
     loras: LoraSlots
     metadata: dict[str, str]
+    text_encoders: TextEncoders
+    prompts: PromptCache
+    preview: PreviewMap | None
+    warnings: tuple[str, ...] = ()
     applied_fallbacks: set[str] = field(default_factory=set)
 
+    @cached_property
+    def weights_bytes(self) -> int:
+        """Of all parts, as they are in memory."""
+        return measure_modules(pipeline_modules(self.family.pipeline).values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its weights, LoRAs and encoded prompts; without text encoders that wait in the main memory."""
+        waiting = self.text_encoders.size_bytes if self.text_encoders.offloaded else 0
+        return self.weights_bytes - waiting + self.loras.size_bytes + self.prompts.used_bytes
+
     def encode(self, request: ResolvedRequest, adapters: RowAdapters) -> list[Condition]:
-        """What the halves of an order's rows are drawn after, its text encoders with these adapters alone."""
+        """What the halves of an order's rows are drawn after, its text encoders with these adapters alone; kept for later orders."""
+        return self.prompts.get(request, self.loras.text_adapters(adapters), partial(self._encode, adapters))
+
+    def _encode(self, adapters: RowAdapters, request: ResolvedRequest) -> list[Condition]:
         self.loras.set_row_adapters([adapters])
         try:
             return self.family.encode(request)
         finally:
             self.loras.set_row_adapters(None)
-
-
-def model_size_bytes(name: str, settings: ImageSettings) -> int:
-    folder = find_checkpoint(name)
-    return weights_size_bytes(folder) if folder else DEFAULT_MODEL_BYTES
 
 
 def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host: EngineHost) -> DiffusionModel:
@@ -85,6 +105,8 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     kind = find_family(name, folder or (Path(name) if name.endswith(OTHER_FORMATS) else download_index(name)), settings.families)
     if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder))):
         folder = copy_to_local_cache(folder, settings.local_cache)
+    if settings.block_cache_threshold:
+        require_cached_blocks(kind)
     torch_dtype = getattr(torch, dtype)
     parts = load_parts(folder, kind, torch_dtype) if folder else {}
     if not settings.safety_checker and kind.has_safety_checker:
@@ -97,12 +119,15 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     folder = folder or find_checkpoint(name)
     check_schedule(folder)
     host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
-    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
+    loras = LoraSlots(family, settings.lora_slots)
+    text_encoders, warnings = prepare_model(family, loras, device, settings)
     draw_test_picture(family)
+    preview = fit_preview(family)
     sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
     host.report_load_progress(f"loaded {name}", 60.0, 1.0)
-    return DiffusionModel(name, family, LoraSlots(family, settings.lora_slots), model_metadata(name, sha256))
+    metadata, prompts = model_metadata(name, sha256), PromptCache(settings.prompt_cache_bytes)
+    return DiffusionModel(name, family, loras, metadata, text_encoders, prompts, preview, warnings)
 
 
 def load_parts(folder: Path, family: type[Family], dtype: Any) -> dict[str, Any]:
@@ -113,7 +138,10 @@ def load_parts(folder: Path, family: type[Family], dtype: Any) -> dict[str, Any]
     import transformers
 
     index, parts = json.loads((folder / "model_index.json").read_text()), {}
-    for part in family.parts:
+    for part in (*family.parts, *family.optional_parts):
+        if not has_part(index, part):
+            parts[part] = None
+            continue
         library, name = index[part]
         kind = getattr(transformers, name, None) if library == "transformers" else None
         if part.startswith("text_encoder") and kind is not None:
@@ -135,5 +163,7 @@ def model_metadata(name: str, sha256: str | None) -> dict[str, str]:
 def unload_model(model: DiffusionModel) -> None:
     """Drop every reference to the weights, and free their memory."""
     model.loras.clear()
+    model.prompts.clear()
+    model.text_encoders.clear()
     model.family.pipeline = None
     free_memory()

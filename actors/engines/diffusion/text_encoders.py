@@ -34,7 +34,7 @@ class TextEncoders:
         self.family, self.device, self.mode, self.offloaded = family, device, mode, False
         parts = pipeline_modules(family.pipeline)
         self.encoders = {name: module for name, module in parts.items() if name.startswith("text_encoder")}
-        self._others = {name: module for name, module in parts.items() if name not in self.encoders}
+        self.size_bytes = measure_modules(self.encoders.values())
         family.encode = partial(self._encode, family.encode)  # type: ignore[method-assign]
 
     @property
@@ -45,8 +45,9 @@ class TextEncoders:
 
     def place(self) -> None:
         """Move all parts to the device. The text encoders stay behind with `always`, and with `auto` where memory runs out."""
-        for module in self._others.values():
-            module.to(self.device)
+        for name, module in pipeline_modules(self.family.pipeline).items():
+            if name not in self.encoders:
+                module.to(self.device)
         if self.mode == "always" and self.can_wait:
             self.offload("IMAGE_OFFLOAD_TEXT_ENCODERS is always")
             return
@@ -62,7 +63,7 @@ class TextEncoders:
             module.to(HOST)
         free_memory()
         self.offloaded = True
-        log.info("text_encoders.offloaded", bytes=measure_modules(self.encoders.values()), cause=cause)
+        log.info("text_encoders.offloaded", bytes=self.size_bytes, cause=cause)
         return True
 
     def offload_as_fallback(self, applied: set[str]) -> str | None:
@@ -89,6 +90,10 @@ class TextEncoders:
         free, _ = torch.cuda.mem_get_info(self.device)
         if free < needed:
             self.offload(f"{free} bytes are free, a picture takes {needed}")
+
+    def clear(self) -> None:
+        """Drop all references to the model."""
+        self.encoders.clear()
 
     def _encode(self, original: Callable[[ResolvedRequest], Sequence[Condition]], request: ResolvedRequest) -> list[Condition]:
         if not self.offloaded:
