@@ -300,6 +300,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("gateway/console/make.py", ".form"): GUARDED_FORM,
     ("gateway/docs/asyncapi.py", "yaml.load"): OWN_FILE,
     ("gateway/json_body.py", "pydantic_core.from_json"): Budget(read_json_body, files.hostile_json),
+    ("gateway/openai/image_edits.py", ".form"): Trusted("multipart: MAX_FORM_FIELDS and MAX_FORM_FILES, read in parts"),
     ("gateway/middleware/sessions.py", "base64.urlsafe_b64decode"): SESSION,
     ("gateway/middleware/sessions.py", "json.loads"): SESSION,
 }

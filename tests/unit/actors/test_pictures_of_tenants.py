@@ -11,6 +11,8 @@ from PIL import Image
 
 from actors.attachments.documents import DocumentReader
 from actors.consult import load_image
+from actors.engines.diffusion.input_pictures import PictureReader
+from actors.engines.settings import ImageSettings
 from actors.llm.prompt_builder import PromptBuilder
 from actors.overlay import overlay
 from actors.settings import AttachmentSettings, OverlaySettings, UploadSettings, WatermarkSettings
@@ -23,6 +25,7 @@ from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
 from contracts.consult import Consult
+from contracts.image import Edit
 from contracts.overlay import Overlay
 from contracts.text import Text
 from contracts.upload import Upload
@@ -57,7 +60,11 @@ async def run_text(claims: ClaimStore, image: Claim, tenant: str | None) -> Any:
     return await PromptBuilder(claims, DocumentReader(settings), settings).build(command, tenant)
 
 
-STEPS: list[Step] = [run_upload, run_watermark, run_overlay, run_consult, run_text]
+async def run_image(claims: ClaimStore, image: Claim, tenant: str | None) -> Any:
+    return await PictureReader(claims, ImageSettings()).read_edit(Edit(image=image), tenant)
+
+
+STEPS: list[Step] = [run_upload, run_watermark, run_overlay, run_consult, run_text, run_image]
 
 
 def png(color: str = "red") -> bytes:
