@@ -116,9 +116,7 @@ def advance_rows(
         make_step(row, prediction)
 
 
-def predict(
-    family: Denoising, rows: Sequence[DiffusionRow], set_row_adapters: Callable[[Sequence[RowAdapters] | None], None]
-) -> list[Any]:
+def predict(family: Denoising, rows: Sequence[DiffusionRow], set_row_adapters: Callable[[Sequence[RowAdapters] | None], None]) -> list[Any]:
     """One call for all rows, each with its timestep and adapters. Guided rows are in it twice."""
     import torch
 
