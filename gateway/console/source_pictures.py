@@ -85,8 +85,11 @@ async def store_pictures(request: Request, form: SubmittedForm) -> dict[str, Cla
     errors |= {name: UNREADABLE for name, media_type in media_types.items() if media_type is None}
     if errors:
         raise InvalidPictures(errors)
-    store, tenant = services.require_store(), caller_of(request)
-    return {name: await store.write(data, tenant=tenant, media_type=media_types[name] or "") for name, data in pictures.items()}
+    tenant = caller_of(request)
+    return {
+        name: await services.require_store().write(data, tenant=tenant, media_type=media_types[name] or "")
+        for name, data in pictures.items()
+    }
 
 
 async def find_pictures(request: Request, references: Mapping[str, str], errors: dict[str, str]) -> dict[str, JobPicture]:

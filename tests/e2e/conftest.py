@@ -1,5 +1,6 @@
 """A running console with its workers, and browsers that are logged in or not."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -16,18 +17,25 @@ from tests.e2e.chromium import open_browser
 from tests.e2e.console_server import ConsoleServer, open_console_server
 from tests.e2e.console_user import KEY, ConsoleUser
 from tests.e2e.slow_image_actor import SLOW_IMAGE_ACTOR
+from tests.support.own_database import own_database
 
 LORA_ADDRESS = "s3://styles/private.safetensors"
 
 
 @pytest.fixture(scope="module")
 def console_server(rabbitmq: RabbitNode, postgres: EmbeddedPostgres) -> Iterator[ConsoleServer]:
-    """Stopped at the end of the module: its actors would consume the messages of other tests."""
-    bus = BusSettings.model_validate({"amqp_url": rabbitmq.url, "database_url": postgres.url, "retry_delays_seconds": (0.1,)})
+    """Stopped at the end of the module: its actors would consume the messages of other tests.
+
+    Its database is its own: the pages would show pictures of other tests, whose stores are gone.
+    """
     names = {"image_loras": {"ink": LORA_ADDRESS, "gouache": LORA_ADDRESS}, "image_controlnets": {"canny": "/nets/canny"}}
     fields = {"api_keys": f"kim:{KEY}", "keepalive_seconds": 2.0, "operators": ("kim",)} | names
     settings = GatewaySettings.model_validate(fields)
-    with ExitStack() as stack:
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        database = own_database(postgres.url)
+        database_url, *_ = runner.run(database.__aenter__())
+        stack.callback(lambda: runner.run(database.__aexit__(None, None, None)))
+        bus = BusSettings.model_validate({"amqp_url": rabbitmq.url, "database_url": database_url, "retry_delays_seconds": (0.1,)})
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="atelier-site-")))
         yield stack.enter_context(open_console_server(bus, StoreSettings(store_url=folder.as_uri()), settings, SLOW_IMAGE_ACTOR))
 

@@ -107,7 +107,7 @@ def capture_pages(user: ConsoleUser) -> None:
     user.follow(".links a")
     user.find(".timeline")
     take_screenshot(user, "job")
-    for path, name in (("/jobs", "jobs"), ("/dead-letters", "dead-letters")):
+    for path, name in (("/gallery", "gallery"), ("/jobs", "jobs"), ("/dead-letters", "dead-letters")):
         user.open_page(path)
         take_screenshot(user, name)
     capture_workers_page(user)

@@ -18,7 +18,7 @@ from tests.support.reverse_proxies import open_nginx
 
 
 def use_console(url: str) -> None:
-    """Log in, order a picture, see its progress and the picture, and chat."""
+    """Log in, order a picture, see its progress and the picture, also in the gallery, start from it, and chat."""
     with open_browser(any_certificate=True) as browser:
         user = ConsoleUser(browser, cast("ConsoleServer", SimpleNamespace(url=url)))
         user.log_in()
@@ -28,6 +28,17 @@ def use_console(url: str) -> None:
         user.follow("form#make button.main")
         user.wait_until(lambda: user.element_property(".pictures img", "naturalWidth") == 128)
         assert str(user.element_property(".pictures img", "src")).startswith(f"{url}/jobs/")
+        user.open_page("/gallery")
+        user.wait_until(lambda: user.element_property(".gallery img", "naturalWidth") == 128)
+        user.follow(".gallery .links a")
+        assert user.browser.current_url.startswith(f"{url}/make?source=")
+        user.wait_until(lambda: user.element_property("#mask-editor", "hidden") is False)
+        assert user.element_property(".chosen img", "naturalWidth") == 128
+        user.fill(prompt="the valley at night")
+        user.follow("form#make button.main")
+        user.wait_until(lambda: user.element_property(".pictures img", "naturalWidth") == 128)
+        user.open_page("/jobs")
+        user.wait_until(lambda: user.element_property("td.job img", "naturalWidth") == 128)
         user.open_page("/chat")
         user.fill(message="hello")
         user.click("#chat-form button.main")

@@ -127,6 +127,18 @@ def test_two_styles_are_picked_by_name(console_user: ConsoleUser) -> None:
     assert console_user.element_property("[name=lora_0_scale]", "value") == "0.5"
 
 
+def test_format_and_quality_are_those_of_the_file(console_user: ConsoleUser) -> None:
+    """The quality can be set for the formats that have one."""
+    open_form(console_user, "a windmill")
+    console_user.click("details.further summary")
+    assert console_user.element_property("[name=quality]", "disabled") is True
+    Select(console_user.find("[name=output_format]")).select_by_visible_text("jpeg")
+    console_user.fill(quality="60")
+    submit(console_user)
+    assert str(console_user.element_property(".pictures img", "src")).endswith(".jpg")
+    assert console_user.element_property("[name=quality]", "value") == "60"
+
+
 def test_values_left_empty_are_the_models_own(console_user: ConsoleUser) -> None:
     open_form(console_user, "a meadow")
     submit(console_user)

@@ -5,7 +5,7 @@
   var form = document.getElementById("make"), editor = document.getElementById("mask-editor");
   if (!window.createImageBitmap) return;
   var view = editor.querySelector("canvas"), brush = document.getElementById("f-brush"), status = editor.querySelector("[role=status]");
-  var accent = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
+  var paint = getComputedStyle(document.documentElement).getPropertyValue("--mask").trim();
   var tint = document.createElement("canvas"), mask = document.createElement("canvas");
   var picture = null, tool = "draw", changed = false, loads = 0;
   var pen = null, cursor = null, isDown = false;  // Positions are pixels of the picture; `cursor` and `isDown` belong to the keyboard.
@@ -70,7 +70,7 @@
     layer.globalCompositeOperation = "copy";
     layer.drawImage(mask, 0, 0, tint.width, tint.height);
     layer.globalCompositeOperation = "source-in";
-    layer.fillStyle = accent;
+    layer.fillStyle = paint;
     layer.fillRect(0, 0, tint.width, tint.height);
     context.globalAlpha = 1;
     context.drawImage(picture, 0, 0, view.width, view.height);

@@ -5,15 +5,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from contracts.claim import Claim
 from gateway.console.form_body import SubmittedForm
-from gateway.console.order_form import DEFAULTS, field_errors, form_from_order, order_from_form
+from gateway.console.order_form import DEFAULTS, field_errors, form_from_order, order_from_form, picture_links
+from gateway.console.source_pictures import InvalidPictures, check_pictures
 from gateway.jobs.orders import Ad, ImageOrder
 
 
 def errors_of(**fields: str) -> dict[str, str]:
     with pytest.raises(ValidationError) as raised:
         order_from_form(SubmittedForm(fields))
-    return field_errors(raised.value)
+    return field_errors(raised.value, fields)
 
 
 def test_default_form_leaves_all_values_to_the_model() -> None:
@@ -68,3 +70,82 @@ def test_errors_are_assigned_to_form_fields() -> None:
 @pytest.mark.parametrize("fields", [{"kind": "unknown"}, {"prompt": "nul \0"}])
 def test_error_of_no_form_field_has_empty_name(fields: dict[str, str]) -> None:
     assert errors_of(**fields).keys() == {""}
+
+
+def picture(name: str) -> Claim:
+    return Claim(uri=f"s3://store/claims/{name}", sha256="0" * 64, media_type="image/png", size=1)
+
+
+def test_styles_are_names_or_addresses_each_with_its_scale() -> None:
+    """Empty rows between them are left out; the address in the section More comes first."""
+    fields = {"lora_0": "ink", "lora_2": "s3://styles/oil.safetensors", "lora_2_scale": "0.5", "lora_uri": "https://styles/a"}
+    order: Any = order_from_form(SubmittedForm({"prompt": "a boat"} | fields))
+    assert [(lora.name, lora.uri, lora.scale) for lora in (order.lora, *order.loras)] == [
+        (None, "https://styles/a", 1.0),
+        ("ink", None, 1.0),
+        (None, "s3://styles/oil.safetensors", 0.5),
+    ]
+    form = form_from_order(order.model_dump(mode="json", exclude_unset=True))
+    assert order_from_form(SubmittedForm(form)) == order
+
+
+def test_error_of_a_style_is_at_its_row() -> None:
+    """Also where an earlier row is empty; a strength without a style is an error, not nothing."""
+    fields = {"prompt": "a boat", "lora_1": "ink", "lora_4": "oil", "lora_4_scale": "9", "lora_6_scale": "1"}
+    assert errors_of(**fields).keys() == {"lora_4", "lora_6"}
+    assert errors_of(prompt="a boat", lora_scale="1").keys() == {"lora_uri"}
+
+
+def test_edit_and_control_have_the_claims_of_their_pictures() -> None:
+    claims = {"source": picture("a.png"), "mask": picture("b.png")}
+    order: Any = order_from_form(SubmittedForm(prompt="a boat", strength="0.4"), claims)
+    assert (order.edit.image.uri, order.edit.mask.uri, order.edit.strength) == (claims["source"].uri, claims["mask"].uri, 0.4)
+    form = form_from_order(order.model_dump(mode="json", exclude_unset=True), "job-1")
+    assert {name: form[name] for name in ("source_ref", "mask_ref", "strength")} == {
+        "source_ref": "job-1/a.png",
+        "mask_ref": "job-1/b.png",
+        "strength": "0.4",
+    }
+    assert picture_links(form, "/jobs") == {"source": "/jobs/job-1/files/a.png", "mask": "/jobs/job-1/files/b.png"}
+    fields = {"prompt": "a boat", "control_model": "canny", "control_scale": "0.7"}
+    controlled: Any = order_from_form(SubmittedForm(fields), {"control": picture("c.png")})
+    assert (controlled.control.model, controlled.control.scale, controlled.control.image.uri) == ("canny", 0.7, picture("c.png").uri)
+    form = form_from_order(controlled.model_dump(mode="json", exclude_unset=True), "job-2")
+    assert (form["control_ref"], form["control_model"], form["control_scale"]) == ("job-2/c.png", "canny", "0.7")
+
+
+def test_errors_of_picture_values_are_at_their_fields() -> None:
+    for claims, fields, name in (
+        ({"source": picture("a.png")}, {"strength": "2"}, "strength"),
+        ({"control": picture("a.png")}, {"control_model": "canny", "control_scale": "9"}, "control_scale"),
+    ):
+        with pytest.raises(ValidationError) as raised:
+            order_from_form(SubmittedForm({"prompt": "a boat"} | fields), claims)
+        assert field_errors(raised.value).keys() == {name}
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "wrong"),
+    [
+        ({}, (), set()),
+        ({"source_ref": "j/a.png", "mask_ref": "j/b.png", "strength": "0.5"}, (), set()),
+        ({"strength": "0.5"}, ("source",), set()),
+        ({"strength": "0.5"}, (), {"strength"}),
+        ({}, ("mask",), {"mask"}),
+        ({"mask_ref": "j/b.png"}, (), {"mask"}),
+        ({"control_model": "canny"}, ("control",), set()),
+        ({}, ("control",), {"control_model"}),
+        ({"control_model": "canny"}, (), {"control_model"}),
+        ({"control_scale": "1"}, (), {"control_scale"}),
+        ({"control_model": "canny"}, ("control", "source"), {"control"}),
+    ],
+)
+def test_pictures_and_their_values_come_together(fields: dict[str, str], files: tuple[str, ...], wrong: set[str]) -> None:
+    form = SubmittedForm(fields)
+    form.files = dict.fromkeys(files, b"picture")
+    try:
+        check_pictures(form)
+        errors: dict[str, str] = {}
+    except InvalidPictures as error:
+        errors = error.errors
+    assert errors.keys() == wrong
