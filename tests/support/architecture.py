@@ -37,7 +37,12 @@ BROKER_AND_STORE_LIBRARIES = frozenset({"faststream", "aio_pika", "aiormq", "pik
 MODEL_LIBRARIES = frozenset({
     "torch", "torchvision", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes", "xgrammar", "safetensors", "vllm",
 })  # fmt: skip
-"""Only actors/engines, training and benchmarks import them, and only inside a function."""
+"""Only actors/engines, training and benchmarks import them; at the top only modules of MODEL_PROCESS, others inside a function."""
+
+MODEL_PROCESS = frozenset({f"actors/engines/diffusion/{name}" for name in (
+    "families", "acceleration.py", "block_cache.py", "controlnets.py", "preview.py", "quantization.py", "text_encoders.py",
+)})  # fmt: skip
+"""Modules and folders that a model process imports, and no worker."""
 
 POOL_FUNCTIONS = frozenset({"create_pool", "connect"})
 MEANINGLESS_WORDS = ("manager", "helper", "util", "common", "base", "misc")
@@ -165,7 +170,9 @@ def check_model_imports(source: SourceFile) -> Iterator[str]:
     for found in imported_names(source.tree):
         if found.top_level_package in MODEL_LIBRARIES and not allowed:
             yield f"line {found.line}: only actors/engines, training and benchmarks import {found.top_level_package}"
-        elif found.top_level_package in MODEL_LIBRARIES and not found.is_local and not is_type_checking_only(source.tree, found.line):
+        elif found.top_level_package not in MODEL_LIBRARIES or found.is_local or is_type_checking_only(source.tree, found.line):
+            continue
+        elif not {source.path.as_posix(), source.path.parent.as_posix()} & MODEL_PROCESS:
             yield f"line {found.line}: {found.top_level_package} is imported only inside a function that opens an engine or trains one"
 
 

@@ -61,7 +61,7 @@ class LoadedModels:
         return self._take_model(self.settings.model)
 
     def check(self, request: DiffusionRequest) -> None:
-        """What can be told of an order without loading its model. Raises PermanentError, TemporaryError("model-unusable")."""
+        """What can be known of an order without loading its model. Raises PermanentError, TemporaryError("model-unusable")."""
         checkpoint = self._checkpoint_of(request)
         self._refuse_unusable(checkpoint)
         model = self._take_model(checkpoint) if checkpoint in self.cache.names else None
