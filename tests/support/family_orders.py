@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from actors.engines.diffusion.requests import ControlSource, DiffusionRequest, EditSource, InputPicture, LoraFile
 
-NOISE_SCHEDULERS = ("euler", "dpm++", "euler-a", "ddim", "pndm")
+NOISE_SCHEDULERS = ("euler", "dpm++", "euler-a", "ddim", "pndm", "lms", "unipc")
 FLOW_SCHEDULERS = ("euler",)
 STRENGTH = 0.3
 """Scale of LoRA weights: visible in the picture, yet so small that rounding does not grow to a visible difference over the steps."""
