@@ -111,7 +111,7 @@ def changing_paths() -> list[tuple[str, str]]:
     return sorted({(method, path) for method, path in found if not path.startswith("/console")})
 
 
-FORM_PATHS = {"/vision", "/multimodal"}
+FORM_PATHS = {"/vision", "/multimodal", "/v1/images/edits"}
 CHANGING = changing_paths()
 
 
