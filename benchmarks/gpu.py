@@ -1,4 +1,5 @@
-"""`atelier bench gpu`: images per second with 1, 4 and 10 requests in flight, and tokens per second in batches of 1, 8 and 16.
+"""`atelier bench gpu`: images per second with 1, 4 and 10 requests in flight, calls of Stable Diffusion 1.5, XL and Flux with 1 to 8 rows,
+and tokens per second in batches of 1, 8 and 16.
 
 At the sizes of the real models on CUDA, at tiny ones on a CPU. The weights are random: memory and speed do not depend on the values.
 """
@@ -16,7 +17,7 @@ from actors.engines.diffusion.tiny_stable_diffusion import write_tiny_diffusion
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
-from benchmarks import gpu_vlm
+from benchmarks import gpu_families, gpu_vlm
 from benchmarks.full_size_models import write_sd15_size
 from benchmarks.harness import print_figures
 from bus.observability.logs import configure_logging
@@ -43,8 +44,10 @@ async def measure(folder: Path, *, size: str = "auto", side: int = 512, steps: i
     real = size == "real" or (size == "auto" and has_nvidia_driver())
     print_progress("Stable Diffusion: creating the weights, then generating")
     images = await measure_images(folder / "model", real, side, steps)
+    print_progress("Stable Diffusion 1.5, XL and Flux: making the weights in memory, then calls with 1 to 8 rows")
+    families = await asyncio.to_thread(gpu_families.measure_families, tiny=not real)
     print_progress("LLaVA: creating the weights (14 GB at the real size), then generating in half precision and in 8 bits")
-    return images | {"llava": await gpu_vlm.measure(folder / "llava", real=real, tokens=tokens)}
+    return images | {"families": families, "llava": await gpu_vlm.measure(folder / "llava", real=real, tokens=tokens)}
 
 
 def print_progress(message: str) -> None:

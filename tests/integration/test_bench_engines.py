@@ -16,6 +16,10 @@ async def test_executor_bench_reports_all_figures(tmp_path: Path) -> None:
     figures = await executor.measure(tmp_path, quick=True)
     assert set(figures["loop_lag_ms"]) == {"p50", "p99", "max"}
     assert 0 < figures["inline_busy_share"] < figures["busy_share"] <= 1
+    assert set(figures["families"]) == {"tiny-sd15"}
+    assert set(figures["families"]["tiny-sd15"]["64×64"]) == {"1", "2", "4", "8"}
+    assert figures["families"]["tiny-sd15"]["64×64"]["1"] == 1 < figures["families"]["tiny-sd15"]["64×64"]["8"]
+    assert min(figures["family_speedup"]["tiny-sd15"].values()) > 0
     for name in ("step_batching_speedup", "static_batching_speedup", "cancel_to_next_step_seconds"):
         assert figures[name] > 0
 
@@ -24,6 +28,11 @@ async def test_gpu_bench_runs_tiny_models_on_cpu(tmp_path: Path) -> None:
     figures = await gpu.measure(tmp_path, size="tiny", side=64, steps=3, tokens=6)
     assert set(figures["images_per_second"]) == {"1", "4", "10"}
     assert figures["engine"]["device"] == "cpu"
+    assert set(figures["families"]) == {"Stable Diffusion 1.5", "Stable Diffusion XL", "Flux.1"}
+    for name, family in figures["families"].items():
+        size = family["sizes"]["64×64"]
+        assert set(size["call_seconds"]) == set(size["relative_cost"]) == {"1", "2", "4", "8"}, name
+        assert size["decode_seconds"] > 0
     llava = figures["llava"]
     assert set(llava["tokens_per_second"]) == {"float32", "8bit"}
     for speeds in llava["tokens_per_second"].values():

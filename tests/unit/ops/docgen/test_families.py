@@ -12,7 +12,7 @@ pytestmark = [
 
 
 def test_committed_table_is_up_to_date() -> None:
-    assert not generate.stale_files(generate.ROOT, generate.FILES_FROM_MODELS), "a family has changed: run `make documents`"
+    assert not generate.stale_files(families.ROOT, generate.FILES_FROM_MODELS), "a family has changed: run `make documents`"
 
 
 def test_every_family_has_a_row_with_what_its_class_says() -> None:
@@ -33,7 +33,7 @@ def test_a_changed_family_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Flux, "side_multiple", 64)
 
-    assert generate.stale_files(generate.ROOT, generate.FILES_FROM_MODELS) == [families.PAGE]
+    assert generate.stale_files(families.ROOT, generate.FILES_FROM_MODELS) == [families.PAGE]
 
 
 def test_a_page_without_marks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

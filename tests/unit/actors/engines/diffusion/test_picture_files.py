@@ -19,7 +19,7 @@ def read_metadata(picture: Image.Image) -> dict[str, str]:
         return dict(picture.text)  # type: ignore[attr-defined]
     comment = picture.getexif().get_ifd(0x8769)[0x9286]
     assert comment.startswith(b"ASCII\0\0\0")
-    return json.loads(comment.removeprefix(b"ASCII\0\0\0").decode("ascii"))
+    return dict(json.loads(comment.removeprefix(b"ASCII\0\0\0").decode("ascii")))
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
