@@ -43,7 +43,7 @@ async def client(
         "IMAGE_MODEL": str(tmp_path / "sd"),
         "IMAGE_LORAS": json.dumps({"ink": (tmp_path / "ink.safetensors").as_uri()}),
         "IMAGE_CONTROLNETS": json.dumps({"canny": str(tmp_path / "canny")}),
-        "STORE_ASSET_ROOTS": str(tmp_path),
+        "ASSET_ROOTS": str(tmp_path),
         "IMAGE_DEVICE": "cpu",
         "IMAGE_THREADS": "1",
         "IMAGE_LOCAL_CACHE": str(tmp_path / "cache"),
