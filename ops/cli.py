@@ -27,6 +27,7 @@ examples:
   atelier run vision               consult, validate and judge with one copy of their model
   atelier models tiny              small checkpoints with the real architectures, without a download
   atelier models pull org/name     a model from the hub, s3://, gs://, https:// or a folder
+  atelier models check FOLDER      family, memory and fitting LoRAs of a model, before it is served
   atelier settings gateway         settings with default, unit and meaning
   atelier doctor --json            what is missing on this machine, and how to fix it
 """
