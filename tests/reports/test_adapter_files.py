@@ -16,14 +16,15 @@ import pytest
 import pytest_asyncio
 
 from actors.engines.diffusion.engine import DiffusionEngine
+from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.diffusion.lora import slots
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
-from actors.engines.diffusion.lora.names import LayerTable
+from actors.engines.diffusion.lora.layers import LayerTable
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec, Failed, Finished
 from actors.engines.settings import ExecutorSettings, ImageSettings
-from actors.image import ENGINE_FACTORY, image
+from actors.image import ENGINE_FACTORY, OrderSources, image
 from bus.actor import Context, Handler
 from bus.errors import PermanentError
 from bus.storage.claim_store import open_claim_store
@@ -32,6 +33,15 @@ from contracts.image import Image, ImageDone, Lora
 from ops.local.tiny_models import make_tiny_models
 from tests.support.engine_fixture import lora_file, open_image_engine, run_to_end
 from tests.support.faulty_engine import FaultyRequest
+from tests.support.lora_files import (
+    as_loha,
+    as_lokr,
+    half_precision,
+    original_names,
+    with_convolution,
+    with_flat_projection,
+    with_magnitudes,
+)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(300),
@@ -93,7 +103,8 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     executor = open_executor(EngineSpec(ENGINE_FACTORY, settings), ExecutorSettings(), max_in_flight=20, capacity=10)
     async with open_claim_store(store) as claims, executor as running:
         await running.ready()
-        handler = partial(image, claims=claims, executor=running, loras=LoraFileCache(claims, settings), signature_max_bytes=1 << 20)
+        sources = OrderSources(LoraFileCache(claims, settings), PictureReader(claims, settings))
+        handler = partial(image, claims=claims, executor=running, sources=sources, signature_max_bytes=1 << 20)
         yield Rig(handler, running, folder, models, kohya)
 
 
@@ -133,7 +144,8 @@ INVALID: dict[str, tuple[Callable[[Tensors, str], Tensors], str]] = {
     ),
     "LoKr: huggingface/diffusers #13137": (with_tensor(".lokr_w1", 4, 4), "attn2_to_k.lokr_w1"),
     "LoHa: KohakuBlueleaf/LyCORIS #27": (with_tensor(".hada_w1_a", 8, 4), "attn2_to_k.hada_w1_a"),
-    "DoRA: huggingface/diffusers #13998": (with_tensor(".dora_scale", 8, 1), "attn2_to_k.dora_scale"),
+    "DoRA of the inputs: huggingface/diffusers #13998": (with_tensor(".dora_scale", 1, 32), "attn2_to_k.dora_scale"),
+    "OFT: huggingface/diffusers #13137": (with_tensor(".oft_blocks", 2, 4, 4), "attn2_to_k.oft_blocks"),
     "bias and difference keys: nunchux-ai/ComfyUI-nunchaku #94": (with_tensor(".diff_b", 8), "attn2_to_k.diff_b"),
     "another architecture: nunchux-ai/ComfyUI-nunchaku #94": (
         lambda tensors, _: {key.replace("lora_unet_", "diffusion_model.single_blocks."): tensor for key, tensor in tensors.items()},
@@ -247,40 +259,15 @@ async def test_order_with_broken_file_fails_alone(rig: Rig, data: bytes) -> None
     assert file.name in str(outcome)
 
 
-def original_names(tensors: Tensors) -> Tensors:
-    """The mid block of the first Stable Diffusion, as extraction scripts name it."""
-    return {
-        key.replace("mid_block_attentions_0_", "middle_block_1_"): tensor for key, tensor in tensors.items() if "mid_block" in key
-    }  # fmt: skip
-
-
-def with_convolution(tensors: Tensors) -> Tensors:
-    import torch
-
-    name = "lora_unet_mid_block_resnets_0_conv1"
-    halves = {"lora_down.weight": torch.randn(2, 8, 3, 3), "lora_up.weight": torch.randn(8, 2, 1, 1), "alpha": torch.tensor(1.0)}
-    return tensors | {f"{name}.{half}": tensor for half, tensor in halves.items()}
-
-
-def with_flat_projection(tensors: Tensors) -> Tensors:
-    import torch
-
-    name = "lora_unet_mid_block_attentions_0_proj_in"
-    return tensors | {f"{name}.lora_down.weight": torch.randn(2, 8), f"{name}.lora_up.weight": torch.randn(8, 2)}
-
-
-def half_precision(tensors: Tensors) -> Tensors:
-    import torch
-
-    return {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
-
-
 SOUND: dict[str, Callable[[Tensors], Tensors]] = {
     "kohya": lambda tensors: tensors,
     "convolutions (LoCon): bmaltais/kohya_ss #310": with_convolution,
     "names of the first Stable Diffusion: bmaltais/kohya_ss #3105": original_names,
     "linear pair of a 1x1 convolution: huggingface/diffusers #6560": with_flat_projection,
     "bfloat16: huggingface/diffusers #11286": half_precision,
+    "DoRA: huggingface/diffusers #13998": with_magnitudes,
+    "LoHa: KohakuBlueleaf/LyCORIS #27": as_loha,
+    "LoKr: huggingface/diffusers #13137": as_lokr,
 }
 
 
@@ -308,8 +295,8 @@ async def test_names_are_those_of_the_converter_of_diffusers(engine: DiffusionEn
     import torch
     from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 
-    pipeline = engine.models.get(engine.settings.model).pipeline
-    table: dict[tuple[str, str], Any] = LayerTable(pipeline)._layers
+    family = engine.models.default().family
+    pipeline, table = family.pipeline, LayerTable(family).targets
     names = [
         name for component, name in table if component == "unet" and "_blocks_" in name and name.startswith(("input", "output", "middle"))
     ]
@@ -321,7 +308,7 @@ async def test_names_are_those_of_the_converter_of_diffusers(engine: DiffusionEn
         (mapped,) = _maybe_map_sgm_blocks_to_diffusers({key: torch.zeros(1)}, pipeline.unet.config)
         for theirs, ours in (("input_blocks", "down_blocks"), ("output_blocks", "up_blocks"), ("middle_block", "mid_block")):
             mapped = mapped.replace(theirs, ours)
-        assert mapped == f"lora_unet_{table['unet', name][0].replace('.', '_')}.lora_down.weight"
+        assert mapped == f"lora_unet_{table['unet', name][0].layer.replace('.', '_')}.lora_down.weight"
 
 
 @pytest.mark.parametrize("error", [KeyError("lora_unet_x.alpha"), AssertionError("rank"), ZeroDivisionError(), RecursionError()])
@@ -333,9 +320,9 @@ async def test_any_error_while_a_file_is_read_is_of_its_order(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(slots, "read_pairs", fail)
+    monkeypatch.setattr(slots, "read_changes", fail)
     settings: dict[str, Any] = {"prompt": "a cat", "width": 64, "height": 64, "steps": 2}
-    engine.submit(1, DiffusionRequest(**settings, seed=1, lora=lora_file(rig.models, "a")))
+    engine.submit(1, DiffusionRequest(**settings, seed=1, loras=(lora_file(rig.models, "a"),)))
     engine.submit(2, DiffusionRequest(**settings, seed=2))
     events = run_to_end(engine, [1, 2])
     assert isinstance(events[1], Failed)
@@ -345,7 +332,7 @@ async def test_any_error_while_a_file_is_read_is_of_its_order(
 
 async def test_error_in_a_shared_step_fails_only_the_order_that_causes_it(rig: Rig, engine: DiffusionEngine) -> None:
     """sgl-project/sglang #3713: an adapter passes every check, and its first step raises. The others of the batch go on."""
-    unet = engine.models.get(engine.settings.model).pipeline.unet
+    unet = engine.models.default().family.pipeline.unet
     forward = unet.forward
 
     def fail_for_wide_prompt(sample: Any, *arguments: Any, encoder_hidden_states: Any, **options: Any) -> Any:
@@ -358,7 +345,7 @@ async def test_error_in_a_shared_step_fails_only_the_order_that_causes_it(rig: R
         engine.submit(number, DiffusionRequest(prompt, number, **settings))
     while len(engine.groups.rows) < 3:
         engine.tick()
-    marked = next(row.prompt_embeds for row in engine.groups.rows if row.request_id == 2)[0]
+    marked = next(row.conditions[1]["text"] for row in engine.groups.rows if row.request_id == 2)[0]
     unet.forward = fail_for_wide_prompt
     events = run_to_end(engine, [1, 2, 3])
     assert isinstance(events[2], Failed)
@@ -389,7 +376,7 @@ async def test_lora_file_of_an_order_is_checked_before_the_engine_queues_it(rig:
 
     wrong = {key: tensor.new_zeros(4, 2048) if key.endswith("lora_down.weight") else tensor for key, tensor in rig.kohya.items()}
     save_file(wrong, tmp_path / "wide.safetensors")
-    request = DiffusionRequest("a cat", 1, width=64, height=64, lora=LoraFile(tmp_path / "wide.safetensors", "0" * 64, 1.0, "wide"))
+    request = DiffusionRequest("a cat", 1, width=64, height=64, loras=(LoraFile(tmp_path / "wide.safetensors", "0" * 64, 1.0, "wide"),))
     with pytest.raises(PermanentError, match="lora_down") as raised:
         engine.submit(1, request)
     assert raised.value.code == "lora-invalid"

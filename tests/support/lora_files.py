@@ -1,9 +1,11 @@
-"""LoRA files for tests: safetensors files of zeros, and an adapter with random weights for the tiny Llama."""
+"""LoRA files for tests: safetensors files of zeros, an adapter for the tiny Llama, and the forms that trainers give a LoRA of kohya."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Any
+
+Tensors = dict[str, Any]
 
 
 def write_safetensors(file: Path, tensors: dict[str, Any], *, body: bytes | None = None) -> Path:
@@ -38,3 +40,58 @@ def write_tiny_llama_lora(folder: Path, *, seed: int = 1, hidden_size: int = 64,
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.0, "bias": "none", "inference_mode": True}))
+
+
+def original_names(tensors: Tensors) -> Tensors:
+    """The mid block of the first Stable Diffusion, as extraction scripts name it."""
+    return {
+        key.replace("mid_block_attentions_0_", "middle_block_1_"): tensor for key, tensor in tensors.items() if "mid_block" in key
+    }  # fmt: skip
+
+
+def with_convolution(tensors: Tensors) -> Tensors:
+    import torch
+
+    name = "lora_unet_mid_block_resnets_0_conv1"
+    halves = {"lora_down.weight": torch.randn(2, 8, 3, 3), "lora_up.weight": torch.randn(8, 2, 1, 1), "alpha": torch.tensor(1.0)}
+    return tensors | {f"{name}.{half}": tensor for half, tensor in halves.items()}
+
+
+def with_flat_projection(tensors: Tensors) -> Tensors:
+    import torch
+
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    return tensors | {f"{name}.lora_down.weight": torch.randn(2, 8), f"{name}.lora_up.weight": torch.randn(8, 2)}
+
+
+def half_precision(tensors: Tensors) -> Tensors:
+    import torch
+
+    return {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+
+
+def with_magnitudes(tensors: Tensors) -> Tensors:
+    import torch
+
+    ups = {key: tensor for key, tensor in tensors.items() if key.endswith(".lora_up.weight")}
+    return tensors | {key.replace("lora_up.weight", "dora_scale"): torch.full((len(tensor), 1), 0.5) for key, tensor in ups.items()}
+
+
+def as_loha(tensors: Tensors) -> Tensors:
+    changed: Tensors = {}
+    for key, tensor in tensors.items():
+        for half, letter in (("lora_up.weight", "a"), ("lora_down.weight", "b")):
+            if key.endswith(half):
+                changed |= {key.replace(half, f"hada_w{number}_{letter}"): tensor.clone() for number in (1, 2)}
+    return changed
+
+
+def as_lokr(tensors: Tensors) -> Tensors:
+    import torch
+
+    changed: Tensors = {}
+    for key, up in tensors.items():
+        if key.endswith(".lora_up.weight"):
+            layer, inputs = key.removesuffix(".lora_up.weight"), tensors[key.replace("lora_up", "lora_down")].shape[1]
+            changed |= {f"{layer}.lokr_w1": torch.randn(4, 2), f"{layer}.lokr_w2": torch.randn(len(up) // 4, inputs // 2) / 8}
+    return changed

@@ -79,7 +79,7 @@ class LoraFileCache:
         return file
 
     async def _fetch_named(self, lora: Lora, name: str) -> LoraFile:
-        """The operator named the address, so it is fetched with the rights of the installation itself, and told to nobody.
+        """The operator named the address, so it is fetched with the rights of the installation itself, and named to nobody.
 
         The sha256 of the order chooses no file here, since it would find any that the installation itself has fetched.
         """

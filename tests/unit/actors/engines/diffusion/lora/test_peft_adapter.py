@@ -53,11 +53,11 @@ def draw_with_peft(model: Path, folder: Path) -> list[Any]:
 
 def draw(engine: DiffusionEngine, lora: LoraFile | None) -> tuple[list[Any], dict[str, str]]:
     """The pictures and their metadata."""
-    engine.submit(1, DiffusionRequest(**SEED_AND_SIZE, lora=lora))
+    engine.submit(1, DiffusionRequest(**SEED_AND_SIZE, loras=(lora,) if lora else ()))
     event = run_to_end(engine, [1])[1]
     assert isinstance(event, Finished), event
     assert isinstance(event.result, DiffusionResult)
-    return output_images(event), event.result.png_metadata
+    return output_images(event), event.result.metadata
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ async def test_alphas_of_kohya_and_of_the_header_match_stock_pipeline(
     for name in ("kohya", "header"):
         lora = await loras.fetch(Lora(uri=(folder / f"{name}.safetensors").as_uri()), None)
         pictures, metadata = draw(image_engine, lora)
-        assert max_pixel_difference(pictures, stock_pipeline.draw(DiffusionRequest(**SEED_AND_SIZE, lora=lora))) <= 1
+        assert max_pixel_difference(pictures, stock_pipeline.draw(DiffusionRequest(**SEED_AND_SIZE, loras=(lora,) if lora else ()))) <= 1
         assert (metadata["lora_scaling"], metadata["lora_alpha_from"]) == ("3", "weights"), name
 
 
@@ -147,7 +147,7 @@ async def test_configuration_of_other_weights_is_an_error(
     ):
         other = shutil.copytree(folder, tmp_path / str(number))
         (other / "adapter_config.json").write_text(json.dumps(config | change))
-        image_engine.submit(number, DiffusionRequest(**SEED_AND_SIZE, lora=await loras.fetch(Lora(uri=f"{other.as_uri()}/"), None)))
+        image_engine.submit(number, DiffusionRequest(**SEED_AND_SIZE, loras=(await loras.fetch(Lora(uri=f"{other.as_uri()}/"), None),)))
         event = run_to_end(image_engine, [number])[number]
         assert isinstance(event, Failed)
         assert (event.kind, event.code, reason in event.message) == ("permanent", "lora-invalid", True), event

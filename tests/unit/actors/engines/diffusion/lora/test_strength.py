@@ -13,6 +13,7 @@ from actors.engines.diffusion.lora.strength import (
     LayerScalings,
     describe_strength,
     header_configs,
+    least_certain,
     parse_adapter_config,
 )
 from bus.errors import PermanentError
@@ -56,6 +57,24 @@ def test_description_names_the_least_certain_layer() -> None:
     }
 
 
+def test_configurations_of_lycoris_call_alpha_by_its_short_name() -> None:
+    config = parse(peft_type="LOKR", r=8, alpha=4, alpha_pattern={"to_k": 2})
+    scalings = LayerScalings("o", config, {}, (None, "assumed"))
+    assert scalings.scaling("unet", "to_q", 8, None, "LoKr") == (0.5, "adapter_config")
+    assert scalings.scaling("unet", "to_k", None, None, "LoKr") == (0.25, "adapter_config"), "whole matrices have no rank of their own"
+
+
+def test_lokr_of_whole_matrices_is_as_strong_as_in_lycoris_without_a_configuration() -> None:
+    """Its alpha in the weights is then the rank, which the file does not say."""
+    scalings = LayerScalings("o", None, {}, (2.0, "order"))
+    assert scalings.scaling("unet", "to_q", None, 32.0, "LoKr") == (1.0, "weights")
+    assert scalings.scaling("unet", "to_q", None, None, "LoKr") == (1.0, "order")
+
+
+def test_least_certain_source_of_several_is_named() -> None:
+    assert least_certain(["weights", "setting", "adapter_config"]) == "setting"
+
+
 INVALID = {
     "no JSON": b"<html>not found</html>",
     "empty": b"",
@@ -67,8 +86,7 @@ INVALID = {
     "huge rank": b'{"r": 1' + b"0" * 4000 + b"}",
     "alpha is no number": b'{"lora_alpha": NaN}',
     "alpha is endless": b'{"lora_alpha": 1e999}',
-    "another method": b'{"peft_type": "LOHA", "r": 8}',
-    "DoRA": b'{"use_dora": true}',
+    "another method": b'{"peft_type": "OFT", "r": 8}',
     "pattern of no rank": b'{"rank_pattern": {"to_q": -1}}',
     "pattern with a count": b'{"rank_pattern": {"(a{1,60000}){1,60000}": 1}}',
     "pattern with a special group": b'{"alpha_pattern": {"(?R)": 1}}',

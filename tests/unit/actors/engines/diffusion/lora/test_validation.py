@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.engines.diffusion.lora.names import original_name
+from actors.engines.diffusion.families.unet_layers import original_name
 from actors.engines.diffusion.lora.strength import HEADER_KEY
 from actors.engines.diffusion.lora.validation import validate_lora
 from bus.errors import PermanentError
@@ -23,7 +23,77 @@ def test_three_lora_key_formats_are_accepted(tmp_path: Path) -> None:
     assert check(write_safetensors(tmp_path / "k", kohya)).rank == 2
     assert check(write_safetensors(tmp_path / "d", lora_pair(8))).rank == 8
     info = check(write_safetensors(tmp_path / "p", lora_pair(4, "base_model.model.mid.to_q") | lora_pair(6, "text_encoder.q_proj")))
-    assert (info.rank, info.has_text_encoder) == (6, True)
+    assert (info.rank, info.methods) == (6, ("LoRA",))
+
+
+F32 = "F32"
+METHODS: dict[str, tuple[dict[str, list[int]], str, int]] = {
+    "DoRA of PEFT": ({"lora_A.weight": [2, 8], "lora_B.weight": [8, 2], "lora_magnitude_vector": [8]}, "DoRA", 2),
+    "DoRA of LyCORIS": ({"lora_down.weight": [2, 8], "lora_up.weight": [8, 2], "dora_scale": [8, 1], "alpha": []}, "DoRA", 2),
+    "kernel in the middle": (
+        {"lora_down.weight": [2, 8, 1, 1], "lora_mid.weight": [2, 2, 3, 3], "lora_up.weight": [8, 2, 1, 1]},
+        "LoRA",
+        2,
+    ),
+    "LoHa": ({"hada_w1_a": [8, 3], "hada_w1_b": [3, 8], "hada_w2_a": [8, 4], "hada_w2_b": [4, 8], "alpha": []}, "LoHa", 4),
+    "LoHa, tucker": (
+        {
+            "hada_t1": [3, 3, 3, 3],
+            "hada_w1_a": [3, 8],
+            "hada_w1_b": [3, 8],
+            "hada_t2": [3, 3, 3, 3],
+            "hada_w2_a": [3, 8],
+            "hada_w2_b": [3, 8],
+        },
+        "LoHa",
+        3,
+    ),
+    "LoKr": ({"lokr_w1": [2, 4], "lokr_w2_a": [4, 3], "lokr_w2_b": [3, 2], "alpha": []}, "LoKr", 3),
+    "LoKr of whole matrices": ({"lokr_w1": [2, 4], "lokr_w2": [4, 2]}, "LoKr", 0),
+    "LoKr, tucker": ({"lokr_w1": [2, 4], "lokr_w2_a": [3, 4], "lokr_w2_b": [3, 2], "lokr_t2": [3, 3, 3, 3]}, "LoKr", 3),
+}
+
+
+def layer_file(path: Path, shapes: dict[str, list[int]], layer: str = "lora_unet_mid_to_q") -> Path:
+    return write_safetensors(path, {f"{layer}.{role}": (F32, shape) for role, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(("shapes", "method", "rank"), METHODS.values(), ids=METHODS)
+def test_methods_are_known_by_their_keys(tmp_path: Path, shapes: dict[str, list[int]], method: str, rank: int) -> None:
+    info = check(layer_file(tmp_path / "f", shapes))
+    assert (info.methods, info.rank) == ((method,), rank)
+    for role in shapes.keys() - {"alpha", "lora_magnitude_vector", "dora_scale", "lora_mid.weight"}:
+        cut = {name: shape for name, shape in shapes.items() if name != role}
+        assert "lora_unet_mid_to_q" in rejection(layer_file(tmp_path / "cut", cut)), role
+    if rank:
+        assert f"rank is {rank}" in rejection(layer_file(tmp_path / "f", shapes), max_rank=rank - 1)
+
+
+REFUSED = {
+    "oft_blocks": "OFT", "oft_diag": "OFT", "boft_R": "BOFT", "ia3_l": "IA3", "on_input": "IA3", "vera_lambda_b": "VeRA",
+    "diff": "full differences", "diff_b": "full differences", "w_norm": "differences of norms", "a1.weight": "GLoRA",
+    "lora_embedding_A": "LoRA of embeddings", "lora_B.bias": "LoRA with biases",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "method"), REFUSED.items())
+def test_other_methods_are_refused_by_name(tmp_path: Path, role: str, method: str) -> None:
+    message = rejection(layer_file(tmp_path / "f", {"lora_A.weight": [2, 8], "lora_B.weight": [8, 2], role: [8]}))
+    assert f"'lora_unet_mid_to_q.{role}' is of the method {method}, which cannot be applied row by row" in message
+
+
+def test_methods_do_not_mix_on_one_layer(tmp_path: Path) -> None:
+    shapes = METHODS["LoHa"][0] | {"dora_scale": [8, 1]}
+    assert "do not go together on one layer" in rejection(layer_file(tmp_path / "f", shapes))
+
+
+def test_ranks_of_the_two_tensors_of_a_product_are_equal(tmp_path: Path) -> None:
+    for name, (shapes, _, rank) in METHODS.items():
+        inner = next((role for role in shapes if role in ("lora_A.weight", "lora_down.weight", "hada_w2_b", "lokr_w2_b")), None)
+        if inner and rank:
+            wrong = shapes | {inner: [shapes[inner][0] + 1, *shapes[inner][1:]]}
+            assert f"{inner}' " in rejection(layer_file(tmp_path / "f", wrong)), name
+    assert "expected is a matrix" in rejection(layer_file(tmp_path / "f", {"lokr_w1": [2, 0], "lokr_w2": [4, 2]}))
 
 
 def check(file: Path, **limits: int) -> Any:
@@ -87,8 +157,7 @@ def test_size_rank_and_type_are_capped(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_rejected(tmp_path: Path) -> None:
-    assert "vae.x" in rejection(write_safetensors(tmp_path / "v", lora_pair(prefix="vae.x")))
-    assert "DoRA" in rejection(write_safetensors(tmp_path / "w", lora_pair() | {"unet.mid.to_q.dora_scale": ("F32", [8])}))
+    assert "'vae.x' belongs to no method" in rejection(write_safetensors(tmp_path / "v", {"vae.x": ("F32", [8])}))
     assert "'unet.mid.alpha' has no down and no up" in rejection(write_safetensors(tmp_path / "z", {"unet.mid.alpha": ("F32", [])}))
 
 
