@@ -19,8 +19,8 @@ DEFAULT_IMAGE_MODEL = "image"
 MAX_IMAGES_PER_COMMAND = 4
 BYTES_PER_IMAGE_BYTE = 3
 """The image, its base64 text, and the response."""
-MAX_BYTES_PER_PIXEL = 3.1
-"""Of a PNG whose pixels are noise; JPEG and WebP have fewer."""
+MAX_BYTES_PER_PIXEL: dict[ImageFormat, float] = {"png": 3.1, "jpeg": 4.3, "webp": 1.5}
+"""Of a picture whose pixels are noise, in the best quality."""
 AUTO_SIDE = 1024
 """Pixels: what the size `auto` is taken for before the model, or the picture, decides it."""
 STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
@@ -110,7 +110,7 @@ class PictureRequest(BaseModel):
 
     def _check_memory(self, share_bytes: int) -> None:
         width, height = self.sides or (AUTO_SIDE, AUTO_SIDE)
-        image_bytes = int(width * height * MAX_BYTES_PER_PIXEL) * BYTES_PER_IMAGE_BYTE
+        image_bytes = int(width * height * MAX_BYTES_PER_PIXEL[self.output_format or "png"]) * BYTES_PER_IMAGE_BYTE
         if self.as_base64 and image_bytes * (self.n or 1) > share_bytes:
             most = share_bytes // image_bytes
             detail = f"a response with b64_json holds at most {most} images of {width}x{height}: ask for fewer, or for response_format url"

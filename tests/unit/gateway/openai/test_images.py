@@ -1,16 +1,19 @@
 """Image generation and the list of models."""
 
 import asyncio
+import os
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 from bus.errors import PermanentError, TemporaryError
 from bus.storage.claim_store import ClaimStore
 from contracts.claim import Claim
 from contracts.fault import Fault
-from gateway.openai.image_requests import ImageRequest
+from gateway.openai.image_requests import MAX_BYTES_PER_PIXEL, ImageRequest
 from tests.support.fake_broker import Replier, Reply
+from tests.support.picture_files import encode
 from tests.unit.gateway.conftest import OpenFakeGateway
 from tests.unit.gateway.text.test_status import STATUS
 
@@ -138,6 +141,13 @@ async def test_images_that_fit_no_response_are_refused_before_any_work(gateway: 
         assert fake_gateway.publisher.messages == []
     else:
         assert (response.status_code, len(response.json()["data"])) == (200, 10)
+
+
+def test_memory_that_an_image_is_taken_to_need_holds_noise_in_the_best_quality() -> None:
+    noise = Image.frombytes("RGB", (128, 128), os.urandom(128 * 128 * 3))
+    for image_format, options in (("png", {}), ("jpeg", {"quality": 100, "subsampling": 0}), ("webp", {"quality": 100})):
+        size = len(encode(noise, image_format, **options))
+        assert 0.5 < size / (128 * 128 * MAX_BYTES_PER_PIXEL[image_format]) <= 1, image_format  # type: ignore[index]
 
 
 async def test_images_wait_for_memory_as_long_as_their_request(gateway: OpenFakeGateway) -> None:
