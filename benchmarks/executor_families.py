@@ -36,7 +36,7 @@ async def measure_schedules(checkpoints: Mapping[str, Path], threads: int, *, qu
     settings = ImageSettings(model=next(iter(named.values())), models=named, threads=threads, max_rows=ROWS, measure_seconds=2.0)
     async with open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), max_in_flight=1000, capacity=ROWS) as executor:
         await executor.ready()
-        return {name: await measure_family(executor, name, *((4, 1) if quick else (16, 3))) for name in named}
+        return {name: await measure_family(executor, name, *((4, 1) if quick else (12, 3))) for name in named}
 
 
 async def measure_family(executor: Executor, name: str, count: int, rounds: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ def staggered_orders(name: str, count: int, gap_seconds: float) -> list[Arrival]
         Arrival(
             number * gap_seconds,
             DiffusionRequest(
-                f"order {number}", number, width=SIDES[0], height=SIDES[0], steps=rng.choice((6, 8, 12, 20)),
+                f"order {number}", number, width=SIDES[0], height=SIDES[0], steps=rng.choice((4, 6, 8, 12)),
                 guidance_scale=rng.choice((3.0, 4.5, 7.0)), model=name,
             ),
         )

@@ -40,6 +40,7 @@ def find_lora_files(path: Path) -> list[Path]:
 
 def examine_model(folder: Path, lora_files: list[Path]) -> dict[str, Any]:
     """The report, as JSON. `problem`: why no engine can serve the folder."""
+    from actors.engines.diffusion.empty_model import silence_libraries
     from ops.commands.model_report import report_loras, report_model
 
     silence_libraries()
@@ -56,16 +57,6 @@ def examine_model(folder: Path, lora_files: list[Path]) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError, MemoryError) as error:
         report |= {"fits": False, "problem": mask_text(" ".join(str(error).split()) or f"it cannot be examined ({type(error).__name__})")}
     return report
-
-
-def silence_libraries() -> None:
-    """Their warnings are about classes, not about the folder; and they are imported before the time is limited."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.logging.set_verbosity_error()
-        library.logging.disable_progress_bar()
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -69,3 +69,13 @@ def build_from_config(source: Path, library: str, name: str) -> Any:
         with torch.device("meta"):
             return kind.from_config(kind.load_config(source, local_files_only=True))
     return kind.from_pretrained(source, local_files_only=True)
+
+
+def silence_libraries() -> None:
+    """Import diffusers and transformers, which takes seconds, and turn off their warnings: they are about classes, not about a folder."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
