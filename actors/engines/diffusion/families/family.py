@@ -188,7 +188,9 @@ class Family:
             picture = picture * (self._masks.preprocess(to_pil(mask), height=request.height, width=request.width) < 0.5)
         vae = self.pipeline.vae
         frame = self.to_frame(picture).to(device=vae.device, dtype=vae.dtype)
-        return self.scale_latents(vae.encode(frame).latent_dist.sample(generator)).to(self.dtype)
+        encoded = vae.encode(frame)  # An AutoencoderTiny has latents in place of a distribution.
+        latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+        return self.scale_latents(latents).to(self.dtype)
 
     def to_frame(self, picture: torch.Tensor) -> torch.Tensor:
         """1 × 3 × H × W as the VAE reads it."""

@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from actors.engines.diffusion.engine import DiffusionEngine
-from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
+from actors.engines.diffusion.requests import DiffusionRequest, EditSource, InputPicture, LoraFile
+from actors.engines.diffusion.schedulers import build_scheduler
 from ops.local.tiny_models import TINY_DIFFUSION
 from tests.support.engine_fixture import StockPipeline, draw_images, max_pixel_difference, open_image_engine
 from training.evaluate_shapes import detect_scene, expected_scene, sample_scenes
@@ -80,6 +83,25 @@ def test_image_matches_stock_pipeline(image_engine: DiffusionEngine, tiny_models
     request = make_request(3, RED_ON_BLUE)
     expected = StockPipeline(tiny_models[TINY_DIFFUSION]).draw(request)
     assert max_pixel_difference(draw_images(image_engine, {1: request})[1], expected) <= 1
+
+
+def test_edit_matches_stock_pipeline(image_engine: DiffusionEngine, tiny_models: dict[str, Path]) -> None:
+    """The checkpoint's autoencoder is an AutoencoderTiny, which encodes to latents without a distribution."""
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    stock = StockPipeline(tiny_models[TINY_DIFFUSION])
+    stock.pipeline.scheduler = build_scheduler("ddim", stock.config)
+    pipeline = StableDiffusionImg2ImgPipeline(**stock.pipeline.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = Image.new("RGB", (256, 256), (255, 0, 0))
+    expected = pipeline(
+        RED_ON_BLUE, picture, strength=0.7, num_inference_steps=10, guidance_scale=7.5, generator=torch.Generator().manual_seed(3)
+    ).images
+    source = EditSource(InputPicture("RGB", *picture.size, picture.tobytes()), strength=0.7)
+    fields = {"steps": 10, "width": 256, "height": 256, "guidance_scale": 7.5, "scheduler": "ddim", "edit": source}
+    drawn = draw_images(image_engine, {1: make_request(3, RED_ON_BLUE, **fields)})[1]
+    assert max_pixel_difference(drawn, [np.asarray(image).astype(int) for image in expected]) <= 1
 
 
 def test_image_size_not_multiple_of_latent_is_cropped(image_engine: DiffusionEngine) -> None:
