@@ -33,7 +33,7 @@ from tests.support.fake_openai_server import FakeOpenAiServer, open_fake_openai_
 from tests.support.source_system import SourceDatabase, open_gateway_client, open_source_database
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
-pytestmark = [pytest.mark.models, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.models, pytest.mark.timeout(900)]
 
 RULES = {
     "claim": "watermark.images[] upload.images[] consult.picture validate.image validate.images[] judge.image judge.images[] "
@@ -74,7 +74,7 @@ SHOP, OFFICE = "shop", "office"
 SHOP_COLOR, OFFICE_COLOR = (3, 141, 59), (200, 30, 120)
 SHOP_TEXT = "the secret recipe of the shop"
 GENERATION_ID = 8_400_001
-LONG_SECONDS = 120.0
+LONG_SECONDS = 300.0
 CONCURRENT_COMMANDS = 6
 
 
