@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.lora.names import LayerKeys, group_keys
 from actors.engines.diffusion.lora.shapes import Shape, fits
 from actors.engines.diffusion.lora.strength import invalid_lora
@@ -29,19 +30,6 @@ FAMILY_MARKS = {
 }
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 """Of the texts that the cross-attention of a U-Net reads."""
-
-
-class LoraFamily(Protocol):
-    """The part of a family that finds the layers of a file."""
-
-    pipeline: Any
-    name: Any
-    denoiser_part: Any
-    lora_prefixes: Any
-
-    def lora_aliases(self, part: str, layer: str) -> Iterator[Any]: ...
-
-    def lora_excluded(self, part: str, layer: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ class LayerTable:
     `targets`: (part, name in a file without its prefix) → the layer, or the layers that are one there.
     """
 
-    def __init__(self, family: LoraFamily) -> None:
+    def __init__(self, family: Family) -> None:
         prefixes = {"lycoris_": family.denoiser_part, **family.lora_prefixes}
         self.family_name: str = family.name
         self.prefixes: dict[str, str] = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))
@@ -120,6 +108,10 @@ class LayerTable:
             if key in self.targets:
                 return self.targets[key]
         return []
+
+    def bare_name(self, name: str) -> str:
+        """A layer's name in a file without its prefix, as the patterns of a configuration know it."""
+        return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))
 
     def _fit(
         self, keys: LayerKeys, target: LayerTarget, targets: Sequence[LayerTarget], shapes: Mapping[str, Shape], origin: str

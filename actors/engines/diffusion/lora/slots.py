@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from actors.engines.diffusion.batching import RowAdapters
+from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.lora.changes import LayerChange, tensors_of
 from actors.engines.diffusion.lora.composition import Composition, DoraGains, compose
-from actors.engines.diffusion.lora.layers import LayerKey, LayerTable, LoraFamily
+from actors.engines.diffusion.lora.layers import LayerKey, LayerTable
 from actors.engines.diffusion.lora.stacking import CallRows, StackedCalls, StackedLayer, stack_layer
 from actors.engines.diffusion.lora.strength import describe_strength, invalid_lora
 from actors.engines.diffusion.lora.tensors import read_changes
@@ -34,7 +35,7 @@ class LoraSlot:
 class LoraSlots:
     """The adapters of one model. `loads` counts how often weights were read; `layers` are those that an adapter may change."""
 
-    def __init__(self, family: LoraFamily, max_slots: int) -> None:
+    def __init__(self, family: Family, max_slots: int) -> None:
         self.pipeline, self.max_slots, self.loads, self.layers = family.pipeline, max_slots, 0, LayerTable(family)
         self._slots: OrderedDict[Hashable, LoraSlot] = OrderedDict()
         self._slots_by_adapter: dict[str, LoraSlot] = {}

@@ -27,7 +27,8 @@ def read_changes(lora: LoraFile, pipeline: Any, layers: LayerTable) -> dict[Laye
         }
         magnitude = fitted["magnitude"].flatten() if "magnitude" in fitted else None
         ranks, alpha = ranks_of(planned.keys, shapes), read_alpha(planned, tensors, lora.origin)
-        strength = scalings.scaling(part, layer, ranks[-1] if ranks else None, alpha, planned.keys.method)
+        named = layers.bare_name(planned.keys.name) if planned.target.rows else layer
+        strength = scalings.scaling(part, named, ranks[-1] if ranks else None, alpha, planned.keys.method)
         changes[key] = LayerChange(*build_delta(fitted, planned), *strength, take_rows(magnitude, planned))
     return changes
 

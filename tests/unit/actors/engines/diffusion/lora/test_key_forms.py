@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from actors.engines.diffusion.families.family import Family
+from actors.engines.diffusion.lora.changes import LowRank
 from actors.engines.diffusion.lora.layers import LayerTable, changeable_layers
 from actors.engines.diffusion.lora.tensors import read_changes
 from actors.engines.diffusion.requests import LoraFile
@@ -128,7 +129,7 @@ def layer_tensors(table: LayerTable, name: str, rank: int = 3) -> Tensors:
 def our_weights(family: Family, lora: LoraFile) -> Weights:
     """(part, layer) → the change of its weight."""
     changes = read_changes(lora, family.pipeline, LayerTable(family))
-    return {key: change.strength * change.delta.weight() for key, change in changes.items()}
+    return {key: change.strength * change.delta.weight() for key, change in changes.items() if isinstance(change.delta, LowRank)}
 
 
 def stock_weights(family: Family, lora: LoraFile) -> Weights:

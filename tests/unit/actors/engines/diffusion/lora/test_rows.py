@@ -26,7 +26,7 @@ EXACT = 1e-12
 WIDTH = 12
 
 
-class Net(torch.nn.Module):
+class Net(torch.nn.Module):  # type: ignore[misc]
     """A linear layer on N × tokens × 12, one without a bias on N × 12, and convolutions on N × 12 × 6 × 6."""
 
     def __init__(self) -> None:
@@ -58,7 +58,11 @@ class NetFamily:
         return False
 
 
-def make_net() -> Net:
+def net_family() -> Any:
+    return NetFamily(SimpleNamespace(transformer=make_net()))
+
+
+def make_net() -> Any:
     torch.manual_seed(0)
     return Net().double().eval()
 
@@ -127,7 +131,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoraFile]:
 
 @pytest.fixture
 def slots() -> LoraSlots:
-    return LoraSlots(NetFamily(SimpleNamespace(transformer=make_net())), 16)
+    return LoraSlots(net_family(), 16)
 
 
 def peft_outputs(files: dict[str, LoraFile], row: dict[str, float], number: int, rows: int) -> list[torch.Tensor]:
@@ -151,7 +155,7 @@ def peft_outputs(files: dict[str, LoraFile], row: dict[str, float], number: int,
                 if name in getattr(module, "scaling", {}):
                     module.scaling[name] *= scale
     with torch.no_grad():
-        return model(*(tensor[number : number + 1] for tensor in inputs(rows)))
+        return list(model(*(tensor[number : number + 1] for tensor in inputs(rows))))
 
 
 def our_outputs(slots: LoraSlots, files: dict[str, LoraFile], rows: list[dict[str, float]]) -> list[torch.Tensor]:
@@ -270,7 +274,12 @@ def test_stacks_are_kept_while_calls_have_the_same_rows(
 ) -> None:
     built: list[Any] = []
     build = LoraSlots._build
-    monkeypatch.setattr(LoraSlots, "_build", lambda self, *arguments: built.append(arguments[0]) or build(self, *arguments))
+
+    def count(self: LoraSlots, *arguments: Any) -> Any:
+        built.append(arguments[0])
+        return build(self, *arguments)
+
+    monkeypatch.setattr(LoraSlots, "_build", count)
     for _ in range(3):
         our_outputs(slots, files, [{"lora": 0.8}, {}])
         our_outputs(slots, files, [{"lora": 0.4}])
@@ -296,7 +305,7 @@ def test_layer_that_is_called_without_an_axis_of_rows_is_an_error(slots: LoraSlo
 
 
 def test_slots_are_found_for_all_files_of_an_order_at_once(files: dict[str, LoraFile]) -> None:
-    slots = LoraSlots(NetFamily(SimpleNamespace(transformer=make_net())), 2)
+    slots = LoraSlots(net_family(), 2)
     one, two, three = (files[name] for name in ("lora", "loha", "lokr"))
     assert slots.has_slots_for([one, two])
     assert slots.has_slots_for([one, one, two]), "the same file takes one slot"
