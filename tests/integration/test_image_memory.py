@@ -1,10 +1,12 @@
-"""The memory budget counts what a process takes: measured on a checkpoint of 205 million values, half as large in its files as in memory."""
+"""The memory budget counts what a process takes: measured on a checkpoint whose files are half as large as it is in memory."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.models
 
 TOLERANCE = 0.15
 """Between what is counted and what the process grows by, which includes what the test picture and the allocator keep."""

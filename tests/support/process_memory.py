@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, size: str) -> None:
 
 
 def measure(folder: Path, size: str) -> dict[str, float]:
-    """Bytes: of the files, what the budget counts before and after loading, and what the process grows by.
+    """Bytes: of the process before, of the files, what the budget counts before and after loading, and what the process grows by.
 
     A tiny model is loaded before, so that libraries are not counted.
     """
@@ -71,7 +71,7 @@ def measure(folder: Path, size: str) -> dict[str, float]:
     counted = engine.models.cache.used_bytes - counted
     engine.close()
     files = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
-    return {"files": files, "expected": expected, "counted": counted, "grown": grown}
+    return {"before": before, "files": files, "expected": expected, "counted": counted, "grown": grown}
 
 
 def main(size: str, folder: str, action: str) -> None:

@@ -137,7 +137,8 @@ def load_parts(folder: Path, family: type[Family], dtype: Any) -> dict[str, Any]
     import diffusers
     import transformers
 
-    index, parts = json.loads((folder / "model_index.json").read_text()), {}
+    index = json.loads((folder / "model_index.json").read_text())
+    parts: dict[str, Any] = {}
     for part in (*family.parts, *family.optional_parts):
         if not has_part(index, part):
             parts[part] = None

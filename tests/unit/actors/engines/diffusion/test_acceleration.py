@@ -16,6 +16,9 @@ from actors.engines.diffusion.row_start import RowStarter
 from tests.support.family_orders import TINY, write_family_loras
 from tests.support.family_rows import draw_latents, load_family, make_order
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore")]
+"""The tracer of torch and schedulers of diffusers warn of what they themselves use."""
+
 TOLERANCE = 1e-4
 """Relative; compiled code sums in another order."""
 

@@ -16,6 +16,8 @@ from actors.engines.diffusion.row_start import RowStarter
 from bus.errors import PermanentError
 from tests.support.family_rows import draw_latents, load_family, make_order
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
 THRESHOLDS = {"tiny-flux": 0.045, "tiny-sd3": 0.12, "tiny-qwen-image": 0.1}
 """Thresholds that some steps are below and others are not."""
 FAMILIES = tuple(THRESHOLDS)

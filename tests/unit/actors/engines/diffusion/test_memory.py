@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from actors.engines.diffusion.memory import checkpoint_memory, loaded_files, measure_modules, pipeline_modules
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
 STABLE_DIFFUSION_15 = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
 """Parameters of each part at its real size, as counted by `sum(p.numel() for p in module.parameters())`."""
 

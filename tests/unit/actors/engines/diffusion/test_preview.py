@@ -15,6 +15,8 @@ from actors.engines.diffusion.families.registry import find_family
 from actors.engines.diffusion.preview import PreviewMap, fit_preview, shrink, smooth_pictures, to_plane
 from actors.engines.diffusion.tiny_families import write_tiny_family
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
 
 @pytest.fixture(scope="module", params=["tiny-sd15", "tiny-sdxl", "tiny-sd3", "tiny-flux", "tiny-qwen-image", "tiny-z-image"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:

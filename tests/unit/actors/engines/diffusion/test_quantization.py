@@ -13,6 +13,8 @@ from actors.engines.diffusion.quantization import block_layers, quantize_denoise
 from tests.support.family_orders import TINY, write_family_loras
 from tests.support.family_rows import draw_latents, load_family, make_order, tiny_checkpoint
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
 SCHEMES: tuple[Quantization, ...] = ("int8", "nf4", "fp8")
 TOLERANCES = {"int8": 0.05, "nf4": 0.5, "fp8": 0.2}
 """The largest mean difference of the latents after three steps, relative to their mean; layers of 32 values are coarse."""

@@ -15,6 +15,8 @@ from actors.engines.diffusion.text_encoders import FALLBACK, OffloadMode, TextEn
 from tests.support.family_orders import TINY, write_family_loras
 from tests.support.family_rows import load_family, make_order
 
+pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+
 FAMILIES = ("tiny-sd15", "tiny-sdxl", "tiny-sd3", "tiny-flux", "tiny-qwen-image")
 
 
