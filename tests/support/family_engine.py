@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 
 from actors.engines.diffusion.engine import DiffusionEngine, open_engine
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
@@ -49,10 +50,15 @@ class KeptPixels:
 
 
 def kept_pixels(request: DiffusionRequest) -> KeptPixels | None:
-    """What an order with a mask keeps; its picture is of the order's size."""
-    if not (request.edit and request.edit.mask):
+    """What an order with a mask keeps, in the order's size."""
+    if not (request.edit and request.edit.mask and request.width and request.height):
         return None
-    return KeptPixels(np.asarray(pillow_image(request.edit.mask)) < 128, np.asarray(pillow_image(request.edit.image)))
+    sources = [
+        pillow_image(picture).resize((request.width, request.height), Resampling.LANCZOS)
+        for picture in (request.edit.image, request.edit.mask)
+    ]
+    picture, mask = map(np.asarray, sources)
+    return KeptPixels(mask < 128, picture)
 
 
 class FamilyEngine:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ TINY = {
         TinyFamily("tiny-sd15", NOISE_SCHEDULERS, ("unet", *CLIP), controlnet="tiny-sd15-controlnet"),
         TinyFamily("tiny-sd2", NOISE_SCHEDULERS, ("unet", *CLIP)),
         TinyFamily("tiny-sdxl", NOISE_SCHEDULERS, ("unet", *CLIP, "text_encoder_2"), controlnet="tiny-sdxl-controlnet"),
-        TinyFamily("tiny-sd3"),
-        TinyFamily("tiny-flux", true_cfg_scale=2.5),
+        TinyFamily("tiny-sd3", lora_parts=("transformer", *CLIP, "text_encoder_2")),
+        TinyFamily("tiny-flux", lora_parts=("transformer", *CLIP), true_cfg_scale=2.5),
         TinyFamily("tiny-flux-schnell", true_cfg_scale=2.5, reads_guidance=False),
         TinyFamily("tiny-qwen-image"),
         TinyFamily("tiny-z-image", unguided=0.0),
@@ -101,10 +101,12 @@ def picture_orders(family: TinyFamily) -> dict[str, Arrival]:
 
 
 def mask_orders(family: TinyFamily) -> dict[str, Arrival]:
-    """Orders with a mask, at three strengths, one of them 1; beside orders of text alone where the checkpoint draws them."""
-    sources = {"b": 0.8, "c": 0.5, "e": 1.0}
+    """Orders with a mask, at three strengths, one of them 1, one with a picture and a mask that are larger than the order; beside orders
+    of text alone where the checkpoint draws them.
+    """
+    sources: dict[str, dict[str, float]] = {"b": {"strength": 0.8, "enlarged": 1.75}, "c": {"strength": 0.5}, "e": {"strength": 1.0}}
     return {
-        name: change(arrival, edit=edit_source(arrival.request, masked=True, strength=sources[name])) if name in sources else arrival
+        name: change(arrival, edit=edit_source(arrival.request, masked=True, **sources[name])) if name in sources else arrival
         for name, arrival in text_orders(family).items()
         if name in sources or not family.inpaints_only
     }
@@ -157,15 +159,17 @@ def change(arrival: Arrival, **changes: Any) -> Arrival:
     return replace(arrival, request=replace(arrival.request, **changes))
 
 
-def edit_source(request: DiffusionRequest, *, masked: bool = False, strength: float) -> EditSource:
-    return EditSource(random_picture(request, "RGB"), random_picture(request, "L") if masked else None, strength)
+def edit_source(request: DiffusionRequest, *, masked: bool = False, strength: float, enlarged: float = 1.0) -> EditSource:
+    picture, mask = random_picture(request, "RGB", enlarged), random_picture(request, "L", enlarged)
+    return EditSource(picture, mask if masked else None, strength)
 
 
-def random_picture(request: DiffusionRequest, mode: str) -> InputPicture:
-    """Soft blots of the size and the seed of an order: of colours, or (`L`) a mask of black and white."""
+def random_picture(request: DiffusionRequest, mode: Literal["RGB", "L"], enlarged: float = 1.0) -> InputPicture:
+    """Soft blots of the size of an order, or `enlarged`, and of its seed: of colours, or (`L`) a mask of black and white."""
     size = (8, 8, 3) if mode == "RGB" else (8, 8)
     blots = np.random.default_rng(request.seed).integers(0, 256, size, dtype=np.uint8)
-    image = Pillow.fromarray(blots).resize((request.width, request.height), Pillow.Resampling.BILINEAR)
+    width, height = (round(enlarged * (side or 0)) for side in (request.width, request.height))
+    image = Pillow.fromarray(blots).resize((width, height), Pillow.Resampling.BILINEAR)
     if mode == "L":
         image = image.point(lambda value: 255 * (value > 128))
     return InputPicture(mode, image.width, image.height, image.tobytes())

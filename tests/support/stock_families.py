@@ -65,7 +65,7 @@ class StockFamily:
             latents.update(tensors)
             return {}
 
-        options = common_options(request) | self._family_options(request) | edit_options(request) | changes
+        options = common_options(request) | edit_options(request) | self._family_options(request) | changes
         if pipeline.__class__.__name__ == "PixArtSigmaPipeline":
             options["callback"] = lambda step, timestep, tensor: latents.update(latents=tensor)
         else:
@@ -101,6 +101,9 @@ class StockFamily:
         if kind.startswith("PixArt"):
             plain = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": request.negative_prompt}
             return size | plain | {"guidance_scale": request.guidance_scale}
+        if kind.startswith("ZImage") and request.edit:  # these do not resize the picture
+            picture = pillow_image(request.edit.image).resize((request.width, request.height), Pillow.Resampling.LANCZOS)
+            return size | {"guidance_scale": request.guidance_scale, "image": picture}
         return size | {"guidance_scale": request.guidance_scale}
 
 
