@@ -53,7 +53,10 @@ EventQueues = set["asyncio.Queue[Event]"]
 
 
 class JobSubscription:
-    """Receives the events of those jobs that have a subscriber in this process."""
+    """Receives the events of those jobs that have a subscriber in this process.
+
+    A subscriber that is cancelled leaves its calls to the broker to their end: one that is cut off closes the channel of all.
+    """
 
     def __init__(self, queue: AbstractQueue) -> None:
         self._queue = queue
@@ -66,14 +69,14 @@ class JobSubscription:
         subscribers = self._subscribers.setdefault(job_id, set())
         subscribers.add(events)
         try:
-            await self._queue.bind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id))
+            await asyncio.shield(self._queue.bind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id)))
             yield events
         finally:
             subscribers.discard(events)
             if not subscribers and self._subscribers.get(job_id) is subscribers:
                 del self._subscribers[job_id]
                 with suppress(Exception):  # A binding that was lost with its broker needs no removal.
-                    await self._queue.unbind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id))
+                    await asyncio.shield(self._queue.unbind(broker_names.EVENTS_EXCHANGE, job_binding_key(job_id)))
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
         if event := decode_event(message):
