@@ -168,7 +168,7 @@ def test_net_that_cannot_be_used_fails_only_orders_that_name_it(
 def test_budget_counts_nets_and_evicts_the_one_that_no_order_uses(
     open_model: Callable[..., DiffusionEngine], folders: dict[str, Path]
 ) -> None:
-    engine = open_model(nets={"edges": folders[NET], "pose": folders[NET]})
+    engine = open_model(nets={"edges": folders[NET], "pose": folders[NET]}, prompt_cache_bytes=0)
     cache, model_bytes = engine.models.cache, engine.models.cache.used_bytes
     net_bytes = sum(4 * tensor.numel() for file in folders[NET].glob("*.safetensors") for tensor in load_file(file).values())
     draw_images(engine, {1: order()})
