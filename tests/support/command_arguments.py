@@ -50,8 +50,9 @@ def command_with(model: type[BaseModel], path: str, value: Any, base: Mapping[st
     if rest:
         nested = _nested_model(model.model_fields[name].annotation)
         required = {field: _placeholder(info.annotation) for field, info in nested.model_fields.items() if info.is_required()}
-        given = base.get(name, {})
-        value = command_with(nested, ".".join(rest), value, required | (given[0] if isinstance(given, list) else given))
+        given = base.get(name)
+        given = given[0] if isinstance(given, list) and given else given
+        value = command_with(nested, ".".join(rest), value, required | (given if isinstance(given, dict) else {}))
     return {**base, name: [value] if is_list else value}
 
 
