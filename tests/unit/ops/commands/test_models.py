@@ -1,4 +1,4 @@
-"""`atelier models pull`: downloads are resumed, and a file with a wrong checksum is rejected."""
+"""`atelier models pull` and `tiny`: downloads are resumed, a file with a wrong checksum is rejected; every family has a tiny checkpoint."""
 
 import hashlib
 import json
@@ -93,3 +93,16 @@ def test_folder_is_copied_and_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_unknown_source_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_pull("ftp://somewhere/model", "--folder", str(tmp_path)) == 1
     assert "hub id such as org/name" in capsys.readouterr().err
+
+
+@pytest.mark.models
+def test_tiny_checkpoints_of_all_families_are_written_and_recognized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from actors.engines.diffusion.families.registry import find_family, load_families
+
+    assert main(["models", "tiny", "--families", "--folder", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    paths = {name: Path(path) for name, path in json.loads(output[output.index("{\n") :]).items()}
+    checkpoints = [name for name, path in paths.items() if (path / "model_index.json").is_file()]
+    assert {find_family(name, paths[name]) for name in checkpoints} == set(load_families())
+    assert {name for name in paths if "controlnet" in name} == {"tiny-sd15-controlnet", "tiny-sdxl-controlnet"}
+    assert all(path.exists() for path in paths.values())
