@@ -115,11 +115,12 @@ async def test_foreign_event_of_a_running_job_is_hidden(
                 broker_names.event_routing_key("job", "completed", job_id), body, exchange=broker_names.EVENTS_EXCHANGE
             )
         events, console_events = parse_events((await stream).text), (await console).text
-        job = await http.get(f"/jobs/{job_id}", headers=key("shop"))
+        http.headers.update(key("shop"))
+        job = await wait_until_job_ended(http, job_id)
     assert [event["event"] for event in events] == ["job.accepted", "job.completed"]
     assert "genuine" in events[-1]["data"]
     assert "FORGED" not in console_events
-    assert job.json()["result"] == {"result_url": "genuine"}
+    assert job["result"] == {"result_url": "genuine"}
 
 
 async def test_generation_of_another_tenant_is_409_at_submission(http: httpx.AsyncClient, start_worker: StartWorker) -> None:
