@@ -8,7 +8,7 @@ from benchmarks import executor, gpu
 
 # diffusers and transformers issue deprecation warnings about themselves.
 pytestmark = [
-    pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.timeout(240),
+    pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.timeout(480),
 ]  # fmt: skip
 
 
