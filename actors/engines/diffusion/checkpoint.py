@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -31,6 +32,11 @@ def download_index(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(name, "model_index.json")).parent
+
+
+def has_folders(folder: Path, parts: Iterable[str]) -> bool:
+    """Whether there is a folder of each part; a download that was interrupted leaves some out."""
+    return all((folder / part).is_dir() for part in parts)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from actors.engines.diffusion.checkpoint import (
     copy_to_local_cache,
     download_index,
     find_checkpoint,
+    has_folders,
     on_network_filesystem,
     weights_sha256,
 )
@@ -97,26 +98,27 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host
 
 
 def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: EngineHost) -> DiffusionModel:
-    """From a local copy when it is on a network disk. A hub id that is not in the cache is downloaded, its index first."""
+    """From a local copy when it is on a network disk. Of a hub id what the cache lacks is downloaded, its index first."""
     import torch
 
     host.report_load_progress(f"loading {name}", LOAD_TIMEOUT_SECONDS, 0.0)
     folder = find_checkpoint(name)
     kind = find_family(name, folder or (Path(name) if name.endswith(OTHER_FORMATS) else download_index(name)), settings.families)
-    if folder and (settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder))):
+    if folder is None or not (has_folders(folder, kind.parts) or Path(name).expanduser().is_dir()):
+        folder = kind.download(name)
+    if settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder)):
         folder = copy_to_local_cache(folder, settings.local_cache)
     if settings.block_cache_threshold:
         require_cached_blocks(kind)
     torch_dtype = getattr(torch, dtype)
-    parts = load_parts(folder, kind, torch_dtype) if folder else {}
+    parts = load_parts(folder, kind, torch_dtype)
     if not settings.safety_checker and kind.has_safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = kind.load(str(folder or name), torch_dtype, **parts)
+    pipeline = kind.load(str(folder), torch_dtype, **parts)
     if settings.safety_checker and (getattr(pipeline, "safety_checker", None) is None or pipeline.feature_extractor is None):
         raise PermanentError("safety-checker-missing", f"IMAGE_SAFETY_CHECKER is on, but the checkpoint {name} has no safety checker")
     family = kind(pipeline)
     check_parts(family)
-    folder = folder or find_checkpoint(name)
     check_schedule(folder)
     host.report_load_progress(f"moving {name} to {device}", LOAD_TIMEOUT_SECONDS, 0.6)
     pipeline.set_progress_bar_config(disable=True)
@@ -124,7 +126,7 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     text_encoders, warnings = prepare_model(family, loras, device, settings)
     draw_test_picture(family)
     preview = fit_preview(family)
-    sha256 = weights_sha256(folder) if folder and settings.hash_weights else None
+    sha256 = weights_sha256(folder) if settings.hash_weights else None
     host.report_load_progress(f"loaded {name}", 60.0, 1.0)
     metadata, prompts = model_metadata(name, sha256), PromptCache(settings.prompt_cache_bytes)
     return DiffusionModel(name, family, loras, metadata, text_encoders, prompts, preview, warnings)

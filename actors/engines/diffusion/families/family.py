@@ -6,6 +6,7 @@ R is the number of halves in one call: a guided row has two, the negative one fi
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -102,6 +103,13 @@ class Family:
         return self.pipeline.text_encoder.device
 
     # -- a checkpoint
+
+    @classmethod
+    def download(cls, name: str) -> Path:
+        """The folder in the hub's cache with all files of a hub id that its pipeline needs."""
+        import diffusers
+
+        return Path(getattr(diffusers, cls.loader).download(name))
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **parts: Any) -> Any:
