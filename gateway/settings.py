@@ -2,7 +2,7 @@
 
 from ipaddress import IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,7 +16,14 @@ DAY_SECONDS = 24 * 3600.0
 API_NAMES = ("jobs", "dead-letters", "vertex", "ad-validation", "text", "openai", "console", "docs")
 
 
-NameTuple = Annotated[tuple[str, ...], BeforeValidator(tuple)]
+def names_of_object(value: Any) -> tuple[Any, ...]:
+    """The names of an object, or names that were taken of one. Raises ValueError for anything else, such as a list of addresses."""
+    if isinstance(value, dict | tuple):
+        return tuple(value)
+    raise ValueError('a JSON object from names to addresses is expected, such as {"ink": "s3://styles/ink.safetensors"}')
+
+
+NameTuple = Annotated[tuple[str, ...], BeforeValidator(names_of_object)]
 """The names of a JSON object. The addresses that they stand for are the workers': the gateway keeps none."""
 
 
