@@ -47,5 +47,7 @@ async def test_calls_of_a_cancelled_subscriber_reach_their_end(during: str) -> N
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while len(queue.ended) + len(queue.cut_off) < 2:
+            await asyncio.sleep(0.005)
     assert (queue.ended, queue.cut_off) == (["bind", "unbind"], [])
