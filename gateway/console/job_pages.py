@@ -21,7 +21,7 @@ from gateway.console.rendering import render_page, render_template
 from gateway.console.timeline import build_timeline
 from gateway.jobs import routes as api
 from gateway.jobs.event_stream import JobEventStream
-from gateway.jobs.files import claim_response, file_response, job_files
+from gateway.jobs.files import ORDER_PICTURES, claim_response, file_name, file_response
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.problems import HttpProblem
 from gateway.services import services_of
@@ -85,11 +85,12 @@ async def cancel_job(request: Request, job_id: api.JobId) -> Response:
 
 @router.get("/{job_id}/files/{name}")
 async def get_file(request: Request, job_id: api.JobId, name: str) -> Response:
-    """A file of the job's results, or a picture that its order starts from."""
-    job = await services_of(request).jobs.get_job(job_id, tenant_of(request))
-    if name not in job_files(job) and (claim := (await load_job_view(request, job_id)).order_files.get(name)):
-        return await claim_response(request, job, claim, name, recorded=False)
-    return await file_response(request, job, name)
+    """A file of the job's results, or a picture of its order by its place there, such as `edit.mask`."""
+    if name in ORDER_PICTURES:
+        view = await load_job_view(request, job_id)
+        if claim := view.order_files.get(name):
+            return await claim_response(request, view.job, claim, file_name(claim), recorded=False)
+    return await file_response(request, await services_of(request).jobs.get_job(job_id, tenant_of(request)), name)
 
 
 @router.get("/{job_id}/live")

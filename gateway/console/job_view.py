@@ -10,7 +10,7 @@ from contracts.job import Job, JobEvents
 from gateway.callers import tenant_of
 from gateway.console.gallery import file_path, start_path
 from gateway.console.job_progress import JobProgress
-from gateway.jobs.files import INLINE_MEDIA_TYPES, file_name, find_claims, job_files
+from gateway.jobs.files import INLINE_MEDIA_TYPES, file_name, find_claims, job_files, order_pictures
 from gateway.services import services_of
 
 ORDER_DETAILS = ("negative_prompt", "scheduler", "artist", "text", "model")
@@ -99,8 +99,8 @@ class ConsoleJobView:
 
     @property
     def order_files(self) -> dict[str, Claim]:
-        """The pictures that the order starts from, by name. Its client wrote their claims: the store decides whether it may read them."""
-        return {file_name(claim): claim for claim in find_claims(self.progress.order) if claim.media_type.startswith("image/")}
+        """Those of `order_pictures`. The order's client wrote their claims: the store decides whether it may read them."""
+        return order_pictures(self.progress.order)
 
 
 async def load_job_view(request: Request, job_id: str) -> ConsoleJobView:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from contracts.claim import Claim
 from contracts.image import MAX_LORAS
 from gateway.console.form_body import SubmittedForm
-from gateway.jobs.files import file_name, find_claims
+from gateway.jobs.files import ORDER_PICTURES, order_pictures
 from gateway.jobs.orders import JobOrder
 
 ORDER_ADAPTER: TypeAdapter[Any] = TypeAdapter(JobOrder)
@@ -21,6 +21,8 @@ IMAGE_FIELDS = (
 AD_FIELDS = ("text", "tries")
 FURTHER_FIELDS = ("artist", "lora_uri", "lora_scale", "model", "guidance_scale", "true_cfg_scale", "scheduler", "output_format", "quality")
 """Those of the section More."""
+PICTURE_FIELDS = ("source", "mask", "control")
+"""Each is a file; in a field `…_ref` it is a picture of a job, as `find_picture` reads it. A file comes before the picture of a job."""
 PICTURE_VALUES = ("strength", "control_model", "control_scale")
 LORA_ROWS = range(MAX_LORAS)
 FORM_FIELDS = (*IMAGE_FIELDS, *AD_FIELDS, *PICTURE_VALUES, "lora_uri", "lora_scale", *(f"lora_{row}" for row in LORA_ROWS))
@@ -90,16 +92,16 @@ def form_from_order(order: Mapping[str, Any] | None, job_id: str = "") -> dict[s
 
 
 def _picture_values(order: Mapping[str, Any], job_id: str) -> dict[str, str]:
-    edit, control = order.get("edit") or {}, order.get("control") or {}
-    pictures = {"source": edit.get("image"), "mask": edit.get("mask"), "control": control.get("image")}
-    values = {f"{field}_ref": f"{job_id}/{file_name(claim)}" for field, picture in pictures.items() for claim in find_claims(picture)}
+    edit, control, present = order.get("edit") or {}, order.get("control") or {}, order_pictures(order)
+    places = zip(PICTURE_FIELDS, ORDER_PICTURES, strict=True)
+    values = {f"{field}_ref": f"{job_id}/{place}" for field, place in places if place in present}
     further = {"strength": edit.get("strength"), "control_model": control.get("model"), "control_scale": control.get("scale")}
     return values | {name: str(value) for name, value in further.items() if value is not None}
 
 
 def picture_links(fields: Mapping[str, str], jobs_path: str) -> dict[str, str]:
     """Where the browser finds the pictures of jobs that the form names, by field."""
-    references = {field: fields.get(f"{field}_ref", "").rpartition("/") for field in ("source", "mask", "control")}
+    references = {field: fields.get(f"{field}_ref", "").rpartition("/") for field in PICTURE_FIELDS}
     return {
         field: f"{jobs_path}/{quote(job_id, safe='')}/files/{quote(name, safe='')}"
         for field, (job_id, _, name) in references.items()

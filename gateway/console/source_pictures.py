@@ -15,14 +15,14 @@ from contracts.identifiers import is_identifier
 from gateway.callers import caller_of
 from gateway.console.form_body import SubmittedForm
 from gateway.console.job_view import load_job_view
+from gateway.console.order_form import PICTURE_FIELDS
 from gateway.memory_budget import hold_bytes
 from gateway.services import services_of
 from gateway.text.uploads import image_media_type
 
-PICTURE_FIELDS = ("source", "mask", "control")
-"""Each is a file; in a field `…_ref` it is a picture of a job, as `job id/name`. A file comes before the picture of a job."""
 UNREADABLE = "The file is no picture that is read: PNG, JPEG, WebP, GIF or BMP."
 TOO_LARGE = "The file is larger than MAX_UPLOAD_BYTES allows."
+JOB_PICTURE_TOO_LARGE = "The picture is larger than GATEWAY_MAX_FILE_BYTES allows."
 UNKNOWN = "The picture is not among the files of your jobs. Choose another one."
 SOURCE_MISSING = "Choose the picture that it belongs to."
 CONTROL_MISSING = "Choose both a picture and a ControlNet."
@@ -103,7 +103,7 @@ async def find_pictures(request: Request, references: Mapping[str, str], errors:
         else:
             errors[field] = UNKNOWN
     services = services_of(request)
-    errors |= {field: TOO_LARGE for field, picture in found.items() if picture.claim.size > services.settings.max_file_bytes}
+    errors |= {field: JOB_PICTURE_TOO_LARGE for field, picture in found.items() if picture.claim.size > services.settings.max_file_bytes}
     found = {field: picture for field, picture in found.items() if field not in errors}
     if found:
         await hold_bytes(request, services.file_memory, sum(picture.claim.size for picture in found.values()))
@@ -111,7 +111,10 @@ async def find_pictures(request: Request, references: Mapping[str, str], errors:
 
 
 async def find_picture(request: Request, reference: str) -> JobPicture | None:
-    """A picture of a job by `job id/name`; None where the caller sees no such job or file. Raises ReplyFault, ReplyTimeout."""
+    """A picture of a job by `job id/name`, one of its order by its place there, as `job id/edit.mask`.
+
+    None where the caller sees no such job or picture. Raises ReplyFault, ReplyTimeout.
+    """
     job_id, _, name = reference.rpartition("/")
     if not is_identifier(job_id):
         return None
@@ -121,10 +124,10 @@ async def find_picture(request: Request, reference: str) -> JobPicture | None:
         if error.fault.code == "job-unknown":
             return None
         raise
-    if claim := view.files.get(name):
-        return JobPicture(claim, view.job.tenant, recorded=True)
-    claim = view.order_files.get(name)
-    return JobPicture(claim, view.job.tenant, recorded=False) if claim else None
+    if claim := view.order_files.get(name):
+        return JobPicture(claim, view.job.tenant, recorded=False)
+    claim = view.files.get(name)
+    return JobPicture(claim, view.job.tenant, recorded=True) if claim else None
 
 
 async def read_picture(request: Request, picture: JobPicture) -> bytes | None:

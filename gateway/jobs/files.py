@@ -1,7 +1,7 @@
 """The files of a job: the claims in its results, read from the store and verified."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,11 +19,24 @@ from gateway.services import services_of
 CHUNK_BYTES = 1 << 18
 INLINE_MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
 """Types that are sent with `Content-Disposition: inline`; other files are sent as attachments."""
+ORDER_PICTURES = ("edit.image", "edit.mask", "control.image")
 
 
 def job_files(job: Job) -> dict[str, Claim]:
     """The files of a job by name; of two with the same name, the later one."""
     return {file_name(claim): claim for result in [*(step.result for step in job.steps), job.result] for claim in find_claims(result)}
+
+
+def order_pictures(order: Mapping[str, Any] | None) -> dict[str, Claim]:
+    """The pictures that an order starts from or follows, by their place in it, such as `edit.mask`: their file names may be the same."""
+    found: dict[str, Claim] = {}
+    for place in ORDER_PICTURES:
+        step, part = place.split(".")
+        arguments = (order or {}).get(step)
+        claims = find_claims(arguments.get(part) if isinstance(arguments, dict) else None)
+        if (claim := next(claims, None)) and claim.media_type.startswith("image/"):
+            found[place] = claim
+    return found
 
 
 def file_name(claim: Claim) -> str:

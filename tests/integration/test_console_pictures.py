@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -89,6 +90,12 @@ def file_names(job: dict[str, Any]) -> dict[str, str]:
     return {name: result[name][0]["uri"].rpartition("/")[2] for name in ("files", "thumbnails")}
 
 
+def png(color: str) -> bytes:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(picture, "PNG")
+    return picture.getvalue()
+
+
 async def source_address(http: httpx.AsyncClient, ordered: httpx.Response, tenant: str) -> str:
     """Where the picture lies that an order of the console starts from."""
     job_id = ordered.headers["location"].rpartition("=")[2]
@@ -142,12 +149,35 @@ async def test_forged_claim_of_an_order_opens_no_file(http: httpx.AsyncClient, s
             own = await store.write(b"\x89PNG\r\n\x1a\n", tenant=None, media_type="image/png", generated=True)
         for claim in (job["result"]["files"][0], own.model_dump(exclude_none=True)):
             answer = await http.post("/jobs", json=order_body("x", edit={"image": claim}), headers=key("office"))
-            job_id, name = answer.json()["job_id"], claim["uri"].rpartition("/")[2]
+            job_id, name = answer.json()["job_id"], "edit.image"
             http.headers.update(key("office"))
             await wait_until_job_ended(http, job_id)
             assert (await office.http.get(f"/console/jobs/{job_id}/files/{name}")).status_code == 404
             ordered = await office.order(source_ref=f"{job_id}/{name}")
             assert (ordered.status_code, UNKNOWN in ordered.text) == (422, True)
+
+
+async def test_pictures_of_an_order_are_shown_by_their_place(
+    http: httpx.AsyncClient, start_worker: StartWorker, store_folder: Path
+) -> None:
+    """The next order starts from each of them again."""
+    async with (
+        start_worker(*JOB_ACTORS),
+        visitors(http, "shop") as (shop,),
+        open_claim_store(StoreSettings(store_url=store_folder.as_uri())) as store,
+    ):
+        pictures = {name: png(name) for name in ("navy", "white")}
+        claims = [await store.write(data, tenant="shop", media_type="image/png", generated=True) for data in pictures.values()]
+        edit = dict(zip(("image", "mask"), [claim.model_dump(exclude_none=True) for claim in claims], strict=True))
+        answer = await http.post("/jobs", json=order_body("x", edit=edit), headers=key("shop"))
+        job_id = answer.json()["job_id"]
+        http.headers.update(key("shop"))
+        await wait_until_job_ended(http, job_id)
+        shown = [(await shop.http.get(f"/console/jobs/{job_id}/files/edit.{part}")).content for part in ("image", "mask")]
+        again = await shop.order(source_ref=f"{job_id}/edit.image", mask_ref=f"{job_id}/edit.mask")
+        address = await source_address(http, again, "shop")
+    assert shown == list(pictures.values())
+    assert Path(urlsplit(address).path).read_bytes() == pictures["navy"]
 
 
 async def test_uploaded_picture_is_stored_for_its_tenant_within_the_limits(

@@ -22,6 +22,7 @@ WARNINGS = {
 PICTURE_PROBLEMS = {
     source_pictures.UNREADABLE,
     source_pictures.TOO_LARGE,
+    source_pictures.JOB_PICTURE_TOO_LARGE,
     source_pictures.UNKNOWN,
     source_pictures.SOURCE_MISSING,
     source_pictures.CONTROL_MISSING,

@@ -102,16 +102,16 @@ def test_edit_and_control_have_the_claims_of_their_pictures() -> None:
     assert (order.edit.image.uri, order.edit.mask.uri, order.edit.strength) == (claims["source"].uri, claims["mask"].uri, 0.4)
     form = form_from_order(order.model_dump(mode="json", exclude_unset=True), "job-1")
     assert {name: form[name] for name in ("source_ref", "mask_ref", "strength")} == {
-        "source_ref": "job-1/a.png",
-        "mask_ref": "job-1/b.png",
+        "source_ref": "job-1/edit.image",
+        "mask_ref": "job-1/edit.mask",
         "strength": "0.4",
     }
-    assert picture_links(form, "/jobs") == {"source": "/jobs/job-1/files/a.png", "mask": "/jobs/job-1/files/b.png"}
+    assert picture_links(form, "/jobs") == {"source": "/jobs/job-1/files/edit.image", "mask": "/jobs/job-1/files/edit.mask"}
     fields = {"prompt": "a boat", "control_model": "canny", "control_scale": "0.7"}
     controlled: Any = order_from_form(SubmittedForm(fields), {"control": picture("c.png")})
     assert (controlled.control.model, controlled.control.scale, controlled.control.image.uri) == ("canny", 0.7, picture("c.png").uri)
     form = form_from_order(controlled.model_dump(mode="json", exclude_unset=True), "job-2")
-    assert (form["control_ref"], form["control_model"], form["control_scale"]) == ("job-2/c.png", "canny", "0.7")
+    assert (form["control_ref"], form["control_model"], form["control_scale"]) == ("job-2/control.image", "canny", "0.7")
 
 
 def test_errors_of_picture_values_are_at_their_fields() -> None:
