@@ -3,6 +3,7 @@
 N is the number of rows. A linear layer reads N × … × in, a convolution N × in × H × W. Nothing of the size of the layer's weight is kept.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class Hadamard:
 @dataclass(frozen=True)
 class Kronecker:
     """The product of Kronecker of two chains of matrices, the first to be applied first. Linear: `left` a × b, `right` c × d, for a layer
-    a·c × b·d; in a convolution `right` has the kernel. `rows`: of a fused layer's output, those that are this layer's.
+    a·c × b·d; in a convolution `right` has the kernel. `rows`: of these outputs, those that are the layer's.
     """
 
     left: tuple[Any, ...]
@@ -59,18 +60,33 @@ class Kronecker:
     rows: tuple[int, int] | None = None
 
     def apply(self, layer: Any, x: Any) -> Any:
-        inner, axis = self.left[0].shape[1], 1 if is_convolution(layer) else -1
-        if axis == 1:
-            parts = x.reshape(len(x) * inner, -1, *x.shape[2:])
-            changed = apply_factors(layer, self.right, parts).unflatten(0, (len(x), inner))
+        """The change of the output for `x`. No tensor between has more values than the greater of `x` and all outputs."""
+        convolution = is_convolution(layer)
+        axis = 1 if convolution else -2
+        x = x.unflatten(1 if convolution else -1, (self.left[0].shape[1], -1))
+        if self._begins_left(layer):
+            x = self._apply_right(layer, self._apply_left(x, axis))
         else:
-            changed = apply_factors(layer, self.right, x.unflatten(-1, (inner, -1)))
-        along = axis if axis == 1 else -2
-        changed = changed.movedim(along, -1)
+            x = self._apply_left(self._apply_right(layer, x), axis)
+        output = x.flatten(axis, axis + 1)
+        return output if self.rows is None else output.narrow(1 if convolution else -1, self.rows[0], self.rows[1] - self.rows[0])
+
+    def _begins_left(self, layer: Any) -> bool:
+        """Whether fewer values lie between the two when `left` is first: a·d for each position of the input, not b·c of the output."""
+        positions = math.prod(layer.stride) if is_convolution(layer) else 1
+        first, second = len(self.left[-1]) * self.right[0].shape[1] * positions, self.left[0].shape[1] * len(self.right[-1])
+        return first < second
+
+    def _apply_left(self, x: Any, axis: int) -> Any:
+        x = x.movedim(axis, -1)
         for factor in self.left:
-            changed = changed @ factor.to(changed).T
-        output = changed.movedim(-1, along).flatten(along, along + 1)
-        return output if self.rows is None else output.narrow(axis, self.rows[0], self.rows[1] - self.rows[0])
+            x = x @ factor.to(x).T
+        return x.movedim(-1, axis)
+
+    def _apply_right(self, layer: Any, x: Any) -> Any:
+        if not is_convolution(layer):
+            return apply_factors(layer, self.right, x)
+        return apply_factors(layer, self.right, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -91,13 +107,19 @@ class LayerChange:
 
 def tensors_of(change: LayerChange) -> Iterator[Any]:
     """The tensors that a change keeps in memory."""
-    delta = change.delta
+    yield from tensors_of_delta(change.delta)
+    if change.magnitude is not None:
+        yield change.magnitude
+
+
+def tensors_of_delta(delta: LowRank | Hadamard | Kronecker) -> Iterator[Any]:
+    """The tensors of a change without its magnitude."""
     kept: tuple[Any, ...]
     if isinstance(delta, LowRank):
         kept = delta.down, delta.mid, delta.up
     else:
         kept = (*delta.products[0], *delta.products[1]) if isinstance(delta, Hadamard) else (*delta.left, *delta.right)
-    yield from (tensor for tensor in (*kept, change.magnitude) if tensor is not None)
+    yield from (tensor for tensor in kept if tensor is not None)
 
 
 def is_convolution(layer: Any) -> bool:
@@ -126,6 +148,46 @@ def multiply(outer: Any, inner: Any, kernel: Any) -> Any:
     if kernel is None:
         return outer @ inner
     return torch.einsum("ijkl,jr,ip->prkl", kernel, inner, outer)
+
+
+def build_kronecker(left: Sequence[Any], right: Sequence[Any], rows: tuple[int, int] | None) -> tuple[Kronecker, float]:
+    """The cheapest form, and a factor of it. `rows`: of a fused layer's outputs, those that are wanted; others are computed only where
+    they share a row of `left` with them.
+    """
+    if rows is not None:
+        height = len(right[-1])
+        first, last = rows[0] // height, (rows[1] - 1) // height
+        left = [*left[:-1], left[-1][first : last + 1].clone()]
+        rows = rows[0] - first * height, rows[1] - first * height
+        if first == last:
+            right, rows = [*right[:-1], right[-1][rows[0] : rows[1]].clone()], None
+    (left, factor), (right, other) = join_factors(left), join_factors(right)
+    return Kronecker(tuple(left), tuple(right), rows), factor * other
+
+
+def join_factors(factors: Sequence[Any]) -> tuple[list[Any], float]:
+    """The chain with each factor multiplied with the one before it where their product has no more values than both, and a factor of it.
+
+    No rank of what is left is higher than the inputs and the outputs of its chain. A product is scaled to 1, so that half precision does
+    not round it to zero.
+    """
+    import torch
+
+    joined, scale = [factors[0]], 1.0
+    for factor in factors[1:]:
+        inner, (height, width) = joined[-1], (len(factor), joined[-1].shape[1])
+        kernel = max(factor.shape[2:], inner.shape[2:])
+        if height * width * math.prod(kernel) > factor.numel() + inner.numel():
+            joined.append(factor)
+            continue
+        wide = torch.promote_types(factor.dtype, torch.float32)
+        if math.prod(factor.shape[2:]) > 1:
+            product = torch.einsum("orkl,ri->oikl", factor.to(wide), inner.flatten(1).to(wide))
+        else:
+            product = (factor.flatten(1).to(wide) @ inner.flatten(1).to(wide)).reshape(height, width, *kernel)
+        peak = float(product.abs().max()) or 1.0
+        joined[-1], scale = (product / peak).to(factor.dtype), scale * peak
+    return joined, scale
 
 
 def build_hadamard(products: tuple[Product, Product], shape: tuple[int, ...]) -> tuple[LowRank | Hadamard, float]:

@@ -1,14 +1,16 @@
 """Reads the tensors of an adapter's file as changes of layers, after their names and shapes were checked against the model's layers."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from actors.engines.diffusion.lora.changes import Hadamard, Kronecker, LayerChange, LowRank, Product, build_hadamard
+from actors.engines.diffusion.lora.changes import Hadamard, Kronecker, LayerChange, LowRank, Product, build_hadamard, build_kronecker
 from actors.engines.diffusion.lora.layers import LayerKey, LayerTable, PlannedChange
 from actors.engines.diffusion.lora.names import Role
-from actors.engines.diffusion.lora.shapes import ranks_of
+from actors.engines.diffusion.lora.shapes import Shape, ranks_of
 from actors.engines.diffusion.lora.strength import AdapterConfig, LayerScalings, header_configs, invalid_lora
 from actors.engines.diffusion.requests import LoraFile
 from bus.errors import TemporaryError
+from contracts.image import AlphaSource
 
 
 def read_changes(lora: LoraFile, pipeline: Any, layers: LayerTable) -> dict[LayerKey, LayerChange]:
@@ -26,11 +28,18 @@ def read_changes(lora: LoraFile, pipeline: Any, layers: LayerTable) -> dict[Laye
             role: fit_tensor(name, tensors[name], *place, lora.origin) for role, name in planned.keys.keys.items() if role != "alpha"
         }
         magnitude = fitted["magnitude"].flatten() if "magnitude" in fitted else None
-        ranks, alpha = ranks_of(planned.keys, shapes), read_alpha(planned, tensors, lora.origin)
-        named = layers.bare_name(planned.keys.name) if planned.target.rows else layer
-        strength = scalings.scaling(part, named, ranks[-1] if ranks else None, alpha, planned.keys.method)
+        strength = find_strength(planned, scalings, layers, shapes, read_alpha(planned, tensors, lora.origin))
         changes[key] = LayerChange(*build_delta(fitted, planned), *strength, take_rows(magnitude, planned))
     return changes
+
+
+def find_strength(
+    planned: PlannedChange, scalings: LayerScalings, layers: LayerTable, shapes: Mapping[str, Shape], alpha: float | None
+) -> tuple[float, AlphaSource]:
+    """A layer's scaling and where it is known from. Raises PermanentError("lora-invalid") where a configuration is of other weights."""
+    named = layers.bare_name(planned.keys.name) if planned.target.rows else planned.target.layer
+    ranks = ranks_of(planned.keys, shapes)
+    return scalings.scaling(planned.target.part, named, ranks[-1] if ranks else None, alpha, planned.keys.method)
 
 
 def build_delta(tensors: dict[Role, Any], planned: PlannedChange) -> tuple[LowRank | Hadamard | Kronecker, float]:
@@ -38,7 +47,7 @@ def build_delta(tensors: dict[Role, Any], planned: PlannedChange) -> tuple[LowRa
     shape, rows = planned.target.shape, planned.target.rows
     if planned.keys.method == "LoKr":
         left = [tensors[role] for role in ("lokr_w1", "lokr_w1_b", "lokr_w1_a") if role in tensors]
-        return Kronecker(tuple(left), tuple(kronecker_factors(tensors, shape)), rows), 1.0
+        return build_kronecker(left, kronecker_factors(tensors, shape), rows)
     if planned.keys.method == "LoHa":
         first, second = (hadamard_product(tensors, number, planned) for number in (1, 2))
         return build_hadamard((first, second), shape)
