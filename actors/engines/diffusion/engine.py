@@ -273,7 +273,8 @@ class DiffusionEngine:
 
     def _next_fallback(self, model: DiffusionModel, rows: int) -> str | None:
         return (
-            self.oom.halve_batch(rows)
+            model.loras.drop_stacked()
+            or self.oom.halve_batch(rows)
             or model.text_encoders.offload_as_fallback(model.applied_fallbacks)
             or enable_vae_slicing(model.family.pipeline, model.applied_fallbacks)
             or enable_attention_slicing(model.family.pipeline, model.applied_fallbacks)

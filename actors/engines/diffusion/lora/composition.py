@@ -44,6 +44,11 @@ class DoraGains:
     def __init__(self) -> None:
         self._gains: OrderedDict[tuple[str, float], dict[LayerKey, Any]] = OrderedDict()
 
+    @property
+    def size_bytes(self) -> int:
+        tensors = [gain for gains in self._gains.values() for gain in gains.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def clear(self) -> None:
         self._gains.clear()
 

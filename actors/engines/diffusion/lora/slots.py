@@ -22,6 +22,9 @@ from actors.engines.diffusion.requests import LoraFile
 from actors.engines.process.failures import is_device_failure
 from bus.errors import PermanentError, TemporaryError
 
+STACK_FALLBACK = "lora-stack"
+"""Among the fallbacks that were applied."""
+
 
 @dataclass
 class LoraSlot:
@@ -49,9 +52,15 @@ class LoraSlots:
 
     @property
     def size_bytes(self) -> int:
-        """Of the adapters in the slots."""
+        """Of the adapters in the slots, and of what is kept of them for the next calls."""
         tensors = [tensor for slot in self._slots.values() for change in slot.changes.values() for tensor in tensors_of(change)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + self._stacked.size_bytes + self._gains.size_bytes
+
+    def drop_stacked(self) -> str | None:
+        """The fallback when memory runs out: its name, or None when nothing was kept. Until no order uses a slot, nothing is kept again,
+        so that a step that is made again cannot ask for it twice.
+        """
+        return STACK_FALLBACK if self._stacked.stop_keeping() else None
 
     def text_adapters(self, adapters: RowAdapters) -> RowAdapters:
         """Those of a row that change a text encoder."""
@@ -76,8 +85,11 @@ class LoraSlots:
         return slot.adapter
 
     def release(self, lora: LoraFile) -> None:
+        """What is kept for the next calls is dropped with the last order that uses a slot."""
         if lora.slot_key in self._slots:
             self._slots[lora.slot_key].users -= 1
+        if not any(slot.users for slot in self._slots.values()):
+            self._stacked.clear()
 
     def describe(self, loras: Sequence[LoraFile]) -> dict[str, str]:
         """Which adapters are applied, and how strongly, separated by commas in the order of the files, which have slots."""
@@ -140,10 +152,7 @@ class LoraSlots:
     def _stack(self, key: LayerKey, layer: Any, x: Any) -> StackedLayer | None:
         """The adapters of the current rows on a layer, None without any."""
         assert self._rows
-        kept, place = self._stacked.of(self._rows), (key, x.device, x.dtype)
-        if place not in kept:
-            return kept.keep(place, self._build(key, layer, x))
-        return kept[place]
+        return self._stacked.get(self._rows, (key, x.device, x.dtype), partial(self._build, key, layer, x))
 
     def _build(self, key: LayerKey, layer: Any, x: Any) -> StackedLayer | None:
         """Raises RuntimeError when the first axis of the layer's input is not the row."""

@@ -5,8 +5,9 @@ multiplied into `up`, and smaller ranks are padded with zeros. Other changes are
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from actors.engines.diffusion.batching import RowAdapters
@@ -17,8 +18,8 @@ MAX_BATCH_BYTES = 256 << 20
 """Of the batched pairs of one layer; larger ones are not repeated row by row, but multiplied once for all rows with equal adapters."""
 MAX_CALLS = 4
 """Calls whose stacked weights are kept: as many groups of rows may take turns."""
-MAX_KEPT_BYTES = 2 << 30
-"""Of the stacked weights of one call that are kept; a layer beyond it is stacked in each step."""
+MAX_KEPT_BYTES = 1 << 30
+"""Of the stacked weights of all these calls together; the least recent call gives way, and a layer beyond it is stacked in each step."""
 
 CallRows = tuple[RowAdapters, ...]
 
@@ -47,8 +48,8 @@ class StackedLayer:
 
     @property
     def size_bytes(self) -> int:
-        tensors = [tensor for pair in self.pairs for tensor in (pair.down, pair.up)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = [tensor for pair in self.pairs for tensor in (pair.down, pair.up)] + [values for _, _, values in self.others]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, self.gain) if tensor is not None)
 
     def add_to(self, layer: Any, x: Any, result: Any) -> Any:
         """The layer's `result` for `x`, with the changes of each row."""
@@ -64,36 +65,58 @@ class StackedLayer:
         return result
 
 
-class KeptCall(dict[Hashable, StackedLayer | None]):
-    """The stacked layers of one call; None for a layer that no row's adapters change."""
-
-    size_bytes = 0
-
-    def keep(self, place: Hashable, layer: StackedLayer | None) -> StackedLayer | None:
-        """The layer itself; it is kept while there is room."""
-        size = layer.size_bytes if layer else 0
-        if self.size_bytes + size <= MAX_KEPT_BYTES:
-            self.size_bytes += size
-            self[place] = layer
-        return layer
-
-
 class StackedCalls:
-    """The stacked layers of the last calls, by the adapters of their rows."""
+    """The stacked layers of the last calls, by the adapters of their rows; None for a layer that these do not change.
+
+    The thread of the VAE may drop them while another makes a step.
+    """
 
     def __init__(self) -> None:
-        self._calls: OrderedDict[CallRows, KeptCall] = OrderedDict()
+        self._calls: OrderedDict[CallRows, dict[Hashable, StackedLayer | None]] = OrderedDict()
+        self._lock = Lock()
+        self._keeping, self._bytes = True, 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes
 
     def clear(self) -> None:
-        self._calls.clear()
+        """Drop what is kept; from here on weights are kept again."""
+        with self._lock:
+            self._calls.clear()
+            self._bytes, self._keeping = 0, True
 
-    def of(self, rows: CallRows) -> "KeptCall":
-        """What is kept of calls with these rows."""
-        call = self._calls.setdefault(rows, KeptCall())
-        self._calls.move_to_end(rows)
-        while len(self._calls) > MAX_CALLS:
-            self._calls.popitem(last=False)
-        return call
+    def stop_keeping(self) -> bool:
+        """Whether weights were dropped. Then none are kept until `clear`, so that a step that is made again needs less."""
+        with self._lock:
+            if not self._bytes:
+                return False
+            self._calls.clear()
+            self._bytes, self._keeping = 0, False
+            return True
+
+    def get(self, rows: CallRows, place: Hashable, build: Callable[[], StackedLayer | None]) -> StackedLayer | None:
+        """What is kept of a layer in calls with these rows, or what `build` makes; that is kept where there is room."""
+        with self._lock:
+            call = self._calls.get(rows, {})
+            if rows in self._calls:
+                self._calls.move_to_end(rows)
+            if place in call:
+                return call[place]
+        layer = build()
+        self._keep(rows, place, layer)
+        return layer
+
+    def _keep(self, rows: CallRows, place: Hashable, layer: StackedLayer | None) -> None:
+        size = layer.size_bytes if layer else 0
+        with self._lock:
+            call = self._calls.setdefault(rows, {})
+            while len(self._calls) > 1 and (len(self._calls) > MAX_CALLS or self._bytes + size > MAX_KEPT_BYTES):
+                _, oldest = self._calls.popitem(last=False)
+                self._bytes -= sum(kept.size_bytes for kept in oldest.values() if kept)
+            if not size or (self._keeping and self._bytes + size <= MAX_KEPT_BYTES):
+                self._bytes += size
+                call[place] = layer
 
 
 def along_outputs(layer: Any, values: Any, output: Any) -> Any:
