@@ -14,7 +14,9 @@ from gateway.console.job_view import ConsoleJobView, load_job_view
 from gateway.console.order_form import (
     DEFAULTS,
     FURTHER_FIELDS,
+    KEPT_FIELDS,
     LORA_ROWS,
+    NOT_STORED,
     OUTPUT_FORMATS,
     SCHEDULERS,
     field_errors,
@@ -54,12 +56,11 @@ async def make_page(
 
 @router.post("/make")
 async def submit_order(request: Request) -> Response:
-    """Everything but the pictures is checked before they are stored."""
+    """Everything but the content of the pictures is checked before one is stored."""
     form: SubmittedForm = request.state.form
     services, caller = services_of(request), caller_of(request)
     try:
-        order = order_from_form(form)
-        check_pictures(form)
+        order = order_from_form(form, dict.fromkeys(check_pictures(form), NOT_STORED))
         if problems := find_drawing_problems(order, services.settings):
             errors = {"artist" if name == "signature" else name: problem for name, problem in problems.items()}
             return refuse_order(request, form, errors)
@@ -103,6 +104,7 @@ def render_make_page(
         loras=settings.image_loras,
         lora_rows=LORA_ROWS,
         has_loras=any(lora_rows(fields)),
+        kept={name: fields[name] for name in KEPT_FIELDS if fields.get(name)},
         has_further=any(fields.get(name) for name in FURTHER_FIELDS),
         files_lost=files_lost,
         controlnets=settings.image_controlnets,

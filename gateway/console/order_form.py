@@ -26,12 +26,17 @@ PICTURE_FIELDS = ("source", "mask", "control")
 PICTURE_VALUES = ("strength", "control_model", "control_scale")
 LORA_ROWS = range(MAX_LORAS)
 FORM_FIELDS = (*IMAGE_FIELDS, *AD_FIELDS, *PICTURE_VALUES, "lora_uri", "lora_scale", *(f"lora_{row}" for row in LORA_ROWS))
+KEPT_LORA_VALUES = ("sha256", "alpha", "required")
+"""They have no input. An order that is submitted again keeps them in hidden fields, with the LoRA in `…_of` that they belong to."""
+KEPT_FIELDS = tuple(f"{prefix}_{name}" for prefix in ("lora", *(f"lora_{row}" for row in LORA_ROWS)) for name in ("of", *KEPT_LORA_VALUES))
 ORDER_KINDS = ("image_order", "ad")
 DEFAULTS = {"kind": "image_order", "count": "1", "tries": "2"}
 """What is not named here is left to the model."""
 SCHEDULERS = ("dpm++", "euler", "euler-a", "ddim", "pndm", "lms", "unipc")
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NO_PICTURES: Mapping[str, Claim] = MappingProxyType({})
+NOT_STORED = Claim(uri="file:///not-stored", sha256="0" * 64, media_type="image/png", size=0)
+"""Stands for a picture of the form while the order is checked, before the picture is stored."""
 
 
 def order_from_form(form: SubmittedForm, pictures: Mapping[str, Claim] = NO_PICTURES) -> Any:
@@ -44,7 +49,9 @@ def order_from_form(form: SubmittedForm, pictures: Mapping[str, Claim] = NO_PICT
     if kind == "ad":
         order.pop("count", None)
     if lora := form.non_blank("lora_uri", "lora_scale"):
-        order["lora"] = {name.removeprefix("lora_"): value for name, value in lora.items()}
+        order["lora"] = {name.removeprefix("lora_"): value for name, value in lora.items()} | kept_values(
+            form, "lora", lora.get("lora_uri")
+        )
     if loras := [lora for _, lora in lora_rows(form)]:
         order["loras"] = loras
     if "artist" in order:
@@ -60,7 +67,22 @@ def lora_rows(form: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
         chosen, scale = form.get(f"lora_{row}", "").strip(), form.get(f"lora_{row}_scale", "").strip()
         if chosen or scale:
             source = {"uri" if "://" in chosen else "name": chosen} if chosen else {}
-            yield row, source | ({"scale": scale} if scale else {})
+            yield row, source | ({"scale": scale} if scale else {}) | kept_values(form, f"lora_{row}", chosen)
+
+
+def kept_values(form: Mapping[str, str], prefix: str, chosen: str | None) -> dict[str, str]:
+    """What the order before said of the LoRA besides its scale; nothing when another one has been chosen."""
+    if not chosen or form.get(f"{prefix}_of", "") != chosen:
+        return {}
+    return {name: form[f"{prefix}_{name}"] for name in KEPT_LORA_VALUES if form.get(f"{prefix}_{name}")}
+
+
+def lora_fields(lora: Mapping[str, Any], field: str, prefix: str) -> dict[str, str]:
+    """The form fields of a LoRA of an order; `field` is that of its name or address."""
+    chosen = str(lora.get("name") or lora.get("uri") or "")
+    kept = {f"{prefix}_{name}": str(lora[name]) for name in KEPT_LORA_VALUES if lora.get(name) is not None}
+    scale = {f"{prefix}_scale": str(lora["scale"])} if lora.get("scale") is not None else {}
+    return {field: chosen} | scale | (kept | {f"{prefix}_of": chosen} if kept else {})
 
 
 def picture_arguments(form: SubmittedForm, pictures: Mapping[str, Claim]) -> dict[str, Any]:
@@ -83,9 +105,9 @@ def form_from_order(order: Mapping[str, Any] | None, job_id: str = "") -> dict[s
     values = {name: str(order[name]) for name in ("kind", *IMAGE_FIELDS, *AD_FIELDS) if order.get(name) is not None}
     loras = [*([order["lora"]] if order.get("lora") else []), *(order.get("loras") or [])]
     if loras and loras[0].get("uri"):
-        values |= {f"lora_{name}": str(value) for name, value in loras.pop(0).items() if name in ("uri", "scale") and value is not None}
+        values |= lora_fields(loras.pop(0), "lora_uri", "lora")
     for row, lora in zip(LORA_ROWS, loras, strict=False):
-        values |= {f"lora_{row}": str(lora.get("name") or lora.get("uri") or ""), f"lora_{row}_scale": str(lora.get("scale", ""))}
+        values |= lora_fields(lora, f"lora_{row}", f"lora_{row}")
     if order.get("preview"):
         values["preview"] = "on"
     return DEFAULTS | values | _picture_values(order, job_id)
@@ -120,9 +142,9 @@ def field_errors(error: ValidationError, form: Mapping[str, str] = MappingProxyT
 
 def _field_of(location: list[int | str], rows: list[int]) -> str:
     match location:
-        case ["lora", str(part), *_]:
-            return f"lora_{part}"
-        case ["lora"]:
+        case ["lora", "scale", *_]:
+            return "lora_scale"
+        case ["lora", *_]:
             return "lora_uri"
         case ["loras", int(index), *_] if index < len(rows):
             return f"lora_{rows[index]}"

@@ -46,8 +46,8 @@ class JobPicture:
     recorded: bool
 
 
-def check_pictures(form: SubmittedForm) -> None:
-    """Whether the pictures and the values that need them are there together. Raises InvalidPictures."""
+def check_pictures(form: SubmittedForm) -> set[str]:
+    """The fields that have a picture. Raises InvalidPictures unless the pictures and the values that need them are there together."""
     present = {name for name in PICTURE_FIELDS if form.files.get(name) or form.get(f"{name}_ref", "").strip()}
     errors: dict[str, str] = {}
     if "source" not in present:
@@ -60,6 +60,7 @@ def check_pictures(form: SubmittedForm) -> None:
         errors["control"] = TWO_PICTURES
     if errors:
         raise InvalidPictures(errors)
+    return present
 
 
 async def store_pictures(request: Request, form: SubmittedForm) -> dict[str, Claim]:

@@ -157,10 +157,10 @@ async def test_forged_claim_of_an_order_opens_no_file(http: httpx.AsyncClient, s
             assert (ordered.status_code, UNKNOWN in ordered.text) == (422, True)
 
 
-async def test_pictures_of_an_order_are_shown_by_their_place(
+async def test_form_of_an_order_has_its_pictures_and_kept_values(
     http: httpx.AsyncClient, start_worker: StartWorker, store_folder: Path
 ) -> None:
-    """The next order starts from each of them again."""
+    """The pictures are shown by their place in the order, and the next order starts from each of them again."""
     async with (
         start_worker(*JOB_ACTORS),
         visitors(http, "shop") as (shop,),
@@ -169,21 +169,24 @@ async def test_pictures_of_an_order_are_shown_by_their_place(
         pictures = {name: png(name) for name in ("navy", "white")}
         claims = [await store.write(data, tenant="shop", media_type="image/png", generated=True) for data in pictures.values()]
         edit = dict(zip(("image", "mask"), [claim.model_dump(exclude_none=True) for claim in claims], strict=True))
-        answer = await http.post("/jobs", json=order_body("x", edit=edit), headers=key("shop"))
+        answer = await http.post("/jobs", json=order_body("x", edit=edit, loras=[{"name": "ink", "required": False}]), headers=key("shop"))
         job_id = answer.json()["job_id"]
         http.headers.update(key("shop"))
         await wait_until_job_ended(http, job_id)
         shown = [(await shop.http.get(f"/console/jobs/{job_id}/files/edit.{part}")).content for part in ("image", "mask")]
+        page = (await shop.http.get(f"/console/make?job={job_id}")).text
         again = await shop.order(source_ref=f"{job_id}/edit.image", mask_ref=f"{job_id}/edit.mask")
         address = await source_address(http, again, "shop")
     assert shown == list(pictures.values())
+    for name, value in {"mask_ref": f"{job_id}/edit.mask", "lora_0_required": "False", "lora_0_of": "ink"}.items():
+        assert f'name="{name}" value="{value}"' in page
     assert Path(urlsplit(address).path).read_bytes() == pictures["navy"]
 
 
 async def test_uploaded_picture_is_stored_for_its_tenant_within_the_limits(
     bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker
 ) -> None:
-    """A file above MAX_UPLOAD_BYTES, a text, and a fourth file are refused; what is refused is not stored."""
+    """A file above MAX_UPLOAD_BYTES, a text, a fourth file, and a wrong value for a picture are refused; what is refused is not stored."""
     picture = io.BytesIO()
     Image.new("RGB", (64, 64), "navy").save(picture, "PNG")
     keys = f"shop:{KEYS['shop']}"
@@ -195,9 +198,11 @@ async def test_uploaded_picture_is_stored_for_its_tenant_within_the_limits(
         large, text = await shop.order({"source": b"\x89PNG\r\n\x1a\n" + b"x" * 5000}), await shop.order({"source": b"no picture"})
         many = await shop.order({name: picture.getvalue() for name in ("source", "mask", "control", "other")})
         both = await shop.order({name: picture.getvalue() for name in ("source", "control")}, control_model="canny")
+        values = [{"strength": "2"}, {"strength": "much"}, {"control_model": "x" * 201}, {"control_model": "canny", "control_scale": "9"}]
+        wrong = [await shop.order({"source" if "strength" in each else "control": picture.getvalue()}, **each) for each in values]
         stored_before = [path for path in store_folder.rglob("*") if path.is_file()]
         accepted = await shop.order({"source": picture.getvalue(), "mask": picture.getvalue()}, strength="0.5")
-    assert [answer.status_code for answer in (large, text, many, both)] == [422, 422, 400, 422]
+    assert [answer.status_code for answer in (large, text, many, both, *wrong)] == [422, 422, 400, 422, *[422] * 4]
     assert "MAX_UPLOAD_BYTES" in large.text
     assert stored_before == []
     assert accepted.status_code == 303

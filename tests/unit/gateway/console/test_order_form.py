@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from contracts.claim import Claim
 from gateway.console.form_body import SubmittedForm
-from gateway.console.order_form import DEFAULTS, field_errors, form_from_order, order_from_form, picture_links
+from gateway.console.order_form import DEFAULTS, KEPT_FIELDS, NOT_STORED, field_errors, form_from_order, order_from_form, picture_links
 from gateway.console.source_pictures import InvalidPictures, check_pictures
 from gateway.jobs.orders import Ad, ImageOrder
 
@@ -89,6 +89,31 @@ def test_styles_are_names_or_addresses_each_with_its_scale() -> None:
     assert order_from_form(SubmittedForm(form)) == order
 
 
+LORAS: list[dict[str, Any]] = [
+    {"uri": "https://styles/a", "sha256": "a" * 64, "scale": 0.5},
+    {"name": "ink", "alpha": 8.0, "required": False},
+    {"uri": "s3://styles/oil.safetensors", "alpha": 4.0, "scale": 1.5},
+]
+
+
+@pytest.mark.parametrize("order", [{"lora": LORAS[0], "loras": LORAS[1:]}, {"loras": [LORAS[1], LORAS[0], LORAS[2]]}])
+def test_values_of_a_style_without_an_input_are_kept(order: dict[str, Any]) -> None:
+    """Its sha256, its alpha, and whether it is required: another style in its row does not get them."""
+    form = form_from_order({"kind": "image_order", "prompt": "a boat"} | order)
+    assert {name for name in form if name.endswith(("_alpha", "_sha256", "_required", "_of"))} <= set(KEPT_FIELDS)
+    again: Any = order_from_form(SubmittedForm(form))
+    assert again.model_dump(exclude_unset=True).items() >= order.items()
+    row = next(name for name in ("lora_0", "lora_1") if form[name] == "ink")
+    changed: Any = order_from_form(SubmittedForm(form | {row: "chalk"}))
+    (chalk,) = [lora for lora in changed.loras if lora.name == "chalk"]
+    assert (chalk.sha256, chalk.alpha, chalk.required) == (None, None, True)
+
+
+def test_error_of_a_kept_value_is_at_its_style() -> None:
+    assert errors_of(prompt="a boat", lora_uri="s3://s/k", lora_of="s3://s/k", lora_alpha="0").keys() == {"lora_uri"}
+    assert errors_of(prompt="a boat", lora_3="ink", lora_3_of="ink", lora_3_sha256="short").keys() == {"lora_3"}
+
+
 def test_error_of_a_style_is_at_its_row() -> None:
     """Also where an earlier row is empty; a strength without a style is an error, not nothing."""
     fields = {"prompt": "a boat", "lora_1": "ink", "lora_4": "oil", "lora_4_scale": "9", "lora_6_scale": "1"}
@@ -116,8 +141,8 @@ def test_edit_and_control_have_the_claims_of_their_pictures() -> None:
 
 def test_errors_of_picture_values_are_at_their_fields() -> None:
     for claims, fields, name in (
-        ({"source": picture("a.png")}, {"strength": "2"}, "strength"),
-        ({"control": picture("a.png")}, {"control_model": "canny", "control_scale": "9"}, "control_scale"),
+        ({"source": NOT_STORED}, {"strength": "2"}, "strength"),
+        ({"control": NOT_STORED}, {"control_model": "canny", "control_scale": "9"}, "control_scale"),
     ):
         with pytest.raises(ValidationError) as raised:
             order_from_form(SubmittedForm({"prompt": "a boat"} | fields), claims)
@@ -144,8 +169,8 @@ def test_pictures_and_their_values_come_together(fields: dict[str, str], files: 
     form = SubmittedForm(fields)
     form.files = dict.fromkeys(files, b"picture")
     try:
-        check_pictures(form)
-        errors: dict[str, str] = {}
+        present, errors = check_pictures(form), dict[str, str]()
+        assert present == {name for name in ("source", "mask", "control") if name in files or f"{name}_ref" in fields}
     except InvalidPictures as error:
         errors = error.errors
     assert errors.keys() == wrong
