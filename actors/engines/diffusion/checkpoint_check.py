@@ -26,7 +26,17 @@ def check_parts(family: Family) -> None:
             raise ValueError(f"it has no {part}: model_index.json must name one, and the folder {part} must have it")
         if lacking := [key for key, tensor in part_tensors(family.pipeline, part) if tensor.is_meta]:
             raise ValueError(describe_missing(f"the folder {part}", lacking))
-    family.check()
+    check_configurations(family)
+
+
+def check_configurations(family: Family) -> None:
+    """Whether the configurations of the parts are of one model. Raises ValueError, also for a value of a wrong type."""
+    try:
+        family.check()
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        cause = " ".join(str(error).split())[:300]
+        text = f"a value in the configuration of a part is missing or of a wrong type ({type(error).__name__}: {cause})"
+        raise ValueError(f"{text}: take the files of the checkpoint's origin") from error
 
 
 def part_tensors(pipeline: Any, part: str) -> list[tuple[str, Any]]:

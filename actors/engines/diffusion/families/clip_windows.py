@@ -10,8 +10,20 @@ import torch
 
 from bus.errors import PermanentError
 
+SHORTEST_WINDOW = 3
+"""Begin, one token and end."""
 MAX_WINDOWS = 8
 """A call takes time and memory by the length of its texts, and a client writes them."""
+
+
+def limit_tokens(pipeline: Any, tokenizer_part: str, encoder_part: str) -> None:
+    """Set a tokenizer's limit to that of its text encoder where its file names a larger one or none. Raises ValueError for no number."""
+    tokenizer, longest = getattr(pipeline, tokenizer_part), getattr(pipeline, encoder_part).config.max_position_embeddings
+    limits = {f"{tokenizer_part}/tokenizer_config.json": tokenizer.model_max_length, f"{encoder_part}/config.json": longest}
+    for (file, limit), field in zip(limits.items(), ("model_max_length", "max_position_embeddings"), strict=True):
+        if not (isinstance(limit, int | float) and limit >= SHORTEST_WINDOW):
+            raise ValueError(f"{field} in {file} is {limit!r}, not a number of tokens; take the file of the checkpoint's origin")
+    tokenizer.model_max_length = int(min(limits.values()))
 
 
 def split_prompt(pipeline: Any, tokenizer: Any, prompt: str) -> list[list[int]]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from actors.engines.diffusion.batching import Condition, DiffusionRow
+from actors.engines.diffusion.families.clip_windows import limit_tokens
 from actors.engines.diffusion.families.family import Defaults, LayerAlias, stack
 from actors.engines.diffusion.families.original_layers import Fused, LayerNames, clip_aliases, original_aliases, qkv
 from actors.engines.diffusion.families.packed import PackedFamily
@@ -80,8 +81,8 @@ class Flux(PackedFamily):
 
     def check(self) -> None:
         super().check()
-        clip, longest = self.pipeline.tokenizer, self.pipeline.text_encoder.config.max_position_embeddings
-        self.pipeline.tokenizer_max_length = clip.model_max_length = min(clip.model_max_length, longest)
+        limit_tokens(self.pipeline, "tokenizer", "text_encoder")
+        self.pipeline.tokenizer_max_length = self.pipeline.tokenizer.model_max_length
 
     def widths(self) -> Mapping[str, tuple[int, int]]:
         pipeline, config = self.pipeline, self.denoiser.config

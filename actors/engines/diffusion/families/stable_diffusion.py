@@ -7,7 +7,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from actors.engines.diffusion.batching import Condition, DiffusionRow
-from actors.engines.diffusion.families.clip_windows import MAX_WINDOWS, count_windows, prompt_windows
+from actors.engines.diffusion.families.clip_windows import MAX_WINDOWS, count_windows, limit_tokens, prompt_windows
 from actors.engines.diffusion.families.family import Family, LayerAlias, stack, to_pil
 from actors.engines.diffusion.families.unet_control import control_residuals
 from actors.engines.diffusion.families.unet_layers import original_name, plain_up_blocks
@@ -136,4 +136,4 @@ def check_clip(pipeline: Any, tokenizer_part: str, encoder_part: str) -> None:
             f"the {tokenizer_part} has {len(tokenizer)} tokens, the text encoder {config.vocab_size} (vocab_size in "
             f"{encoder_part}/config.json): they are of different models"
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    limit_tokens(pipeline, tokenizer_part, encoder_part)

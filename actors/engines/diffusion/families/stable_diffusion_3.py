@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from actors.engines.diffusion.batching import Condition, DiffusionRow
+from actors.engines.diffusion.families.clip_windows import limit_tokens
 from actors.engines.diffusion.families.family import Defaults, LayerAlias, stack
 from actors.engines.diffusion.families.original_layers import LayerNames, clip_aliases, original_aliases, qkv
 from actors.engines.diffusion.families.transformer import FlowFamily, count_tokens
@@ -62,9 +63,8 @@ class StableDiffusion3(FlowFamily):
 
     def check(self) -> None:
         super().check()
-        for tokenizer, encoder in ((self.pipeline.tokenizer, self.pipeline.text_encoder),
-                                   (self.pipeline.tokenizer_2, self.pipeline.text_encoder_2)):  # fmt: skip
-            tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        limit_tokens(self.pipeline, "tokenizer", "text_encoder")
+        limit_tokens(self.pipeline, "tokenizer_2", "text_encoder_2")
         self.pipeline.tokenizer_max_length = self.pipeline.tokenizer.model_max_length
 
     def widths(self) -> Mapping[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image as Pillow
 
+from actors.engines.diffusion.checkpoint_check import check_parts
 from actors.engines.diffusion.families.registry import find_family
 from actors.engines.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from actors.engines.diffusion.requests import EditSource, InputPicture, ResolvedRequest
@@ -136,7 +137,7 @@ def test_vae_may_have_another_dtype_than_the_denoiser(family: Any) -> None:
     half = load_family("tiny-sdxl", torch.bfloat16)
     half.pipeline.vae = load_family("tiny-sdxl", torch.float32).pipeline.vae
     order = make_order(half)
-    latents = half.encode_picture(order, torch.Generator().manual_seed(0), PICTURE)
+    latents = half.sample_latents(half.encode_picture(order, PICTURE), torch.Generator().manual_seed(0))
     assert latents.dtype == torch.bfloat16
     picture = half.decode(order, latents)
     assert picture.dtype == torch.float32
@@ -157,6 +158,12 @@ def test_parts_of_different_models_are_found(family: Any, part: str, config: dic
     getattr(family.pipeline, part).register_to_config(**config)
     with pytest.raises(ValueError, match=words):
         family.check()
+
+
+def test_value_of_a_wrong_type_is_found_with_its_cause(family: Any) -> None:
+    family.pipeline.unet.register_to_config(addition_time_embed_dim="8")
+    with pytest.raises(ValueError, match=r"a part is missing or of a wrong type \(TypeError: unsupported operand"):
+        check_parts(family)
 
 
 def test_second_text_encoder_without_projection_is_found(family: Any) -> None:

@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 
+from actors.engines.diffusion.checkpoint_check import check_parts
 from actors.engines.diffusion.families.registry import find_family
 from actors.engines.diffusion.families.transformer import FlowFamily
 from bus.errors import PermanentError
@@ -105,6 +106,16 @@ def test_a_transformer_of_another_width_is_refused(name: str, monkeypatch: pytes
         monkeypatch.setattr(family, "widths", lambda what=what, given=given: {**widths, what: (given, given + 1)})
         with pytest.raises(ValueError, match=f"{what}: {given};.*different models"):
             family.check()
+
+
+@pytest.mark.parametrize("limit", ["77", None, 2])
+@pytest.mark.parametrize("name", ["tiny-sd3", "tiny-flux"])
+def test_a_tokenizer_whose_limit_is_no_number_of_tokens_is_refused(name: str, limit: object) -> None:
+    family = load_family(name)
+    family.pipeline.tokenizer.model_max_length = limit
+
+    with pytest.raises(ValueError, match=r"model_max_length in tokenizer/tokenizer_config\.json is"):
+        check_parts(family)
 
 
 @pytest.mark.parametrize("name", FLOW)
