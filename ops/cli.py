@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -143,16 +143,34 @@ examples:
   atelier models check .local/models/painter
   atelier models check .local/models/painter --loras .local/loras --json
 
-exit status: 0 when the checkpoint can be served and every LoRA file fits, 1 when not, 2 for wrong arguments
+exit status: 0 when the checkpoint can be served and every LoRA file fits, 1 when not, or when --loras names a folder without LoRA
+files; 2 for wrong arguments
 """
+
+
+def user_path(text: str) -> Path:
+    """Of an argument. A home that `~` names must be one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ArgumentTypeError(f"there is no home folder of the user that {text!r} names") from None
+
+
+def lora_path(text: str) -> Path:
+    path = user_path(text)
+    if not (path.is_file() or path.is_dir()):
+        raise ArgumentTypeError(f"{path} is neither a LoRA file nor a folder with LoRA files")
+    return path
 
 
 def add_model_check(models: Any) -> None:
     about = "what a model folder is, its memory and what fits it, before it is served"
     check = models.add_parser("check", help=about, description=about, epilog=CHECK_EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
-    check.add_argument("model", type=Path, metavar="FOLDER", help="an image model, a ControlNet or a language model; no weights are read")
     check.add_argument(
-        "--loras", type=Path, metavar="FOLDER", help="a folder with LoRA files, or one file: which of them fit the image model"
+        "model", type=user_path, metavar="FOLDER", help="an image model, a ControlNet or a language model; no weights are read"
+    )
+    check.add_argument(
+        "--loras", type=lora_path, metavar="FOLDER", help="a folder with LoRA files, or one file: which of them fit the image model"
     )
     check.add_argument("--json", action="store_true", help=JSON_HELP)
     check.set_defaults(call=lazy_command("ops.commands.model_check", "check_model"))

@@ -20,19 +20,19 @@ GIBIBYTE = 1 << 30
 
 def check_model(arguments: Namespace) -> int:
     """0: the checkpoint can be served, and every LoRA file fits. 1: it cannot, or one of them does not fit."""
-    loras = find_lora_files(arguments.loras.expanduser()) if arguments.loras else []
-    report = examine_model(arguments.model.expanduser(), loras)
+    loras = find_lora_files(arguments.loras) if arguments.loras else []
+    report = examine_model(arguments.model, loras)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else format_report(report))
     return 0 if report["fits"] and all(lora["fits"] for lora in report.get("loras", [])) else 1
 
 
 def find_lora_files(path: Path) -> list[Path]:
-    """A file, or the safetensors files in a folder and in the adapter folders in it. Raises SetupError for more than MAX_LORA_FILES."""
-    if path.is_file():
-        return [path]
+    """A file, or the safetensors files in a folder and in the adapter folders in it. Raises SetupError for none and for too many."""
     if not path.is_dir():
-        raise SetupError(f"{path} is neither a LoRA file nor a folder with LoRA files.")
+        return [path]
     files = sorted(file for pattern in ("*.safetensors", "*/adapter_model.safetensors") for file in path.glob(pattern) if file.is_file())
+    if not files:
+        raise SetupError(f"{path} has no LoRA file: neither *.safetensors nor */adapter_model.safetensors is in it.")
     if len(files) > MAX_LORA_FILES:
         raise SetupError(f"{path} has {len(files)} LoRA files; name a folder with at most {MAX_LORA_FILES}.")
     return files
@@ -41,7 +41,7 @@ def find_lora_files(path: Path) -> list[Path]:
 def examine_model(folder: Path, lora_files: list[Path]) -> dict[str, Any]:
     """The report, as JSON. `problem`: why no engine can serve the folder."""
     from actors.engines.diffusion.empty_model import silence_libraries
-    from ops.commands.model_report import report_loras, report_model
+    from ops.commands.model_report import report_model
 
     silence_libraries()
     report: dict[str, Any] = {"folder": str(folder), "fits": False, "problem": None}
@@ -53,10 +53,30 @@ def examine_model(folder: Path, lora_files: list[Path]) -> dict[str, Any]:
             if lora_files and family is None:
                 raise SetupError(f"{folder} is a {described['kind']}: the LoRAs that --loras names are for image models.")
             if family:
-                report["loras"] = report_loras(lora_files, family, settings)
-    except (ValueError, OSError, RecursionError, MemoryError) as error:
-        report |= {"fits": False, "problem": mask_text(" ".join(str(error).split()) or f"it cannot be examined ({type(error).__name__})")}
+                report["loras"] = examine_loras(lora_files, family, settings)
+    except SetupError:
+        raise
+    except Exception as error:  # a folder of unknown origin: libraries raise any kind
+        report |= {"fits": False, "problem": mask_text(describe_problem(error))}
     return report
+
+
+def examine_loras(files: list[Path], family: Any, settings: ImageSettings) -> list[dict[str, Any]]:
+    """Raises SetupError when they take longer than what is left of the limit: nothing is known of the model's faults from that."""
+    from ops.commands.model_report import report_loras
+
+    try:
+        return report_loras(files, family, settings)
+    except TimeoutError as error:
+        raise SetupError(f"{error} to examine the model and {len(files)} LoRA files: name fewer of them with --loras.") from None
+
+
+def describe_problem(error: Exception) -> str:
+    """In one line. What a library raises has the kind of the error before it."""
+    text = " ".join(str(error).split())[:1000]
+    if isinstance(error, ValueError | OSError) and text:
+        return text
+    return f"it cannot be examined ({type(error).__name__}{': ' if text else ''}{text})"
 
 
 def format_report(report: dict[str, Any]) -> str:

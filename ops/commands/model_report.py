@@ -9,17 +9,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from actors.engines.diffusion.checkpoint_check import check_schedule
+from actors.engines.diffusion.checkpoint_check import check_configurations, check_schedule
 from actors.engines.diffusion.empty_model import open_empty_model
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family, has_part, load_families, read_index
 from actors.engines.diffusion.lora.layers import LayerTable
-from actors.engines.diffusion.lora.validation import validate_lora
+from actors.engines.diffusion.lora.strength import (
+    ADAPTER_CONFIG,
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    LayerScalings,
+    header_configs,
+    invalid_lora,
+    parse_adapter_config,
+)
+from actors.engines.diffusion.lora.tensors import find_strength
+from actors.engines.diffusion.lora.validation import read_header, validate_lora
 from actors.engines.diffusion.memory import model_memory, part_bytes, stored_tensors
 from actors.engines.diffusion.request_check import LONGEST_SIDE, SHORTEST_SIDE
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError
 from bus.masking import mask_text
+from contracts.image import AlphaSource
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_FILES = 1000
@@ -51,7 +62,7 @@ def report_diffusion(folder: Path, settings: ImageSettings) -> tuple[Report, Fam
         check_files(folder / part)
     check_schedule(folder)
     family = open_empty_model(kind, folder, index)
-    family.check()
+    check_configurations(family)
     memory = {dtype: model_memory(folder, kind, dtype, safety_checker=settings.safety_checker) for dtype in DTYPES}
     for part in names:
         if hasattr(getattr(family.pipeline, part, None), "parameters") and part not in memory["float32"]:
@@ -75,17 +86,44 @@ def report_diffusion(folder: Path, settings: ImageSettings) -> tuple[Report, Fam
 
 
 def report_loras(files: list[Path], family: Any, settings: ImageSettings) -> list[Report]:
-    """For each file whether it fits the model, and why not. Only headers are read."""
+    """For each file whether it fits the model, and why not. Only headers are read, and the configurations beside them.
+
+    Raises TimeoutError of a limit of time, which is that of all files together.
+    """
     layers, reports = LayerTable(family), []
     for file in files:
         try:
-            info = validate_lora(file, file.name, max_bytes=settings.lora_max_bytes, max_rank=settings.lora_max_rank)
-            changed = len(layers.plan(info.shapes, file.name))
-            report: Report = {"fits": True, "problem": None, "methods": list(info.methods), "rank": info.rank, "layers": changed}
+            report = report_lora(file, layers, settings)
+        except TimeoutError:
+            raise
         except (PermanentError, OSError) as error:
             report = {"fits": False, "problem": mask_text(" ".join(str(error).split()))}
         reports.append({"file": str(file), **report})
     return reports
+
+
+def report_lora(file: Path, layers: LayerTable, settings: ImageSettings) -> Report:
+    """Of a file that fits. Raises PermanentError("lora-invalid") where a worker refuses it, OSError."""
+    info = validate_lora(file, file.name, max_bytes=settings.lora_max_bytes, max_rank=settings.lora_max_rank)
+    config = None if info.has_alphas else read_adapter_config(file)
+    _, metadata = read_header(file, file.name, file.stat().st_size)
+    assumed: tuple[float | None, AlphaSource] = (settings.lora_alpha, "assumed" if settings.lora_alpha is None else "setting")
+    scalings = LayerScalings(file.name, config, header_configs(metadata, file.name), assumed)
+    plan = layers.plan(info.shapes, file.name)
+    for planned in plan.values():
+        alpha = 1.0 if "alpha" in planned.keys.keys else None  # its value is among the weights, and changes no verdict
+        find_strength(planned, scalings, layers, info.shapes, alpha)
+    return {"fits": True, "problem": None, "methods": list(info.methods), "rank": info.rank, "layers": len(plan)}
+
+
+def read_adapter_config(file: Path) -> AdapterConfig | None:
+    """That beside a LoRA file. Raises PermanentError("lora-invalid"), OSError."""
+    config = file.with_name(ADAPTER_CONFIG)
+    if not config.is_file():
+        return None
+    if config.stat().st_size > MAX_CONFIG_BYTES:
+        raise invalid_lora(file.name, f"{ADAPTER_CONFIG} beside it is larger than {MAX_CONFIG_BYTES} bytes")
+    return parse_adapter_config(config.read_bytes(), file.name)
 
 
 def report_controlnet(folder: Path, config: dict[str, Any], settings: ImageSettings) -> Report:

@@ -132,6 +132,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_json(folder / "model_index.json", vae=["diffusers", "DiffusionPipeline"]), "no model, tokenizer or scheduler"
     ),
     "far too large": (lambda folder: edit_json(folder / "unet/config.json", block_out_channels=[1 << 60, 1 << 60]), "the part unet"),
+    "other type": (
+        lambda folder: edit_json(folder / "tokenizer/tokenizer_config.json", model_max_length="77"), "model_max_length in tokenizer/"
+    ),
     "other text width": (lambda folder: edit_json(folder / "unet/config.json", cross_attention_dim=99), "different models"),
 }  # fmt: skip
 
@@ -164,12 +167,90 @@ def test_work_that_takes_too_long_is_ended(checkpoints: Path, monkeypatch: pytes
     assert (report["fits"], report["problem"]) == (False, "it takes longer than 0.2 s")
 
 
-def test_arguments_that_are_wrong_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_limit_of_time_holds_for_all_loras_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is still to be examined nothing is known."""
+
+    def validate_for_ever(*_: object, **__: object) -> None:
+        monkeypatch.setattr(model_report, "validate_lora", pytest.fail)
+        while True:
+            pass
+
+    monkeypatch.setattr(model_check, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(model_report, "report_model", lambda *_: ({"kind": "image model"}, object()))
+    monkeypatch.setattr(model_report, "LayerTable", lambda _: None)
+    monkeypatch.setattr(model_report, "validate_lora", validate_for_ever)
+
+    with pytest.raises(SetupError, match=r"takes longer than 0.2 s to examine the model and 2 LoRA files: name fewer"):
+        examine_model(Path("model"), [Path("a.safetensors"), Path("b.safetensors")])
+
+
+def test_what_a_library_raises_is_a_problem_of_the_folder(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError("on meta")
+
+    monkeypatch.setattr(model_report, "model_memory", fail)
+
+    report = examine_model(checkpoints / "tiny-sd15", [])
+
+    assert (report["fits"], report["problem"]) == (False, "it cannot be examined (NotImplementedError: on meta)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ([], "FOLDER"),
+        (["~nouser/model"], "no home folder of the user that '~nouser/model' names"),
+        (["model", "--loras", "~nouser/loras"], "no home folder of the user"),
+        (["model", "--loras", "/nonexistent"], "/nonexistent is neither a LoRA file nor a folder"),
+    ],
+)
+def test_arguments_that_are_wrong_are_status_2(arguments: list[str], cause: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["models", "check"])
+        main(["models", "check", *arguments])
 
     assert exit_.value.code == 2
-    assert "FOLDER" in capsys.readouterr().err
+    assert cause in capsys.readouterr().err
+
+
+def test_folder_without_lora_files_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "check", str(tmp_path), "--loras", str(tmp_path)]) == 1
+
+    assert "has no LoRA file" in capsys.readouterr().err
+
+
+ADAPTER_CONFIGS: dict[str, tuple[bytes, str]] = {
+    "of its weights": (b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8}', ""),
+    "other method": (b'{"peft_type": "OFT", "r": 4}', "peft_type"),
+    "other rank": (b'{"peft_type": "LORA", "r": 16}', "the rank 16, its weights have 4"),
+    "no json": (b"{", "adapter_config.json beside it"),
+    "large": (b" " * (256 << 10) + b"{}", "larger than 262144 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_CONFIGS)
+def test_configuration_beside_a_lora_is_compared_with_its_weights(checkpoints: Path, tmp_path: Path, name: str) -> None:
+    """As a worker does, which refuses the others."""
+    config, problem = ADAPTER_CONFIGS[name]
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(checkpoints / "loras" / "tiny-lora-a.safetensors")
+    save_file({key: value for key, value in tensors.items() if not key.endswith(".alpha")}, file)
+    (tmp_path / "adapter_config.json").write_bytes(config)
+
+    (report,) = examine_model(checkpoints / "tiny-sd", [file])["loras"]
+
+    assert report["fits"] == (not problem)
+    assert problem in (report["problem"] or "")
+
+
+def test_configuration_in_a_header_is_compared_with_its_weights(checkpoints: Path, tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 16, "unet.lora_alpha": 8})}
+    save_file(load_file(checkpoints / "loras" / "tiny-lora-a.safetensors"), file, metadata=metadata)
+
+    (report,) = examine_model(checkpoints / "tiny-sd", [file])["loras"]
+
+    assert not report["fits"]
+    assert "the rank 16, its weights have 4" in report["problem"]
 
 
 def test_loras_beyond_a_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
