@@ -1,13 +1,13 @@
 """OpenAI's image requests, and the commands built from them. What is not supported is refused by name, never ignored."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from contracts.claim import ImageFormat
-from contracts.image import MAX_LORAS, Lora, SchedulerName
+from contracts.image import MAX_LORAS, Lora, SchedulerName, SideLength
 from gateway.callers import caller_of
 from gateway.json_body import SHORT_JSON_BYTES, parse_json
 from gateway.problems import HttpProblem
@@ -21,8 +21,8 @@ BYTES_PER_IMAGE_BYTE = 3
 """The image, its base64 text, and the response."""
 MAX_BYTES_PER_PIXEL: dict[ImageFormat, float] = {"png": 3.1, "jpeg": 4.3, "webp": 1.5}
 """Of a picture whose pixels are noise, in the best quality."""
-AUTO_SIDE = 1024
-"""Pixels: what the size `auto` is taken for before the model, or the picture, decides it."""
+AUTO_SIDE, AUTO_SIDE_OF_EDITS = 1024, 2048
+"""Pixels: what the size `auto` is taken for before the model decides it, and the longest side of an edit, whose picture decides it."""
 STEPS_BY_QUALITY = {"low": 20, "medium": 30, "high": 75, "hd": 75}
 """Diffusion steps by quality; other qualities leave the number to the actor."""
 LOSSLESS = 100
@@ -33,6 +33,7 @@ IMAGE_REQUEST_EXAMPLE: dict[str, JsonValue] = {
     "response_format": "b64_json",
 }
 _LoraFields: Any = strict_model(Lora)
+_SIDE = TypeAdapter(SideLength)
 
 
 def parse_text_of_form(value: Any) -> Any:
@@ -44,15 +45,33 @@ def parse_text_of_form(value: Any) -> Any:
     return parse_json(value)
 
 
+def read_sides(size: str) -> tuple[int, int]:
+    """Width and height of `640x384`."""
+    width, height = map(int, size.split("x"))
+    return width, height
+
+
+def check_size(size: str | None) -> str | None:
+    """A size whose sides are those of a command. Raises ValueError."""
+    if size and size != "auto":
+        try:
+            for side in read_sides(size):
+                _SIDE.validate_python(side)
+        except ValidationError:
+            raise ValueError("the sides are 64 to 2048 pixels, and multiples of 8") from None
+    return size
+
+
 class PictureRequest(BaseModel):
     """What both image requests have. `seed` and the fields after it are extensions; OpenAI's clients send them in `extra_body`."""
 
     model_config = ConfigDict(extra="forbid")
+    auto_side: ClassVar[int] = AUTO_SIDE
 
     prompt: str = Field(min_length=1, max_length=4000)
     model: str | None = Field(None, description="A name from IMAGE_MODELS; `image` or none: the actor's default.")
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    size: str | None = Field(
+    size: Annotated[str | None, AfterValidator(check_size)] = Field(
         "auto",
         pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$",
         description="`auto`: the model's own size, or that of the picture. Sides: 64 to 2048, multiples of 8.",
@@ -88,8 +107,7 @@ class PictureRequest(BaseModel):
         """Width and height; None: the model, or the picture, decides."""
         if not self.size or self.size == "auto":
             return None
-        width, height = map(int, self.size.split("x"))
-        return width, height
+        return read_sides(self.size)
 
     @property
     def as_base64(self) -> bool:
@@ -109,11 +127,14 @@ class PictureRequest(BaseModel):
         self._check_memory(share_bytes)
 
     def _check_memory(self, share_bytes: int) -> None:
-        width, height = self.sides or (AUTO_SIDE, AUTO_SIDE)
+        width, height = self.sides or (self.auto_side, self.auto_side)
         image_bytes = int(width * height * MAX_BYTES_PER_PIXEL[self.output_format or "png"]) * BYTES_PER_IMAGE_BYTE
         if self.as_base64 and image_bytes * (self.n or 1) > share_bytes:
             most = share_bytes // image_bytes
-            detail = f"a response with b64_json holds at most {most} images of {width}x{height}: ask for fewer, or for response_format url"
+            held = f"at most {most} images" if most else "no image"
+            detail = (
+                f"a response with b64_json holds {held} of {width}x{height}: ask for fewer, for a smaller size, or for response_format url"
+            )
             raise HttpProblem(400, "too-many-pixels", detail, param="n")
 
     def commands(self, pictures: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
@@ -166,6 +187,8 @@ class ImageRequest(PictureRequest):
 
 class EditRequest(PictureRequest):
     """A request to edit a picture: the fields of the form beside its files."""
+
+    auto_side: ClassVar[int] = AUTO_SIDE_OF_EDITS
 
     strength: float | None = Field(None, gt=0, le=1, description="The part of the steps that is made; 1 keeps nothing. None: 0.8.")
     input_fidelity: Literal["low"] | None = Field(None, description="`high` is not supported: lower the strength instead.")

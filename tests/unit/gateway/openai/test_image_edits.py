@@ -87,6 +87,7 @@ async def test_edit_without_mask_and_size_leaves_both_to_the_picture(gateway: Op
         ([file("image")], {"loras": json.dumps([{"name": "x" * (20 << 10)}])}, "loras"),
         ([file("image")], {"loras[][name]": "ink"}, "loras"),
         ([file("image")], {"control": "x"}, "control"),
+        ([file("image")], {"size": "4096x4096"}, "size"),
     ],
 )
 async def test_what_is_not_supported_is_refused_by_name(edits: FakeGateway, files: Files, fields: dict[str, str], param: str) -> None:
@@ -111,11 +112,12 @@ async def test_large_file_is_refused(gateway: OpenFakeGateway, claims: ClaimStor
 
 
 async def test_images_that_fit_no_response_are_refused_before_a_file_is_stored(gateway: OpenFakeGateway, claims: ClaimStore) -> None:
-    """The size `auto` counts as 1024x1024."""
-    edits = gateway({}, store=claims, file_memory_bytes=40 << 20, max_file_bytes=1 << 20)
-    response = await post(edits, [file("image")], n="3")
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
-    assert "at most 2 images of 1024x1024" in response.json()["error"]["message"]
+    """The size `auto` counts as 2048x2048: so large may the picture be."""
+    for memory, count, held in ((200, "3", "at most 2 images"), (40, "1", "no image")):
+        edits = gateway({}, store=claims, file_memory_bytes=memory << 20, max_file_bytes=1 << 20)
+        response = await post(edits, [file("image")], n=count)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+        assert f"holds {held} of 2048x2048: ask for fewer, for a smaller size" in response.json()["error"]["message"]
 
 
 async def test_body_that_is_no_form_is_refused(edits: FakeGateway) -> None:

@@ -66,10 +66,10 @@ async def test_events_have_the_fields_of_openai(
 
     replying = asyncio.create_task(reply_later())
     if path == "edits":
-        fields = {"prompt": "fox", "stream": "true", "partial_images": "1", "size": "64x40", "quality": "high"}
+        fields = {"prompt": "fox", "stream": "true", "partial_images": "1", "size": "64x64", "quality": "high"}
         response = await fake_gateway.http.post("/v1/images/edits", data=fields, files={"image": png()})
     else:
-        body = BODY | {"size": "64x40", "quality": "high"}
+        body = BODY | {"size": "64x64", "quality": "high"}
         response = await fake_gateway.http.post("/v1/images/generations", json=body)
     await replying
     partial, completed = parse_events(response.text)
@@ -79,7 +79,7 @@ async def test_events_have_the_fields_of_openai(
         "type": f"{name}.partial_image",
         "b64_json": "cHJldmlldw==",
         "partial_image_index": 0,
-        "size": "64x40",
+        "size": "64x64",
         "output_format": "jpeg",
     }
     assert completed == frame | {
