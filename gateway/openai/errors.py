@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from contracts.wire import Step
 from gateway.json_body import JsonRoute
 from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_validation_error
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES, UNSUPPORTED_CODES
@@ -20,7 +21,7 @@ STATUS_BY_FAULT_CODE = (
 """Faults of the server, and faults with a status of their own."""
 INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | frozenset({
     *("lora-invalid", "scheduler-unsupported", "size-unsupported", "edit-unsupported", "parameter-unsupported", "control-unknown"),
-    *("strength-too-low", "mask-size-differs", "mask-empty", "image-too-costly"),
+    *("control-unfit", "strength-too-low", "mask-size-differs", "mask-empty", "image-too-costly"),
 })  # fmt: skip
 """Faults of the request: a 400, which no client retries."""
 PARAMETERS = {
@@ -28,11 +29,14 @@ PARAMETERS = {
     "size-unsupported": "size",
     "scheduler-unsupported": "scheduler",
     "control-unknown": "control",
+    "control-unfit": "control",
     "strength-too-low": "strength",
     "mask-size-differs": "mask",
     "mask-empty": "mask",
 }
 """The field of the request that a fault is about."""
+IMAGE_PARAMETERS = PARAMETERS | dict.fromkeys(("lora-unknown", "lora-invalid", "lora-missing"), "loras") | {"prompt-too-long": "prompt"}
+"""The same for a fault of the image step: a text request has neither field."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
 OPENAI_CODES = {
@@ -70,7 +74,8 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
             headers = {501: NO_RETRY, 503: RETRY_AFTER}.get(status)
-            return HttpProblem(status, fault.code, fault.message, headers, param=PARAMETERS.get(fault.code))
+            parameters = IMAGE_PARAMETERS if fault.step == Step.IMAGE else PARAMETERS
+            return HttpProblem(status, fault.code, fault.message, headers, param=parameters.get(fault.code))
         case ReplyTimeout():
             return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
 

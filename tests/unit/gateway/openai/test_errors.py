@@ -1,5 +1,9 @@
 """OpenAI's error format: statuses, types and codes, by which its clients decide whether to retry."""
 
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,14 +11,38 @@ from fastapi.exceptions import RequestValidationError
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from contracts.fault import Fault
-from gateway.openai.errors import openai_error, to_openai_problem
+from gateway.openai.errors import INVALID_REQUEST_CODES, STATUS_BY_FAULT_CODE, openai_error, to_openai_problem
 from gateway.problems import HttpProblem
 
 INVALID = RequestValidationError([{"type": "missing", "loc": ("body", "messages", 0, "role"), "msg": "Field required", "input": None}])
 
 
-def fault(code: str) -> ReplyFault:
-    return ReplyFault(Fault(code=code, message="cause", step="text"))
+FAULTS_OF_THE_WORKER = {"safety-checker-missing", "block-cache-unsupported"}
+"""What the image step raises for a worker that is set up wrongly: a 500."""
+
+
+def fault(code: str, step: str = "text") -> ReplyFault:
+    return ReplyFault(Fault(code=code, message="cause", step=step))
+
+
+def raised_codes(path: Path) -> Iterator[str]:
+    """The code of each PermanentError of a module, written in place or as a constant of the module; not those that are passed on."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PermanentError":
+            code = node.args[0]
+            if isinstance(code, ast.Name):
+                yield getattr(importlib.import_module(".".join(path.with_suffix("").parts)), code.id)
+            elif isinstance(code, ast.Constant):
+                yield code.value
+            else:
+                assert isinstance(code, ast.Attribute), f"{path}:{code.lineno}: neither a plain code nor that of another error"
+
+
+def test_every_code_of_the_image_step_has_a_status() -> None:
+    modules = [Path("actors/image.py"), *Path("actors/engines/diffusion").rglob("*.py")]
+    codes = {code for module in modules for code in raised_codes(module)}
+    assert {"control-unfit", "image-too-large", "prompt-too-long"} <= codes, "the codes are found"
+    assert codes - INVALID_REQUEST_CODES - STATUS_BY_FAULT_CODE.keys() == FAULTS_OF_THE_WORKER
 
 
 @pytest.mark.parametrize(
@@ -23,6 +51,9 @@ def fault(code: str) -> ReplyFault:
         (INVALID, 400, "invalid_request_error", "invalid_request", "messages.0.role", False),
         (fault("prompt-too-long"), 400, "invalid_request_error", "context_length_exceeded", None, False),
         (fault("lora-invalid"), 400, "invalid_request_error", "lora_invalid", None, False),
+        (fault("prompt-too-long", "image"), 400, "invalid_request_error", "context_length_exceeded", "prompt", False),
+        (fault("lora-invalid", "image"), 400, "invalid_request_error", "lora_invalid", "loras", False),
+        (fault("control-unfit", "image"), 400, "invalid_request_error", "control_unfit", "control", False),
         (fault("mask-empty"), 400, "invalid_request_error", "mask_empty", "mask", False),
         (fault("model-unknown"), 404, "invalid_request_error", "model_not_found", "model", False),
         (fault("cancelled"), 409, "invalid_request_error", "cancelled", None, False),
