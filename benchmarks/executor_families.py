@@ -12,8 +12,9 @@ from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings, ImageSettings
 from benchmarks.executor_workloads import Arrival, run_sequentially, run_static_batching, run_step_batching
-from benchmarks.family_costs import measure_in_subprocess
+from benchmarks.family_costs import LIMIT_SECONDS, measure_in_subprocess
 from benchmarks.harness import alternate, median_ratio
+from ops.errors import SetupError
 
 ENGINE = "actors.engines.diffusion.engine:open_engine"
 CHECKPOINTS = ("tiny-sd15", "tiny-sdxl", "tiny-sd3", "tiny-flux", "tiny-qwen-image", "tiny-z-image", "tiny-pixart-sigma")
@@ -31,12 +32,18 @@ async def measure_families(models: Mapping[str, Path], threads: int, *, quick: b
 
 
 async def measure_schedules(checkpoints: Mapping[str, Path], threads: int, *, quick: bool) -> dict[str, Any]:
-    """One engine that has all families in memory."""
+    """One engine that has all families in memory. Raises SetupError when it takes longer than LIMIT_SECONDS."""
     named = {name: str(path) for name, path in checkpoints.items()}
     settings = ImageSettings(model=next(iter(named.values())), models=named, threads=threads, max_rows=ROWS, measure_seconds=2.0)
-    async with open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), max_in_flight=1000, capacity=ROWS) as executor:
-        await executor.ready()
-        return {name: await measure_family(executor, name, *((4, 1) if quick else (12, 3))) for name in named}
+    try:
+        async with (
+            asyncio.timeout(LIMIT_SECONDS),
+            open_executor(EngineSpec(ENGINE, settings), ExecutorSettings(), max_in_flight=1000, capacity=ROWS) as executor,
+        ):
+            await executor.ready()
+            return {name: await measure_family(executor, name, *((4, 1) if quick else (12, 3))) for name in named}
+    except TimeoutError:
+        raise SetupError(f"The orders of the families took longer than {LIMIT_SECONDS:g} s: is the machine busy?") from None
 
 
 async def measure_family(executor: Executor, name: str, count: int, rounds: int) -> dict[str, float]:

@@ -12,15 +12,21 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import alternate, median_ratio
+from ops.errors import SetupError
 
 ROWS = (1, 2, 4, 8)
+LIMIT_SECONDS = 900.0
+"""Of all families together: a call that hangs does not hold the benchmark for ever."""
 
 
 def measure_in_subprocess(checkpoints: Mapping[str, Path], sides: Sequence[int], rounds: int, threads: int) -> dict[str, Any]:
-    """Name → size → rows → relative cost."""
+    """Name → size → rows → relative cost. Raises SetupError when it takes longer than LIMIT_SECONDS."""
     arguments = {"checkpoints": {name: str(path) for name, path in checkpoints.items()}, "sides": sides, "rounds": rounds}
     command = [sys.executable, "-m", "benchmarks.family_costs", json.dumps(arguments | {"threads": threads})]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    try:
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"The calls of the families took longer than {LIMIT_SECONDS:g} s: is the machine busy?") from None
     figures: dict[str, Any] = json.loads(result.stdout)
     return figures
 

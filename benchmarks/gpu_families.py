@@ -48,7 +48,7 @@ def measure_family(name: str, *, tiny: bool) -> dict[str, Any]:
     """
     import torch
 
-    from actors.engines.process.gpu import choose_device, free_memory
+    from actors.engines.process.gpu import choose_device
 
     device = choose_device("auto")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -57,7 +57,6 @@ def measure_family(name: str, *, tiny: bool) -> dict[str, Any]:
     parts = {part: module for part, module in family.pipeline.components.items() if isinstance(module, torch.nn.Module)}
     sizes = {}
     for side in (64,) if tiny else SIDES[name]:
-        free_memory()
         sizes[f"{side}×{side}"] = measure_size(family, side)
     return {
         "device": device,
@@ -70,15 +69,18 @@ def measure_family(name: str, *, tiny: bool) -> dict[str, Any]:
 
 
 def measure_size(family: Any, side: int) -> dict[str, Any]:
+    """With fewer rows where the memory does not suffice; the peak is that of the calls that did, and of decoding."""
     import torch
 
     from actors.engines.diffusion.oom import run_catching_oom
+    from actors.engines.process.gpu import free_memory
 
     on_gpu = family.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     figures: dict[str, Any] = {}
-    for most in (ROWS[-1], ROWS[-2], 1):  # fewer rows where the memory does not suffice
+    for most in reversed(ROWS):
+        free_memory()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         rows = tuple(count for count in ROWS if count <= most)
         timed, out_of_memory = run_catching_oom(lambda rows=rows: time_rows(family, side, rows, ROUNDS))  # type: ignore[misc]
         if not out_of_memory:
