@@ -24,6 +24,14 @@ context.drawImage(image, 0, 0);
 return points.map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
 """
 
+READ_CANVAS = "const [canvas, x, y] = arguments; return [...canvas.getContext('2d').getImageData(x, y, 1, 1).data];"
+SECOND_FINGER = """
+const [canvas] = arguments, box = canvas.getBoundingClientRect();
+const place = { clientX: box.left + box.width * 0.8, clientY: box.top + box.height / 2 };
+const event = { isPrimary: false, pointerId: 7, pointerType: "touch", ...place };
+for (const name of ["pointerdown", "pointermove", "pointerup"]) canvas.dispatchEvent(new PointerEvent(name, event));
+"""
+
 
 @pytest.fixture
 def red_picture(tmp_path: Path) -> Path:
@@ -93,6 +101,37 @@ def test_mask_file_is_used_without_painting(console_user: ConsoleUser, red_pictu
     console_user.find("#f-mask").send_keys(str(tmp_path / "mask.png"))
     submit(console_user)
     assert [is_red(pixel) for pixel in pixels(console_user, (10, 32), (60, 32))] == [False, True]
+
+
+def test_mask_file_is_painted_further_after_erasing(console_user: ConsoleUser, red_picture: Path, tmp_path: Path) -> None:
+    """A second finger paints nothing."""
+    mask = Image.new("L", SIZE, 0)
+    mask.paste(255, (0, 0, 30, 64))
+    mask.save(tmp_path / "mask.png")
+    open_form(console_user, "a dune", red_picture)
+    canvas = console_user.find("#mask-editor canvas")
+    console_user.browser.execute_script(SECOND_FINGER, canvas)
+    console_user.click("[data-tool=erase]")
+    canvas.send_keys(Keys.SPACE, Keys.SPACE)
+    console_user.find("#f-mask").send_keys(str(tmp_path / "mask.png"))
+    console_user.wait_until(lambda: console_user.browser.execute_script(READ_CANVAS, canvas, 10, 32) != [*RED, 255])
+    console_user.click("[data-tool=draw]")
+    canvas.send_keys(Keys.SPACE, Keys.SPACE)
+    submit(console_user)
+    assert [is_red(pixel) for pixel in pixels(console_user, (10, 32), (48, 32), (80, 32))] == [False, False, True]
+
+
+def test_picture_too_large_to_paint_on_is_reported(console_user: ConsoleUser, red_picture: Path, tmp_path: Path) -> None:
+    """Until another one is chosen."""
+    Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
+    console_user.open_page("/make")
+    console_user.click("#source summary")
+    console_user.find("#f-source").send_keys(str(tmp_path / "large.png"))
+    console_user.wait_until(lambda: "too large to paint a mask on" in console_user.element_text("#mask-limit"))
+    assert console_user.element_property("#mask-editor", "hidden") is True
+    console_user.find("#f-source").send_keys(str(red_picture))
+    console_user.wait_until(lambda: console_user.element_property("#mask-editor", "hidden") is False)
+    assert console_user.element_text("#mask-limit") == ""
 
 
 def test_mask_without_picture_and_text_file_are_refused_next_to_their_fields(console_user: ConsoleUser, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 // Paint a mask over the picture to start from. The mask has the picture's size; it becomes the file of the field `mask` when the form is sent.
 (function () {
   "use strict";
-  var MAX_PIXELS = 1 << 24, MAX_VIEW_SIDE = 1024;
+  var MAX_PIXELS = 25000000, MAX_VIEW_SIDE = 1024;  // The workers read as many by default (IMAGE_INPUT_MAX_PIXELS).
   var form = document.getElementById("make"), editor = document.getElementById("mask-editor");
   if (!window.createImageBitmap) return;
   var view = editor.querySelector("canvas"), brush = document.getElementById("f-brush"), status = editor.querySelector("[role=status]");
+  var limit = document.getElementById("mask-limit");
   var paint = getComputedStyle(document.documentElement).getPropertyValue("--mask").trim();
   var tint = document.createElement("canvas"), mask = document.createElement("canvas");
-  var picture = null, tool = "draw", changed = false, loads = 0;
+  var picture = null, tool = "draw", changed = false, loads = 0, maskLoads = 0;
   var pen = null, cursor = null, isDown = false;  // Positions are pixels of the picture; `cursor` and `isDown` belong to the keyboard.
 
   function reference(name) {
@@ -30,11 +31,10 @@
   async function openPicture() {
     var load = ++loads, opened = await chosenPicture("source");
     if (load !== loads) return;
-    picture = opened && opened.width * opened.height <= MAX_PIXELS ? opened : null;
+    picture = opened && fitMask(opened) ? opened : null;
     editor.hidden = !picture;
+    limit.textContent = opened && !picture ? limit.dataset.text : "";
     if (!picture) return;
-    mask.width = picture.width;
-    mask.height = picture.height;
     var scale = Math.min(1, MAX_VIEW_SIDE / Math.max(picture.width, picture.height));
     view.width = tint.width = Math.max(1, Math.round(picture.width * scale));
     view.height = tint.height = Math.max(1, Math.round(picture.height * scale));
@@ -42,10 +42,27 @@
     await openMask();
   }
 
+  // Whether the mask can have the picture's size. Browsers with a smaller limit give a canvas that keeps nothing.
+  function fitMask(opened) {
+    if (opened.width * opened.height > MAX_PIXELS) return false;
+    mask.width = opened.width;
+    mask.height = opened.height;
+    try {
+      var context = mask.getContext("2d");
+      context.globalCompositeOperation = "source-over";
+      context.fillRect(0, 0, 1, 1);
+      var kept = context.getImageData(0, 0, 1, 1).data[3] > 0;
+      context.clearRect(0, 0, 1, 1);
+      return kept;
+    } catch (error) {
+      return false;
+    }
+  }
+
   // A mask of another size is not shown: the server refuses it.
   async function openMask() {
-    var load = loads, opened = picture && await chosenPicture("mask");
-    if (load !== loads || !picture) return;
+    var load = ++maskLoads, opened = picture && await chosenPicture("mask");
+    if (load !== maskLoads || !picture) return;
     mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
     if (opened && opened.width === mask.width && opened.height === mask.height) drawMask(opened);
     changed = false;
@@ -55,6 +72,7 @@
   // White is painted; in a mask with transparent pixels, those are.
   function drawMask(bitmap) {
     var context = mask.getContext("2d");
+    context.globalCompositeOperation = "source-over";  // Erasing leaves another one.
     context.drawImage(bitmap, 0, 0);
     var image = context.getImageData(0, 0, mask.width, mask.height), data = image.data, transparent = false, index;
     for (index = 3; index < data.length; index += 4) transparent = transparent || data[index] < 255;
@@ -115,18 +133,20 @@
   }
 
   view.addEventListener("pointerdown", function (event) {
-    if (event.button) return;
+    if (event.button || !event.isPrimary) return;
     view.setPointerCapture(event.pointerId);
     pen = position(event);
     stroke(pen, pen);
   });
   view.addEventListener("pointermove", function (event) {
-    if (!pen) return;
+    if (!pen || !event.isPrimary) return;
     var next = position(event);
     stroke(pen, next);
     pen = next;
   });
-  ["pointerup", "pointercancel"].forEach(function (name) { view.addEventListener(name, function () { pen = null; }); });
+  ["pointerup", "pointercancel"].forEach(function (name) {
+    view.addEventListener(name, function (event) { if (event.isPrimary) pen = null; });
+  });
 
   var DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
