@@ -98,7 +98,7 @@ def run_python(hub: str, folder: Path, *arguments: str) -> subprocess.CompletedP
     """In a subprocess, because the library reads the address of the hub when it is imported."""
     command = [sys.executable, *arguments]
     overrides = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
-    return subprocess.run(command, env=os.environ | overrides, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(command, env=os.environ | overrides, capture_output=True, text=True, timeout=200, check=False)
 
 
 def downloaded_files(folder: Path) -> dict[str, bytes]:
@@ -144,6 +144,7 @@ print("loaded", pipeline.unet.dtype, pipeline.vae.dtype)
 """
 
 
+@pytest.mark.timeout(480)
 def test_image_model_of_the_hub_is_loaded_like_a_folder(fake_hub: str, tmp_path: Path) -> None:
     """Also after a download that ended early: the index is there, and a part is not. The VAE of SDXL is kept in float32."""
     from ops.local.tiny_models import make_tiny_families
