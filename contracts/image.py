@@ -69,7 +69,11 @@ class Image(Command):
 
     prompt: str = Field(min_length=1, max_length=4000)
     negative_prompt: str = Field("", max_length=4000)
-    width: SideLength | None = Field(None, description="Pixels. None: as the picture of `edit` or `control`, else the model's own.")
+    width: SideLength | None = Field(
+        None,
+        description="Pixels. None: as the picture of `edit` or `control`, scaled down to 2048 on its longer side and rounded down to a "
+        "multiple that the family can, at least 64; without a picture the model's own.",
+    )
     height: SideLength | None = None
     steps: int | None = Field(None, ge=1, le=500)
     guidance_scale: float | None = Field(None, ge=0, le=50)
