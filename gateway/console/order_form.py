@@ -71,7 +71,7 @@ def lora_rows(form: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def kept_values(form: Mapping[str, str], prefix: str, chosen: str | None) -> dict[str, str]:
-    """What the order before said of the LoRA besides its scale; nothing when another one has been chosen."""
+    """The LoRA's values in hidden fields, which the order before had; none when another LoRA has been chosen."""
     if not chosen or form.get(f"{prefix}_of", "") != chosen:
         return {}
     return {name: form[f"{prefix}_{name}"] for name in KEPT_LORA_VALUES if form.get(f"{prefix}_{name}")}
