@@ -102,8 +102,7 @@ async def image(
         await to_thread.run_sync(check_drawable, command.signature.text or "", fonts)
     files = await fetch_files(command, context.tenant, sources)
     request = build_engine_request(command, context, files)
-    expected_steps = None if command.edit else command.steps  # of an edit, a part is made
-    async with open_progress_reporter(expected_steps, context.report_progress) as on_step:
+    async with open_progress_reporter(context.report_progress) as on_step:
         execution = await executor.run(
             request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
         )

@@ -25,13 +25,16 @@ LoraAlpha = Annotated[
 
 
 class Parameters(WireModel):
-    """The parameters of form A. One of its publishers sends `size` ("512x512") in place of width and height."""
+    """The parameters of form A. One of its publishers sends `size` ("512x512") in place of width and height.
+
+    Steps and scale that are not named are the model's own.
+    """
 
     width: int | None = None
     height: int | None = None
     size: str | None = None
-    steps: int = 50
-    cfg_scale: float = 7.5
+    steps: int | None = None
+    cfg_scale: float | None = None
     seed: int | None = None
 
 

@@ -184,7 +184,7 @@ class DiffusionEngine:
             if order:
                 self._pending.remove(entry)
                 self._active[request_id] = order
-                return [Started(request_id)]
+                return [Started(request_id), Progressed(request_id, 0, order.request.steps)]
         return []
 
     def _prepare(self, request_id: int, request: DiffusionRequest) -> ActiveOrder | None:

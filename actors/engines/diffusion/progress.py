@@ -14,13 +14,10 @@ PROGRESS_PERCENTS = (0, 25, 50, 75, 90)
 
 
 class ProgressThrottle:
-    """Turns step events into reports. The clock starts with step 0.
+    """Turns step events into reports. The clock starts with step 0; an event without a total, the executor's own, reports nothing."""
 
-    `total_steps`: that of the order; None where its model decides it: then step 0 is not reported, and the engine's events say the total.
-    """
-
-    def __init__(self, total_steps: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total_steps, self.clock = total_steps, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._remaining_percents = list(PROGRESS_PERCENTS)
         self._started_at = clock()
         self._last_step = -1
@@ -29,10 +26,9 @@ class ProgressThrottle:
         """The report for this step, if one is due. The reported step never decreases, also when an order starts again."""
         if event.step == 0:
             self._started_at = self.clock()
-        self.total_steps = event.total or self.total_steps
-        if self.total_steps is None:
+        if not event.total:
             return None
-        percent = event.step * 100 // self.total_steps
+        percent = event.step * 100 // event.total
         due = bool(self._remaining_percents) and percent >= self._remaining_percents[0]
         if event.step <= self._last_step or not (due or event.preview):
             return None
@@ -40,9 +36,9 @@ class ProgressThrottle:
         self._last_step = event.step
         return Progress(
             current_step=event.step,
-            total_steps=self.total_steps,
+            total_steps=event.total,
             progress_percent=percent,
-            estimated_seconds=self._estimate(event.step, self.total_steps),
+            estimated_seconds=self._estimate(event.step, event.total),
             preview=b64encode(event.preview).decode() if event.preview else None,
         )
 
@@ -51,11 +47,9 @@ class ProgressThrottle:
 
 
 @asynccontextmanager
-async def open_progress_reporter(
-    total_steps: int | None, report: Callable[[Progress], Awaitable[None]]
-) -> AsyncIterator[Callable[[Progressed], None]]:
+async def open_progress_reporter(report: Callable[[Progress], Awaitable[None]]) -> AsyncIterator[Callable[[Progressed], None]]:
     """A callback for step events that reports in the background, in order. All is reported when the block ends without an error."""
-    throttle, queue = ProgressThrottle(total_steps), asyncio.Queue[Progress | None]()
+    throttle, queue = ProgressThrottle(), asyncio.Queue[Progress | None]()
 
     def on_step(event: Progressed) -> None:
         if progress := throttle.report_for(event):

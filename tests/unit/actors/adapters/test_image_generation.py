@@ -69,6 +69,15 @@ def test_form_a_maps_size_steps_guidance_and_seed() -> None:
     assert body["slip"]["variables"]["base_url"] == "https://backend.example"
 
 
+@pytest.mark.parametrize("message", [FORM_A | {"data": FORM_A["data"] | {"parameters": {"width": 512}}}, FORM_B, FORM_C])
+def test_steps_and_guidance_that_are_not_named_are_left_to_the_model(message: dict[str, Any]) -> None:
+    """A model without guidance refuses a scale, and a distilled one draws with four steps. The size is that of the form."""
+    body = translate_order(message).body
+    assert body.keys().isdisjoint({"steps", "guidance_scale"})
+    assert body["width"] == 512
+    assert translate_order(form_c_with(num_inference_steps=4)).body["steps"] == 4
+
+
 def test_form_b_is_flat_and_signs_with_artist_name() -> None:
     body = translate_order(FORM_B).body
     assert (body["prompt"], body["seed"], body["lora"]["uri"]) == ("harbour, dusk", 42, "s3://models/style-10.safetensors")

@@ -18,7 +18,7 @@ from actors.engines.diffusion.requests import (
     ResolvedRequest,
 )
 from actors.engines.diffusion.schedulers import SCHEDULERS
-from actors.engines.process.protocol import Failed, Finished, Progressed
+from actors.engines.process.protocol import Failed, Finished, Progressed, Started
 from actors.imaging.png_metadata import GENERATION_KEYS
 from bus.errors import PermanentError
 from tests.support.engine_fixture import (
@@ -133,7 +133,9 @@ def random_request(rng: random.Random, number: int, tiny: TinyModels) -> Diffusi
 
 def test_order_joins_at_next_step_and_leaves_when_done(image_engine: DiffusionEngine) -> None:
     image_engine.submit(1, make_request(steps=30))
-    for _ in range(5):
+    started, begun, *_ = run_tick(image_engine)
+    assert (started, begun) == (Started(1), Progressed(1, 0, 30)), "the total is known before the first step is made"
+    for _ in range(4):
         run_tick(image_engine)
     image_engine.submit(2, make_request(2, steps=3))
     finished: list[int] = []

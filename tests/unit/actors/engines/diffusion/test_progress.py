@@ -16,7 +16,7 @@ class FakeClock:
 
 
 def reported_progress(total: int, steps: Sequence[int]) -> list[tuple[int, int]]:
-    throttle = ProgressThrottle(total, FakeClock())
+    throttle = ProgressThrottle(FakeClock())
     reports = [throttle.report_for(Progressed(1, step, total)) for step in steps]
     return [(report.current_step, report.progress_percent) for report in reports if report]
 
@@ -38,17 +38,21 @@ def test_progress_never_decreases_after_restart() -> None:
     assert reported_progress(50, [*range(30), *range(51)]) == [(0, 0), (13, 26), (25, 50), (38, 76), (45, 90)]
 
 
-def test_total_of_the_engine_counts() -> None:
-    """Step 0 comes from the executor, which knows no total; an edit makes a part of its steps."""
-    for ordered, expected in ((None, [(1, 10, 10), (3, 10, 30)]), (20, [(0, 20, 0), (3, 10, 30)])):
-        throttle = ProgressThrottle(ordered, FakeClock())
-        reports = [throttle.report_for(Progressed(1, step, 10 if step else 0)) for step in range(4)]
-        assert [(report.current_step, report.total_steps, report.progress_percent) for report in reports if report] == expected
+def test_start_is_reported_once_its_total_is_known() -> None:
+    """The executor says that a request started; the engine, which knows the steps of its model, says of how many."""
+    throttle = ProgressThrottle(FakeClock())
+    reports = [throttle.report_for(Progressed(1, step, total)) for step, total in ((0, 0), (0, 10), (1, 10), (3, 10))]
+    assert [report and (report.current_step, report.total_steps, report.progress_percent) for report in reports] == [
+        None,
+        (0, 10, 0),
+        None,
+        (3, 10, 30),
+    ]
 
 
 def test_remaining_time_is_estimated_from_measured_steps() -> None:
     clock = FakeClock()
-    throttle = ProgressThrottle(50, clock)
+    throttle = ProgressThrottle(clock)
     clock.now = 100.0
     throttle.report_for(Progressed(1, 0, 50))
     clock.now = 105.0
