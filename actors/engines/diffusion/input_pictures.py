@@ -66,20 +66,27 @@ def prepare_edit(image: Image.Image, mask: Image.Image | None, strength: float) 
         raise PermanentError("mask-size-differs", f"The mask is {sizes}: send a mask of the picture's size.")
     drawn = pixels_drawn_anew(mask)
     if drawn.size != (picture.width, picture.height):
-        drawn = drawn.resize((picture.width, picture.height), Image.Resampling.NEAREST)
-    if int(drawn.getextrema()[1]) < DRAWN_ANEW:  # type: ignore[arg-type]  # of one band
+        drawn = shrink_mask(drawn, (picture.width, picture.height))
+    if drawn.getbbox() is None:
         message = "The mask has no pixel that is drawn anew: paint those white, or make them transparent."
         raise PermanentError("mask-empty", message)
     return EditSource(picture, InputPicture("L", *drawn.size, drawn.tobytes()), strength)
 
 
 def pixels_drawn_anew(mask: Image.Image) -> Image.Image:
-    """Mode L, white where the picture is drawn anew: where the mask is transparent or, if it is nowhere, where it is white."""
+    """Mode L, 255 where the picture is drawn anew, else 0: where the mask is transparent or, if it is nowhere, where it is white."""
+    levels = mask.convert("RGB").convert("L")
     if mask.mode == "RGBA":
         alpha = mask.getchannel("A")
         if int(alpha.getextrema()[0]) < 255:  # type: ignore[arg-type]  # of one band
-            return ImageChops.invert(alpha)
-    return mask.convert("RGB").convert("L")
+            levels = ImageChops.invert(alpha)
+    return levels.point([255 if level >= DRAWN_ANEW else 0 for level in range(256)])
+
+
+def shrink_mask(drawn: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A smaller mask of 0 and 255 in which every pixel that is drawn anew still is, so that thin lines stay."""
+    shares = drawn.convert("F").resize(size, Image.Resampling.BOX)  # in bytes, a small share would be rounded to none
+    return shares.point(lambda share: share * 2.0**40).convert("L")  # any share but none becomes more than 255, which L holds at most
 
 
 def prepare_picture(image: Image.Image) -> InputPicture:

@@ -146,6 +146,18 @@ async def test_large_picture_and_its_mask_are_scaled_down_together(reader: Pictu
     assert [levels.getpixel((x, 250)) for x in (0, 1023, 1024, 2047)] == [0, 0, 255, 255]
 
 
+@pytest.mark.parametrize("size", [(4098, 600), (60_000, 8)])
+async def test_thin_line_stays_in_a_mask_that_is_scaled_down(reader: PictureReader, claims: ClaimStore, size: tuple[int, int]) -> None:
+    """Of one pixel: its place in the small mask, and no other, is drawn anew."""
+    mask = Image.new("L", size)
+    mask.putpixel((3001, 3), 130)
+    source = await read_edit(reader, claims, encode(Image.new("RGB", size, RED), "PNG"), encode(mask, "PNG"))
+    assert source.mask
+    levels = pillow(source.mask)
+    x, y = int(3001.5 * levels.width / size[0]), int(3.5 * levels.height / size[1])
+    assert (levels.getbbox(), levels.getpixel((x, y))) == ((x, y, x + 1, y + 1), 255)
+
+
 async def test_picture_to_follow_is_read_as_one_to_start_from(reader: PictureReader, claims: ClaimStore) -> None:
     control = Control(image=await store(claims, half_transparent_png()), model="canny", scale=0.5)
     source = await reader.read_control(control, None)
