@@ -14,7 +14,6 @@ PATTERN_SECONDS = 120.0
 KNOWN_AT_RUN_TIME = {
     ("contracts/verdict.py", "f'^[^\\\\x00-\\\\x1f\\\\x22\\\\x5c\\\\x7f]{{{min_length},{max_length}}}$'"),
     ("actors/decoding/json_schemas.py", "pattern"),
-    ("actors/engines/diffusion/lora/names.py", "f'\\\\.{role}(?:\\\\.default)?$'"),
     ("actors/engines/remote/refusals.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
     ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
     ("actors/vision/verdict_parser.py", "pattern"),

@@ -11,12 +11,12 @@ from actors.engines.diffusion.checkpoint import find_checkpoint
 from actors.engines.diffusion.controlnets import ControlNets, cache_name, controlnet_of, unload_controlnet
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family
+from actors.engines.diffusion.lora.checked_files import CheckedFiles
 from actors.engines.diffusion.lora.slots import check_slots
-from actors.engines.diffusion.lora.validation import validate_lora
 from actors.engines.diffusion.memory import measure_modules, model_memory
 from actors.engines.diffusion.model import DiffusionModel, load_model, unload_model
 from actors.engines.diffusion.request_check import check_loaded, resolve_request
-from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, ResolvedRequest
+from actors.engines.diffusion.requests import DiffusionRequest, ResolvedRequest
 from actors.engines.diffusion.saturation import Saturation
 from actors.engines.diffusion.saturation_calls import measure_model
 from actors.engines.process.failures import is_device_failure
@@ -41,6 +41,7 @@ class LoadedModels:
     def __init__(self, settings: ImageSettings, device: str, dtype: str, host: EngineHost, in_use: Callable[[str], bool]) -> None:
         self.settings, self.device, self.dtype, self.host = settings, device, dtype, host
         self.controlnets = ControlNets(settings.controlnets, device, dtype, host)
+        self.checked_loras = CheckedFiles(settings)
         self._needed, self._starting = in_use, ""
         self.cache: ModelCache[Any] = ModelCache(
             settings.memory_budget_bytes,
@@ -76,7 +77,7 @@ class LoadedModels:
             self.controlnets.check_fit(request.control.model, model.family)
         check_slots(request.loras, self.settings.lora_slots)
         for lora in request.loras:
-            self._check_lora(lora, checkpoint)
+            self.checked_loras.check(lora, checkpoint, model.loras.layers if model else None)
 
     def get(self, request: DiffusionRequest) -> DiffusionModel:
         """The order's model, loaded if it is not in memory; it stays at least until the next order's is taken.
@@ -134,12 +135,6 @@ class LoadedModels:
         if request.model and request.model not in self.settings.models:
             raise PermanentError("model-unknown", f"{request.model!r} is not in IMAGE_MODELS: {', '.join(self.settings.models) or 'none'}")
         return self.settings.models[request.model] if request.model else self.settings.model
-
-    def _check_lora(self, lora: LoraFile, checkpoint: str) -> None:
-        """Names and shapes, against the layers of the model where it is in memory; the weights are read when the order starts."""
-        info = validate_lora(lora.path, lora.origin, max_bytes=self.settings.lora_max_bytes, max_rank=self.settings.lora_max_rank)
-        if checkpoint in self.cache.names:
-            self._take_model(checkpoint).loras.layers.plan(info.shapes, lora.origin)
 
     def _load(self, name: str) -> Any:
         try:

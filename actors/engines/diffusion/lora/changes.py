@@ -75,7 +75,7 @@ class Kronecker:
         """Whether fewer values lie between the two when `left` is first: a·d for each position of the input, not b·c of the output."""
         positions = math.prod(layer.stride) if is_convolution(layer) else 1
         first, second = len(self.left[-1]) * self.right[0].shape[1] * positions, self.left[0].shape[1] * len(self.right[-1])
-        return first < second
+        return bool(first < second)
 
     def _apply_left(self, x: Any, axis: int) -> Any:
         x = x.movedim(axis, -1)

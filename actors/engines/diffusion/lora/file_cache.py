@@ -24,6 +24,7 @@ from actors.engines.diffusion.lora.strength import (
     MAX_CONFIG_BYTES,
     AdapterConfig,
     invalid_lora,
+    lora_is_gone,
     parse_adapter_config,
 )
 from actors.engines.diffusion.lora.validation import validate_lora
@@ -158,7 +159,7 @@ class LoraFileCache:
         try:
             info = await asyncio.to_thread(partial(validate_lora, file, origin, **limits))
         except FileNotFoundError:
-            raise TemporaryError(f"the LoRA {origin} was evicted: make IMAGE_LORA_CACHE_BYTES larger", code="lora-gone") from None
+            raise lora_is_gone(origin) from None
         if info.has_alphas:
             return None
         try:

@@ -16,14 +16,15 @@ Role = Literal[
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
 ]  # fmt: skip
 """What a tensor is to its layer. `mid`: the kernel between the halves of a convolution; `magnitude`: of DoRA, one number for an output."""
-KEY_ROLES: dict[Role, re.Pattern[str]] = {
-    "down": re.compile(r"\.(lora_A|lora_down|lora\.down|down)\.(?:default\.)?weight$"),
-    "up": re.compile(r"\.(lora_B|lora_up|lora\.up|up)\.(?:default\.)?weight$"),
-    "mid": re.compile(r"\.lora_mid\.weight$"),
-    "magnitude": re.compile(r"\.(dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?)$"),
-    "alpha": re.compile(r"\.alpha$"),
-    **{role: re.compile(rf"\.{role}(?:\.default)?$") for role in get_args(Role) if role.startswith(("hada", "lokr"))},
-}
+ENDINGS: dict[str, Role] = {
+    **{f"{name}{adapter}.weight": "down" for name in ("lora_A", "lora_down", "lora.down", "down") for adapter in ("", ".default")},
+    **{f"{name}{adapter}.weight": "up" for name in ("lora_B", "lora_up", "lora.up", "up") for adapter in ("", ".default")},
+    **{f"lora_magnitude_vector{adapter}{weight}": "magnitude" for adapter in ("", ".default") for weight in ("", ".weight")},
+    **{f"{role}{adapter}": role for role in get_args(Role) if role.startswith(("hada", "lokr")) for adapter in ("", ".default")},
+    "lora_mid.weight": "mid", "dora_scale": "magnitude", "alpha": "alpha",
+}  # fmt: skip
+"""What follows the layer's name and a dot in a key → what the tensor is."""
+ENDING_PARTS = max(ending.count(".") + 1 for ending in ENDINGS)
 HADAMARD = frozenset[Role]({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
 COMPLETE: dict[frozenset[Role], Method] = {
     frozenset[Role]({"down", "up"}): "LoRA",
@@ -67,9 +68,11 @@ class LayerKeys:
 
 def split_key(key: str) -> tuple[str, Role] | None:
     """The layer as the file names it, and what of it the tensor is. None: it belongs to no method that is supported."""
-    for role, pattern in KEY_ROLES.items():
-        if match := pattern.search(key):
-            return key[: match.start()].removesuffix(".lora_linear_layer"), role
+    parts = key.rsplit(".", ENDING_PARTS)
+    for first in range(1, len(parts)):
+        ending = ".".join(parts[first:])
+        if role := ENDINGS.get(ending):
+            return key[: -len(ending) - 1].removesuffix(".lora_linear_layer"), role
     return None
 
 

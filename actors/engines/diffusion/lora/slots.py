@@ -54,7 +54,8 @@ class LoraSlots:
     def size_bytes(self) -> int:
         """Of the adapters in the slots, and of what is kept of them for the next calls."""
         tensors = [tensor for slot in self._slots.values() for change in slot.changes.values() for tensor in tensors_of(change)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + self._stacked.size_bytes + self._gains.size_bytes
+        adapters: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return adapters + self._stacked.size_bytes + self._gains.size_bytes
 
     def drop_stacked(self) -> str | None:
         """The fallback when memory runs out: its name, or None when nothing was kept. Until no order uses a slot, nothing is kept again,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bus.errors import PermanentError, validation_problems
+from bus.errors import PermanentError, TemporaryError, validation_problems
 from contracts.image import AlphaSource
 
 Method = Literal["LoRA", "DoRA", "LoHa", "LoKr"]
@@ -21,6 +21,8 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_enc
 PEFT_TYPES: dict[Method, str] = {"LoRA": "LORA", "DoRA": "LORA", "LoHa": "LOHA", "LoKr": "LOKR"}
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 256 << 10
+MAX_HEADER_CONFIG_CHARACTERS = 1 << 20
+"""Of the configurations in a header, of several components together."""
 MAX_PATTERNS = 2000
 PATTERN_SECONDS = 1.0
 """The processor time for all patterns of a LoRA, which may be written so that matching them takes for ever."""
@@ -68,6 +70,10 @@ def invalid_lora(origin: str, reason: str) -> PermanentError:
     return PermanentError("lora-invalid", f"the LoRA {origin} cannot be used: {reason}")
 
 
+def lora_is_gone(origin: str) -> TemporaryError:
+    return TemporaryError(f"the LoRA {origin} was evicted from the cache on disk: make IMAGE_LORA_CACHE_BYTES larger", code="lora-gone")
+
+
 def parse_adapter_config(data: bytes, origin: str) -> AdapterConfig:
     """Raises PermanentError("lora-invalid")."""
     try:
@@ -80,6 +86,8 @@ def header_configs(metadata: Any, origin: str) -> dict[str, AdapterConfig]:
     """Component → configuration, from the `__metadata__` of the header. Raises PermanentError("lora-invalid")."""
     if not isinstance(metadata, dict) or HEADER_KEY not in metadata:
         return {}
+    if isinstance(metadata[HEADER_KEY], str) and len(metadata[HEADER_KEY]) > MAX_HEADER_CONFIG_CHARACTERS:
+        raise invalid_lora(origin, f"{HEADER_KEY} in its header is longer than {MAX_HEADER_CONFIG_CHARACTERS} characters")
     try:
         entries = [(*name.partition(".")[::2], value) for name, value in json.loads(metadata[HEADER_KEY]).items()]
         fields = {component: {name: value for first, name, value in entries if first == component} for component in COMPONENTS}

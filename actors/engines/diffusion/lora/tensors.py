@@ -7,7 +7,7 @@ from actors.engines.diffusion.lora.changes import Hadamard, Kronecker, LayerChan
 from actors.engines.diffusion.lora.layers import LayerKey, LayerTable, PlannedChange
 from actors.engines.diffusion.lora.names import Role
 from actors.engines.diffusion.lora.shapes import Shape, ranks_of
-from actors.engines.diffusion.lora.strength import AdapterConfig, LayerScalings, header_configs, invalid_lora
+from actors.engines.diffusion.lora.strength import AdapterConfig, LayerScalings, header_configs, invalid_lora, lora_is_gone
 from actors.engines.diffusion.requests import LoraFile
 from bus.errors import TemporaryError
 from contracts.image import AlphaSource
@@ -90,8 +90,7 @@ def read_tensors(lora: LoraFile) -> tuple[dict[str, Any], dict[str, AdapterConfi
             metadata = weights.metadata()
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
-        message = f"the LoRA {lora.origin} was evicted from the cache on disk: make IMAGE_LORA_CACHE_BYTES larger"
-        raise TemporaryError(message, code="lora-gone") from None
+        raise lora_is_gone(lora.origin) from None
     except SafetensorError:
         raise invalid_lora(lora.origin, "its weights are not in the safetensors format") from None
     except OSError as error:

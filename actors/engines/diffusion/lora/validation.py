@@ -13,8 +13,10 @@ from actors.engines.diffusion.lora.names import LayerKeys, group_keys, split_key
 from actors.engines.diffusion.lora.shapes import Shape, ranks_of
 from actors.engines.diffusion.lora.strength import Method, header_configs, invalid_lora
 
-MAX_HEADER_BYTES = 8 << 20
-MAX_TENSORS = 20_000
+MAX_HEADER_BYTES = 4 << 20
+"""A LoRA of every layer of a large model has a header of under 1 MiB, metadata of its training aside."""
+MAX_TENSORS = 10_000
+MAX_KEY_CHARACTERS = 256
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 SCALAR_DTYPES = (*FLOAT_DTYPES, "F64", "I64", "I32", "I16", "I8", "U8")
 
@@ -24,7 +26,7 @@ Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 class TensorHeader(BaseModel):
     """`shape`: the length of each axis. `data_offsets`: begin and end among the bytes after the header."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     dtype: str = Field(max_length=20)
     shape: list[Size] = Field(max_length=8)
@@ -32,6 +34,7 @@ class TensorHeader(BaseModel):
 
 
 TENSOR_HEADERS = TypeAdapter(dict[str, TensorHeader])
+METADATA = TypeAdapter[dict[str, str] | None](dict[str, str] | None)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,6 @@ def validate_lora(file: Path, origin: str, *, max_bytes: int, max_rank: int) -> 
     if size > max_bytes:
         raise invalid_lora(origin, f"it has {size} bytes, the limit is {max_bytes}")
     tensors, metadata = read_header(file, origin, size)
-    if not tensors or len(tensors) > MAX_TENSORS:
-        raise invalid_lora(origin, f"it has {len(tensors)} tensors; expected are 1 to {MAX_TENSORS}")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, origin)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -69,11 +70,15 @@ def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHea
     with file.open("rb") as weights:
         prefix = weights.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if MAX_HEADER_BYTES < length <= size - 8:
+            raise invalid_lora(origin, f"its header has {length} bytes, the limit is {MAX_HEADER_BYTES}")
+        if not 2 <= length <= size - 8:
             raise invalid_lora(origin, "it is not in the safetensors format; pickled weights are rejected, convert them")
         try:
             header = json.loads(weights.read(length))
-            metadata = header.pop("__metadata__", None)
+            metadata = METADATA.validate_python(header.pop("__metadata__", None))
+            if not 1 <= len(header) <= MAX_TENSORS:
+                raise invalid_lora(origin, f"it has {len(header)} tensors; expected are 1 to {MAX_TENSORS}")
             tensors = TENSOR_HEADERS.validate_python(header)
         except (ValidationError, ValueError, TypeError, AttributeError, RecursionError):
             raise invalid_lora(origin, "its header is invalid") from None
@@ -83,7 +88,9 @@ def read_header(file: Path, origin: str, size: int) -> tuple[dict[str, TensorHea
 
 
 def _check_tensor(name: str, tensor: TensorHeader, origin: str) -> None:
-    """Type and shape. Raises PermanentError("lora-invalid")."""
+    """Length of the key, type and shape. Raises PermanentError("lora-invalid")."""
+    if len(name) > MAX_KEY_CHARACTERS:
+        raise invalid_lora(origin, f"the key {name[:120]!r}… has {len(name)} characters, the limit is {MAX_KEY_CHARACTERS}")
     is_alpha = (parts := split_key(name)) is not None and parts[1] == "alpha"
     dtypes = SCALAR_DTYPES if is_alpha else FLOAT_DTYPES
     if tensor.dtype not in dtypes:
