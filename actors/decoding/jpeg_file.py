@@ -1,4 +1,4 @@
-"""The segments of a JPEG: those that its pixels need, its orientation and its colour profile.
+"""The segments of a JPEG: those that its pixels need, its orientation, its colour profile and its comment.
 
 Any other application segment is left out, with what follows the end of the picture: the second picture of a phone, or its video.
 """
@@ -8,8 +8,8 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
-from actors.decoding.metadata import EXIF_HEAD, MAX_PROFILE_BYTES, read_orientation
-from actors.decoding.picture_file import TOO_COSTLY, UNREADABLE, PictureFile
+from actors.decoding.metadata import EXIF_HEAD, MAX_PROFILE_BYTES, read_comment, read_orientation
+from actors.decoding.picture_file import TOO_COSTLY, UNREADABLE, PictureFile, plain_chunks
 from actors.decoding.protocol import Refused
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -50,7 +50,8 @@ def read_jpeg(data: bytes, label: str) -> PictureFile:
     if not ended and not shows_missing_pixels(segments):
         message = f"{label} is a JPEG that is cut short ({len(data)} bytes): its end marker is missing, and perhaps more. Send it again."
         raise Refused(UNREADABLE, message)
-    return PictureFile(b"".join([data[:2], *kept, END]), read_orientation(exif), join_profile(segments), ended=ended)
+    pixels, text = b"".join([data[:2], *kept, END]), plain_chunks(read_comment(exif))
+    return PictureFile(pixels, read_orientation(exif), join_profile(segments), text, ended)
 
 
 def read_segments(data: bytes, *, skip_metadata: bool = False) -> Iterator[Segment]:

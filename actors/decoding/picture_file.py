@@ -54,6 +54,10 @@ class PictureFile:
     ended: bool = True
 
 
+def plain_chunks(texts: dict[str, str]) -> dict[str, Chunk]:
+    return {key: (text, "", "") for key, text in texts.items()}
+
+
 def detect_format(data: bytes) -> str | None:
     """`PNG`, `JPEG`, `WEBP`, `GIF` or `BMP`, by the content alone; None for anything else."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

@@ -17,7 +17,7 @@ PICTURES = DecoderPool()
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Decoded pixels, RGB or RGBA, and the text chunks of a PNG."""
+    """Decoded pixels, RGB or RGBA, and the text chunks of a PNG, or those that a JPEG or WebP of ours has as its comment."""
 
     pixels: Image.Image
     text_chunks: dict[str, str]

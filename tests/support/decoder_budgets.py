@@ -226,6 +226,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/attachments/file_types.py", "zipfile.ZipFile"): DOCUMENT,
     ("actors/decoding/json_schemas.py", "json.loads"): JSON_ANSWER,
     ("actors/decoding/jpeg_file.py", "struct.unpack_from"): PICTURE,
+    ("actors/decoding/metadata.py", "json.loads"): PICTURE,
     ("actors/decoding/metadata.py", "struct.unpack_from"): PICTURE,
     ("actors/decoding/metadata.py", "zlib.decompressobj"): PICTURE,
     ("actors/decoding/pictures.py", "PIL.Image.frombytes"): Trusted("colours of our own, to which a profile is applied"),

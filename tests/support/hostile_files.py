@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from tests.support.picture_files import EXIF_HEAD, exif_comment, jpeg, with_segment
 from tests.support.sample_documents import make_docx, make_pdf, make_pdf_bomb
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -87,6 +88,8 @@ def hostile_metadata() -> Iterator[bytes]:
     yield png_with(png_chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff\xff" * 30_000))
     yield png_with(png_chunk(b"eXIf", b"Exif\0\0" * 1_500_000))
     yield b"RIFF\xff\xff\xff\xffWEBPEXIF" + struct.pack("<I", 9_000_000) + b"Exif\0\0" * 1_500_000
+    for comment in hostile_json(60_000):
+        yield with_segment(jpeg(), 0xE1, EXIF_HEAD + exif_comment(b"ASCII\0\0\0" + comment[:65_000]))
 
 
 def hostile_pictures() -> Iterator[bytes]:

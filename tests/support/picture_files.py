@@ -55,6 +55,13 @@ def exif(*fields: bytes, order: str = "<") -> bytes:
     return start + struct.pack(f"{order}H", len(fields)) + b"".join(fields) + b"\0\0\0\0"
 
 
+def exif_comment(comment: bytes, order: str = "<", count: int | None = None) -> bytes:
+    """EXIF without its head, with a UserComment in its second directory; `count`: the bytes that it says, if not the truth."""
+    pointer = exif(struct.pack(f"{order}HHII", 0x8769, 4, 1, 26), order=order)
+    field = struct.pack(f"{order}HHHII", 1, 0x9286, 7, len(comment) if count is None else count, 44)
+    return pointer + field + bytes(44 - len(pointer) - len(field)) + comment
+
+
 def orientation(value: int, order: str = "<") -> bytes:
     return struct.pack(f"{order}HHIHH", 0x112, 3, 1, value, 0)
 

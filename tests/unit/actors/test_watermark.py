@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from PIL import Image, ImageChops, ImageStat
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from actors.engines.diffusion.picture_files import build_exif
 from actors.settings import WatermarkSettings
 from actors.watermark import watermark
 from bus.actor import Context
@@ -194,6 +195,16 @@ async def test_picture_of_a_user_keeps_its_metadata_but_none_that_names_a_model(
     metadata = {"model": "sd-1.5", "STEPS": 50, "prompt_sha256": "ab", "lora_sha256": "cd", "tags": "cat"}
     signed = await watermark_rig.sign(picture, generated=False, artist="Jane", metadata=metadata)
     assert signed.text == {"title": "a cat", "tags": "cat", "artist": "Jane", "job": "generation-7"}
+
+
+@pytest.mark.parametrize("output_format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("generated", [True, False])
+async def test_metadata_of_a_generated_jpeg_or_webp_are_kept(watermark_rig: WatermarkRig, output_format: str, generated: bool) -> None:
+    """A picture of a user keeps those that name no model, as one with text chunks does."""
+    exif = build_exif(json.dumps({"Seed": "9", "title": "가을"}).encode("ascii"))
+    signed = await watermark_rig.sign(encode_image(Image.new("RGB", (64, 64), GREY), output_format, exif=exif), generated=generated)
+    assert signed.text.get("title") == "가을"
+    assert signed.text.get("Seed") == ("9" if generated else None)
 
 
 async def test_order_adds_no_key_that_differs_from_one_of_the_picture_in_case_alone(watermark_rig: WatermarkRig) -> None:

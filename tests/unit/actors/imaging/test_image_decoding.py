@@ -1,7 +1,9 @@
 """Pictures are decoded in processes that are killed when one costs too much; the next picture gets another process."""
 
 import io
+import json
 import random
+import struct
 import time
 from dataclasses import replace
 
@@ -16,6 +18,8 @@ from actors.imaging.image_decoding import PICTURES, decode_image, flatten_on_whi
 from actors.settings import AttachmentSettings
 from bus.errors import PermanentError
 from tests.support.hostile_files import scan_bomb
+from tests.support.picture_files import EXIF_HEAD, SIZE, exif, exif_comment, jpeg, plain, with_segment
+from tests.support.picture_files import encode as encode_with
 from tests.support.sample_documents import make_docx
 
 MAX_PIXELS = 25_000_000
@@ -92,6 +96,41 @@ def test_most_text_chunks_fit_into_an_answer_and_more_are_left_out() -> None:
     assert 5 * len(text) <= MAX_TEXT_CHARS < 6 * len(text)
     assert list(decode_image(png_with_text(*[text] * 5), MAX_PIXELS).text_chunks.values()) == [text] * 5
     assert list(decode_image(png_with_text(*[text] * 6), MAX_PIXELS).text_chunks.values()) == [text] * 5
+
+
+COMMENT = b"ASCII\0\0\0"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_comment_of_a_jpeg_or_webp_is_read_as_the_text_chunks_of_a_png(order: str) -> None:
+    texts = {"seed": "7", "Title": "가을"}
+    written = exif_comment(COMMENT + json.dumps(texts).encode("ascii"), order)
+    files = [with_segment(jpeg(), 0xE1, EXIF_HEAD + written), encode_with(plain(), "WEBP", exif=written)]
+    assert [decode_image(file, MAX_PIXELS).text_chunks for file in files] == [texts, texts]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        exif_comment(b"UNICODE\0" + b'{"seed": "7"}'),
+        exif_comment(COMMENT + b'{"seed": 7}'),
+        exif_comment(COMMENT + b'["seed"]'),
+        exif_comment(COMMENT + b'{"seed": {"a": "7"}}'),
+        exif_comment(COMMENT + b'{"seed": "\\ud800"}'),
+        exif_comment(COMMENT + b'{"seed": "\xe9"}'),
+        exif_comment(COMMENT + b'{"a": ' * 10_000),
+        exif_comment(COMMENT + b'{"seed": "7"}', count=0xFFFFFFFF),
+        exif_comment(COMMENT + b'{"seed": "7"}', count=12),
+        exif_comment(COMMENT + json.dumps({"seed": "7" * (64 << 10)}).encode()),
+        exif_comment(COMMENT + b'{"seed": "7"}')[:30],
+        exif(struct.pack("<HHII", 0x8769, 4, 1, 0xFFFFFFF0)),
+        exif(struct.pack("<HHII", 0x8769, 4, 1, 8)),
+    ],
+)
+def test_other_comment_is_left_out(written: bytes) -> None:
+    """That of a camera, a damaged one, and one that is larger than a picture of ours has."""
+    decoded = decode_image(encode_with(plain(), "WEBP", exif=written), MAX_PIXELS)
+    assert (decoded.text_chunks, decoded.pixels.size) == ({}, SIZE)
 
 
 def test_job_over_its_memory_is_refused_for_good() -> None:
