@@ -34,7 +34,8 @@ async def measure_families(models: Mapping[str, Path], threads: int, *, quick: b
 async def measure_schedules(checkpoints: Mapping[str, Path], threads: int, *, quick: bool) -> dict[str, Any]:
     """One engine that has all families in memory. Raises SetupError when it takes longer than LIMIT_SECONDS."""
     named = {name: str(path) for name, path in checkpoints.items()}
-    settings = ImageSettings(model=next(iter(named.values())), models=named, threads=threads, max_rows=ROWS, measure_seconds=2.0)
+    seconds = 0.0 if quick else 2.0
+    settings = ImageSettings(model=next(iter(named.values())), models=named, threads=threads, max_rows=ROWS, measure_seconds=seconds)
     try:
         async with (
             asyncio.timeout(LIMIT_SECONDS),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import executor, gpu
+from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
 # diffusers and transformers issue deprecation warnings about themselves.
 pytestmark = [
@@ -13,6 +14,8 @@ pytestmark = [
 
 
 async def test_executor_bench_reports_all_figures(tmp_path: Path) -> None:
+    make_tiny_models(tmp_path / "models")
+    make_tiny_families(tmp_path / "models")
     figures = await executor.measure(tmp_path, quick=True)
     assert set(figures["loop_lag_ms"]) == {"p50", "p99", "max"}
     assert 0 < figures["inline_busy_share"] < figures["busy_share"] <= 1
