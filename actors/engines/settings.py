@@ -51,7 +51,7 @@ class ImageSettings(BaseSettings):
         description="How long a model that was loaded may take to measure with how many rows a step pays; 0: no limit but IMAGE_MAX_ROWS.",
     )
     order_seconds: Seconds = Field(1500.0, description="Timeout of one request; keep it below the broker's consumer_timeout.")
-    decode_seconds: Seconds = Field(120.0, description="Timeout for decoding the images of one request.")
+    decode_seconds: Seconds = Field(120.0, description="Timeout for encoding the pictures of one request, and for decoding its images.")
     preview_seconds: Seconds = Field(1.0, description="The shortest time between two previews of a request.")
     warm: bool = Field(True, description="Load the model at start; False: at the first request.")
     memory_budget_bytes: int = Field(12 * GIBIBYTE, description="Of the models in memory. The least recently used is evicted first.")

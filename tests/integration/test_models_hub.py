@@ -134,13 +134,24 @@ def test_unknown_hub_model_error_names_remedy(fake_hub: str, tmp_path: Path) -> 
 LOAD_PIPELINE = """
 import sys
 from pathlib import Path
+from actors.engines.diffusion.checkpoint import find_checkpoint
 from actors.engines.diffusion.model import load_model
 from actors.engines.process.protocol import EngineHost
 from actors.engines.settings import ImageSettings
 
 host = EngineHost(lambda *_: None, lambda: None, Path(sys.argv[1]))
 pipeline = load_model("someone/toy", "cpu", "bfloat16", ImageSettings(), host).family.pipeline
-print("loaded", pipeline.unet.dtype, pipeline.vae.dtype)
+folder = find_checkpoint("someone/toy")
+print("loaded", pipeline.unet.dtype, pipeline.vae.dtype, "found", folder is not None and folder.is_dir())
+"""
+LOAD_CONTROLNET = """
+import sys
+from pathlib import Path
+from actors.engines.diffusion.controlnets import ControlNets
+from actors.engines.process.protocol import EngineHost
+
+nets = ControlNets({"edges": "someone/toy"}, "cpu", "float32", EngineHost(lambda *_: None, lambda: None, Path(sys.argv[1])))
+print("size", nets.size_bytes("edges") > 0, "loaded", type(nets.load("edges").net).__name__)
 """
 
 
@@ -150,8 +161,23 @@ def test_image_model_of_the_hub_is_loaded_like_a_folder(fake_hub: str, tmp_path:
     from ops.local.tiny_models import make_tiny_families
 
     model = make_tiny_families(tmp_path / "tiny")["tiny-sdxl"]
-    FakeHub.files = {file.relative_to(model).as_posix(): file.read_bytes() for file in model.rglob("*") if file.is_file()}
+    FakeHub.files = repository_files(model)
     for _ in range(2):
         loaded = run_python(fake_hub, tmp_path, "-c", LOAD_PIPELINE, str(tmp_path))
-        assert "loaded torch.bfloat16 torch.float32" in loaded.stdout, loaded.stderr
+        assert "loaded torch.bfloat16 torch.float32 found True" in loaded.stdout, loaded.stderr
         shutil.rmtree(next((tmp_path / "home").rglob("snapshots/*/vae")))
+
+
+def test_controlnet_of_the_hub_is_loaded(fake_hub: str, tmp_path: Path) -> None:
+    """Its configuration alone is downloaded first, which is no whole ControlNet."""
+    from ops.local.tiny_models import make_tiny_families
+
+    FakeHub.files = repository_files(make_tiny_families(tmp_path / "tiny")["tiny-sd15-controlnet"])
+    loaded = run_python(fake_hub, tmp_path, "-c", LOAD_CONTROLNET, str(tmp_path))
+    assert "size True loaded ControlNetModel" in loaded.stdout, loaded.stderr
+
+
+def repository_files(model: Path) -> dict[str, bytes]:
+    """A repository has files that no pipeline needs."""
+    files = {file.relative_to(model).as_posix(): file.read_bytes() for file in model.rglob("*") if file.is_file()}
+    return files | {"README.md": b"# toy", "model.ckpt": b"weights of another format"}

@@ -14,17 +14,23 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin")
 NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "fuse.gcsfuse", "fuse.s3fs", "fuse.sshfs")
 
 
-def find_checkpoint(name: str) -> Path | None:
-    """The folder of a checkpoint: `name` itself, or the snapshot of a hub id in the hub's cache. None: it is not on this disk."""
+def find_checkpoint(name: str, index: str = "model_index.json") -> Path | None:
+    """The folder of a checkpoint: `name` itself, or the snapshot of a hub id in the hub's cache, if it has the file `index`.
+
+    None: it is not on this disk. A snapshot may lack files that nobody needs.
+    """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError:
         return None
+    except LocalEntryNotFoundError as error:
+        folder = Path(getattr(error, "snapshot_path", ""))
+    return folder if (folder / index).is_file() else None
 
 
 def download_index(name: str) -> Path:
@@ -34,9 +40,10 @@ def download_index(name: str) -> Path:
     return Path(hf_hub_download(name, "model_index.json")).parent
 
 
-def has_folders(folder: Path, parts: Iterable[str]) -> bool:
-    """Whether there is a folder of each part; a download that was interrupted leaves some out."""
-    return all((folder / part).is_dir() for part in parts)
+def has_parts(folder: Path, parts: Iterable[str]) -> bool:
+    """Whether there is a folder of each part, and weights in those of models; a download that was interrupted leaves some out."""
+    folders = [folder / part for part in parts]
+    return all(part.is_dir() and (bool(weight_files(part)) or not (part / "config.json").is_file()) for part in folders)
 
 
 def weight_files(folder: Path) -> list[Path]:

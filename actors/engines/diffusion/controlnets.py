@@ -4,6 +4,7 @@ Each is loaded at the first order that names it and kept beside the models, with
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,7 +20,7 @@ from bus.errors import PermanentError, TemporaryError
 
 log = structlog.get_logger()
 
-KIND = "ControlNetModel"
+KIND, CONFIG = "ControlNetModel", "config.json"
 PREFIX = "controlnet:"
 """Of the names of ControlNets in the cache of models."""
 LOAD_TIMEOUT_SECONDS = 600.0
@@ -133,7 +134,9 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
     """A ControlNet in `dtype`, on the CPU. Raises ValueError when its files lack weights."""
     import diffusers
 
-    net = diffusers.ControlNetModel.from_pretrained(local_source(source), dtype=dtype)
+    # A hub id goes to the library, which downloads what the cache lacks: the outline needed the configuration alone.
+    place = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+    net = diffusers.ControlNetModel.from_pretrained(place, dtype=dtype)
     if lacking := [key for key, tensor in net.named_parameters() if tensor.is_meta]:
         raise ValueError(describe_missing(source, lacking))
     return net.eval()
@@ -141,7 +144,7 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
 
 def local_source(source: str) -> str:
     """The folder of a ControlNet that is on this disk, else the hub id as it is."""
-    return str(find_checkpoint(source) or source)
+    return str(find_checkpoint(source, CONFIG) or source)
 
 
 def unload_controlnet(loaded: LoadedControlNet) -> None:

@@ -211,11 +211,11 @@ class DiffusionEngine:
         model, request = order.model, order.request
         conditions = self._with_fallbacks(model, partial(model.encode, request, adapters))
         starter = RowStarter(order.request_id, request, model.family, model.name, conditions, adapters, control_net)
-        build = partial(self._with_fallbacks, model, starter.build_rows)
-        if request.edit:
-            self.vae_thread.put(VaeTask(order.request_id, build))
+        if request.edit:  # in the VAE's thread, which leaves all parts but the VAE to this one
+            slice_vae = partial(enable_vae_slicing, model.family.pipeline, model.applied_fallbacks)
+            self.vae_thread.put(VaeTask(order.request_id, partial(self.oom.run_with_fallbacks, starter.build_rows, slice_vae)))
         else:
-            self._add_rows(order, build())
+            self._add_rows(order, self._with_fallbacks(model, starter.build_rows))
 
     def _with_fallbacks(self, model: DiffusionModel, operation: Callable[[], T]) -> T:
         return self.oom.run_with_fallbacks(operation, partial(self._next_fallback, model, 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from actors.engines.diffusion.checkpoint import find_checkpoint
+from actors.engines.diffusion.checkpoint import find_checkpoint, has_parts
 from actors.engines.diffusion.controlnets import ControlNets, cache_name, controlnet_of, unload_controlnet
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import find_family
@@ -52,7 +52,7 @@ class LoadedModels:
             in_use=lambda name: name == self._starting or in_use(name),
             pinned=frozenset({settings.model} if settings.pinned else ()),
         )
-        self._unusable: dict[str, tuple[float, TemporaryError]] = {}
+        self._unusable: dict[str, tuple[float, PermanentError | TemporaryError]] = {}
         self.warnings: dict[str, list[str]] = {}
         """By checkpoint: settings that have no effect with it, each with the cause."""
         self.saturation: dict[str, Saturation] = {}
@@ -94,8 +94,11 @@ class LoadedModels:
         """
         if request.control is None:
             return None
-        self.controlnets.check_fit(request.control.model, model.family)
-        return self._take(cache_name(request.control.model)).net
+        name = request.control.model
+        self.controlnets.check_fit(name, model.family)
+        if model.size_bytes + self.controlnets.size_bytes(name) > self.settings.memory_budget_bytes:  # it needs this very model
+            raise self._too_large(cache_name(name))
+        return self._take(cache_name(name)).net
 
     def _take_model(self, checkpoint: str) -> DiffusionModel:
         model: DiffusionModel = self._take(checkpoint)
@@ -109,7 +112,15 @@ class LoadedModels:
         except InsufficientMemory as error:
             if any(self._needed(held) for held in self.cache.names):
                 raise
-            raise TemporaryError(f"{error} (IMAGE_MEMORY_BUDGET_BYTES)", code="out-of-memory") from error
+            raise self._too_large(name) from error
+
+    def _too_large(self, name: str) -> TemporaryError:
+        """Without the names of other models, which may be folders of this machine."""
+        controlnet = controlnet_of(name)
+        what = f"the ControlNet {controlnet}" if controlnet else "the model"
+        text = f"{what} does not fit beside what must stay in memory: raise IMAGE_MEMORY_BUDGET_BYTES"
+        log.error("model.too_large", model=name, resident=self.cache.names, budget_bytes=self.settings.memory_budget_bytes)
+        return TemporaryError(text, code="out-of-memory")
 
     def _expected_bytes(self, name: str) -> int:
         """What a model or ControlNet will take; of a checkpoint that cannot be read nothing, since loading it says why."""
@@ -120,6 +131,8 @@ class LoadedModels:
             return DEFAULT_MODEL_BYTES
         try:
             family = find_family(name, folder, settings.families)
+            if not has_parts(folder, family.parts) and not Path(name).expanduser().is_dir():
+                return DEFAULT_MODEL_BYTES  # its download ended early
             parts = model_memory(folder, family, self.dtype, safety_checker=settings.safety_checker, quantization=settings.quantize)
         except ValueError:
             return 0
@@ -141,7 +154,7 @@ class LoadedModels:
             if controlnet := controlnet_of(name):
                 return self.controlnets.load(controlnet)
             model = load_model(name, self.device, self.dtype, self.settings, self.host)
-        except TemporaryError as error:
+        except (PermanentError, TemporaryError) as error:
             self._unusable[name] = time.monotonic() + UNUSABLE_SECONDS, error
             raise
         self.warnings[name] = list(model.warnings)
@@ -175,8 +188,11 @@ class LoadedModels:
     def _refuse_unusable(self, name: str) -> None:
         """Raises the error of a checkpoint that could not be loaded a moment ago: to try again would evict sound models for it."""
         until, error = self._unusable.get(name, (0.0, None))
-        if error and time.monotonic() < until:
-            raise TemporaryError(str(error), code=error.code)
+        if error is None or time.monotonic() >= until:
+            return
+        if isinstance(error, PermanentError):
+            raise PermanentError(error.code, str(error))
+        raise TemporaryError(str(error), code=error.code)
 
 
 def find_family_of(checkpoint: str, folder: Path, settings: ImageSettings) -> type[Family]:

@@ -15,7 +15,7 @@ from actors.engines.diffusion.checkpoint import (
     copy_to_local_cache,
     download_index,
     find_checkpoint,
-    has_folders,
+    has_parts,
     on_network_filesystem,
     weights_sha256,
 )
@@ -104,7 +104,7 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     host.report_load_progress(f"loading {name}", LOAD_TIMEOUT_SECONDS, 0.0)
     folder = find_checkpoint(name)
     kind = find_family(name, folder or (Path(name) if name.endswith(OTHER_FORMATS) else download_index(name)), settings.families)
-    if folder is None or not (has_folders(folder, kind.parts) or Path(name).expanduser().is_dir()):
+    if folder is None or not (has_parts(folder, kind.parts) or Path(name).expanduser().is_dir()):
         folder = kind.download(name)
     if settings.copy_weights == "always" or (settings.copy_weights == "auto" and on_network_filesystem(folder)):
         folder = copy_to_local_cache(folder, settings.local_cache)

@@ -34,7 +34,7 @@ class OomFallbacks:
             free_memory()
             fallback = next_fallback()
             if fallback is None:
-                raise MemoryExhausted("out of memory with every fallback applied: smaller batch, text encoders in the main memory, slicing")
+                raise MemoryExhausted("out of memory with every fallback applied that this work has")
             self.applied_counts[fallback] += 1
             log.warning("memory.fallback_applied", fallback=fallback, row_limit=self.row_limit)
 

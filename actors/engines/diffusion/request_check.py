@@ -1,5 +1,6 @@
 """An order with every parameter that its model's family decides, or the reason why this model cannot draw it."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -72,8 +73,8 @@ def check_loaded(request: ResolvedRequest, family: Family) -> None:
             message = f"{request.width}×{request.height}: to edit a picture with this checkpoint both sides must be multiples of {multiple}"
             raise PermanentError("size-unsupported", message)
         if family.first_step(request, edit) >= request.steps:
+            least = math.ceil(1000 / request.steps) / 1000
             raise PermanentError(
-                "strength-too-low",
-                f"a strength of {edit.strength:g} makes none of {request.steps} steps: it must be at least {1 / request.steps:.3g}",
+                "strength-too-low", f"a strength of {edit.strength:g} makes none of {request.steps} steps: it must be at least {least:g}"
             )
     family.check_request(request)

@@ -4,12 +4,13 @@ A row's generator is drawn from in the order of the stock pipelines: the picture
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.engines.diffusion.batching import Condition, ControlHint, DiffusionRow, KeptPicture, RowAdapters, add_noise
 from actors.engines.diffusion.families.family import Family
-from actors.engines.diffusion.requests import EditSource, ResolvedRequest
+from actors.engines.diffusion.requests import EditSource, InputPicture, ResolvedRequest
+from bus.errors import PermanentError
 
 
 @dataclass(eq=False)
@@ -23,6 +24,8 @@ class RowStarter:
     conditions: list[Condition]
     adapters: RowAdapters
     control_net: Any = None
+    _encoded: dict[bool, Any] = field(default_factory=dict)
+    """What the VAE made of the order's picture, by whether it is masked: all images of the order start from the same."""
 
     def group(self, index: int) -> Hashable:
         """What an image must have in common with others to share their calls."""
@@ -56,6 +59,12 @@ class RowStarter:
             row.control = ControlHint(self.control_net, hint, request.control.scale)
         return row
 
+    def _encode(self, image: InputPicture, mask: InputPicture | None = None) -> Any:
+        masked = mask is not None
+        if masked not in self._encoded:
+            self._encoded[masked] = self.family.encode_picture(self.request, image, mask)
+        return self._encoded[masked]
+
     def _start_from_picture(self, row: DiffusionRow, edit: EditSource) -> None:
         import torch
 
@@ -63,14 +72,16 @@ class RowStarter:
         noise_only = edit.mask is not None and family.starts_from_noise(edit)
         picture = None
         if not (noise_only and family.mask_beside):
-            picture = family.encode_picture(request, row.generator, edit.image)
+            picture = family.sample_latents(self._encode(edit.image), row.generator)
         noise = family.draw_noise(request, row.generator)
         sigma = noise_sigma(row.scheduler)
         row.latents = family.pack(noise * sigma if noise_only else add_noise(row.scheduler, picture, noise, row.timesteps[:1]))
         if edit.mask is None:
             return
-        masked = family.encode_picture(request, row.generator, edit.image, edit.mask)  # drawn also where it is not used
+        masked = family.sample_latents(self._encode(edit.image, edit.mask), row.generator)  # drawn also where it is not used
         mask = family.latent_mask(request, edit.mask)
+        if not bool(mask.any()):
+            raise PermanentError("mask-empty", "What the mask says to draw anew is too small for the model: paint at least 8 × 8 pixels.")
         if family.mask_beside:
             row.beside = torch.cat([mask, masked], dim=1)
         else:

@@ -187,16 +187,16 @@ class Family:
         """Whether an order with a mask begins with noise alone, as at strength 1."""
         return edit.strength == 1.0
 
-    def encode_picture(
-        self, request: ResolvedRequest, generator: torch.Generator, image: InputPicture, mask: InputPicture | None = None
-    ) -> torch.Tensor:
-        """The latents of a picture, scaled; with a mask, of what is outside of it. Called in the VAE's own thread."""
+    def encode_picture(self, request: ResolvedRequest, image: InputPicture, mask: InputPicture | None = None) -> Any:
+        """What the VAE makes of a picture; with a mask, of what is outside of it. Called in the VAE's own thread."""
         picture = self._pictures.preprocess(to_pil(image), height=request.height, width=request.width).to(torch.float32)
         if mask:
             picture = picture * (self._masks.preprocess(to_pil(mask), height=request.height, width=request.width) < 0.5)
         vae = self.pipeline.vae
-        frame = self.to_frame(picture).to(device=vae.device, dtype=vae.dtype)
-        encoded = vae.encode(frame)  # An AutoencoderTiny has latents in place of a distribution.
+        return vae.encode(self.to_frame(picture).to(device=vae.device, dtype=vae.dtype))
+
+    def sample_latents(self, encoded: Any, generator: torch.Generator) -> torch.Tensor:
+        """The latents of an encoded picture, scaled. An AutoencoderTiny gives latents in place of a distribution."""
         latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
         return self.scale_latents(latents).to(self.dtype)
 

@@ -1,7 +1,7 @@
 """Qwen-Image: packed latents of a VAE for videos, of which a picture is one frame; texts of any length, masked where they are padded."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -9,7 +9,7 @@ from actors.engines.diffusion.batching import Condition, DiffusionRow
 from actors.engines.diffusion.families.family import Defaults
 from actors.engines.diffusion.families.packed import PackedFamily
 from actors.engines.diffusion.families.transformer import count_tokens
-from actors.engines.diffusion.requests import InputPicture, ResolvedRequest
+from actors.engines.diffusion.requests import ResolvedRequest
 
 PROMPT_TOKENS = 1024
 
@@ -65,11 +65,9 @@ class QwenImage(PackedFamily):
         """1 × 3 × 1 × H × W."""
         return picture.unsqueeze(2)
 
-    def encode_picture(
-        self, request: ResolvedRequest, generator: torch.Generator, image: InputPicture, mask: InputPicture | None = None
-    ) -> torch.Tensor:
+    def sample_latents(self, encoded: Any, generator: torch.Generator) -> torch.Tensor:
         """1 × 1 × C × h × w, as the noise."""
-        return super().encode_picture(request, generator, image, mask).transpose(1, 2)
+        return super().sample_latents(encoded, generator).transpose(1, 2)
 
     def unpack(self, request: ResolvedRequest, latents: torch.Tensor) -> torch.Tensor:
         """1 × C × 1 × h × w."""
