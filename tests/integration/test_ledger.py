@@ -80,7 +80,7 @@ async def test_replayed_job_is_completed_after_failure(
         await publish_event(broker_client, event(job_id, "job", "failed", 5, fault=fault))
         await publish_event(broker_client, event(job_id, "image", "failed", 5, fault=fault))
         job = await wait_for_job(requests, job_id, 1)
-        listed = Jobs.model_validate(await requests.request("job.list", {"state": "completed", "limit": 500}, seconds=5))
+        listed = Jobs.model_validate(await requests.request("job.list", {"state": "completed", "words": job_id}, seconds=5))
     assert (job.state, job.fault, job.result) == ("completed", None, {"result_url": "u"})
     assert job_id in [job.job_id for job in listed.jobs]
 
