@@ -132,7 +132,7 @@ async def test_custom_itinerary_runs_and_its_condition_is_applied(gateway: OpenG
     async with start_worker(*JOB_ACTORS):
         response = await http.post("/jobs", json={"kind": "itinerary", "stops": stops, "answer": ["metadata"]}, params={"wait": 20})
     assert response.status_code == 200
-    assert sorted(response.json()["result"]) == ["images", "metadata", "signature_left_out", "signature_missing"]
+    assert sorted(response.json()["result"]) == ["images", "metadata", "signature_left_out", "signature_missing", "thumbnails"]
 
 
 class Test_idempotency_key:  # noqa: N801 - reads as a sentence

@@ -111,6 +111,6 @@ class Nvml:
 class Engine:
     """The attributes of the image engine that metrics read."""
 
-    models = SimpleNamespace(loads=1, used_bytes=1 << 20)
-    oom = SimpleNamespace(applied_counts={})
+    models = SimpleNamespace(cache=SimpleNamespace(loads=1, used_bytes=1 << 20), own_row_limit=4)
+    oom = SimpleNamespace(applied_counts={}, row_limit=10)
     groups = SimpleNamespace(rows=[1, 2])

@@ -58,7 +58,7 @@ async def test_image_url_serves_image(client: AsyncOpenAI, start_worker: StartWo
 @pytest.mark.parametrize(
     ("invalid", "param"),
     [
-        ({"size": "100x100"}, None),
+        ({"size": "100x100"}, "size"),
         ({"size": "wide"}, "size"),
         ({"n": 11}, "n"),
         ({"prompt": ""}, "prompt"),
@@ -66,7 +66,7 @@ async def test_image_url_serves_image(client: AsyncOpenAI, start_worker: StartWo
     ],
 )
 async def test_invalid_request_is_400_with_field(
-    client: AsyncOpenAI, start_worker: StartWorker, invalid: dict[str, object], param: str | None
+    client: AsyncOpenAI, start_worker: StartWorker, invalid: dict[str, object], param: str
 ) -> None:
     async with start_worker(FAKE_IMAGE_ACTOR):
         with pytest.raises(openai.BadRequestError) as raised:
@@ -81,7 +81,7 @@ async def test_actor_fault_code_is_returned(client: AsyncOpenAI, start_worker: S
             await client.images.generate(prompt="this fails")
     assert (raised.value.code, raised.value.body) == (
         "lora_missing",
-        {"message": "no such weights", "type": "invalid_request_error", "param": None, "code": "lora_missing"},
+        {"message": "no such weights", "type": "invalid_request_error", "param": "loras", "code": "lora_missing"},
     )
 
 
