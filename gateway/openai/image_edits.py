@@ -45,8 +45,8 @@ def form_schema() -> dict[str, Any]:
 async def edit(request: Request) -> Pictures | StreamingResponse:
     """Edit a picture; with `stream`, as server-sent events. A disconnect cancels the work."""
     services = services_of(request)
-    services.require_store()
     body, files = await read_edit_form(request)
+    services.require_store()
     body.check(services.file_memory.share_bytes)
     media_types = {name: require_picture(name, data) for name, data in files.items()}
     claims = {name: (await store_upload(request, data, media_types[name]))["claim"] for name, data in files.items()}

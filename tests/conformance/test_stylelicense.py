@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import ImageChops
 
+from actors.engines.diffusion.families.stable_diffusion import StableDiffusion
 from actors.engines.diffusion.oom import OomFallbacks
 from actors.engines.diffusion.tiny_stable_diffusion import write_tiny_diffusion, write_tiny_lora
 from actors.engines.process.gpu import choose_device
@@ -25,7 +26,6 @@ from actors.engines.settings import ImageSettings
 from actors.image import build_actor
 from actors.imaging.fonts import load_fonts
 from actors.imaging.text_runs import split_into_runs
-from contracts.image import Image
 from ops.cli import main, parser
 from ops.docgen.settings_catalog import all_settings, settings_classes
 from ops.local.postgres import EmbeddedPostgres
@@ -219,7 +219,7 @@ def test_foreign_messages(recorded: Recorded) -> None:
 @pytest.mark.promise("Generation parameters", "pictures have 512 x 512 pixels; the aspect ratio `1:2` has 512 x 1024")
 def test_default_parameters(recorded: Recorded) -> None:
     assert ImageSettings().model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert Image(prompt="x").scheduler == "dpm++"
+    assert StableDiffusion.defaults.scheduler == "dpm++"
     assert [recorded.picture(name).size for name in ("flat", "plain", "tall")] == [(512, 512), (512, 512), (512, 1024)]
 
 
@@ -397,4 +397,4 @@ def test_smaller_batch_when_memory_runs_out() -> None:
 
     assert fallbacks.run_with_fallbacks(draw, lambda: fallbacks.halve_batch(8)) == 2
     assert dict(fallbacks.applied_counts) == {"batch-4": 1, "batch-2": 1}
-    assert (Image(prompt="x").scheduler, ImageSettings().pinned) == ("dpm++", True)
+    assert (StableDiffusion.defaults.scheduler, ImageSettings().pinned) == ("dpm++", True)

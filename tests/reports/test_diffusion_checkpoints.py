@@ -48,10 +48,10 @@ def other_text_encoder(folder: Path) -> None:
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
 
 
-def inpainting_unet(folder: Path) -> None:
+def unet_of_five_channels(folder: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    config = dict(UNet2DConditionModel.load_config(folder / "unet")) | {"in_channels": 9}
+    config = dict(UNet2DConditionModel.load_config(folder / "unet")) | {"in_channels": 5}
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
 
 
@@ -101,7 +101,7 @@ BROKEN_DIFFUSION: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit("model_index.json", _class_name="StableDiffusionXLPipeline"),
         "it is a StableDiffusionXLPipeline",
     ),
-    "for inpainting: huggingface/diffusers #6964": (inpainting_unet, "reads 9 channels"),
+    "for depth, with 5 channels: huggingface/diffusers #6964": (unet_of_five_channels, "reads 5 channels"),
     "text encoder of another model: Comfy-Org/ComfyUI #7264": (other_text_encoder, "cross_attention_dim"),
     "tokenizer of another model: CompVis/stable-diffusion #860": (large_tokenizer, "text_encoder/config.json"),
     "no scaling factor: huggingface/diffusers #7003": (
@@ -181,7 +181,7 @@ def test_broken_model_fails_only_orders_that_name_it(broken_beside_sound: Diffus
 def test_picture_that_is_no_numbers_is_an_error_and_not_black(models: dict[str, Path], tmp_path: Path) -> None:
     """instantX-research/InstantStyle-Plus #2, huanngzh/ComfyUI-MVAdapter #14: the VAE overflows for some pictures only."""
     engine = open_diffusion(models["tiny-sd"], tmp_path / "shm")
-    vae = engine.models.get(engine.settings.model).pipeline.vae
+    vae = engine.models.default().family.pipeline.vae
     decode = vae.decode
     vae.decode = lambda latents, **options: (decode(latents, **options)[0] * float("nan"),)
     engine.submit(1, DiffusionRequest("a cat", 1, width=64, height=64, steps=1))

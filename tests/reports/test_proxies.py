@@ -89,8 +89,8 @@ async def test_every_address_of_a_job_is_one_that_the_client_can_open(
         job = await wait_until_job_ended(http, accepted.json()["job_id"])
         assert job["state"] == "completed"
         root = str(http.base_url).removesuffix(f"{PREFIX}/")
-        for file in job["files"]:
-            assert (await http.get(root + file["href"])).headers["content-type"] == "image/png"
+        media_types = {(await http.get(root + file["href"])).headers["content-type"] for file in job["files"]}
+        assert media_types == {"image/png", "image/jpeg"}, "the pictures and their thumbnails"
         assert parse_events((await http.get(root + links["events"])).text)[-1]["event"] == "job.completed"
         if proxy != "nginx without headers":
             body = {"prompt": "harbour", "size": "64x64", "response_format": "url"}

@@ -66,7 +66,7 @@ def test_each_row_of_a_batch_has_the_style_of_its_own_lora(image_engine: Diffusi
     scene = Scene("star", "yellow", "purple")
     styles = [None, "ink", "night"] * 3
     requests = {
-        number: make_request(number, scene.captions[0], lora=style and lora(tiny_models, style))
+        number: make_request(number, scene.captions[0], loras=(lora(tiny_models, style),) if style else ())
         for number, style in enumerate(styles, start=1)
     }
     colors = detected_colors(image_engine, requests)
