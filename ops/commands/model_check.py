@@ -73,7 +73,7 @@ def examine_loras(files: list[Path], family: Any, settings: ImageSettings) -> li
 
 def describe_problem(error: Exception) -> str:
     """In one line. What a library raises has the kind of the error before it."""
-    text = " ".join(str(error).split())[:1000]
+    text = mask_text(" ".join(str(error).split()))[:1000]
     if isinstance(error, ValueError | OSError) and text:
         return text
     return f"it cannot be examined ({type(error).__name__}{': ' if text else ''}{text})"

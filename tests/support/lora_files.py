@@ -80,9 +80,9 @@ def with_magnitudes(tensors: Tensors) -> Tensors:
 def as_loha(tensors: Tensors) -> Tensors:
     changed: Tensors = {}
     for key, tensor in tensors.items():
-        for half, letter in (("lora_up.weight", "a"), ("lora_down.weight", "b")):
+        for half, side in (("lora_up.weight", "a"), ("lora_down.weight", "b")):
             if key.endswith(half):
-                changed |= {key.replace(half, f"hada_w{number}_{letter}"): tensor.clone() for number in (1, 2)}
+                changed |= {key.replace(half, f"hada_w{number}_{side}"): tensor.clone() for number in (1, 2)}
     return changed
 
 

@@ -13,6 +13,7 @@ from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.request_check import resolve_request
 from actors.engines.diffusion.requests import DiffusionRequest, ResolvedRequest
 from actors.engines.diffusion.row_start import noise_sigma
+from actors.engines.process.failures import describe_error
 from actors.engines.process.model_cache import describe_missing
 
 SIDE = 64
@@ -34,8 +35,8 @@ def check_configurations(family: Family) -> None:
     try:
         family.check()
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        cause = " ".join(str(error).split())[:300]
-        text = f"a value in the configuration of a part is missing or of a wrong type ({type(error).__name__}: {cause})"
+        cause = f"{type(error).__name__}: {describe_error(error, 300)}"
+        text = f"a value in the configuration of a part is missing or of a wrong type ({cause})"
         raise ValueError(f"{text}: take the files of the checkpoint's origin") from error
 
 

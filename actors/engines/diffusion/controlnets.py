@@ -12,7 +12,7 @@ import torch
 
 from actors.engines.diffusion.checkpoint import find_checkpoint
 from actors.engines.diffusion.families.family import Family
-from actors.engines.process.failures import is_device_failure
+from actors.engines.process.failures import describe_error, is_device_failure
 from actors.engines.process.gpu import free_memory
 from actors.engines.process.model_cache import describe_missing
 from actors.engines.process.protocol import EngineHost
@@ -86,8 +86,7 @@ class ControlNets:
 
     def _unusable(self, name: str, error: Exception) -> TemporaryError:
         log.error("controlnet.unusable", controlnet=name, exc_info=error)
-        cause = " ".join(str(error).split())[:600] or type(error).__name__
-        return TemporaryError(f"the ControlNet {name} cannot be used: {cause}", code="model-unusable")
+        return TemporaryError(f"the ControlNet {name} cannot be used: {describe_error(error, 600)}", code="model-unusable")
 
 
 def read_outline(source: str) -> Any:

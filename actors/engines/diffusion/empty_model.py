@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.families.registry import has_part
+from actors.engines.process.failures import describe_error
 
 CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 MAX_CONFIG_BYTES = 4 << 20
@@ -36,7 +37,7 @@ def build_part(folder: Path, part: str, library: str, name: str) -> Any:
     try:
         return build_from_config(source, library, name)
     except Exception as error:
-        cause = " ".join(str(error).split())[:300]
+        cause = describe_error(error, 300)
         text = f"the part {part} ({name[:100]}) cannot be built from its configuration ({type(error).__name__}): {cause}"
         raise ValueError(text) from error
 

@@ -29,7 +29,7 @@ from actors.engines.diffusion.preview import PreviewMap, fit_preview
 from actors.engines.diffusion.prompt_cache import PromptCache
 from actors.engines.diffusion.requests import ResolvedRequest
 from actors.engines.diffusion.text_encoders import TextEncoders
-from actors.engines.process.failures import is_device_failure
+from actors.engines.process.failures import describe_error, is_device_failure
 from actors.engines.process.gpu import free_memory
 from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost
@@ -93,7 +93,7 @@ def load_model(name: str, device: str, dtype: str, settings: ImageSettings, host
         if is_device_failure(error):
             raise
         log.error("model.unusable", model=name, exc_info=error)
-        cause = " ".join(str(error).split())[:600] or type(error).__name__
+        cause = describe_error(error, 600)
         raise TemporaryError(f"the checkpoint {name} cannot be used: {cause}", code="model-unusable") from error
 
 

@@ -6,6 +6,7 @@ import structlog
 
 from actors.engines.process.protocol import Failed, MemoryExhausted
 from bus.errors import PermanentError, TemporaryError
+from bus.masking import mask_text
 
 log = structlog.get_logger()
 
@@ -31,6 +32,11 @@ def is_device_failure(error: BaseException) -> bool:
 def torch_says(error: BaseException, texts: tuple[str, ...]) -> bool:
     """Whether an error of torch, which are plain RuntimeErrors, has one of these texts. Other errors may quote what a client wrote."""
     return type(error) is RuntimeError and any(text in str(error).lower() for text in texts)
+
+
+def describe_error(error: BaseException, max_chars: int) -> str:
+    """The text of an error in one line, or its kind. Secrets are masked before it is cut: half of one is not recognised."""
+    return mask_text(" ".join(str(error).split()))[:max_chars] or type(error).__name__
 
 
 def exit_cause(error: BaseException) -> Literal["memory", "device", "error"]:

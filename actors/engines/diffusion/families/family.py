@@ -4,6 +4,7 @@ A family is a subclass of `Family`, and all that differs from this class is in i
 R is the number of halves in one call: a guided row has two, the negative one first. Tensors of one row have a leading axis of 1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class LayerAlias:
     rows: tuple[int, int] | None = None
 
 
-class Family:
+class Family(ABC):
     """One model in memory, through the eyes of its family. `pipeline`: the one of diffusers, in its dtype and on its device.
 
     A request that a family gets has all its parameters: `width`, `height`, `steps`, `guidance_scale`, `scheduler`.
@@ -83,6 +84,7 @@ class Family:
         self.vae_scale: int = pipeline.vae_scale_factor
         scale = self.vae_scale * self.patch
         self._pictures = VaeImageProcessor(vae_scale_factor=scale)
+        self._hints = VaeImageProcessor(vae_scale_factor=scale, do_convert_rgb=True, do_normalize=False)
         self._masks = VaeImageProcessor(vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 
     @property
@@ -129,7 +131,7 @@ class Family:
         latents = getattr(self.pipeline, "default_sample_size", None) or self.denoiser.config.get("sample_size")
         return latents * self.vae_scale if isinstance(latents, int) else self.defaults.side
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - not every family has more to check
         """Raises ValueError for parts that are of different models. That no weight is missing is verified for all families."""
 
     # -- one order
@@ -138,16 +140,16 @@ class Family:
         """Beside model and size: rows with equal groups may share a call."""
         return None
 
-    def check_request(self, request: ResolvedRequest) -> None:
+    def check_request(self, request: ResolvedRequest) -> None:  # noqa: B027 - not every checkpoint has such limits
         """Raises PermanentError for what this checkpoint cannot do, beyond what the class attributes say."""
 
     def is_guided(self, request: ResolvedRequest) -> bool:
         """Whether a row has a negative half."""
         return request.guidance_scale > 1
 
+    @abstractmethod
     def encode(self, request: ResolvedRequest) -> list[Condition]:
         """What each half is drawn after: [negative, positive], or [positive]. Raises PermanentError("prompt-too-long") with the count."""
-        raise NotImplementedError
 
     def build_schedule(self, request: ResolvedRequest) -> Any:
         """A new scheduler of one row, its timesteps set."""
@@ -210,8 +212,9 @@ class Family:
         return torch.nn.functional.interpolate(pixels, size=self.latent_size(request)).to(device=self.device, dtype=self.dtype)
 
     def control_hint(self, request: ResolvedRequest, picture: InputPicture) -> torch.Tensor:
-        """The picture that a ControlNet follows, 1 × 3 × H × W. Families whose `edits` have `control` override it."""
-        raise NotImplementedError
+        """The picture that a ControlNet follows, 1 × 3 × H × W."""
+        pixels = self._hints.preprocess(to_pil(picture), height=request.height, width=request.width)
+        return pixels.to(device=self.device, dtype=self.dtype)
 
     def resized_picture(self, request: ResolvedRequest, picture: InputPicture) -> Any:
         """The picture in the order's size, as the VAE reads it: H × W × 3 bytes, or H × W of a mask."""
@@ -221,9 +224,9 @@ class Family:
 
     # -- a step
 
+    @abstractmethod
     def denoise(self, x: torch.Tensor, t: torch.Tensor, conditions: Sequence[Condition], rows: Sequence[DiffusionRow]) -> torch.Tensor:
         """One call of the denoiser. `x`: R × …; `t`: R; `conditions` and `rows`: one for each half. Returns R × …"""
-        raise NotImplementedError
 
     def guide(self, row: DiffusionRow, predictions: torch.Tensor) -> torch.Tensor:
         """The prediction of a row from those of its halves: 1 or 2 × … → 1 × …"""

@@ -4,14 +4,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
 from actors.engines.diffusion.batching import Condition, DiffusionRow
 from actors.engines.diffusion.families.clip_windows import MAX_WINDOWS, count_windows, limit_tokens, prompt_windows
-from actors.engines.diffusion.families.family import Family, LayerAlias, stack, to_pil
+from actors.engines.diffusion.families.family import Family, LayerAlias, stack
 from actors.engines.diffusion.families.unet_control import control_residuals
 from actors.engines.diffusion.families.unet_layers import original_name, plain_up_blocks
-from actors.engines.diffusion.requests import EditSource, InputPicture, ResolvedRequest
+from actors.engines.diffusion.requests import EditSource, ResolvedRequest
 from actors.engines.diffusion.schedulers import SCHEDULERS
 
 
@@ -38,7 +37,6 @@ class StableDiffusion(Family):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         self.mask_beside = self.denoiser.config.in_channels == 2 * self.latent_channels + 1
-        self._hints = VaeImageProcessor(vae_scale_factor=self.vae_scale, do_convert_rgb=True, do_normalize=False)
 
     # -- a checkpoint
 
@@ -96,10 +94,6 @@ class StableDiffusion(Family):
     def first_step(self, request: ResolvedRequest, edit: EditSource) -> int:
         """The steps that are made are rounded down, as in the stock pipelines of this family."""
         return max(request.steps - min(int(request.steps * edit.strength), request.steps), 0)
-
-    def control_hint(self, request: ResolvedRequest, picture: InputPicture) -> torch.Tensor:
-        pixels = self._hints.preprocess(to_pil(picture), height=request.height, width=request.width)
-        return pixels.to(device=self.device, dtype=self.dtype)
 
     # -- a step
 

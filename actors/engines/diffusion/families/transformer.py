@@ -1,5 +1,6 @@
 """What families with a transformer share: prompts that are read whole up to a limit, and the schedule of flow matching."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -41,9 +42,9 @@ class TransformerFamily(Family):
         for what, (given, read) in self.widths().items():
             check_equal(f"the {what}", given, "what the transformer reads", read)
 
+    @abstractmethod
     def widths(self) -> Mapping[str, tuple[int, int]]:
         """What the transformer reads → its width as the other parts give it, and in the transformer's configuration."""
-        raise NotImplementedError
 
     # -- an order
 
@@ -62,13 +63,13 @@ class TransformerFamily(Family):
         """A tensor on the denoiser's device; numbers that are no integers in its dtype."""
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
+    @abstractmethod
     def count_prompt(self, prompt: str) -> tuple[int, int]:
         """The tokens of a prompt with those that the model puts around it, and how many it can read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_prompt(self, prompt: str) -> Condition:
         """One half's condition, in the dtype and on the device of the text encoders."""
-        raise NotImplementedError
 
 
 class FlowFamily(TransformerFamily):

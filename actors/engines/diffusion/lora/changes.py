@@ -31,8 +31,7 @@ class LowRank:
 
     def weight(self) -> Any:
         """The change of the layer's weight, out × in × …"""
-        if self.mid is not None:
-            raise NotImplementedError("a kernel between the halves is no part of DoRA")
+        assert self.mid is None, "a kernel between the halves is no part of DoRA"
         flat = self.up.flatten(1) @ self.down.flatten(1)
         return flat.reshape(len(self.up), *self.down.shape[1:])
 
