@@ -78,6 +78,7 @@ async def test_cancelled_request_cancels_job(start_worker: StartWorker, requests
         await asyncio.wait_for(started.wait(), 5)
         request.cancel()
         await asyncio.wait_for(stopped.wait(), 5)
+    assert request.cancelled()
 
 
 async def test_unroutable_command_fails_immediately(requests: RequestClient) -> None:

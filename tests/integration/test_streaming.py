@@ -83,6 +83,7 @@ async def test_closed_stream_cancels_job(start_worker: StartWorker, requests: Re
                 if chunk.body["sequence"] == 10:
                     break
         await asyncio.wait_for(endless.ended.wait(), 5)
+    assert requests.pending_count == 0
 
 
 async def test_stream_to_missing_reply_queue_cancels_job(start_worker: StartWorker, bus_settings: BusSettings) -> None:

@@ -109,6 +109,7 @@ async def test_webhooks_of_different_generations_run_concurrently(processes: lis
             await backend.request_semaphore.acquire()
     backend.release_event.set()
     await waiting
+    assert backend.paths == ["complete"] * 6
 
 
 async def test_concurrent_webhooks_are_ordered(processes: list[Handler], backend: WebhookBackend) -> None:
