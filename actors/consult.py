@@ -39,7 +39,7 @@ async def consult(
 ) -> ConsultDone:
     request = VlmRequest(
         text=build_consult_prompt(command.prompt),
-        image=await load_image(command, context.tenant, image_loader),
+        images=await load_images(command, context.tenant, image_loader),
         max_new_tokens=command.max_new_tokens or settings.consult_max_new_tokens,
         repetition_penalty=settings.consult_repetition_penalty,
     )
@@ -49,13 +49,13 @@ async def consult(
     )
 
 
-async def load_image(command: Consult, tenant: str | None, image_loader: ImageLoader) -> bytes | None:
-    """The command's picture as PNG; None when there is none."""
-    if command.picture:
-        return await image_loader.encode_for_model(await image_loader.from_claim(command.picture, tenant=tenant))
-    if command.image:
-        return await image_loader.encode_for_model(await image_loader.from_base64(command.image))
-    return None
+async def load_images(command: Consult, tenant: str | None, image_loader: ImageLoader) -> tuple[bytes, ...]:
+    """The command's pictures as PNGs. `image` is not read beside a claim."""
+    claims = [*([command.picture] if command.picture else []), *command.pictures]
+    pictures = [await image_loader.from_claim(claim, tenant=tenant) for claim in claims]
+    if not pictures and command.image:
+        pictures = [await image_loader.from_base64(command.image)]
+    return tuple([await image_loader.encode_for_model(picture) for picture in pictures])
 
 
 async def is_ready(command: IsConsultReady, context: Context, *, client: VlmClient, settings: VisionSettings) -> ConsultReady:

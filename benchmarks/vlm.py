@@ -26,7 +26,7 @@ from actors.engines.settings import ExecutorSettings
 from benchmarks.harness import print_figures
 from bus.observability.logs import configure_logging
 
-ENGINE = "actors.engines.language.engine:open_engine"
+ENGINE = "actors.engines.language.vision_model:open_engine"
 BATCH_SIZES = (1, 4, 8)
 REQUEST_COUNT = 8
 """Requests of a round, in batches of each size."""
@@ -76,7 +76,7 @@ def sample_requests(tokens: int, count: int = REQUEST_COUNT) -> Sequence[VlmRequ
     """Requests with one image each, the same every time."""
     rng = random.Random(7)  # noqa: S311 - pixels, not secrets
     pictures = [Image.frombytes("RGB", (16, 16), rng.randbytes(768)).resize((64, 64)) for _ in range(count)]
-    return [VlmRequest(f"What is shown in picture {number}?", encode_png(picture), tokens) for number, picture in enumerate(pictures)]
+    return [VlmRequest(f"What is shown in picture {number}?", (encode_png(picture),), tokens) for number, picture in enumerate(pictures)]
 
 
 def encode_png(picture: Image.Image) -> bytes:

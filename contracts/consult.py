@@ -9,13 +9,17 @@ from contracts.wire import Command, Result
 
 
 class Consult(Command):
-    """Ask a question. The image is a claim, or a small one as base64 in the message; when both are set, the claim is used."""
+    """Ask a question. The image is a claim, or a small one as base64 in the message; when both are set, the claim is used.
+
+    Several images are claims in `pictures`, in the order in which the question names them; `picture` is before them.
+    """
 
     prompt: str = Field("", max_length=20_000)
     image: str | None = Field(
         None, description="base64, with or without a `data:` prefix. A message is limited to 1 MiB: send a claim for more."
     )
     picture: Claim | None = None
+    pictures: list[Claim] = Field(default_factory=list, max_length=8)
     max_new_tokens: int | None = Field(None, ge=1, le=4096, description="None: the worker's setting, by default 1024.")
 
 

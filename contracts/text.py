@@ -3,7 +3,7 @@
 With `stream` and a reply queue the text is sent as `text.delta.v1` replies, numbered from 0, before the final `text.done.v1`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,8 +11,10 @@ from contracts.claim import Claim
 from contracts.wire import Command, Result
 from contracts.wire_model import WireModel
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "content_filter"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Picture(WireModel):
@@ -38,18 +40,42 @@ class Part(WireModel):
     picture: Picture | None = None
 
 
+class Tool(WireModel):
+    """A function that the model may call. `parameters`: JSON schema of its arguments; None: it has none."""
+
+    name: ToolName
+    description: str | None = Field(None, max_length=20_000)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="Passed to servers. Engines that constrain their output always obey the schema.")
+
+
+class ToolCall(WireModel):
+    """A function that the model calls. `arguments`: JSON."""
+
+    id: str = Field(max_length=256)
+    name: str = Field(max_length=256)
+    arguments: str
+
+
 class Message(WireModel):
     """One message of a chat."""
 
     role: Role
-    content: str | list[Part]
+    content: str | list[Part] = ""
+    tool_calls: list[ToolCall] = Field(default_factory=list, max_length=128, description="Of the role `assistant`.")
+    tool_call_id: str | None = Field(None, max_length=256, description="Of the role `tool`: the call whose result `content` is.")
+    name: str | None = Field(None, max_length=256, description="Of the role `tool`: the function.")
+    reasoning: str | None = Field(None, description="Of the role `assistant`: what it thought before. Passed to servers.")
 
 
 class Text(Command):
-    """Generate a text. Either `message` (the user's next message in a conversation) or `messages` (a whole chat, which is not stored)."""
+    """Generate a text: with `message` (the user's next message in a conversation), `messages` (a whole chat, which is not stored) or
+    `prompt` (a text that the model continues, without a chat template). Exactly one of the three is set.
+    """
 
     message: str | None = Field(None, min_length=1, max_length=400_000)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+    prompt: str | None = Field(None, max_length=400_000)
     system: str | None = Field(None, max_length=20_000, description="The system prompt, before all messages.")
     conversation_id: str | None = Field(None, max_length=255, description="None or an unknown id: a new conversation.")
     pictures: list[Picture] = Field(default_factory=list, max_length=16, description="Used with `message`.")
@@ -65,9 +91,40 @@ class Text(Command):
     lora_adapter: str | None = Field(
         None, max_length=255, description="The name of an adapter of the worker or its server. None: DEFAULT_LORA_ADAPTER."
     )
+    tools: list[Tool] = Field(default_factory=list, max_length=128, description="Used with `messages`.")
+    tool_choice: Literal["none", "auto", "required"] = Field("auto", description="`required`: the answer is at least one call.")
+    tool_name: ToolName | None = Field(None, description="The answer is a call of this tool.")
+    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
+    n: int = Field(1, ge=1, le=16, description="Answers to generate. With a seed, answer k has the seed plus k.")
+    logprobs: bool = Field(False, description="Return the log probability of each token.")
+    top_logprobs: int = Field(0, ge=0, le=20, description="With `logprobs`: also of so many likeliest tokens at each place.")
+    reasoning_effort: ReasoningEffort | None = Field(None, description="For models that reason; passed to servers and chat templates.")
     json_only: bool = Field(False, description="Constrain decoding to a JSON object.")
     json_schema: dict[str, Any] | None = Field(None, description="Constrain decoding to this JSON schema.")
     stream: bool = Field(False, description="Send deltas while the text is generated.")
+
+
+class Alternative(WireModel):
+    """A token that was possible at one place. `text` may be part of a character; `bytes`: its UTF-8 bytes, where they are known."""
+
+    text: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Alternative):
+    """A generated token, with the likeliest tokens at its place. Log probabilities are the model's, before temperature and penalties."""
+
+    top: list[Alternative] = Field(default_factory=list)
+
+
+class ToolCallDelta(WireModel):
+    """A part of a tool call. `index`: its place among the answer's calls. `id` and `name` are in its first part."""
+
+    index: int = Field(ge=0)
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 class TextDelta(WireModel):
@@ -76,6 +133,10 @@ class TextDelta(WireModel):
     sequence: int = Field(ge=0)
     delta: str
     tokens: int = Field(0, ge=0, description="Tokens generated so far.")
+    choice: int = Field(0, ge=0, description="The answer that it belongs to, when `n` is more than 1.")
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = Field(default_factory=list)
+    logprobs: list[TokenLogprob] = Field(default_factory=list)
 
 
 class Timings(WireModel):
@@ -108,12 +169,31 @@ class Usage(WireModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = Field(0, description="Of the prompt: those that were read before and not computed again.")
+    reasoning_tokens: int = Field(0, description="Of the completion: those of its reasoning.")
+
+
+class Answer(WireModel):
+    """One of several answers. Fields as in `TextDone`."""
+
+    response: str
+    finish_reason: FinishReason = "stop"
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    reasoning: str | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 class TextDone(Result):
     """The generated text."""
 
     response: str
+    tool_calls: list[ToolCall] = Field(default_factory=list, description="The functions that the model calls.")
+    reasoning: str | None = Field(None, description="What the model thought before its answer, where its server says it.")
+    logprobs: list[TokenLogprob] | None = None
+    answers: list[Answer] = Field(
+        default_factory=list, description="All answers when `n` is more than 1; the fields beside are those of the first."
+    )
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for this request; None: not known.")
     conversation_id: str | None = Field(None, description="None when the chat is not stored.")
     generation_time: float = Field(description="Seconds, with two decimals.")
     model_info: ModelInfo
@@ -122,7 +202,7 @@ class TextDone(Result):
     finish_reason: FinishReason = Field(
         "stop",
         description="`length`: cut at max_tokens or at the end of the model's context; `content_filter`: the model's server stopped or "
-        "refused the answer.",
+        "refused the answer; `tool_calls`: the answer ends with calls.",
     )
     usage: Usage
     deltas: int | None = Field(None, description="The number of deltas sent before this result; None when it was not streamed.")

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from actors.engines.language.engine import VlmEngine, open_engine
 from actors.engines.language.requests import VlmOptions, VlmRequest
+from actors.engines.language.vision_model import VlmEngine, open_engine
 from actors.engines.process.protocol import EngineHost, Finished
 from actors.vision.prompts import JUDGE_PROMPT
 from actors.vision.schema_limits import max_json_bytes
@@ -63,7 +63,9 @@ def build_request(text: str, poster: Poster, verdict_schema: type[BaseModel]) ->
     file = io.BytesIO()
     poster.pixels.save(file, "PNG")
     max_bytes = max_json_bytes(verdict_schema)
-    return VlmRequest(text, file.getvalue(), max_bytes, schema=json.dumps(verdict_schema.model_json_schema()), max_answer_bytes=max_bytes)
+    return VlmRequest(
+        text, (file.getvalue(),), max_bytes, schema=json.dumps(verdict_schema.model_json_schema()), max_answer_bytes=max_bytes
+    )
 
 
 def run_requests(engine: VlmEngine, requests: Sequence[VlmRequest]) -> list[str]:

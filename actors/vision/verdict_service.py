@@ -71,7 +71,7 @@ class VerdictService:
         max_bytes = max_json_bytes(schema)
         request = VlmRequest(
             text=prompt,
-            image=await self.image_loader.encode_for_model(picture),
+            images=(await self.image_loader.encode_for_model(picture),),
             max_new_tokens=min(self.settings.verdict_max_new_tokens, max_bytes),
             schema=json.dumps(schema.model_json_schema()),
             max_answer_bytes=max_bytes,

@@ -110,7 +110,7 @@ async def open_client(settings: VlmSettings, set_unready: SetUnready) -> AsyncIt
             yield RemoteVlmClient(server)
         return
     options = settings.build_options(await ensure_local_model(settings))
-    spec = EngineSpec("actors.engines.language.engine:open_engine", options)
+    spec = EngineSpec("actors.engines.language.vision_model:open_engine", options)
     async with open_executor(
         spec,
         ExecutorSettings(),

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image as Pillow
 
 from actors.engines.diffusion.requests import DiffusionRequest
-from actors.engines.language.engine import VlmEngine, open_engine
 from actors.engines.language.requests import VlmOptions, VlmRequest, VlmResponse
+from actors.engines.language.vision_model import VlmEngine, open_engine
 from actors.engines.process.gpu import DeviceMeter
 from actors.engines.process.protocol import Finished
 from actors.vision.prompts import build_consult_prompt
@@ -82,7 +82,7 @@ def test_memory_of_the_device_is_measured(tiny_models: TinyModels, tmp_path: Pat
 
 @pytest.mark.parametrize("picture", [None, gradient_png()], ids=["text", "picture"])
 def test_language_engine_answers_as_on_the_cpu(tiny_models: TinyModels, picture: bytes | None) -> None:
-    request = VlmRequest(build_consult_prompt("Why is my skin dry?"), picture, 24, 1.1)
+    request = VlmRequest(build_consult_prompt("Why is my skin dry?"), (picture,), 24, 1.1)
     answers = [answer_on(tiny_models["tiny-llava"], device, request) for device in (DEVICE, "cpu")]
     assert answers[0].text == answers[1].text
 

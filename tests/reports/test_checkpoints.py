@@ -17,9 +17,9 @@ from PIL import Image as Pillow
 
 from actors.engines.language import engine as language
 from actors.engines.language.checkpoint_check import complete_processor
-from actors.engines.language.engine import VlmEngine
 from actors.engines.language.requests import GenerationRequest, TextModelOptions, VlmOptions, VlmRequest
 from actors.engines.language.text_model import TextModelEngine, open_text_model
+from actors.engines.language.vision_model import VlmEngine
 from actors.engines.process.executor import open_executor
 from actors.engines.process.protocol import EngineSpec, Failed, Finished
 from actors.engines.settings import ExecutorSettings
@@ -79,7 +79,7 @@ def remove(*fields: str) -> Change:
     return lambda content: [content.pop(field, None) for field in fields]
 
 
-QUESTION = VlmRequest("What is this?", image=png(), max_new_tokens=6)
+QUESTION = VlmRequest("What is this?", images=(png(),), max_new_tokens=6)
 INCOMPLETE = {
     "nothing but the image token: huggingface/transformers #36002": (
         "patch_size",
@@ -221,13 +221,13 @@ def test_what_is_not_certain_is_asked_for(tmp_path: Path) -> None:
 def test_picture_that_the_model_cannot_read_fails_alone(models: dict[str, Path]) -> None:
     """huggingface/transformers #35775: some pictures have other numbers of tokens and features. Neighbours are answered as alone."""
     engine = open_vision(models["tiny-llava"])
-    others = [VlmRequest(f"question {number}", png((80, 50 + number)), max_new_tokens=5) for number in range(3)]
+    others = [VlmRequest(f"question {number}", (png((80, 50 + number)),), max_new_tokens=5) for number in range(3)]
     alone = [answer(engine, request)[0].text for request in others]
     ids, pixels = engine._preprocess(QUESTION)
     engine._preprocess = lambda request: (ids[:-3], pixels) if request.text == "broken" else VlmEngine._preprocess(engine, request)  # type: ignore[method-assign]
     token = engine._model.config.image_token_id
     ids = torch.cat([torch.tensor([token]), ids])
-    first, failed, *rest = answer(engine, others[0], VlmRequest("broken", png(), max_new_tokens=5), *others[1:])
+    first, failed, *rest = answer(engine, others[0], VlmRequest("broken", (png(),), max_new_tokens=5), *others[1:])
     assert isinstance(failed, Failed)
     assert (failed.kind, failed.code) == ("permanent", "engine-failed")
     assert "features" not in failed.message, "the text of an unknown error stays in the log"
@@ -239,7 +239,7 @@ async def test_worker_reports_what_is_wrong_instead_of_ready(models: dict[str, P
     """huggingface/transformers #36002: the model process is never ready, and the reason names file, field and cure."""
     folder = changed(models["tiny-llava"], tmp_path / "wrong", PROCESSOR, set_fields(num_additional_image_tokens=0))
     reasons: asyncio.Queue[str | None] = asyncio.Queue()
-    spec = EngineSpec("actors.engines.language.engine:open_engine", VlmOptions(str(folder), threads=1))
+    spec = EngineSpec("actors.engines.language.vision_model:open_engine", VlmOptions(str(folder), threads=1))
     settings = ExecutorSettings(failures_before_open=1)
     async with open_executor(spec, settings, max_in_flight=2, capacity=2, set_unready=reasons.put_nowait) as executor:
         reason = await asyncio.wait_for(reasons.get(), 240) or ""

@@ -86,7 +86,7 @@ async def test_filtered_answer_of_the_vision_engine_is_a_fault() -> None:
     async with lab(lambda _: completion("", "content_filter")) as rig:
         for schema in (None, json.dumps(SCHEMA)):
             with pytest.raises(PermanentError) as raised:
-                await rig.vlm.generate(VlmRequest("?", None, 8, 1.0, schema))
+                await rig.vlm.generate(VlmRequest("?", (), 8, 1.0, schema))
             assert raised.value.code == "content-filtered"
 
 

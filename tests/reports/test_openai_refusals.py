@@ -92,7 +92,7 @@ async def test_answer_that_never_ends_is_bounded_in_time_for_the_vision_engine()
     async with lab(lambda _: RawAnswer(200, pieces=(b" ",) * 1_000_000)) as rig:
         rig.http.timeout = 0.2
         with pytest.raises(TemporaryError, match="did not finish within"):
-            await rig.vlm.generate(VlmRequest("?", None, 16))
+            await rig.vlm.generate(VlmRequest("?", (), 16))
 
 
 NAMED = [
@@ -174,11 +174,11 @@ async def test_refusal_of_one_picture_leaves_the_others_their_schema(message: st
     async with lab(respond) as rig:
         if len(later) == 1:
             with pytest.raises(PermanentError):
-                await rig.vlm.generate(VlmRequest("big", None, 16, 1.0, SCHEMA))
+                await rig.vlm.generate(VlmRequest("big", (), 16, 1.0, SCHEMA))
             later = [True, True]
         else:
-            assert not (await rig.vlm.generate(VlmRequest("big", None, 16, 1.0, SCHEMA))).constrained
-        await rig.vlm.generate(VlmRequest("fine", None, 16, 1.0, SCHEMA))
+            assert not (await rig.vlm.generate(VlmRequest("big", (), 16, 1.0, SCHEMA))).constrained
+        await rig.vlm.generate(VlmRequest("fine", (), 16, 1.0, SCHEMA))
     assert ["response_format" in sent for sent in rig.server.requests] == later
 
 
@@ -190,5 +190,5 @@ async def test_request_that_is_refused_without_the_schema_too_teaches_nothing() 
 
     async with lab(respond) as rig:
         with pytest.raises(PermanentError):
-            await rig.vlm.generate(VlmRequest("big", None, 16, 1.0, SCHEMA))
-        assert (await rig.vlm.generate(VlmRequest("fine", None, 16, 1.0, SCHEMA))).constrained
+            await rig.vlm.generate(VlmRequest("big", (), 16, 1.0, SCHEMA))
+        assert (await rig.vlm.generate(VlmRequest("fine", (), 16, 1.0, SCHEMA))).constrained

@@ -262,9 +262,9 @@ async def test_temperature_zero_is_left_out_where_it_must_be_positive() -> None:
 async def test_vision_engine_shares_the_rules(profile: str) -> None:
     """genonai/doc_parser PR #260: consult sends its repetition penalty to a strict server."""
     async with lab(refusing("repetition_penalty", "max_tokens", answer=openai_unsupported), profile=profile) as rig:
-        assert (await rig.vlm.generate(VlmRequest("?", None, 64, 1.1))).text == "hello"
+        assert (await rig.vlm.generate(VlmRequest("?", (), 64, 1.1))).text == "hello"
         count = len(rig.server.requests)
-        await rig.vlm.generate(VlmRequest("?", None, 64, 1.1))
+        await rig.vlm.generate(VlmRequest("?", (), 64, 1.1))
     assert (count, len(rig.server.requests)) == ((1, 2) if profile else (3, 4))
     assert rig.server.requests[-1]["max_completion_tokens"] == 64
 

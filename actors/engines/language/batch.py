@@ -20,7 +20,9 @@ NOT_A_NUMBER = "the model's output is not a number: try another dtype (VLM_DTYPE
 
 @dataclass(eq=False)
 class TokenRow:
-    """One request in the batch. `pixel_values`: the preprocessed image. `batch_size`: the rows that were prefilled together with it.
+    """One request in the batch. `inputs`: what the model takes of it beside the tokens, such as its pictures. `batch_size`: the rows that
+    joined together with it. `position_delta`: how far its next position is from its count of tokens, as in models with rotary positions
+    of pictures.
 
     `request`: what was submitted, to start it again. `answer`: the text so far, for requests that are streamed or have stop sequences.
     `compilation`: of the grammar that the row waits for.
@@ -29,7 +31,7 @@ class TokenRow:
     request_id: int
     request: Any
     prompt_ids: "torch.Tensor"
-    pixel_values: "torch.Tensor | None"
+    inputs: dict[str, "torch.Tensor"]
     grammar: GrammarState | None
     max_tokens: int
     sampling: Sampling
@@ -38,6 +40,7 @@ class TokenRow:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     batch_size: int = 1
+    position_delta: int = 0
     error: Exception | None = None
     generator: Any = field(init=False)
 
@@ -69,25 +72,36 @@ class ContinuousBatch:
         self._seen_tokens: Any = None
 
     def add(self, rows: list[TokenRow]) -> None:
-        """Prefill new rows, sample their first token, and merge them into the batch."""
-        import torch
+        """Prefill new rows, sample their first token, and merge them into the batch. Rows with pictures are prefilled one by one, since
+        their inputs have different shapes.
+        """
+        for row in rows:
+            row.batch_size = len(rows)
+        texts = [row for row in rows if not row.inputs]
+        for group in [*([texts] if texts else []), *([row] for row in rows if row.inputs)]:
+            self._prefill(group)
+
+    def _prefill(self, rows: list[TokenRow]) -> None:
         from transformers import DynamicCache
 
         ids, mask = self._left_padded(rows)
-        pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
-        images = {"pixel_values": torch.cat(pixels).to(self._model.device, self._model.dtype)} if pixels else {}
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=self._prompt_positions(rows, ids, mask),
             past_key_values=DynamicCache(),  # a model's own may keep a window only, which cannot be merged
             use_cache=True,
             logits_to_keep=1,
-            **images,
+            **{name: self._to_device(value) for row in rows for name, value in row.inputs.items()},
         )
-        for row in rows:
-            row.batch_size = len(rows)
         self._start(rows, output, mask)
+
+    def _prompt_positions(self, rows: list[TokenRow], ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+        """The position of each token."""
+        return (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def _to_device(self, value: "torch.Tensor") -> "torch.Tensor":
+        return value.to(self._model.device, self._model.dtype if value.is_floating_point() else None)
 
     def read_part(self, prompt: LongPrompt, max_tokens: int) -> bool:
         """Read up to `max_tokens` more of a long prompt. True: it is read, and its row has joined the batch."""
@@ -126,7 +140,8 @@ class ContinuousBatch:
         import torch
 
         last = torch.tensor([[row.output_ids[-1]] for row in self.rows], device=self._attention_mask.device)
-        positions = self._attention_mask.sum(-1, keepdim=True)
+        deltas = torch.tensor([[row.position_delta] for row in self.rows], device=self._attention_mask.device)
+        positions = self._attention_mask.sum(-1, keepdim=True) + deltas
         self._attention_mask = torch.cat([self._attention_mask, torch.ones_like(last)], dim=1)
         output = self._model(
             input_ids=last,

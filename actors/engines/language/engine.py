@@ -1,35 +1,25 @@
-"""The engines of language models on one continuous batch, and the one for LLaVA-architecture models.
+"""What the engines of language models share: requests on one continuous batch.
 
 Each request is preprocessed alone before it joins the batch, so that an invalid one fails alone.
 """
 
-import io
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
 from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
-from actors.engines.language.checkpoint_check import PROCESSOR_FILE, check_image_tokens, context_length, sample_picture, stop_token_ids
-from actors.engines.language.control_words import ControlWords
+from actors.engines.language.checkpoint_check import context_length, stop_token_ids
 from actors.engines.language.grammar import GrammarCache
-from actors.engines.language.loading import LoadedModel, load_model, used_memory_bytes
-from actors.engines.language.requests import FinishReason, VlmOptions, VlmRequest, VlmResponse
-from actors.engines.language.sampling import Sampling
+from actors.engines.language.loading import used_memory_bytes
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.gpu import DeviceMeter, free_memory
-from actors.engines.process.protocol import EngineEvent, EngineHost, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
+from actors.engines.process.protocol import EngineEvent, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
 from bus.errors import PermanentError
 
 PROGRESS_EVERY_TOKENS = 16
 """Tokens between two progress events."""
 COMPILE_POLL_SECONDS = 0.005
-
-
-def open_engine(options: VlmOptions, host: EngineHost) -> "VlmEngine":
-    return VlmEngine(load_model(options, host), options)
 
 
 class LanguageEngine(ABC):
@@ -189,7 +179,7 @@ class LanguageEngine(ABC):
         return [*(Started(row.request_id) for row in joining), *self._collect_events()]
 
     def _is_long(self, row: TokenRow) -> bool:
-        return self._part_tokens is not None and row.pixel_values is None and len(row.prompt_ids) > self._part_tokens
+        return self._part_tokens is not None and not row.inputs and len(row.prompt_ids) > self._part_tokens
 
     def _take_joining(self) -> list[TokenRow]:
         """The waiting rows that begin now: those of short prompts together, one of a long prompt to be read in parts."""
@@ -283,62 +273,6 @@ class LanguageEngine(ABC):
     def close(self) -> None:
         self._batch, self._reading, self._compiling = self._new_batch(), None, []
         free_memory()
-
-
-class VlmEngine(LanguageEngine):
-    """Answers a question about an image, greedily."""
-
-    def __init__(self, loaded: LoadedModel, options: VlmOptions) -> None:
-        tokenizer = loaded.processor.tokenizer
-        super().__init__(
-            loaded.model, tokenizer, loaded.info, device=loaded.device,
-            max_rows=options.max_rows, window_seconds=options.window_seconds, part_tokens=None,
-        )  # fmt: skip
-        self._loaded, self._options = loaded, options
-        self._control_words = ControlWords.of_tokenizer(tokenizer, loaded.processor.image_token)
-
-    def _test_request(self) -> VlmRequest:
-        return VlmRequest("?", image=sample_picture(), max_new_tokens=1)
-
-    def self_test(self) -> None:
-        """Read one picture and generate one token. Raises ValueError for processor files that do not fit the model, RuntimeError."""
-        try:
-            ids, pixel_values = self._preprocess(self._test_request())
-        except PermanentError as error:
-            files = f"check config.json and {PROCESSOR_FILE} of {self._options.model}"
-            raise ValueError(f"the test picture could not be read: {error}; {files}") from error
-        check_image_tokens(self._model, self._loaded.processor, ids, pixel_values, self._options.model)
-        super().self_test()
-
-    def _read_request(self, request_id: int, request: VlmRequest) -> TokenRow:
-        ids, pixels = self._preprocess(request)
-        if len(ids) + request.max_new_tokens > self._max_model_len:
-            tokens = f"{len(ids)} tokens of prompt and {request.max_new_tokens} of answer"
-            raise PermanentError("prompt-too-long", f"{tokens} exceed the model's context of {self._max_model_len}.")
-        grammar = self._grammars.start(request.schema, request.max_new_tokens) if request.schema else None
-        sampling = Sampling(repetition_penalty=request.repetition_penalty)
-        return TokenRow(request_id, request, ids, pixels, grammar, request.max_new_tokens, sampling)
-
-    def _preprocess(self, request: VlmRequest) -> tuple[Any, Any]:
-        """The token ids of the prompt, and the pixel values of the image if there is one."""
-        token = self._loaded.processor.image_token
-        prompt = self._options.prompt_template.format(
-            image=f"{token}\n" if request.image else "", text=self._control_words.remove_from(request.text)
-        )
-        try:
-            images = [Image.open(io.BytesIO(request.image), formats=("PNG",)).convert("RGB")] if request.image else None
-            inputs = self._loaded.processor(images=images, text=[prompt], return_tensors="pt")
-        except Exception as error:
-            code = "image-unreadable" if request.image else "prompt-unreadable"
-            raise PermanentError(code, f"the model's processor rejects the request: {error}") from error
-        return inputs["input_ids"][0], inputs.get("pixel_values")
-
-    def _build_response(self, row: TokenRow) -> VlmResponse:
-        text = self._tokenizer.decode(row.output_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        constrained = row.grammar is not None
-        finish_reason: FinishReason = "stop" if row.finish_reason == "stop" else "length"
-        model = str(self.info["model"])
-        return VlmResponse(text.strip(), finish_reason, model, len(row.prompt_ids), len(row.output_ids), constrained, row.batch_size)
 
 
 def failed(request_id: int, error: PermanentError) -> Failed:

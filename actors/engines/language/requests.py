@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bus.errors import PermanentError
+from contracts.text import ReasoningEffort, TokenLogprob, ToolCallDelta
 
 ResolvedQuantization = Literal["none", "8bit", "4bit"]
 Quantization = ResolvedQuantization | Literal["auto"]
-FinishReason = Literal["stop", "length", "content_filter"]
+VisionFinishReason = Literal["stop", "length", "content_filter"]
 """`content_filter`: a server stopped the answer, or refused it."""
+FinishReason = VisionFinishReason | Literal["tool_calls"]
+"""`tool_calls`: the answer ends with calls."""
 
 
 @dataclass(frozen=True)
 class VlmRequest:
-    """One request. `text`: the user's message, without a prompt template; `image`: the bytes of a PNG or JPEG.
+    """One request. `text`: the user's message, without a prompt template; `images`: the bytes of PNGs, in their order.
 
     `schema`: JSON schema that the answer must satisfy. `max_new_tokens` is never exceeded: an answer with a schema is completed within
     it. `max_answer_bytes`: the longest answer that the schema allows.
     """
 
     text: str
-    image: bytes | None = None
+    images: tuple[bytes, ...] = ()
     max_new_tokens: int = 1024
     repetition_penalty: float = 1.0
     schema: str | None = None
@@ -35,18 +38,21 @@ class VlmResponse:
     """`constrained`: the schema was enforced while decoding. `batch_size`: requests that were prefilled together with this one."""
 
     text: str
-    finish_reason: FinishReason
+    finish_reason: VisionFinishReason
     model: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
     constrained: bool = False
     batch_size: int = 1
+    device_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class VlmOptions:
     """Options of the transformers engine. `model`: a folder or a hub id; `window_seconds`: how long the first request waits for others.
 
+    `prompt_template`: of LLaVA-1.5; other families use their processor's chat template. `max_pixels`: of a picture that the processor
+    reads, for families whose tokens grow with the pixels; None: the processor's own limit.
     `max_memory_bytes`: of the device, for weights that are not quantized; None: what is free.
     """
 
@@ -60,6 +66,7 @@ class VlmOptions:
     load_seconds: float = 900.0
     threads: int | None = None
     prompt_template: str = "USER: {image}{text}\nASSISTANT:"
+    max_pixels: int | None = None
     max_memory_bytes: int | None = None
 
 
@@ -69,6 +76,7 @@ class TextModelOptions:
 
     `max_model_len`: the most tokens of prompt and answer; None: the model's own limit. `part_tokens`: of a prompt that are read at once,
     between two tokens of the other answers; None: as the device suits. `stall_seconds`: so long a silence is reported.
+    `loras`: name → folder of an adapter. `prefix_cache_bytes`: of prompts and answers whose key-value cache is kept; 0: none.
     """
 
     model: str
@@ -81,23 +89,32 @@ class TextModelOptions:
     threads: int | None = None
     part_tokens: int | None = None
     stall_seconds: float = 120.0
+    loras: dict[str, str] = field(default_factory=dict)
+    prefix_cache_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
 class TextResponse:
-    """The whole answer of the embedded text engine."""
+    """The whole answer of the embedded text engine. `cached_tokens`: of the prompt, taken from the prefix cache."""
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    device_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One text generation. `messages` in OpenAI's form. `schema`: JSON schema that constrains the decoding.
+    """One text generation. `messages` in OpenAI's form, also those of the role `tool`. `schema`: JSON schema that constrains the decoding.
 
-    `tenant`: engines that schedule requests themselves are fair to the tenants.
+    `prompt`: a text that is continued without a chat template; `messages` is empty then.
+    `tools`: JSON objects in OpenAI's form, `{"type": "function", "function": {"name": …, "parameters": …}}`. `tool_choice`: `none`,
+    `auto`, `required`; `tool_name`: the tool that must be called. `logprobs`: how many of the likeliest tokens are reported beside each
+    token; None: no log probabilities.
+    `tenant`: engines that schedule requests themselves are fair to the tenants, and share no prefix between them.
     """
 
     messages: list[dict[str, Any]]
@@ -113,13 +130,21 @@ class GenerationRequest:
     schema: dict[str, Any] | None = None
     stream: bool = False
     tenant: str = ""
+    prompt: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    logprobs: int | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """The text since the last chunk. `completion_tokens`: in all so far. The last chunk has the other fields.
+    """The text since the last chunk. `completion_tokens`: in all so far. `reasoning`, `tool_calls` and `logprobs`: since the last chunk.
 
-    `left_out`: parameters of the request that the server does not take.
+    Only the last chunk has a finish reason and the fields behind it. `left_out`: parameters of the request that the server does not take.
+    `device_seconds`: busy time of the device for this request; None: not known.
     """
 
     text: str
@@ -127,6 +152,12 @@ class GenerationChunk:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     left_out: tuple[str, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    device_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class TextModelEngine(LanguageEngine):
         )  # fmt: skip
         stop = () if request.schema is not None else request.stop  # a stop sequence would cut the JSON
         answer = AnswerText(self._tokenizer, stop)
-        return TokenRow(request_id, request, ids, None, grammar, request.max_tokens, sampling, answer, compilation)
+        return TokenRow(request_id, request, ids, {}, grammar, request.max_tokens, sampling, answer, compilation)
 
     def _tokenize(self, messages: list[dict[str, Any]]) -> Any:
         """The token ids of the chat. Raises PermanentError."""

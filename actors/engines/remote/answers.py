@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from actors.engines.language.requests import FinishReason
+from actors.engines.language.requests import VisionFinishReason
 
 CUT_REASONS = frozenset({
     *("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit", "incomplete"),
@@ -79,7 +79,7 @@ def first_choice(completion: dict[str, Any]) -> dict[str, Any]:
     return choice
 
 
-def finish_reason(choice: dict[str, Any]) -> FinishReason:
+def finish_reason(choice: dict[str, Any]) -> VisionFinishReason:
     """Why the answer ended; "stop" for a reason that is not known, such as `eos`, and for none. Raises ValueError for a failure."""
     message = choice.get("message") or choice.get("delta")
     reason = str(choice.get("finish_reason") or choice.get("finishReason") or "").lower()

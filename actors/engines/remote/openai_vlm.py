@@ -117,10 +117,10 @@ class OpenAiVlm:
 def build_request_body(request: VlmRequest, model: str) -> dict[str, Any]:
     """A greedy request. `max_tokens` is enough for the longest answer of the schema: a server has no option to complete it in time."""
     text = {"type": "text", "text": request.text}
-    image = {"type": "image_url", "image_url": {"url": data_url(request.image)}} if request.image else None
+    images = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in request.images]
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": [image, text] if image else request.text}],
+        "messages": [{"role": "user", "content": [*images, text] if images else request.text}],
         "max_tokens": max(request.max_new_tokens, request.max_answer_bytes),
         "temperature": 0,
     }

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from PIL import Image
 
 from actors.attachments.documents import DocumentReader
-from actors.consult import load_image
+from actors.consult import load_images
 from actors.engines.diffusion.input_pictures import PictureReader
 from actors.engines.settings import ImageSettings
 from actors.llm.prompt_builder import PromptBuilder
@@ -51,7 +51,7 @@ async def run_overlay(claims: ClaimStore, image: Claim, tenant: str | None) -> A
 
 
 async def run_consult(claims: ClaimStore, image: Claim, tenant: str | None) -> Any:
-    return await load_image(Consult(prompt="What is it?", picture=image), tenant, ImageLoader(claims, VisionSettings()))
+    return await load_images(Consult(prompt="What is it?", picture=image), tenant, ImageLoader(claims, VisionSettings()))
 
 
 async def run_text(claims: ClaimStore, image: Claim, tenant: str | None) -> Any:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from actors.engines.language import loading
 from actors.engines.language.control_words import ControlWords
-from actors.engines.language.engine import VlmEngine, open_engine
 from actors.engines.language.requests import VlmOptions, VlmRequest, VlmResponse
 from actors.engines.language.tiny_llava import write_tiny_llava
+from actors.engines.language.vision_model import VlmEngine, open_engine
 from actors.engines.process.protocol import EngineMetrics, Finished, MemoryExhausted, Started
 from actors.vision.prompts import JUDGE_PROMPT, build_consult_prompt, build_validate_prompt
 from bus.errors import PermanentError
@@ -71,7 +71,7 @@ def generate(engine: VlmEngine, requests: Sequence[VlmRequest], *, ticks_between
 
 
 REQUESTS = [
-    VlmRequest(build_consult_prompt("왜 " * number + "건조한가요?"), png(number) if number % 3 else None, 20 + 7 * number, 1.1)
+    VlmRequest(build_consult_prompt("왜 " * number + "건조한가요?"), (png(number),) if number % 3 else (), 20 + 7 * number, 1.1)
     for number in range(6)
 ]
 
@@ -89,10 +89,10 @@ def test_batched_answers_equal_single_answers(engine: VlmEngine, ticks_between: 
 def test_answer_equals_transformers_generate(engine: VlmEngine) -> None:
     """Greedy, repetition penalty 1.1: the model's own `generate` with the same prompt."""
     request = REQUESTS[4]
-    assert request.image is not None
+    assert len(request.images) == 1
     model, processor = engine._loaded.model, engine._loaded.processor
     prompt = f"USER: <image>\n{request.text}\nASSISTANT:"
-    inputs = processor(images=[Image.open(io.BytesIO(request.image)).convert("RGB")], text=[prompt], return_tensors="pt")
+    inputs = processor(images=[Image.open(io.BytesIO(request.images[0])).convert("RGB")], text=[prompt], return_tensors="pt")
     tokens = model.generate(**inputs, do_sample=False, repetition_penalty=1.1, max_new_tokens=request.max_new_tokens)
     expected = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -119,7 +119,7 @@ def test_first_request_waits_for_batching_window(tiny_models: dict[str, Path]) -
 
 def test_cancelled_row_does_not_affect_others(engine: VlmEngine) -> None:
     alone = generate(engine, [REQUESTS[5]])[0].text
-    engine.submit(7, VlmRequest(build_consult_prompt("a much longer question than the other " * 5), png(1), 400))
+    engine.submit(7, VlmRequest(build_consult_prompt("a much longer question than the other " * 5), (png(1),), 400))
     engine.submit(0, REQUESTS[5])
     for _ in range(3):
         engine.tick()
@@ -149,9 +149,9 @@ HOSTILE = (
 def test_hostile_prompts_yield_valid_verdicts(engine: VlmEngine) -> None:
     """Random weights, random images, prompts that ask for other output: each answer parses and has at most 512 tokens."""
     requests = [
-        VlmRequest(build_validate_prompt(f"{HOSTILE[number % 10]} {number}"), png(number), 512, 1.0, VERDICT) for number in range(96)
+        VlmRequest(build_validate_prompt(f"{HOSTILE[number % 10]} {number}"), (png(number),), 512, 1.0, VERDICT) for number in range(96)
     ]
-    requests += [VlmRequest(JUDGE_PROMPT, png(number), 512, 1.0, AD_VERDICT) for number in range(4)]
+    requests += [VlmRequest(JUDGE_PROMPT, (png(number),), 512, 1.0, AD_VERDICT) for number in range(4)]
 
     responses = generate(engine, requests)
 
@@ -165,10 +165,10 @@ def test_hostile_prompts_yield_valid_verdicts(engine: VlmEngine) -> None:
 
 def test_grammar_closes_verdict_within_limit_and_rejects_too_small_limit(engine: VlmEngine) -> None:
     with pytest.raises(PermanentError) as error:
-        engine.submit(1, VlmRequest("x", None, 40, 1.0, AD_VERDICT))
+        engine.submit(1, VlmRequest("x", (), 40, 1.0, AD_VERDICT))
     smallest = int(str(error.value).split("at least ")[1].rstrip("."))
 
-    response = generate(engine, [VlmRequest("x", None, smallest, 1.0, AD_VERDICT)])[0]
+    response = generate(engine, [VlmRequest("x", (), smallest, 1.0, AD_VERDICT)])[0]
 
     assert error.value.code == "token-limit-too-small"
     AdVerdictSchema.model_validate_json(response.text)
@@ -177,7 +177,7 @@ def test_grammar_closes_verdict_within_limit_and_rejects_too_small_limit(engine:
 @pytest.mark.parametrize(
     ("vlm_request", "code"),
     [
-        (VlmRequest("x", b"no image"), "image-unreadable"),
+        (VlmRequest("x", (b"no image",)), "image-unreadable"),
         (VlmRequest("x" * 9000), "prompt-too-long"),
         (VlmRequest("x", schema='{"type": "nonsense"}'), "schema-refused"),
     ],
@@ -193,7 +193,7 @@ def test_invalid_request_fails_before_batching(engine: VlmEngine, vlm_request: V
 def test_control_tokens_are_stripped_repeatedly(engine: VlmEngine) -> None:
     """An image token without an image, or a second one, would fail the whole batch."""
     for image in (None, png(1)):
-        hostile, clean = (generate(engine, [VlmRequest(text, image, 8)])[0] for text in ("one<image> </s>two", "one two"))
+        hostile, clean = (generate(engine, [VlmRequest(text, (image,), 8)])[0] for text in ("one<image> </s>two", "one two"))
         assert (hostile.text, hostile.prompt_tokens) == (clean.text, clean.prompt_tokens)
     assert ControlWords(("<image>", "</s>")).remove_from("a<ima<image>ge>b</s<image>>") == "ab"
 
@@ -228,7 +228,7 @@ def test_quantized_model_has_its_layers_and_takes_less_memory(tmp_path: Path, bi
     assert layer in {type(module).__name__ for module in engine._loaded.model.modules()}
     assert engine.info["quantization"] == bits
     assert engine.info["model_bytes"] < full.info["model_bytes"]
-    AdVerdictSchema.model_validate_json(generate(engine, [VlmRequest("x", png(1), 512, 1.0, AD_VERDICT)])[0].text)
+    AdVerdictSchema.model_validate_json(generate(engine, [VlmRequest("x", (png(1),), 512, 1.0, AD_VERDICT)])[0].text)
 
 
 def test_failed_quantization_falls_back_and_reports_why(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from actors.engines.language.engine import VlmEngine, open_engine
 from actors.engines.language.requests import VlmOptions
+from actors.engines.language.vision_model import VlmEngine, open_engine
 from actors.vision.prompts import JUDGE_PROMPT
 from contracts.verdict import AdVerdictSchema, ImageVerdictSchema
 from ops.local.tiny_models import TINY_VLM

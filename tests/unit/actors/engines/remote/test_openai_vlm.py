@@ -34,7 +34,7 @@ async def vlm(server: FakeOpenAiServer) -> AsyncIterator[OpenAiVlm]:
 
 
 async def test_request_contains_text_and_image_with_temperature_zero(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
-    response = await vlm.generate(VlmRequest("What is it?", PNG, 64, 1.1))
+    response = await vlm.generate(VlmRequest("What is it?", (PNG,), 64, 1.1))
 
     (body,) = server.requests
     image, text = body["messages"][0]["content"]
@@ -46,7 +46,7 @@ async def test_request_contains_text_and_image_with_temperature_zero(vlm: OpenAi
 
 
 async def test_verdict_request_sends_schema_and_max_tokens(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
-    response = await vlm.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691))
+    response = await vlm.generate(VlmRequest("?", (), 512, 1.0, SCHEMA, 2691))
 
     (body,) = server.requests
     assert body["response_format"]["json_schema"]["schema"] == AdVerdictSchema.model_json_schema()
@@ -59,7 +59,7 @@ async def test_verdict_request_sends_schema_and_max_tokens(vlm: OpenAiVlm, serve
 async def test_server_that_rejects_schema_is_called_without_it_from_then_on(vlm: OpenAiVlm, server: FakeOpenAiServer) -> None:
     server.respond = lambda body: 400 if "response_format" in body else f"Sure! ```json\n{json.dumps(AD_VERDICT)}\n```"
 
-    responses = [await vlm.generate(VlmRequest("?", None, 512, 1.0, SCHEMA, 2691)) for _ in range(2)]
+    responses = [await vlm.generate(VlmRequest("?", (), 512, 1.0, SCHEMA, 2691)) for _ in range(2)]
 
     assert [response.constrained for response in responses] == [False, False]
     assert parse_verdict(responses[0], AdVerdictSchema) == (AdVerdictSchema.model_validate(AD_VERDICT), True)
@@ -107,5 +107,5 @@ async def test_answer_that_is_no_completion_is_a_failure_of_the_server(body: str
 
     async with httpx.AsyncClient(base_url="http://server/v1/", transport=httpx.MockTransport(answer)) as http:
         with pytest.raises(TemporaryError) as raised:
-            await OpenAiVlm(http, "second").generate(VlmRequest("?", None, 8, 1.0))
+            await OpenAiVlm(http, "second").generate(VlmRequest("?", (), 8, 1.0))
     assert raised.value.code == "server-failed"
