@@ -1,20 +1,21 @@
 """Text: a language model generates the next turn of a conversation, or an answer to messages that are not stored.
 
-Reads `message` or `messages`; returns `response` with its timings. With `stream` each chunk is sent as a delta while it is generated.
+Reads `message`, `messages` or `prompt`; returns `response` with its timings. With `stream` each chunk is sent as a delta while it is
+generated.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from asyncpg import Connection
 
 from actors.attachments.documents import DocumentReader
 from actors.engines.language.embedded_text import EmbeddedTextEngine
-from actors.engines.language.requests import GenerationRequest, TextEngine
+from actors.engines.language.requests import TextEngine
 from actors.llm.conversation_repository import (
     DATABASE_MISSING,
     SCHEMA,
@@ -23,29 +24,25 @@ from actors.llm.conversation_repository import (
     append_turn,
     open_conversations,
 )
-from actors.llm.generation import GenerationRun, build_request, generate_answer
-from actors.llm.json_extraction import extract_json_object
-from actors.llm.prompt_builder import Prompt, PromptBuilder
+from actors.llm.prompt_builder import PromptBuilder
 from actors.llm.settings import TextSettings
+from actors.llm.text_answer import TextDependencies, answer_job, prepare_job
 from actors.llm.text_engines import open_text_engine
 from actors.settings import AttachmentSettings
 from bus.actor import Actor, Context, Handler, Resources, Transactional, query_actor
 from bus.errors import PermanentError, TemporaryError
-from contracts.text import GetTextStatus, ModelInfo, Text, TextDone, TextStatus, Timings, Usage
+from contracts.text import GetTextStatus, Text, TextDone, TextStatus
 from contracts.wire import Step
 
 READY_TIMEOUT_SECONDS = 2.0
-MAX_AD_COPY_CHARS = 500
 
 
 @dataclass(frozen=True)
 class Dependencies:
     """What the handler of `text` needs. `repository`: None without a database."""
 
-    engine: TextEngine
-    prompt_builder: PromptBuilder
+    text: TextDependencies
     repository: ConversationRepository | None
-    settings: TextSettings
 
 
 @asynccontextmanager
@@ -57,7 +54,7 @@ async def open_text(resources: Resources) -> AsyncIterator[Handler]:
             resources.register_engine(engine)
         repository = open_conversations(resources) if resources.database else None
         prompt_builder = PromptBuilder(resources.claims, DocumentReader(attachments), attachments)
-        yield partial(generate, dependencies=Dependencies(engine, prompt_builder, repository, settings))
+        yield partial(generate, dependencies=Dependencies(TextDependencies(engine, prompt_builder, settings), repository))
 
 
 @asynccontextmanager
@@ -91,18 +88,17 @@ ACTORS = (
 
 
 async def generate(command: Text, context: Context, *, dependencies: Dependencies) -> TextDone | Transactional:
-    run = GenerationRun()
-    prompt = await dependencies.prompt_builder.build(command, context.tenant)
+    job = await prepare_job(command, context, dependencies.text)
     if command.message is None:
-        return await answer(command, context, prompt, None, run, dependencies)
+        return await answer_job(job, context, dependencies.text)
     if dependencies.repository is None:
         raise PermanentError("database-missing", f"{DATABASE_MISSING}, or send messages")
     async with AsyncExitStack() as conversation_lock:
         history = await lock_and_load_history(command, context, dependencies.repository, conversation_lock)
-        done = await answer(command, context, prompt, history, run, dependencies)
+        done = await answer_job(replace(job, history=history), context, dependencies.text)
 
         async def write(connection: Connection) -> None:
-            await append_turn(connection, history, prompt.user_message, done.response)
+            await append_turn(connection, history, job.prompt.user_message, done.response)
 
         return Transactional(done, write, conversation_lock.pop_all().aclose)
 
@@ -113,74 +109,6 @@ async def lock_and_load_history(command: Text, context: Context, repository: Con
     conversation_id = await repository.resolve_id(command.conversation_id, tenant, context.message_id)
     await exit_stack.enter_async_context(repository.lock_conversation(conversation_id))
     return await repository.load_history(conversation_id, tenant)
-
-
-async def answer(
-    command: Text, context: Context, prompt: Prompt, history: History | None, run: GenerationRun, dependencies: Dependencies
-) -> TextDone:
-    engine = dependencies.engine
-    request = build_request(command, prompt, context, dependencies.settings)
-    request = await generate_answer(request, prompt, history, context, run, engine)
-    if run.last_chunk.finish_reason == "content_filter" and not run.response and (history or command.slip):
-        raise PermanentError("content-filtered", "The model's server filtered the answer; nothing of it is left. Change the message.")
-    return build_result(command, prompt, history, request, run, await engine.ready())
-
-
-def build_result(
-    command: Text, prompt: Prompt, history: History | None, request: GenerationRequest, run: GenerationRun, model: str
-) -> TextDone:
-    response, last = run.response, run.last_chunk
-    parsing_at = time.perf_counter()
-    response_json = extract_json_object(response)
-    parsed_at = time.perf_counter()
-    line = to_single_line(response) if command.slip else None
-    return TextDone(
-        response=response,
-        conversation_id=history.conversation_id if history else None,
-        generation_time=round(parsed_at - run.started_at, 2),
-        model_info=ModelInfo(
-            engine=prompt.engine_label,
-            model_name=model,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            lora_adapter=request.lora or "base",
-            left_out=list(last.left_out) or None,
-            timings=build_timings(run, parsing_at, parsed_at),
-        ),
-        response_json=response_json,
-        response_is_json=response_json is not None or request.schema is not None,
-        finish_reason=last.finish_reason or "stop",
-        usage=Usage(
-            prompt_tokens=last.prompt_tokens,
-            completion_tokens=last.completion_tokens,
-            total_tokens=last.prompt_tokens + last.completion_tokens,
-        ),
-        deltas=run.delta_count if request.stream else None,
-        text=line,
-        ad_copy_text=line,
-    )
-
-
-def build_timings(run: GenerationRun, parsing_at: float, parsed_at: float) -> Timings:
-    generation_seconds, tokens = run.finished_at - run.submitted_at, run.last_chunk.completion_tokens
-    return Timings(
-        generation_ms=to_milliseconds(generation_seconds),
-        total_ms=to_milliseconds(parsed_at - run.started_at),
-        endpoint_total_ms=to_milliseconds(parsed_at - run.started_at),
-        json_parse_ms=to_milliseconds(parsed_at - parsing_at),
-        first_token_ms=to_milliseconds(run.first_token_at - run.submitted_at) if run.first_token_at else None,
-        tokens_generated=tokens,
-        tokens_per_second=round(tokens / generation_seconds, 2) if generation_seconds else 0.0,
-    )
-
-
-def to_single_line(response: str) -> str:
-    """No longer than an overlay accepts, without unprintable characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in response).split())[:MAX_AD_COPY_CHARS].strip()
-
-
-def to_milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 1)
 
 
 async def get_status(command: GetTextStatus, context: Context, *, engine: TextEngine, settings: TextSettings) -> TextStatus:

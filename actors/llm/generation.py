@@ -2,37 +2,22 @@
 
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from actors.engines.language.requests import GenerationChunk, GenerationRequest, PromptTooLong, TextEngine
+from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextEngine
 from actors.llm.conversation_repository import History
+from actors.llm.generation_run import GenerationRun
 from actors.llm.json_answers import ANY_JSON_OBJECT, check_answer, check_schema
 from actors.llm.prompt_builder import Prompt, reduce_turns, with_history
+from actors.llm.request_checks import check_tool_schemas
 from actors.llm.settings import TextSettings
 from bus.actor import Context
 from bus.errors import PermanentError
-from contracts.text import Text, TextDelta
+from contracts.text import Text, Tool
 
 CONSTRAINING_ENGINES = frozenset({"embedded", "vllm"})
 """Their answers follow a grammar, so that another one would not differ."""
-
-
-@dataclass
-class GenerationRun:
-    """The state of one answer while it is generated. Times are those of `time.perf_counter`."""
-
-    started_at: float = field(default_factory=time.perf_counter)
-    submitted_at: float = 0.0
-    first_token_at: float | None = None
-    finished_at: float = 0.0
-    texts: list[str] = field(default_factory=list)
-    delta_count: int = 0
-    last_chunk: GenerationChunk = field(default_factory=lambda: GenerationChunk("", 0))
-
-    @property
-    def response(self) -> str:
-        return "".join(self.texts)
 
 
 def build_request(command: Text, prompt: Prompt, context: Context, settings: TextSettings) -> GenerationRequest:
@@ -41,7 +26,7 @@ def build_request(command: Text, prompt: Prompt, context: Context, settings: Tex
 
     return GenerationRequest(
         messages=prompt.messages,
-        max_tokens=max(1, min(command.max_tokens or settings.max_tokens_cap, settings.max_tokens_cap)),
+        max_tokens=answer_limit(command, settings),
         temperature=or_default(command.temperature, settings.temperature),
         top_p=or_default(command.top_p, settings.top_p),
         repetition_penalty=or_default(command.repetition_penalty, settings.repetition_penalty),
@@ -53,42 +38,74 @@ def build_request(command: Text, prompt: Prompt, context: Context, settings: Tex
         schema=command.json_schema if command.json_schema is not None else ANY_JSON_OBJECT if command.json_only else None,
         stream=command.stream and context.send_delta is not None,
         tenant=context.tenant or "",
+        prompt=command.prompt,
+        tools=tuple(map(to_openai_tool, command.tools)),
+        tool_choice=command.tool_choice,
+        tool_name=command.tool_name,
+        parallel_tool_calls=command.parallel_tool_calls,
+        logprobs=command.top_logprobs if command.logprobs else None,
+        reasoning_effort=command.reasoning_effort,
     )
+
+
+def answer_limit(command: Text, settings: TextSettings) -> int:
+    """The most tokens of one answer."""
+    return max(1, min(command.max_tokens or settings.max_tokens_cap, settings.max_tokens_cap))
+
+
+def to_openai_tool(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude_none=True)}
 
 
 async def generate_answer(
     request: GenerationRequest, prompt: Prompt, history: History | None, context: Context, run: GenerationRun, engine: TextEngine
 ) -> GenerationRequest:
-    """Generate, and check the JSON that was requested; a server that ignored the request is asked once more, unless text was sent already.
+    """Generate, and check the JSON and the tool calls that were requested; a server that ignored the JSON is asked once more, unless
+    a part of its answer was sent already.
 
     Returns the request that was served. Raises PermanentError("vision-unsupported" · "schema-refused" · "json-incomplete" ·
-    "json-unsupported"), and PromptTooLong.
+    "json-unsupported" · "tool-call-missing"), and PromptTooLong.
     """
     if prompt.has_images and await engine.vision() is False:
         raise PermanentError(
             "vision-unsupported", f"The model {await engine.ready()} reads no images. Use a vision model, or send text only."
         )
-    if request.schema is None:
-        return await generate_within_context(request, prompt, history, context, run, engine)
-    await check_schema(request.schema, request.tenant)
     constrained = engine.name in CONSTRAINING_ENGINES
+    if constrained and request.tool_choice != "none":
+        await check_tool_schemas(request.tools, request.tenant)
+    if request.schema is not None:
+        await check_schema(request.schema, request.tenant)
     served = await generate_within_context(request, prompt, history, context, run, engine)
     try:
         await check_run(run, served, constrained)
     except PermanentError as error:
-        if error.code != "json-unsupported" or run.delta_count or constrained:
+        if error.code != "json-unsupported" or run.was_sent or constrained:
             raise
-        run.texts.clear()
+        run.clear()
         served = await generate_within_context(request, prompt, history, context, run, engine)
         await check_run(run, served, constrained)
     return served
 
 
 async def check_run(run: GenerationRun, served: GenerationRequest, constrained: bool) -> None:
-    """Raises the PermanentError of `check_answer` for the JSON of a run."""
-    assert served.schema is not None
+    """Raises PermanentError("tool-call-missing"), and that of `check_answer` for the JSON of an answer without tool calls."""
     reason = run.last_chunk.finish_reason
-    await check_answer(run.response, served.schema, reason, served.max_tokens, constrained=constrained, tenant=served.tenant)
+    if reason not in ("length", "content_filter"):
+        check_calls(run, served)
+    if served.schema is not None and not run.calls:
+        await check_answer(run.response, served.schema, reason, served.max_tokens, constrained=constrained, tenant=served.tenant)
+
+
+def check_calls(run: GenerationRun, served: GenerationRequest) -> None:
+    """Raises PermanentError("tool-call-missing") where a call was required, and the model's server ignored it."""
+    names = {call.name for call in run.calls.values()}
+    if served.tool_name is not None and names != {served.tool_name}:
+        wanted = f"a call of {served.tool_name!r} was required (tool_name)"
+    elif served.tool_choice == "required" and not names:
+        wanted = "a tool call was required (tool_choice)"
+    else:
+        return
+    raise PermanentError("tool-call-missing", f"{wanted}, and the model's answer has none: its server ignores the requirement.")
 
 
 async def generate_within_context(
@@ -132,14 +149,10 @@ def limit_max_tokens(request: GenerationRequest, error: PromptTooLong) -> Genera
 
 
 async def consume_stream(request: GenerationRequest, context: Context, run: GenerationRun, engine: TextEngine) -> None:
-    """Collect the chunks in `run`; send each as a delta when the caller streams."""
+    """Collect the chunks in `run`, which sends them when the caller streams."""
     async with aclosing(engine.generate(request, context.deadline)) as chunks:  # type: ignore[type-var]
         async for chunk in chunks:
             if run.first_token_at is None and request.stream:
                 run.first_token_at = time.perf_counter()
-            run.texts.append(chunk.text)
-            run.last_chunk = chunk
-            if request.stream and chunk.text and context.send_delta:
-                await context.send_delta(TextDelta(sequence=run.delta_count, delta=chunk.text, tokens=chunk.completion_tokens))
-                run.delta_count += 1
+            await run.add(chunk)
     run.finished_at = time.perf_counter()

@@ -39,15 +39,14 @@ class PromptBuilder:
     settings: AttachmentSettings
 
     async def build(self, command: Text, tenant: str | None) -> Prompt:
-        """Raises PermanentError("invalid-message"), or the error of a picture or a document that cannot be read."""
-        if (command.message is None) == (command.messages is None):
-            raise PermanentError("invalid-message", "send either message or messages")
+        """Of a command that `check_command` accepts. Raises the error of a picture or a document that cannot be read."""
         system = [{"role": "system", "content": command.system}] if command.system else []
         if command.messages is not None:
             messages = [await self._to_openai_message(message, tenant) for message in command.messages]
             has_images = any(isinstance(message["content"], list) for message in messages)
-            unused = ConversationMessage(role="user", content="", timestamp=datetime.now(UTC))
-            return Prompt([*system, *messages], unused, has_images, has_documents=False)
+            return Prompt([*system, *messages], unused_message(), has_images, has_documents=False)
+        if command.prompt is not None:
+            return Prompt([], unused_message(), has_images=False, has_documents=False)
         return await self._build_turn(command, system, tenant)
 
     async def _build_turn(self, command: Text, system_messages: list[dict[str, Any]], tenant: str | None) -> Prompt:
@@ -65,15 +64,27 @@ class PromptBuilder:
         return Prompt([*system_messages, {"role": "user", "content": content}], user_message, bool(pictures), bool(document_texts))
 
     async def _to_openai_message(self, message: Message, tenant: str | None) -> dict[str, Any]:
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
+        ]
+        optional = {
+            "tool_calls": calls or None,
+            "tool_call_id": message.tool_call_id,
+            "name": message.name,
+            "reasoning_content": message.reasoning,
+        }
+        content = await self._to_openai_content(message, tenant)
+        return {"role": message.role, "content": content} | {name: value for name, value in optional.items() if value is not None}
+
+    async def _to_openai_content(self, message: Message, tenant: str | None) -> str | list[dict[str, Any]]:
+        """A text, or the parts of a message with pictures."""
         if isinstance(message.content, str):
-            return {"role": message.role, "content": message.content}
+            return message.content
         parts = [
             await self._image_part(part.picture, tenant) if part.picture else {"type": "text", "text": part.text or ""}
             for part in message.content
         ]
-        if all(part["type"] == "text" for part in parts):
-            return {"role": message.role, "content": "\n".join(part["text"] for part in parts)}
-        return {"role": message.role, "content": parts}
+        return "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
     async def _image_part(self, picture: Picture, tenant: str | None) -> dict[str, Any]:
         url = data_url(await prepare_image(await self._load_bytes(picture, tenant), self.settings))
@@ -95,6 +106,11 @@ class PromptBuilder:
         return await decode_base64(
             attachment.data, max_bytes=limit, broken_code="invalid-message", large_code=large_code, label="the attachment"
         )
+
+
+def unused_message() -> ConversationMessage:
+    """The question of a request that is not stored."""
+    return ConversationMessage(role="user", content="", timestamp=datetime.now(UTC))
 
 
 def with_history(prompt: Prompt, history: tuple[tuple[str, str], ...], turns: int) -> list[dict[str, Any]]:

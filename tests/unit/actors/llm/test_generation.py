@@ -8,7 +8,8 @@ import pytest
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.remote.openai_text import check_prompt, cut_at_stop
-from actors.llm.generation import GenerationRun, generate_answer
+from actors.llm.generation import generate_answer
+from actors.llm.generation_run import GenerationRun
 from actors.llm.prompt_builder import Prompt
 from bus.errors import PermanentError
 from contracts.conversation import ConversationMessage

@@ -1,0 +1,166 @@
+"""The result of a text command: its answers, generated at the same time, with their times and token counts."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from actors.engines.language.requests import GenerationRequest, TextEngine
+from actors.llm.conversation_repository import History
+from actors.llm.generation import answer_limit, build_request, generate_answer
+from actors.llm.generation_run import DeltaSender, GenerationRun
+from actors.llm.json_extraction import extract_json_object
+from actors.llm.prompt_builder import Prompt, PromptBuilder
+from actors.llm.request_checks import check_command
+from actors.llm.settings import TextSettings
+from bus.actor import Context
+from bus.errors import PermanentError
+from contracts.text import ModelInfo, Text, TextDone, Timings, Usage
+
+MAX_AD_COPY_CHARS = 500
+SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class TextDependencies:
+    """What an answer needs. All of it may be shared by several requests."""
+
+    engine: TextEngine
+    prompt_builder: PromptBuilder
+    settings: TextSettings
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """A command with its prompt and, in a conversation, the turns before it. `received_at`: by `time.perf_counter`."""
+
+    command: Text
+    prompt: Prompt
+    received_at: float
+    history: History | None = None
+
+
+async def answer_text(command: Text, context: Context, dependencies: TextDependencies) -> TextDone:
+    """The result of a command with `messages` or `prompt`. Deltas are sent when it streams and the context can send them.
+
+    Raises PermanentError, TemporaryError and PromptTooLong, as `generate_answer`, and PermanentError("invalid-message").
+    """
+    return await answer_job(await prepare_job(command, context, dependencies), context, dependencies)
+
+
+async def prepare_job(command: Text, context: Context, dependencies: TextDependencies) -> TextJob:
+    """Raises PermanentError("invalid-message"), and the error of a picture or a document that cannot be read."""
+    received_at = time.perf_counter()
+    check_command(command, answer_limit(command, dependencies.settings))
+    return TextJob(command, await dependencies.prompt_builder.build(command, context.tenant), received_at)
+
+
+async def answer_job(job: TextJob, context: Context, dependencies: TextDependencies) -> TextDone:
+    engine, command = dependencies.engine, job.command
+    request = build_request(command, job.prompt, context, dependencies.settings)
+    deltas = DeltaSender(context.send_delta if request.stream else None)
+    runs = [GenerationRun(choice, deltas) for choice in range(command.n)]
+    requests = [with_seed_of_choice(request, choice) for choice in range(command.n)]
+    served = await generate_all(job, requests, context, runs, engine)
+    first = runs[0]
+    if first.last_chunk.finish_reason == "content_filter" and not first.response and (job.history or command.slip):
+        raise PermanentError("content-filtered", "The model's server filtered the answer; nothing of it is left. Change the message.")
+    return build_result(job, served, runs, deltas.count, await engine.ready())
+
+
+def with_seed_of_choice(request: GenerationRequest, choice: int) -> GenerationRequest:
+    """The request of answer `choice`, whose seed stays one of 64 bits with a sign."""
+    if request.seed is None:
+        return request
+    return replace(request, seed=(request.seed + choice + SEEDS // 2) % SEEDS - SEEDS // 2)
+
+
+async def generate_all(
+    job: TextJob, requests: Sequence[GenerationRequest], context: Context, runs: Sequence[GenerationRun], engine: TextEngine
+) -> GenerationRequest:
+    """Generate every answer; when one fails, the others are cancelled. Returns the request that was served for the first one."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(generate_answer(request, job.prompt, job.history, context, run, engine))
+                for request, run in zip(requests, runs, strict=True)
+            ]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return tasks[0].result()
+
+
+def build_result(job: TextJob, request: GenerationRequest, runs: Sequence[GenerationRun], delta_count: int, model: str) -> TextDone:
+    answers = [run.to_answer(with_logprobs=job.command.logprobs) for run in runs]
+    first = answers[0]
+    parsing_at = time.perf_counter()
+    response_json = extract_json_object(first.response)
+    parsed_at = time.perf_counter()
+    line = to_single_line(first.response) if job.command.slip else None
+    return TextDone(
+        **dict(first),
+        answers=answers if len(answers) > 1 else [],
+        device_seconds=sum_device_seconds(runs),
+        conversation_id=job.history.conversation_id if job.history else None,
+        generation_time=round(parsed_at - job.received_at, 2),
+        model_info=ModelInfo(
+            engine=job.prompt.engine_label,
+            model_name=model,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            lora_adapter=request.lora or "base",
+            left_out=list(dict.fromkeys(name for run in runs for name in run.last_chunk.left_out)) or None,
+            timings=build_timings(job, runs, parsing_at, parsed_at),
+        ),
+        response_json=response_json,
+        response_is_json=response_json is not None or (request.schema is not None and not first.tool_calls),
+        usage=count_usage(runs),
+        deltas=delta_count if request.stream else None,
+        text=line,
+        ad_copy_text=line,
+    )
+
+
+def count_usage(runs: Sequence[GenerationRun]) -> Usage:
+    """The prompt counts once, however many answers it has; so do its cached tokens, of which those count that no answer had to compute."""
+    last = [run.last_chunk for run in runs]
+    prompt, completion = last[0].prompt_tokens, sum(chunk.completion_tokens for chunk in last)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        cached_tokens=min(chunk.cached_tokens for chunk in last),
+        reasoning_tokens=sum(chunk.reasoning_tokens for chunk in last),
+    )
+
+
+def sum_device_seconds(runs: Sequence[GenerationRun]) -> float | None:
+    """None where it is not known of each."""
+    seconds = [run.last_chunk.device_seconds for run in runs if run.last_chunk.device_seconds is not None]
+    return sum(seconds) if len(seconds) == len(runs) else None
+
+
+def build_timings(job: TextJob, runs: Sequence[GenerationRun], parsing_at: float, parsed_at: float) -> Timings:
+    """From the submission of the first answer to the end of the last one."""
+    submitted_at = min(run.submitted_at for run in runs)
+    generation_seconds = max(run.finished_at for run in runs) - submitted_at
+    tokens = sum(run.last_chunk.completion_tokens for run in runs)
+    first_token_at = min((run.first_token_at for run in runs if run.first_token_at), default=None)
+    return Timings(
+        generation_ms=to_milliseconds(generation_seconds),
+        total_ms=to_milliseconds(parsed_at - job.received_at),
+        endpoint_total_ms=to_milliseconds(parsed_at - job.received_at),
+        json_parse_ms=to_milliseconds(parsed_at - parsing_at),
+        first_token_ms=to_milliseconds(first_token_at - submitted_at) if first_token_at else None,
+        tokens_generated=tokens,
+        tokens_per_second=round(tokens / generation_seconds, 2) if generation_seconds else 0.0,
+    )
+
+
+def to_single_line(response: str) -> str:
+    """No longer than an overlay accepts, without unprintable characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in response).split())[:MAX_AD_COPY_CHARS].strip()
+
+
+def to_milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
