@@ -70,12 +70,14 @@ class Message(WireModel):
 
 class Text(Command):
     """Generate a text: with `message` (the user's next message in a conversation), `messages` (a whole chat, which is not stored) or
-    `prompt` (a text that the model continues, without a chat template). Exactly one of the three is set.
+    `raw_prompt` (a text that the model continues, without a chat template). Exactly one of the three is set.
     """
 
     message: str | None = Field(None, min_length=1, max_length=400_000)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
-    prompt: str | None = Field(None, max_length=400_000)
+    raw_prompt: str | None = Field(
+        None, max_length=400_000, description="Not called `prompt`, which is a variable of image orders on a routing slip."
+    )
     system: str | None = Field(None, max_length=20_000, description="The system prompt, before all messages.")
     conversation_id: str | None = Field(None, max_length=255, description="None or an unknown id: a new conversation.")
     pictures: list[Picture] = Field(default_factory=list, max_length=16, description="Used with `message`.")

@@ -38,7 +38,7 @@ def build_request(command: Text, prompt: Prompt, context: Context, settings: Tex
         schema=command.json_schema if command.json_schema is not None else ANY_JSON_OBJECT if command.json_only else None,
         stream=command.stream and context.send_delta is not None,
         tenant=context.tenant or "",
-        prompt=command.prompt,
+        prompt=command.raw_prompt,
         tools=tuple(map(to_openai_tool, command.tools)),
         tool_choice=command.tool_choice,
         tool_name=command.tool_name,

@@ -45,7 +45,7 @@ class PromptBuilder:
             messages = [await self._to_openai_message(message, tenant) for message in command.messages]
             has_images = any(isinstance(message["content"], list) for message in messages)
             return Prompt([*system, *messages], unused_message(), has_images, has_documents=False)
-        if command.prompt is not None:
+        if command.raw_prompt is not None:
             return Prompt([], unused_message(), has_images=False, has_documents=False)
         return await self._build_turn(command, system, tenant)
 

@@ -12,10 +12,10 @@ MAX_ALTERNATIVES = 12_000
 
 def check_command(command: Text, max_tokens: int) -> None:
     """Raises PermanentError("invalid-message"). `max_tokens`: the limit of each answer."""
-    given = [name for name in ("message", "messages", "prompt") if getattr(command, name) is not None]
+    given = [name for name in ("message", "messages", "raw_prompt") if getattr(command, name) is not None]
     if len(given) != 1:
         raise invalid(f"send exactly one of message, messages and prompt; {', '.join(given) or 'none'} was sent")
-    if command.prompt is not None:
+    if command.raw_prompt is not None:
         refuse_fields(command, ("system", "conversation_id", "pictures", "documents", "tools"), "a prompt is continued as it is")
     if command.message is not None:
         refuse_fields(command, ("tools",), "conversations hold texts alone: send messages")
@@ -28,7 +28,7 @@ def check_command(command: Text, max_tokens: int) -> None:
 
 def refuse_fields(command: Text, names: Iterable[str], reason: str) -> None:
     if found := next((name for name in names if getattr(command, name)), None):
-        raise invalid(f"{found} cannot be used with {'prompt' if command.prompt is not None else 'message'}: {reason}")
+        raise invalid(f"{found} cannot be used with {'raw_prompt' if command.raw_prompt is not None else 'message'}: {reason}")
 
 
 def check_tools(command: Text) -> None:

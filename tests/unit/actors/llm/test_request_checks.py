@@ -14,9 +14,9 @@ CALL = {"id": "call_1", "name": "weather", "arguments": "{}"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "exactly one"),
     "both": (CHAT | {"message": "?"}, "message, messages"),
-    "chat and prompt": (CHAT | {"prompt": "?"}, "messages, prompt"),
-    "prompt with system": ({"prompt": "?", "system": "be kind"}, "system"),
-    "prompt with tools": ({"prompt": "?", "tools": [TOOL]}, "tools"),
+    "chat and prompt": (CHAT | {"raw_prompt": "?"}, "messages, raw_prompt"),
+    "prompt with system": ({"raw_prompt": "?", "system": "be kind"}, "system"),
+    "prompt with tools": ({"raw_prompt": "?", "tools": [TOOL]}, "tools"),
     "conversation with tools": ({"message": "?", "tools": [TOOL]}, "tools"),
     "conversation with n": ({"message": "?", "n": 2}, "n must be 1"),
     "two tools of one name": (CHAT | {"tools": [TOOL, TOOL]}, "'weather'"),
@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 TAKEN: dict[str, dict[str, Any]] = {
     "chat": CHAT | {"n": 16, "logprobs": True},
-    "prompt": {"prompt": "", "n": 2, "logprobs": True, "top_logprobs": 5},
+    "prompt": {"raw_prompt": "", "n": 2, "logprobs": True, "top_logprobs": 5},
     "tools": CHAT | {"tools": [TOOL], "tool_name": "weather", "parallel_tool_calls": False},
     "result of a call": {"messages": [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "call_1"}]},
 }

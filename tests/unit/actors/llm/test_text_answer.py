@@ -93,7 +93,7 @@ def ask(tmp_path: Path) -> Ask:
             context, fields = replace(context, send_delta=caller.send_delta), fields | {"stream": True}
         async with open_claim_store(StoreSettings.model_validate({"STORE_URL": tmp_path.as_uri()})) as claims:
             prompts = PromptBuilder(claims, DocumentReader(attachments), attachments)
-            chat = {} if "prompt" in fields else CHAT
+            chat = {} if "raw_prompt" in fields else CHAT
             return await answer_text(Text.model_validate(chat | fields), context, TextDependencies(engine, prompts, TextSettings()))
 
     return ask
@@ -196,7 +196,7 @@ async def test_log_probabilities_are_those_of_the_answer_and_none_unless_request
 
 async def test_raw_prompt_has_no_messages(ask: Ask) -> None:
     engine = ScriptedEngine()
-    await ask(engine, prompt="Once upon a")
+    await ask(engine, raw_prompt="Once upon a")
     assert (engine.requests[0].prompt, engine.requests[0].messages) == ("Once upon a", [])
 
 
