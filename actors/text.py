@@ -1,6 +1,6 @@
 """Text: a language model generates the next turn of a conversation, or an answer to messages that are not stored.
 
-Reads `message`, `messages` or `prompt`; returns `response` with its timings. With `stream` each chunk is sent as a delta while it is
+Reads `message`, `messages` or `raw_prompt`; returns `response` with its timings. With `stream` each chunk is sent as a delta while it is
 generated.
 """
 

@@ -14,7 +14,7 @@ def check_command(command: Text, max_tokens: int) -> None:
     """Raises PermanentError("invalid-message"). `max_tokens`: the limit of each answer."""
     given = [name for name in ("message", "messages", "raw_prompt") if getattr(command, name) is not None]
     if len(given) != 1:
-        raise invalid(f"send exactly one of message, messages and prompt; {', '.join(given) or 'none'} was sent")
+        raise invalid(f"send exactly one of message, messages and raw_prompt; {', '.join(given) or 'none'} was sent")
     if command.raw_prompt is not None:
         refuse_fields(command, ("system", "conversation_id", "pictures", "documents", "tools"), "a prompt is continued as it is")
     if command.message is not None:
