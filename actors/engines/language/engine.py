@@ -12,6 +12,7 @@ from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
 from actors.engines.language.checkpoint_check import context_length, stop_token_ids
 from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import used_memory_bytes
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.gpu import DeviceMeter, free_memory
 from actors.engines.process.protocol import EngineEvent, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
@@ -57,6 +58,7 @@ class LanguageEngine(ABC):
         self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0}
         self._largest_batch = 0
         self._meter = DeviceMeter(device)
+        self.device_time = DeviceTime(device)
 
     @abstractmethod
     def _read_request(self, request_id: int, request: Any) -> TokenRow:
@@ -131,10 +133,17 @@ class LanguageEngine(ABC):
 
     def tick(self) -> Sequence[EngineEvent]:
         """Prefill waiting requests, or decode one token of every row; in between read a part of a long prompt."""
+        with self.device_time.work_equally([row.request_id for row in self._active_rows() or (*self._waiting, *self._compiling)]):
+            return self._tick()
+
+    def _active_rows(self) -> list[TokenRow]:
+        return [*self._batch.rows, *([self._reading.row] if self._reading else [])]
+
+    def _tick(self) -> Sequence[EngineEvent]:
         import torch
 
         refused = self._take_compiled()
-        rows = [*self._batch.rows, *([self._reading.row] if self._reading else []), *self._waiting]
+        rows = [*self._active_rows(), *self._waiting]
         try:
             with torch.inference_mode():
                 return [*refused, *self._advance()]
@@ -154,7 +163,7 @@ class LanguageEngine(ABC):
             self._compiling.remove(row)
             assert row.compilation
             try:
-                row.grammar = self._grammars.start(row.compilation.schema, row.max_tokens, row.compilation)
+                row.grammar = self._grammars.start(row.compilation.constraint, row.max_tokens, row.compilation)
             except PermanentError as error:
                 self._alone.discard(row.request_id)
                 failures.append(failed(row.request_id, error))
@@ -167,16 +176,22 @@ class LanguageEngine(ABC):
         joining = self._take_joining() if time.monotonic() >= self._batch_due_at else []
         started = [row for row in joining if not self._is_long(row)]
         if started:
-            self._batch.add(started)
+            with self.device_time.work({row.request_id: len(row.prompt_ids) for row in started}):
+                self._batch.add(started)
             self._counters["batches"] += 1
             self._largest_batch = max(self._largest_batch, len(started))
         elif self._batch.rows:
-            self._batch.decode_step()
+            with self.device_time.work_equally([row.request_id for row in self._batch.rows]):
+                self._batch.decode_step()
         self._counters["tokens"] += len(started or self._batch.rows)
-        if self._reading and self._batch.read_part(self._reading, self._part_tokens or len(self._reading.row.prompt_ids)):
+        if self._reading and self._read_part(self._reading):
             self._reading = None
             self._counters["tokens"] += 1
         return [*(Started(row.request_id) for row in joining), *self._collect_events()]
+
+    def _read_part(self, prompt: LongPrompt) -> bool:
+        with self.device_time.work_equally([prompt.row.request_id]):
+            return self._batch.read_part(prompt, self._part_tokens or len(prompt.row.prompt_ids))
 
     def _is_long(self, row: TokenRow) -> bool:
         return self._part_tokens is not None and not row.inputs and len(row.prompt_ids) > self._part_tokens
