@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from contracts.consult import Consult, ConsultDone
 from contracts.image import Image, ImageDone
 from contracts.judge import Judge, JudgeDone
+from contracts.moderate import Moderate, ModerateDone
 from contracts.overlay import Overlay, OverlayDone
 from contracts.text import Text, TextDone
 from contracts.upload import Upload, UploadDone
@@ -24,6 +25,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     Step.JUDGE: Judge,
     Step.OVERLAY: Overlay,
     Step.TEXT: Text,
+    Step.MODERATE: Moderate,
 }
 
 RESULTS: Mapping[str, type[Result]] = {
@@ -36,9 +38,10 @@ RESULTS: Mapping[str, type[Result]] = {
     Step.JUDGE: JudgeDone,
     Step.OVERLAY: OverlayDone,
     Step.TEXT: TextDone,
+    Step.MODERATE: ModerateDone,
 }
 
-ClientStep = Literal["image", "watermark", "upload", "consult", "validate", "judge", "overlay", "text"]
+ClientStep = Literal["image", "watermark", "upload", "consult", "validate", "judge", "overlay", "text", "moderate"]
 CLIENT_STEPS: tuple[str, ...] = get_args(ClientStep)
 """The steps that the itinerary of a client may name. The webhook acts in our name at the backend, so only a standard itinerary has it."""
 

@@ -22,6 +22,7 @@ class Step(StrEnum):
     JUDGE = "judge"
     OVERLAY = "overlay"
     TEXT = "text"
+    MODERATE = "moderate"
 
 
 class Header(StrEnum):

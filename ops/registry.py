@@ -23,6 +23,7 @@ MODULES: dict[str, str] = {
     "validate": "actors.validate",
     "judge": "actors.judge",
     "text": "actors.text",
+    "moderate": "actors.moderate",
     "conversations": "actors.conversations",
     "variants": "actors.variants",
     "job_variants": "actors.adapters.job_variants",
@@ -36,6 +37,9 @@ PROCESS_GROUPS: dict[str, tuple[str, ...]] = {"vision": ("consult", "validate", 
 
 NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 """Steps that need the `models` extra."""
+
+OPTIONAL = frozenset({"moderate"})
+"""Steps that no standard itinerary has. `atelier up` without arguments leaves them out, Compose has them in a profile of their own."""
 
 
 @dataclass(frozen=True)

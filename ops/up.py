@@ -27,7 +27,7 @@ from ops.local.model_choice import (
 from ops.local.rabbitmq_users import PASSWORDS_FILE
 from ops.local.stack import ServiceUrls, local_stack, stop_orphans
 from ops.local.tiny_models import copy_trained_models, tiny_model_paths
-from ops.registry import MODULES, expand_groups, processes_of
+from ops.registry import MODULES, OPTIONAL, expand_groups, processes_of
 from ops.settings import LocalSettings, inherited_environment
 from ops.supervisor import GATEWAY, LineWriter, open_supervisor
 
@@ -36,7 +36,7 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_
 
 def up(arguments: Namespace) -> int:
     configure_logging()
-    named = arguments.steps or [*MODULES, GATEWAY]
+    named = arguments.steps or [*(step for step in MODULES if step not in OPTIONAL), GATEWAY]
     steps = expand_groups([name for name in named if name != GATEWAY])
     asyncio.run(run_until_stopped([*processes_of(steps), *([GATEWAY] if GATEWAY in named else [])], steps, LocalSettings()))
     return 0

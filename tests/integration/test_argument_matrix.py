@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(900)]
 RULES = {
     "claim": "watermark.images[] upload.images[] consult.picture validate.image validate.images[] judge.image judge.images[] "
     "judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim "
-    "image.edit.image image.edit.mask image.control.image",
+    "image.edit.image image.edit.mask image.control.image moderate.image moderate.images[]",
     "address": "image.lora.uri image.loras[].uri image.signature.image_uri watermark.signature.image_uri webhook.base_url "
     "webhook.result_url webhook.result_urls[] validate.asset_url "
     "judge.render_asset_url text.messages[].content[].picture.url text.pictures[].url",
@@ -58,7 +58,7 @@ RULES = {
     "webhook.progress.estimated_seconds webhook.progress.preview webhook.metadata webhook.prompt_tags[] webhook.fault.code "
     "webhook.fault.message webhook.fault.step webhook.fault.attempts webhook.fault.exception_type consult.prompt consult.image "
     "consult.max_new_tokens validate.ad_copy_text validate.prompt validate.once validate.default_verdict "
-    "judge.default_verdict judge.text_region.x judge.text_region.y "
+    "judge.default_verdict judge.ad_copy_text judge.text_region.x judge.text_region.y "
     "judge.text_region.width judge.text_region.height judge.text_color judge.large_text judge.protected_region.x judge.protected_region.y "
     "judge.protected_region.width judge.protected_region.height judge.once overlay.text overlay.font_recommendation.font_style "
     "overlay.font_recommendation.font_name overlay.font_recommendation.font_size_category overlay.font_recommendation.font_color_hex "
@@ -66,7 +66,8 @@ RULES = {
     "overlay.protected_region.x overlay.protected_region.y overlay.protected_region.width overlay.protected_region.height text.message "
     "text.messages[].role text.messages[].content text.messages[].content[].text text.messages[].content[].picture.data text.system "
     "text.pictures[].data text.documents[].data text.documents[].name text.max_tokens text.temperature text.top_p text.presence_penalty "
-    "text.frequency_penalty text.repetition_penalty text.stop[] text.seed text.json_only text.json_schema text.stream",
+    "text.frequency_penalty text.repetition_penalty text.stop[] text.seed text.json_only text.json_schema text.stream "
+    "moderate.text moderate.texts[] moderate.prompt moderate.flagged[]",
 }
 """What each argument refers to, by kind. A claim, an address, a name or an id is resolved within the tenant; content refers to nothing."""
 

@@ -33,6 +33,7 @@ from contracts.image import Image, ImageDone
 from contracts.image_generation import FlatOrder, NestedOrder
 from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEvents, Jobs, ListJobs
 from contracts.judge import Judge, JudgeDone
+from contracts.moderate import Moderate, ModerateDone
 from contracts.overlay import Overlay, OverlayDone
 from contracts.text import GetTextStatus, Text, TextDelta, TextDone, TextStatus
 from contracts.upload import Upload, UploadDone
@@ -96,6 +97,8 @@ READERS: dict[str, type[WireModel]] = {
     "webhook.done.v1.undelivered": WebhookDone,
     "overlay.v1": Overlay,
     "overlay.done.v1": OverlayDone,
+    "moderate.v1": Moderate,
+    "moderate.done.v1": ModerateDone,
     "consult.v1": Consult,
     "consult.done.v1": ConsultDone,
     "consult.ready.v1": IsConsultReady,
@@ -129,7 +132,7 @@ def load_golden(name: str) -> Any:
 LOST = "<lost>"
 CONVERTED_FIELDS = {("watermark.v1", "signature.opacity"): 128 / 255}
 """(message, field) to the value that replaces the older form in the released message."""
-TYPED_MAPS = frozenset({"versions", "made_with", "states"})
+TYPED_MAPS = frozenset({"versions", "made_with", "states", "checked_by"})
 """Fields whose keys are data and whose values have one type: they cannot hold an unknown field."""
 UNKNOWN_FIELD = {"a": [1]}
 
