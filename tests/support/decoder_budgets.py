@@ -118,6 +118,13 @@ def read_overlay_text(text: str) -> None:
     clean_text(text[:500])
 
 
+def read_moderated_text(text: str) -> None:
+    from actors.moderation.word_list import parse_word_list
+    from contracts.moderate import MAX_TEXT_CHARS
+
+    parse_word_list("[hate]\n" + "e\n" + "e" * 100).find(text[:MAX_TEXT_CHARS])
+
+
 def read_command(data: bytes) -> None:
     from contracts.consult import Consult
 
@@ -250,6 +257,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/engines/language/checkpoint_check.py", "json.loads"): CHECKPOINT,
     ("actors/engines/language/engine.py", "PIL.Image.open"): Trusted("a PNG that the worker has encoded; in the model process"),
     ("actors/engines/language/grammar.py", "json.loads"): Trusted("a schema that the worker has encoded; in the model process"),
+    ("actors/engines/moderation/engine.py", "PIL.Image.frombytes"): Trusted("pixels that the worker has decoded and measured"),
     ("actors/engines/process/framing.py", "pickle.loads"): OWN_PROCESS,
     ("actors/engines/remote/event_stream.py", "json.loads"): MODEL_SERVER,
     ("actors/engines/remote/openai_client.py", "json.loads"): MODEL_SERVER,
@@ -261,6 +269,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/imaging/content_credentials.py", "c2pa.Reader"): OWN_FILE,
     ("actors/imaging/fonts.py", "struct.unpack_from"): OWN_FILE,
     ("contracts/drawn_text.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
+    ("actors/moderation/word_list.py", "unicodedata.normalize"): Budget(read_moderated_text, hostile_marks),
     ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
     ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
     ("actors/llm/json_answers.py", "json.loads"): JSON_ANSWER,
