@@ -47,11 +47,25 @@ class TextSettings(BaseSettings):
     top_p: float = Field(0.9, gt=0, le=1, description="Where the request has none.")
     repetition_penalty: float = Field(1.05, gt=0, le=2, description="Where the request has none; 1: off, for servers that do not know it.")
     default_lora_adapter: str | None = Field(None, validation_alias="DEFAULT_LORA_ADAPTER", description="Where the request names none.")
-    loras: dict[str, str] = Field(default_factory=dict, description="Adapters for `vllm`, as JSON: name and folder.")
+    loras: dict[str, str] = Field(default_factory=dict, description="LoRA adapters for `embedded` and `vllm`, as JSON: name and folder.")
+    prefix_cache_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="Of `embedded`: memory for the key-value caches of prompts and answers, from which the next ones that begin alike go "
+        "on; each tenant's are its own. On the model's device. 0: none are kept.",
+    )
     device: str = Field("auto", description="Of `embedded`: `auto`, `cpu`, `cuda:0` …; auto: the first CUDA device, else the CPU.")
     threads: int | None = Field(None, ge=1, description="CPU threads of `embedded`. None: torch's own choice.")
     stall_seconds: float = Field(
         120.0, gt=0, description="An engine with running requests that has produced no token for so long counts as stalled."
+    )
+
+
+class ResponseSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RESPONSES_")
+
+    retention_days: float = Field(
+        30.0, ge=0, le=36500, description="How long a stored response is kept after its end, with its items and events. 0: for ever."
     )
 
 

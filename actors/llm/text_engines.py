@@ -47,5 +47,7 @@ def build_text_model_options(settings: TextSettings) -> TextModelOptions:
         max_model_len=limits.max_model_len,
         max_rows=limits.max_num_seqs,
         threads=settings.threads,
+        loras=settings.loras,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
         stall_seconds=settings.stall_seconds,
     )

@@ -1,6 +1,7 @@
 """The text of an answer while it is generated: whole characters only, and cut before the first stop sequence."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from typing import Any
 
 INCOMPLETE = "\ufffd"
@@ -10,10 +11,14 @@ MAX_INCOMPLETE_TOKENS = 8
 
 
 class StopSequences:
-    """Cuts a text, which comes in parts, before the first stop sequence. `found`: there was one."""
+    """Cuts a text, which comes in parts, before the first stop sequence. `found`: there was one.
 
-    def __init__(self, sequences: Sequence[str]) -> None:
+    `until`: behind this text, such as the begin of a tool call, there are none; empty: they are looked for up to the end.
+    """
+
+    def __init__(self, sequences: Sequence[str], until: str = "") -> None:
         self._sequences = tuple(sequence for sequence in sequences if sequence)
+        self._until = until if self._sequences else ""
         self._held = ""
         self.found = False
 
@@ -22,34 +27,54 @@ class StopSequences:
         if self.found:
             return ""
         self._held += text
-        starts = [start for sequence in self._sequences if (start := self._held.find(sequence)) >= 0]
+        last = self._held.find(self._until) if self._until else -1
+        searched = self._held if last < 0 else self._held[:last]
+        starts = [start for sequence in self._sequences if (start := searched.find(sequence)) >= 0]
         self.found = bool(starts)
-        size = min(starts) if starts else len(self._held) if ends else len(self._held) - self._undecided_chars()
+        if last >= 0 and not starts:
+            self._sequences, self._until = (), ""
+        undecided = undecided_chars(self._held, (*self._sequences, *([self._until] if self._until else [])))
+        size = min(starts) if starts else len(self._held) if ends else len(self._held) - undecided
         released, self._held = self._held[:size], self._held[size:]
         return released
 
-    def _undecided_chars(self) -> int:
-        """How many characters at the end of the held text begin a stop sequence."""
-        longest = max(map(len, self._sequences), default=1) - 1
-        sizes = range(min(longest, len(self._held)), 0, -1)
-        return next((size for size in sizes if any(sequence.startswith(self._held[-size:]) for sequence in self._sequences)), 0)
+
+def undecided_chars(text: str, words: Sequence[str]) -> int:
+    """How many characters at the end of `text` begin one of the words."""
+    longest = max(map(len, words), default=1) - 1
+    sizes = range(min(longest, len(text)), 0, -1)
+    return next((size for size in sizes if any(word.startswith(text[-size:]) for word in words)), 0)
 
 
 class AnswerText:
-    """Takes the tokens one by one. `text`: what may be sent."""
+    """Takes the tokens one by one. `text`: what may be sent. `begin`: text that stands before the tokens.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, StopSequences(stop)
+    `until`: behind this text there are no stop sequences. `shown`: special tokens that are part of the text.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, until: str = "", begin: str = "", shown: Collection[int] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, StopSequences(stop, until)
+        self._hidden = hidden_ids(tokenizer, shown) if shown else None
         self._ids: list[int] = []
+        self._starts: list[int] = []
+        """The place in the text where each token begins."""
         self._context_start = self._decoded_end = 0
         self._sent_chars = 0
-        self.text = ""
+        self._decoded_chars = len(begin)
+        self.text = begin
 
     def append(self, token: int, *, ends: bool) -> bool:
         """Add one token; `ends`: it is the last. True: a stop sequence is complete, and the answer ends before it."""
         self._ids.append(token)
-        self.text += self._stop.push(self._decode_new(final=ends), ends=ends)
+        self._starts.append(self._decoded_chars)
+        new = self._decode_new(final=ends)
+        self._decoded_chars += len(new)
+        self.text += self._stop.push(new, ends=ends)
         return self._stop.found
+
+    def tokens_before(self, place: int) -> int:
+        """How many tokens begin before this character."""
+        return bisect_left(self._starts, place)
 
     def take_new(self) -> tuple[int, str]:
         """The characters that were not taken yet, and the place of the first of them."""
@@ -67,5 +92,11 @@ class AnswerText:
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        shown = ids if self._hidden is None else [token for token in ids if token not in self._hidden]
+        text: str = self._tokenizer.decode(shown, skip_special_tokens=self._hidden is None, clean_up_tokenization_spaces=False)
         return text
+
+
+def hidden_ids(tokenizer: Any, shown: Collection[int]) -> frozenset[int]:
+    """The special tokens that are no part of a text."""
+    return frozenset(number for number, token in tokenizer.added_tokens_decoder.items() if token.special and number not in shown)

@@ -4,11 +4,15 @@ The rows' key-value caches are padded on the left to one length and masked there
 does not depend on the other rows. A long prompt is read in parts, between which the other rows go on.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.grammar import Compilation, GrammarCache, GrammarState
+from actors.engines.language.logprobs import Measured, measure_tokens
+from actors.engines.language.lora_adapters import BASE
+from actors.engines.language.prefix_cache import Layers, Prefix
 from actors.engines.language.sampling import Sampling, choose_tokens, penalize
 
 if TYPE_CHECKING:
@@ -16,6 +20,11 @@ if TYPE_CHECKING:
 
 
 NOT_A_NUMBER = "the model's output is not a number: try another dtype (VLM_DTYPE, VLLM_DTYPE), such as bfloat16 or float32"
+
+PromptPositions = Callable[["torch.Tensor", "torch.Tensor", dict[str, "torch.Tensor"]], tuple["torch.Tensor", int]]
+"""Of `ids` and `mask`, (1, tokens), and the inputs of a row with pictures: the positions, (1, tokens) or (3, 1, tokens), and the row's
+`position_delta`.
+"""
 
 
 @dataclass(eq=False)
@@ -25,7 +34,10 @@ class TokenRow:
     of pictures.
 
     `request`: what was submitted, to start it again. `answer`: the text so far, for requests that are streamed or have stop sequences.
-    `compilation`: of the grammar that the row waits for.
+    `compilation`: of the grammar that the row waits for. `adapter`: PEFT's name of its LoRA adapter.
+
+    `owner`: whose prefixes it uses and leaves; None: it uses none. `prefix`: what of its prompt was read before. `logprobs`: how many
+    of the likeliest tokens are measured beside each token; None: nothing is `measured`.
     """
 
     request_id: int
@@ -37,6 +49,11 @@ class TokenRow:
     sampling: Sampling
     answer: AnswerText | None = None
     compilation: Compilation | None = None
+    adapter: str | None = None
+    owner: Hashable | None = None
+    prefix: Prefix | None = None
+    logprobs: int | None = None
+    measured: list[Measured] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     batch_size: int = 1
@@ -51,6 +68,23 @@ class TokenRow:
     def remaining_tokens(self) -> int:
         return self.max_tokens - len(self.output_ids)
 
+    @property
+    def read_ids(self) -> "torch.Tensor":
+        """The tokens that the cache holds once the prompt is read: all but the last."""
+        import torch
+
+        return torch.cat([self.prompt_ids, torch.tensor(self.output_ids[:-1], dtype=self.prompt_ids.dtype)])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt."""
+        return self.prefix.tokens if self.prefix else 0
+
+    @property
+    def unread_tokens(self) -> int:
+        """Of the prompt."""
+        return len(self.prompt_ids) - self.cached_tokens
+
 
 @dataclass(eq=False)
 class LongPrompt:
@@ -60,12 +94,20 @@ class LongPrompt:
     read_tokens: int = 0
     cache: Any = None
 
+    def __post_init__(self) -> None:
+        if self.row.prefix:
+            self.read_tokens, self.cache = self.row.prefix.tokens, self.row.prefix.new_cache()
+
 
 class ContinuousBatch:
     """The active rows with their key-value cache, attention mask, and the tokens each has seen (rows × vocabulary)."""
 
-    def __init__(self, model: Any, grammars: GrammarCache, stop_token_ids: list[int], vocab_size: int) -> None:
+    def __init__(
+        self, model: Any, grammars: GrammarCache, stop_token_ids: list[int], vocab_size: int, positions: PromptPositions | None = None
+    ) -> None:
         self._model, self._grammars, self._stop_token_ids, self._vocab_size = model, grammars, frozenset(stop_token_ids), vocab_size
+        self._positions = positions
+        self._has_adapters = hasattr(model, "peft_config")
         self.rows: list[TokenRow] = []
         self._cache: Any = None
         self._attention_mask: Any = None
@@ -77,9 +119,12 @@ class ContinuousBatch:
         """
         for row in rows:
             row.batch_size = len(rows)
-        texts = [row for row in rows if not row.inputs]
+        texts = [row for row in rows if not row.inputs and not row.prefix]
         for group in [*([texts] if texts else []), *([row] for row in rows if row.inputs)]:
             self._prefill(group)
+        for row in rows:
+            if row.prefix:
+                self.read_part(LongPrompt(row), row.unread_tokens)
 
     def _prefill(self, rows: list[TokenRow]) -> None:
         from transformers import DynamicCache
@@ -92,16 +137,17 @@ class ContinuousBatch:
             past_key_values=DynamicCache(),  # a model's own may keep a window only, which cannot be merged
             use_cache=True,
             logits_to_keep=1,
-            **{name: self._to_device(value) for row in rows for name, value in row.inputs.items()},
+            **inputs_on_device(self._model, rows[0].inputs),
+            **self._adapters(rows),
         )
         self._start(rows, output, mask)
 
     def _prompt_positions(self, rows: list[TokenRow], ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
-        """The position of each token."""
-        return (mask.cumsum(-1) - 1).clamp(min=0)
-
-    def _to_device(self, value: "torch.Tensor") -> "torch.Tensor":
-        return value.to(self._model.device, self._model.dtype if value.is_floating_point() else None)
+        """The position of each token. What the model's family says of the position after the prompt is kept in the row."""
+        if self._positions is None or not rows[0].inputs:
+            return (mask.cumsum(-1) - 1).clamp(min=0)
+        positions, rows[0].position_delta = self._positions(ids, mask, rows[0].inputs)
+        return positions
 
     def read_part(self, prompt: LongPrompt, max_tokens: int) -> bool:
         """Read up to `max_tokens` more of a long prompt. True: it is read, and its row has joined the batch."""
@@ -117,6 +163,7 @@ class ContinuousBatch:
             past_key_values=prompt.cache or DynamicCache(),
             use_cache=True,
             logits_to_keep=1,
+            **self._adapters([prompt.row]),
         )
         prompt.read_tokens, prompt.cache = end, output.past_key_values
         if end < len(ids):
@@ -150,9 +197,19 @@ class ContinuousBatch:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **self._adapters(self.rows),
         )
         self._cache = output.past_key_values
         self._sample(self.rows, output.logits[:, -1], self._seen_tokens)
+
+    def _adapters(self, rows: list[TokenRow]) -> dict[str, Any]:
+        return {"adapter_names": [row.adapter or BASE for row in rows]} if self._has_adapters else {}
+
+    def copy_cache(self, row: TokenRow, tokens: int) -> Layers:
+        """A copy of the last `tokens` of a row's cache; it has no gaps."""
+        number = self.rows.index(row)
+        part = (slice(number, number + 1), slice(None), slice(-tokens, None))
+        return [(layer.keys[part].clone(), layer.values[part].clone()) for layer in self._cache.layers]
 
     def remove(self, rows: list[TokenRow]) -> None:
         """Remove rows, and the cache columns that no other row uses."""
@@ -198,9 +255,11 @@ class ContinuousBatch:
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
         """Append one admissible token to each row. `logits`: rows × vocabulary. A row whose logits are no numbers ends with an error."""
         invalid = logits.isnan().any(-1)
-        logits = penalize(logits.float().masked_fill(invalid[:, None], 0.0), seen, rows)
+        model_logits = logits.float().masked_fill(invalid[:, None], 0.0)
+        logits = penalize(model_logits, seen, rows)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
         tokens = choose_tokens(logits, rows)
+        measure_tokens(rows, model_logits, tokens)
         seen.scatter_(1, tokens[:, None], value=True)
         for row, token, is_invalid in zip(rows, tokens.tolist(), invalid.tolist(), strict=True):
             if is_invalid:
@@ -220,3 +279,8 @@ class ContinuousBatch:
             row.finish_reason = "length"
         if row.finish_reason != "error" and row.answer and row.answer.append(token, ends=row.finish_reason is not None):
             row.finish_reason = "stop"
+
+
+def inputs_on_device(model: Any, inputs: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """The inputs on the model's device; what is no integer is in its dtype."""
+    return {name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in inputs.items()}

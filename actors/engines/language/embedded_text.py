@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, TextModelOptions, TextResponse
+from actors.engines.language.tool_calls import AnswerReader
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.gpu import gpu_figures
 from actors.engines.process.protocol import EngineSpec, Progressed
 from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed
+from contracts.text import TokenLogprob
 
 MAX_IN_FLIGHT = 64
 """Requests in the executor; an upper bound, since the prefetch of the actor keeps below it."""
@@ -37,7 +39,7 @@ class EmbeddedTextEngine:
         return str(self.executor.info["model"])
 
     async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncGenerator[GenerationChunk]:
-        """Without a seed one is drawn, so that a request that runs again after a crash writes the same text."""
+        """Without a seed one is drawn, so that a request that runs again after a crash writes the same text, with the same calls."""
         if request.seed is None:
             request = replace(request, seed=random.getrandbits(63))
         if not self.executor.running:
@@ -47,23 +49,48 @@ class EmbeddedTextEngine:
             self.executor.run(request, tenant=request.tenant, deadline=deadline, on_progress=reports.put_nowait)
         )
         execution.add_done_callback(lambda _: reports.put_nowait(None))
-        sent, tokens = "", 0
+        sent, tokens, sent_logprobs = "", 0, 0
+        held_logprobs: tuple[TokenLogprob, ...] = ()
+        reader: AnswerReader | None = None
         try:
             while (report := await reports.get()) is not None:
                 self._count_tokens(report.step - tokens)
                 tokens = max(tokens, report.step)
                 new = continue_text(sent, report.text, report.text_start)
                 sent += new
-                if new:
-                    yield GenerationChunk(new, report.step)
-            response: TextResponse = (await execution).result
+                reader = reader or self._reader(request)
+                held_logprobs += report.logprobs[max(0, sent_logprobs + len(held_logprobs) - report.logprobs_start) :]
+                if parts := reader.push(new):
+                    yield GenerationChunk(
+                        parts.content, report.step, reasoning=parts.reasoning, tool_calls=parts.tool_calls, logprobs=held_logprobs
+                    )
+                    sent_logprobs, held_logprobs = sent_logprobs + len(held_logprobs), ()
+            result = await execution
+            response: TextResponse = result.result
         finally:
             if not execution.done():
                 execution.cancel()
                 await asyncio.gather(execution, return_exceptions=True)
         self._count_tokens(response.completion_tokens - tokens)
-        rest = continue_text(sent, response.text, 0)
-        yield GenerationChunk(rest, response.completion_tokens, response.finish_reason, response.prompt_tokens)
+        reader = reader or self._reader(request)
+        parts = reader.push(continue_text(sent, response.text, 0), ends=True)
+        yield GenerationChunk(
+            parts.content,
+            response.completion_tokens,
+            reader.finish_reason(response.finish_reason),
+            response.prompt_tokens,
+            reasoning=parts.reasoning,
+            tool_calls=parts.tool_calls,
+            logprobs=response.logprobs[sent_logprobs:],
+            cached_tokens=response.cached_tokens,
+            reasoning_tokens=response.reasoning_tokens,
+            device_seconds=result.device_seconds,
+        )
+
+    def _reader(self, request: GenerationRequest) -> AnswerReader:
+        """Of an answer whose process is ready, so that it is known what its model does."""
+        thinks = bool(self.executor.info.get("thinks")) and request.prompt is None
+        return AnswerReader(request, thinks=thinks, in_reasoning=False, seed=request.seed or 0)
 
     def _count_tokens(self, new: int) -> None:
         """Progress, also the start of a request, is a sign of life."""
@@ -104,6 +131,7 @@ class EmbeddedTextEngine:
             silent_seconds=self.silent_seconds,
             max_model_len=info.get("max_model_len"),
             vision=False,
+            loras=tuple(self._options.loras),
             device=info.get("device"),
             **gpu_figures([gauges] if str(info.get("device")).startswith("cuda") else []),
             config={

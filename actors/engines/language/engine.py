@@ -12,6 +12,7 @@ from actors.engines.language.batch import ContinuousBatch, LongPrompt, TokenRow
 from actors.engines.language.checkpoint_check import context_length, stop_token_ids
 from actors.engines.language.grammar import GrammarCache
 from actors.engines.language.loading import used_memory_bytes
+from actors.engines.language.prefix_cache import PrefixCache, common_tokens
 from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.gpu import DeviceMeter, free_memory
@@ -21,13 +22,15 @@ from bus.errors import PermanentError
 PROGRESS_EVERY_TOKENS = 16
 """Tokens between two progress events."""
 COMPILE_POLL_SECONDS = 0.005
+MIN_SHARED_TOKENS = 64
+"""A row waits until so long a begin of its prompt, or a longer one, was read for another row."""
 
 
 class LanguageEngine(ABC):
     """Owns one model on one device. Called from one thread. A subclass reads its kind of request and builds its kind of response.
 
     `part_tokens`: a longer prompt is read in parts, and so many tokens of prompts are read between two steps; None: no limit, for prompts
-    with images, which are read at once.
+    with images, which are read at once. `prefix_cache_bytes`: of prompts and answers that are kept for rows with an owner; 0: none.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LanguageEngine(ABC):
         max_rows: int,
         window_seconds: float,
         part_tokens: int | None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         self.info, self._model, self._tokenizer, self._device = info, model, tokenizer, device
         config = model.config.get_text_config()
@@ -55,7 +59,8 @@ class LanguageEngine(ABC):
         self._is_tested = False
         self._window_seconds, self._batch_due_at = window_seconds, 0.0
         self._max_rows, self._part_tokens = max_rows, part_tokens
-        self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0}
+        self._counters = {"questions": 0.0, "batches": 0.0, "tokens": 0.0, "memory_shortages": 0.0, "prompt_tokens": 0.0}
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._largest_batch = 0
         self._meter = DeviceMeter(device)
         self.device_time = DeviceTime(device)
@@ -82,6 +87,7 @@ class LanguageEngine(ABC):
         if not any(isinstance(event, Finished) for event in self.tick()):
             raise RuntimeError("the model generates no token")
         self._is_tested = True
+        self._prefixes.clear()
         self._counters = dict.fromkeys(self._counters, 0.0)
 
     def submit(self, request_id: int, request: Any) -> None:
@@ -176,8 +182,9 @@ class LanguageEngine(ABC):
         joining = self._take_joining() if time.monotonic() >= self._batch_due_at else []
         started = [row for row in joining if not self._is_long(row)]
         if started:
-            with self.device_time.work({row.request_id: len(row.prompt_ids) for row in started}):
+            with self.device_time.work({row.request_id: row.unread_tokens for row in started}):
                 self._batch.add(started)
+                self._keep_prefixes([row for row in started if not row.finish_reason])
             self._counters["batches"] += 1
             self._largest_batch = max(self._largest_batch, len(started))
         elif self._batch.rows:
@@ -185,6 +192,7 @@ class LanguageEngine(ABC):
                 self._batch.decode_step()
         self._counters["tokens"] += len(started or self._batch.rows)
         if self._reading and self._read_part(self._reading):
+            self._keep_prefixes([self._reading.row])
             self._reading = None
             self._counters["tokens"] += 1
         return [*(Started(row.request_id) for row in joining), *self._collect_events()]
@@ -194,7 +202,7 @@ class LanguageEngine(ABC):
             return self._batch.read_part(prompt, self._part_tokens or len(prompt.row.prompt_ids))
 
     def _is_long(self, row: TokenRow) -> bool:
-        return self._part_tokens is not None and not row.inputs and len(row.prompt_ids) > self._part_tokens
+        return self._part_tokens is not None and not row.inputs and row.unread_tokens > self._part_tokens
 
     def _take_joining(self) -> list[TokenRow]:
         """The waiting rows that begin now: those of short prompts together, one of a long prompt to be read in parts."""
@@ -206,15 +214,36 @@ class LanguageEngine(ABC):
             is_idle = not self._batch.rows and not self._reading
             waiting = [row for row in waiting if row.request_id in self._alone][:1] if is_idle else []
         for row in waiting:
-            if len(joining) >= room or (self._is_long(row) and self._reading) or (budget is not None and budget <= 0):
+            if len(joining) >= room or (budget is not None and budget <= 0):
+                break
+            row.prefix = None if row.owner is None else self._prefixes.find(row.owner, row.prompt_ids)
+            if (self._is_long(row) and self._reading) or self._waits_for_prefix(row, joining):
                 continue
             if self._is_long(row):
                 self._reading = LongPrompt(row)
             elif budget is not None:
-                budget -= len(row.prompt_ids)
+                budget -= row.unread_tokens
+            self._counters["prompt_tokens"] += len(row.prompt_ids)
+            self._prefixes.hit_tokens += row.cached_tokens
             joining.append(row)
             self._waiting.remove(row)
         return joining
+
+    def _waits_for_prefix(self, row: TokenRow, joining: list[TokenRow]) -> bool:
+        """Whether most of what is to be read of a prompt is being read for another row; it is found in the prefix cache then."""
+        if row.owner is None or not self._prefixes.max_bytes or row.request_id in self._alone:
+            return False
+        reading = [*joining, *([self._reading.row] if self._reading else [])]
+        shared = max((common_tokens(row.prompt_ids, other.prompt_ids) for other in reading if other.owner == row.owner), default=0)
+        return shared - row.cached_tokens >= max(MIN_SHARED_TOKENS, row.unread_tokens // 2)
+
+    def _keep_prefixes(self, rows: list[TokenRow]) -> None:
+        """Keep the caches of rows in the batch, as far as they were read."""
+        for row in rows:
+            if row.owner is not None and self._prefixes.max_bytes and not row.error:
+                ids = row.read_ids
+                if not self._prefixes.holds(row.owner, ids):
+                    self._prefixes.keep(row.owner, ids, self._batch.copy_cache(row, len(ids)))
 
     def _collect_events(self) -> list[EngineEvent]:
         """The results of finished rows, which leave the batch, and the progress of others."""
@@ -222,6 +251,7 @@ class LanguageEngine(ABC):
         events: list[EngineEvent] = [self._end(row) for row in finished]
         events.extend(event for row in self._batch.rows if not row.finish_reason for event in self._progress(row))
         if finished:
+            self._keep_prefixes(finished)
             self._batch.remove(finished)
             self._alone -= {row.request_id for row in finished}
             self._counters["questions"] += len(finished)
@@ -248,15 +278,27 @@ class LanguageEngine(ABC):
             "memory_now_bytes": float(used_memory_bytes(self._device)),
             "rows": float(len(self._batch.rows)),
             "largest_batch": float(self._largest_batch),
+            "prefix_cache_bytes": float(self._prefixes.size),
         }
-        return EngineMetrics(dict(self._counters), load_gauges | current | self._meter.gauges())
+        counters = self._counters | {"prefix_hit_tokens": float(self._prefixes.hit_tokens)}
+        return EngineMetrics(counters, load_gauges | current | self._meter.gauges())
 
     def _restart_with_smaller_batch(self, rows: list[TokenRow], message: str) -> list[EngineEvent]:
-        """Memory ran out: start all rows again, half as many at once as were active. The answers do not change."""
+        """Memory ran out: start all rows again, half as many at once as were active. The answers do not change. The memory of the prefix
+        cache is given back first, and it stays smaller; where there was some, as many rows are tried again.
+        """
         active = len(rows) - len(self._waiting)
+        held_bytes = self._prefixes.size
+        self._prefixes.clear()
         self._batch, self._reading = self._new_batch(), None
+        for row in rows:
+            row.prefix = None
         free_memory()
         self._counters["memory_shortages"] += 1
+        if held_bytes:
+            self._prefixes.max_bytes = held_bytes // 4
+            self._waiting = []
+            return self._start_again(rows)
         if active <= 1 or self._max_rows == 1:
             raise MemoryExhausted(message)
         self._max_rows = max(1, min(self._max_rows, active) // 2)

@@ -7,6 +7,7 @@ the answer, it is closed as fast as possible: strings and lists are ended, and o
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ CLOSING_TOKENS = ("]", "}", '"', ",")
 RESERVE_MARGIN_TOKENS = 24
 """Tokens for what may be incomplete when closing begins: the bytes of a character, a value of an enum."""
 MAX_CACHED_SCHEMAS = 64
+SHOWN_WORDS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+"""Part of an answer's text, also where the tokenizer calls them special."""
 DEAD_END = "no further token is admitted, because a part of it has no value"
 MAX_SHORTEST_TOKENS = 1024
 """A schema whose shortest answer is longer is refused."""
@@ -30,6 +33,17 @@ COMPILE_SECONDS = 10.0
 COMPILE_THREADS = 2
 
 
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must be. `key`: the JSON schema, or what a structural tag is written from. `write_tag`: writes the structural tag, in
+    the thread that compiles it; None: it is a JSON schema. `optional`: the answer may be free text, which is never closed early.
+    """
+
+    key: str
+    write_tag: Callable[[], str | None] | None = field(default=None, compare=False)
+    optional: bool = False
+
+
 @dataclass
 class Compilation:
     """A schema that is compiled in another thread, while the batch goes on; xgrammar does not hold Python's lock.
@@ -37,7 +51,7 @@ class Compilation:
     The thread cannot be interrupted: what a schema may contain is limited before (actors/llm/json_answers.py).
     """
 
-    schema: str
+    constraint: Constraint
     future: "Future[tuple[Any, int]]"
     due_at: float | None = None
 
@@ -78,18 +92,20 @@ class JsonNesting:
 class GrammarState:
     """The grammar state of one answer. `reserve_tokens`: enough to complete it from any state, but for what is nested freely.
 
+    0: it may end anywhere. `is_tag`: it ends with a stop token, and may go on where it could end.
     `error`: the answer cannot be continued, since the schema admits no further token; the answer fails, and no other with it.
     """
 
     matcher: Any
     shortest_tokens: int
     vocabulary: list[bytes]
+    is_tag: bool = False
     error: PermanentError | None = None
     nesting: JsonNesting = field(default_factory=JsonNesting)
 
     @property
     def reserve_tokens(self) -> int:
-        return self.shortest_tokens + self.nesting.depth
+        return self.shortest_tokens + self.nesting.depth if self.shortest_tokens else 0
 
     @property
     def terminated(self) -> bool:
@@ -132,51 +148,65 @@ class GrammarCache:
         # xgrammar's own cache fails an internal check on strings with a pattern (0.2.8), so compiled grammars are cached here.
         self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
         self._vocab_size = vocab_size
-        self._vocabulary = tokens = info.decoded_vocab
+        self.vocabulary: list[bytes] = info.decoded_vocab
+        tokens = self.vocabulary
         self._token_lengths = torch.tensor([len(token) for token in tokens])
         ids = {token: number for number, token in reversed(list(enumerate(tokens)))}
         self._closing_token_ids = [ids[token.encode()] for token in CLOSING_TOKENS if token.encode() in ids]
         self._quote_token_ids = [ids[b'"']] if b'"' in ids else []
+        self._stop_token_ids = stop_token_ids
         self._compiled: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._threads = ThreadPoolExecutor(COMPILE_THREADS, "grammar")
 
     @property
     def longest_token_bytes(self) -> int:
         """Of the tokens that stand for text."""
-        return max(map(len, self._vocabulary))
+        return max(map(len, self.vocabulary))
 
-    def compile_in_thread(self, schema: str) -> Compilation | None:
-        """None for a schema that is compiled already."""
-        return None if schema in self._compiled else Compilation(schema, self._threads.submit(self._compile, schema))
+    def compile_in_thread(self, constraint: Constraint) -> Compilation | None:
+        """None for one that is compiled already."""
+        return None if constraint.key in self._compiled else Compilation(constraint, self._threads.submit(self._compile, constraint))
 
-    def start(self, schema: str, max_tokens: int, compilation: Compilation | None = None) -> GrammarState:
+    def start(self, constraint: Constraint, max_tokens: int, compilation: Compilation | None = None) -> GrammarState:
         """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
-        import xgrammar
-
-        compiled, reserve = self._compiled.get(schema) or (compilation.result() if compilation else self._compile(schema))
-        self._compiled[schema] = compiled, reserve
-        self._compiled.move_to_end(schema)
+        key = constraint.key
+        compiled, reserve = self._compiled.get(key) or (compilation.result() if compilation else self._compile(constraint))
+        self._compiled[key] = compiled, reserve
+        self._compiled.move_to_end(key)
         if len(self._compiled) > MAX_CACHED_SCHEMAS:
             self._compiled.popitem(last=False)
         if max_tokens < reserve:
             raise PermanentError("token-limit-too-small", f"{max_tokens} tokens cannot hold the shortest answer; allow at least {reserve}.")
-        return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), reserve, self._vocabulary)
+        return self._state(compiled, constraint, reserve)
 
-    def _compile(self, schema: str) -> tuple[Any, int]:
-        """The grammar, and the tokens that an answer needs at least."""
+    def _state(self, compiled: Any, constraint: Constraint, reserve: int) -> GrammarState:
+        import xgrammar
+
+        is_tag = constraint.write_tag is not None
+        return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=not is_tag), reserve, self.vocabulary, is_tag)
+
+    def _compile(self, constraint: Constraint) -> tuple[Any, int]:
+        """The grammar, and the tokens that an answer needs at least; 0 where it may be free text."""
         try:
-            compiled = self._compiler.compile_json_schema(json.dumps(rewrite_schema(json.loads(schema))), any_whitespace=False)
-            return compiled, self._shortest_answer_tokens(compiled) + RESERVE_MARGIN_TOKENS
+            if constraint.write_tag is not None and (tag := constraint.write_tag()):
+                compiled = self._compiler.compile_structural_tag(tag)
+                answers = [] if constraint.optional else [self._compiler.compile_structural_tag(single) for single in single_tags(tag)]
+            else:
+                schema = json.dumps(rewrite_schema(json.loads(constraint.key)))
+                compiled = self._compiler.compile_json_schema(schema, any_whitespace=False)
+                answers = [compiled]
+            lengths = [self._shortest_answer_tokens(answer, constraint) + RESERVE_MARGIN_TOKENS for answer in answers]
+            return compiled, max(lengths, default=0)
         except PermanentError:
             raise
         except Exception as error:
             raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {str(error)[:300]}") from error
 
-    def _shortest_answer_tokens(self, compiled: Any) -> int:
+    def _shortest_answer_tokens(self, compiled: Any, constraint: Constraint) -> int:
         """The length of the answer that closing from the start gives, found by generating it. Raises PermanentError for a long one."""
         import xgrammar
 
-        state = GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True), 0, self._vocabulary)
+        state = self._state(compiled, constraint, 0)
         mask, count = xgrammar.allocate_token_bitmask(1, self._vocab_size), 0
         while not state.terminated:
             if count >= MAX_SHORTEST_TOKENS:
@@ -184,7 +214,7 @@ class GrammarCache:
             state.fill_mask(mask, 0)
             if not (allowed := self._unpack_bitmask(mask[0])).any():
                 state.fail(DEAD_END)
-            state.accept_token(self._closing_token(allowed, state.nesting))
+            state.accept_token(self._closing_token(allowed, state))
             if state.error:
                 raise state.error
             count += 1
@@ -209,7 +239,7 @@ class GrammarCache:
                 if state.error:
                     mask[row] = -1
                 elif remaining_tokens[row] <= state.reserve_tokens:
-                    only = self._closing_token(self._unpack_bitmask(mask[row]), state.nesting)
+                    only = self._closing_token(self._unpack_bitmask(mask[row]), state)
                     mask[row] = 0
                     bit = 1 << (only % 32)
                     mask[row, only // 32] = bit - (1 << 32) if bit == 1 << 31 else bit
@@ -222,19 +252,31 @@ class GrammarCache:
         bits = (mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
         return bits.flatten(-2)[..., : self._vocab_size].bool()
 
-    def _closing_token(self, allowed: "torch.Tensor", nesting: JsonNesting) -> int:
+    def _closing_token(self, allowed: "torch.Tensor", state: GrammarState) -> int:
         """The token that leads to the end of the answer the fastest. `allowed`: one boolean per token."""
-        for token in self._quote_token_ids if nesting.in_string else self._closing_token_ids:
+        closing = self._quote_token_ids if state.nesting.in_string else self._closing_token_ids
+        for token in [*(self._stop_token_ids if state.is_tag else ()), *closing]:
             if allowed[token]:
                 return int(token)
         return int((self._token_lengths * allowed).argmax())
 
 
+def single_tags(tag: str) -> list[str]:
+    """A structural tag for each of the answers among which `tag` lets choose."""
+    content = json.loads(tag)["format"]
+    contents = [single for element in content.get("elements", [content]) for single in element.get("tags", [element])]
+    return [json.dumps({"type": "structural_tag", "format": single}) for single in contents]
+
+
 def without_special_tokens(info: Any, tokenizer: Any) -> Any:
-    """The vocabulary with empty special tokens, which no grammar admits: xgrammar takes `<image>` for text, and decoding drops it."""
+    """The vocabulary with empty special tokens, which no grammar admits: xgrammar takes `<image>` for text, and decoding drops it. Tags of
+    calls and reasoning stay. Special are those with a name, and those that the files mark, such as Idefics3's `<row_1_col_1>`.
+    """
     import xgrammar
 
-    special = set(tokenizer.all_special_ids)
+    shown = tokenizer.get_added_vocab()
+    marked = (number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
+    special = {*tokenizer.all_special_ids, *marked} - {shown[word] for word in SHOWN_WORDS if word in shown}
     return xgrammar.TokenizerInfo(
         [b"" if number in special else token for number, token in enumerate(info.decoded_vocab)],
         vocab_type=xgrammar.VocabType.RAW,

@@ -95,7 +95,9 @@ class TextModelOptions:
 
 @dataclass(frozen=True)
 class TextResponse:
-    """The whole answer of the embedded text engine. `cached_tokens`: of the prompt, taken from the prefix cache."""
+    """The whole answer of the embedded text engine, with its reasoning and its calls in the text. `cached_tokens`: of the prompt, taken
+    from the prefix cache. `reasoning_tokens`: of the completion.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -104,6 +106,7 @@ class TextResponse:
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     device_seconds: float | None = None
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from actors.engines.process.device_time import DeviceTime
+
 FailureKind = Literal["permanent", "temporary"]
 
 
@@ -70,7 +72,8 @@ class Started:
 class Progressed:
     """Step `step` of `total` is done. `preview`: a small JPEG, when the request wants one.
 
-    `text`: characters that are new, the first of them at `text_start`; a request that runs again sends them again.
+    `text`: characters that are new, the first of them at `text_start`; a request that runs again sends them again. So it is with
+    `logprobs`, of tokens from number `logprobs_start` on.
     """
 
     request_id: int
@@ -79,6 +82,8 @@ class Progressed:
     preview: bytes | None = None
     text: str = ""
     text_start: int = 0
+    logprobs: tuple[Any, ...] = ()
+    logprobs_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,13 @@ EngineEvent = Started | Progressed | Finished | Failed | Cancelled | EngineMetri
 
 @dataclass(frozen=True)
 class TickReport:
-    """The events of one tick; this is the heartbeat. `seconds`: how long the tick took."""
+    """The events of one tick; this is the heartbeat. `busy_seconds`: in which the process has worked for requests since the last report;
+    `device_seconds`: their division among the requests, by id, also of cancelled ones.
+    """
 
     events: tuple[EngineEvent, ...]
-    seconds: float = 0.0
+    busy_seconds: float = 0.0
+    device_seconds: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,10 @@ class EngineHost:
 
 
 class Engine(Protocol):
-    """Owns one device. Called from one thread; an exception from `tick` ends the process."""
+    """Owns one device. Called from one thread; an exception from `tick` ends the process. `device_time`: it charges its work there."""
 
     info: dict[str, Any]
+    device_time: DeviceTime
 
     def self_test(self) -> None:
         """Raises when the device does not compute."""

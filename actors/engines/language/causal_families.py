@@ -1,0 +1,25 @@
+"""The causal language models that the text engine serves: those whose answers in a mixed batch were shown to be those of `generate`."""
+
+from typing import Any
+
+CAUSAL_TYPES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+"""Position encodings that change for a whole batch as soon as one of its rows is longer than `original_max_position_embeddings`."""
+
+
+def check_causal_type(config: Any, source: str) -> None:
+    """Raises ValueError for a model that is not among the proven ones, before its weights are read."""
+    if config.model_type not in CAUSAL_TYPES:
+        raise ValueError(
+            f"{source} is a model of the type {config.model_type!r}, which is not proven in the embedded engine; "
+            f"it serves {', '.join(CAUSAL_TYPES)}. Serve it with vLLM (VLLM_SERVER_URL, or TEXT_ENGINE=vllm)"
+        )
+
+
+def batched_context_length(config: Any, length: int) -> int:
+    """The most tokens of a row, so that no row changes the positions of others."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
+        return length
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or length
+    return min(length, int(original))
