@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from contracts.text import ModelInfo, TextDone
+from contracts.text import ModelInfo, TextDelta, TextDone
 from gateway.compat.chat_requests import GenerateTurn, MultimodalTurn, Turn, VisionTurn, missing_field, parse_turn, turn_request_body
 from gateway.compat.legacy_route import LegacyRoute
 from gateway.json_body import run_parser
@@ -121,8 +121,11 @@ def error_event(problem: HttpProblem) -> str:
     return json_event("error", {"detail": problem.detail, "status": problem.status})
 
 
-def turn_event(chunk: str | TextDone, extra_info: dict[str, Any]) -> str:
-    return json_event("delta", {"delta": chunk}) if isinstance(chunk, str) else json_event("done", generation_body(chunk, extra_info))
+def turn_event(chunk: TextDelta | TextDone, extra_info: dict[str, Any]) -> str:
+    """Empty for a delta without text, such as one of the model's reasoning."""
+    if isinstance(chunk, TextDelta):
+        return json_event("delta", {"delta": chunk.delta}) if chunk.delta else ""
+    return json_event("done", generation_body(chunk, extra_info))
 
 
 def generation_body(done: TextDone, extra_info: dict[str, Any]) -> dict[str, Any]:

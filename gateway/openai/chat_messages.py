@@ -1,38 +1,45 @@
-"""The messages of OpenAI's chat request, in the forms in which clients keep their histories, and the messages of the command.
+"""The messages of OpenAI's chat request, in the forms in which clients keep their histories, and the messages of the command."""
 
-A conversation that called functions elsewhere is continued as text: what was called, and what it returned.
-"""
-
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from gateway.openai.strict_body import NoEffect, StrictBody, unsupported
 from gateway.problems import HttpProblem
 from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
-ROLES = {"developer": "system", "tool": "user", "function": "user"}
+ROLES = {"developer": "system", "function": "tool"}
 TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
 IMAGE_TYPES = frozenset({"image_url", "input_image"})
 REASONING_TYPES = frozenset({"thinking", "reasoning", "redacted_thinking"})
 MAX_CALLS = 128
+NO_ARGUMENTS = "{}"
 
 
-class LenientModel(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class ImageUrl(StrictBody):
+    """`detail` has no effect: the model's limits decide the size at which it sees the image."""
 
-
-class ImageUrl(LenientModel):
     url: str = Field(min_length=1, description="`data:image/…;base64,…` or `https://…`.")
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class ContentPart(LenientModel):
-    """A text, an image, or what an assistant wrote in another form: a refusal is a text, its reasoning is left out."""
+class ContentPart(StrictBody):
+    """A text, an image, or what an assistant wrote in another form: a refusal, which is a text, or its reasoning."""
 
     type: Literal["text", "input_text", "output_text", "refusal", "image_url", "input_image", "thinking", "reasoning", "redacted_thinking"]
     text: str | None = None
     refusal: str | None = None
+    thinking: str | None = None
     image_url: ImageUrl | None = None
+    detail: NoEffect = None
+    annotations: NoEffect = None
+    logprobs: NoEffect = None
+    cache_control: NoEffect = None
+    prompt_cache_breakpoint: NoEffect = None
+    signature: NoEffect = None
+    data: NoEffect = None
 
     @field_validator("image_url", mode="before")
     @classmethod
@@ -48,63 +55,127 @@ class ContentPart(LenientModel):
         """None for an image, for reasoning, and where the field that its type names is missing."""
         return self.refusal if self.type == "refusal" else self.text if self.type in TEXT_TYPES else None
 
-
-class FunctionCall(LenientModel):
-    name: str = Field("", max_length=256)
-    arguments: str | None = None
-
-
-class ToolCall(LenientModel):
-    id: str | None = None
-    function: FunctionCall | None = None
+    @property
+    def thought(self) -> str | None:
+        return self.thinking or self.text if self.type in REASONING_TYPES else None
 
 
-class ChatMessage(LenientModel):
-    """`content` may be null or absent in a message of the assistant, as clients keep a refusal, a function call or an empty answer."""
+class CalledFunction(StrictBody):
+    """`arguments`: JSON."""
+
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str = NO_ARGUMENTS
+
+
+class CalledTool(StrictBody):
+    id: str | None = Field(None, max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: NoEffect = None
+    provider_specific_fields: NoEffect = None
+
+
+class ChatMessage(StrictBody):
+    """`content` may be null or absent in a message of the assistant, as clients keep a refusal, a function call or an empty answer.
+
+    The fields without effect are those that clients and servers leave in a history.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     refusal: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
-    function_call: FunctionCall | None = None
+    tool_calls: list[CalledTool] = Field(default_factory=list, max_length=MAX_CALLS)
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = Field(None, max_length=256)
-    name: str | None = Field(None, max_length=256)
+    name: str | None = Field(None, max_length=256, description="Of the roles `tool` and `function`: the function; else without effect.")
+    reasoning_content: str | None = Field(None, description="Of the role `assistant`: what it thought before, as in an answer.")
+    reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
+    audio: unsupported("send text and images") = None  # type: ignore[valid-type]
+    annotations: NoEffect = None
+    parsed: NoEffect = None
+    reasoning_details: NoEffect = None
+    thinking_blocks: NoEffect = None
+    provider_specific_fields: NoEffect = None
+    cache_control: NoEffect = None
 
     @property
     def parts(self) -> list[ContentPart]:
         return self.content if isinstance(self.content, list) else []
 
     @property
-    def calls(self) -> list[str]:
-        """The functions that it calls, as text."""
-        calls = [call.function for call in self.tool_calls or () if call.function]
-        calls += [self.function_call] if self.function_call else []
-        return [f"[calls {call.name}({call.arguments or ''})]" for call in calls]
+    def thoughts(self) -> str:
+        parts = "\n".join(part.thought for part in self.parts if part.thought)
+        return self.reasoning_content or self.reasoning or parts
 
     @property
-    def texts(self) -> list[str]:
-        content = [self.content] if isinstance(self.content, str) else [part.words or "" for part in self.parts]
-        return [*content, self.refusal or "", *self.calls]
+    def called(self) -> list[CalledTool]:
+        """The calls; one in the form before `tool_calls` is among them."""
+        return [*self.tool_calls, *([CalledTool(function=self.function_call)] if self.function_call else [])]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        yield from [self.content] if isinstance(self.content, str) else (part.words or "" for part in self.parts)
+        yield from (self.refusal or "", self.thoughts)
+        yield from (call.function.arguments for call in self.called)
 
 
-async def to_message_fields(request: Request, index: int, message: ChatMessage) -> dict[str, Any]:
-    """A message of the command. Raises HttpProblem(400, 413, 503)."""
-    role = ROLES.get(message.role, message.role)
-    prefix = f"[result of {message.name or message.tool_call_id or 'a call'}] " if message.role in {"tool", "function"} else ""
+class CallHistory:
+    """The calls of a chat so far: their functions by id, and those without a result."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._open: list[str] = []
+
+    def add(self, call: CalledTool, location: str) -> dict[str, Any]:
+        """A call of the command. One without an id has its place in the request as one."""
+        call_id = call.id or location.replace(".", "_")
+        self._names[call_id] = call.function.name
+        self._open.append(call_id)
+        return {"id": call_id, "name": call.function.name, "arguments": call.function.arguments or NO_ARGUMENTS}
+
+    def result_fields(self, message: ChatMessage, location: str) -> dict[str, Any]:
+        """Whose result a message is. One that names no call is that of the first without a result. Raises HttpProblem(400) without one."""
+        call_id = message.tool_call_id or next((one for one in self._open if message.name in (None, self._names[one])), None)
+        if call_id is None:
+            detail = "tool_call_id is missing: it names the call, in an earlier message of the assistant, whose result this is"
+            raise HttpProblem(400, "invalid-request", detail, param=f"{location}.tool_call_id")
+        if call_id in self._open:
+            self._open.remove(call_id)
+        name = message.name or self._names.get(call_id)
+        return {"tool_call_id": call_id} | ({"name": name} if name else {})
+
+
+async def to_messages(request: Request, messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages of the command. Images are stored. Raises HttpProblem(400, 413, 503)."""
+    calls = CallHistory()
+    return [await to_message_fields(request, f"messages.{index}", message, calls) for index, message in enumerate(messages)]
+
+
+async def to_message_fields(request: Request, location: str, message: ChatMessage, calls: CallHistory) -> dict[str, Any]:
+    """`location`: of the message in the request, for errors. Raises HttpProblem(400, 413, 503)."""
     if message.content is None and message.role != "assistant":
-        raise HttpProblem(
-            400, "invalid-request", f"a message of the role {message.role} needs a content", param=f"messages.{index}.content"
-        )
+        detail = f"a message of the role {message.role} needs a content"
+        raise HttpProblem(400, "invalid-request", detail, param=f"{location}.content")
+    fields: dict[str, Any] = {
+        "role": ROLES.get(message.role, message.role),
+        "content": await to_content(request, location, message),
+    }
+    if message.role == "assistant":
+        called = [calls.add(call, f"{location}.tool_calls.{position}") for position, call in enumerate(message.called)]
+        return fields | ({"tool_calls": called} if called else {}) | ({"reasoning": message.thoughts} if message.thoughts else {})
+    return fields | calls.result_fields(message, location) if fields["role"] == "tool" else fields
+
+
+async def to_content(request: Request, location: str, message: ChatMessage) -> str | list[dict[str, Any]]:
+    """Raises HttpProblem(400, 413, 503)."""
     if not isinstance(message.content, list):
-        text = message.content if message.content is not None else message.refusal or ""
-        return {"role": role, "content": "\n".join(filter(None, [f"{prefix}{text}", *message.calls]))}
+        return message.content or message.refusal or ""
     parts = [
-        await to_part_fields(request, f"messages.{index}.content.{position}", part)
+        await to_part_fields(request, f"{location}.content.{position}", part)
         for position, part in enumerate(message.content)
         if part.type not in REASONING_TYPES
     ]
-    parts = [*([{"text": prefix}] if prefix else []), *parts, *({"text": call} for call in message.calls)]
-    return {"role": role, "content": parts or ""}
+    return parts or ""
 
 
 async def to_part_fields(request: Request, location: str, part: ContentPart) -> dict[str, Any]:

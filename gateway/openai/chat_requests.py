@@ -1,96 +1,91 @@
 """OpenAI's chat request, and the command built from it. Features that are not supported are rejected, not ignored."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
-from gateway.openai.chat_messages import ChatMessage, LenientModel, to_message_fields
+from contracts.text import ReasoningEffort
+from gateway.openai.chat_messages import ChatMessage, to_messages
+from gateway.openai.chat_tools import ToolRequest
 from gateway.openai.errors import NO_RETRY
+from gateway.openai.strict_body import NoEffect, StrictBody, unsupported
+from gateway.openai.text_requests import ServiceTier, TextRequest, TokenLimit
 from gateway.problems import HttpProblem
 from gateway.text.client import lacks_vision
 
 CHAT_REQUEST_EXAMPLE: dict[str, JsonValue] = {"model": "text", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
-SMALLEST_TOP_P = 1e-6
-"""OpenAI takes 0, which means the likeliest token alone."""
-TokenLimit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else value)]
-
-OtherGrammar = Annotated[None, BeforeValidator(lambda value: value or None), Field(description="Not supported: see `response_format`.")]
 
 
-class NamedSchema(LenientModel):
+class NamedSchema(StrictBody):
+    """Answers always obey the schema, whatever `strict` is; the name and the description are not shown to the model."""
+
     name: str = "answer"
     json_schema: dict[str, Any] = Field(alias="schema")
+    strict: NoEffect = None
+    description: NoEffect = None
 
 
-class ResponseFormat(LenientModel):
+class ResponseFormat(StrictBody):
     """`schema`: that of `json_object`, as llama.cpp and others take it."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
     plain_schema: dict[str, Any] | None = Field(None, alias="schema")
 
+    def command_fields(self) -> dict[str, Any]:
+        """Raises HttpProblem(400)."""
+        if self.type == "text":
+            return {}
+        if self.type == "json_object":
+            return {"json_schema": self.plain_schema} if self.plain_schema else {"json_only": True}
+        if self.json_schema is None:
+            raise HttpProblem(400, "invalid-request", "json_schema is missing", param="response_format.json_schema")
+        return {"json_schema": self.json_schema.json_schema}
 
-class StreamOptions(LenientModel):
-    include_usage: bool = False
 
+class ChatRequest(TextRequest, ToolRequest):
+    """A chat request. Unknown fields are refused; null means what an absent field means."""
 
-class ChatRequest(LenientModel):
-    """A chat request. Unknown fields are ignored."""
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [CHAT_REQUEST_EXAMPLE]})
-
-    model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text` for whatever is served.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     max_tokens: TokenLimit = Field(None, description="-1: as null.")
     max_completion_tokens: TokenLimit = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=2, description="An extension of vLLM.")
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    response_format: ResponseFormat | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = 1
-    best_of: Literal[1] | None = None
-    logprobs: Literal[False] | None = False
-    top_logprobs: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    function_call: Literal["none", "auto"] | None = None
-    guided_json: OtherGrammar = None
-    guided_regex: OtherGrammar = None
-    guided_choice: OtherGrammar = None
-    guided_grammar: OtherGrammar = None
-    structured_outputs: OtherGrammar = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    reasoning_effort: ReasoningEffort | None = None
+    modalities: list[Literal["text"]] = Field(default_factory=list)
+    store: Literal[False] = Field(False, description="Answers are not stored here: use /v1/responses.")
+    service_tier: ServiceTier = "auto"
+    verbosity: Literal["medium"] = Field("medium", description="Other values are not supported: ask for it in a message.")
+    safety_identifier: NoEffect = None
+    prompt_cache_key: NoEffect = None
+    prompt_cache_options: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+    prediction: NoEffect = None
+    audio: unsupported("answers are text") = None  # type: ignore[valid-type]
+    web_search_options: unsupported("the model has no web search: offer it as a tool") = None  # type: ignore[valid-type]
+    moderation: unsupported("use /v1/moderations") = None  # type: ignore[valid-type]
 
     async def command(self, request: Request, lora: str | None) -> dict[str, Any]:
         """The text step's command, with OpenAI's defaults. Images are stored. Raises HttpProblem(400, 413, 501, 503)."""
+        choices = self.tool_fields() | self.response_format.command_fields() | self._logprob_fields()
         await self.check_vision(request)
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        fields = {
-            "messages": [await to_message_fields(request, index, message) for index, message in enumerate(self.messages)],
+        fields = self.sampling_fields(lora) | {
+            "messages": await to_messages(request, self.messages),
             "max_tokens": self.max_completion_tokens or self.max_tokens,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
-            "repetition_penalty": self.repetition_penalty or 1.0,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "stop": [text for text in stop if text],
-            "seed": self.seed,
-            "lora_adapter": lora,
+            "reasoning_effort": self.reasoning_effort,
         }
-        return {name: value for name, value in fields.items() if value is not None} | response_format_fields(self.response_format)
+        return {name: value for name, value in fields.items() if value is not None} | choices
+
+    def _logprob_fields(self) -> dict[str, Any]:
+        """Raises HttpProblem(400)."""
+        if self.top_logprobs and not self.logprobs:
+            raise HttpProblem(400, "invalid-request", "top_logprobs needs logprobs true", param="top_logprobs")
+        return {"logprobs": True, "top_logprobs": self.top_logprobs} if self.logprobs else {}
 
     async def check_vision(self, request: Request) -> None:
         """Raises HttpProblem(501) when a message has an image, and the served model reads none."""
@@ -105,17 +100,12 @@ class ChatRequest(LenientModel):
 
     def check_text_length(self, limit: int) -> None:
         """A longer body is allowed for pictures only. Raises HttpProblem(413)."""
-        texts = [text for message in self.messages for text in message.texts]
-        if (length := sum(map(len, texts))) > limit:
-            raise HttpProblem(413, "message-too-large", f"the messages have {length} characters, {limit} are allowed", param="messages")
-
-
-def response_format_fields(response_format: ResponseFormat | None) -> dict[str, Any]:
-    """Raises HttpProblem(400)."""
-    if response_format is None or response_format.type == "text":
-        return {}
-    if response_format.type == "json_object":
-        return {"json_schema": response_format.plain_schema} if response_format.plain_schema else {"json_only": True}
-    if response_format.json_schema is None:
-        raise HttpProblem(400, "invalid-request", "json_schema is missing", param="response_format.json_schema")
-    return {"json_schema": response_format.json_schema.json_schema}
+        texts = {
+            "messages": sum(len(text) for message in self.messages for text in message.texts),
+            "tools": len(json.dumps(self.definitions)),
+            "response_format": len(self.response_format.model_dump_json()),
+        }
+        if (length := sum(texts.values())) > limit:
+            longest = max(texts, key=lambda name: texts[name])
+            detail = f"messages, tools and response_format have {length} characters, {limit} are allowed"
+            raise HttpProblem(413, "message-too-large", detail, param=longest)

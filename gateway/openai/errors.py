@@ -8,19 +8,20 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from contracts.fault import Fault
 from contracts.wire import Step
 from gateway.json_body import JsonRoute
 from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_validation_error
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES, UNSUPPORTED_CODES
 
 STATUS_BY_FAULT_CODE = (
-    {"model-unknown": 404, "cancelled": 409, "document-too-large": 413}
+    {"model-unknown": 404, "cancelled": 409, "document-too-large": 413, "moderation-unconfigured": 501}
     | dict.fromkeys(UNSUPPORTED_CODES, 501)
     | dict.fromkeys(UNAVAILABLE_CODES, 503)
 )
 """Faults of the server, and faults with a status of their own."""
 INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | frozenset({
-    *("lora-invalid", "scheduler-unsupported", "size-unsupported", "edit-unsupported", "parameter-unsupported", "control-unknown"),
+    *("lora-invalid", "scheduler-unsupported", "size-unsupported", "edit-unsupported", "control-unknown"),
     *("control-unfit", "strength-too-low", "mask-size-differs", "mask-empty", "image-too-costly"),
 })  # fmt: skip
 """Faults of the request: a 400, which no client retries."""
@@ -37,6 +38,35 @@ PARAMETERS = {
 """The field of the request that a fault is about."""
 IMAGE_PARAMETERS = PARAMETERS | dict.fromkeys(("lora-unknown", "lora-invalid", "lora-missing"), "loras") | {"prompt-too-long": "prompt"}
 """The same for a fault of the image step: a text request has neither field."""
+TEXT_PARAMETERS = (
+    PARAMETERS
+    | dict.fromkeys(("lora-unknown", "lora-missing"), "model")
+    | {
+        "tools-refused": "tools",
+        "tool-call-missing": "tool_choice",
+    }
+)
+"""The same for a fault of the text step, whose adapter is a model here."""
+CODES_WITH_A_FIELD = frozenset({"parameter-unsupported", "invalid-message"})
+"""Faults whose message names a field of the command."""
+FIELDS_OF_COMMANDS = {"json_schema": "response_format", "json_only": "response_format", "lora_adapter": "model"} | {
+    name: name
+    for name in (
+        *(
+            "messages",
+            "prompt",
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "stop",
+        ),
+        *("seed", "tools", "tool_choice", "parallel_tool_calls", "n", "logprobs", "top_logprobs", "reasoning_effort"),
+    )
+}
+"""The fields of the text step's command, and those of a request from which they come."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
 OPENAI_CODES = {
@@ -74,16 +104,24 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
         case ReplyFault(fault=fault):
             status = 400 if fault.code in INVALID_REQUEST_CODES else STATUS_BY_FAULT_CODE.get(fault.code, 500)
             headers = {501: NO_RETRY, 503: RETRY_AFTER}.get(status)
-            parameters = IMAGE_PARAMETERS if fault.step == Step.IMAGE else PARAMETERS
-            return HttpProblem(status, fault.code, fault.message, headers, param=parameters.get(fault.code))
+            return HttpProblem(status, fault.code, fault.message, headers, param=parameter_of(fault))
         case ReplyTimeout():
             return HttpProblem(504, "no-reply-in-time", str(error), RETRY_AFTER)
 
 
+def parameter_of(fault: Fault) -> str | None:
+    """The field of the request that a fault is about; None when it is not known."""
+    if fault.code in CODES_WITH_A_FIELD:
+        words = fault.message.replace(",", " ").replace(":", " ").split()
+        return next((FIELDS_OF_COMMANDS[word] for word in words if word in FIELDS_OF_COMMANDS), None)
+    parameters: dict[str, dict[str, str]] = {Step.IMAGE: IMAGE_PARAMETERS, Step.TEXT: TEXT_PARAMETERS}
+    return parameters.get(fault.step, PARAMETERS).get(fault.code)
+
+
 def most_exact_location(error: RequestValidationError) -> list[str | int]:
-    """The place of the error that lies deepest, without the names of the types that were tried there."""
+    """The place of the error that lies deepest, without the names of the types and models that were tried there."""
     location = max((entry["loc"][1:] for entry in error.errors()), key=len)
-    return [part for part in location if isinstance(part, int) or (part not in PLAIN_TYPES and "[" not in part)]
+    return [part for part in location if isinstance(part, int) or not (part in PLAIN_TYPES or "[" in part or part[:1].isupper())]
 
 
 def openai_error(problem: HttpProblem) -> dict[str, Any]:

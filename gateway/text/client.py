@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from bus.amqp.request_reply import ReplyFault
-from contracts.text import TextDone
+from contracts.text import TextDelta, TextDone
 from contracts.wire import Step
 from gateway.problems import RETRY_AFTER, HttpProblem, RequestError
 from gateway.services import services_of
@@ -23,7 +23,7 @@ UNAVAILABLE_CODES = frozenset({
 """Faults of the model server or engine: a retry may succeed."""
 INVALID_TEXT_REQUEST_CODES = frozenset({
     *("invalid-message", "message-too-large", "prompt-too-long", "schema-refused", "token-limit-too-small", "lora-missing", "lora-unknown"),
-    *("json-incomplete", "prompt-unreadable", "content-filtered"),
+    *("json-incomplete", "prompt-unreadable", "content-filtered", "parameter-unsupported", "tools-refused", "tool-call-missing"),
     *("image-unreadable", "image-too-large", "asset-refused", "asset-forbidden", "asset-missing", "asset-too-large", "server-refused"),
     *("document-broken", "document-encrypted", "document-empty", "document-too-long", "document-too-complex"),
 })  # fmt: skip
@@ -49,12 +49,12 @@ async def generate_text(request: Request, command: dict[str, Any]) -> TextDone:
     return with_endpoint_timing(reply, started)
 
 
-async def stream_text(request: Request, command: dict[str, Any]) -> AsyncGenerator[str | TextDone]:
+async def stream_text(request: Request, command: dict[str, Any]) -> AsyncGenerator[TextDelta | TextDone]:
     """Each delta, then the result. Closing the generator before its end cancels the work. Raises REQUEST_ERRORS."""
     started = time.perf_counter()
     async with aclosing(services_of(request).commands.stream(request, Step.TEXT.value, command | {"stream": True})) as chunks:
         async for chunk in chunks:
-            yield with_endpoint_timing(chunk.body, started) if chunk.final else str(chunk.body["delta"])
+            yield with_endpoint_timing(chunk.body, started) if chunk.final else TextDelta.model_validate(chunk.body)
 
 
 def with_endpoint_timing(reply: dict[str, Any], started: float) -> TextDone:

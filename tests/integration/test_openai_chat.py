@@ -144,12 +144,73 @@ async def test_response_format_constrains_answer(client: AsyncOpenAI, start_work
     assert text_actor.commands[1].json_only
 
 
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+async def test_tool_is_called_and_its_result_is_read(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """The client's own message is sent back with the result of the call, as an agent does."""
+    async with start_worker(*text_actor.actors):
+        messages = user("call it")
+        message = (await client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER])).choices[0].message
+        assert message.tool_calls is not None
+        call: Any = message.tool_calls[0]
+        result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees"}
+        history: Any = [*messages, message, result]
+        answer = await client.chat.completions.create(model="tiny", messages=history, tools=[WEATHER], tool_choice="none")
+    assert (message.content, call.function.name, call.function.arguments) == (None, "weather", '{"city": "Paris"}')
+    assert answer.choices[0].message.content == "degrees 18"
+    sent = text_actor.commands[1].messages
+    assert sent is not None
+    assert [(one.role, [call.id for call in one.tool_calls], one.tool_call_id) for one in sent] == [
+        ("user", [], None), ("assistant", ["call_1"], None), ("tool", [], "call_1"),
+    ]  # fmt: skip
+
+
+async def test_helper_of_the_client_joins_a_streamed_call(
+    client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor
+) -> None:
+    """`client.chat.completions.stream` builds the whole message from the parts."""
+    async with start_worker(*text_actor.actors), client.chat.completions.stream(
+        model="tiny", messages=user("x"), tools=[WEATHER], tool_choice="required", reasoning_effort="low"
+    ) as stream:  # fmt: skip
+        completion = await stream.get_final_completion()
+    choice = completion.choices[0]
+    assert choice.message.tool_calls is not None
+    assert (choice.finish_reason, choice.message.tool_calls[0].function.arguments) == ("tool_calls", '{"city": "Paris"}')
+
+
+async def test_several_answers_with_log_probabilities(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    async with start_worker(*text_actor.actors):
+        answer = await client.chat.completions.create(
+            model="tiny", messages=user("two one"), n=2, logprobs=True, top_logprobs=1, reasoning_effort="high", max_completion_tokens=9
+        )  # fmt: skip
+        async with client.chat.completions.stream(model="tiny", messages=user("two one"), n=2, logprobs=True) as stream:
+            streamed = await stream.get_final_completion()
+    for choices in (answer.choices, streamed.choices):
+        assert [choice.message.content for choice in choices] == ["one two", "one two"]
+        logprobs = choices[1].logprobs
+        assert logprobs is not None
+        assert logprobs.content is not None
+        assert [(token.token, token.logprob, token.bytes) for token in logprobs.content] == [
+            ("one ", -0.5, list(b"one ")), ("two", -0.5, list(b"two")),
+        ]  # fmt: skip
+    assert (answer.choices[0].message.model_extra or {})["reasoning_content"] == "hm"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert (answer.usage.prompt_tokens_details.cached_tokens, answer.usage.completion_tokens_details.reasoning_tokens) == (3, 1)
+    assert (text_actor.commands[0].max_tokens, text_actor.commands[0].reasoning_effort) == (9, "high")
+
+
 @pytest.mark.parametrize(
     ("invalid", "exception", "param", "code"),
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
         ({"messages": []}, openai.BadRequestError, "messages", "invalid_request"),
-        ({"n": 2}, openai.BadRequestError, "n", "invalid_request"),
+        ({"n": 17}, openai.BadRequestError, "n", "invalid_request"),
         ({"temperature": 9}, openai.BadRequestError, "temperature", "invalid_request"),
         ({"messages": user("fails prompt-too-long")}, openai.BadRequestError, None, "context_length_exceeded"),
         ({"messages": user("fails server-away")}, openai.InternalServerError, None, "server_away"),

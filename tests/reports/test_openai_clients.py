@@ -62,43 +62,16 @@ HISTORIES = [
     ),
     pytest.param(answered("a", tool_calls=[], function_call=None), ["a"], id="no tool calls"),
     pytest.param(
-        [
-            USER,
-            CALLED,
-            {"role": "tool", "tool_call_id": "call_1", "content": "18"},
-        ],
-        ['[calls weather({"city": "Paris"})]', "[result of call_1] 18"],
-        id="lmstudio-ai/lmstudio-bug-tracker #261, NVIDIA/NeMo-Agent-Toolkit #2068, can1357/oh-my-pi #5121: a tool was called",
-    ),
-    pytest.param(
-        [
-            USER,
-            CALLED | {"content": ""},
-            {"role": "tool", "content": [{"type": "text", "text": "18"}]},
-        ],
-        ['[calls weather({"city": "Paris"})]', [{"text": "[result of a call] "}, {"text": "18"}]],
-        id="CherryHQ/cherry-studio #13206: the result as a list of parts",
-    ),
-    pytest.param(
-        [
-            USER,
-            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
-            {"role": "function", "name": "f", "content": "1"},
-        ],
-        ["[calls f({})]", "[result of f] 1"],
-        id="linagora/openrag PR #833: functions, as before the tools",
-    ),
-    pytest.param(
         answered([{"type": "output_text", "text": "Hello!"}]),
         [[{"text": "Hello!"}]],
         id="anomalyco/opencode #42613: parts of the Responses API",
     ),
     pytest.param(
-        answered([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]),
+        answered([{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "a"}]),
         [[{"text": "a"}]],
         id="ROCm/ATOM PR #2188: reasoning in the history",
     ),
-    pytest.param(answered("a", reasoning_content="hm"), ["a"], id="reasoning_content"),
+    pytest.param(answered("a", annotations=[], audio=None, parsed={}, provider_specific_fields={}), ["a"], id="what clients keep"),
     pytest.param([*answered("a")[:2], {"role": "system", "content": "s"}, USER], ["a", "s"], id="a later system message"),
     pytest.param([{"role": "developer", "content": "d"}, USER | {"name": "Ann"}], ["hi"], id="developer, and a name"),
 ]
@@ -114,6 +87,68 @@ async def test_history_is_taken_as_openai_takes_it(fake: FakeGateway, messages: 
     assert {message["role"] for message in command["messages"]} <= {"system", "user", "assistant"}
 
 
+CALL = {"id": "call_1", "name": "weather", "arguments": '{"city": "Paris"}'}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "18"}
+OLD_CALL = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "call", "result"),
+    [
+        pytest.param(
+            [USER, CALLED, RESULT],
+            CALL,
+            {"content": "18", "tool_call_id": "call_1", "name": "weather"},
+            id="lmstudio-ai/lmstudio-bug-tracker #261, NVIDIA/NeMo-Agent-Toolkit #2068, can1357/oh-my-pi #5121: a tool was called",
+        ),
+        pytest.param(
+            [USER, CALLED | {"content": ""}, {"role": "tool", "content": [{"type": "text", "text": "18"}]}],
+            CALL,
+            {"content": [{"text": "18"}], "tool_call_id": "call_1", "name": "weather"},
+            id="CherryHQ/cherry-studio #13206: the result as a list of parts, without an id",
+        ),
+        pytest.param(
+            [USER, OLD_CALL, {"role": "function", "name": "f", "content": "1"}],
+            {"id": "messages_1_tool_calls_0", "name": "f", "arguments": "{}"},
+            {"content": "1", "tool_call_id": "messages_1_tool_calls_0", "name": "f"},
+            id="linagora/openrag PR #833: functions, as before the tools",
+        ),
+        pytest.param(
+            [
+                USER,
+                CALLED | {"tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}]},
+                RESULT,
+            ],
+            CALL | {"arguments": "{}"},
+            {"content": "18", "tool_call_id": "call_1", "name": "weather"},
+            id="no arguments",
+        ),
+    ],
+)
+async def test_calls_and_results_keep_their_ids(
+    fake: FakeGateway, messages: list[Any], call: dict[str, Any], result: dict[str, Any]
+) -> None:
+    """A tool that was called is in the command as a call and its result, not as text."""
+    response = await post(fake, [*messages, USER])
+    assert response.status_code == 200, response.text
+    (command,) = fake.publisher.commands("text")
+    assert command["messages"][1:3] == [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool"} | result]
+    Text.model_validate(command)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param({"content": "a", "reasoning_content": "hm"}, id="DeepSeek's name"),
+        pytest.param({"content": "a", "reasoning": "hm"}, id="another name"),
+        pytest.param({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, id="a part"),
+    ],
+)
+async def test_reasoning_of_the_history_is_passed_on(fake: FakeGateway, message: dict[str, Any]) -> None:
+    await post(fake, [USER, {"role": "assistant"} | message, USER])
+    assert fake.publisher.commands("text")[0]["messages"][1]["reasoning"] == "hm"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -126,13 +161,18 @@ async def test_history_is_taken_as_openai_takes_it(fake: FakeGateway, messages: 
             {"tool_choice": "auto", "function_call": "none", "best_of": 1, "modalities": ["text"], "top_logprobs": 0, "guided_json": None},
             id="what is the default all the same",
         ),
-        pytest.param({"guided_choice": [], "structured_outputs": {}, "top_k": 5, "reasoning_effort": "low"}, id="nothing, and hints"),
+        pytest.param({"guided_choice": [], "structured_outputs": {}, "top_k": -1, "min_p": 0, "reasoning_effort": "low"}, id="no grammar"),
+        pytest.param({"no_field_of_ours": None}, id="an unknown field that is null"),
         pytest.param({"stop": []}, id="langtail/langtail-node PR #42: an empty stop"),
         pytest.param({"stop": ["", "x"]}, id="an empty stop sequence"),
         pytest.param({"top_p": 0}, id="huggingface/text-generation-inference PR #2231: top_p 0"),
         pytest.param({"temperature": 0, "top_p": 1.0}, id="the ends of the ranges"),
         pytest.param({"stream_options": {"include_usage": True}}, id="stream_options without a stream"),
         pytest.param({"metadata": {}, "user": "u", "store": False, "service_tier": "auto"}, id="fields of OpenAI's own"),
+        pytest.param(
+            {"safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h", "verbosity": "medium", "prediction": {}},
+            id="later ones",
+        ),
         pytest.param({"max_tokens": 16.0, "temperature": "0.5"}, id="numbers in other forms"),
         pytest.param({"response_format": {"type": "text"}}, id="lmstudio-ai/lmstudio-bug-tracker #307: a format of text"),
     ],
@@ -168,6 +208,7 @@ async def test_schema_beside_json_object_is_not_lost(fake: FakeGateway) -> None:
     assert fake.publisher.commands("text")[0]["json_schema"] == schema
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 REFUSED = [
     pytest.param({"messages": [{"role": "user", "content": None}]}, "messages.0.content", id="no content of a user"),
     pytest.param({"messages": [USER, {"role": "tool"}]}, "messages.1.content", id="no content of a tool"),
@@ -183,10 +224,25 @@ REFUSED = [
     pytest.param({"messages": []}, "messages", id="no messages"),
     pytest.param({"max_tokens": 0}, "max_tokens", id="ai-dynamo/dynamo PR #11394: max_tokens 0"),
     pytest.param({"max_completion_tokens": "many"}, "max_completion_tokens", id="openclaw/openclaw PR #116563"),
-    pytest.param({"n": 2}, "n", id="two answers"),
-    pytest.param({"tools": [{"type": "function"}]}, "tools", id="tools"),
-    pytest.param({"logprobs": True}, "logprobs", id="log probabilities"),
-    pytest.param({"top_logprobs": 3}, "top_logprobs", id="the likeliest tokens"),
+    pytest.param({"messages": [USER, {"role": "tool", "content": "18"}]}, "messages.1.tool_call_id", id="the result of no call"),
+    pytest.param({"messages": [USER | {"weight": 1}]}, "messages.0.weight", id="an unknown field of a message"),
+    pytest.param({"max_token": 5}, "max_token", id="a misspelt field"),
+    pytest.param({"n": 17}, "n", id="too many answers"),
+    pytest.param({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", id="a tool without a schema"),
+    pytest.param({"tools": [TOOL, TOOL]}, "tools", id="two tools with one name"),
+    pytest.param({"tools": [TOOL], "functions": [TOOL["function"]]}, "functions", id="tools in two forms"),
+    pytest.param({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", id="another tool"),
+    pytest.param({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function", id="a tool without a name"),
+    pytest.param({"tools": [TOOL], "tool_choice": {"type": "robot"}}, "tool_choice.type", id="another choice"),
+    pytest.param({"top_logprobs": 3}, "top_logprobs", id="the likeliest tokens without log probabilities"),
+    pytest.param({"logprobs": True, "top_logprobs": 21}, "top_logprobs", id="too many of the likeliest tokens"),
+    pytest.param({"store": True}, "store", id="a stored answer"),
+    pytest.param({"service_tier": "priority"}, "service_tier", id="priority"),
+    pytest.param({"verbosity": "low"}, "verbosity", id="a short answer"),
+    pytest.param({"reasoning_effort": "max"}, "reasoning_effort", id="another effort"),
+    pytest.param({"web_search_options": {}}, "web_search_options", id="a search"),
+    pytest.param({"audio": {"voice": "v", "format": "wav"}}, "audio", id="a voice"),
+    pytest.param({"top_k": 5}, "top_k", id="vLLM's top_k"),
     pytest.param({"tool_choice": "required"}, "tool_choice", id="a tool call that is required"),
     pytest.param({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", id="a tool call that is named"),
     pytest.param({"function_call": {"name": "f"}}, "function_call", id="a function call that is named"),

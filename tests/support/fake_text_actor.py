@@ -1,6 +1,7 @@
 """A fake text step for tests of the gateway: it replies with the words of the prompt in reverse order, and records the commands.
 
-The message decides: `fails <code>` fails for good with that code, `endless` writes until it is stopped, `gap` leaves a delta out.
+The message decides: `fails <code>` fails for good with that code, `endless` writes until it is stopped, `gap` leaves a delta out,
+`call` calls the first tool. With a reasoning effort it thinks `hm`; a word is a token with the log probability -0.5.
 """
 
 import asyncio
@@ -22,10 +23,25 @@ from contracts.conversation import (
     GetConversation,
     ListConversations,
 )
-from contracts.text import GetTextStatus, ModelInfo, Text, TextDelta, TextDone, TextStatus, Timings, Usage
+from contracts.text import (
+    Alternative,
+    Answer,
+    GetTextStatus,
+    ModelInfo,
+    Text,
+    TextDelta,
+    TextDone,
+    TextStatus,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 from contracts.wire import Command, Result, Step
 
 KNOWN_CONVERSATION = "c-1"
+ARGUMENTS = '{"city": "Paris"}'
 FIXED_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -60,10 +76,10 @@ class FakeTextActor:
         if words[0] == "endless":
             await self.stream_forever(context)
         reply = " ".join(reversed(words))
-        deltas = [word + " " for word in reply.split()[:-1]] + reply.split()[-1:]
+        deltas = make_deltas(command, words, reply)
         if command.stream and context.send_delta:
             for index, delta in enumerate(deltas):
-                await context.send_delta(TextDelta(sequence=index + (words[0] == "gap" and index > 0), delta=delta))
+                await context.send_delta(delta.model_copy(update={"sequence": index + (words[0] == "gap" and index > 0)}))
         return text_result(command, reply, len(deltas) if command.stream else None)
 
     async def stream_forever(self, context: Context) -> None:
@@ -118,8 +134,51 @@ def check_conversation(conversation_id: str) -> None:
 def prompt_words(command: Text) -> list[str]:
     if command.message is not None:
         return command.message.split()
+    if command.raw_prompt is not None:
+        return command.raw_prompt.split()
     content = (command.messages or [])[-1].content
     return (content if isinstance(content, str) else "".join(part.text or "" for part in content)).split()
+
+
+def called_tool(command: Text, words: list[str]) -> str | None:
+    """The name of the tool that the answer calls."""
+    if command.tools and (command.tool_choice == "required" or (words[0] == "call" and command.tool_choice == "auto")):
+        return command.tool_name or command.tools[0].name
+    return None
+
+
+def make_deltas(command: Text, words: list[str], reply: str) -> list[TextDelta]:
+    """Of all answers; each call is sent in two parts."""
+    thoughts = [TextDelta(sequence=0, delta="", reasoning="hm")] if command.reasoning_effort else []
+    if name := called_tool(command, words):
+        first, second = (
+            ToolCallDelta(index=0, id="call_1", name=name, arguments=ARGUMENTS[:5]),
+            ToolCallDelta(index=0, arguments=ARGUMENTS[5:]),
+        )
+        deltas = [*thoughts, *(TextDelta(sequence=0, delta="", tool_calls=[part]) for part in (first, second))]
+    else:
+        deltas = [*thoughts, *(TextDelta(sequence=0, delta=word, logprobs=word_logprobs(command, word) or []) for word in pieces(reply))]
+    return [delta.model_copy(update={"choice": choice}) for delta in deltas for choice in range(command.n)]
+
+
+def pieces(text: str) -> list[str]:
+    """The words, each with the blank after it."""
+    return [word + " " for word in text.split()[:-1]] + text.split()[-1:]
+
+
+def word_logprobs(command: Text, text: str) -> list[TokenLogprob] | None:
+    if not command.logprobs:
+        return None
+    top = [Alternative(text=word, logprob=-0.5) for word in ("x",) * command.top_logprobs]
+    return [TokenLogprob(text=word, logprob=-0.5, top=top) for word in pieces(text) or [text]]
+
+
+def make_answer(command: Text, text: str) -> Answer:
+    reasoning = "hm" if command.reasoning_effort else None
+    if name := called_tool(command, prompt_words(command)):
+        call = ToolCall(id="call_1", name=name, arguments=ARGUMENTS)
+        return Answer(response="", tool_calls=[call], reasoning=reasoning, finish_reason="tool_calls")
+    return Answer(response=text, reasoning=reasoning, logprobs=word_logprobs(command, text))
 
 
 def text_result(command: Text, text: str, deltas: int | None) -> TextDone:
@@ -128,14 +187,16 @@ def text_result(command: Text, text: str, deltas: int | None) -> TextDone:
         model_name="tiny", max_tokens=min(command.max_tokens or 512, 512), temperature=command.temperature or 0.7, timings=timings
     )
     as_json = command.json_only or command.json_schema is not None
+    answer = make_answer(command, '{"a": 1}' if as_json else text)
     return TextDone(
-        response='{"a": 1}' if as_json else text,
+        **dict(answer),
+        answers=[answer] * command.n if command.n > 1 else [],
         conversation_id=command.conversation_id or KNOWN_CONVERSATION if command.message else None,
         generation_time=0.01,
         model_info=info,
         response_json={"a": 1} if as_json else None,
         response_is_json=as_json,
-        usage=Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12),
+        usage=Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12, cached_tokens=3, reasoning_tokens=1),
         deltas=deltas,
     )
 

@@ -33,5 +33,6 @@ SHORT_MODULES = frozenset({
     "bus/amqp/propagation.py",
     "bus/observability/settings.py",
     "ops/errors.py",
+    "gateway/openai/strict_body.py",  # the base of all requests in OpenAI's form
     "actors/engines/diffusion/schedulers.py",  # the scheduler names of the contract
 })  # fmt: skip

@@ -19,6 +19,7 @@ USER = [{"role": "user", "content": "hello"}]
 DEFAULTS = {"messages": USER, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "stop": []}
 NO_REQUEST = cast("Request", None)
 SERVED: dict[str, Replier] = {"text.status": STATUS | {"lora_adapters": ["bistro"]}}
+USAGE = DONE["usage"] | {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}}
 FULL = Fault(code="prompt-too-long", message="600 tokens", step="text")
 
 
@@ -34,7 +35,10 @@ FULL = Fault(code="prompt-too-long", message="600 tokens", step="text")
         ({"response_format": {"type": "text"}}, {}),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}, {"json_schema": {"type": "object"}}),
         ({"messages": [{"role": "developer", "content": "x"}]}, {"messages": [{"role": "system", "content": "x"}]}),
-        ({"unknown": 1, "user": "me"}, {}),
+        ({"unknown": None, "user": "me", "metadata": {"a": "b"}, "store": False}, {}),
+        ({"n": 3, "reasoning_effort": "low"}, {"n": 3, "reasoning_effort": "low"}),
+        ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
     ],
 )
 async def test_request_becomes_command(fields: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -58,9 +62,10 @@ def image(url: str) -> list[dict[str, Any]]:
     ("changes", "status", "code", "param"),
     [
         ({"messages": []}, 400, "invalid_request", "messages"),
-        ({"n": 2}, 400, "invalid_request", "n"),
-        ({"tools": [{}]}, 400, "invalid_request", "tools"),
-        ({"logprobs": True}, 400, "invalid_request", "logprobs"),
+        ({"n": 17}, 400, "invalid_request", "n"),
+        ({"tools": [{}]}, 400, "invalid_request", "tools.0.type"),
+        ({"top_logprobs": 1}, 400, "invalid_request", "top_logprobs"),
+        ({"temprature": 1}, 400, "invalid_request", "temprature"),
         ({"model": "gpt-9"}, 404, "model_not_found", "model"),
         ({"messages": image("http://x/y.png")}, 400, "invalid_image_url", "messages.0.content.1.image_url.url"),
         ({"messages": image("data:image/png;base64,eA==")}, 400, "image_unreadable", "messages.0.content.1.image_url.url"),
@@ -112,7 +117,7 @@ async def test_completion_names_its_model(gateway: OpenFakeGateway, model: str, 
     fake_gateway = gateway(SERVED | {"text": DONE | {"deltas": None}})
     response = (await fake_gateway.http.post("/v1/chat/completions", json={"model": model, "messages": USER})).json()
     assert fake_gateway.publisher.commands("text")[0].get("lora_adapter") == lora
-    assert (response["model"], response["choices"][0]["message"]["content"], response["usage"]) == (answered, "one two", DONE["usage"])
+    assert (response["model"], response["choices"][0]["message"]["content"], response["usage"]) == (answered, "one two", USAGE)
 
 
 def data_of(text: str) -> list[Any]:
@@ -128,7 +133,7 @@ async def test_stream_ends_with_usage_and_done(gateway: OpenFakeGateway, include
     *chunks, done = data_of((await fake_gateway.http.post("/v1/chat/completions", json=body)).text)
     assert done == "[DONE]"
     assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks if chunk["choices"]] == ["", "one ", "two", None]
-    assert [chunk["usage"] for chunk in chunks if "usage" in chunk] == ([DONE["usage"]] if include_usage else [])
+    assert [chunk["usage"] for chunk in chunks if "usage" in chunk] == ([USAGE] if include_usage else [])
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 

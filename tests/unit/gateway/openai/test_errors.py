@@ -14,6 +14,7 @@ from contracts.fault import Fault
 from gateway.openai.errors import INVALID_REQUEST_CODES, STATUS_BY_FAULT_CODE, openai_error, to_openai_problem
 from gateway.problems import HttpProblem
 
+IN_A_MODEL = {"type": "literal_error", "loc": ("body", "tool_choice", "ToolSelection", "type"), "msg": "no", "input": None}
 INVALID = RequestValidationError([{"type": "missing", "loc": ("body", "messages", 0, "role"), "msg": "Field required", "input": None}])
 
 
@@ -21,8 +22,8 @@ FAULTS_OF_THE_WORKER = {"safety-checker-missing", "block-cache-unsupported"}
 """What the image step raises for a worker that is set up wrongly: a 500."""
 
 
-def fault(code: str, step: str = "text") -> ReplyFault:
-    return ReplyFault(Fault(code=code, message="cause", step=step))
+def fault(code: str, step: str = "text", cause: str = "cause") -> ReplyFault:
+    return ReplyFault(Fault(code=code, message=cause, step=step))
 
 
 def raised_codes(path: Path) -> Iterator[str]:
@@ -49,7 +50,15 @@ def test_every_code_of_the_image_step_has_a_status() -> None:
     ("error", "status", "error_type", "code", "param", "is_retryable"),
     [
         (INVALID, 400, "invalid_request_error", "invalid_request", "messages.0.role", False),
+        (RequestValidationError([IN_A_MODEL]), 400, "invalid_request_error", "invalid_request", "tool_choice.type", False),
         (fault("prompt-too-long"), 400, "invalid_request_error", "context_length_exceeded", None, False),
+        (fault("lora-unknown"), 400, "invalid_request_error", "lora_unknown", "model", False),
+        (fault("tools-refused"), 400, "invalid_request_error", "tools_refused", "tools", False),
+        (fault("parameter-unsupported", cause="json_schema: not beside tools"), 400, "invalid_request_error", "parameter_unsupported",
+         "response_format", False),
+        (fault("parameter-unsupported", cause="the server takes no top_logprobs, nor logprobs"), 400, "invalid_request_error",
+         "parameter_unsupported", "top_logprobs", False),
+        (fault("invalid-message", cause="it says nothing"), 400, "invalid_request_error", "invalid_message", None, False),
         (fault("lora-invalid"), 400, "invalid_request_error", "lora_invalid", None, False),
         (fault("prompt-too-long", "image"), 400, "invalid_request_error", "context_length_exceeded", "prompt", False),
         (fault("lora-invalid", "image"), 400, "invalid_request_error", "lora_invalid", "loras", False),
@@ -65,7 +74,7 @@ def test_every_code_of_the_image_step_has_a_status() -> None:
         (fault("bug"), 500, "server_error", "bug", None, False),
         (ReplyTimeout("j-1", 1), 504, "server_error", "no_reply_in_time", None, True),
     ],
-)
+)  # fmt: skip
 def test_exception_becomes_openai_error(
     error: Any,
     status: int,

@@ -23,6 +23,7 @@ def fault(code: str) -> ReplyFault:
         (PublishError("nack"), 503, ENGINE_NOT_READY, True),
         (fault("prompt-too-long"), 400, "cause", False),
         (fault("json-incomplete"), 400, "cause", False),
+        (fault("parameter-unsupported"), 400, "cause", False),
         (fault("prompt-unreadable"), 400, "cause", False),
         (fault("json-unsupported"), 501, "cause", False),
         (fault("vision-unsupported"), 501, VISION_UNSUPPORTED, False),
