@@ -114,7 +114,9 @@ async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
     if row is None:
         raise PermanentError("job-unknown", unknown_job_message(command.job_id))
     events = [Event.model_validate(record["body"]) for record in await database.fetch(SQL["events"], command.job_id)]
-    return _to_job(row).model_copy(update={"steps": list(latest_steps(events))})
+    steps = list(latest_steps(events))
+    measured = [step.device_seconds for step in steps if step.device_seconds is not None]
+    return _to_job(row).model_copy(update={"steps": steps, "device_seconds": sum(measured) if measured else None})
 
 
 async def get_job_events(command: GetJobEvents, context: Context, *, database: Pool) -> JobEvents:

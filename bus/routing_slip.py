@@ -10,9 +10,11 @@ from contracts.steps import COMMANDS
 def advance(slip: Slip, result: dict[str, Any], completed: CompletedStep) -> Slip:
     """The slip after a step: the result's fields are merged into the variables, `completed` is appended to the log.
 
+    The device seconds of a step are in the log: as a variable, those of one step would look like those of the next.
+
     When the step's condition is not met and the slip can loop back, the steps to repeat come before the remaining ones.
     """
-    variables = slip.variables | result
+    variables = slip.variables | {name: value for name, value in result.items() if name != "device_seconds"}
     back = _loop_back_changes(slip, variables) if is_refused(slip, result) else {}
     return slip.model_copy(update={"variables": variables, "log": [*slip.log, completed]} | back)
 

@@ -41,6 +41,9 @@ class Event(WireModel):
     worker: str | None = None
     seconds: float | None = Field(None, ge=0, description="The time that the step worked, without the wait in the queue.")
     queued_seconds: float | None = Field(None, ge=0, description="From the publication of the command to the start of its work.")
+    device_seconds: float | None = Field(
+        None, ge=0, description="Busy time of the device for this step, also of one that failed or was cancelled. None: not measured."
+    )
     progress: Progress | None = None
     result: dict[str, Any] | None = None
     fault: Fault | None = None

@@ -141,3 +141,4 @@ class ImageDone(Result):
     largest_batch: int = Field(1, ge=1, description="The largest number of images in a denoising step with these, themselves included.")
     queued_seconds: float = Field(0.0, ge=0, description="The wait for the device, in the worker.")
     compute_seconds: float = Field(0.0, ge=0, description="From the first denoising step to the encoded images.")
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for this request; None: not known.")

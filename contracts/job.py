@@ -71,6 +71,7 @@ class StepRecord(WireModel):
     attempt: int = 1
     seconds: float | None = None
     queued_seconds: float | None = None
+    device_seconds: float | None = Field(None, description="Busy time of the device for the step. None: not measured.")
     progress: Progress | None = None
     result: dict[str, Any] | None = None
     fault: Fault | None = None
@@ -91,6 +92,7 @@ class Job(Result):
     result: dict[str, Any] | None = None
     fault: Fault | None = None
     steps: list[StepRecord] = Field(default_factory=list, description="In the order in which they started. Empty in lists.")
+    device_seconds: float | None = Field(None, description="The sum over the steps. None in lists, and where none is measured.")
 
 
 class Jobs(Result):

@@ -37,6 +37,7 @@ class CompletedStep(WireModel):
     worker: str
     started_at: datetime
     seconds: float = Field(ge=0, description="The time that the step worked, without the wait in the queue.")
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for the step. None: not measured.")
 
 
 class Slip(WireModel):

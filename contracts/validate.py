@@ -89,3 +89,4 @@ class ValidateDone(Result):
         "",
         description="The name of the model. It is not called `model`, because it becomes a variable, and the image command has a `model`.",
     )
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for this request; None: not known.")

@@ -24,6 +24,7 @@ DELIVERIES = Counter("atelier_deliveries", "Deliveries by outcome.", ["step", "o
 STEP_SECONDS = Histogram("atelier_step_seconds", "One delivery, from arrival to ack.", ["step"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
 WAIT_SECONDS = Histogram("atelier_queue_wait_seconds", "From publish to arrival.", ["step"], buckets=SECONDS_BUCKETS, registry=REGISTRY)
 ATTEMPTS = Histogram("atelier_attempts", "The attempt number of each delivery.", ["step"], buckets=(1, 2, 3, 4, 6, 10), registry=REGISTRY)
+DEVICE_SECONDS = Counter("atelier_device_seconds", "Busy time of the device, by the step that it worked for.", ["step"], registry=REGISTRY)
 DEAD_LETTERS = Counter("atelier_dead_letters", "Dead-lettered messages.", ["step", "code"], registry=REGISTRY)
 UNSIGNED_MESSAGES = Counter("atelier_signatures_refused", "Messages dropped for their signature.", ["kind"], registry=REGISTRY)
 IN_FLIGHT = Gauge("atelier_in_hand", "Deliveries in flight.", ["step"], registry=REGISTRY)
@@ -139,6 +140,11 @@ def record_delivery(step: str, outcome: Outcome, *, attempt: int, seconds: float
         labelled_child(WAIT_SECONDS, step).observe(queued_seconds)
     if isinstance(outcome, DeadLettered):
         DEAD_LETTERS.labels(step, code).inc()
+
+
+def record_device_seconds(step: str, seconds: float) -> None:
+    """Count busy time of a model process, also for requests that fail or are cancelled."""
+    labelled_child(DEVICE_SECONDS, step).inc(seconds)
 
 
 def record_translation(adapter: str, code: str, seconds: float) -> None:

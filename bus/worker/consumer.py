@@ -20,6 +20,7 @@ from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
 from bus.errors import AttemptInterrupted, PermanentError, TemporaryError
 from bus.observability import metrics, tracing
+from bus.observability.device_usage import current_usage, measure_usage
 from bus.outcome import (
     CANCELLED,
     EXPIRED,
@@ -96,8 +97,9 @@ class DeliveryConsumer:
         """Decide the outcome of a delivery and publish its messages."""
         run = self._start_run(delivery)
         started = time.perf_counter()
-        outcome = await self.decide(run)
-        run = replace(run, seconds=round(time.perf_counter() - started, 6))
+        with measure_usage(self.actor.step) as usage:
+            outcome = await self.decide(run)
+        run = replace(run, seconds=round(time.perf_counter() - started, 6), device_seconds=usage.rounded_seconds)
         return run, await self.publish_outcome(run, outcome)
 
     async def _end_raw(self, message: AbstractIncomingMessage, error: Exception) -> None:
@@ -209,6 +211,7 @@ class DeliveryConsumer:
 
     async def _mark_done(self, delivery: Delivery, returned: Result | Transactional) -> Result:
         result, write = (returned.result, returned.write) if isinstance(returned, Transactional) else (returned, None)
+        result = with_device_seconds(result, current_usage().rounded_seconds)
         try:
             await self.inbox.mark_done(self.actor.step, delivery.entry_id, result, write)
         finally:
@@ -261,6 +264,13 @@ class DeliveryConsumer:
         if messages := outgoing.messages_for_outcome(run, outcome, now=datetime.now(UTC)):
             with tracing.trace_publish(len(messages)):
                 await self.publisher.publish_until_confirmed(*messages)
+
+
+def with_device_seconds(result: Result, seconds: float | None) -> Result:
+    """The result of a step that uses a device has a field for them, which the handler need not set."""
+    if seconds is None or "device_seconds" not in type(result).model_fields:
+        return result
+    return result.model_copy(update={"device_seconds": seconds})
 
 
 def _is_delivery_cancelled(cancellable: CancellableRun) -> bool:

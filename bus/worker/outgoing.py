@@ -33,6 +33,7 @@ class StepRun:
     slip: Slip | None
     started_at: datetime
     seconds: float = 0.0
+    device_seconds: float | None = None
     emit_events: bool = True
 
 
@@ -53,6 +54,7 @@ def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> li
 
 def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessage]:
     """The step's event; then the next command, or the end of the job."""
+    run = replace(run, device_seconds=result.get("device_seconds", run.device_seconds))  # also of a result that is found in the inbox
     messages = build_events(run, EventKind.COMPLETED, result=result)
     last = is_finished(run.slip, result)
     if run.delivery.reply_to and (last or (run.slip and run.slip.reply_here)):
@@ -60,11 +62,23 @@ def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessag
     if last and not run.delivery.detached:
         messages += build_events(run, EventKind.COMPLETED, step=JOB_STEP, result=job_result(run.slip, result))
     if last and run.slip and run.slip.on_refusal and is_refused(run.slip, result):
-        messages.append(_build_detached_command(run, run.slip, run.slip.on_refusal, "refused"))
+        messages.append(_build_refusal(run, run.slip, run.slip.on_refusal))
     elif not last and run.slip:
-        completed = CompletedStep(step=run.step, worker=run.worker, started_at=run.started_at, seconds=run.seconds)
+        completed = CompletedStep(
+            step=run.step, worker=run.worker, started_at=run.started_at, seconds=run.seconds, device_seconds=run.device_seconds
+        )
         messages.append(build_next_command(run, advance(run.slip, result, completed)))
     return messages
+
+
+def _build_refusal(run: StepRun, slip: Slip, slip_step: SlipStep) -> OutboundMessage:
+    """The slip's `on_refusal` command. A fault in its arguments holds for the step that it names; another step's condition is named itself."""
+    named = slip_step.arguments.get("fault")
+    if not isinstance(named, dict) or named.get("step") == run.step:
+        return _build_detached_command(run, slip, slip_step, "refused")
+    message = f"The condition {slip.gate!r} of the step {run.step} is not met."
+    fault = Fault(code=str(named.get("code", "refused")), message=message, step=run.step)
+    return _build_detached_command(run, slip, slip_step, "refused", fault=fault.model_dump(mode="json", exclude_none=True))
 
 
 def build_next_command(run: StepRun, slip: Slip) -> OutboundMessage:
@@ -152,6 +166,7 @@ def build_events(run: StepRun, kind: EventKind, *, step: str | None = None, **fi
         worker=run.worker,
         seconds=run.seconds,
         queued_seconds=queued_seconds(run),
+        device_seconds=None if step else run.device_seconds,
         **fields,
     )
     return [build_event(event, _causation_headers(run))]

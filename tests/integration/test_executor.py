@@ -18,6 +18,7 @@ from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec, Progressed
 from actors.engines.settings import ExecutorSettings
 from bus.errors import EngineCrashed, PermanentError, TemporaryError
+from bus.observability.device_usage import DeviceUsage, measure_usage
 from tests.support.faulty_engine import FaultyRequest
 
 pytestmark = pytest.mark.timeout(60)
@@ -237,3 +238,48 @@ async def test_lazy_executor_starts_its_process_for_the_first_request(tmp_path: 
     async with open_executor(spec, ExecutorSettings(), max_in_flight=4, capacity=2, lazy=True):
         pass
     assert len(starts.read_text().splitlines()) == 1
+
+
+async def run_measured(executor: Executor, request: FaultyRequest, usages: list[DeviceUsage], *, cancel_after: float | None = None) -> Any:
+    """As the worker does: each request in a delivery of its own."""
+    with measure_usage("text") as usage:
+        usages.append(usage)
+        return await asyncio.wait_for(executor.run(request), cancel_after)
+
+
+async def test_device_seconds_of_all_requests_are_the_busy_time() -> None:
+    """Finished, refused, cancelled ones, and those that run again because another one ended their process."""
+    usages: list[DeviceUsage] = []
+    async with open_faulty_executor(step_seconds=1.0) as executor:
+        await executor.ready()
+        outcomes = await asyncio.gather(
+            *(run_measured(executor, FaultyRequest(steps=6, seconds=0.05), usages) for _ in range(3)),
+            run_measured(executor, FaultyRequest(steps=0), usages),
+            run_measured(executor, FaultyRequest(steps=50, seconds=0.05), usages, cancel_after=0.2),
+            run_measured(executor, FaultyRequest(steps=5, seconds=0.02, fault="hang", fault_step=4), usages),
+            return_exceptions=True,
+        )
+        *finished, refused, cancelled, crashed = outcomes
+        await executor.run(FaultyRequest(steps=1))  # its report comes after that of the cancelled request
+
+    assert executor.stats.exits["hang"] == 2
+    assert [type(error) for error in (refused, cancelled, crashed)] == [PermanentError, TimeoutError, PermanentError]
+    assert sum(usage.seconds or 0.0 for usage in usages) == pytest.approx(executor.stats.busy_seconds, rel=0.02)
+    hanging = usages[5].seconds
+    assert hanging
+    assert hanging > 1.0, "the time until the process is killed counts, too"
+    for execution, usage in zip(finished, usages, strict=False):
+        assert execution.device_seconds == usage.seconds  # type: ignore[union-attr]
+        assert execution.device_seconds > 6 * 0.05, "two attempts add up"  # type: ignore[union-attr]
+
+
+async def test_work_that_is_reported_after_a_cancel_is_in_the_metric() -> None:
+    usages: list[DeviceUsage] = []
+    async with open_faulty_executor() as executor:
+        await executor.ready()
+        with pytest.raises(TimeoutError):
+            await run_measured(executor, FaultyRequest(steps=1, seconds=0.4), usages, cancel_after=0.1)
+        assert usages[0].seconds is None or usages[0].seconds < 0.1
+        async with asyncio.timeout(5):
+            while (usages[0].seconds or 0.0) < 0.3:
+                await asyncio.sleep(0.02)

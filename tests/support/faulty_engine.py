@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.protocol import EngineEvent, EngineHost, Finished, Progressed, Started
 from bus.errors import PermanentError
 
@@ -32,6 +33,7 @@ class FaultyEngine:
     steps_done: dict[int, int] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=lambda: {"process": os.getpid()})
     sick_device: bool = False
+    device_time: DeviceTime = field(default_factory=lambda: DeviceTime("cpu"))
 
     def self_test(self) -> None:
         if self.sick_device and self.host.after_crash:
@@ -49,6 +51,10 @@ class FaultyEngine:
         return 0 if self.active else None
 
     def tick(self) -> Sequence[EngineEvent]:
+        with self.device_time.work_equally(self.active):
+            return self._tick()
+
+    def _tick(self) -> Sequence[EngineEvent]:
         events: list[EngineEvent] = []
         time.sleep(max(request.seconds for request in self.active.values()))
         for request_id, request in list(self.active.items()):

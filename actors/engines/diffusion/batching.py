@@ -3,11 +3,12 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 
 from actors.engines.diffusion.requests import ResolvedRequest
+from actors.engines.process.device_time import DeviceTime
 
 Condition = dict[str, Any]
 """What one half of a row is drawn after: name → tensor, 1 × …; lengths may differ from row to row where the family says so."""
@@ -26,11 +27,12 @@ class KeptPicture:
 
 @dataclass(eq=False)
 class ControlHint:
-    """`net`: the ControlNet; `picture`: 1 × 3 × H × W."""
+    """`net`: the ControlNet, whose calls are charged to its rows alone; `picture`: 1 × 3 × H × W."""
 
     net: Any
     picture: Any
     scale: float
+    device_time: DeviceTime = field(default_factory=lambda: DeviceTime("cpu"))
 
 
 @dataclass(eq=False)

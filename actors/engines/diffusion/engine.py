@@ -23,6 +23,7 @@ from actors.engines.diffusion.oom import OomFallbacks, enable_attention_slicing,
 from actors.engines.diffusion.requests import DiffusionRequest, LoraFile, ResolvedRequest
 from actors.engines.diffusion.row_start import RowStarter
 from actors.engines.diffusion.vae_thread import VaeResult, VaeTask, VaeThread
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.gpu import EngineMonitor, choose_device, choose_dtype
 from actors.engines.process.model_cache import InsufficientMemory
@@ -82,7 +83,8 @@ class DiffusionEngine:
         self.dtype = choose_dtype(settings.dtype, self.device)
         self.models = LoadedModels(settings, self.device, self.dtype, host, self._in_use)
         self.oom = OomFallbacks(settings.max_rows)
-        self.vae_thread = VaeThread(request_tick=host.request_tick, timeout_seconds=settings.decode_seconds)
+        self.device_time = DeviceTime(self.device)
+        self.vae_thread = VaeThread(request_tick=host.request_tick, timeout_seconds=settings.decode_seconds, device_time=self.device_time)
         self.monitor = EngineMonitor(self.device)
         self.groups = StepGroups()
         self._pending: deque[tuple[int, DiffusionRequest]] = deque()
@@ -142,6 +144,15 @@ class DiffusionEngine:
 
     def tick(self) -> Sequence[EngineEvent]:
         """Take what the VAE's thread has done, start pending orders, and make one step of the next group."""
+        with self.device_time.work_equally(self._working_ids()):
+            return self._tick()
+
+    def _working_ids(self) -> list[int]:
+        """The orders whose rows are stepped, else those in the VAE's thread, else those that wait."""
+        stepped = dict.fromkeys(row.request_id for row in self.groups.rows)
+        return list(stepped or self._active) or [request_id for request_id, _ in self._pending]
+
+    def _tick(self) -> Sequence[EngineEvent]:
         import torch
 
         self.vae_thread.raise_if_stuck()
@@ -173,7 +184,8 @@ class DiffusionEngine:
         for entry in list(self._pending):
             request_id, request = entry
             try:
-                order = self._prepare(request_id, request)
+                with self.device_time.work_equally([request_id]):
+                    order = self._prepare(request_id, request)
             except InsufficientMemory:
                 order = None
             except Exception as error:
@@ -210,7 +222,7 @@ class DiffusionEngine:
     def _begin_rows(self, order: ActiveOrder, adapters: RowAdapters, control_net: Any) -> None:
         model, request = order.model, order.request
         conditions = self._with_fallbacks(model, partial(model.encode, request, adapters))
-        starter = RowStarter(order.request_id, request, model.family, model.name, conditions, adapters, control_net)
+        starter = RowStarter(order.request_id, request, model.family, model.name, conditions, adapters, control_net, self.device_time)
         if request.edit:  # in the VAE's thread, which leaves all parts but the VAE to this one
             slice_vae = partial(enable_vae_slicing, model.family.pipeline, model.applied_fallbacks)
             self.vae_thread.put(VaeTask(order.request_id, partial(self.oom.run_with_fallbacks, starter.build_rows, slice_vae)))
@@ -245,7 +257,8 @@ class DiffusionEngine:
         """One step of all rows. If it fails, each order makes it alone; one that fails alone fails, without the others."""
         step_indices = [row.step_index for row in rows]
         try:
-            self._advance(model, rows)
+            with self.device_time.work_equally([row.request_id for row in rows for _ in row.conditions]):
+                self._advance(model, rows)
         except Exception as error:
             if is_device_failure(error):
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 from actors.engines.diffusion.batching import Condition, ControlHint, DiffusionRow, KeptPicture, RowAdapters, add_noise
 from actors.engines.diffusion.families.family import Family
 from actors.engines.diffusion.requests import EditSource, InputPicture, ResolvedRequest
+from actors.engines.process.device_time import DeviceTime
 from bus.errors import PermanentError
 
 
@@ -24,6 +25,7 @@ class RowStarter:
     conditions: list[Condition]
     adapters: RowAdapters
     control_net: Any = None
+    device_time: DeviceTime = field(default_factory=lambda: DeviceTime("cpu"))
     _encoded: dict[bool, Any] = field(default_factory=dict)
     """What the VAE made of the order's picture, by whether it is masked: all images of the order start from the same."""
 
@@ -56,7 +58,7 @@ class RowStarter:
             row.latents = family.pack(family.draw_noise(request, generator)) * noise_sigma(scheduler)
         if request.control:
             hint = family.control_hint(request, request.control.image)
-            row.control = ControlHint(self.control_net, hint, request.control.scale)
+            row.control = ControlHint(self.control_net, hint, request.control.scale, self.device_time)
         return row
 
     def _encode(self, image: InputPicture, mask: InputPicture | None = None) -> Any:

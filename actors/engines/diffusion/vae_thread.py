@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.protocol import MemoryExhausted
 
 
@@ -31,8 +32,8 @@ class VaeResult:
 class VaeThread:
     """Takes tasks with `put`; appends to `results` and calls `request_tick`."""
 
-    def __init__(self, *, request_tick: Callable[[], None], timeout_seconds: float) -> None:
-        self.request_tick, self.timeout_seconds = request_tick, timeout_seconds
+    def __init__(self, *, request_tick: Callable[[], None], timeout_seconds: float, device_time: DeviceTime) -> None:
+        self.request_tick, self.timeout_seconds, self.device_time = request_tick, timeout_seconds, device_time
         self.results: deque[VaeResult] = deque()
         self.out_of_memory: str | None = None
         self._pending: dict[int, VaeTask] = {}
@@ -91,7 +92,7 @@ class VaeThread:
             self._started_at = time.monotonic()
             try:
                 with torch.inference_mode():
-                    value = None if task.request_id in self._cancelled else task.work()
+                    value = None if task.request_id in self._cancelled else self._work(task)
             except MemoryExhausted as error:
                 self.out_of_memory = str(error)
                 value = error
@@ -100,3 +101,7 @@ class VaeThread:
             self.results.append(VaeResult(task.request_id, value))
             self._started_at = None
             self.request_tick()
+
+    def _work(self, task: VaeTask) -> Any:
+        with self.device_time.work_equally([task.request_id]):
+            return task.work()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Started
 
@@ -56,6 +57,7 @@ class CheckEngine:
     def __init__(self, models: Sequence[PictureModel]) -> None:
         self.models, self._waiting = models, OrderedDict[int, PictureToCheck]()
         self.info: dict[str, Any] = {"models": [model.name for model in models], "step_seconds": TICK_SECONDS}
+        self.device_time = DeviceTime("cpu")  # the scores of a model are on the CPU when it returns, so that nothing is left to wait for
 
     def self_test(self) -> None:
         """Each model sees a black picture, which finds a model of another form before the first order."""
@@ -75,7 +77,8 @@ class CheckEngine:
         if not self._waiting:
             return ()
         request_id, request = self._waiting.popitem(last=False)
-        return Started(request_id), self._check(request_id, request)
+        with self.device_time.work_equally([request_id]):
+            return Started(request_id), self._check(request_id, request)
 
     def _check(self, request_id: int, request: PictureToCheck) -> Finished | Failed:
         try:

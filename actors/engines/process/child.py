@@ -12,7 +12,6 @@ import select
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 
@@ -85,6 +84,7 @@ def open_engine(command: OpenEngine, data: BlockingChannel, control: "ControlRea
     module, _, name = command.spec.factory_path.partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)(command.spec.options, host)
     engine.self_test()
+    engine.device_time.take()  # the test is nobody's request
     data.send(EngineReady(engine.info))
     return engine
 
@@ -171,7 +171,8 @@ class EngineLoop:
             self.pending_events.append(Cancelled(request_id))
             return
         try:
-            self.engine.submit(request_id, message.request)
+            with self.engine.device_time.work_equally([request_id]):
+                self.engine.submit(request_id, message.request)
         except PermanentError as error:
             self.pending_events.append(Failed(request_id, "permanent", error.code, str(error), error))
         except TemporaryError as error:
@@ -193,8 +194,7 @@ class EngineLoop:
                 self.early_cancels.add(request_id)
 
     def _tick(self) -> None:
-        started = time.perf_counter()
         if self.engine.idle_seconds() == 0:
             self.pending_events.extend(self.engine.tick())
         events, self.pending_events = tuple(self.pending_events), []
-        self.data.send(TickReport(events, time.perf_counter() - started))
+        self.data.send(TickReport(events, *self.engine.device_time.take()))

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from actors.engines.process.charges import ChargedRequests, RequestCharge
 from actors.engines.process.fair_queue import FairQueue
 from actors.engines.process.process_handle import ProcessHandle
 from actors.engines.process.protocol import (
@@ -36,7 +37,7 @@ from actors.engines.process.protocol import (
     TickReport,
 )
 from actors.engines.process.restart import CircuitBreaker, CrashAttribution
-from actors.engines.process.shm_dir import create_shm_dir
+from actors.engines.process.shm_dir import create_shm_dir, delete_outputs, read_outputs
 from actors.engines.process.stats import ExecutorStats
 from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready
@@ -51,12 +52,16 @@ DEFAULT_STEP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class ExecutionResult:
-    """The engine's result of one request, the contents of its output files, and the seconds it was queued and running."""
+    """The engine's result of one request, the contents of its output files, and the seconds it was queued and running.
+
+    `device_seconds`: the part of the device's busy time that was for it, of all its attempts.
+    """
 
     result: Any
     outputs: list[bytes]
     queued_seconds: float
     compute_seconds: float
+    device_seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -72,6 +77,7 @@ class RequestState:
     alone: bool = False
     caller_gone: bool = False
     crashes: CrashAttribution = field(default_factory=CrashAttribution)
+    charge: RequestCharge = field(default_factory=RequestCharge)
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     request_id: int = 0
@@ -106,6 +112,7 @@ class Executor:
         self._breaker = CircuitBreaker(settings.failures_before_open, settings.first_wait_seconds, settings.longest_wait_seconds)
         self._queue: FairQueue[RequestState] = FairQueue()
         self._running: dict[int, RequestState] = {}
+        self._charged = ChargedRequests()
         self._process: ProcessHandle | None = None
         self._engine_open = asyncio.Event()
         self._closing = asyncio.Event()
@@ -181,7 +188,7 @@ class Executor:
         now = time.monotonic()
         started = state.started_at or now
         outputs = await asyncio.to_thread(read_outputs, finished.output_files)
-        return ExecutionResult(finished.result, outputs, started - state.queued_at, now - started)
+        return ExecutionResult(finished.result, outputs, started - state.queued_at, now - started, state.charge.device_seconds)
 
     def _cancel(self, state: RequestState) -> None:
         """The caller is gone. A queued request leaves at once; a running one when the engine confirms."""
@@ -217,6 +224,7 @@ class Executor:
         state.request_id = self._last_request_id
         if not self._running:
             self._process.expect_frame_within(self.step_seconds)
+        self._charged.submit(state.request_id, state.charge, idle=not self._running)
         self._running[state.request_id] = state
         self._process.send(Submit(state.request_id, state.request))
 
@@ -224,7 +232,8 @@ class Executor:
 
     def _on_tick_report(self, message: Any) -> None:
         assert isinstance(message, TickReport)
-        self.stats.add_busy_seconds(message.seconds)
+        self.stats.add_busy_seconds(message.busy_seconds)
+        self._charged.report(message.device_seconds)
         for event in message.events:
             self._on_event(event)
         if self._process:
@@ -311,6 +320,7 @@ class Executor:
     def _handle_exit(self, process_exit: ProcessExit) -> None:
         """Record the exit with every request that was running, and queue those again that have not failed, each to run alone."""
         self.stats.record_exit(process_exit)
+        self.stats.add_busy_seconds(self._charged.charge_unreported(self._running))
         interrupted = list(self._running.values())
         self._breaker.record_exit(process_exit, had_requests=bool(interrupted))
         self._running.clear()
@@ -364,18 +374,6 @@ def resolve(state: RequestState, outcome: Finished | Exception) -> bool:
     else:
         state.future.set_exception(outcome)
     return True
-
-
-def read_outputs(files: tuple[Path, ...]) -> list[bytes]:
-    """Read the output files and delete them."""
-    outputs = [file.read_bytes() for file in files]
-    delete_outputs(files)
-    return outputs
-
-
-def delete_outputs(files: tuple[Path, ...]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -31,3 +31,15 @@ def process_exists(process_id: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def read_outputs(files: tuple[Path, ...]) -> list[bytes]:
+    """Read the output files and delete them."""
+    outputs = [file.read_bytes() for file in files]
+    delete_outputs(files)
+    return outputs
+
+
+def delete_outputs(files: tuple[Path, ...]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)

@@ -31,7 +31,8 @@ def net_residuals(
     index = torch.tensor(halves, device=x.device)
     options = {"added_cond_kwargs": {name: value[index] for name, value in added.items()}} if added else {}
     pictures = torch.cat([control.picture for control in controls])
-    down, mid = net(x[index], t[index], text[index], pictures, 1.0, return_dict=False, **options)
+    with controls[0].device_time.work_equally([rows[number].request_id for number in halves]):
+        down, mid = net(x[index], t[index], text[index], pictures, 1.0, return_dict=False, **options)
     exact = torch.promote_types(x.dtype, torch.float32)
     scale = torch.tensor([control.scale for control in controls], device=x.device, dtype=exact).view(-1, 1, 1, 1)
     scaled = [(part * scale).to(part.dtype) for part in (*down, mid)]
