@@ -4,6 +4,9 @@ With ids: the variant must be at (overlay, done); reads the overlaid picture and
 with the trace. Without ids: reads a claim and the given regions. A contradiction between opinion and evidence is an issue of the verdict.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from asyncpg import Record
@@ -11,6 +14,8 @@ from PIL import Image
 
 from actors.vision import variant_repository
 from actors.vision.evidence import find_disagreements, measure_evidence
+from actors.vision.ocr import TextReader, open_text_reader
+from actors.vision.ocr_settings import OcrSettings
 from actors.vision.overlay_layout import OverlayLayout, parse_layout
 from actors.vision.prompts import JUDGE_PROMPT
 from actors.vision.variant_repository import JUDGE, VariantRef, VariantRepository
@@ -24,22 +29,31 @@ from actors.vision.verdict_service import (
     verdict_fields,
     with_verdicts,
 )
-from bus.actor import Actor, Context, Transactional
+from bus.actor import Actor, Context, Handler, Resources, Transactional
 from bus.errors import PermanentError
 from contracts.judge import Judge, JudgeDone
 from contracts.verdict import AdVerdictSchema
 from contracts.wire import Step
 
 
+@asynccontextmanager
+async def open_judge(resources: Resources) -> AsyncIterator[Handler]:
+    async with open_text_reader(OcrSettings()) as reader, with_verdicts(Step.JUDGE, partial(judge, reader=reader))(resources) as handler:
+        yield handler
+
+
 async def judge(
-    command: Judge, context: Context, *, verdicts: VerdictService, repository: VariantRepository | None
+    command: Judge, context: Context, *, verdicts: VerdictService, repository: VariantRepository | None, reader: TextReader | None
 ) -> JudgeDone | Transactional:
-    """Raises PermanentError("tenant-foreign") when the body names another tenant than the delivery."""
+    """`reader`: None without the extra `ocr`.
+
+    Raises PermanentError("tenant-foreign") when the body names another tenant than the delivery.
+    """
     context.resolve_tenant(command.tenant_id)
     if command.job_variants_id:
-        return await judge_variant(command, context, verdicts, require_repository(repository, "a claim"))
+        return await judge_variant(command, context, verdicts, require_repository(repository, "a claim"), reader)
     picture = await verdicts.image_loader.from_claim(select_claim(command.image, command.images), tenant=context.tenant)
-    fields = await evaluate(command, OverlayLayout(), picture, None, context, verdicts)
+    fields = await evaluate(command, OverlayLayout(), picture, None, context, verdicts, reader)
     return JudgeDone(job_id=command.job_id or context.job_id, **fields)
 
 
@@ -47,7 +61,7 @@ ACTOR = Actor(
     step=Step.JUDGE,
     command=Judge,
     result=JudgeDone,
-    open=with_verdicts(Step.JUDGE, judge),
+    open=open_judge,
     timeout_seconds=900,
     prefetch=8,
     schema=variant_repository.SCHEMA,
@@ -56,7 +70,7 @@ ACTOR = Actor(
 
 
 async def judge_variant(
-    command: Judge, context: Context, verdicts: VerdictService, repository: VariantRepository
+    command: Judge, context: Context, verdicts: VerdictService, repository: VariantRepository, reader: TextReader | None
 ) -> JudgeDone | Transactional:
     """As in the source system, a failure fails the variant, so the message is recorded as its owner first; not for what is refused."""
     ref = VariantRef.parse(command.job_variants_id, command.job_id, command.tenant_id, context)
@@ -75,7 +89,7 @@ async def judge_variant(
     await repository.mark_running(JUDGE, ref, context, once=once)
     request = {"render_asset_url": url, "overlay_id": command.overlay_id}
     bare_url = await resolve_bare_image_url(variant, repository)
-    evaluation = evaluate(command, layout or OverlayLayout(), picture, bare_url, context, verdicts)
+    evaluation = evaluate(command, layout or OverlayLayout(), picture, bare_url, context, verdicts, reader)
     return await evaluate_variant(evaluation, request, JudgeDone, repository=repository, stage=JUDGE, ref=ref, context=context)
 
 
@@ -139,20 +153,29 @@ async def load_bare_image(command: Judge, url: str | None, verdicts: VerdictServ
 
 
 async def evaluate(
-    command: Judge, layout: OverlayLayout, picture: Image.Image, bare_url: str | None, context: Context, verdicts: VerdictService
+    command: Judge,
+    layout: OverlayLayout,
+    picture: Image.Image,
+    bare_url: str | None,
+    context: Context,
+    verdicts: VerdictService,
+    reader: TextReader | None,
 ) -> dict[str, Any]:
     """The verdict and the evidence as the result's fields."""
     bare = await load_bare_image(command, bare_url, verdicts, context)
     default = AD_DEFAULT if command.default_verdict else None
     verdict = await verdicts.evaluate(AdVerdictSchema, JUDGE_PROMPT, picture, context, default=default)
-    evidence = measure_evidence(
+    text_region = command.text_region or layout.region
+    measured = measure_evidence(
         picture,
-        text_region=command.text_region or layout.region,
+        text_region=text_region,
         text_color=command.text_color or layout.text_color,
         large_text=command.large_text or layout.large_text,
         protected=command.protected_region,
         bare=bare,
     )
+    read = await reader.measure(picture, command.ad_copy_text or layout.text, text_region) if reader else {}
+    evidence = measured.model_copy(update=read)
     fields = verdict_fields(verdict)
     disagreements = find_disagreements(verdict.opinion, evidence) if verdict.opinion else []
     issues = [*fields["issues"], *disagreements]

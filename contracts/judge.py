@@ -22,6 +22,11 @@ class Judge(Command):
     image: Claim | None = Field(None, description="The advertisement, when no ids are given.")
     images: list[Claim] = Field(default_factory=list, max_length=16, description="The same on a routing slip: the first image is judged.")
     bare_image: Claim | None = Field(None, description="The image without its text.")
+    ad_copy_text: str | None = Field(
+        None,
+        max_length=4000,
+        description="The text that the image should show; with ids it is read from the layout, else from the ad copy.",
+    )
     text_region: Region | None = Field(None, description="The position of the text; with ids it is read from the layout.")
     text_color: HexColor | None = None
     large_text: bool = Field(False, description="At least 24 pixels, or 18.7 in bold: WCAG then requires a contrast of 3 instead of 4.5.")
@@ -45,3 +50,4 @@ class JudgeDone(Result):
     repaired: bool = False
     defaulted: bool = False
     seen_by: str = ""
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for this request; None: not known.")

@@ -89,6 +89,17 @@ class Region(WireModel):
     height: float = Field(gt=0, le=1)
 
 
+class TextLine(WireModel):
+    """A line of text that was read in the image."""
+
+    text: str
+    region: Region
+    confidence: float = Field(ge=0, le=1)
+    cer: float | None = Field(
+        None, ge=0, le=1, description="Edit distance to the closest part of the ad copy, by the line's length. Absent: it is another text."
+    )
+
+
 class Evidence(WireModel):
     """Measurements on the image. A value that could not be measured is absent."""
 
@@ -100,3 +111,20 @@ class Evidence(WireModel):
     covered_by: Literal["pixels", "geometry"] | None = Field(
         None, description="The method: pixels that differ from the image without text, or the boxes alone."
     )
+    ocr_model: str | None = Field(None, description="The model that read the text.")
+    text_read: str | None = Field(None, description="The text that was read in the text's region, a line of the image on each line.")
+    character_error_rate: float | None = Field(
+        None,
+        ge=0,
+        description="Edit distance between the text that was read and the ad copy, by the length of the copy. Letters, digits and marks "
+        "are compared, without case.",
+    )
+    text_lines: list[TextLine] | None = Field(None, description="At most 32 lines, those of the ad copy first.")
+    calls_to_action: list[str] | None = Field(None, description="The words of OCR_CALLS_TO_ACTION that were read anywhere in the image.")
+    text_height: float | None = Field(None, ge=0, description="Pixels: the height of the lowest line of the ad copy.")
+    text_height_share: float | None = Field(None, ge=0, le=1, description="The same as a fraction of the image's height.")
+    text_too_small: bool | None = Field(None, description="Below a fortieth of the image's height, or below 14 pixels.")
+    unknown_letters: str | None = Field(
+        None, description="Letters of the ad copy that the model cannot read; then the text is not compared."
+    )
+    text_unread: str | None = Field(None, description="The code of the failure when the text could not be read, such as `ocr-too-costly`.")

@@ -41,6 +41,7 @@ class Job:
     """A kind of file, the decoder's arguments, and the limits of one call. `wall_seconds` does not count the wait for a free process.
 
     `broken_code` and `costly_code`: of the PermanentError for a file that is damaged, and for one that exceeds the limits.
+    `retirement_bytes`: a process whose memory has been larger ends after its answer; None: the default of all jobs.
     """
 
     kind: str
@@ -51,9 +52,11 @@ class Job:
     max_answer_bytes: int
     broken_code: str
     costly_code: str
+    retirement_bytes: int | None = None
 
     def to_request(self) -> dict[str, Any]:
-        return {"job": self.kind, "arguments": self.arguments, "cpu_seconds": self.cpu_seconds, "memory_bytes": self.memory_bytes}
+        limits = {"cpu_seconds": self.cpu_seconds, "memory_bytes": self.memory_bytes, "retirement_bytes": self.retirement_bytes}
+        return {"job": self.kind, "arguments": self.arguments} | limits
 
     def too_costly(self, cost: str) -> PermanentError:
         return PermanentError(self.costly_code, f"Decoding the {self.kind} takes {cost}. It is malicious, or must be simplified.")

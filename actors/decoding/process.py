@@ -37,6 +37,10 @@ def load_decoder(job: str) -> Callable[..., Decoded]:
             from actors.decoding.json_schemas import check
 
             return lambda data, **arguments: (check(data, **arguments), b"")
+        case "text-lines":
+            from actors.vision.ocr_reader import read_lines
+
+            return read_lines
     raise ValueError(f"there is no decoder for {job!r}")
 
 
@@ -80,7 +84,7 @@ def serve(connection: socket.socket) -> None:
         except (EOFError, ConnectionError):
             return
         header, body = answer(request, bytes(data))
-        retires = peak_bytes() > RETIREMENT_BYTES
+        retires = peak_bytes() > (request["retirement_bytes"] or RETIREMENT_BYTES)
         send_frame(connection, header | {"retires": retires}, body)
         if retires:
             return

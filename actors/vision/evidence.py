@@ -1,8 +1,12 @@
-"""Measurements on a finished advertisement: contrast of the text and coverage of the protected region; and contradictions to the model."""
+"""Measurements on a finished advertisement: contrast of the text and coverage of the protected region.
+
+Also the issues that follow from all measurements: contradictions to the model, and text that cannot be read.
+"""
 
 from PIL import Image, ImageChops
 
 from actors.imaging import contrast
+from actors.vision.ocr_evidence import MAX_CHARACTER_ERRORS, MIN_TEXT_PIXELS, MIN_TEXT_SHARE
 from contracts.verdict import AdVerdictSchema, Evidence, Region
 
 CHANGE_THRESHOLD = 24
@@ -73,6 +77,22 @@ def find_disagreements(opinion: AdVerdictSchema, evidence: Evidence) -> list[str
     if evidence.covered_share is not None and (evidence.covered_share > MAX_COVERED_SHARE) != opinion.occlusion:
         claimed = "something covered" if opinion.occlusion else "nothing covered"
         issues.append(f"The model sees {claimed}, but {evidence.covered_share:.1%} of the protected region was measured as covered.")
+    return issues + find_text_issues(opinion, evidence)
+
+
+def find_text_issues(opinion: AdVerdictSchema, evidence: Evidence) -> list[str]:
+    """Sentences about the text that was read. That a call to action is missing counts only where the text was read well."""
+    issues, rate, words = [], evidence.character_error_rate, evidence.calls_to_action
+    if rate is not None and rate > MAX_CHARACTER_ERRORS:
+        issues.append(f"The text is not readable: {rate:.0%} of the characters of the ad copy were read wrongly or not at all.")
+    if evidence.text_too_small:
+        height, share = evidence.text_height, evidence.text_height_share
+        required = f"{MIN_TEXT_SHARE:.0%} and {MIN_TEXT_PIXELS:g} pixels are required"
+        issues.append(f"The text is too small: {height:g} pixels, {share:.1%} of the picture's height; {required}.")
+    if words and not opinion.cta_present:
+        issues.append(f"The model sees no call to action, but “{words[0]}” was read in the picture.")
+    if words == [] and opinion.cta_present and rate is not None and rate <= MAX_CHARACTER_ERRORS:
+        issues.append("The model sees a call to action, but the text was read and has none of the words of OCR_CALLS_TO_ACTION.")
     return issues
 
 

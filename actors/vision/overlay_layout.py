@@ -1,4 +1,4 @@
-"""Parses a row of `overlay_layouts`: the text's region, colour and size, and the address of the rendered picture."""
+"""Parses a row of `overlay_layouts`: the text, its region, colour and size, and the address of the rendered picture."""
 
 import json
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ class OverlayLayout:
     text_color: str | None = None
     large_text: bool = False
     render_url: str | None = None
+    text: str | None = None
 
 
 def parse_layout(row: Mapping[str, Any] | None) -> OverlayLayout | None:
@@ -26,12 +27,13 @@ def parse_layout(row: Mapping[str, Any] | None) -> OverlayLayout | None:
     layout = row["layout"]
     layout = json.loads(layout) if isinstance(layout, str) else layout or {}
     render = layout.get("render") or {}
-    size = layout.get("font_size")
+    size, text = layout.get("font_size"), layout.get("text")
     return OverlayLayout(
         region=parse_region(row),
         text_color=layout.get("text_color"),
         large_text=isinstance(size, int | float) and size >= LARGE_TEXT_PIXELS,
         render_url=render.get("url"),
+        text=text if isinstance(text, str) else None,
     )
 
 

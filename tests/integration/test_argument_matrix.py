@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from actors import consult, conversations, image, judge, overlay, text, upload, validate, watermark, webhook
+from actors import consult, conversations, image, judge, moderate, overlay, text, upload, validate, watermark, webhook
 from actors.engines.diffusion.tiny_stable_diffusion import write_tiny_diffusion, write_tiny_lora
 from bus.amqp.request_reply import ReplyFault, RequestClient
 from bus.settings import BusSettings
@@ -41,7 +41,7 @@ RULES = {
     "image.edit.image image.edit.mask image.control.image moderate.image moderate.images[]",
     "address": "image.lora.uri image.loras[].uri image.signature.image_uri watermark.signature.image_uri webhook.base_url "
     "webhook.result_url webhook.result_urls[] validate.asset_url "
-    "judge.render_asset_url text.messages[].content[].picture.url text.pictures[].url",
+    "judge.render_asset_url moderate.image_urls[] text.messages[].content[].picture.url text.pictures[].url",
     "name": "upload.name image.model image.lora.name image.lora.sha256 image.loras[].name image.loras[].sha256 image.control.model "
     "text.lora_adapter",
     "id": "webhook.generation_id validate.job_variants_id validate.job_id judge.job_variants_id judge.job_id judge.overlay_id "
@@ -171,6 +171,7 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """All actors of the steps, and a gateway whose reply queue the commands use."""
     await asyncio.to_thread(write_tiny_diffusion, tmp_path / "sd")
+    (tmp_path / "words.txt").write_text("[hate]\nrecipe\n")
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(open_fake_openai_server())
         backend = await stack.enter_async_context(open_webhook_backend())
@@ -184,13 +185,15 @@ async def rig(
             "IMAGE_MODEL": str(tmp_path / "sd"),
             "IMAGE_DEVICE": "cpu",
             "IMAGE_THREADS": "1",
+            "MODERATION_NUDENET": "on",
+            "MODERATION_WORDS": str(tmp_path / "words.txt"),
             "IMAGE_LOCAL_CACHE": str(tmp_path / "cache"),
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         store = StoreSettings(store_url=store_folder.as_uri())
         singles = (image.build_actor(), watermark.ACTOR, upload.ACTOR, webhook.ACTOR, validate.ACTOR, judge.ACTOR, overlay.ACTOR)
-        actors = (*singles, *consult.ACTORS, *text.ACTORS, *conversations.ACTORS)
+        actors = (*singles, moderate.ACTOR, *consult.ACTORS, *text.ACTORS, *conversations.ACTORS)
         await stack.enter_async_context(Worker(actors, (), bus_settings, store).run())
         client = await stack.enter_async_context(open_gateway_client(bus_settings, store, GATEWAY_HEALTH_NEEDS_CONSULT="false"))
         source = await stack.enter_async_context(open_source_database(database_url, tmp_path / "assets"))
@@ -269,6 +272,8 @@ async def bases(rig: Rig, step: str, path: str) -> list[dict[str, Any]]:
         case "webhook":
             return [{"kind": "complete", "generation_id": GENERATION_ID + 1}, {"kind": "failed", "generation_id": GENERATION_ID}]
         case "consult":
+            return [{"prompt": "what is this?"}]
+        case "moderate":
             return [{"prompt": "what is this?"}]
         case "text":
             return [{} if path.startswith("messages") else {"message": "hello"}]

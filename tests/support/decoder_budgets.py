@@ -56,6 +56,15 @@ def read_base64(text: str) -> None:
     asyncio.run(decode_base64(text, max_bytes=10 << 20, **codes))
 
 
+def compare_ad_copy(text: str) -> None:
+    """A picture with as many lines as the reader finds."""
+    from actors.vision.ocr_evidence import Reading, ReadLine, compare_copy
+    from contracts.verdict import Region
+
+    line = ReadLine(text[:100], 1.0, Region(x=0.0, y=0.0, width=1.0, height=1.0), 20.0)
+    compare_copy(Reading([line] * 1000, "m"), text[:4000], None, 400, ("buy now",))
+
+
 def read_picture(data: bytes) -> None:
     from actors.imaging.image_decoding import decode_image
 
@@ -270,6 +279,7 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/imaging/fonts.py", "struct.unpack_from"): OWN_FILE,
     ("contracts/drawn_text.py", "unicodedata.normalize"): Budget(read_overlay_text, hostile_marks),
     ("actors/moderation/word_list.py", "unicodedata.normalize"): Budget(read_moderated_text, hostile_marks),
+    ("actors/vision/ocr_evidence.py", "unicodedata.normalize"): Budget(compare_ad_copy, hostile_marks),
     ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
     ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
     ("actors/llm/json_answers.py", "json.loads"): JSON_ANSWER,
