@@ -28,11 +28,15 @@ Respond = Callable[[dict[str, Any]], RawAnswer]
 
 @dataclass
 class RawOpenAiServer:
-    """`respond`: to the body of a chat completion. `models`: the answer of the route `models`. `requests`: the bodies, in order."""
+    """`respond`: to the body of a completion, on routes that end with `route`. `models`: the answer of the route `models`.
+
+    `requests`: the bodies, in order.
+    """
 
     respond: Respond
     models: RawAnswer = field(default_factory=lambda: RawAnswer(body={"object": "list", "data": [{"id": "m"}]}))
     requests: list[dict[str, Any]] = field(default_factory=list)
+    route: str = "/completions"
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +45,7 @@ class RawOpenAiServer:
                 request = await read_request(reader)
                 if request.path.endswith("/models"):
                     answer = self.models
-                elif request.path.endswith("/chat/completions"):
+                elif request.path.endswith(self.route):
                     self.requests.append(json.loads(request.body_bytes))
                     answer = self.respond(self.requests[-1])
                 else:

@@ -24,7 +24,7 @@ class Lab:
 
     async def chunks(self, content: str = "hi", **options: Any) -> list[GenerationChunk]:
         fields: dict[str, Any] = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9} | options
-        request = GenerationRequest([{"role": "user", "content": content}], **fields)
+        request = GenerationRequest(**({"messages": [{"role": "user", "content": content}]} | fields))
         return [chunk async for chunk in self.engine.generate(request, None)]
 
     async def text(self, **options: Any) -> str:

@@ -1,6 +1,6 @@
-"""What a chat completion says, whole or in the chunks of a stream: its text, why it ended, its token counts.
+"""What a completion says, whole or in the chunks of a stream: its text, its reasoning, why it ended, its token counts.
 
-Servers differ in all three; what they leave out or spell in another way is read all the same.
+Servers differ in all of these; what they leave out or spell in another way is read all the same.
 """
 
 import re
@@ -22,16 +22,20 @@ FILTER_REASONS = frozenset({
 FAILURE_REASONS = frozenset({"error", "network_error"})
 REASONING_TYPES = frozenset({"thinking", "reasoning", "redacted_thinking"})
 """Parts of a content that are no part of the answer."""
+REASONING_MEMBERS = ("reasoning_content", "reasoning", "thinking")
+"""Of a message; servers that send two of them send the same text twice."""
 MAX_PARTS, MAX_DEPTH = 10_000, 4
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """0: the server does not report it."""
+    """0: the server does not report it. `cached`: of the prompt; `reasoning`: of the completion."""
 
     prompt: int = 0
     completion: int = 0
+    cached: int = 0
+    reasoning: int = 0
 
 
 def content_text(content: Any, depth: int = 0) -> str:
@@ -52,6 +56,18 @@ def message_text(message: Any) -> str:
     if not isinstance(message, dict):
         return ""
     return content_text(message.get("content")) or content_text(message.get("refusal"))
+
+
+def reasoning_text(message: Any) -> str:
+    """What the model thought before its answer, in a field of the message or of the delta, or in parts of its content."""
+    if not isinstance(message, dict):
+        return ""
+    text = next((text for name in REASONING_MEMBERS if (text := content_text(message.get(name)))), "")
+    parts = message.get("content")
+    if text or not isinstance(parts, list):
+        return text
+    thoughts = (part for part in parts[:MAX_PARTS] if isinstance(part, dict) and part.get("type") in REASONING_TYPES)
+    return "".join(content_text(part.get("thinking") or part.get("reasoning") or part.get("text")) for part in thoughts)
 
 
 def choice_text(choice: dict[str, Any]) -> str:
@@ -100,7 +116,14 @@ def token_counts(body: dict[str, Any], counted: int = 0) -> TokenCounts:
     if not isinstance(usage, dict):
         usage = next((choice["usage"] for choice in first_choices(body) if isinstance(choice.get("usage"), dict)), {})
     completion = to_count(usage.get("completion_tokens", usage.get("output_tokens")))
-    return TokenCounts(to_count(usage.get("prompt_tokens", usage.get("input_tokens"))), completion or counted)
+    prompt = to_count(usage.get("prompt_tokens", usage.get("input_tokens")))
+    cached = detail_count(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    reasoning = detail_count(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+    return TokenCounts(prompt, completion or counted, cached or to_count(usage.get("prompt_cache_hit_tokens")), reasoning)
+
+
+def detail_count(usage: dict[str, Any], groups: tuple[str, ...], name: str) -> int:
+    return next((to_count(usage[group].get(name)) for group in groups if isinstance(usage.get(group), dict)), 0)
 
 
 def to_count(value: Any) -> int:

@@ -4,13 +4,13 @@ Closing the chunks early closes the connection, at which the server stops genera
 """
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import httpx
@@ -18,32 +18,28 @@ import structlog
 from pydantic import SecretStr
 
 from actors.engines.language.answer_text import StopSequences
-from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.remote.answers import choice_text, finish_reason, first_choice, repair_surrogates, token_counts
 from actors.engines.remote.openai_client import (
     ServerRefusal,
     connection_error,
     open_client,
     parse_completion,
-    parsing_answer,
     read_bounded,
-    response_format,
     send_bounded,
     status_error,
 )
 from actors.engines.remote.parameters import ServerParameters, parse_profile
+from actors.engines.remote.request_bodies import build_request_body, check_prompt
 from actors.engines.remote.served_models import ServedModels, read_models
 from actors.engines.remote.server_metrics import parse_cache_config, parse_metrics
-from actors.engines.remote.streamed_answer import StreamedAnswer
+from actors.engines.remote.streamed_answer import AnswerForm, StreamedAnswer, read_completion
 from actors.engines.remote.vision_probe import VISION_SECONDS, reads_images
 from bus.errors import PermanentError, TemporaryError
+from contracts.text import TokenLogprob
 
 INITIAL_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 5.0
 DEADLINE_MARGIN_SECONDS = 0.5
 """A request is given up so long before its deadline, so that its error is still in time."""
-MAX_BYTES_PER_TOKEN = 16
-"""No tokenizer makes fewer tokens of a usual text; a longer prompt is refused unsent."""
 CHUNKS_AFTER_STOP = 4
 """A server that ends at a stop sequence reports its usage in one of the next chunks; another one is stopped."""
 CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -159,14 +155,15 @@ class OpenAiTextEngine:
 
     async def _attempt(self, request: GenerationRequest, seconds: float) -> AsyncGenerator[GenerationChunk]:
         served = await self.served_models()
-        check_prompt(request.messages, served.max_model_len or self._max_model_len)
+        check_prompt(request, served.max_model_len or self._max_model_len)
         if request.lora and served.listed and request.lora not in served.names:
             raise PermanentError("lora-unknown", f"the server serves no adapter {request.lora!r}; it serves {', '.join(served.names)}")
         body = build_request_body(request, request.lora or served.model, by_vllm=served.by_vllm)
+        form = AnswerForm.of_request(request)
         self.in_flight += 1
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
-                async with aclosing(self._stream(body) if request.stream else self._complete(body)) as chunks:
+                async with aclosing(self._stream(body, form) if request.stream else self._complete(body, form)) as chunks:
                     async for chunk in cut_at_stop(chunks, request.stop if request.schema is None else ()):
                         self._record_tokens(chunk)
                         yield chunk
@@ -181,27 +178,24 @@ class OpenAiTextEngine:
         self.generated_tokens += 1 if not chunk.finish_reason else 0
         self.last_token_at = time.time()
 
-    async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
+    async def _complete(self, body: dict[str, Any], form: AnswerForm) -> AsyncGenerator[GenerationChunk]:
         async def send(sent: dict[str, Any]) -> httpx.Response:
-            return await self._call("POST", "chat/completions", sent)
+            return await self._call("POST", route_of(sent), sent)
 
         response, left_out = await self._parameters.send(body, send)
-        completion = parse_completion(response)
-        with parsing_answer():
-            choice = first_choice(completion)
-            text, reason, counts = repair_surrogates(choice_text(choice)), finish_reason(choice), token_counts(completion)
-        self.generated_tokens += counts.completion
-        yield GenerationChunk(text, counts.completion, reason, counts.prompt, left_out)
+        chunk = read_completion(parse_completion(response), form, left_out)
+        self.generated_tokens += chunk.completion_tokens
+        yield chunk
 
-    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk]:
+    async def _stream(self, body: dict[str, Any], form: AnswerForm) -> AsyncGenerator[GenerationChunk]:
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        answer = StreamedAnswer()
+        answer = StreamedAnswer(form)
         response, left_out = await self._parameters.send(body, self._open_stream)
         try:
             async with aclosing(answer.reader.events(response.aiter_bytes())) as events:
                 async for event in events:
-                    if text := answer.push(event):
-                        yield GenerationChunk(text, answer.chunks)
+                    if chunk := answer.push(event):
+                        yield chunk
         except httpx.HTTPError as error:
             raise connection_error(self._http, error) from error
         finally:
@@ -210,7 +204,7 @@ class OpenAiTextEngine:
 
     async def _open_stream(self, body: dict[str, Any]) -> httpx.Response:
         """The response, whose body is not read yet; the caller closes it."""
-        request = self._http.build_request("POST", "chat/completions", json=body)
+        request = self._http.build_request("POST", route_of(body), json=body)
         try:
             response = await self._http.send(request, stream=True)
             try:
@@ -233,17 +227,20 @@ class OpenAiTextEngine:
 
     async def _with_exact_length(self, error: PromptTooLong, body: dict[str, Any]) -> PromptTooLong:
         """The error with the prompt's exact length, if the server counts it; its own message has only a lower bound."""
-        counts = await self.count_tokens(body["messages"])
+        counts = await self._count({name: body[name] for name in ("messages", "tools", "prompt") if name in body})
         return PromptTooLong(*counts) if counts else error
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
         """Counted by vLLM; None with other servers."""
+        return await self._count({"messages": messages})
+
+    async def _count(self, prompt: dict[str, Any]) -> tuple[int, int] | None:
         served = await self.served_models()
         if served.max_model_len is None:
             return None
-        body = {"model": served.model, "messages": messages, "add_generation_prompt": True}
+        chat = {"add_generation_prompt": True} if "messages" in prompt else {}
         try:
-            reply = (await self._send("POST", self._server_url("tokenize"), body)).json()
+            reply = (await self._send("POST", self._server_url("tokenize"), {"model": served.model} | prompt | chat)).json()
             return int(reply["count"]), int(reply.get("max_model_len") or served.max_model_len)
         except (TemporaryError, ValueError, KeyError, TypeError):
             return None
@@ -278,48 +275,8 @@ class OpenAiTextEngine:
         )
 
 
-def build_request_body(request: GenerationRequest, model: str, *, by_vllm: bool = False) -> dict[str, Any]:
-    """The request body. Optional parameters are sent only when they are set.
-
-    vLLM gets the schema in the form in which its grammar lets no control character into a string; other servers may not know patterns.
-    """
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": request.messages,
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-    }
-    if request.schema is not None:
-        any_object = request.schema == {"type": "object"}  # more servers know this form than a schema
-        schema = rewrite_schema(request.schema) if by_vllm else request.schema
-        body |= {"response_format": {"type": "json_object"} if any_object else response_format(json.dumps(schema))}
-    optional = {
-        "presence_penalty": request.presence_penalty,
-        "frequency_penalty": request.frequency_penalty,
-        "stop": list(request.stop) if request.schema is None else None,  # it would cut the JSON
-        "seed": request.seed,
-        "repetition_penalty": request.repetition_penalty if request.repetition_penalty != 1 else None,
-    }
-    return body | {name: value for name, value in optional.items() if value or (value == 0 and name == "seed")}
-
-
-def check_prompt(messages: list[dict[str, Any]], max_model_len: int | None) -> None:
-    """Raises PromptTooLong for a prompt that cannot fit: some servers work on it until their memory is exhausted, and serve nobody else.
-
-    Raises PermanentError("prompt-unreadable") for a text that is not valid Unicode.
-    """
-    try:
-        size = sum(len(text.encode()) for message in messages for text in message_texts(message))
-    except UnicodeEncodeError as error:
-        raise PermanentError("prompt-unreadable", f"a message is not valid Unicode: {error.reason}") from error
-    if max_model_len is not None and size > MAX_BYTES_PER_TOKEN * max_model_len:
-        raise PromptTooLong(size // MAX_BYTES_PER_TOKEN, max_model_len)
-
-
-def message_texts(message: dict[str, Any]) -> list[str]:
-    content = message["content"]
-    return [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+def route_of(body: dict[str, Any]) -> str:
+    return "completions" if "prompt" in body else "chat/completions"
 
 
 async def cut_at_stop(chunks: AsyncIterator[GenerationChunk], stop: tuple[str, ...]) -> AsyncIterator[GenerationChunk]:
@@ -328,11 +285,19 @@ async def cut_at_stop(chunks: AsyncIterator[GenerationChunk], stop: tuple[str, .
     async for chunk in chunks:
         text = sequences.push(chunk.text, ends=chunk.finish_reason is not None)
         ends = chunk.finish_reason is not None or after > CHUNKS_AFTER_STOP
-        if text or ends:
-            yield replace(chunk, text=text, finish_reason="stop" if sequences.found and ends else chunk.finish_reason)
+        logprobs = tokens_of(chunk.logprobs, text) if sequences.found else chunk.logprobs
+        if ends or (not after and (text or chunk.reasoning or chunk.tool_calls or logprobs)):
+            reason = "stop" if sequences.found and ends else chunk.finish_reason
+            yield replace(chunk, text=text, logprobs=logprobs, finish_reason=reason)
         if ends:
             return
         after += sequences.found
+
+
+def tokens_of(logprobs: tuple[TokenLogprob, ...], text: str) -> tuple[TokenLogprob, ...]:
+    """Those of the tokens that begin inside `text`, the first part of what they make."""
+    begins = accumulate((len(token.text) for token in logprobs), initial=0)
+    return tuple(token for token, begin in zip(logprobs, begins, strict=False) if begin < len(text))
 
 
 def raise_for_status(response: httpx.Response) -> None:

@@ -2,7 +2,7 @@
 
 A server refuses a parameter that it does not know with 400 or 422. The request is sent again with the parameter's other name, or without
 it; what the server then accepts is remembered for the model, for some time. What would change the meaning of an answer, its JSON, is never
-left out: the refusal is reported.
+left out, nor are tools, log probabilities and the like: the refusal is reported.
 """
 
 import asyncio
@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import structlog
 
 from actors.engines.remote.openai_client import ServerRefusal
-from actors.engines.remote.refusals import LEAVABLE, Change, Changes, Lessons, adapt_body, is_left_out
+from actors.engines.remote.refusals import LEAVABLE, Change, Changes, Lessons, adapt_body, is_left_out, missing_feature
+from bus.errors import TemporaryError
 
-UNREPORTED = frozenset({"stop", "stream", "stream_options"})
+UNREPORTED = frozenset({"stop", "stream", "stream_options", "parallel_tool_calls"})
 """An answer without them does not differ, so that they are in the log and in the status only."""
 LEARNED_SECONDS, FIRST_SECONDS = 3600.0, 1.0
 MAX_MODELS, MAX_REQUESTS = 64, 16
@@ -99,7 +100,7 @@ class ServerParameters:
         """Send the request as the server takes it; again, while it refuses one more of its parameters.
 
         Returns what `send` returned, and which parameters were left out. Raises PermanentError("json-unsupported" · "schema-refused") when
-        it refuses the JSON that was requested, and what `send` raises.
+        it refuses the JSON that was requested, ("parameter-unsupported") when it refuses what else was asked for, and what `send` raises.
         """
         model = str(body["model"])
         changes = self.changes(model)
@@ -128,6 +129,8 @@ class ServerParameters:
             except ServerRefusal as refusal:
                 lessons.learn(refusal)
                 continue
+            except TemporaryError as error:
+                raise missing_feature(error, body) or error from None
             break
         else:
             result = await send(adapt_body(body, changes))

@@ -6,16 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.engines.remote.openai_client import ServerRefusal
-from bus.errors import PermanentError
+from actors.engines.remote.openai_client import ABOUT_THE_REQUEST, NO_ROUTE_STATUSES, ServerRefusal
+from bus.errors import PermanentError, TemporaryError
 
 RENAMED = {"max_tokens": "max_completion_tokens"}
 LEAVABLE = frozenset({
     *("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop"),
-    *("stream", "stream_options"),
+    *("stream", "stream_options", "parallel_tool_calls"),
 })  # fmt: skip
-"""Parameters that may be left out. Answers are cut at stop sequences here, too."""
+"""Parameters that may be left out. Answers are cut at stop sequences here, too, and to their first tool call."""
+ASKED = ("tools", "tool_choice", "logprobs", "top_logprobs", "reasoning_effort", "prompt")
+"""Parameters that are sent only where the client asks for what they do: without them the answer would be another one."""
 REFUSAL_STATUSES = frozenset({400, 404, 422, 501})
+ASKED_STATUSES = REFUSAL_STATUSES | {403, 405}
+FEATURE = re.compile(r"support|requires?\b|enable|allow|--\w", re.IGNORECASE)
+"""Of a refusal: what was asked for is missing, whatever its value."""
+TOOLS_MISSING = re.compile(
+    r"tools? (?:param |parameter )?requires?\b|not support (?:tools?|function)|tools?[^.]{0,60}--jinja", re.IGNORECASE
+)
+"""Of a status 500, with which llama.cpp refuses tools."""
+NAME_WORDS = {
+    "stream": "stream(?:ing)?",
+    "response_format": "response[_ ]?format|json_?schema|json_?object",
+    "max_tokens": "max[_ ]?tokens|maximum (?:number of )?(?:output |completion )?tokens",
+    "tools": r"tools?|tool[_ ](?:calls?|calling|use)|function[_ ]call(?:s|ing)?",
+    "tool_choice": r"tool[_ ]choice",
+    "reasoning_effort": r"reasoning(?:[_ .]effort)?|thinking",
+    "prompt": r"v1/completions",
+}
+"""How errors name parameters, where it is not the name itself."""
 UNSUPPORTED = re.compile(
     r"unsupported|n(?:o|')t (?:\w+ )?(?:support|permit|allow|accept|recogni|available|implement)|unrecogni|unknown|unexpected|extra|"
     r"forbidden|additional propert|cannot find field|no such|deprecated|cannot both|only one of|only the default|instead|does not exist|"
@@ -100,6 +119,8 @@ class Lessons:
 
         A change after which the server says the same is undone, and not tried again.
         """
+        if "prompt" in self._body and refusal.status in NO_ROUTE_STATUSES and not ABOUT_THE_REQUEST.search(refusal.answer):
+            raise unsupported("prompt", refusal) from None
         text, param = read_refusal(refusal.answer)
         words = [word for word in text.split() if not any(map(str.isdigit, word))]
         if words == self._last_words:
@@ -107,8 +128,10 @@ class Lessons:
         self._last_words = words
         sent = adapt_body(self._body, self._changes)
         known = {name: value for name, value in self._body.items() if name not in self._useless or name == "response_format"}
-        name = named_parameter(text, param, known, sent, self._changes) if refusal.status in REFUSAL_STATUSES else None
-        if name is None or (refusal.status == 404 and not CERTAIN.search(text)):
+        name = named_parameter(text, param, known, sent, self._changes) if refusal.status in ASKED_STATUSES else None
+        if name in ASKED and (UNSUPPORTED.search(text) or CERTAIN.search(text) or FEATURE.search(text)):
+            raise unsupported(name, refusal) from None
+        if name is None or name in ASKED or refusal.status not in REFUSAL_STATUSES or (refusal.status == 404 and not CERTAIN.search(text)):
             raise refusal
         if name == "response_format":
             name, change = self._learn_format(refusal, text, param, sent)
@@ -205,7 +228,8 @@ def is_left_out(name: str, body: dict[str, Any], changes: Mapping[str, Change]) 
 
 def named_parameter(text: str, param: str, body: dict[str, Any], sent: dict[str, Any], changes: Changes) -> str | None:
     """The parameter of `body` that an error is about: the one in its field `param`, else the one that it names first."""
-    names = {changes[name].name or name if name in changes else name: name for name in (*LEAVABLE, "response_format") if name in body}
+    known = (*LEAVABLE, *ASKED, "response_format")
+    names = {changes[name].name or name if name in changes else name: name for name in known if name in body}
     names = {there: name for there, name in names.items() if there in sent}
     if param in names:
         return names[param]
@@ -219,11 +243,19 @@ def named_parameter(text: str, param: str, body: dict[str, Any], sent: dict[str,
     return "response_format" if "response_format" in names and about_schema else None
 
 
+def unsupported(name: str, error: Exception) -> PermanentError:
+    """The error where a server cannot do what was asked for."""
+    return PermanentError("parameter-unsupported", f"{name} is not supported by the model's server: {error}")
+
+
+def missing_feature(error: TemporaryError, body: dict[str, Any]) -> PermanentError | None:
+    """The error of a server that reports as its own failure that it cannot do what was asked for; None for any other failure."""
+    return unsupported("tools", error) if "tools" in body and TOOLS_MISSING.search(str(error)) else None
+
+
 def _name_pattern(name: str) -> re.Pattern[str]:
     """A name in text, also in camel case; `streaming` is about `stream`."""
-    plain = name.replace("_", "[_ ]?") + ("(?:ing)?" if name == "stream" else "")
-    plain = f"{plain}|json_?schema|json_?object" if name == "response_format" else plain
-    plain = f"{plain}|maximum (?:number of )?(?:output |completion )?tokens" if name == "max_tokens" else plain
+    plain = NAME_WORDS.get(name, name.replace("_", "[_ ]?"))
     return re.compile(rf"(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])", re.IGNORECASE)
 
 
@@ -249,7 +281,7 @@ def read_refusal(answer: str) -> tuple[str, str]:
             pending += [(member, depth + 1) for member in value]
         elif isinstance(value, str):
             words.append(value)
-    param = params[0].removeprefix("body.").partition(".")[0] if params else ""
+    param = re.split(r"[.\[]", params[0].removeprefix("body."), maxsplit=1)[0] if params else ""
     return " ".join(words), param
 
 

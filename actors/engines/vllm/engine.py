@@ -7,7 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +16,16 @@ from uuid import uuid4
 
 import structlog
 
+from actors.engines.language.chat_format import ChatFormat, RenderedPrompt
 from actors.engines.language.control_words import ControlWords
-from actors.engines.language.grammar import rewrite_schema
+from actors.engines.language.grammar import SHOWN_WORDS, rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from actors.engines.language.tool_calls import forces_call, offered_tools, structural_tag
 from actors.engines.process.gpu import DeviceMeter, gpu_figures
-from actors.engines.remote.openai_text import check_prompt
+from actors.engines.remote.openai_text import cut_at_stop
+from actors.engines.remote.request_bodies import check_prompt
 from actors.engines.shared_resource import SetUnready
+from actors.engines.vllm.answers import VllmAnswer
 from bus.errors import EngineCrashed, PermanentError
 
 RESTART_DELAY_SECONDS, HEALTH_CHECK_SECONDS = 2.0, 1.0
@@ -53,6 +57,9 @@ class VllmTextEngine:
     def __init__(self, options: VllmOptions, set_unready: SetUnready) -> None:
         self.options, self._set_unready = options, set_unready
         self._engine: Any = None
+        self._format, self._words = ChatFormat(), ControlWords(())
+        self._vocabulary: list[bytes] = []
+        self._shows_special_tokens = False
         self._meters: list[DeviceMeter] = []
         self._ready, self._failed = asyncio.Event(), asyncio.Event()
         self._unready_reason = "the model is loading"
@@ -116,7 +123,16 @@ class VllmTextEngine:
             arguments.max_model_len = None
             arguments.max_model_len = min(wanted, arguments.create_model_config().max_model_len)
         self._meters = [DeviceMeter(f"cuda:{index}") for index in range(arguments.tensor_parallel_size)] if on_gpu else []
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger])
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger])
+        self._read_tokenizer(engine.get_tokenizer())
+        return engine
+
+    def _read_tokenizer(self, tokenizer: Any) -> None:
+        import xgrammar
+
+        self._format, self._words = ChatFormat.of_tokenizer(tokenizer), ControlWords.of_tokenizer(tokenizer)
+        self._shows_special_tokens = not {*SHOWN_WORDS}.isdisjoint(tokenizer.all_special_tokens)
+        self._vocabulary = xgrammar.TokenizerInfo.from_huggingface(tokenizer).decoded_vocab
 
     def _stat_logger(self, config: Any, engine: int = 0) -> Any:
         from vllm.v1.metrics.loggers import StatLoggerBase
@@ -154,47 +170,56 @@ class VllmTextEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         await self.ready()
-        prompt = await asyncio.to_thread(self._tokenize, request.messages)
-        if len(prompt) >= self.max_model_len:
-            raise PromptTooLong(len(prompt), self.max_model_len)
-        tokens, finish_reason = 0, "stop"
+        lora = self._lora_request(request.lora)
+        prompt = await asyncio.to_thread(self._render, request)
+        if len(prompt.ids) >= self.max_model_len:
+            raise PromptTooLong(len(prompt.ids), self.max_model_len)
+        tag = await asyncio.to_thread(structural_tag, request, in_reasoning=prompt.in_reasoning, thinks=self._format.thinks)
+        sampling = self._sampling_params(request, self.max_model_len - len(prompt.ids), tag)
+        answer = VllmAnswer(request, prompt, self._vocabulary, thinks=self._format.thinks)
         self.in_flight += 1
         try:
-            sampling, lora = self._sampling_params(request, self.max_model_len - len(prompt)), self._lora_request(request.lora)
-            outputs = self._engine.generate({"prompt_token_ids": prompt}, sampling, str(uuid4()), lora_request=lora)
-            async for output in outputs:
-                (completion,) = output.outputs
-                tokens += len(completion.token_ids)
-                self.generated_tokens, self.last_token_at = self.generated_tokens + len(completion.token_ids), time.time()
-                finish_reason = completion.finish_reason or finish_reason
-                if completion.text:
-                    yield GenerationChunk(completion.text, tokens)
+            async with aclosing(self._run(request, prompt, sampling, lora, answer)) as chunks:
+                async for chunk in cut_at_stop(chunks, request.stop if cuts_in_worker(request) else ()):
+                    yield chunk
         except ValueError as error:  # what vLLM's backend of structured outputs does not support, above all
-            raise PermanentError("schema-refused" if request.schema else "invalid-message", f"vLLM rejects the request: {error}") from error
+            code = "schema-refused" if request.schema is not None or tag else "invalid-message"
+            raise PermanentError(code, f"vLLM rejects the request: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
             self._unready_reason = f"the engine of vLLM died: {error}"[:500]
             self._failed.set()
             raise EngineCrashed(self._unready_reason) from error
         finally:
             self.in_flight -= 1
-        yield GenerationChunk("", tokens, "length" if finish_reason == "length" else "stop", len(prompt))
 
-    def _tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
-        if any(not isinstance(message["content"], str) for message in messages):
-            raise PermanentError("vision-unsupported", "vLLM in the worker supports no images: serve the model and set VLLM_SERVER_URL")
-        check_prompt(messages, self.max_model_len)
-        tokenizer = self._engine.get_tokenizer()
-        words = ControlWords.of_tokenizer(tokenizer)
-        clean = [message | {"content": words.remove_from(message["content"])} for message in messages]
-        try:
-            return list(tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=True, return_dict=False))
-        except Exception as error:
-            raise PermanentError("prompt-unreadable", f"the model's chat template rejects the messages: {error}") from error
+    async def _run(
+        self, request: GenerationRequest, prompt: RenderedPrompt, sampling: Any, lora: Any, answer: VllmAnswer
+    ) -> AsyncGenerator[GenerationChunk]:
+        """Tenants share no prefix in vLLM's cache."""
+        tokens = {"prompt_token_ids": prompt.ids} | ({"cache_salt": request.tenant} if request.tenant else {})
+        async with aclosing(self._engine.generate(tokens, sampling, str(uuid4()), lora_request=lora)) as outputs:
+            async for output in outputs:
+                before = answer.tokens
+                chunk = answer.push(output)
+                self.generated_tokens, self.last_token_at = self.generated_tokens + answer.tokens - before, time.time()
+                if chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs:
+                    yield chunk
+        yield answer.last_chunk()
 
-    def _sampling_params(self, request: GenerationRequest, max_tokens: int) -> Any:
+    def _render(self, request: GenerationRequest) -> RenderedPrompt:
+        """Raises PermanentError, PromptTooLong."""
+        check_prompt(request, self.max_model_len)
+        return self._format.render(self._engine.get_tokenizer(), request, self._words, self.options.model)
+
+    def _sampling_params(self, request: GenerationRequest, max_tokens: int, tag: str | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        structured = None
+        if tag is not None:
+            structured = StructuredOutputsParams(structural_tag=tag)
+        elif request.schema is not None:
+            structured = StructuredOutputsParams(json=rewrite_schema(request.schema))
         return SamplingParams(
             max_tokens=min(request.max_tokens, max_tokens),
             temperature=request.temperature,
@@ -202,9 +227,11 @@ class VllmTextEngine:
             repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
-            stop=list(request.stop) or None if request.schema is None else None,  # it would cut the JSON
+            stop=None if request.schema is not None or tag is not None else list(request.stop) or None,  # it would cut JSON and calls
             seed=request.seed,
-            structured_outputs=StructuredOutputsParams(json=rewrite_schema(request.schema)) if request.schema is not None else None,
+            logprobs=request.logprobs,
+            structured_outputs=structured,
+            skip_special_tokens=not self._shows_special_tokens,
             output_kind=RequestOutputKind.DELTA,
         )
 
@@ -220,7 +247,8 @@ class VllmTextEngine:
 
     async def count_tokens(self, messages: list[dict[str, Any]]) -> tuple[int, int] | None:
         await self.ready()
-        return len(await asyncio.to_thread(self._tokenize, messages)), self.max_model_len
+        prompt = await asyncio.to_thread(self._render, GenerationRequest(messages, 1, 0, 1))
+        return len(prompt.ids), self.max_model_len
 
     async def state(self) -> EngineState:
         await self.ready()
@@ -247,6 +275,11 @@ class VllmTextEngine:
             **gpu_figures([meter.gauges() for meter in self._meters]),
             versions=library_versions(),
         )
+
+
+def cuts_in_worker(request: GenerationRequest) -> bool:
+    """Whether stop sequences are looked for in the content of an answer alone: vLLM would find them in tool calls, too."""
+    return bool(offered_tools(request)) and not forces_call(request) and request.schema is None
 
 
 def library_versions() -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.remote.openai_text import check_prompt, cut_at_stop
+from actors.engines.remote.openai_text import cut_at_stop
+from actors.engines.remote.request_bodies import check_prompt
 from actors.llm.generation import generate_answer
 from actors.llm.generation_run import GenerationRun
 from actors.llm.prompt_builder import Prompt
@@ -94,9 +95,22 @@ async def test_stop_sequence_cuts_stream_of_any_server() -> None:
     assert ("".join(chunk.text for chunk in late), late[-1].finish_reason, late[-1].prompt_tokens) == ("one ", "stop", 0)
 
 
-def test_prompt_that_cannot_fit_is_not_sent() -> None:
-    check_prompt([{"role": "user", "content": "x" * 400_000}], None)
-    check_prompt([{"role": "user", "content": [{"type": "text", "text": "x" * 8000}, {"type": "image_url"}]}], 512)
+def request_of(content: Any = "", **fields: Any) -> GenerationRequest:
+    return GenerationRequest([{"role": "user", "content": content}], 10, 0, 1, **fields)
+
+
+@pytest.mark.parametrize(
+    "request_that_is_long",
+    [
+        request_of([{"type": "text", "text": "x" * 400_000}]),
+        GenerationRequest([], 10, 0, 1, prompt="x" * 400_000),
+        request_of(tools=({"type": "function", "function": {"name": "f", "description": "x" * 400_000}},)),
+    ],
+    ids=["messages", "prompt", "tools"],
+)
+def test_prompt_that_cannot_fit_is_not_sent(request_that_is_long: GenerationRequest) -> None:
+    check_prompt(request_that_is_long, None)
+    check_prompt(request_of([{"type": "text", "text": "x" * 8000}, {"type": "image_url"}]), 512)
     with pytest.raises(PromptTooLong) as raised:
-        check_prompt([{"role": "user", "content": [{"type": "text", "text": "x" * 400_000}]}], 512)
-    assert (raised.value.tokens, raised.value.limit) == (25_000, 512)
+        check_prompt(request_that_is_long, 512)
+    assert (raised.value.tokens // 10, raised.value.limit) == (2500, 512)

@@ -10,9 +10,9 @@ from actors.engines.remote.openai_text import (
     CONTEXT_LENGTH_PATTERN,
     PROMPT_LENGTH_PATTERN,
     OpenAiTextEngine,
-    build_request_body,
     parse_number,
 )
+from actors.engines.remote.request_bodies import build_request_body
 from actors.engines.remote.server_metrics import parse_cache_config, parse_metrics
 from bus.errors import PermanentError, TemporaryError
 
