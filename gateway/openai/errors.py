@@ -121,7 +121,11 @@ def parameter_of(fault: Fault) -> str | None:
 def most_exact_location(error: RequestValidationError) -> list[str | int]:
     """The place of the error that lies deepest, without the names of the types and models that were tried there."""
     location = max((entry["loc"][1:] for entry in error.errors()), key=len)
-    return [part for part in location if isinstance(part, int) or not (part in PLAIN_TYPES or "[" in part or part[:1].isupper())]
+    return [part for part in location if isinstance(part, int) or not is_type_name(part)]
+
+
+def is_type_name(part: str) -> bool:
+    return part in PLAIN_TYPES or "[" in part or part.startswith("constrained-") or part[:1].isupper()
 
 
 def openai_error(problem: HttpProblem) -> dict[str, Any]:

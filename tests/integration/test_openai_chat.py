@@ -144,6 +144,22 @@ async def test_response_format_constrains_answer(client: AsyncOpenAI, start_work
     assert text_actor.commands[1].json_only
 
 
+async def test_prompt_is_continued(client: AsyncOpenAI, start_worker: StartWorker, text_actor: FakeTextActor) -> None:
+    """OpenAI's older completions: several prompts, and a stream."""
+    async with start_worker(*text_actor.actors):
+        answer = await client.completions.create(model="tiny", prompt=["two one", "b a"], logprobs=0)
+        stream = await client.completions.create(model="tiny", prompt="two one", max_tokens=5, stream=True)
+        chunks = [chunk async for chunk in stream]
+    assert [choice.text for choice in answer.choices] == ["one two", "a b"]
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == (["one ", "two"], [-0.5, -0.5], [0, 4])
+    assert ("".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0].finish_reason) == ("one two", "stop")
+    assert sorted((command.raw_prompt or "", command.max_tokens or 0) for command in text_actor.commands) == [
+        ("b a", 16), ("two one", 5), ("two one", 16),
+    ]  # fmt: skip
+
+
 WEATHER: Any = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},

@@ -157,7 +157,7 @@ def make_deltas(command: Text, words: list[str], reply: str) -> list[TextDelta]:
         )
         deltas = [*thoughts, *(TextDelta(sequence=0, delta="", tool_calls=[part]) for part in (first, second))]
     else:
-        deltas = [*thoughts, *(TextDelta(sequence=0, delta=word, logprobs=word_logprobs(command, word) or []) for word in pieces(reply))]
+        deltas = [*thoughts, *(TextDelta(sequence=0, delta=word, logprobs=word_logprobs(command, [word]) or []) for word in pieces(reply))]
     return [delta.model_copy(update={"choice": choice}) for delta in deltas for choice in range(command.n)]
 
 
@@ -166,11 +166,11 @@ def pieces(text: str) -> list[str]:
     return [word + " " for word in text.split()[:-1]] + text.split()[-1:]
 
 
-def word_logprobs(command: Text, text: str) -> list[TokenLogprob] | None:
+def word_logprobs(command: Text, words: list[str]) -> list[TokenLogprob] | None:
     if not command.logprobs:
         return None
     top = [Alternative(text=word, logprob=-0.5) for word in ("x",) * command.top_logprobs]
-    return [TokenLogprob(text=word, logprob=-0.5, top=top) for word in pieces(text) or [text]]
+    return [TokenLogprob(text=word, logprob=-0.5, top=top) for word in words]
 
 
 def make_answer(command: Text, text: str) -> Answer:
@@ -178,7 +178,7 @@ def make_answer(command: Text, text: str) -> Answer:
     if name := called_tool(command, prompt_words(command)):
         call = ToolCall(id="call_1", name=name, arguments=ARGUMENTS)
         return Answer(response="", tool_calls=[call], reasoning=reasoning, finish_reason="tool_calls")
-    return Answer(response=text, reasoning=reasoning, logprobs=word_logprobs(command, text))
+    return Answer(response=text, reasoning=reasoning, logprobs=word_logprobs(command, pieces(text)))
 
 
 def text_result(command: Text, text: str, deltas: int | None) -> TextDone:
