@@ -50,6 +50,14 @@ class LedgerSettings(BaseSettings):
     )
 
 
+class ResponseSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RESPONSES_")
+
+    retention_days: float = Field(
+        30.0, ge=0, le=36500, description="How long a stored response is kept after its end, with its items and events. 0: for ever."
+    )
+
+
 class ListenerSettings(BaseSettings):
     """Names as in the source system. Durations are seconds."""
 

@@ -48,5 +48,5 @@ CLIENT_STEPS: tuple[str, ...] = get_args(ClientStep)
 EVENT_STEPS: tuple[str, ...] = ("ledger", "dead-letters", "variants")
 """The actors whose messages are events."""
 
-DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, *EVENT_STEPS, "image_generation")
-"""Whose dead letters are ingested: the steps, the actors of events, and the adapter of the foreign queue."""
+DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, *EVENT_STEPS, "image_generation", "response.run")
+"""Whose dead letters are ingested: the steps, the actors of events, the adapter of the foreign queue, and the runs of responses."""

@@ -35,6 +35,10 @@ class CommandClient:
         tenant = caller_of(request) if tenant == _CALLER else tenant
         return await self.requests.request(step, command, seconds=seconds, tenant=tenant, job_id=job_id)
 
+    async def send(self, request: Request, step: str, command: dict[str, Any], *, job_id: str, seconds: float) -> None:
+        """Publish a command whose result is not awaited; it is dropped when it has not ended within `seconds`. Raises PublishError."""
+        await self.requests.send(step, command, seconds=seconds, tenant=caller_of(request), job_id=job_id)
+
     def stream(self, request: Request, step: str, command: dict[str, Any]) -> AsyncGenerator[ReplyChunk]:
         """The deltas of a result, then the result. Closing the generator before its end (`aclosing`) cancels the work."""
         seconds = request_timeout(request.headers, self.settings)

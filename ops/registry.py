@@ -23,6 +23,7 @@ MODULES: dict[str, str] = {
     "validate": "actors.validate",
     "judge": "actors.judge",
     "text": "actors.text",
+    "response.run": "actors.responses",
     "moderate": "actors.moderate",
     "conversations": "actors.conversations",
     "variants": "actors.variants",
@@ -32,7 +33,10 @@ MODULES: dict[str, str] = {
 }
 """Step or foreign queue to module. A module defines ACTOR, ACTORS, ADAPTER or INGEST, or a function such as `build_actor` that makes it."""
 
-PROCESS_GROUPS: dict[str, tuple[str, ...]] = {"vision": ("consult", "validate", "judge")}
+PROCESS_GROUPS: dict[str, tuple[str, ...]] = {
+    "vision": ("consult", "validate", "judge"),
+    "text": ("text", "response.run"),
+}
 """Steps that one process serves, by its name. They share one copy of the model; each further process would load another on the device."""
 
 NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
@@ -92,7 +96,7 @@ def components_of(modules: Sequence[ModuleType], name: str) -> list[Any]:
 def require_known(steps: Sequence[str]) -> None:
     """Raises SetupError for a step that no module serves."""
     if unknown := [step for step in steps if step not in MODULES]:
-        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join((*MODULES, *PROCESS_GROUPS))}.")
+        raise SetupError(f"No actor serves {', '.join(unknown)}. There are: {', '.join(dict.fromkeys((*MODULES, *PROCESS_GROUPS)))}.")
 
 
 def queue_of(step: str) -> str:

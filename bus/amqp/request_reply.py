@@ -6,7 +6,7 @@ A streamed reply is a sequence of numbered deltas, then the result.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -152,6 +152,10 @@ class RequestClient:
             finally:
                 if not reply.done():
                     await asyncio.shield(self.cancel(job_id))
+
+    async def send(self, step: str, body: dict[str, Any], *, seconds: float, tenant: str | None = None, job_id: str) -> None:
+        """Publish a command with a deadline, without awaiting its reply. Raises PublishError."""
+        await self._publisher.publish(replace(self._build_command(job_id, step, body, seconds, tenant), reply_to=None))
 
     async def has_consumer(self, step: str) -> bool:
         """Whether a worker serves the step now. Raises PublishError when the broker is unavailable."""
