@@ -47,7 +47,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a command: the field that has it, its place there, and the text or the claim."""
+    """One input of a command: the field that has it, its place there, and the text, the claim or the address."""
 
     field: InputName
     index: int
@@ -83,7 +83,8 @@ ACTOR = Actor(
 async def moderate(command: Moderate, context: Context, *, claims: ClaimStore, checks: Checks) -> ModerateDone:
     """Raises PermanentError.
 
-    Its codes: "moderation-empty", "moderation-unconfigured", "image-unreadable", "image-too-large", "image-too-costly".
+    Its codes: "moderation-empty", "moderation-unconfigured", "image-unreadable", "image-too-large", "image-too-costly", and those of
+    `read_picture`.
     """
     texts, pictures = list(text_inputs(command)), list(picture_inputs(command))
     require_checkers(command, texts, pictures, checks)
@@ -117,6 +118,8 @@ def picture_inputs(command: Moderate) -> Iterator[Input]:
         yield Input("image", 0, command.image)
     for index, claim in enumerate(command.images):
         yield Input("images", index, claim)
+    for index, url in enumerate(command.image_urls):
+        yield Input("image_urls", index, url)
 
 
 def require_checkers(command: Moderate, texts: Sequence[Input], pictures: Sequence[Input], checks: Checks) -> None:
@@ -142,17 +145,23 @@ async def find_words(text: Input, words: WordList) -> list[Finding]:
 
 
 async def show_to_models(picture: Input, context: Context, claims: ClaimStore, checks: Checks) -> Scores:
-    """What each model sees in a picture of the delivery's tenant."""
-    claim, limit, models = picture.content, checks.settings.max_bytes, checks.models
-    assert isinstance(claim, Claim)
-    assert models is not None
-    if claim.size > limit:
-        raise PermanentError(IMAGE_TOO_LARGE, f"{claim.uri} has {claim.size} bytes, more than MODERATION_MAX_BYTES, {limit}.")
-    data = await claims.read(claim, tenant=context.tenant)
-    request = await to_thread.run_sync(decode_for_models, data, checks.settings.max_pixels, claim.uri)
-    answer = await models.run(request, tenant=context.tenant or "", deadline=context.deadline)
+    """What each model sees in a picture that the delivery's tenant may read."""
+    assert checks.models is not None
+    data = await read_picture(picture.content, context.tenant, claims, checks.settings.max_bytes)
+    label = picture.content.uri if isinstance(picture.content, Claim) else picture.content
+    request = await to_thread.run_sync(decode_for_models, data, checks.settings.max_pixels, label)
+    answer = await checks.models.run(request, tenant=context.tenant or "", deadline=context.deadline)
     scores: Scores = answer.result
     return scores
+
+
+async def read_picture(source: str | Claim, tenant: str | None, claims: ClaimStore, max_bytes: int) -> bytes:
+    """Raises PermanentError("image-too-large" · "asset-refused" · "asset-forbidden" · "asset-missing" · "asset-too-large")."""
+    if isinstance(source, str):
+        return await claims.fetch(source, tenant=tenant, max_bytes=max_bytes)
+    if source.size > max_bytes:
+        raise PermanentError(IMAGE_TOO_LARGE, f"{source.uri} has {source.size} bytes, more than MODERATION_MAX_BYTES, {max_bytes}.")
+    return await claims.read(source, tenant=tenant)
 
 
 def decode_for_models(data: bytes, max_pixels: int, label: str) -> PictureToCheck:

@@ -15,9 +15,10 @@ from contracts.wire_model import WireModel
 MAX_TEXT_CHARS = 32_000
 CheckerName = Literal["word-list", "nudenet", "safety-checker", "image-step"]
 """`safety-checker`: the worker's MODERATION_CHECKER. `image-step`: what the image step found with IMAGE_SAFETY_CHECKER."""
-InputName = Literal["prompt", "text", "texts", "image", "images"]
+InputName = Literal["prompt", "text", "texts", "image", "images", "image_urls"]
 """The fields of the command that are checked."""
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+Address = Annotated[str, Field(max_length=2048)]
 
 
 class Moderate(Command):
@@ -25,6 +26,9 @@ class Moderate(Command):
 
     images: list[Claim] = Field(default_factory=list, max_length=16, description="The pictures on a routing slip; each is checked.")
     image: Claim | None = Field(None, description="One more picture.")
+    image_urls: list[Address] = Field(
+        default_factory=list, max_length=16, description="Addresses of further pictures: `https://`, or `s3://` and the like where allowed."
+    )
     text: Text | None = Field(None, description="On a slip: what the text step wrote, or the copy of an advertisement.")
     prompt: Text | None = Field(None, description="What a picture is drawn from.")
     texts: list[Text] = Field(default_factory=list, max_length=64, description="Further texts, each checked by itself.")

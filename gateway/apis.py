@@ -12,7 +12,7 @@ from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
 from gateway.docs import asyncapi, openapi, swagger_ui
 from gateway.jobs import routes as jobs
 from gateway.openai import chat as openai_chat
-from gateway.openai import image_edits, images, models
+from gateway.openai import completions, image_edits, images, models, moderations, responses
 from gateway.settings import GatewaySettings
 from gateway.text.status import STATUS_STEPS
 
@@ -46,9 +46,21 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
             form_paths=chat.UPLOAD_PATHS,
         ),
         "openai": Api(
-            (openai_chat.router, images.router, image_edits.router, models.router),
-            ("job.get",),
-            upload_paths=openai_chat.UPLOAD_PATHS | images.UPLOAD_PATHS | image_edits.FORM_PATHS,
+            (
+                openai_chat.router,
+                completions.router,
+                images.router,
+                image_edits.router,
+                models.router,
+                moderations.router,
+                responses.router,
+            ),
+            ("job.get", *responses.QUERY_STEPS),
+            upload_paths=openai_chat.UPLOAD_PATHS
+            | images.UPLOAD_PATHS
+            | moderations.UPLOAD_PATHS
+            | responses.UPLOAD_PATHS
+            | image_edits.FORM_PATHS,
             form_paths=image_edits.FORM_PATHS,
         ),
         "console": Api(

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-MAX_FILE_BYTES, MAX_PHRASE_CHARS, MAX_MARKS = 8 << 20, 100, 30
+MAX_FILE_BYTES, MAX_PHRASE_CHARS, MAX_MARKS = 8 << 20, 64, 30
 """MAX_MARKS: combining marks in a row, as in Unicode's stream-safe format; their order takes quadratic time, so that more are dropped."""
 CATEGORY = re.compile(r"\[([a-z0-9/_-]{1,64})\]")
 UNSPACED = (
@@ -100,8 +100,8 @@ class WordList:
         starts = (start for start, first in enumerate(normal) if first in self.lengths and not (joining[start] and joining[start + 1]))
         for start in starts:
             for length in self.lengths[normal[start]]:
-                entry = self.entries.get(normal[start : start + length], {})
-                found |= {category for category, is_open in entry.items() if is_open or ends_at(normal, start + length)}
+                if entry := self.entries.get(normal[start : start + length]):
+                    found |= {category for category, is_open in entry.items() if is_open or ends_at(normal, start + length)}
         return sorted(found)
 
 

@@ -72,7 +72,7 @@ def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessag
 
 
 def _build_refusal(run: StepRun, slip: Slip, slip_step: SlipStep) -> OutboundMessage:
-    """The slip's `on_refusal` command. A fault in its arguments holds for the step that it names; another step's condition is named itself."""
+    """The slip's `on_refusal` command. A fault in its arguments is that of the step it names; else the fault names the condition."""
     named = slip_step.arguments.get("fault")
     if not isinstance(named, dict) or named.get("step") == run.step:
         return _build_detached_command(run, slip, slip_step, "refused")
@@ -108,6 +108,8 @@ def build_progress(run: StepRun, progress: Progress) -> list[OutboundMessage]:
 def build_retry(run: StepRun, outcome: Retry, *, now: datetime) -> OutboundMessage:
     """A copy with attempt + 1 to a delay queue, from which it returns to the failing queue alone."""
     headers = _failure_headers(run, outcome.fault, now) | {Header.ATTEMPT.value: run.delivery.attempt + 1}
+    if run.device_seconds is not None:
+        headers[Header.DEVICE_MILLISECONDS.value] = round(run.device_seconds * 1000)
     return _copy_message(run.delivery, broker_names.retry_exchange(outcome.delay), run.delivery.queue, headers)
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 UNSAFE = "unsafe"
+MAX_RATIO = 8
+"""Of the sides. The processor scales the shorter side to that of the model, and with it a longer one to any length."""
 
 
 class SafetyChecker:
@@ -30,11 +32,18 @@ class SafetyChecker:
         import numpy
         import torch
 
-        features = self._features(picture, return_tensors="pt").to(self._device)
+        features = self._features(limit_ratio(picture), return_tensors="pt").to(self._device)
         pixels = numpy.zeros((1, 8, 8, 3), dtype=numpy.float32)  # it paints what it flags black, and gets nothing to paint
         with torch.inference_mode():
             _, flags = self._checker(images=pixels, clip_input=features.pixel_values)
         return {UNSAFE: float(bool(flags[0]))}
+
+
+def limit_ratio(picture: Image.Image) -> Image.Image:
+    """The picture, with black beside it where one side is more than MAX_RATIO times the other."""
+    shortest = -(-max(picture.size) // MAX_RATIO)
+    size = (max(picture.width, shortest), max(picture.height, shortest))
+    return picture if size == picture.size else ImageOps.pad(picture, size)
 
 
 def parts_of(folder: Path) -> tuple[Path, Path]:

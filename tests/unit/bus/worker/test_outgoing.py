@@ -1,6 +1,7 @@
 """The messages of each outcome."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,6 +69,26 @@ def test_reply_point_replies_once_and_job_continues() -> None:
     messages = build_completed(make_step_run(Slip(itinerary=[SlipStep(step="upload")], reply_here=True), reply_to="q"), {})
     assert [message.routing_key for message in messages] == ["image.completed.job-1", "q", "upload"]
     assert messages[2].reply_to is None
+
+
+def refusal_fault(step: str, arguments: dict[str, Any]) -> Any:
+    slip = Slip(gate="allowed", on_refusal=SlipStep(step="webhook", arguments=arguments))
+    messages = build_completed(replace(make_step_run(slip), step=step), {"allowed": False})
+    (command,) = [message for message in messages if message.routing_key == "webhook"]
+    return json.loads(command.body).get("fault")
+
+
+def test_refusal_names_the_step_whose_condition_was_not_met() -> None:
+    """A fault of the slip is that of one step; the condition of another one is not reported under its name."""
+    fault = {"code": "refused", "message": "No picture suited the advertisement.", "step": "validate"}
+    assert refusal_fault("validate", {"fault": fault}) == fault
+    assert refusal_fault("moderate", {"fault": fault}) == {
+        "code": "refused",
+        "message": "The condition 'allowed' of the step moderate is not met.",
+        "step": "moderate",
+        "attempts": 1,
+    }
+    assert refusal_fault("moderate", {"kind": "failed"}) is None
 
 
 def test_retry_is_copy_with_next_attempt_for_failing_queue() -> None:
