@@ -62,7 +62,16 @@ class VlmSettings(BaseSettings):
     max_rows: int = Field(8, ge=1, le=64, description="Requests in one batch.")
     window_seconds: float = Field(0.005, ge=0, description="How long the first request of a batch waits for others.")
     threads: int | None = Field(None, ge=1, description="CPU threads. None: torch's default.")
-    frame: str = Field("USER: {image}{text}\nASSISTANT:", description="The model's prompt template.")
+    frame: str = Field(
+        "USER: {image}{text}\nASSISTANT:",
+        description="The prompt template of LLaVA-1.5 models. All others have their chat template in their files.",
+    )
+    max_pixels: int | None = Field(
+        None,
+        ge=4096,
+        description="Of one picture that the model reads, for families with more tokens for more pixels. A larger picture is scaled down "
+        "once more. None: the processor's own limit. VLM_MAX_IMAGE_SIDE holds before it.",
+    )
     base_url: ServerUrl | None = Field(
         None,
         validation_alias=AliasChoices("VLM_BASE_URL", "OPENAI_BASE_URL"),
@@ -89,7 +98,7 @@ class VlmSettings(BaseSettings):
         return VlmOptions(
             model=model, cache_dir=self.model_dir.expanduser(), device="cuda:0" if self.device == "cuda" else self.device,
             dtype=self.dtype, quantization=self._resolve_quantization(), max_rows=self.max_rows, window_seconds=self.window_seconds,
-            threads=self.threads, prompt_template=self.frame, max_memory_bytes=self.max_memory_bytes,
+            threads=self.threads, prompt_template=self.frame, max_pixels=self.max_pixels, max_memory_bytes=self.max_memory_bytes,
         )  # fmt: skip
 
     def _resolve_quantization(self) -> Quantization:

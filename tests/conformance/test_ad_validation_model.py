@@ -61,7 +61,7 @@ def test_failed_quantization_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(loading, "_load", load)
     with capture_logs() as entries:
-        model, properties = loading._load_weights(VlmSettings().build_options("a-model"), "cuda:0")
+        model, properties = loading._load_weights(VlmSettings().build_options("a-model"), "cuda:0", None)  # type: ignore[arg-type]  # no picture is read
     assert (model, properties["quantization"]) == ("model in half precision", "none")
     lines = [entry["message"] for entry in entries if "message" in entry]
     assert lines == ["Quantization setting: Enabled (8-bit)", "8-bit quantization failed. Falling back to standard loading"]

@@ -15,11 +15,10 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from actors.engines.language import engine as language
 from actors.engines.language.checkpoint_check import complete_processor
 from actors.engines.language.requests import GenerationRequest, TextModelOptions, VlmOptions, VlmRequest
 from actors.engines.language.text_model import TextModelEngine, open_text_model
-from actors.engines.language.vision_model import VlmEngine
+from actors.engines.language.vision_model import VlmEngine, open_engine
 from actors.engines.process.executor import open_executor
 from actors.engines.process.protocol import EngineSpec, Failed, Finished
 from actors.engines.settings import ExecutorSettings
@@ -60,7 +59,7 @@ def png(size: tuple[int, int] = (64, 48)) -> bytes:
 
 
 def open_vision(folder: Path) -> VlmEngine:
-    opened = language.open_engine(VlmOptions(str(folder), window_seconds=0, threads=1), silent_host(folder))
+    opened = open_engine(VlmOptions(str(folder), window_seconds=0, threads=1), silent_host(folder))
     opened.self_test()
     return opened
 

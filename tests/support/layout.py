@@ -6,7 +6,7 @@ SUB_PACKAGES = frozenset({
     "actors", "actors/adapters", "actors/attachments", "actors/imaging", "actors/llm", "actors/moderation", "actors/vision", "actors/webhooks",
     "actors/decoding", "actors/engines", "actors/engines/process", "actors/engines/diffusion", "actors/engines/diffusion/families",
     "actors/engines/diffusion/lora", "actors/engines/moderation",
-    "actors/engines/language", "actors/engines/remote", "actors/engines/vllm",
+    "actors/engines/language", "actors/engines/language/families", "actors/engines/remote", "actors/engines/vllm",
     "gateway", "gateway/middleware", "gateway/jobs", "gateway/text", "gateway/admin", "gateway/compat", "gateway/openai", "gateway/docs",
     "gateway/console",
     "ops", "ops/commands", "ops/local", "ops/docgen", "ops/docgen/asyncapi",

@@ -11,14 +11,18 @@ from typing import Any
 import structlog
 from PIL import Image
 
+from actors.engines.language.batch import inputs_on_device
+from actors.engines.language.families.family import PROCESSOR_FILE, ReadPrompt, VisionFamily
 from actors.engines.language.requests import VlmOptions
+from actors.engines.process.failures import describe_error
 
 log = structlog.get_logger()
 
-PROCESSOR_FILE = "processor_config.json"
 ADDITIONAL_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Features of the vision model that are no patch, by its type: CLIP has one for the whole picture."""
 PROCESSOR_FIELDS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+MAX_CAUSE_CHARS = 300
+"""Of another library's error, in ours."""
 LIMIT_FIELD = "max_position_embeddings"
 
 
@@ -59,27 +63,48 @@ def sample_picture() -> bytes:
     return file.getvalue()
 
 
-def check_image_tokens(model: Any, processor: Any, ids: Any, pixel_values: Any, source: str) -> None:
-    """Whether the prompt of a picture, `ids`, has one token for each feature of it. Raises ValueError."""
-    import torch
+def read_sample(family: VisionFamily) -> ReadPrompt:
+    """A prompt with the test picture. Raises ValueError."""
+    try:
+        with Image.open(io.BytesIO(sample_picture())) as picture:
+            return family.read(family.prompt("?", 1), [picture.convert("RGB")])
+    except Exception as error:
+        cause, files = describe_error(error, MAX_CAUSE_CHARS), f"check config.json and {PROCESSOR_FILE} of {family.source}"
+        raise ValueError(f"the test picture could not be read: {cause}; {files}") from error
 
-    written, read = processor.tokenizer.convert_tokens_to_ids(processor.image_token), model.config.image_token_id
+
+def check_image_tokens(model: Any, family: VisionFamily, prompt: ReadPrompt) -> None:
+    """Whether the prompt of a picture has one token for each feature of it. Raises ValueError."""
+    source, token, read = family.source, family.image_token, model.config.image_token_id
+    written = family.tokenizer.convert_tokens_to_ids(token)
     if written != read:
+        field = "image_token_index" if hasattr(model.config, "image_token_index") else "image_token_id"
         raise ValueError(
-            f"{source}: the tokenizer gives {processor.image_token!r} the id {written}, but image_token_index in config.json is {read}: "
+            f"{source}: the tokenizer gives {token!r} the id {written}, but {field} in config.json is {read}: "
             "set it to the tokenizer's, or use the tokenizer of this model"
         )
-    with torch.inference_mode():
-        result = model.get_image_features(pixel_values=pixel_values.to(model.device, model.dtype))
-        features = getattr(result, "pooler_output", result)  # older versions of transformers return the features themselves
-    count, expected = int((ids == read).sum()), sum(len(part) for part in features)
+    count, expected = int((prompt.ids == read).sum()), count_features(model, family, prompt.inputs)
     if count != expected:
-        patch, strategy, more = (getattr(processor, field, None) for field in PROCESSOR_FIELDS)
         raise ValueError(
-            f"{source}: a picture has {count} image tokens in the prompt and {expected} features in the model. Correct {PROCESSOR_FILE}: "
-            f"patch_size (now {patch}) and vision_feature_select_strategy (now {strategy!r}) must be those of config.json; "
-            f"num_additional_image_tokens (now {more}) is 1 for CLIP and 0 for SigLIP"
+            f"{source}: a picture has {count} image tokens in the prompt and {expected} features in the model. {family.describe_sizes()}"
         )
+
+
+def count_features(model: Any, family: VisionFamily, inputs: dict[str, Any]) -> int:
+    """The features that the model makes of the pictures. Raises ValueError for pictures that it cannot read."""
+    import torch
+
+    tensors = inputs_on_device(model, {name: inputs[name] for name in family.feature_inputs})
+    try:
+        with torch.inference_mode():
+            result = model.get_image_features(**tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        cause = describe_error(error, MAX_CAUSE_CHARS)
+        raise ValueError(f"{family.source}: the model cannot read the test picture: {cause}. {family.describe_sizes()}") from error
+    features = getattr(result, "pooler_output", result)  # older versions of transformers return the features themselves
+    return sum(part.shape[:-1].numel() for part in features)
 
 
 def context_length(config: Any, source: str) -> int:

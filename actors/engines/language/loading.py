@@ -1,4 +1,4 @@
-"""Loads a LLaVA-architecture model: device, precision, quantization with a fallback, and the memory it takes."""
+"""Loads a vision-language model of a known family: device, precision, quantization with a fallback, and the memory it takes."""
 
 import os
 import resource
@@ -8,8 +8,12 @@ from typing import Any
 
 import structlog
 
-from actors.engines.language.checkpoint_check import complete_processor
+from actors.engines.language.batch import NOT_A_NUMBER, inputs_on_device
+from actors.engines.language.checkpoint_check import complete_processor, read_sample
+from actors.engines.language.families.family import VisionFamily
+from actors.engines.language.families.registry import find_family
 from actors.engines.language.requests import ResolvedQuantization, VlmOptions
+from actors.engines.process.failures import describe_error
 from actors.engines.process.gpu import choose_device, choose_dtype, free_memory
 from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost
@@ -24,6 +28,8 @@ FREE_SHARE = 0.9
 """The share of the free device memory that is used when a model does not fit."""
 UNKNOWN_MODEL_BYTES = 15 << 30
 """Assumed for a hub id: 7 billion parameters in half precision."""
+MAX_REASON_CHARS = 500
+"""Of the error for which weights are not quantized."""
 GIBIBYTE = 1 << 30
 BITS = {"none": "no quantization", "8bit": "8-bit quantization", "4bit": "4-bit quantization"}
 
@@ -33,39 +39,38 @@ class LoadedModel:
     """A loaded model. `info`: its properties for the log and the metrics."""
 
     model: Any
-    processor: Any
+    family: VisionFamily
     device: str
     info: dict[str, Any] = field(default_factory=dict)
 
 
 def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
-    """Load processor and model. Raises ValueError for a checkpoint that is not whole, and what transformers raises when it cannot be
-    loaded even without quantization.
+    """Load processor and model. Raises ValueError for a family that is not served, before anything else is loaded, and for a checkpoint
+    that is not whole; and what transformers raises when it cannot be loaded even without quantization.
 
     The field `message` of the log entries has the words of the ad pipeline's own log.
     """
     import torch
-    from transformers import AutoProcessor
+    from transformers import AutoConfig
 
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     host.report_load_progress(f"loading {options.model}", options.load_seconds, None)
     log.info("model.loading", message=f"Loading LLaVa model: {options.model} on {device}")
-    processor = AutoProcessor.from_pretrained(options.model, cache_dir=options.cache_dir)
-    processor.tokenizer.padding_side = "left"
+    family = find_family(options)(options)
+    if family.completes_processor:
+        complete_processor(family.processor, AutoConfig.from_pretrained(options.model, cache_dir=options.cache_dir), options)
     before = used_memory_bytes(device)
-    model, quantization = _load_weights(options, device)
-    complete_processor(processor, model.config, options)
-    model.eval()
+    model, quantization = _load_weights(options, device, family)
     memory = measure_memory(device)
     info = {
-        "model": options.model, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **quantization,
+        "model": options.model, "family": family.name, "device": device, "dtype": str(model.dtype).removeprefix("torch."), **quantization,
         "step_seconds": STEP_SECONDS_BY_DEVICE["cuda" if device.startswith("cuda") else "cpu"],
         "memory_before_bytes": before, "memory_after_bytes": memory["allocated_bytes"], "model_bytes": model.get_memory_footprint(),
     }  # fmt: skip
     log.info("model.loaded", message=describe_load(info, memory), **memory)
-    return LoadedModel(model, processor, device, info)
+    return LoadedModel(model, family, device, info)
 
 
 def describe_load(info: dict[str, Any], memory: dict[str, float]) -> str:
@@ -76,7 +81,7 @@ def describe_load(info: dict[str, Any], memory: dict[str, float]) -> str:
     return f"{loaded}. {name}: allocated {allocated:.2f} GB, peak {peak:.2f} GB, total {total:.2f} GB, usage {memory['share']:.1%}"
 
 
-def _load_weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]]:
+def _load_weights(options: VlmOptions, device: str, family: VisionFamily) -> tuple[Any, dict[str, Any]]:
     """The model and its `quantization`. When quantizing fails it is loaded without, and `fallback` says why."""
     wanted, why = choose_quantization(options, device)
     setting = "Disabled" if wanted == "none" else f"Enabled ({wanted.replace('bit', '-bit')})"
@@ -85,10 +90,10 @@ def _load_weights(options: VlmOptions, device: str) -> tuple[Any, dict[str, Any]
         return _load(options, device, "none"), {"quantization": "none", "quantization_reason": why}
     try:
         model = _load(options, device, wanted)
-        _smoke_test(model, device)
+        verify_forward(model, family)
         return model, {"quantization": wanted, "quantization_reason": why}
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {describe_error(error, MAX_REASON_CHARS)}"
     # Outside the except block: the traceback would keep half a model in memory.
     free_memory()
     fallback = f"{BITS[wanted]} failed, so the weights are not quantized: {reason}"
@@ -106,10 +111,10 @@ def choose_quantization(options: VlmOptions, device: str) -> tuple[ResolvedQuant
 
 
 def _load(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> Any:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     arguments = load_arguments(options, device, quantization)
-    return load_complete(LlavaForConditionalGeneration.from_pretrained, options.model, **arguments)
+    return load_complete(AutoModelForImageTextToText.from_pretrained, options.model, **arguments).eval()
 
 
 def load_arguments(options: VlmOptions, device: str, quantization: ResolvedQuantization) -> dict[str, Any]:
@@ -152,14 +157,22 @@ def weight_bytes(options: VlmOptions, dtype: str) -> int:
     return 2 * size if dtype == "float32" else size
 
 
-def _smoke_test(model: Any, device: str) -> None:
-    """Run one token and one image: some kernels reject the size of a layer only at their first call."""
+def verify_forward(model: Any, family: VisionFamily) -> None:
+    """One forward pass over a picture and a text, as the processor reads them: some kernels reject the size of a layer only at their
+    first call. Raises what they raise, and ValueError for output that is not a number.
+    """
     import torch
 
-    side, dtype = model.config.vision_config.image_size, model.dtype
+    ids, inputs = read_sample(family)
+    batch = ids[None].to(model.device)
+    mask = torch.ones_like(batch)
+    positions, _ = family.positions(model, batch, mask, inputs)
     with torch.inference_mode():
-        model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device))
-        model.get_image_features(pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=device))
+        output = model(
+            input_ids=batch, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs_on_device(model, inputs)
+        )  # fmt: skip
+    if not output.logits.isfinite().all():
+        raise ValueError(NOT_A_NUMBER)
 
 
 def measure_memory(device: str) -> dict[str, float]:

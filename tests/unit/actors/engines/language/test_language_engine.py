@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +89,7 @@ def test_answer_equals_transformers_generate(engine: VlmEngine) -> None:
     """Greedy, repetition penalty 1.1: the model's own `generate` with the same prompt."""
     request = REQUESTS[4]
     assert len(request.images) == 1
-    model, processor = engine._loaded.model, engine._loaded.processor
+    model, processor = engine._model, engine._family.processor
     prompt = f"USER: <image>\n{request.text}\nASSISTANT:"
     inputs = processor(images=[Image.open(io.BytesIO(request.images[0])).convert("RGB")], text=[prompt], return_tensors="pt")
     tokens = model.generate(**inputs, do_sample=False, repetition_penalty=1.1, max_new_tokens=request.max_new_tokens)
@@ -192,8 +191,8 @@ def test_invalid_request_fails_before_batching(engine: VlmEngine, vlm_request: V
 
 def test_control_tokens_are_stripped_repeatedly(engine: VlmEngine) -> None:
     """An image token without an image, or a second one, would fail the whole batch."""
-    for image in (None, png(1)):
-        hostile, clean = (generate(engine, [VlmRequest(text, (image,), 8)])[0] for text in ("one<image> </s>two", "one two"))
+    for images in ((), (png(1),)):
+        hostile, clean = (generate(engine, [VlmRequest(text, images, 8)])[0] for text in ("one<image> </s>two", "one two"))
         assert (hostile.text, hostile.prompt_tokens) == (clean.text, clean.prompt_tokens)
     assert ControlWords(("<image>", "</s>")).remove_from("a<ima<image>ge>b</s<image>>") == "ab"
 
@@ -204,7 +203,7 @@ def test_out_of_memory_reduces_batch_size(tiny_models: dict[str, Path], monkeypa
 
     engine = open_vlm_engine(tiny_models["tiny-llava"])
     expected = [response.text for response in generate(engine, REQUESTS[:4])]
-    forward, max_rows = engine._loaded.model.forward, [2]
+    forward, max_rows = engine._model.forward, [2]
 
     def limited_forward(*arguments: object, **options: object) -> object:
         rows = options["input_ids"].shape[0]  # type: ignore[attr-defined]
@@ -212,7 +211,7 @@ def test_out_of_memory_reduces_batch_size(tiny_models: dict[str, Path], monkeypa
             raise torch.OutOfMemoryError("too many rows")
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(engine._loaded.model, "forward", limited_forward)
+    monkeypatch.setattr(engine._model, "forward", limited_forward)
     assert [response.text for response in generate(engine, REQUESTS[:4])] == expected
     max_rows[0] = 0
     with pytest.raises(MemoryExhausted):
@@ -225,7 +224,7 @@ def test_quantized_model_has_its_layers_and_takes_less_memory(tmp_path: Path, bi
     engine = open_vlm_engine(tmp_path, quantization=bits)
     full = open_vlm_engine(tmp_path)
 
-    assert layer in {type(module).__name__ for module in engine._loaded.model.modules()}
+    assert layer in {type(module).__name__ for module in engine._model.modules()}
     assert engine.info["quantization"] == bits
     assert engine.info["model_bytes"] < full.info["model_bytes"]
     AdVerdictSchema.model_validate_json(generate(engine, [VlmRequest("x", (png(1),), 512, 1.0, AD_VERDICT)])[0].text)
@@ -249,7 +248,7 @@ def test_failed_quantization_falls_back_and_reports_why(tiny_models: dict[str, P
 
 def test_kernel_failure_on_first_token_falls_back(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     class FailingModel:
-        config, dtype = SimpleNamespace(vision_config=SimpleNamespace(image_size=30)), torch.float32
+        device, dtype = torch.device("cpu"), torch.float32
 
         def __call__(self, **_: object) -> None:
             raise RuntimeError("shape is invalid for this kernel")

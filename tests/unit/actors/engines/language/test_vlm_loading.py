@@ -22,6 +22,8 @@ pytestmark = [
 ]
 
 GIBIBYTE = 1 << 30
+UNREAD: Any = None
+"""The family where no picture is read."""
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_failed_quantization_on_cuda_loads_within_the_memory_of_the_device(monke
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 4000))
     monkeypatch.setattr(loading, "_load", load)
-    model, quantization = loading._load_weights(options_with(monkeypatch, str(tmp_path)), "cuda:0")
+    model, quantization = loading._load_weights(options_with(monkeypatch, str(tmp_path)), "cuda:0", UNREAD)
 
     assert (model, quantization["quantization"]) == ("model", "none")
     assert "bitsandbytes is not installed" in quantization["fallback"]
