@@ -182,3 +182,12 @@ with old as (
     where (claim.backend, claim.generation_id) = (old.backend, old.generation_id) returning 1
 )
 select count(*) from purged
+
+-- name: usage
+-- Busy seconds of the devices by tenant and step, of the events since $1, of one tenant if $2 names it. A step that failed and completed
+-- when it was replayed has both events, and used the device both times.
+select body ->> 'tenant' as tenant, step, count(*) as runs, sum((body ->> 'device_seconds')::float8) as device_seconds
+from atelier.job_events
+where step <> 'job' and body ? 'device_seconds' and ($1::timestamptz is null or at >= $1) and ($2::text is null or body ->> 'tenant' = $2)
+group by 1, 2
+order by 1 nulls first, device_seconds desc, step

@@ -22,6 +22,8 @@ from contracts.wire import Header
 CARRIED_PROPERTIES_LIMIT = 90_000
 """Bytes. RabbitMQ takes a frame of 128 kB; the cause of a dead letter may need the rest."""
 
+DEVICE_MILLISECONDS_LIMIT = 30 * 86_400_000
+
 OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 """The callback of a consumer: processes one message and acknowledges it."""
 
@@ -97,6 +99,7 @@ class Delivery:
     type: str | None = None
     reply_to: str | None = None
     attempt: int = 1
+    device_milliseconds: int = 0
     redelivery_count: int = 0
     detached: bool = False
     deadline: datetime | None = None
@@ -130,6 +133,7 @@ class Delivery:
             type=read_text(message.type, SHORT_TEXT_LIMIT),
             reply_to=reply_to if reply_to and is_reply_queue(reply_to) else None,
             attempt=read_count(headers.get(Header.ATTEMPT), least=1),
+            device_milliseconds=read_count(headers.get(Header.DEVICE_MILLISECONDS), most=DEVICE_MILLISECONDS_LIMIT),
             redelivery_count=read_count(headers.get("x-delivery-count")),
             detached=headers.get(Header.DETACHED) is True,
             deadline=read_time(headers.get(Header.DEADLINE)),

@@ -30,6 +30,8 @@ class Header(StrEnum):
 
     ATTEMPT = "atelier-attempt"
     """int: the number of this attempt; 1 on the first delivery. Set by a retry."""
+    DEVICE_MILLISECONDS = "atelier-device-ms"
+    """int: the busy time of the device for the earlier attempts of this message. Set by a retry."""
     DEADLINE = "atelier-deadline"
     """ISO 8601: after this time the work is dropped. Copied to the following steps of the slip."""
     TENANT = "atelier-tenant"

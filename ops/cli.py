@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> ArgumentParser:
     top = ArgumentParser("atelier", description=__doc__, epilog=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_run, add_up, add_gateway, add_demo, add_models, add_doctor, add_topology, add_reference):
+    for add in (add_run, add_up, add_gateway, add_demo, add_models, add_doctor, add_topology, add_usage, add_reference):
         add(commands)
     dead_letters.add_commands(commands)
     add_bench(commands)
@@ -209,6 +209,14 @@ def add_topology(commands: Any) -> None:
     prepare = commands.add_parser("prepare", help="declare exchanges and queues, set policies, make the bucket; before the first actor")
     prepare.add_argument("--management", metavar="URL", help="of RabbitMQ's management plugin, to set policies; default: none are set")
     prepare.set_defaults(call=lazy_command("ops.commands.prepare", "prepare"))
+
+
+def add_usage(commands: Any) -> None:
+    usage = commands.add_parser("usage", help="busy time of the devices by tenant and step, from the ledger")
+    usage.add_argument("--since", metavar="TIME", help="2026-01-31T12:00 (UTC), or an age: 90s, 15m, 2h, 30d")
+    usage.add_argument("--tenant", help="only this tenant")
+    usage.add_argument("--json", action="store_true", help=JSON_HELP)
+    usage.set_defaults(call=lazy_command("ops.commands.usage", "usage_command"))
 
 
 def add_reference(commands: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -53,7 +53,7 @@ class LocalVlmClient:
     async def generate(self, request: VlmRequest, *, tenant: str | None, deadline: datetime | None) -> VlmResponse:
         execution = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
         response: VlmResponse = execution.result
-        return response
+        return replace(response, device_seconds=execution.device_seconds)
 
     async def ready(self) -> str:
         """A model that is loaded at the first request counts as ready before it."""

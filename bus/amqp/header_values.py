@@ -18,10 +18,10 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzin
 """Between them, a time can be converted to every time zone and added to."""
 
 
-def read_count(value: Any, *, least: int = 0) -> int:
-    """A number from `least` to COUNT_LIMIT; `least` for a value that is no number."""
+def read_count(value: Any, *, least: int = 0, most: int = COUNT_LIMIT) -> int:
+    """A number from `least` to `most`; `least` for a value that is no number."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return max(least, min(int(value), COUNT_LIMIT))
+        return max(least, min(int(value), most))
     return least
 
 

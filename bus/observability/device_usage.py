@@ -41,9 +41,9 @@ def current_usage() -> DeviceUsage:
 
 
 @contextmanager
-def measure_usage(step: str) -> Iterator[DeviceUsage]:
-    """The usage of the handler that runs in the block."""
-    usage = DeviceUsage(step)
+def measure_usage(step: str, earlier_seconds: float = 0.0) -> Iterator[DeviceUsage]:
+    """The usage of the handler that runs in the block, after that of the earlier attempts of its message."""
+    usage = DeviceUsage(step, earlier_seconds or None)
     token = _USAGE.set(usage)
     try:
         yield usage

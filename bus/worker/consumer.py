@@ -97,7 +97,7 @@ class DeliveryConsumer:
         """Decide the outcome of a delivery and publish its messages."""
         run = self._start_run(delivery)
         started = time.perf_counter()
-        with measure_usage(self.actor.step) as usage:
+        with measure_usage(self.actor.step, delivery.device_milliseconds / 1000) as usage:
             outcome = await self.decide(run)
         run = replace(run, seconds=round(time.perf_counter() - started, 6), device_seconds=usage.rounded_seconds)
         return run, await self.publish_outcome(run, outcome)

@@ -24,6 +24,7 @@ class StepProgress:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     duration_seconds: float | None = None
+    device_seconds: float | None = None
     worker: str | None = None
     attempt: int = 1
     percent: int | None = None
@@ -60,6 +61,7 @@ class StepProgress:
 
     def _apply_end(self, event: Event) -> None:
         self.state, self.ended_at, self.duration_seconds = FINAL_STATES[event.kind], event.at, event.seconds
+        self.device_seconds = event.device_seconds
         self._set_start(event)
         self.percent = 100 if event.kind is EventKind.COMPLETED else self.percent
         self.result, self.fault, self.preview = event.result or {}, event.fault, None
@@ -131,6 +133,12 @@ class JobProgress:
     @property
     def duration_seconds(self) -> float | None:
         return (self.ended_at - self.accepted_at).total_seconds() if self.ended_at and self.accepted_at else None
+
+    @property
+    def device_seconds(self) -> float | None:
+        """Busy time of the device for all its steps; None where none was measured."""
+        measured = [step.device_seconds for step in self.steps.values() if step.device_seconds is not None]
+        return sum(measured) if measured else None
 
     def _estimate_sent_at(self, step: StepProgress) -> datetime | None:
         """When the message was published. AMQP timestamps have whole seconds; no message is published before the previous step ended."""

@@ -38,6 +38,19 @@ def test_completed_step_is_full_and_drops_preview() -> None:
     assert (step.state, step.percent, step.duration_seconds, step.preview, step.result) == ("completed", 100, 4, None, {"seeds": [1]})
 
 
+def test_device_time_of_steps_is_summed() -> None:
+    """Also of a failed step; a step without a device has none."""
+    steps = [
+        step_event(EventKind.COMPLETED, "image", 5, device_seconds=1.25),
+        step_event(EventKind.COMPLETED, "watermark", 6),
+        step_event(EventKind.FAILED, "judge", 9, device_seconds=0.5),
+    ]
+    job = JobProgress.from_events([accepted("image", "watermark", "judge"), *steps])
+    assert [step.device_seconds for step in job.main_steps] == [1.25, None, 0.5]
+    assert job.device_seconds == 1.75
+    assert JobProgress.from_events([accepted("image")]).device_seconds is None
+
+
 def test_failed_job_has_fault_and_no_pending_steps() -> None:
     fault = Fault(code="prompt-refused", message="no", step="image")
     job = JobProgress.from_events(

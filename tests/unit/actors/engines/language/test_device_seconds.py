@@ -13,6 +13,7 @@ from actors.engines.language.text_model import open_text_model
 from actors.engines.language.tiny_llama import write_tiny_llama
 from actors.engines.language.tiny_llava import write_tiny_llava
 from actors.engines.language.vision_model import open_engine
+from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.protocol import Failed, Finished
 from bus.errors import PermanentError
 from tests.support.engine_fixture import silent_host
@@ -122,8 +123,9 @@ def run_alone(engine: LanguageEngine, *requests: object) -> dict[int, float]:
 
 
 def test_a_row_with_twice_the_tokens_costs_about_twice(text_model: Path) -> None:
-    """Alone after one another, and of the same size together. No token ends an answer."""
+    """Alone after one another, and of the same size together. No token ends an answer. The clock does not run for other processes."""
     engine = open_text(text_model, max_rows=8)
+    engine.device_time = DeviceTime("cpu", time.process_time)
     engine._batch._stop_token_ids = frozenset()
     run_alone(engine, chat(4, 40))
     one = min(run_alone(engine, chat(4, 60))[1] for _ in range(3))
