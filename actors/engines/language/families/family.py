@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 PROCESSOR_FILE = "processor_config.json"
-IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+IMAGE_PROCESSOR = f"image_processor of {PROCESSOR_FILE}, or preprocessor_config.json"
+"""Where the fields of an image processor are: in the first since transformers 5."""
 IDS_AND_MASK = ("input_ids", "attention_mask")
 
 
@@ -56,7 +57,7 @@ class VisionFamily:
 
     def describe_sizes(self) -> str:
         """What decides how many tokens a picture has, with the cure, for errors."""
-        return f"{PROCESSOR_FILE} and {IMAGE_PROCESSOR_FILE} must be those of the model from which this one was made"
+        return f"{PROCESSOR_FILE} and preprocessor_config.json must be those of the model from which this one was made"
 
     def _check_template(self) -> None:
         self.processor.chat_template = self.processor.chat_template or self.tokenizer.chat_template

@@ -1,6 +1,6 @@
 """The LLaVA families: 1.5 with a prompt template of its own, NeXT and OneVision with tiles of high resolution."""
 
-from actors.engines.language.families.family import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, VisionFamily
+from actors.engines.language.families.family import IMAGE_PROCESSOR, PROCESSOR_FILE, VisionFamily
 from actors.engines.language.requests import VlmOptions
 
 
@@ -41,7 +41,7 @@ class LlavaNext(Llava):
 
     def describe_sizes(self) -> str:
         grids = self.processor.image_processor.image_grid_pinpoints
-        return f"{super().describe_sizes()}; image_grid_pinpoints of {IMAGE_PROCESSOR_FILE} (now {grids}) must be those of config.json"
+        return f"{super().describe_sizes()}; image_grid_pinpoints (now {grids}) of {IMAGE_PROCESSOR}, must be those of config.json"
 
 
 class LlavaOneVision(VisionFamily):
@@ -55,5 +55,5 @@ class LlavaOneVision(VisionFamily):
         return (
             f"Correct {PROCESSOR_FILE}: num_image_tokens (now {processor.num_image_tokens}) is (image_size / patch_size)² of vision_config "
             f"in config.json, and vision_feature_select_strategy (now {processor.vision_feature_select_strategy!r}) and "
-            f"image_grid_pinpoints of {IMAGE_PROCESSOR_FILE} must be those of config.json"
+            f"image_grid_pinpoints of {IMAGE_PROCESSOR}, must be those of config.json"
         )

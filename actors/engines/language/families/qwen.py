@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from actors.engines.language.families.family import IMAGE_PROCESSOR_FILE, VisionFamily
+from actors.engines.language.families.family import IMAGE_PROCESSOR, VisionFamily
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ class Qwen25Vl(VisionFamily):
     def describe_sizes(self) -> str:
         images = self.processor.image_processor
         return (
-            f"Correct {IMAGE_PROCESSOR_FILE}: patch_size (now {images.patch_size}), temporal_patch_size (now {images.temporal_patch_size}) "
+            f"Correct {IMAGE_PROCESSOR}: patch_size (now {images.patch_size}), temporal_patch_size (now {images.temporal_patch_size}) "
             f"and merge_size (now {images.merge_size}) must be patch_size, temporal_patch_size and spatial_merge_size of vision_config in "
             "config.json"
         )
