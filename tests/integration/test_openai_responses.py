@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
 
@@ -21,6 +21,8 @@ from tests.support.live_gateway import live_gateway, official_client
 from tests.support.response_workers import RESPONSE_ACTORS, purge_response_queues, use_engine, words
 
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+OfficialClient = Any
+"""`AsyncOpenAI`. Its items are unions of dozens of types."""
 KEYS = "alice:alice-key-0123456789abcdef bob:bob-key-0123456789abcdef"
 
 
@@ -32,12 +34,12 @@ async def gateway(bus_settings: BusSettings, store_folder: Path, amqp_url: str) 
 
 
 @pytest.fixture
-async def client(gateway: str) -> AsyncIterator[AsyncOpenAI]:
+async def client(gateway: str) -> AsyncIterator[OfficialClient]:
     async with official_client(gateway) as client:
         yield client
 
 
-async def wait_for_status(client: AsyncOpenAI, response_id: str, *statuses: str) -> Response:
+async def wait_for_status(client: OfficialClient, response_id: str, *statuses: str) -> Response:
     """The response, once it has one of the statuses."""
     found: list[Response] = []
 
@@ -49,7 +51,7 @@ async def wait_for_status(client: AsyncOpenAI, response_id: str, *statuses: str)
     return found[-1]
 
 
-async def test_response_has_openai_fields(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_response_has_openai_fields(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = use_engine(monkeypatch, lambda _: words("one two three"))
     async with start_worker(*RESPONSE_ACTORS):
         response = await client.responses.create(
@@ -73,7 +75,7 @@ async def test_response_has_openai_fields(client: AsyncOpenAI, start_worker: Sta
     assert (engine.requests[0].max_tokens, engine.requests[0].temperature) == (20, 0.5)
 
 
-async def test_stream_has_semantic_events(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_has_semantic_events(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, lambda _: words("one two three", pause=0.1))
     async with start_worker(*RESPONSE_ACTORS), client.responses.stream(model="text", input="hello") as stream:
         events = [event async for event in stream]
@@ -87,7 +89,7 @@ async def test_stream_has_semantic_events(client: AsyncOpenAI, start_worker: Sta
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "one two three" == final.output_text
 
 
-async def test_conversation_is_continued(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_conversation_is_continued(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items of earlier responses precede the input; their instructions do not. One that is not stored is unknown afterwards."""
     engine = use_engine(monkeypatch, lambda request: words(f"answer {len(request.messages)}"))
     async with start_worker(*RESPONSE_ACTORS):
@@ -107,7 +109,9 @@ async def test_conversation_is_continued(client: AsyncOpenAI, start_worker: Star
     assert [message["role"] for message in engine.requests[3].messages] == ["assistant", "user"]
 
 
-async def test_functions_are_called_and_answered(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_functions_are_called_and_answered(
+    client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The output of our response is the input of the next request, as the client has it. Reasoning is returned, and comes back."""
 
     def call(request: Any) -> list[Any]:
@@ -138,10 +142,10 @@ async def test_functions_are_called_and_answered(client: AsyncOpenAI, start_work
         items = [question, *(item.model_dump() for item in response.output), result]
         answers = [
             await client.responses.create(model="text", input=items, tools=[TOOL]),
-            await client.responses.create(model="text", input=[result], tools=[TOOL], previous_response_id=response.id),  # type: ignore[list-item]
+            await client.responses.create(model="text", input=[result], tools=[TOOL], previous_response_id=response.id),
         ]
         with pytest.raises(openai.BadRequestError, match="No tool call found for function call output with call_id 'call_2'"):
-            await client.responses.create(model="text", input=[result | {"call_id": "call_2"}])  # type: ignore[list-item]
+            await client.responses.create(model="text", input=[result | {"call_id": "call_2"}])
     arguments = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     assert "".join(arguments) == function_call.arguments
     assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == "Let me look."
@@ -153,7 +157,7 @@ async def test_functions_are_called_and_answered(client: AsyncOpenAI, start_work
     assert (tool["role"], tool["tool_call_id"], tool["content"]) == ("tool", "call_1", "sunny")
 
 
-async def test_parameters_reach_the_engine(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parameters_reach_the_engine(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     token = TokenLogprob.model_validate({"text": "{}", "logprob": -0.5, "top": [{"text": "[]", "logprob": -1.5}]})
     json_answer = [GenerationChunk('{"city": "x"}', 1, logprobs=(token,)), GenerationChunk("", 1, "stop", 3)]
     call = GenerationChunk("", 1, tool_calls=(ToolCallDelta(index=0, id="call_1", name="weather", arguments="{}"),))
@@ -179,7 +183,7 @@ async def test_parameters_reach_the_engine(client: AsyncOpenAI, start_worker: St
     assert text.logprobs[0].bytes == [123, 125]
 
 
-async def test_limit_makes_response_incomplete(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_limit_makes_response_incomplete(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, lambda _: words("one two", finish="length"))
     async with start_worker(*RESPONSE_ACTORS):
         response = await client.responses.create(model="text", input="x", max_output_tokens=2)
@@ -189,7 +193,7 @@ async def test_limit_makes_response_incomplete(client: AsyncOpenAI, start_worker
     assert (events[-1].type, events[-2].item.status) == ("response.incomplete", "incomplete")
 
 
-async def test_failures_are_errors_of_the_api(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failures_are_errors_of_the_api(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that waits gets the status of the fault; streams and stored responses have the error in the response."""
     use_engine(monkeypatch, lambda _: [PermanentError("server-refused", "no such thing")])
     async with start_worker(*RESPONSE_ACTORS):
@@ -197,14 +201,14 @@ async def test_failures_are_errors_of_the_api(client: AsyncOpenAI, start_worker:
             await client.responses.create(model="text", input="x")
         events = [event async for event in await client.responses.create(model="text", input="x", stream=True)]
         waiting = await client.responses.create(model="text", input="x", background=True)
-        failed = await wait_for_status(client, waiting.id, "failed")
+        failed: Any = await wait_for_status(client, waiting.id, "failed")
     assert [event.type for event in events] == ["response.created", "response.in_progress", "response.failed"]
     assert events[-1].response.error.message == "no such thing" == failed.error.message
 
 
 @pytest.mark.parametrize("error", [TemporaryError("busy"), EngineCrashed("the process died")])
 async def test_interrupted_run_continues(
-    error: Exception, client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    error: Exception, client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second run writes the same text: what was sent is not sent twice."""
     runs = iter([[*words("one two three", pause=0.06)[:4], error], words("one two three four")])
@@ -219,7 +223,9 @@ async def test_interrupted_run_continues(
     assert engine.requests[0].seed == engine.requests[1].seed is not None
 
 
-async def test_run_that_writes_another_text_fails(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_that_writes_another_text_fails(
+    client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = iter([[*words("one two three", pause=0.06)[:4], TemporaryError("busy")], words("something else")])
     use_engine(monkeypatch, lambda _: next(runs))
     async with start_worker(*RESPONSE_ACTORS):
@@ -229,7 +235,9 @@ async def test_run_that_writes_another_text_fails(client: AsyncOpenAI, start_wor
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
-async def test_truncation_drops_the_oldest_turns(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_truncation_drops_the_oldest_turns(
+    client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def limited(request: Any) -> list[Any]:
         return [PromptTooLong(90, 60)] if len(request.messages) > 2 else words("short")
 
@@ -244,7 +252,7 @@ async def test_truncation_drops_the_oldest_turns(client: AsyncOpenAI, start_work
     assert [message["content"] for message in engine.requests[-1].messages] == ["i", "last"]
 
 
-async def test_background_response_is_cancelled(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_background_response_is_cancelled(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine stops; what was written is kept; a second cancellation, and a stream, see the end."""
     engine = use_engine(monkeypatch, lambda _: words("on " * 500, pause=0.03))
     async with start_worker(*RESPONSE_ACTORS):
@@ -268,7 +276,7 @@ async def test_background_response_is_cancelled(client: AsyncOpenAI, start_worke
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
-async def test_closed_connection_cancels(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closed_connection_cancels(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a response in the background. One in the foreground cannot be cancelled otherwise."""
     engine = use_engine(monkeypatch, lambda _: words("on " * 100, pause=0.03))
     async with start_worker(*RESPONSE_ACTORS):
@@ -289,7 +297,7 @@ async def test_closed_connection_cancels(client: AsyncOpenAI, start_worker: Star
         assert (await wait_for_status(client, created.response.id, "completed")).output_text.startswith("on on")
 
 
-async def test_deleted_response_is_unknown(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deleted_response_is_unknown(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = use_engine(monkeypatch, lambda _: words("on " * 500, pause=0.03))
     async with start_worker(*RESPONSE_ACTORS):
         response = await client.responses.create(model="text", input="x", background=True)
@@ -301,7 +309,7 @@ async def test_deleted_response_is_unknown(client: AsyncOpenAI, start_worker: St
                 await call(response.id)
 
 
-async def test_input_items_are_listed_in_pages(client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_input_items_are_listed_in_pages(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     use_engine(monkeypatch, lambda _: words("fine"))
     items: Any = [{"role": "user", "content": f"message {number}"} for number in range(5)]
     async with start_worker(*RESPONSE_ACTORS):
@@ -321,10 +329,12 @@ async def test_tenants_see_their_own(
     use_engine(monkeypatch, lambda _: words("secret"))
     async with (
         live_gateway(bus_settings, store_folder, api_keys=KEYS) as url,
-        official_client(url, api_key="alice-key-0123456789abcdef") as alice,
-        official_client(url, api_key="bob-key-0123456789abcdef") as bob,
+        official_client(url, api_key="alice-key-0123456789abcdef") as alice_client,
+        official_client(url, api_key="bob-key-0123456789abcdef") as bob_client,
         start_worker(*RESPONSE_ACTORS),
     ):
+        alice: OfficialClient = alice_client
+        bob: OfficialClient = bob_client
         response = await alice.responses.create(model="text", input="x")
         for call in (bob.responses.retrieve, bob.responses.delete, bob.responses.cancel, bob.responses.input_items.list):
             with pytest.raises(openai.NotFoundError, match="not found"):
@@ -334,12 +344,12 @@ async def test_tenants_see_their_own(
         with pytest.raises(openai.BadRequestError, match="Previous response"):
             await bob.responses.create(model="text", input="x", previous_response_id=response.id)
         with pytest.raises(openai.BadRequestError, match="Item with id"):
-            await bob.responses.create(model="text", input=[{"type": "item_reference", "id": response.output[0].id}])  # type: ignore[list-item]
+            await bob.responses.create(model="text", input=[{"type": "item_reference", "id": response.output[0].id}])
         assert (await alice.responses.retrieve(response.id)).output_text == "secret"
 
 
 async def test_without_database_the_setting_is_named(
-    client: AsyncOpenAI, bus_settings: BusSettings, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    client: OfficialClient, bus_settings: BusSettings, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_engine(monkeypatch, lambda _: words("fine"))
     settings = BusSettings.model_validate(bus_settings.model_dump() | {"database_url": None})
@@ -350,11 +360,9 @@ async def test_without_database_the_setting_is_named(
 
 
 async def test_unstored_response_leaves_nothing(
-    gateway: str, client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, database_url: str
+    gateway: str, client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> None:
     """Neither its text nor its question is in the database, in any table."""
-    import asyncpg
-
     use_engine(monkeypatch, lambda _: words("ephemeral answer"))
     async with start_worker(*RESPONSE_ACTORS):
         await client.responses.create(model="text", input="ephemeral question", store=False)
