@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +48,20 @@ class VllmServer:
 
 
 @contextmanager
-def vllm_server(model: Path, log: Path) -> Iterator[VllmServer]:
-    """Serves the model in a folder as `tiny`. Raises SetupError when vLLM is not installed or does not start."""
+def vllm_server(model: Path, log: Path, *, max_model_len: int = MAX_MODEL_LEN, arguments: Sequence[str] = ()) -> Iterator[VllmServer]:
+    """Serves the model in a folder as `tiny`. `arguments`: further ones of the command line.
+
+    Raises SetupError when vLLM is not installed or does not start.
+    """
     if not VLLM_PYTHON.exists():
         raise SetupError("vLLM is not installed. Run: make venv-vllm")
     (port,) = daemon.free_ports(1)
     command: list[str | Path] = [
         *(VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny"),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "16", "--enforce-eager"),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(max_model_len), "--max-num-seqs", "16", "--enforce-eager"),
         *("--dtype", "bfloat16", "--block-size", "32", "--generation-config", "vllm"),
         *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+        *arguments,
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(

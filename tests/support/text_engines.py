@@ -1,5 +1,8 @@
-"""Text engines for the conformance suite: how each is started, and what its worker is called with. All have a tiny model without vision."""
+"""Text engines for the conformance suite: how each is started, and what its worker is called with. All have a tiny model without vision,
+and all but the server of transformers have the LoRA adapter `loud`.
+"""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,17 +12,24 @@ from functools import partial
 from pathlib import Path
 
 from actors.engines.language.tiny_llama import write_tiny_llama
-from tests.support.external_programs import MAX_MODEL_LEN, SERVER_ENVIRONMENT, find_vllm_python, vllm_server
+from tests.support.external_programs import SERVER_ENVIRONMENT, find_vllm_python, vllm_server
+from tests.support.lora_files import write_tiny_llama_lora
 from tests.support.transformers_server import transformers_server
 
 ENGINES = ("embedded", "openai-compatible", "vllm-server", "vllm-in-process")
-write_model = partial(write_tiny_llama, num_layers=8)
+CONTEXT = 1536
+"""Tokens of prompt and answer together: the tokens of these models are bytes, and tools are described in some hundred."""
+MAX_ANSWER = 1000
+write_model, write_adapter = partial(write_tiny_llama, num_layers=8), partial(write_tiny_llama_lora, num_layers=8)
 """Slow enough to be interrupted in the middle of an answer."""
+SERVER_ARGUMENTS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details")
+"""What a vLLM server needs to find calls that were not required, and to report which tokens of a prompt it had in its cache."""
 
 
 @dataclass(frozen=True)
 class TextEngineUnderTest:
-    """`name`: as the status reports it. `constrains`: it enforces JSON while decoding; the answers of a server that does not are refused.
+    """`name`: as the status reports it. `constrains`: it enforces JSON and tool calls while decoding, has a prefix cache, and reports log
+    probabilities; what a server that does none of it cannot do is refused.
 
     `samples`: it draws tokens; the server of transformers does so only for models whose own configuration says it.
     """
@@ -29,7 +39,7 @@ class TextEngineUnderTest:
     python: str = sys.executable
     constrains: bool = True
     samples: bool = True
-    max_model_len: int | None = MAX_MODEL_LEN
+    max_model_len: int | None = CONTEXT
     worker_environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,7 +49,7 @@ class TextEngineUnderTest:
 @contextmanager
 def text_engine(kind: str, folder: Path) -> Iterator[TextEngineUnderTest]:
     """Start the server, where the engine has one. Skips the test where vLLM is not installed."""
-    limit = {"VLLM_MAX_MODEL_LEN": str(MAX_MODEL_LEN)}
+    limit = {"VLLM_MAX_MODEL_LEN": str(CONTEXT), "MAX_TOKENS_CAP": str(MAX_ANSWER)}
     if kind == "openai-compatible":
         with transformers_server(folder, write_model) as url:
             yield TextEngineUnderTest(
@@ -50,15 +60,18 @@ def text_engine(kind: str, folder: Path) -> Iterator[TextEngineUnderTest]:
                 max_model_len=None,
             )
         return
-    if kind == "embedded":
-        write_model(folder / "tiny")
-        yield TextEngineUnderTest("embedded", limit | {"VLLM_MODEL": str(folder / "tiny"), "TEXT_THREADS": "1"})
-        return
-    python = str(find_vllm_python())
+    python = sys.executable if kind == "embedded" else str(find_vllm_python())
     write_model(folder / "tiny")
+    write_adapter(folder / "loud")
     if kind == "vllm-server":
-        with vllm_server(folder / "tiny", folder / "log.txt") as server:
-            yield TextEngineUnderTest("openai", {"VLLM_SERVER_URL": server.url})
+        adapter = ("--enable-lora", "--max-loras", "2", "--lora-modules", f"loud={folder / 'loud'}")
+        arguments = (*SERVER_ARGUMENTS, *adapter)
+        with vllm_server(folder / "tiny", folder / "log.txt", max_model_len=CONTEXT, arguments=arguments) as server:
+            yield TextEngineUnderTest("openai", limit | {"VLLM_SERVER_URL": server.url})
         return
-    vllm = {"TEXT_ENGINE": "vllm", "VLLM_MODEL": str(folder / "tiny"), "VLLM_ENFORCE_EAGER": "true", "VLLM_DTYPE": "bfloat16"}
-    yield TextEngineUnderTest("vllm", SERVER_ENVIRONMENT | limit | vllm | {"VLLM_BLOCK_SIZE": "32"}, python)
+    local = limit | {"VLLM_MODEL": str(folder / "tiny"), "TEXT_LORAS": json.dumps({"loud": str(folder / "loud")})}
+    if kind == "embedded":
+        yield TextEngineUnderTest("embedded", local | {"TEXT_THREADS": "1"})
+        return
+    vllm = {"TEXT_ENGINE": "vllm", "VLLM_ENFORCE_EAGER": "true", "VLLM_DTYPE": "bfloat16", "VLLM_BLOCK_SIZE": "32"}
+    yield TextEngineUnderTest("vllm", SERVER_ENVIRONMENT | local | vllm, python)
