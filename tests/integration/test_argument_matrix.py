@@ -36,8 +36,8 @@ from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 pytestmark = [pytest.mark.models, pytest.mark.timeout(900)]
 
 RULES = {
-    "claim": "watermark.images[] upload.images[] consult.picture validate.image validate.images[] judge.image judge.images[] "
-    "judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim "
+    "claim": "watermark.images[] upload.images[] consult.picture consult.pictures[] validate.image validate.images[] judge.image "
+    "judge.images[] judge.bare_image overlay.images[] text.messages[].content[].picture.claim text.pictures[].claim text.documents[].claim "
     "image.edit.image image.edit.mask image.control.image moderate.image moderate.images[]",
     "address": "image.lora.uri image.loras[].uri image.signature.image_uri watermark.signature.image_uri webhook.base_url "
     "webhook.result_url webhook.result_urls[] validate.asset_url "
@@ -67,6 +67,10 @@ RULES = {
     "text.messages[].role text.messages[].content text.messages[].content[].text text.messages[].content[].picture.data text.system "
     "text.pictures[].data text.documents[].data text.documents[].name text.max_tokens text.temperature text.top_p text.presence_penalty "
     "text.frequency_penalty text.repetition_penalty text.stop[] text.seed text.json_only text.json_schema text.stream "
+    "text.raw_prompt text.tools[].name text.tools[].description text.tools[].parameters text.tools[].strict text.tool_choice "
+    "text.tool_name text.parallel_tool_calls text.n text.logprobs text.top_logprobs text.reasoning_effort text.messages[].tool_calls[].id "
+    "text.messages[].tool_calls[].name text.messages[].tool_calls[].arguments text.messages[].tool_call_id text.messages[].name "
+    "text.messages[].reasoning "
     "moderate.text moderate.texts[] moderate.prompt moderate.flagged[]",
 }
 """What each argument refers to, by kind. A claim, an address, a name or an id is resolved within the tenant; content refers to nothing."""
@@ -276,7 +280,9 @@ async def bases(rig: Rig, step: str, path: str) -> list[dict[str, Any]]:
         case "moderate":
             return [{"prompt": "what is this?"}]
         case "text":
-            return [{} if path.startswith("messages") else {"message": "hello"}]
+            by_assistant = path.startswith(("messages[].tool_calls", "messages[].reasoning"))
+            chat = {"messages": [{"role": "assistant" if by_assistant else "user", "content": "hello"}]}
+            return [{} if path == "raw_prompt" else chat if path.startswith(("messages", "tool", "n")) else {"message": "hello"}]
         case _:
             job = await rig.source.insert_job(tenant=OFFICE)
             variant = await rig.source.insert_variant(step="overlay" if step == "judge" else "img_gen", job=job) | {"tenant_id": OFFICE}

@@ -1,7 +1,11 @@
-"""An OpenAI-compatible server on a real socket. The test decides its responses; it records the requests."""
+"""An OpenAI-compatible server on a real socket, which refuses what OpenAI refuses. The test decides its responses.
+
+The server records the requests.
+"""
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +37,7 @@ AD_VERDICT = {
     "issues": [],
 }
 
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 FakeResponse = str | dict[str, Any] | int
 """A text, a verdict, or an HTTP status."""
 
@@ -43,6 +48,42 @@ def default_response(request: dict[str, Any]) -> FakeResponse:
     return (
         IMAGE_VERDICT if "is_valid" in schema else AD_VERDICT if "on_brief" in schema else "Chain-of-Thought: 네.\n\nAnswer: 물을 드세요."
     )
+
+
+def refusal(request: dict[str, Any]) -> str | None:
+    """Why OpenAI's server refuses a chat; None: it does not."""
+    tools, called = request.get("tools", []), set[str]()
+    names = [tool["function"]["name"] for tool in tools]
+    choice = request.get("tool_choice")
+    for message in request["messages"]:
+        called |= {call["id"] for call in message.get("tool_calls", ())}
+        if message["role"] == "tool" and message.get("tool_call_id") not in called:
+            return "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
+    if wrong := next((name for name in names if not TOOL_NAME.fullmatch(name)), None):
+        return f"Invalid 'tools[0].function.name': {wrong!r} does not match the expected pattern."
+    if ("tool_choice" in request or "parallel_tool_calls" in request) and not tools:
+        return "'tool_choice' and 'parallel_tool_calls' are only allowed when 'tools' are specified."
+    if isinstance(choice, dict) and choice["function"]["name"] not in names:
+        return "Tool choice 'function' not found in 'tools' parameter."
+    if "top_logprobs" in request and not request.get("logprobs"):
+        return "'logprobs' must be true when 'top_logprobs' is specified."
+    return None
+
+
+def completion_of(request: dict[str, Any], text: str, finish_reason: str) -> dict[str, Any]:
+    """A whole answer; with the call that the request demands, and with log probabilities where it asks for them."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    choice = request.get("tool_choice")
+    if choice == "required" or isinstance(choice, dict):
+        name = choice["function"]["name"] if isinstance(choice, dict) else request["tools"][0]["function"]["name"]
+        call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        message, finish_reason = {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+    logprobs = {"content": [{"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}]} if request.get("logprobs") else None
+    return {
+        "model": request["model"],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": logprobs}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 5},
+    }
 
 
 @dataclass
@@ -91,12 +132,13 @@ class FakeOpenAiServer:
         self.request_semaphore.release()
         if self.release_event:
             await self.release_event.wait()
+        if reason := refusal(request):
+            return 400, {"error": {"message": reason, "type": "invalid_request_error", "param": None, "code": None}}
         response = self.respond(request)
         if isinstance(response, int):
             return response, {"error": {"message": "response_format is not supported" if response == 400 else "no"}}
         text = response if isinstance(response, str) else json.dumps(response)
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": self.finish_reason}
-        return 200, {"model": request["model"], "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+        return 200, completion_of(request, text, self.finish_reason)
 
 
 @asynccontextmanager
