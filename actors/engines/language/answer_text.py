@@ -28,7 +28,7 @@ class StopSequences:
             return ""
         self._held += text
         last = self._held.find(self._until) if self._until else -1
-        searched = self._held if last < 0 else self._held[:last]
+        searched = self._held if last < 0 else self._held[: last + len(self._until) - 1]
         starts = [start for sequence in self._sequences if (start := searched.find(sequence)) >= 0]
         self.found = bool(starts)
         if last >= 0 and not starts:
@@ -67,8 +67,11 @@ class AnswerText:
         """Add one token; `ends`: it is the last. True: a stop sequence is complete, and the answer ends before it."""
         self._ids.append(token)
         self._starts.append(self._decoded_chars)
+        waiting = len(self._ids) - self._decoded_end
         new = self._decode_new(final=ends)
         self._decoded_chars += len(new)
+        if waiting > 1 and new and INCOMPLETE not in (own := self._decode([token])) and new.endswith(own):
+            self._starts[-1] = self._decoded_chars - len(own)  # what was incomplete before it is no part of its characters
         self.text += self._stop.push(new, ends=ends)
         return self._stop.found
 

@@ -3,17 +3,20 @@
 from typing import Any
 
 CAUSAL_TYPES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+EAGER_TYPES = frozenset({"gemma2"})
+"""Their attention is capped, which torch's own does not do."""
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 """Position encodings that change for a whole batch as soon as one of its rows is longer than `original_max_position_embeddings`."""
 
 
-def check_causal_type(config: Any, source: str) -> None:
-    """Raises ValueError for a model that is not among the proven ones, before its weights are read."""
+def choose_attention(config: Any, source: str) -> str:
+    """The implementation of the attention. Raises ValueError for a model that is not among the proven ones, before its weights are read."""
     if config.model_type not in CAUSAL_TYPES:
         raise ValueError(
             f"{source} is a model of the type {config.model_type!r}, which is not proven in the embedded engine; "
             f"it serves {', '.join(CAUSAL_TYPES)}. Serve it with vLLM (VLLM_SERVER_URL, or TEXT_ENGINE=vllm)"
         )
+    return "eager" if config.model_type in EAGER_TYPES else "sdpa"
 
 
 def batched_context_length(config: Any, length: int) -> int:

@@ -238,12 +238,18 @@ class LanguageEngine(ABC):
         return shared - row.cached_tokens >= max(MIN_SHARED_TOKENS, row.unread_tokens // 2)
 
     def _keep_prefixes(self, rows: list[TokenRow]) -> None:
-        """Keep the caches of rows in the batch, as far as they were read."""
-        for row in rows:
-            if row.owner is not None and self._prefixes.max_bytes and not row.error:
-                ids = row.read_ids
-                if not self._prefixes.holds(row.owner, ids):
-                    self._prefixes.keep(row.owner, ids, self._batch.copy_cache(row, len(ids)))
+        """Keep the caches of rows in the batch, as far as they were read. Where memory runs out nothing is kept, and the rows go on."""
+        import torch
+
+        try:
+            for row in rows:
+                if row.owner is not None and self._prefixes.max_bytes and not row.error:
+                    ids = row.read_ids
+                    if not self._prefixes.holds(row.owner, ids):
+                        self._prefixes.keep(row.owner, ids, self._batch.copy_cache(row, len(ids)))
+        except torch.OutOfMemoryError:
+            self._counters["memory_shortages"] += 1
+            self._prefixes.give_back()
 
     def _collect_events(self) -> list[EngineEvent]:
         """The results of finished rows, which leave the batch, and the progress of others."""
@@ -289,14 +295,14 @@ class LanguageEngine(ABC):
         """
         active = len(rows) - len(self._waiting)
         held_bytes = self._prefixes.size
-        self._prefixes.clear()
+        if held_bytes:
+            self._prefixes.give_back()
         self._batch, self._reading = self._new_batch(), None
         for row in rows:
             row.prefix = None
         free_memory()
         self._counters["memory_shortages"] += 1
         if held_bytes:
-            self._prefixes.max_bytes = held_bytes // 4
             self._waiting = []
             return self._start_again(rows)
         if active <= 1 or self._max_rows == 1:

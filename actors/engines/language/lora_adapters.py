@@ -1,6 +1,7 @@
 """LoRA adapters of a text model. Rows with different adapters, and rows without one, share a step of the batch."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def load_adapters(model: Any, loras: dict[str, str]) -> tuple[Any, dict[str, str
     for name, folder in loras.items():
         path = str(Path(folder).expanduser())
         try:
-            if isinstance(model, PeftModel):
-                model.load_adapter(path, adapter_name=internal[name])
-            else:
-                model = PeftModel.from_pretrained(model, path, adapter_name=internal[name])
+            with warnings.catch_warnings(action="ignore"):  # of weights that are left out, which check_weights finds
+                if isinstance(model, PeftModel):
+                    model.load_adapter(path, adapter_name=internal[name])
+                else:
+                    model = PeftModel.from_pretrained(model, path, adapter_name=internal[name])
         except Exception as error:
             raise ValueError(f"{describe(name, folder)} does not fit the model: {error}; name an adapter that was made for it") from error
         check_weights(model, name, folder, internal[name])

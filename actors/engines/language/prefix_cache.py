@@ -98,6 +98,11 @@ class PrefixCache:
         self._by_key.clear()
         self.size = 0
 
+    def give_back(self) -> None:
+        """Memory ran out: drop all, and hold a quarter of it at most from now on."""
+        self.max_bytes = self.size // 4
+        self.clear()
+
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry]
         self._by_key[entry.key].remove(entry)

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.batch import TokenRow
-from actors.engines.language.causal_families import batched_context_length, check_causal_type
+from actors.engines.language.causal_families import batched_context_length, choose_attention
 from actors.engines.language.chat_format import ChatFormat, texts_of
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.engine import LanguageEngine
@@ -46,13 +46,13 @@ def open_text_model(options: TextModelOptions, host: EngineHost) -> "TextModelEn
     device = choose_device(options.device)
     host.report_load_progress(f"loading {options.model}", options.load_seconds, None)
     source, arguments = locate_weights(options.model)
-    check_causal_type(AutoConfig.from_pretrained(source, **arguments), options.model)
+    attention = choose_attention(AutoConfig.from_pretrained(source, **arguments), options.model)
     tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
     if not tokenizer.chat_template:
         raise ValueError(f"{options.model} has no chat template: name an instruction-tuned model in VLLM_MODEL")
     before = used_memory_bytes(device)
     dtype = getattr(torch, choose_dtype(options.dtype, device))
-    model = load_complete(AutoModelForCausalLM.from_pretrained, source, dtype=dtype, attn_implementation="sdpa", **arguments)
+    model = load_complete(AutoModelForCausalLM.from_pretrained, source, dtype=dtype, attn_implementation=attention, **arguments)
     model, adapters = load_adapters(model.to(device).eval(), options.loras)
     kind = "cuda" if device.startswith("cuda") else "cpu"
     info = {
