@@ -21,6 +21,8 @@ from contracts.verdict import Region
 
 MAX_ANSWER_BYTES = 0
 """The lines are in the header of the answer."""
+MAX_READ_LINES = 200
+"""Of one picture, from the top; no advertisement has as many."""
 SHORT_SIDE, MIN_SIDE = 736, 32
 """Pixels: the size for which lines are found best, and the least that can be read."""
 log = structlog.get_logger()
@@ -94,7 +96,7 @@ def scale_picture(picture: Image.Image, max_side: int) -> tuple[bytes, tuple[int
 def parse_lines(header: dict[str, Any], size: tuple[int, int], picture_size: tuple[int, int]) -> Reading:
     """Raises PermanentError("ocr-failed") for an answer of another form: the process may have been taken over."""
     try:
-        lines = [_parse_line(line, size, picture_size) for line in header["lines"]]
+        lines = [_parse_line(line, size, picture_size) for line in header["lines"][:MAX_READ_LINES]]
         return Reading([line for line in lines if line], str(header["model"])[:100], str(header["unknown"])[:100])
     except (LookupError, TypeError, ValueError) as error:
         raise PermanentError("ocr-failed", f"the process answered in another form: {error}") from error

@@ -48,7 +48,8 @@ def compare_copy(reading: Reading, copy: str | None, region: Region | None, pict
     if reading.failure:
         return {"text_unread": reading.failure}
     fields: dict[str, Any] = {"ocr_model": reading.model}
-    rates = [line_error_rate(line.text, copy) for line in reading.lines]
+    expected = fold_compared(copy or "")
+    rates = [line_error_rate(line.text or "", expected) for line in reading.lines]
     is_copy = [
         _is_inside(line.region, region) if region else rate is not None and rate <= MATCHING_LINE_ERRORS
         for line, rate in zip(reading.lines, rates, strict=True)
@@ -63,7 +64,7 @@ def compare_copy(reading: Reading, copy: str | None, region: Region | None, pict
         return fields | {"unknown_letters": reading.unknown}
     texts = [line.text or "" for line in own]
     fields["text_read"] = "\n".join(texts)[:MAX_TEXT_CHARS]
-    fields["character_error_rate"] = character_error_rate("".join(texts), copy) if copy else None
+    fields["character_error_rate"] = character_error_rate("".join(texts), expected)
     fields["calls_to_action"] = find_calls_to_action([line.text or "" for line in reading.lines], words)
     lines = [
         TextLine(text=(line.text or "")[:MAX_TEXT_CHARS], region=line.region, confidence=line.confidence, cer=rate if belongs else None)
@@ -78,20 +79,20 @@ def fold_text(text: str) -> str:
     return "".join(char for char in folded if unicodedata.category(char)[0] in "LMN")
 
 
-def character_error_rate(read: str, copy: str) -> float | None:
-    """Edit distance by the length of the copy: 0 for the same text, 1 when nothing was read. None when the copy has no letter."""
-    expected = _fold_compared(copy)
-    return round(edit_distance(expected, _fold_compared(read)) / len(expected), 4) if expected else None
-
-
-def line_error_rate(line: str | None, copy: str | None) -> float | None:
-    """The smallest edit distance between the line and any part of the copy, by the length of the line."""
-    read = _fold_compared(line or "")
-    return round(edit_distance(read, _fold_compared(copy), anywhere=True) / len(read), 4) if read and copy else None
-
-
-def _fold_compared(text: str) -> str:
+def fold_compared(text: str) -> str:
+    """At most MAX_COMPARED_CHARS of the folded text."""
     return fold_text(text)[:MAX_COMPARED_CHARS]
+
+
+def character_error_rate(read: str, expected: str) -> float | None:
+    """Edit distance by the length of `expected`, a folded copy: 0 for the same text, 1 when nothing was read. None without a copy."""
+    return round(edit_distance(expected, fold_compared(read)) / len(expected), 4) if expected else None
+
+
+def line_error_rate(line: str, expected: str) -> float | None:
+    """The smallest edit distance between the line and any part of `expected`, a folded copy, by the length of the line."""
+    read = fold_compared(line)
+    return round(edit_distance(read, expected, anywhere=True) / len(read), 4) if read and expected else None
 
 
 def edit_distance(pattern: str, text: str, *, anywhere: bool = False) -> int:

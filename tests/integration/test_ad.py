@@ -10,6 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
+from actors.judge import ACTOR as JUDGE
 from actors.ledger import ACTORS
 from actors.overlay import ACTOR as OVERLAY
 from actors.text import ACTORS as TEXT
@@ -127,6 +128,28 @@ async def test_ad_without_copy_starts_with_text_step(
     assert job["itinerary"][:2] == ["text", "image"]
     assert critics.validated[0].ad_copy_text == response.json()["result"]["text"] == job["result"]["layout"]["text"] == "따뜻한 한 그릇"
     assert model.requests[0]["messages"][-1] == {"role": "user", "content": "ramen"}
+
+
+@pytest.mark.usefixtures("backend")
+async def test_judge_reads_copy_in_rendered_ad(http: httpx.AsyncClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy reaches judge; what was read in the picture is evidence, and contradicts a model that sees a call to action."""
+    critics = FakeCritics(refusals=0)
+    results = []
+    async with open_fake_openai_server() as model:
+        for name, value in {"JUDGE_ENGINE": "openai", "JUDGE_BASE_URL": model.url, "JUDGE_MODEL": "second"}.items():
+            monkeypatch.setenv(name, value)
+        async with start_worker(*ACTORS, FAKE_IMAGE_ACTOR, OVERLAY, WATERMARK, UPLOAD, WEBHOOK, JUDGE, critics.actors[0]):
+            for text in ("Fresh ramen tonight", "Buy fresh ramen", "따뜻한 한 그릇"):
+                response = await http.post("/jobs", json=ad_order(text=text), params={"wait": 100})
+                assert response.status_code == 200, response.text
+                results.append(response.json()["result"])
+    read, called, korean = [result["evidence"] for result in results]
+    assert (read["character_error_rate"], read["text_read"].split(), read["calls_to_action"]) == (0, ["Fresh", "ramen", "tonight"], [])
+    assert [line["cer"] for line in read["text_lines"]] == [0] * len(read["text_lines"])
+    assert [issue for issue in results[0]["issues"] if "has none of the words" in issue]
+    assert (called["character_error_rate"], called["calls_to_action"], results[1]["issues"]) == (0, ["buy"], [])
+    assert (korean["unknown_letters"], "character_error_rate" in korean, results[2]["issues"]) == ("그따뜻릇한", False, [])
+    assert korean["text_height_share"] > 0.05
 
 
 async def test_rejected_image_is_regenerated_with_new_seed(

@@ -26,7 +26,14 @@ from contracts.verdict import Evidence
 from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from tests.support.broker_client import wait_until
-from tests.support.source_system import GatewayClient, SourceDatabase, draw_text_picture, open_gateway_client, open_source_database
+from tests.support.source_system import (
+    SAMPLE_TEXT,
+    GatewayClient,
+    SourceDatabase,
+    draw_text_picture,
+    open_gateway_client,
+    open_source_database,
+)
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(120)]
 
@@ -293,6 +300,17 @@ async def test_judged_variant_has_evidence_and_contradictions(vision_rig: Vision
     assert (trace["operation_type"], str(trace["vlm_trace_id"])) == ("judge", verdict["vlm_trace_id"])
     assert trace["request"]["overlay_id"] == overlay
     assert await source.variant_state(ids) == ("vlm_judge", "done")
+
+
+async def test_judged_variant_is_read_against_the_text_of_its_layout(vision_rig: VisionRig) -> None:
+    """The evidence is in the answer and in the trace, also where the variant has another ad copy than the one drawn."""
+    source = vision_rig.source
+    ids = await source.insert_variant(step="overlay", overlaid=await source.insert_picture(source.write_asset(draw_text_picture())))
+    await source.insert_overlay(ids, RENDERED | {"text": f"{SAMPLE_TEXT}!"})
+    response = await vision_rig.gateway.http.post(STAGE2, json=ids)
+    evidence = response.json()["evidence"]
+    assert (evidence["text_read"], evidence["character_error_rate"]) == (SAMPLE_TEXT, 0)
+    assert (await source.vlm_traces(ids))[0]["response"]["evidence"]["text_read"] == SAMPLE_TEXT
 
 
 async def test_image_falls_back_from_body_to_overlaid_to_layout(vision_rig: VisionRig) -> None:

@@ -58,11 +58,12 @@ def read_base64(text: str) -> None:
 
 def compare_ad_copy(text: str) -> None:
     """A picture with as many lines as the reader finds."""
+    from actors.vision.ocr import MAX_READ_LINES
     from actors.vision.ocr_evidence import Reading, ReadLine, compare_copy
     from contracts.verdict import Region
 
     line = ReadLine(text[:100], 1.0, Region(x=0.0, y=0.0, width=1.0, height=1.0), 20.0)
-    compare_copy(Reading([line] * 1000, "m"), text[:4000], None, 400, ("buy now",))
+    compare_copy(Reading([line] * MAX_READ_LINES, "m"), text[:4000], None, 400, ("buy now",))
 
 
 def read_picture(data: bytes) -> None:

@@ -111,7 +111,7 @@ def test_large_text_needs_less_contrast() -> None:
 
 def test_layout_row_of_the_source_system_is_parsed() -> None:
     row = {
-        "layout": {"text_color": "ffffffff", "font_size": 48, "render": {"url": "/assets/a.png"}},
+        "layout": {"text": "SALE", "text_color": "ffffffff", "font_size": 48, "render": {"url": "/assets/a.png"}},
         "x_ratio": 0.1,
         "y_ratio": 0.05,
         "width_ratio": 0.8,
@@ -120,7 +120,7 @@ def test_layout_row_of_the_source_system_is_parsed() -> None:
     layout = parse_layout(row)
 
     assert layout is not None
-    assert (layout.region, layout.large_text, layout.render_url) == (None, True, "/assets/a.png")
+    assert (layout.region, layout.large_text, layout.render_url, layout.text) == (None, True, "/assets/a.png", "SALE")
     without_layout = parse_layout(row | {"height_ratio": 0.18, "layout": None})
     assert without_layout is not None
     assert without_layout.region == Region(x=0.1, y=0.05, width=0.8, height=0.18)
