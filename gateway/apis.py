@@ -12,7 +12,7 @@ from gateway.console.router import ROUTERS as CONSOLE_ROUTERS
 from gateway.docs import asyncapi, openapi, swagger_ui
 from gateway.jobs import routes as jobs
 from gateway.openai import chat as openai_chat
-from gateway.openai import completions, image_edits, images, models, moderations, responses
+from gateway.openai import completions, embeddings, image_edits, images, models, moderations, responses
 from gateway.settings import GatewaySettings
 from gateway.text.status import STATUS_STEPS
 
@@ -49,13 +49,14 @@ def all_apis(vertex_settings: vertex.VertexSettings) -> dict[str, Api]:
             (
                 openai_chat.router,
                 completions.router,
+                embeddings.router,
                 images.router,
                 image_edits.router,
                 models.router,
                 moderations.router,
                 responses.router,
             ),
-            ("job.get", *responses.QUERY_STEPS),
+            ("job.get", *responses.QUERY_STEPS, *embeddings.QUERY_STEPS),
             upload_paths=openai_chat.UPLOAD_PATHS
             | images.UPLOAD_PATHS
             | moderations.UPLOAD_PATHS

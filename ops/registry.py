@@ -25,6 +25,7 @@ MODULES: dict[str, str] = {
     "text": "actors.text",
     "response.run": "actors.responses",
     "moderate": "actors.moderate",
+    "embed": "actors.embed",
     "conversations": "actors.conversations",
     "variants": "actors.variants",
     "job_variants": "actors.adapters.job_variants",
@@ -42,7 +43,7 @@ PROCESS_GROUPS: dict[str, tuple[str, ...]] = {
 NEEDS_MODELS = frozenset({"image", "consult", "validate", "judge"})
 """Steps that need the `models` extra."""
 
-OPTIONAL = frozenset({"moderate"})
+OPTIONAL = frozenset({"moderate", "embed"})
 """Steps that no standard itinerary has. `atelier up` without arguments leaves them out, Compose has them in a profile of their own."""
 
 

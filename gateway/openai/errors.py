@@ -15,13 +15,14 @@ from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES, UNSUPPORTED_CODES
 
 STATUS_BY_FAULT_CODE = (
-    {"model-unknown": 404, "cancelled": 409, "document-too-large": 413, "moderation-unconfigured": 501}
+    {"model-unknown": 404, "cancelled": 409, "document-too-large": 413, "moderation-unconfigured": 501, "embeddings-unconfigured": 501}
     | dict.fromkeys(UNSUPPORTED_CODES, 501)
     | dict.fromkeys(UNAVAILABLE_CODES, 503)
 )
 """Faults of the server, and faults with a status of their own."""
 INVALID_REQUEST_CODES = INVALID_TEXT_REQUEST_CODES | frozenset({
     *("lora-invalid", "scheduler-unsupported", "size-unsupported", "edit-unsupported", "control-unknown"),
+    *("dimensions-unsupported", "too-many-numbers"),
     *("control-unfit", "strength-too-low", "mask-size-differs", "mask-empty", "image-too-costly"),
 })  # fmt: skip
 """Faults of the request: a 400, which no client retries."""
@@ -47,6 +48,8 @@ TEXT_PARAMETERS = (
     }
 )
 """The same for a fault of the text step, whose adapter is a model here."""
+EMBED_PARAMETERS = PARAMETERS | {"dimensions-unsupported": "dimensions", "prompt-too-long": "input", "too-many-numbers": "input"}
+"""The same for a fault of the embed step."""
 CODES_WITH_A_FIELD = frozenset({"parameter-unsupported", "invalid-message"})
 """Faults whose message names a field of the command."""
 FIELDS_OF_COMMANDS = {"json_schema": "response_format", "json_only": "response_format", "lora_adapter": "model"} | {
@@ -114,7 +117,7 @@ def parameter_of(fault: Fault) -> str | None:
     if fault.code in CODES_WITH_A_FIELD:
         words = fault.message.replace(",", " ").replace(":", " ").split()
         return next((FIELDS_OF_COMMANDS[word] for word in words if word in FIELDS_OF_COMMANDS), None)
-    parameters: dict[str, dict[str, str]] = {Step.IMAGE: IMAGE_PARAMETERS, Step.TEXT: TEXT_PARAMETERS}
+    parameters: dict[str, dict[str, str]] = {Step.IMAGE: IMAGE_PARAMETERS, Step.TEXT: TEXT_PARAMETERS, "embed": EMBED_PARAMETERS}
     return parameters.get(fault.step, PARAMETERS).get(fault.code)
 
 

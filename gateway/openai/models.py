@@ -1,8 +1,10 @@
-"""`/v1/models`: the served language model, its LoRA adapters, and `image` where an image actor consumes."""
+"""`/v1/models`: the served language model, its LoRA adapters, the embedding model, and `image` where an image actor consumes."""
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from bus.amqp.request_reply import ReplyFault, ReplyTimeout
+from contracts.embed import EmbedStatus
 from contracts.text import TextStatus
 from contracts.wire import Step
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
@@ -14,6 +16,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
 DEFAULT_TEXT_MODEL = "text"
 """The name by which a client may request whatever language model is served."""
+EMBED_STATUS_STEP = "embed.status"
 CREATED = 1_760_000_000
 """Clients need a number; the real time is unknown."""
 
@@ -49,11 +52,23 @@ async def get_model(request: Request, model: str) -> Model:
 async def served_models(request: Request) -> list[Model]:
     status = await current_text_status(request)
     has_image_actor = await services_of(request).commands.requests.has_consumer(Step.IMAGE.value)
-    image_models = [Model(id=DEFAULT_IMAGE_MODEL)] if has_image_actor else []
+    others = [*await embedding_models(request), *([Model(id=DEFAULT_IMAGE_MODEL)] if has_image_actor else [])]
     if status is None:
-        return image_models
+        return others
     adapters = [Model(id=name, parent=status.model_name) for name in status.lora_adapters]
-    return [Model(id=status.model_name, max_model_len=status.max_model_len), *adapters, *image_models]
+    return [Model(id=status.model_name, max_model_len=status.max_model_len), *adapters, *others]
+
+
+async def embedding_models(request: Request) -> list[Model]:
+    """The embedding model; none while its worker does not run, loads it, or has none."""
+    commands = services_of(request).commands
+    if not await commands.requests.has_consumer(EMBED_STATUS_STEP):
+        return []
+    try:
+        status = EmbedStatus.model_validate(await commands.query(EMBED_STATUS_STEP))
+    except (ReplyFault, ReplyTimeout):
+        return []
+    return [Model(id=status.model_name, max_model_len=status.max_model_len)]
 
 
 async def lora_adapter_of(request: Request, model: str) -> str | None:

@@ -3,8 +3,9 @@
 SUB_PACKAGES = frozenset({
     "contracts",
     "bus", "bus/amqp", "bus/worker", "bus/persistence", "bus/net", "bus/storage", "bus/observability", "bus/dead_letters",
-    "actors", "actors/adapters", "actors/attachments", "actors/imaging", "actors/llm", "actors/moderation", "actors/vision", "actors/webhooks",
-    "actors/decoding", "actors/engines", "actors/engines/process", "actors/engines/diffusion", "actors/engines/diffusion/families",
+    "actors", "actors/adapters", "actors/attachments", "actors/imaging", "actors/llm", "actors/moderation", "actors/vision",
+    "actors/webhooks", "actors/decoding", "actors/engines", "actors/engines/process", "actors/engines/diffusion",
+    "actors/embeddings", "actors/engines/embedding", "actors/engines/diffusion/families",
     "actors/engines/diffusion/lora", "actors/engines/moderation",
     "actors/engines/language", "actors/engines/language/families", "actors/engines/remote", "actors/engines/vllm",
     "gateway", "gateway/middleware", "gateway/jobs", "gateway/text", "gateway/admin", "gateway/compat", "gateway/openai", "gateway/docs",
