@@ -23,7 +23,7 @@ MAX_ITEMS = 1000
 MAX_WAIT_SECONDS = 5.0
 """How long a query waits for what is not there yet."""
 
-ResponseId = Annotated[str, Field(pattern=r"^resp_[0-9a-f]{32}$")]
+ResponseId = Annotated[str, Field(pattern=r"^resp_[0-9a-f]{32}$", examples=["resp_0123456789abcdef0123456789abcdef"])]
 ItemId = Annotated[str, Field(max_length=255)]
 
 

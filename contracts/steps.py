@@ -8,6 +8,7 @@ from contracts.image import Image, ImageDone
 from contracts.judge import Judge, JudgeDone
 from contracts.moderate import Moderate, ModerateDone
 from contracts.overlay import Overlay, OverlayDone
+from contracts.responses import RunResponse
 from contracts.text import Text, TextDone
 from contracts.upload import Upload, UploadDone
 from contracts.validate import Validate, ValidateDone
@@ -48,5 +49,8 @@ CLIENT_STEPS: tuple[str, ...] = get_args(ClientStep)
 EVENT_STEPS: tuple[str, ...] = ("ledger", "dead-letters", "variants")
 """The actors whose messages are events."""
 
-DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, *EVENT_STEPS, "image_generation", "response.run")
-"""Whose dead letters are ingested: the steps, the actors of events, the adapter of the foreign queue, and the runs of responses."""
+SINGLE_COMMANDS: Mapping[str, type[Command]] = {"response.run": RunResponse}
+"""Commands that are jobs of their own: no slip may name their steps."""
+
+DEAD_LETTERING_STEPS: tuple[str, ...] = (*COMMANDS, *SINGLE_COMMANDS, *EVENT_STEPS, "image_generation")
+"""Whose dead letters are ingested: the steps, the actors of events, and the adapter of the foreign queue."""

@@ -20,7 +20,7 @@ from contracts import broker_names
 from contracts.dead_letter import EditDeadLetter, Edited, ReplayDeadLetters, ReplayDifference, Replayed
 from contracts.event import Event
 from contracts.image_generation import FlatOrder, NestedOrder
-from contracts.steps import COMMANDS, EVENT_STEPS
+from contracts.steps import COMMANDS, EVENT_STEPS, SINGLE_COMMANDS
 from contracts.wire import message_type
 
 MAX_IDS_RETURNED = 20
@@ -85,7 +85,7 @@ async def edit(pool: asyncpg.Pool, request: EditDeadLetter) -> Edited:
         require_replayable(row)
         contract = validate_body(row["step"], request.body)
         message_id = str(uuid4())
-        type_ = message_type(row["step"]) if row["step"] in COMMANDS else row["type"]
+        type_ = message_type(row["step"]) if row["step"] in (*COMMANDS, *SINGLE_COMMANDS) else row["type"]
         if request.dry_run:
             edited = {"sent_as": "a new id", "replays": row["replays"] + 1, "edited": True, "edited_type": type_}
             return Edited(dry_run=True, id=request.id, contract=contract, differences=replay_differences(dict(row) | edited))
@@ -128,4 +128,4 @@ def contract_of(step: str, body: dict[str, Any]) -> type[BaseModel] | None:
     """The model of a message of `step`; None for a foreign queue, whose contract is unknown."""
     if step == broker_names.IMAGE_GENERATION_QUEUE:
         return FlatOrder if "data" not in body and "prompt_tags" in body else NestedOrder
-    return Event if step in EVENT_STEPS else COMMANDS.get(step)
+    return Event if step in EVENT_STEPS else COMMANDS.get(step) or SINGLE_COMMANDS.get(step)

@@ -21,6 +21,7 @@ from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error
 from gateway.openai.models import DEFAULT_TEXT_MODEL, current_text_status, lora_adapter_of
 from gateway.openai.response_errors import to_response_problem
 from gateway.openai.response_events import cancel, events_after, forget, query, wait_for_end
+from gateway.openai.response_objects import DeletedResponse, InputItemList, ResponseObject
 from gateway.openai.response_requests import ResponseBody, check_include
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import services_of
@@ -32,7 +33,7 @@ UPLOAD_PATHS = frozenset({"/v1/responses"})
 QUERY_STEPS = tuple(f"response.{name}" for name in ("create", "run", "get", "events", "cancel", "delete", "input-items"))
 
 
-@router.post("/responses", responses=ERROR_RESPONSES)
+@router.post("/responses", response_model=ResponseObject, responses=ERROR_RESPONSES)
 async def create_response(request: Request, body: ResponseBody) -> Response:
     """Generate a response; with `stream` as server-sent events, with `background` without waiting for it.
 
@@ -154,7 +155,7 @@ IncludeQuery = Annotated[list[str] | None, Query(max_length=16)]
 BracketedIncludeQuery = Annotated[list[str] | None, Query(alias="include[]", max_length=16)]
 
 
-@router.get("/responses/{response_id}", responses=ERROR_RESPONSES)
+@router.get("/responses/{response_id}", response_model=ResponseObject, responses=ERROR_RESPONSES)
 async def get_response(
     request: Request,
     response_id: str,
@@ -175,7 +176,7 @@ async def get_response(
     return JSONResponse(found["response"])
 
 
-@router.delete("/responses/{response_id}", responses=ERROR_RESPONSES)
+@router.delete("/responses/{response_id}", response_model=DeletedResponse, responses=ERROR_RESPONSES)
 async def delete_response(request: Request, response_id: str) -> Response:
     """Delete a response with its items. One that is being generated is stopped."""
     await ask(request, "response.delete", {"response_id": response_id[:255]})
@@ -183,7 +184,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.post("/responses/{response_id}/cancel", responses=ERROR_RESPONSES)
+@router.post("/responses/{response_id}/cancel", response_model=ResponseObject, responses=ERROR_RESPONSES)
 async def cancel_response(request: Request, response_id: str) -> Response:
     """Cancel a response in the background. One that has ended stays as it is."""
     found = await ask(request, "response.cancel", {"response_id": response_id[:255]})
@@ -192,7 +193,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     return JSONResponse(found["response"])
 
 
-@router.get("/responses/{response_id}/input_items", responses=ERROR_RESPONSES)
+@router.get("/responses/{response_id}/input_items", response_model=InputItemList, responses=ERROR_RESPONSES)
 async def list_input_items(
     request: Request,
     response_id: str,

@@ -35,6 +35,20 @@ from contracts.job import ClaimJob, GetJob, GetJobEvents, Job, JobClaimed, JobEv
 from contracts.judge import Judge, JudgeDone
 from contracts.moderate import Moderate, ModerateDone
 from contracts.overlay import Overlay, OverlayDone
+from contracts.responses import (
+    CancelResponse,
+    CreateResponse,
+    DeleteResponse,
+    GetResponse,
+    GetResponseEvents,
+    InputItems,
+    ListInputItems,
+    ResponseDeleted,
+    ResponseEvents,
+    ResponseRan,
+    RunResponse,
+    StoredResponse,
+)
 from contracts.text import GetTextStatus, Text, TextDelta, TextDone, TextStatus
 from contracts.upload import Upload, UploadDone
 from contracts.validate import Validate, ValidateDone
@@ -109,6 +123,20 @@ READERS: dict[str, type[WireModel]] = {
     "judge.v1.ids": Judge,
     "judge.v1.claim": Judge,
     "judge.done.v1": JudgeDone,
+    "response.create.v1": CreateResponse,
+    "response.create.done.v1": StoredResponse,
+    "response.run.v1": RunResponse,
+    "response.run.done.v1": ResponseRan,
+    "response.get.v1": GetResponse,
+    "response.get.done.v1": StoredResponse,
+    "response.events.v1": GetResponseEvents,
+    "response.events.done.v1": ResponseEvents,
+    "response.cancel.v1": CancelResponse,
+    "response.cancel.done.v1": StoredResponse,
+    "response.delete.v1": DeleteResponse,
+    "response.delete.done.v1": ResponseDeleted,
+    "response.input-items.v1": ListInputItems,
+    "response.input-items.done.v1": InputItems,
     "fault.v1": Fault,
     "dead-letter.list.v1": ListDeadLetters,
     "dead-letter.list.done.v1": DeadLetters,
