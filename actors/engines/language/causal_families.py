@@ -1,5 +1,8 @@
-"""The causal language models that the text engine serves: those whose answers in a mixed batch were shown to be those of `generate`."""
+"""The causal language models that the text engine serves: those whose answers in a mixed batch were shown to be those of `generate`.
+And where the weights of one are.
+"""
 
+from pathlib import Path
 from typing import Any
 
 CAUSAL_TYPES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
@@ -26,3 +29,19 @@ def batched_context_length(config: Any, length: int) -> int:
         return length
     original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or length
     return min(length, int(original))
+
+
+def locate_weights(model: str) -> tuple[str, dict[str, str]]:
+    """The folder or hub id, and the arguments that its format needs: a `.gguf` file, or a folder with one and no config.json."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").exists() and len(files := list(path.glob("*.gguf"))) == 1:
+        return str(path), {"gguf_file": files[0].name}
+    return (str(path) if path.is_dir() else model), {}
+
+
+def model_name(model: str) -> str:
+    """The name in answers: that of the folder, or the hub id."""
+    path = Path(model).expanduser()
+    return path.name.removesuffix(".gguf") if path.exists() else model

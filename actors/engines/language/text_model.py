@@ -2,12 +2,11 @@
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.batch import TokenRow
-from actors.engines.language.causal_families import batched_context_length, choose_attention
+from actors.engines.language.causal_families import batched_context_length, choose_attention, locate_weights, model_name
 from actors.engines.language.chat_format import ChatFormat, texts_of
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.engine import LanguageEngine
@@ -61,22 +60,6 @@ def open_text_model(options: TextModelOptions, host: EngineHost) -> "TextModelEn
         "model_bytes": model.get_memory_footprint(),
     }  # fmt: skip
     return TextModelEngine(model, tokenizer, info, options, options.part_tokens or PART_TOKENS[kind], adapters)
-
-
-def locate_weights(model: str) -> tuple[str, dict[str, str]]:
-    """The folder or hub id, and the arguments that its format needs: a `.gguf` file, or a folder with one and no config.json."""
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir() and not (path / "config.json").exists() and len(files := list(path.glob("*.gguf"))) == 1:
-        return str(path), {"gguf_file": files[0].name}
-    return (str(path) if path.is_dir() else model), {}
-
-
-def model_name(model: str) -> str:
-    """The name in answers: that of the folder, or the hub id."""
-    path = Path(model).expanduser()
-    return path.name.removesuffix(".gguf") if path.exists() else model
 
 
 class TextModelEngine(LanguageEngine):
