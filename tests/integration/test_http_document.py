@@ -4,17 +4,22 @@ import asyncio
 import json
 import re
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
+from actors import embed
 from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from tests.support.broker_client import StartWorker
+from tests.support.fake_text_actor import FakeTextActor
 from tests.support.gateway_app import JOB_ACTORS
+from tests.support.raw_openai_server import RawAnswer, open_raw_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
@@ -34,11 +39,26 @@ async def run(command: str, **variables: str) -> str:
     return stdout.decode()
 
 
+def answer_embedding(body: dict[str, Any]) -> RawAnswer:
+    return RawAnswer(body={"data": [{"index": index, "embedding": [0.6, 0.8]} for index in range(len(body["input"]))]})
+
+
+@pytest.fixture
+async def embedding_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """The server of the embed actor's model."""
+    async with open_raw_server(answer_embedding) as server:
+        server.route = "/embeddings"
+        monkeypatch.setenv("EMBEDDING_SERVER_URL", server.url)
+        yield
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands are curl's")
-async def test_documented_http_commands_succeed(bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker) -> None:
+async def test_documented_http_commands_succeed(
+    bus_settings: BusSettings, store_folder: Path, start_worker: StartWorker, embedding_server: None
+) -> None:
     app = create_app(bus_settings, GatewaySettings(), StoreSettings(store_url=store_folder.as_uri()))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
-    async with start_worker(*JOB_ACTORS):
+    async with start_worker(*JOB_ACTORS, *FakeTextActor().actors, *embed.ACTORS):
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.05)
@@ -52,6 +72,10 @@ async def test_documented_http_commands_succeed(bus_settings: BusSettings, store
     output_by_command = dict(zip(commands(), outputs, strict=True))
     assert '"state":"completed"' in output_of(output_by_command, "wait=30")
     assert "event: job.completed" in output_of(output_by_command, "/events")
+    assert json.loads(output_of(output_by_command, "call the tool"))["choices"][0]["finish_reason"] == "tool_calls"
+    assert "data: [DONE]" in output_of(output_by_command, "include_usage")
+    assert len(json.loads(output_of(output_by_command, "Once upon"))["choices"]) == 2
+    assert [entry["embedding"] for entry in json.loads(output_of(output_by_command, "an owl"))["data"]] == [pytest.approx([0.6, 0.8])] * 2
     assert "job-ended" in output_of(output_by_command, "DELETE $GATEWAY/jobs")
 
 
