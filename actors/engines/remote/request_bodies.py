@@ -41,19 +41,28 @@ def build_request_body(request: GenerationRequest, model: str, *, by_vllm: bool 
     }
     given = {name: value for name, value in optional.items() if value or (value == 0 and name == "seed")}
     salt = {"cache_salt": request.tenant} if by_vllm and request.tenant else {}
-    return body | given | tool_fields(request) | logprob_fields(request) | reasoning_fields(request) | salt
+    return body | given | tool_fields(request, by_vllm=by_vllm) | logprob_fields(request) | reasoning_fields(request) | salt
 
 
-def tool_fields(request: GenerationRequest) -> dict[str, Any]:
+def tool_fields(request: GenerationRequest, *, by_vllm: bool) -> dict[str, Any]:
     """The defaults, `auto` and several calls, are not sent."""
     if not request.tools:
         return {}
-    fields: dict[str, Any] = {"tools": list(request.tools)}
+    fields: dict[str, Any] = {"tools": [constrained_tool(tool) for tool in request.tools] if by_vllm else list(request.tools)}
     if request.tool_name is not None:
         fields["tool_choice"] = {"type": "function", "function": {"name": request.tool_name}}
     elif request.tool_choice != "auto":
         fields["tool_choice"] = request.tool_choice
     return fields if request.parallel_tool_calls else fields | {"parallel_tool_calls": False}
+
+
+def constrained_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """The tool as vLLM obeys the schema of its arguments, which it does for strict tools alone."""
+    function = tool["function"]
+    if function.get("strict") is False:
+        return tool
+    parameters = {"parameters": rewrite_schema(function["parameters"])} if "parameters" in function else {}
+    return tool | {"function": function | parameters | {"strict": True}}
 
 
 def logprob_fields(request: GenerationRequest) -> dict[str, Any]:

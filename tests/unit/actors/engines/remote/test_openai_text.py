@@ -116,3 +116,19 @@ async def test_only_vllm_gets_lengths_as_patterns(owner: str, limit: str) -> Non
 
 
 NAMED = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}}, "required": ["name"]}
+
+
+@pytest.mark.parametrize(("strict", "sent"), [(None, True), (True, True), (False, False)])
+def test_vllm_obeys_the_schema_of_each_tool_unless_the_client_says_otherwise(strict: bool | None, sent: bool) -> None:
+    function = {"name": "f", "parameters": NAMED} | ({} if strict is None else {"strict": strict})
+    request = GenerationRequest([], max_tokens=8, temperature=0, top_p=1, tools=({"type": "function", "function": function},))
+    (by_vllm,), (other,) = (build_request_body(request, "m", by_vllm=by_vllm)["tools"] for by_vllm in (True, False))
+    assert by_vllm["function"]["strict"] is sent
+    assert ("pattern" in by_vllm["function"]["parameters"]["properties"]["name"]) is sent
+    assert other["function"] == function
+
+
+def test_only_vllm_gets_the_tenant_as_the_owner_of_a_prefix() -> None:
+    request = GenerationRequest([], max_tokens=8, temperature=0, top_p=1, tenant="shop")
+    assert build_request_body(request, "m", by_vllm=True)["cache_salt"] == "shop"
+    assert "cache_salt" not in build_request_body(request, "m")
