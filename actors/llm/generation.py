@@ -90,7 +90,8 @@ async def generate_answer(
 async def check_run(run: GenerationRun, served: GenerationRequest, constrained: bool) -> None:
     """Raises PermanentError("tool-call-missing"), and that of `check_answer` for the JSON of an answer without tool calls."""
     reason = run.last_chunk.finish_reason
-    if reason not in ("length", "content_filter"):
+    was_cut_before_calls = reason == "length" and not run.response
+    if reason != "content_filter" and not was_cut_before_calls:
         check_calls(run, served)
     if served.schema is not None and not run.calls:
         await check_answer(run.response, served.schema, reason, served.max_tokens, constrained=constrained, tenant=served.tenant)

@@ -178,6 +178,16 @@ async def test_required_call_that_is_missing_is_an_error(ask: Ask, fields: dict[
     assert raised.value.code == "tool-call-missing"
 
 
+async def test_answer_that_is_cut_in_its_text_has_no_call_to_come(ask: Ask) -> None:
+    """A server that obeys writes no text before a required call; it may be cut in its reasoning."""
+    text = ScriptedEngine(lambda _: [GenerationChunk("Sure", 1), last_chunk("length")])
+    with pytest.raises(PermanentError, match="tool_choice"):
+        await ask(text, tools=TOOLS, tool_choice="required")
+    reasoning = ScriptedEngine(lambda _: [GenerationChunk("", 1, reasoning="hm"), last_chunk("length")])
+    done = await ask(reasoning, tools=TOOLS, tool_choice="required")
+    assert (done.finish_reason, done.reasoning, done.tool_calls) == ("length", "hm", [])
+
+
 async def test_answer_with_calls_is_not_checked_for_the_json_of_a_text(ask: Ask) -> None:
     call = GenerationChunk("", 1, tool_calls=(ToolCallDelta(index=0, id="call_a", name="weather", arguments="{}"),))
     done = await ask(ScriptedEngine(lambda _: [call, last_chunk("tool_calls")]), tools=TOOLS, json_only=True)
