@@ -16,6 +16,7 @@ from actors.engines.embedding.requests import EmbeddingRequest
 from actors.engines.shared_resource import open_shared
 from bus.actor import Context, Handler, OpenHandler, Resources, query_actor
 from bus.errors import PermanentError, TemporaryError
+from bus.observability.gen_ai import trace_model_call
 from contracts.embed import DEFAULT_EMBEDDING_MODEL, Embed, EmbedDone, EmbedStatus, GetEmbedStatus
 from contracts.wire import Result
 
@@ -45,7 +46,9 @@ async def embed(command: Embed, context: Context, *, model: EmbeddingModel) -> E
     name = await model.ready()
     if command.model not in (None, DEFAULT_EMBEDDING_MODEL, name):
         raise PermanentError("model-unknown", f"The model {command.model!r} is not served; served is {name}.")
-    response = await model.embed(EmbeddingRequest(tuple(command.inputs), command.dimensions), context)
+    with trace_model_call("embeddings", model.provider, name, dimensions=command.dimensions, encoding_formats=["float"]) as call:
+        response = await model.embed(EmbeddingRequest(tuple(command.inputs), command.dimensions), context)
+        call.record(response_model=name, usage_input_tokens=response.prompt_tokens)
     vectors = [base64.b64encode(vector).decode() for vector in response.vectors]
     if sum(map(len, vectors)) > MAX_RESULT_CHARS:
         raise PermanentError("too-many-numbers", f"{len(vectors)} vectors of this size do not fit into a message: send fewer inputs")

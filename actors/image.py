@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 from anyio import to_thread
@@ -27,6 +28,7 @@ from actors.imaging.signature_asset import fetch_signature
 from actors.settings import WatermarkSettings
 from bus.actor import Actor, Context, Handler, Resources
 from bus.errors import PermanentError
+from bus.observability.gen_ai import trace_model_call
 from bus.storage.claim_store import ClaimStore
 from contracts.image import Image, ImageDone, ImageMetadata, Lora
 from contracts.wire import Step
@@ -103,9 +105,11 @@ async def image(
     files = await fetch_files(command, context.tenant, sources)
     request = build_engine_request(command, context, files)
     async with open_progress_reporter(context.report_progress) as on_step:
-        execution = await executor.run(
-            request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
-        )
+        with trace_model_call("generate_content", "atelier", request.model, **span_attributes(request)) as call:
+            execution = await executor.run(
+                request, tenant=context.tenant or "", weight=command.count, deadline=context.deadline, on_progress=on_step
+            )
+            call.record(response_model=execution.result.metadata.get("model"), device_seconds=execution.device_seconds)
     result, media_type = build_result(request, execution), MEDIA_TYPES[command.output_format]
     size = {"width": execution.result.width, "height": execution.result.height}
     images = [
@@ -155,6 +159,10 @@ def build_engine_request(command: Image, context: Context, files: OrderFiles) ->
         quality=command.quality,
         metadata={"job": context.job_id},
     )
+
+
+def span_attributes(request: DiffusionRequest) -> dict[str, Any]:
+    return {"output_type": "image", "seed": request.seed, "choice_count": request.count if request.count > 1 else None}
 
 
 def derive_seed(message_id: str) -> int:

@@ -99,6 +99,7 @@ class Delivery:
     type: str | None = None
     reply_to: str | None = None
     attempt: int = 1
+    delivery_tag: int | None = None
     device_milliseconds: int = 0
     redelivery_count: int = 0
     detached: bool = False
@@ -133,6 +134,7 @@ class Delivery:
             type=read_text(message.type, SHORT_TEXT_LIMIT),
             reply_to=reply_to if reply_to and is_reply_queue(reply_to) else None,
             attempt=read_count(headers.get(Header.ATTEMPT), least=1),
+            delivery_tag=message.delivery_tag,
             device_milliseconds=read_count(headers.get(Header.DEVICE_MILLISECONDS), most=DEVICE_MILLISECONDS_LIMIT),
             redelivery_count=read_count(headers.get("x-delivery-count")),
             detached=headers.get(Header.DETACHED) is True,

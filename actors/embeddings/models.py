@@ -18,6 +18,7 @@ from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready
 from bus.actor import Context
 from bus.errors import PermanentError
+from bus.observability.gen_ai import Provider
 from contracts.embed import EmbedStatus
 
 PREFETCH = 8
@@ -25,6 +26,10 @@ CONNECTION_LIMITS = httpx.Limits(max_connections=PREFETCH)
 
 
 class EmbeddingModel(Protocol):
+    """`provider`: in traces."""
+
+    provider: Provider
+
     async def ready(self) -> str:
         """The model's name. Raises PermanentError, TemporaryError."""
         ...
@@ -41,6 +46,8 @@ class EmbeddingModel(Protocol):
 class NoModel:
     """No model is configured: each request is refused with the settings that would change it."""
 
+    provider: Provider = "atelier"
+
     async def ready(self) -> str:
         raise PermanentError("embeddings-unconfigured", UNCONFIGURED)
 
@@ -53,6 +60,8 @@ class NoModel:
 
 class EmbeddedModel:
     """A model in a process of the worker."""
+
+    provider: Provider = "atelier"
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -76,6 +85,8 @@ class EmbeddedModel:
 
 class ServerModel:
     """A model of a server with `/v1/embeddings`. It is not asked again after a failure: clients of the gateway repeat what may succeed."""
+
+    provider: Provider = "openai"
 
     def __init__(self, http: httpx.AsyncClient, requested: str | None) -> None:
         self._http, self._requested = http, requested

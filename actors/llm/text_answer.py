@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.engines.language.requests import GenerationRequest, TextEngine
 from actors.llm.conversation_repository import History
@@ -15,9 +16,13 @@ from actors.llm.request_checks import check_command
 from actors.llm.settings import TextSettings
 from bus.actor import Context
 from bus.errors import PermanentError
+from bus.observability.gen_ai import Operation, Provider, trace_model_call
+from bus.observability.tracing import is_enabled
 from contracts.text import ModelInfo, Text, TextDone, Timings, Usage
 
 MAX_AD_COPY_CHARS = 500
+PROVIDERS: dict[str, Provider] = {"embedded": "atelier", "vllm": "vllm"}
+"""By the engine's name; others are servers with OpenAI's API."""
 SEEDS = 2**64
 
 
@@ -82,12 +87,47 @@ async def generate_all(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(generate_answer(request, job.prompt, job.history, context, run, engine))
-                for request, run in zip(requests, runs, strict=True)
+                group.create_task(generate_traced(request, job, context, run, engine)) for request, run in zip(requests, runs, strict=True)
             ]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return tasks[0].result()
+
+
+async def generate_traced(
+    request: GenerationRequest, job: TextJob, context: Context, run: GenerationRun, engine: TextEngine
+) -> GenerationRequest:
+    """`generate_answer` in a span of its own. The model's name is only asked for where there are spans."""
+    model = await engine.ready() if is_enabled() else None
+    operation: Operation = "chat" if request.prompt is None else "text_completion"
+    attributes = span_attributes(request, job)
+    with trace_model_call(operation, PROVIDERS.get(engine.name, "openai"), model, **attributes) as call:
+        served = await generate_answer(request, job.prompt, job.history, context, run, engine)
+        last = run.last_chunk
+        call.record(
+            response_model=model,
+            finish_reasons=[last.finish_reason or "stop"],
+            usage_input_tokens=last.prompt_tokens,
+            usage_output_tokens=last.completion_tokens,
+            usage_cached_tokens=last.cached_tokens or None,
+            usage_reasoning_tokens=last.reasoning_tokens or None,
+            device_seconds=last.device_seconds,
+        )
+    return served
+
+
+def span_attributes(request: GenerationRequest, job: TextJob) -> dict[str, Any]:
+    return {
+        "conversation_id": str(job.history.conversation_id) if job.history else None,
+        "output_type": "text" if request.schema is None else "json",
+        "max_tokens": request.max_tokens,
+        "temperature": float(request.temperature),
+        "top_p": float(request.top_p),
+        "frequency_penalty": request.frequency_penalty or None,
+        "presence_penalty": request.presence_penalty or None,
+        "seed": request.seed,
+        "stream": request.stream or None,
+    }
 
 
 def build_result(job: TextJob, request: GenerationRequest, runs: Sequence[GenerationRun], delta_count: int, model: str) -> TextDone:

@@ -18,6 +18,7 @@ from actors.engines.shared_resource import SetUnready, open_shared
 from actors.vision.model_files import ensure_local_model
 from actors.vision.settings import VlmSettings
 from bus.actor import ObservableEngine
+from bus.observability.gen_ai import ModelCall, trace_model_call
 
 MAX_CONCURRENT_REQUESTS = 64
 """Requests in the engine at once, of all actors together. Only an upper bound: the actors' prefetch counts keep below it."""
@@ -51,9 +52,11 @@ class LocalVlmClient:
     model: str
 
     async def generate(self, request: VlmRequest, *, tenant: str | None, deadline: datetime | None) -> VlmResponse:
-        execution = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
-        response: VlmResponse = execution.result
-        return replace(response, device_seconds=execution.device_seconds)
+        with trace_model_call("generate_content", "atelier", self.model, **span_attributes(request)) as call:
+            execution = await self.executor.run(request, tenant=tenant or "", deadline=deadline)
+            response: VlmResponse = replace(execution.result, device_seconds=execution.device_seconds)
+            record_response(call, response)
+        return response
 
     async def ready(self) -> str:
         """A model that is loaded at the first request counts as ready before it."""
@@ -78,7 +81,10 @@ class RemoteVlmClient:
     server: OpenAiVlm
 
     async def generate(self, request: VlmRequest, *, tenant: str | None, deadline: datetime | None) -> VlmResponse:
-        return await self.server.generate(request, deadline=deadline)
+        with trace_model_call("chat", "openai", None, **span_attributes(request)) as call:
+            response = await self.server.generate(request, deadline=deadline)
+            record_response(call, response)
+        return response
 
     async def ready(self) -> str:
         """Asks the server each time. Raises TemporaryError, PermanentError while it does not answer."""
@@ -92,6 +98,20 @@ class RemoteVlmClient:
     @property
     def engine(self) -> ObservableEngine:
         return self.server
+
+
+def span_attributes(request: VlmRequest) -> dict[str, Any]:
+    return {"output_type": "json" if request.schema else "text", "max_tokens": request.max_new_tokens}
+
+
+def record_response(call: ModelCall, response: VlmResponse) -> None:
+    call.record(
+        response_model=response.model,
+        finish_reasons=[response.finish_reason],
+        usage_input_tokens=response.prompt_tokens,
+        usage_output_tokens=response.completion_tokens,
+        device_seconds=response.device_seconds,
+    )
 
 
 def open_vlm_client(

@@ -1,18 +1,21 @@
-"""OpenTelemetry traces, one per job: the request at the gateway, the wait in each queue, each step and its publishing.
+"""OpenTelemetry traces, one per job: the request at the gateway, the wait in each queue, each step, its model calls and its publishing.
 
+The attributes are those of OpenTelemetry's semantic conventions for HTTP, messaging and RabbitMQ, and our own, `atelier.…`.
 Off without OTEL_EXPORTER_OTLP_ENDPOINT: nothing of OpenTelemetry is imported, and a span costs one comparison.
 """
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from bus.amqp.messages import OutboundMessage
 from bus.delivery import Delivery
 from bus.masking import mask_error, mask_text
-from bus.observability.metrics import outcome_labels
+from bus.observability.messaging_attributes import broker_attributes, delivery_attributes, messaging_span_name, publish_attributes
+from bus.observability.metrics import HTTP_METHODS, outcome_labels
 from bus.observability.settings import TracingSettings
 from bus.outcome import DeadLettered, Outcome
 from contracts.wire import Header
@@ -20,13 +23,21 @@ from contracts.wire import Header
 FLUSH_SECONDS = 3.0
 TRACEPARENT, TRACESTATE = Header.TRACEPARENT.value, Header.TRACESTATE.value
 
+MAX_PATH_CHARS = 300
+
 _tracer: Any = None
+_broker: dict[str, Any] = {}
+"""The attributes of the broker, where a process has one."""
+
+
+def is_enabled() -> bool:
+    return _tracer is not None
 
 
 @contextmanager
-def open_tracing(service: str, settings: TracingSettings) -> Iterator[None]:
-    """Export the spans of the block to the collector, in batches, on a thread."""
-    global _tracer
+def open_tracing(service: str, settings: TracingSettings, broker_url: str | None = None) -> Iterator[None]:
+    """Export the spans of the block to the collector, in batches, on a thread. `broker_url`: of the messages that they are about."""
+    global _tracer, _broker
     if settings.exporter_otlp_endpoint is None or settings.sdk_disabled:
         yield
         return
@@ -38,11 +49,11 @@ def open_tracing(service: str, settings: TracingSettings) -> Iterator[None]:
     exporter = OTLPSpanExporter(f"{settings.exporter_otlp_endpoint.rstrip('/')}/v1/traces", timeout=FLUSH_SECONDS)
     provider = TracerProvider(resource=Resource.create({"service.name": settings.service_name or f"atelier-{service}"}))
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    _tracer = provider.get_tracer("atelier")
+    _tracer, _broker = provider.get_tracer("atelier"), broker_attributes(broker_url) if broker_url else {}
     try:
         yield
     finally:
-        _tracer = None
+        _tracer, _broker = None, {}
         provider.shutdown()
 
 
@@ -56,21 +67,37 @@ def trace_delivery(step: str, delivery: Delivery) -> Iterator[tuple[Delivery, An
     if delivery.published_at:
         published = int(delivery.published_at.timestamp() * 1e9)
         _tracer.start_span(f"wait {delivery.queue}", _parent_context(parent), start_time=min(published, time.time_ns())).end()
-    with _span(f"process {step}", "CONSUMER", parent, _span_attributes(step, delivery)) as (span, headers):
+    attributes = delivery_attributes(step, delivery)
+    with _span(messaging_span_name(attributes), "CONSUMER", parent, attributes | _broker) as (span, headers):
         yield replace(delivery, traceparent=headers[TRACEPARENT], tracestate=headers.get(TRACESTATE)), span
 
 
 @contextmanager
-def trace_publish(message_count: int) -> Iterator[None]:
-    """A span from the publishing of a delivery's messages to the last confirm."""
+def trace_publish(messages: Sequence[OutboundMessage]) -> Iterator[None]:
+    """A span for each destination, from the publishing of a delivery's messages to the last confirm.
+
+    Its kind is that of a client: the parent of what the messages cause is the span of the delivery.
+    """
     if _tracer is None:
         yield
         return
+    destinations: dict[tuple[str, str], list[OutboundMessage]] = {}
+    for message in messages:
+        destinations.setdefault((message.exchange, message.routing_key), []).append(message)
+    with ExitStack() as stack:
+        for group in destinations.values():
+            attributes = publish_attributes(group) | _broker
+            stack.enter_context(trace_call(messaging_span_name(attributes), attributes))
+        yield
+
+
+@contextmanager
+def trace_call(name: str, attributes: dict[str, Any]) -> Iterator[Any]:
+    """A span of a call of the broker or of a model, below the current one. Only where tracing is enabled."""
     from opentelemetry.trace import SpanKind
 
-    attributes = {"messaging.system": "rabbitmq", "messaging.operation.type": "send", "messaging.batch.message_count": message_count}
-    with _masked_span("publish", None, SpanKind.PRODUCER, attributes):
-        yield
+    with _masked_span(name, None, SpanKind.CLIENT, attributes) as span:
+        yield span
 
 
 @contextmanager
@@ -100,12 +127,24 @@ def set_dead_lettered(span: Any, code: str) -> None:
         _set_error(span, code)
 
 
-def set_response(span: Any, method: str, route: str, status: int) -> None:
+def set_response(span: Any, scope: Mapping[str, Any], route: str, status: int) -> None:
+    """`scope`: of ASGI. `route`: the template of the path."""
     if span is None:
         return
-    span.update_name(f"{method} {route}")
-    span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    method = str(scope["method"])
+    known = method in HTTP_METHODS
+    span.update_name(f"{method if known else 'HTTP'} {route}")
+    span.set_attributes(
+        {
+            "http.request.method": method if known else "_OTHER",
+            "http.route": route,
+            "http.response.status_code": status,
+            "url.scheme": str(scope.get("scheme", "http")),
+            "url.path": mask_text(str(scope["path"]))[:MAX_PATH_CHARS],
+        }
+    )
     if status >= 500:
+        span.set_attribute("error.type", str(status))
         _set_error(span, str(status))
 
 
@@ -129,6 +168,7 @@ def _masked_span(name: str, context: Any, kind: Any, attributes: dict[str, Any])
         try:
             yield span
         except Exception as error:
+            span.set_attribute("error.type", type(error).__qualname__)
             text = {"exception.type": type(error).__qualname__, "exception.message": mask_error(error)}
             span.add_event("exception", {**text, "exception.stacktrace": mask_text("".join(traceback.format_exception(error)))})
             _set_error(span, f"{type(error).__name__}: {mask_error(error)}")
@@ -146,15 +186,3 @@ def _set_error(span: Any, code: str) -> None:
     from opentelemetry.trace import Status, StatusCode
 
     span.set_status(Status(StatusCode.ERROR, code))
-
-
-def _span_attributes(step: str, delivery: Delivery) -> dict[str, Any]:
-    return {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.type": "process",
-        "messaging.destination.name": delivery.queue,
-        "messaging.message.id": delivery.message_id,
-        "messaging.message.conversation_id": delivery.job_id,
-        "atelier.step": step,
-        "atelier.attempt": delivery.attempt,
-    }

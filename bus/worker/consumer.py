@@ -262,7 +262,7 @@ class DeliveryConsumer:
         if isinstance(outcome, Requeue):
             await asyncio.sleep(REQUEUE_PAUSE_SECONDS)
         if messages := outgoing.messages_for_outcome(run, outcome, now=datetime.now(UTC)):
-            with tracing.trace_publish(len(messages)):
+            with tracing.trace_publish(messages):
                 await self.publisher.publish_until_confirmed(*messages)
 
 

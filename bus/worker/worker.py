@@ -45,7 +45,7 @@ async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | PgListener
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, on_signal)
-    with open_tracing("-".join(worker.names), TracingSettings()):
+    with open_tracing("-".join(worker.names), TracingSettings(), worker.settings.broker_url):
         try:
             async with worker.run():
                 await stop.wait()

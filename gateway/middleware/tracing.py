@@ -74,7 +74,7 @@ class TracingMiddleware:
         finally:
             seconds = round(time.perf_counter() - started, 4)
             metrics.record_request(scope["method"], route_template(scope), status, seconds)
-            set_response(span, scope["method"], route_template(scope), status)
+            set_response(span, scope, route_template(scope), status)
             log.info("request.answered", method=scope["method"], path=scope["path"][:MAX_LOGGED_PATH_CHARS], status=status, seconds=seconds)
 
 

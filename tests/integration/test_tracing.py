@@ -33,6 +33,11 @@ def tracing_settings(collector: OtlpCollector) -> TracingSettings:
     return TracingSettings(exporter_otlp_endpoint=collector.url)
 
 
+def processed(step: str) -> str:
+    """The name of the span of a step: exchange, routing key and queue."""
+    return f"process atelier.commands:{step}:atelier.{step}"
+
+
 def assert_connected(spans: list[RecordedSpan], root: str) -> None:
     """The parent of every span is another span of the trace, or the client's."""
     ids = {span.id for span in spans} | {root}
@@ -65,13 +70,14 @@ async def test_job_over_three_processes_is_one_trace(bus_settings: BusSettings, 
     _, trace, caller, _ = CLIENT.split("-")
     spans = [span for span in collector.spans if span.trace == trace]
     by_name = {span.name: span for span in spans}
-    assert {"POST /jobs", "wait atelier.image", "process image", "process watermark", "process upload", "publish"} <= by_name.keys()
-    assert {by_name[f"process {step}"].service for step in ("watermark", "upload")} == {"atelier-watermark", "atelier-upload"}
+    assert {"POST /jobs", "wait atelier.image", *map(processed, ("image", "watermark", "upload"))} <= by_name.keys()
+    assert {by_name[processed(step)].service for step in ("watermark", "upload")} == {"atelier-watermark", "atelier-upload"}
+    assert {"publish atelier.commands:watermark", "publish atelier.events:{routing_key}"} <= by_name.keys()
     assert_connected(spans, caller)
     assert by_name["POST /jobs"].parent == caller
     assert by_name["POST /jobs"].attributes["http.response.status_code"] == 200
-    assert by_name["process watermark"].parent == by_name["process image"].id
-    assert by_name["process upload"].attributes["atelier.outcome"] == "done"
+    assert by_name[processed("watermark")].parent == by_name[processed("image")].id
+    assert by_name[processed("upload")].attributes["atelier.outcome"] == "done"
     assert len({span.attributes["messaging.message.conversation_id"] for span in spans if span.name.startswith("process")}) == 1
 
 
@@ -82,8 +88,8 @@ async def test_foreign_order_starts_trace_and_dead_letter_marks_error(start_work
             await broker_client.publish(broker_names.IMAGE_GENERATION_QUEUE, body, exchange="")
             dead = await broker_client.take_message(broker_names.dead_letter_queue("image"))
         traceparent = str((dead.headers or {})["traceparent"])
-    [translated] = [span for span in collector.spans if span.name == "process image_generation"]
-    [failed] = [span for span in collector.spans if span.name == "process image"]
+    [translated] = [span for span in collector.spans if span.attributes.get("atelier.step") == "image_generation"]
+    [failed] = [span for span in collector.spans if span.name == processed("image")]
     assert translated.parent == ""
     assert (failed.trace, failed.parent) == (translated.trace, translated.id)
     assert (failed.failed, failed.attributes["error.type"]) == (True, "lora-missing")

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from actors.engines.process.executor import open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings
+from bus.amqp.messages import OutboundMessage
 from bus.errors import PermanentError, PublishError, TemporaryError
 from bus.masking import MAX_LEARNED, MAX_TEXT_CHARS, _value_pattern, mask_known, mask_text, remember_secret, remember_token, remember_url
 from bus.observability import tracing
@@ -208,7 +209,7 @@ def test_span_of_an_exception_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> 
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
-    with pytest.raises(ValueError, match=MARK), tracing.trace_publish(1):
+    with pytest.raises(ValueError, match=MARK), tracing.trace_publish([OutboundMessage("", "q", b"", "m", "j", "t")]):
         raise ValueError(f"Bearer {SECRET}")
     (span,) = exporter.get_finished_spans()
     assert "Bearer ***" in span.to_json()

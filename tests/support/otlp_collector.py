@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class RecordedSpan:
     parent: str
     attributes: dict[str, Any]
     failed: bool
+    kind: str = ""
 
 
 @dataclass
@@ -34,10 +36,16 @@ class OtlpCollector:
 
 
 def to_recorded_span(service: str, span: Any) -> RecordedSpan:
-    attributes = {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
-    return RecordedSpan(
-        service, span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), attributes, span.status.code == 2
-    )
+    attributes = {item.key: to_value(item.value) for item in span.attributes}
+    ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+    kind = Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_")
+    return RecordedSpan(service, span.name, *ids, attributes, span.status.code == 2, kind)
+
+
+def to_value(value: Any) -> Any:
+    """A number, a text, or a list of them."""
+    kind = value.WhichOneof("value")
+    return [to_value(item) for item in value.array_value.values] if kind == "array_value" else getattr(value, kind)
 
 
 @contextmanager
