@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from actors.engines.language.answer_text import StopSequences
+from actors.engines.language.grammar import Constraint
 from actors.engines.language.requests import GenerationRequest
 from actors.engines.language.text_model import TextModelEngine
 from actors.engines.language.tool_calls import AnswerParts, AnswerReader, arguments_schema, structural_tag
@@ -171,8 +172,6 @@ def test_free_answer_with_tools_is_that_without(engine: TextModelEngine) -> None
 @pytest.mark.models
 def test_call_that_a_free_answer_begins_is_constrained(engine: TextModelEngine) -> None:
     """The state of the grammar after free text and a begun call admits only what is a call."""
-    from actors.engines.language.grammar import Constraint
-
     constraint = engine._constraint(with_tools(), in_reasoning=False)
     assert isinstance(constraint, Constraint)
     state = engine._grammars.start(constraint, 100)
@@ -232,3 +231,16 @@ def test_tool_that_cannot_be_called_is_refused_alone(engine: TextModelEngine, pa
         events.extend(engine.tick())
     assert [(event.request_id, event.code) for event in events if isinstance(event, Failed)] == [(1, code)]
     assert [event.request_id for event in events if hasattr(event, "result")] == [2]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("in_reasoning", [True, False])
+def test_no_call_begins_in_a_reasoning(engine: TextModelEngine, in_reasoning: bool) -> None:
+    """Behind it a call is constrained as without one."""
+    tag = structural_tag(with_tools(), in_reasoning=in_reasoning, thinks=True)
+    state = engine._grammars.start(Constraint(str(in_reasoning), lambda: tag, optional=True), 100)
+    reasoning = "hm <tool_call> {\n</think>"
+    for token in engine._tokenizer.encode(f"{'' if in_reasoning else '<think>'}{reasoning} So\n<tool_call>\n", add_special_tokens=False):
+        state.accept_token(token)
+    assert state.error is None
+    assert allowed(engine, state) == {"{"}
