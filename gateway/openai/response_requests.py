@@ -105,8 +105,10 @@ class ResponseBody(BaseModel):
     safety_identifier: str | None = Field(None, max_length=1000)
     prompt_cache_key: str | None = Field(None, max_length=1000, description="Prefixes are cached without it.")
     service_tier: Literal["auto", "default"] | None = None
+    access_programs: Unsupported = None
     conversation: Unsupported = None
     context_management: Unsupported = None
+    image: Unsupported = None
     max_tool_calls: Unsupported = None
     moderation: Unsupported = None
     prompt: Unsupported = None

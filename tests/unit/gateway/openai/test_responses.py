@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from fastapi import Request
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from contracts.responses import CreateResponse
 from gateway.openai.response_items import to_items
@@ -101,6 +102,10 @@ async def test_what_is_not_supported_is_named(changes: dict[str, Any], param: st
     response = await gateway(SERVED).http.post("/v1/responses", json={"model": "text", "input": "x"} | changes)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_every_field_of_the_client_is_known() -> None:
+    assert ResponseBody.model_fields.keys() == ResponseCreateParamsBase.__annotations__.keys() | {"stream"}
 
 
 async def test_query_of_a_stream_is_checked(gateway: OpenFakeGateway) -> None:
