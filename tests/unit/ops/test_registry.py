@@ -1,9 +1,13 @@
 """Which process serves which step: the vision steps share one, so that a device has one copy of their model."""
 
+from argparse import Namespace
+
 import pytest
 
+from contracts.itineraries import ITINERARIES
+from ops import up
 from ops.errors import SetupError
-from ops.registry import MODULES, PROCESS_GROUPS, expand_groups, load_actors, processes_of
+from ops.registry import MODULES, OPTIONAL, PROCESS_GROUPS, expand_groups, load_actors, processes_of
 
 
 def test_whole_stack_has_one_process_for_the_vision_steps() -> None:
@@ -26,3 +30,16 @@ def test_group_is_loaded_by_its_name() -> None:
 def test_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SetupError, match=r"No actor serves sculpture\..*image.*vision"):
         processes_of(["upload", "sculpture"])
+
+
+def test_optional_step_is_in_no_standard_itinerary_and_starts_only_when_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    async def record(processes: list[str], _steps: list[str], _settings: object) -> None:
+        started[:] = processes
+
+    monkeypatch.setattr(up, "run_until_stopped", record)
+    assert not OPTIONAL & {step.step for itinerary in ITINERARIES.values() for step in itinerary.steps}
+    for named in ([], [*OPTIONAL]):
+        up.up(Namespace(steps=named))
+        assert OPTIONAL & set(started) == set(named)
