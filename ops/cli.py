@@ -121,7 +121,7 @@ def add_models(commands: Any) -> None:
     )
     tiny = models.add_parser("tiny", help="small checkpoints with the real architectures, without a download")
     tiny.add_argument("--force", action="store_true", help="make them again")
-    tiny.add_argument("--families", action="store_true", help="also one for each family of image models, with random weights")
+    tiny.add_argument("--families", action="store_true", help="also one for each family of image and vision models, with random weights")
     tiny.set_defaults(call=lazy_command("ops.commands.models", "make_models"))
     pull = models.add_parser("pull", help="fetch a model; an interrupted download is resumed")
     pull.add_argument("source", help="org/name on the hub, s3://bucket/prefix, gs://bucket/prefix, https://host/file, or a folder")

@@ -96,6 +96,8 @@ def describe_model(report: dict[str, Any]) -> list[tuple[str, str]]:
     for dtype, parts in report["memory_bytes"].items():
         shares = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if part != "total")
         lines.append((dtype, format_bytes(parts["total"]) + (f" ({shares})" if shares else "")))
+    if "context_tokens" in report:
+        lines += [("context", f"{report['context_tokens']} tokens"), ("quantized", ", ".join(report["quantization"]) or "no bitsandbytes")]
     if defaults := report.get("defaults"):
         sizes = report["sizes"]
         size = f"{defaults['width']}×{defaults['height']}"

@@ -5,6 +5,7 @@ No weight is read and no device is used.
 
 import json
 import stat
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from actors.engines.diffusion.lora.tensors import find_strength
 from actors.engines.diffusion.lora.validation import read_header, validate_lora
 from actors.engines.diffusion.memory import model_memory, part_bytes, stored_tensors
 from actors.engines.diffusion.request_check import LONGEST_SIDE, SHORTEST_SIDE
+from actors.engines.language.checkpoint_check import context_length
+from actors.engines.language.families.family import VisionFamily
+from actors.engines.language.families.registry import BY_MODEL_TYPE
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError
 from bus.masking import mask_text
@@ -37,9 +41,6 @@ MAX_FILES = 1000
 """In one folder of a checkpoint."""
 MAX_JSON_BYTES = 64 << 20
 """Of one file of JSON, such as a tokenizer or the index of a large checkpoint."""
-LANGUAGE_KINDS = {"LlavaForConditionalGeneration": "vision-language model"}
-"""Architectures in config.json that an engine of ours loads by name; a class for causal language models is served by the text engine."""
-
 Report = dict[str, Any]
 
 
@@ -141,15 +142,33 @@ def report_controlnet(folder: Path, config: dict[str, Any], settings: ImageSetti
 
 def report_language_model(folder: Path, config: dict[str, Any]) -> Report:
     """Raises ValueError for an architecture that neither the vision nor the text engine loads."""
-    architectures = config.get("architectures")
+    architectures, model_type = config.get("architectures"), str(config.get("model_type"))
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
-    kind = LANGUAGE_KINDS.get(name) or ("language model" if name.endswith("ForCausalLM") else None)
-    if kind is None:
+    if model_type in BY_MODEL_TYPE:
+        return report_vision_model(folder, BY_MODEL_TYPE[model_type], name)
+    if not name.endswith("ForCausalLM"):
         raise ValueError(
-            f"its architecture is {name[:100]} (config.json): image models have a model_index.json, vision models are "
-            f"{', '.join(LANGUAGE_KINDS)}, and the text engine loads classes that end in ForCausalLM"
+            f"its architecture is {name[:100]}, its model_type {model_type[:100]} (config.json): image models have a model_index.json, "
+            f"vision models are of the types {', '.join(BY_MODEL_TYPE)}, and the text engine loads classes that end in ForCausalLM"
         )
-    return {"kind": kind, "family": str(config.get("model_type"))[:100], "class": name[:100], "memory_bytes": lone_model_memory(folder)}
+    return {"kind": "language model", "family": model_type[:100], "class": name[:100], "memory_bytes": lone_model_memory(folder)}
+
+
+def report_vision_model(folder: Path, family: type[VisionFamily], name: str) -> Report:
+    """Raises ValueError for a model without a context length, and what transformers raises for a configuration that is not sound."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    return {
+        "kind": "vision-language model",
+        "family": family.name,
+        "class": name[:100],
+        "parts": {"vision": config.vision_config.model_type, "text": text.model_type},
+        "memory_bytes": lone_model_memory(folder),
+        "context_tokens": context_length(text, str(folder)),
+        "quantization": ["8bit", "4bit"] if find_spec("bitsandbytes") else [],
+    }
 
 
 def lone_model_memory(folder: Path) -> dict[str, dict[str, int]]:

@@ -57,16 +57,17 @@ def make_tiny_models(folder: Path, *, force: bool = False) -> dict[str, Path]:
 
 
 def make_tiny_families(folder: Path, *, force: bool = False) -> dict[str, Path]:
-    """Write a tiny checkpoint of every family of image models and their ControlNets, those that are missing or all with `force`; return
-    the path of each. Needs torch.
+    """Write a tiny checkpoint of every family of image models, their ControlNets and every family of vision models, those that are missing
+    or all with `force`; return the path of each. Needs torch.
     """
     from actors.engines.diffusion.tiny_families import TINY_CONTROLNETS, TINY_FAMILIES, write_tiny_family
+    from actors.engines.language.tiny_vision import TINY_VISION, write_tiny_vision
 
-    paths = {name: folder / name for name in (*TINY_FAMILIES, *TINY_CONTROLNETS)}
-    for name, path in paths.items():
-        if force or not path.exists():
-            _write_atomically(path, partial(write_tiny_family, name))
-    return paths
+    writers = dict.fromkeys((*TINY_FAMILIES, *TINY_CONTROLNETS), write_tiny_family) | dict.fromkeys(TINY_VISION, write_tiny_vision)
+    for name, write in writers.items():
+        if force or not (folder / name).exists():
+            _write_atomically(folder / name, partial(write, name))
+    return {name: folder / name for name in writers}
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

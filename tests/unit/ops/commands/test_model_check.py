@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from actors.engines.language.families.registry import BY_MODEL_TYPE
+from actors.engines.language.tiny_vision import TINY_VISION
 from ops.cli import main
 from ops.commands import model_check, model_report
-from ops.commands.model_check import examine_model
+from ops.commands.model_check import examine_model, format_report
 from ops.errors import SetupError
 from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
@@ -103,6 +105,30 @@ def test_other_models_are_named_with_their_memory(checkpoints: Path, name: str, 
     assert report["memory_bytes"]["float32"]["total"] == 2 * report["memory_bytes"]["float16"]["total"] > 0
     if kind == "ControlNet":
         assert report["family"] == ("Stable Diffusion XL" if "sdxl" in name else "Stable Diffusion")
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", *TINY_VISION])
+def test_vision_model_is_described_without_its_weights(checkpoints: Path, tmp_path: Path, name: str) -> None:
+    """Only the header of the weights is there."""
+    folder = Path(shutil.copytree(checkpoints / name, tmp_path / name))
+    weights = folder / "model.safetensors"
+    header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    size = weights.stat().st_size
+    os.truncate(weights, header)
+    os.truncate(weights, size)  # a hole instead of the weights
+
+    report = examine_model(folder, [])
+
+    assert (report["fits"], report["kind"]) == (True, "vision-language model"), report
+    assert (report["parts"].keys(), report["context_tokens"] >= 8192) == ({"vision", "text"}, True)
+    assert report["family"] in {family.name for family in BY_MODEL_TYPE.values()}
+    assert f"context     {report['context_tokens']} tokens" in format_report(report)
+
+
+def test_vision_model_of_another_type_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints / "tiny-llava", tmp_path / "other"))
+    edit_json(folder / "config.json", model_type="mllama", architectures=["MllamaForConditionalGeneration"])
+    assert "its model_type mllama (config.json)" in examine_model(folder, [])["problem"]
 
 
 def test_loras_of_a_language_model_are_refused(checkpoints: Path) -> None:
