@@ -13,7 +13,7 @@ from PIL import Image
 from actors.engines.language.requests import VlmOptions, VlmRequest
 from actors.engines.language.tiny_vision import TINY_VISION
 from actors.engines.language.vision_model import VlmEngine, open_engine
-from actors.engines.process.protocol import Finished
+from actors.engines.process.protocol import EngineEvent, Finished
 from tests.support.engine_fixture import silent_host
 
 FAMILY_NAMES = ("tiny-llava", *TINY_VISION)
@@ -58,10 +58,13 @@ def generate_alone(engine: VlmEngine, request: VlmRequest) -> list[int]:
 
 
 def generate(engine: VlmEngine, requests: Sequence[VlmRequest], joins: Sequence[int] | None = None) -> list[list[int]]:
-    """The tokens of each request, which joins at the tick of the same place in `joins`."""
+    """The tokens of each request, which joins at the tick of the same place in `joins`. A step that fails is an error: the engine would
+    start its rows again, each alone.
+    """
     joins, tokens, tick = joins or [0] * len(requests), {}, 0
     build = engine._build_response
     engine._build_response = lambda row: list(row.output_ids)  # type: ignore[method-assign, assignment, return-value]
+    engine._isolate = raise_error  # type: ignore[method-assign]
     try:
         while tick <= max(joins) or engine.idle_seconds() is not None:
             for number in [number for number, start in enumerate(joins) if start == tick]:
@@ -70,4 +73,9 @@ def generate(engine: VlmEngine, requests: Sequence[VlmRequest], joins: Sequence[
             tick += 1
     finally:
         engine._build_response = build  # type: ignore[method-assign]
+        del engine._isolate
     return [tokens[number] for number in range(len(requests))]
+
+
+def raise_error(_: object, error: Exception) -> list[EngineEvent]:
+    raise error

@@ -61,8 +61,10 @@ def _spell_as_published(folder: Path, video_processor: str | None) -> None:
 
 
 def byte_tokenizer(special: tuple[str, ...], *, eos: str, bos: str | None = None, names: dict[str, str] | None = None) -> Any:
-    """A tokenizer of `special` tokens, the first of which pads, and single bytes. `names`: attributes that hold some of them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """A tokenizer of `special` tokens, the first of which pads, and single bytes. `bos` is put before each text; `names`: attributes that
+    hold some of them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -70,6 +72,8 @@ def byte_tokenizer(special: tuple[str, ...], *, eos: str, bos: str | None = None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special))
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, special.index(bos))])
     ends = {"pad_token": special[0], "eos_token": eos, "bos_token": bos}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", extra_special_tokens=names or {}, **ends)
 

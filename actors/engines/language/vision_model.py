@@ -36,7 +36,6 @@ class VlmEngine(LanguageEngine):
             loaded.model, tokenizer, loaded.info, device=loaded.device,
             max_rows=options.max_rows, window_seconds=options.window_seconds, part_tokens=None,
         )  # fmt: skip
-        self._options = options
         self._control_words = ControlWords.of_tokenizer(tokenizer, loaded.family.image_token)
 
     def _new_batch(self) -> ContinuousBatch:
