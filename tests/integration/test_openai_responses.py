@@ -1,6 +1,8 @@
 """Responses through the official OpenAI client, on a real broker and a real database, with an engine whose answers the tests write."""
 
 import asyncio
+import base64
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import httpx
 import openai
 import pytest
 from openai.types.responses import Response
+from PIL import Image
 from pydantic import BaseModel
 
 from actors.engines.language.requests import GenerationChunk, PromptTooLong
@@ -320,6 +323,24 @@ async def test_input_items_are_listed_in_pages(client: OfficialClient, start_wor
             await client.responses.input_items.list(response.id, after="msg_x")
     assert [item.content[0].text for item in ascending] == [f"message {number}" for number in range(5)]
     assert descending == ascending[::-1]
+
+
+async def test_pictures_reach_the_engine_and_stay_in_the_conversation(
+    client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored once, as claims; the list of items does not repeat their bytes."""
+    engine = use_engine(monkeypatch, lambda _: words("a red square"))
+    with io.BytesIO() as file:
+        Image.new("RGB", (40, 40), "red").save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": url, "detail": "low"}]
+    async with start_worker(*RESPONSE_ACTORS):
+        first = await client.responses.create(model="text", input=[{"role": "user", "content": content}])
+        await client.responses.create(model="text", input="and its colour?", previous_response_id=first.id)
+        (item,) = [item async for item in client.responses.input_items.list(first.id)]
+    assert [part["type"] for part in engine.requests[0].messages[0]["content"]] == ["text", "image_url"]
+    assert engine.requests[1].messages[0] == engine.requests[0].messages[0]
+    assert (item.content[1].type, item.content[1].detail, item.content[1].image_url) == ("input_image", "low", None)
 
 
 async def test_tenants_see_their_own(

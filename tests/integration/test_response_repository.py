@@ -81,7 +81,7 @@ async def test_ended_response_is_not_changed(repository: ResponseRepository) -> 
     response_id = await create(repository)
     run = await begin(repository, response_id)
     for status in ("cancelled", "failed"):
-        await repository.end(response_id, TENANT, status)  # type: ignore[arg-type]
+        await repository.end(response_id, TENANT, status)
     with pytest.raises(CallerGone):
         await repository.append(run, run.next_sequence, numbered([{"type": "a"}], run.next_sequence))
     assert (await repository.get(response_id, TENANT)).status == "cancelled"
