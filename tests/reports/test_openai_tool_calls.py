@@ -3,12 +3,14 @@
 The servers are real sockets; the forms are those of the named servers.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from actors.engines.language.requests import GenerationChunk
+from actors.engines.remote.tool_calls import ToolCallReader
 from bus.errors import PermanentError, TemporaryError
 from tests.support.raw_openai_server import RawAnswer, chunk, completion, error, event, events, stream, whole_or_stream
 from tests.support.server_lab import lab
@@ -149,6 +151,14 @@ async def test_calls_without_bounds_or_sense_are_a_failure_of_the_server(kind: s
         with pytest.raises(TemporaryError) as raised:
             await rig.chunks(stream=streams, tools=TOOLS)
     assert raised.value.code == "server-failed"
+
+
+def test_fragments_are_read_in_linear_time() -> None:
+    """Also where each of them could begin another call."""
+    reader, started = ToolCallReader(), time.process_time()
+    for _ in range(100_000):
+        reader.push({"tool_calls": [{"index": 0, "function": {"name": "clock", "arguments": "}" * 10}}]})
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("streams", [False, True])

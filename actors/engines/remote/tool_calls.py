@@ -17,7 +17,7 @@ MAX_CALLS, MAX_ARGUMENT_CHARS, MAX_NAME_CHARS = 128, 1 << 20, 256
 """Of one answer, of all its arguments together, and of a name or an id."""
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenCall:
     """A call whose arguments may go on. `number`: the server's own; None: it does not number calls. `name` is empty until it arrives."""
 
@@ -46,7 +46,7 @@ class ToolCallReader:
     def __init__(self, max_calls: int = MAX_CALLS) -> None:
         """`max_calls`: 1: further ones are left out, because not every server knows `parallel_tool_calls`; 0: none is read."""
         self._calls: list[OpenCall] = []
-        self._max_calls, self._chars = max_calls, 0
+        self._max_calls, self._chars, self._checks_left = max_calls, 0, MAX_CALLS
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -91,7 +91,7 @@ class ToolCallReader:
         number, call_id = fragment.get("index"), text_of(fragment.get("id"))
         number = number if isinstance(number, int) else None
         last = next((call for call in reversed(self._calls) if number is None or call.number == number), None)
-        if last is not None and not begins_another(last, number, call_id, name, arguments):
+        if last is not None and not self._begins_another(last, number, call_id, name, arguments):
             return last
         if len(self._calls) == MAX_CALLS:
             raise ValueError(f"more than {MAX_CALLS} tool calls")
@@ -99,17 +99,20 @@ class ToolCallReader:
         self._calls.append(OpenCall(len(self._calls), number, own_id))
         return self._calls[-1]
 
+    def _begins_another(self, last: OpenCall, number: int | None, call_id: str, name: str, arguments: str) -> bool:
+        """Whether a named fragment is another call than `last`: servers that number no calls, or all of them 0, send each with its name.
 
-def begins_another(last: OpenCall, number: int | None, call_id: str, name: str, arguments: str) -> bool:
-    """Whether a named fragment is another call than `last`: servers that number no calls, or all of them 0, send each with its name.
-
-    A server that repeats the name in every fragment repeats the id, too, or leaves it out.
-    """
-    if not name or not last.name:
-        return False
-    if call_id:
-        return call_id != last.id
-    return number is None or bool(arguments and last.is_complete())
+        A server that repeats the name in every fragment repeats the id, too, or leaves it out. Whether the arguments before are complete
+        is looked at as often as there may be calls.
+        """
+        if not name or not last.name:
+            return False
+        if call_id:
+            return call_id != last.id
+        if number is None or not arguments or not self._checks_left:
+            return number is None
+        self._checks_left -= 1
+        return last.is_complete()
 
 
 def fragments_of(message: Any) -> Iterator[dict[str, Any]]:
