@@ -17,7 +17,7 @@ from actors.engines.language.tiny_llava import write_tiny_llava
 from ops.local import daemon
 
 MODEL_ID, COMMIT = "atelier/tiny-llava", "0" * 39 + "1"
-START_SECONDS = 120
+START_SECONDS = 420
 
 
 @contextmanager
