@@ -64,7 +64,7 @@ def generate(engine: VlmEngine, requests: Sequence[VlmRequest], joins: Sequence[
     joins, tokens, tick = joins or [0] * len(requests), {}, 0
     build = engine._build_response
     engine._build_response = lambda row: list(row.output_ids)  # type: ignore[method-assign, assignment, return-value]
-    engine._isolate = raise_error  # type: ignore[method-assign]
+    engine._isolate = raise_error  # type: ignore[method-assign, assignment]
     try:
         while tick <= max(joins) or engine.idle_seconds() is not None:
             for number in [number for number, start in enumerate(joins) if start == tick]:
