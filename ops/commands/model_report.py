@@ -28,7 +28,7 @@ from actors.engines.diffusion.lora.tensors import find_strength
 from actors.engines.diffusion.lora.validation import read_header, validate_lora
 from actors.engines.diffusion.memory import model_memory, part_bytes, stored_tensors
 from actors.engines.diffusion.request_check import LONGEST_SIDE, SHORTEST_SIDE
-from actors.engines.language.checkpoint_check import context_length
+from actors.engines.language.checkpoint_check import describe_config
 from actors.engines.language.families.family import VisionFamily
 from actors.engines.language.families.registry import BY_MODEL_TYPE
 from actors.engines.settings import ImageSettings
@@ -156,17 +156,14 @@ def report_language_model(folder: Path, config: dict[str, Any]) -> Report:
 
 def report_vision_model(folder: Path, family: type[VisionFamily], name: str) -> Report:
     """Raises ValueError for a model without a context length, and what transformers raises for a configuration that is not sound."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    text = config.get_text_config()
+    parts, context_tokens = describe_config(folder)
     return {
         "kind": "vision-language model",
         "family": family.name,
         "class": name[:100],
-        "parts": {"vision": config.vision_config.model_type, "text": text.model_type},
+        "parts": parts,
         "memory_bytes": lone_model_memory(folder),
-        "context_tokens": context_length(text, str(folder)),
+        "context_tokens": context_tokens,
         "quantization": ["8bit", "4bit"] if find_spec("bitsandbytes") else [],
     }
 

@@ -107,6 +107,15 @@ def count_features(model: Any, family: VisionFamily, inputs: dict[str, Any]) -> 
     return sum(part.shape[:-1].numel() for part in features)
 
 
+def describe_config(folder: Path) -> tuple[dict[str, str], int]:
+    """The kinds of the vision and the text model, and the context length. Raises ValueError, and what transformers raises."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    return {"vision": config.vision_config.model_type, "text": text.model_type}, context_length(text, str(folder))
+
+
 def context_length(config: Any, source: str) -> int:
     """The most tokens of prompt and answer. Raises ValueError."""
     length = getattr(config, LIMIT_FIELD, None)
