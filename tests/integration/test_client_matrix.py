@@ -18,10 +18,11 @@ from actors.engines.language.tiny_llama import write_tiny_llama
 from bus.settings import BusSettings
 from tests.support.client_matrix import FOLDER, NODE_PACKAGE, PYTHON, Call, format_table, page_table, parse_calls, parse_table, store_calls
 from tests.support.gateway_process import open_gateway_process
+from tests.support.tiny_encoders import write_tiny_encoder
 from tests.support.worker_processes import wait_until_ready
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
-STEPS = ("text", "response.run", "moderate", "image")
+STEPS = ("text", "response.run", "embed", "moderate", "image")
 CALL_SECONDS = 400
 
 
@@ -68,6 +69,7 @@ async def stop(process: asyncio.subprocess.Process) -> None:
 def worker_environment(bus: BusSettings, store: Path, folder: Path) -> dict[str, str]:
     """The settings of the worker; the models are written into `folder`."""
     write_tiny_llama(text := folder / "text")
+    write_tiny_encoder(embedding := folder / "embedding")
     write_tiny_diffusion(image := folder / "image")
     (words := folder / "words.txt").write_text("[violence]\nforbiddenword\n")
     return {
@@ -76,6 +78,7 @@ def worker_environment(bus: BusSettings, store: Path, folder: Path) -> dict[str,
         "STORE_URL": store.as_uri(),
         "VLLM_MODEL": str(text),
         "TEXT_ENGINE": "embedded",
+        "EMBEDDING_MODEL": str(embedding),
         "IMAGE_MODEL": str(image),
         "MODERATION_WORDS": str(words),
         "IMAGE_MEASURE_SECONDS": "0",
