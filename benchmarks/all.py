@@ -31,7 +31,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "ledger": ("--events", "2000"),
     "gateway": ("--seconds", "2.0", "--rounds", "3", "--waiting", "300"),
     "executor": ("--quick",),
-    "vlm": ("--rounds", "2", "--tokens", "24"),
+    "vlm": ("--rounds", "2", "--tokens", "12"),
     "dead-letters": ("--letters", "2000"),
 }
 BENCHES_NEEDING_MODELS = ("pipeline", "http", "growth")

@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.peers import PEERS
 
 FIGURES_FILE = Path(".local/bench/figures.json")
+TEXT_SIDES = ("bus", "direct", "embedded", "generate")
+VISION_FAMILIES = (*("llava", "llava-next", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "internvl", "gemma3", "idefics3", "smolvlm"),)
 MODULE_NAMES = {"guard": "ratio_guard"}
 """Benches whose module has another name than the command."""
 LazyCommand = Callable[[str, str], Callable[[Namespace], int]]
@@ -54,6 +56,8 @@ def text(bench: ArgumentParser) -> None:
     bench.add_argument("--each", type=int, default=3, help="requests of each client, for each side and round")
     bench.add_argument("--tokens", type=int, default=192, help="of each answer, at most")
     bench.add_argument("--rounds", type=int, default=3)
+    bench.add_argument("--sides", nargs="+", choices=TEXT_SIDES, help="default: all; without vLLM, those that need none")
+    bench.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="precision of every side")
 
 
 def growth(bench: ArgumentParser) -> None:
@@ -82,6 +86,7 @@ def gateway(bench: ArgumentParser) -> None:
 
 def vlm(bench: ArgumentParser) -> None:
     bench.add_argument("--model", help="a folder or a hub id; default: random weights, created for the run")
+    bench.add_argument("--families", nargs="+", choices=VISION_FAMILIES, default=["llava"], help="whose checkpoints are created")
     bench.add_argument("--tokens", type=int, default=48, help="of each answer")
     bench.add_argument("--rounds", type=int, default=3)
 
@@ -122,12 +127,12 @@ BENCHES: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "bus": ("messages per second: this bus, aio-pika, FastStream, Celery, Dramatiq and Taskiq", bus),
     "pipeline": ("image orders per second: over the bus, in the inline worker, and without a bus", pipeline),
     "http": ("requests through the gateway, and through a server that calls the model inside the request", http),
-    "text": ("tokens per second of one vLLM server, through the gateway and the bus, and directly", text),
+    "text": ("tokens per second: vLLM over the bus and directly, the embedded engine, transformers' generate", text),
     "growth": ("more actor processes, longer backlogs; start-up time and memory of each process", growth),
     "burst": ("fifty thousand orders at once: dropped messages, and the memory of each process", burst),
     "ledger": ("events stored per second; lists and groups with many rows", ledger),
     "gateway": ("requests and replies over HTTP, over the bus client and over bare aio-pika", gateway),
-    "vlm": ("questions about images in batches of 1, 4 and 8", vlm),
+    "vlm": ("questions about images, 1, 4 and 16 at once: the engine and transformers' generate", vlm),
     "executor": ("event-loop lag, step batching against its alternatives, cancel latency, device use", executor),
     "gpu": ("images and tokens per second at the real sizes, with random weights", gpu),
     "all": ("every benchmark, in ten minutes on two cores", all_benches),

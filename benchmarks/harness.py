@@ -56,6 +56,12 @@ def percentiles_ms(seconds: Sequence[float], digits: int | None = None) -> dict[
     return {"p50_ms": round(cuts[49] * 1000, digits), "p99_ms": round(cuts[98] * 1000, digits)}
 
 
+def show_progress(line: str) -> None:
+    """On standard error, so that standard output has the figures alone."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def print_figures(figures: Mapping[str, Any], *, as_json: bool, format_text: Callable[[Mapping[str, Any]], str] | None = None) -> None:
     """One JSON document, or text; without `format_text` one line for each figure."""
     text = json.dumps(figures) if as_json else (format_text or format_lines)(figures)

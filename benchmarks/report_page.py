@@ -81,9 +81,37 @@ def http(figures: Mapping[str, Any], charts: Path) -> str:
 
 
 def text(figures: Mapping[str, Any], charts: Path) -> str:
-    rates, shares = figures["tokens_per_second"], figures["over_direct"]
-    rows = [[clients, sides["bus"], sides["direct"], shares[clients]] for clients, sides in rates.items()]
-    return table(["clients", "tokens/s over the bus", "direct", "share"], rows)
+    rates, ratios = figures["tokens_per_second"], ("over_direct", "over_generate", "over_vllm")
+    sides = list(next(iter(rates.values())))
+    rows = [
+        [clients, *(measured[side] for side in sides), *(figures[ratio].get(clients, "") for ratio in ratios)]
+        for clients, measured in rates.items()
+    ]
+    head = ["clients", *(f"{side}, tokens/s" for side in sides), "bus over direct", "embedded over generate", "embedded over vLLM"]
+    left_out = [f"{side} is left out: {reason}.\n" for side, reason in figures["left_out"].items()]
+    return "\n".join([table(head, rows), *left_out, *prefix_cache(figures["prefix_cache"])])
+
+
+def prefix_cache(figures: Mapping[str, Any] | None) -> list[str]:
+    if figures is None:
+        return []
+    rows = [[f"{side} the cache", *times.values()] for side, times in figures["first_token_ms"].items()]
+    head = ["embedded engine", "first question, ms to the first token", "following questions"]
+    last = (
+        f"{figures['cached_tokens']} tokens of a following prompt were cached; its first token came {figures['speedup']} times as fast.\n"
+    )
+    return [table(head, rows), last]
+
+
+def vlm(figures: Mapping[str, Any], charts: Path) -> str:
+    rows = [
+        [family["family"], size, sides["engine"], sides["generate"], family["over_generate"][size], family["batch_speedup"].get(size, "")]
+        for family in figures["families"].values()
+        for size, sides in family["tokens_per_second"].items()
+    ]
+    head = ["family", "questions at once", "engine, tokens/s", "generate, tokens/s", "engine over generate", "over one by one"]
+    left_out = [f"{side} is left out: {reason}.\n" for side, reason in figures["left_out"].items()]
+    return "\n".join([table(head, rows), *left_out])
 
 
 def growth(figures: Mapping[str, Any], charts: Path) -> str:
@@ -128,6 +156,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
     "pipeline": pipeline,
     "http": http,
     "text": text,
+    "vlm": vlm,
     "growth": growth,
     "ledger": ledger,
 }

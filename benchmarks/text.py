@@ -1,43 +1,30 @@
-"""`atelier bench text`: tokens per second of one vLLM server, through the gateway and the bus, and directly, in one run.
+"""`atelier bench text`: tokens per second of the text engines on one model of random weights, in one run, in alternating order.
 
-The real vLLM on a CPU, with a Llama of random weights; the same requests, seeds and lengths on both sides.
+`direct` is vLLM's own server on a CPU, `bus` the same server through the gateway, the bus and the text actor; `embedded` the engine in the
+executor, without a bus; `generate` transformers' own loop on static batches. The same requests and lengths, one thread each.
 """
 
 import asyncio
-import json
-import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from actors.engines.language.tiny_llama import write_tiny_llama
-from benchmarks.harness import alternate, median_ratio, print_figures, private_services
-from benchmarks.processes import start_process
-from benchmarks.request_clients import HttpConnection
-from benchmarks.vllm_server import vllm_server
+from benchmarks.harness import alternate, median_ratio, print_figures, show_progress
+from benchmarks.prefix_cache import measure_prefix_cache
+from benchmarks.text_sides import SIDES, VLLM_SIDES, TokenRound, open_sides
+from benchmarks.vllm_server import VLLM_PYTHON
 from bus.observability.logs import configure_logging
-from ops.settings import inherited_environment
-from ops.supervisor import open_supervisor
 
-SIDES = ("bus", "direct")
-PATH = "/v1/chat/completions"
 HIDDEN_SIZE, LAYER_COUNT = 1024, 8
 """About ten milliseconds a token: a smaller model would measure vLLM's HTTP server instead of the model."""
-
-
-@dataclass(frozen=True)
-class TokenRound:
-    tokens: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.seconds
+MAX_SECONDS = 1500
+NO_VLLM = "vLLM is not installed; `make venv-vllm` installs it"
+RATIOS = {"over_direct": ("bus", "direct"), "over_generate": ("embedded", "generate"), "over_vllm": ("embedded", "direct")}
+"""The name of each ratio, and its two sides."""
 
 
 def bench(arguments: Namespace) -> int:
@@ -47,67 +34,44 @@ def bench(arguments: Namespace) -> int:
 
 
 async def measure(arguments: Namespace) -> dict[str, Any]:
+    """Sides of vLLM are left out where it is not installed, unless they are named. Raises TimeoutError after MAX_SECONDS."""
+    sides = tuple(arguments.sides or (SIDES if VLLM_PYTHON.exists() else [side for side in SIDES if side not in VLLM_SIDES]))
+    rounds: dict[int, dict[str, list[TokenRound]]] = {}
     with TemporaryDirectory(prefix="atelier-bench-") as name:
-        async with open_servers(Path(name)) as ports:
-            for port in ports.values():
-                await run_clients(port, 4, 1, arguments.tokens)
-            rounds: dict[int, dict[str, list[TokenRound]]] = {}
-            for clients in arguments.clients:
-                rounds[clients] = {side: [] for side in SIDES}
-                for side in alternate(SIDES, arguments.rounds):
-                    rounds[clients][side].append(await run_clients(ports[side], clients, arguments.each, arguments.tokens))
-    return summarize(rounds)
-
-
-@asynccontextmanager
-async def open_servers(folder: Path) -> AsyncIterator[dict[str, int]]:
-    """The port of each side, once it is ready."""
-    await asyncio.to_thread(write_tiny_llama, folder / "llama", hidden_size=HIDDEN_SIZE, num_layers=LAYER_COUNT)
-    async with AsyncExitStack() as stack:
-        opening = vllm_server(folder / "llama", folder / "vllm.log")
-        server = await asyncio.to_thread(opening.__enter__)
-        stack.push(opening)
-        services = await stack.enter_async_context(private_services(folder))
-        own = {"VLLM_SERVER_URL": server.url, "TEXT_REPETITION_PENALTY": "1", "GATEWAY_RATE_REQUESTS": "0"}
-        environment = inherited_environment() | services.environment | own
-        supervisor = await stack.enter_async_context(open_supervisor(["text"], environment, lambda *_: None))
-        gateway = await stack.enter_async_context(start_process(["ops.cli", "gateway", "--port", "0"], environment, "gateway.ready"))
-        await supervisor.wait_until_ready(timeout_seconds=90)
-        yield {"bus": gateway.port, "direct": server.port}
-
-
-async def run_clients(port: int, clients: int, each: int, tokens: int) -> TokenRound:
-    """`clients` that send one request after another, `each` on average: a faster client takes more of them."""
-    tokens_generated, numbers = 0, iter(range(clients * each))
-
-    async def client() -> None:
-        nonlocal tokens_generated
-        with closing(HttpConnection(port)) as connection:
-            for number in numbers:
-                status, response = await connection.request("POST", PATH, request_body(number, tokens))
-                assert status == 200, response
-                tokens_generated += json.loads(response)["usage"]["completion_tokens"]
-
-    began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return TokenRound(tokens_generated, time.perf_counter() - began)
-
-
-def request_body(number: int, tokens: int) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"Write of harbour {number}."}]
-    return {"model": "tiny", "messages": messages, "max_tokens": tokens, "seed": number, "temperature": 0.7, "top_p": 0.9}
+        async with asyncio.timeout(MAX_SECONDS):
+            model = Path(name) / "llama"
+            await asyncio.to_thread(write_tiny_llama, model, hidden_size=HIDDEN_SIZE, num_layers=LAYER_COUNT)
+            show_progress(f"opening {', '.join(sides)}")
+            async with open_sides(sides, Path(name), model, arguments.dtype) as run:
+                for side in sides:
+                    await run[side](4, 1, arguments.tokens)
+                for clients in arguments.clients:
+                    rounds[clients] = {side: [] for side in sides}
+                    for side in alternate(sides, arguments.rounds):
+                        rounds[clients][side].append(await run[side](clients, arguments.each, arguments.tokens))
+                        show_progress(f"{clients} clients, {side}: {rounds[clients][side][-1].rate:.1f} tokens/s")
+            show_progress("the prefix cache")
+            prefix = await measure_prefix_cache(model, arguments.dtype, arguments.rounds) if "embedded" in sides else None
+    left_out = {side: NO_VLLM for side in VLLM_SIDES if side not in sides and not VLLM_PYTHON.exists()}
+    return summarize(rounds) | {"prefix_cache": prefix, "left_out": left_out, "dtype": arguments.dtype}
 
 
 def summarize(rounds: Mapping[int, Mapping[str, Sequence[TokenRound]]]) -> dict[str, Any]:
-    """Medians of the rounds. `over_direct`: tokens per second over the bus divided by those without it, round by round."""
+    """Medians of the rounds. Each ratio divides the tokens per second of two sides round by round, and is absent without one of them."""
     return {
         "tokens_per_second": {
             str(clients): {side: round(median(rates(results)), 1) for side, results in sides.items()} for clients, sides in rounds.items()
         },
-        "over_direct": {str(clients): median_ratio(rates(sides["bus"]), rates(sides["direct"])) for clients, sides in rounds.items()},
         "tokens_each_round": {
             str(clients): {side: results[0].tokens for side, results in sides.items()} for clients, sides in rounds.items()
         },
+    } | {
+        name: {
+            str(clients): median_ratio(rates(sides[one]), rates(sides[other]))
+            for clients, sides in rounds.items()
+            if one in sides and other in sides
+        }
+        for name, (one, other) in RATIOS.items()
     }
 
 
@@ -116,7 +80,11 @@ def rates(rounds: Sequence[TokenRound]) -> list[float]:
 
 
 def format_text(figures: Mapping[str, Any]) -> str:
-    lines = [f"{'clients':>8} {'bus, tokens/s':>14} {'direct, tokens/s':>17} {'bus over direct':>16}"]
+    lines = [f"tokens per second, {figures['dtype']}:"]
     for clients, sides in figures["tokens_per_second"].items():
-        lines.append(f"{clients:>8} {sides['bus']:>14} {sides['direct']:>17} {figures['over_direct'][clients]:>16}")
-    return "\n".join(lines)
+        lines.append(f"{clients:>4} clients  " + "  ".join(f"{side} {rate}" for side, rate in sides.items()))
+    for name, (one, other) in RATIOS.items():
+        lines += [f"{one} over {other}, {clients} clients: {ratio}" for clients, ratio in figures[name].items()]
+    if prefix := figures["prefix_cache"]:
+        lines.append(f"prefix cache: the first token comes {prefix['speedup']} times as fast, {prefix['first_token_ms']} ms")
+    return "\n".join([*lines, *(f"{side} is left out: {reason}" for side, reason in figures["left_out"].items())])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import executor, gpu
+from benchmarks import executor, gpu, vlm
 from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
 # diffusers and transformers issue deprecation warnings about themselves.
@@ -43,3 +43,18 @@ async def test_gpu_bench_runs_tiny_models_on_cpu(tmp_path: Path) -> None:
         assert set(speeds) == {"1", "8", "16"}
         assert min(speeds.values()) > 0
     assert llava["model_bytes"]["8bit"] < llava["model_bytes"]["float32"]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
+async def test_vlm_bench_reports_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(vlm, "REQUEST_COUNT", 4)
+    monkeypatch.setattr(vlm, "BATCH_SIZES", (1, 4))
+    figures = await vlm.measure(tmp_path, families=[family], tokens=4, rounds=1, hidden=64)
+    (measured,) = figures["families"].values()
+    for sides in measured["tokens_per_second"].values():
+        assert set(sides) == {"engine", "generate"}
+        assert min(sides.values()) > 0
+    assert set(measured["over_generate"]) == {"1", "4"}
+    assert set(measured["batch_speedup"]) == {"4"}
+    assert figures["left_out"]["vllm"]
+    assert "times)" in vlm.format_text(figures)

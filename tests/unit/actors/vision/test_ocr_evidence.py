@@ -76,7 +76,7 @@ def test_long_texts_are_compared_in_little_time() -> None:
     [
         (["Fresh ramen.", "Buy now!"], ["buy", "buy now"]),
         (["BUYNOW"], ["buy now"]),
-        (["the workshop of Mr. Buyer"], []),
+        (["the bookshop of Mr. Buyer"], []),
         (["지금 구매하세요"], ["지금 구매", "구매"]),
         (["맛있는 한 그릇"], []),
         ([], []),
