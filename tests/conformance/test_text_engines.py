@@ -28,7 +28,7 @@ from ops.local.rabbitmq import RabbitNode
 from tests.support.broker_client import wait_until
 from tests.support.external_programs import START_SECONDS
 from tests.support.live_gateway import live_gateway, official_client
-from tests.support.text_engines import CONTEXT, ENGINES, TextEngineUnderTest, text_engine
+from tests.support.text_engines import CONTEXT, ENGINES, HOSTILE_SCHEMAS, TextEngineUnderTest, text_engine
 from tests.support.worker_processes import wait_until_ready
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.models, pytest.mark.timeout(START_SECONDS + 120)]
@@ -38,17 +38,6 @@ VERDICT = {
     "required": ["ok", "word"],
     "additionalProperties": False,
 }
-HOSTILE_SCHEMAS: dict[str, dict[str, Any]] = {
-    "keyword that cannot be enforced": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
-    "another document": {"$ref": "http://example.com/schema.json"},
-    "no type": {"type": "nonsense"},
-    "nested too deeply": json.loads('{"type": "array", "items": ' * 40 + "{}" + "}" * 40),
-    "too large": {"type": "string", "description": "x" * 70_000},
-    "endless": {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
-    "broken pattern": {"type": "string", "pattern": "("},
-}
-
-
 GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "repetition_penalty": 1.0}
 ARGUMENTS = {
     "type": "object",

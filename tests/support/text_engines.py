@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from actors.engines.language.tiny_llama import write_tiny_llama
 from tests.support.external_programs import SERVER_ENVIRONMENT, find_vllm_python, vllm_server
@@ -17,6 +18,15 @@ from tests.support.lora_files import write_tiny_llama_lora
 from tests.support.transformers_server import transformers_server
 
 ENGINES = ("embedded", "openai-compatible", "vllm-server", "vllm-in-process")
+HOSTILE_SCHEMAS: dict[str, dict[str, Any]] = {
+    "keyword that cannot be enforced": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+    "another document": {"$ref": "http://example.com/schema.json"},
+    "no type": {"type": "nonsense"},
+    "nested too deeply": json.loads('{"type": "array", "items": ' * 40 + "{}" + "}" * 40),
+    "too large": {"type": "string", "description": "x" * 70_000},
+    "endless": {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
+    "broken pattern": {"type": "string", "pattern": "("},
+}
 CONTEXT = 1536
 """Tokens of prompt and answer together: the tokens of these models are bytes, and tools are described in some hundred."""
 MAX_ANSWER = 1000
