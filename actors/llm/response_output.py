@@ -44,16 +44,28 @@ class OutputStream:
         self._response_id = response_id
         self._segments: list[Segment] = []
         self._sent: list[Segment] = restore_segments(stored_events)
+        self._held_logprobs: list[TokenLogprob] = []
 
     def add(self, delta: TextDelta) -> None:
         if delta.reasoning:
             self._open("reasoning").text += storable_text(delta.reasoning)
-        if delta.delta or delta.logprobs:
-            segment = self._open("message")
-            segment.text += storable_text(delta.delta)
-            segment.logprobs += delta.logprobs
+        self._add_text(delta)
         for part in delta.tool_calls:
             self._add_call(part)
+
+    def _add_text(self, delta: TextDelta) -> None:
+        """Only messages have log probabilities. Those without any output yet, as of half a character, wait for the text that follows."""
+        if delta.delta:
+            segment = self._open("message")
+            segment.text += storable_text(delta.delta)
+            segment.logprobs += self._held_logprobs + delta.logprobs
+            self._held_logprobs = []
+        elif delta.reasoning or delta.tool_calls:
+            self._held_logprobs = []
+        elif self._segments and self._segments[-1].kind == "message":
+            self._segments[-1].logprobs += delta.logprobs
+        else:
+            self._held_logprobs += delta.logprobs
 
     def _open(self, kind: Kind) -> Segment:
         """The last segment, or a new one when it is of another kind."""
@@ -62,24 +74,26 @@ class OutputStream:
         return self._segments[-1]
 
     def _add_call(self, part: ToolCallDelta) -> None:
-        last = self._segments[-1] if self._segments else None
-        if last is None or last.call != part.index:
-            if any(segment.call == part.index for segment in self._segments):
-                raise PermanentError("server-failed", "the model's server sent the arguments of two function calls in turns")
-            last = Segment("function_call", call=part.index)
-            self._segments.append(last)
-        last.name, last.call_id = last.name or part.name or "", last.call_id or part.id or ""
-        last.text += storable_text(part.arguments)
+        """Servers may send the arguments of several calls in turns."""
+        segment = next((one for one in self._segments if one.call == part.index), None)
+        if segment is None:
+            segment = Segment("function_call", call=part.index)
+            self._segments.append(segment)
+        segment.name, segment.call_id = segment.name or part.name or "", segment.call_id or part.id or ""
+        segment.text += storable_text(part.arguments)
 
     def take_events(self, end: ItemStatus | None = None) -> list[Event]:
         """The events of what was added. `end`: nothing follows, and the last item ends with this status.
 
+        A function call is open until then, because its arguments may go on after another item has begun.
         Raises PermanentError("answer-changed") when this run has written something else than an earlier one.
         """
         events: list[Event] = []
         for index, segment in enumerate(self._segments):
             is_last = index == len(self._segments) - 1
-            events += self._advance(index, segment, end if is_last else "completed")
+            is_closed = end is not None or not (is_last or segment.kind == "function_call")
+            status: ItemStatus | None = "completed" if is_closed else None
+            events += self._advance(index, segment, end if is_last else status)
         if end and len(self._sent) > len(self._segments):
             raise answer_changed()
         return events

@@ -84,12 +84,42 @@ def test_run_that_writes_something_else_is_refused(other: list[TextDelta]) -> No
     assert raised.value.code == "answer-changed"
 
 
-def test_calls_in_turns_are_refused() -> None:
+PARTS = st.sampled_from(["text", "thought", "silent", "call 0", "call 1", "call 2", "thought and text", "text and call 1"])
+
+
+def delta_of(kind: str, number: int) -> TextDelta:
+    """A delta whose parts are `number`, and whose tokens all have a log probability."""
+    texts = {"delta": f"t{number} " if "text" in kind else "", "reasoning": f"r{number} " if "thought" in kind else ""}
+    calls = [ToolCallDelta(index=int(kind[-1]), id=f"id{kind[-1]}", name="f", arguments=f"a{number} ")] if "call" in kind else []
+    token = TokenLogprob(text=str(number), logprob=-1.0)
+    return TextDelta.model_validate({"sequence": number, "tool_calls": calls, "logprobs": [token], **texts})
+
+
+@given(st.lists(PARTS, max_size=12), st.sets(st.integers(0, 11)))
+def test_order_of_parts_changes_nothing(kinds: list[str], flush_after: set[int]) -> None:
+    """Whatever follows what: no item is empty, each call is one item, and only text has log probabilities, each token once."""
     stream = OutputStream(ID)
-    for index in (0, 1):
-        stream.add(TextDelta(sequence=0, delta="", tool_calls=[ToolCallDelta(index=index, name="a")]))
-    with pytest.raises(PermanentError, match="in turns"):
-        stream.add(TextDelta(sequence=0, delta="", tool_calls=[ToolCallDelta(index=0, arguments="{}")]))
+    events = write(stream, [delta_of(kind, number) for number, kind in enumerate(kinds)], flush_after)
+    items = stream.items("completed")
+    numbers = range(len(kinds))
+    for kind, word, prefix in (("message", "text", "t"), ("reasoning", "thought", "r")):
+        written = "".join(segment.text for segment in restore_segments(events) if segment.kind == kind)
+        assert written == "".join(f"{prefix}{number} " for number in numbers if word in kinds[number])
+    calls = {item.call_id: item.arguments for item in items if item.type == "function_call"}
+    assert len(calls) == sum(item.type == "function_call" for item in items)
+    for call in range(3):
+        assert calls.get(f"id{call}", "") == "".join(f"a{number} " for number in numbers if f"call {call}" in kinds[number])
+    assert all(segment.text and segment.is_done for segment in restore_segments(events))
+    tokens = [int(token.text) for item in items for part in item.content for token in part.logprobs]
+    assert tokens == sorted(set(tokens))
+    assert {number for number in numbers if "text" in kinds[number]} <= set(tokens)
+    assert not [number for number in tokens if kinds[number] == "thought" or kinds[number].startswith("call")]
+
+
+def test_token_of_half_a_character_belongs_to_the_text_after_it() -> None:
+    stream = OutputStream(ID)
+    write(stream, [delta_of("thought", 0), delta_of("silent", 1), delta_of("text", 2), delta_of("silent", 3)], {0, 1, 2})
+    assert [token.text for token in stream.items("completed")[1].content[0].logprobs] == ["1", "2", "3"]
 
 
 def test_text_that_postgres_cannot_store_is_replaced() -> None:
