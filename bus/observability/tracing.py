@@ -74,9 +74,10 @@ def trace_delivery(step: str, delivery: Delivery) -> Iterator[tuple[Delivery, An
 
 @contextmanager
 def trace_publish(messages: Sequence[OutboundMessage]) -> Iterator[None]:
-    """A span for each destination, from the publishing of a delivery's messages to the last confirm.
+    """A span for each destination, from the publishing of a delivery's messages to the last confirm; all are children of the current one.
 
-    Its kind is that of a client: the parent of what the messages cause is the span of the delivery.
+    Its kind is that of a client: the parent of what the messages cause is the span of the delivery. When the publishing fails, all have
+    the error: the messages are confirmed together.
     """
     if _tracer is None:
         yield
@@ -84,19 +85,22 @@ def trace_publish(messages: Sequence[OutboundMessage]) -> Iterator[None]:
     destinations: dict[tuple[str, str], list[OutboundMessage]] = {}
     for message in messages:
         destinations.setdefault((message.exchange, message.routing_key), []).append(message)
+    from opentelemetry.context import get_current
+
+    parent = get_current()
     with ExitStack() as stack:
         for group in destinations.values():
             attributes = publish_attributes(group) | _broker
-            stack.enter_context(trace_call(messaging_span_name(attributes), attributes))
+            stack.enter_context(trace_call(messaging_span_name(attributes), attributes, parent))
         yield
 
 
 @contextmanager
-def trace_call(name: str, attributes: dict[str, Any]) -> Iterator[Any]:
-    """A span of a call of the broker or of a model, below the current one. Only where tracing is enabled."""
+def trace_call(name: str, attributes: dict[str, Any], parent: Any = None) -> Iterator[Any]:
+    """A span of a call of the broker or of a model. `parent`: a context; None: the current one. Only where tracing is enabled."""
     from opentelemetry.trace import SpanKind
 
-    with _masked_span(name, None, SpanKind.CLIENT, attributes) as span:
+    with _masked_span(name, parent, SpanKind.CLIENT, attributes) as span:
         yield span
 
 
