@@ -46,7 +46,7 @@ from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 from tests.support.otlp_collector import OtlpCollector, RecordedSpan, open_collector
 from tests.support.semantic_conventions import find_violations, kind_of
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 PROMPT = "the hidden harbour"
 ORDER = {"kind": "image_order", "prompt": PROMPT, "seed": 42, "width": 128, "height": 128}
 
