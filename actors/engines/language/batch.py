@@ -254,7 +254,7 @@ class ContinuousBatch:
 
     def _sample(self, rows: list[TokenRow], logits: "torch.Tensor", seen: "torch.Tensor") -> None:
         """Append one admissible token to each row. `logits`: rows × vocabulary. A row whose logits are no numbers ends with an error."""
-        invalid = logits.isnan().any(-1)
+        invalid = ~logits.amax(-1).isfinite()
         model_logits = logits.float().masked_fill(invalid[:, None], 0.0)
         logits = penalize(model_logits, seen, rows)
         self._grammars.constrain_logits(logits, [row.grammar for row in rows], [row.remaining_tokens for row in rows])
