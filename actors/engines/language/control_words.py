@@ -1,6 +1,7 @@
 """The control words of a model, such as `<|im_end|>`: text from users must not contain them, or it could write turns of others."""
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class ControlWords:
-    """The words of one tokenizer that stand for one control token each."""
+    """The words of one tokenizer that stand for one control token each; each has two characters or more."""
 
     words: tuple[str, ...]
 
@@ -19,36 +20,38 @@ class ControlWords:
         return cls(tuple(word for word in words if len(word) > 1 and not word.isspace() and not word.isalnum()))
 
     def remove_from(self, text: str) -> str:
-        """The text without them, also those that a removal creates, in linear time: only words, and as many characters behind a removal
-        as may complete one, are read one by one.
+        """The text without them, also those that a removal creates. A word ends where one of its last characters was read, and only there
+        it is looked for, so that the time grows with the text, and little with the number of words.
         """
         if not self.words:
             return text
-        longest = len(self._by_length[0])
         kept: list[str] = []
-        position = removed_at = single = 0
-        while position < len(text):
-            if not single:
-                match = self._any_word.search(text, max(removed_at, position - longest + 1))
-                start = max(position, match.start()) if match else len(text)
-                kept.extend(text[position:start])
-                position, single = start, match.end() - start if match else 0
-                if not match:
-                    break
-            kept.append(text[position])
-            position, single = position + 1, single - 1
-            end = "".join(kept[-longest:])
-            if end.endswith(self._by_length):
-                word = next(word for word in self._by_length if end.endswith(word))
-                del kept[-len(word) :]
-                removed_at, single = position, max(single, longest - 1)
+        position = 0
+        for match in self._last_characters.finditer(text):
+            kept.extend(text[position : match.end()])
+            position = match.end()
+            lengths = self._lengths.get("".join(kept[-2:]))
+            if lengths and (length := self._word_length("".join(kept[-lengths[0] :]), lengths)):
+                del kept[-length:]
+        kept.extend(text[position:])
         return "".join(kept)
 
-    @cached_property
-    def _any_word(self) -> "re.Pattern[str]":
-        return re.compile("|".join(map(re.escape, self.words)))
+    def _word_length(self, end: str, lengths: tuple[int, ...]) -> int:
+        """That of the longest word with which the text ends; 0: there is none."""
+        return next((length for length in lengths if end[-length:] in self._words), 0)
 
     @cached_property
-    def _by_length(self) -> tuple[str, ...]:
-        """The longest first."""
-        return tuple(sorted(self.words, key=len, reverse=True))
+    def _words(self) -> frozenset[str]:
+        return frozenset(self.words)
+
+    @cached_property
+    def _last_characters(self) -> "re.Pattern[str]":
+        return re.compile("[" + "".join(sorted({re.escape(word[-1]) for word in self.words})) + "]")
+
+    @cached_property
+    def _lengths(self) -> dict[str, tuple[int, ...]]:
+        """By the last two characters of words: their lengths, the largest first."""
+        lengths = defaultdict[str, set[int]](set)
+        for word in self.words:
+            lengths[word[-2:]].add(len(word))
+        return {end: tuple(sorted(found, reverse=True)) for end, found in lengths.items()}
