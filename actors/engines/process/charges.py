@@ -1,13 +1,13 @@
 """What the executor does with the device seconds that its process reports: they count for each request, and for its delivery."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bus.observability.device_usage import DeviceUsage, current_usage
 
-MAX_REQUESTS = 1024
-"""The last requests that are known; a process has fewer at once."""
+MAX_ENDED_REQUESTS = 1024
+"""The last ones, of which work may still be reported."""
 
 
 @dataclass(eq=False)
@@ -28,28 +28,32 @@ class ChargedRequests:
     """
 
     def __init__(self) -> None:
-        self._charges: dict[int, RequestCharge] = {}
+        self._running: dict[int, RequestCharge] = {}
+        self._ended: dict[int, RequestCharge] = {}
         self._reported_at = time.monotonic()
 
-    def submit(self, request_id: int, charge: RequestCharge, *, idle: bool) -> None:
-        """`idle`: the process has no other request."""
-        self._charges[request_id] = charge
-        if len(self._charges) > MAX_REQUESTS:
-            del self._charges[next(iter(self._charges))]
-        if idle:
+    def submit(self, request_id: int, charge: RequestCharge) -> None:
+        if not self._running:
             self._reported_at = time.monotonic()
+        self._running[request_id] = charge
+
+    def end(self, request_id: int) -> None:
+        self._ended[request_id] = self._running.pop(request_id)
+        if len(self._ended) > MAX_ENDED_REQUESTS:
+            del self._ended[next(iter(self._ended))]
 
     def report(self, device_seconds: Mapping[int, float]) -> None:
         """What the process has measured since its last report."""
         self._reported_at = time.monotonic()
         for request_id, seconds in device_seconds.items():
-            if charge := self._charges.get(request_id):
+            if charge := self._running.get(request_id) or self._ended.get(request_id):
                 charge.add(seconds)
 
-    def charge_unreported(self, request_ids: Collection[int]) -> float:
+    def end_process(self) -> float:
         """The process has exited: charge the seconds since its last report equally to the requests that it had, and return them."""
-        if not request_ids:
-            return 0.0
-        seconds = time.monotonic() - self._reported_at
-        self.report(dict.fromkeys(request_ids, seconds / len(request_ids)))
+        seconds = time.monotonic() - self._reported_at if self._running else 0.0
+        for charge in self._running.values():
+            charge.add(seconds / len(self._running))
+        self._running.clear()
+        self._ended.clear()
         return seconds

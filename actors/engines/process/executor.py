@@ -224,7 +224,7 @@ class Executor:
         state.request_id = self._last_request_id
         if not self._running:
             self._process.expect_frame_within(self.step_seconds)
-        self._charged.submit(state.request_id, state.charge, idle=not self._running)
+        self._charged.submit(state.request_id, state.charge)
         self._running[state.request_id] = state
         self._process.send(Submit(state.request_id, state.request))
 
@@ -277,6 +277,7 @@ class Executor:
 
     def _remove(self, state: RequestState) -> None:
         del self._running[state.request_id]
+        self._charged.end(state.request_id)
 
     # -- lifecycle of the process
 
@@ -320,7 +321,7 @@ class Executor:
     def _handle_exit(self, process_exit: ProcessExit) -> None:
         """Record the exit with every request that was running, and queue those again that have not failed, each to run alone."""
         self.stats.record_exit(process_exit)
-        self.stats.add_busy_seconds(self._charged.charge_unreported(self._running))
+        self.stats.add_busy_seconds(self._charged.end_process())
         interrupted = list(self._running.values())
         self._breaker.record_exit(process_exit, had_requests=bool(interrupted))
         self._running.clear()
