@@ -21,7 +21,7 @@ from bus.settings import BusSettings
 from contracts.text import TokenLogprob, ToolCallDelta
 from tests.support.broker_client import StartWorker, wait_until
 from tests.support.live_gateway import live_gateway, official_client
-from tests.support.response_workers import RESPONSE_ACTORS, purge_response_queues, use_engine, words
+from tests.support.response_workers import RESPONSE_ACTORS, ScriptedEngine, purge_response_queues, use_engine, words
 
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 OfficialClient = Any  # AsyncOpenAI, whose items are unions of dozens of types
@@ -51,6 +51,11 @@ async def wait_for_status(client: OfficialClient, response_id: str, *statuses: s
 
     await wait_until(has_status)
     return found[-1]
+
+
+async def wait_for_requests(engine: ScriptedEngine, count: int) -> None:
+    """Until so many have reached the engine."""
+    await wait_until(lambda: asyncio.sleep(0, len(engine.requests) >= count), 20)
 
 
 async def test_response_has_openai_fields(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +269,7 @@ async def test_background_response_is_cancelled(client: OfficialClient, start_wo
             await client.responses.create(model="text", input="y", previous_response_id=response.id)
         cancelled = await client.responses.cancel(response.id)
         rest = [event async for event in stream]
-        await asyncio.wait_for(engine.cancelled.wait(), 5)
+        await asyncio.wait_for(engine.cancelled.wait(), 20)
         again = await client.responses.cancel(response.id)
         events = [event async for event in await client.responses.retrieve(response.id, stream=True)]
     assert (cancelled.status, again) == ("cancelled", cancelled)
@@ -276,22 +281,26 @@ async def test_background_response_is_cancelled(client: OfficialClient, start_wo
 
 async def test_closed_connection_cancels(client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a response in the background. One in the foreground cannot be cancelled otherwise."""
-    engine = use_engine(monkeypatch, lambda _: words("on " * 100, pause=0.03))
+    may_end = asyncio.Event()
+    engine = use_engine(monkeypatch, lambda _: words("on " * 20, waits={10: may_end}))
     async with start_worker(*RESPONSE_ACTORS):
         stream = await client.responses.create(model="text", input="x", stream=True)
         first = await anext(aiter(stream))
         with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
             await client.responses.cancel(first.response.id)
+        await wait_for_requests(engine, 1)
         await stream.close()
-        await asyncio.wait_for(engine.cancelled.wait(), 5)
+        await asyncio.wait_for(engine.cancelled.wait(), 20)
         assert (await wait_for_status(client, first.response.id, "cancelled")).status == "cancelled"
         engine.cancelled.clear()
-        with pytest.raises(openai.APITimeoutError):
-            await client.with_options(timeout=0.5).responses.create(model="text", input="x")
-        await asyncio.wait_for(engine.cancelled.wait(), 5)
+        call = asyncio.create_task(client.responses.create(model="text", input="x"))
+        await wait_for_requests(engine, 2)
+        call.cancel()
+        await asyncio.wait_for(engine.cancelled.wait(), 20)
         background = await client.responses.create(model="text", input="x", background=True, stream=True)
         created = await anext(aiter(background))
         await background.close()
+        may_end.set()
         assert (await wait_for_status(client, created.response.id, "completed")).output_text.startswith("on on")
 
 
@@ -301,7 +310,7 @@ async def test_deleted_response_is_unknown(client: OfficialClient, start_worker:
         response = await client.responses.create(model="text", input="x", background=True)
         await wait_for_status(client, response.id, "in_progress")
         await client.responses.delete(response.id)
-        await asyncio.wait_for(engine.cancelled.wait(), 5)
+        await asyncio.wait_for(engine.cancelled.wait(), 20)
         for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel, client.responses.input_items.list):
             with pytest.raises(openai.NotFoundError, match="not found"):
                 await call(response.id)

@@ -1,7 +1,7 @@
 """What tests of responses share: a text engine whose chunks a test decides, and the actors with it; the official client's fields."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,9 @@ from actors.engines.language.requests import EngineState, GenerationChunk, Gener
 from bus.actor import Actor
 from contracts.broker_names import dead_letter_queue, work_queue
 
-Script = Callable[[GenerationRequest], Sequence[GenerationChunk | Exception | float]]
-"""The chunks of an answer; an exception is raised, a number is a pause in seconds."""
+Part = GenerationChunk | Exception | float | asyncio.Event
+Script = Callable[[GenerationRequest], Sequence[Part]]
+"""The chunks of an answer; an exception is raised, a number is a pause in seconds, an event is waited for."""
 
 
 class ScriptedEngine:
@@ -37,6 +38,8 @@ class ScriptedEngine:
                     raise part
                 if isinstance(part, float):
                     await asyncio.sleep(part)
+                elif isinstance(part, asyncio.Event):
+                    await part.wait()
                 else:
                     yield part
             has_ended = True
@@ -57,11 +60,12 @@ class ScriptedEngine:
         return EngineState()
 
 
-def words(text: str, *, pause: float = 0.0, finish: Any = "stop") -> list[GenerationChunk | Exception | float]:
-    """A chunk for each word, and the last one with token counts."""
-    parts: list[GenerationChunk | Exception | float] = []
+def words(text: str, *, pause: float = 0.0, finish: Any = "stop", waits: Mapping[int, asyncio.Event] | None = None) -> list[Part]:
+    """A chunk for each word, and the last one with token counts. `waits`: what is waited for before a word, by its number."""
+    parts: list[Part] = []
     texts = text.split(" ")
     for number, word in enumerate(texts):
+        parts += [waits[number]] if waits and number in waits else []
         parts += [GenerationChunk(word + (" " if number < len(texts) - 1 else ""), number + 1), pause]
     return [*parts, GenerationChunk("", len(texts), finish, prompt_tokens=7, cached_tokens=2)]
 
