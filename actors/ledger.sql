@@ -59,11 +59,17 @@ create or replace function atelier.job_prompt(job atelier.jobs) returns text lan
 $$;
 
 -- name: upsert_event
--- Events of the job and completed steps keep their content; a step's progress and failure are replaced by those of a later attempt.
+-- Events of the job and completed steps keep their content; a step's progress and failure are replaced by those of a later run, such as a
+-- replay, and its device seconds are added to theirs. An event that is delivered again is not later, and changes nothing.
 insert into atelier.job_events as event (job_id, at, step, kind, message_id, percent, body)
 values ($1, $2, $3, $4, $5, $6, $7)
-on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = excluded.body
-where event.step <> 'job' and event.kind <> 'completed'
+on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = case
+    when event.body ? 'device_seconds' then excluded.body || jsonb_build_object(
+        'device_seconds', (event.body ->> 'device_seconds')::float8 + coalesce((excluded.body ->> 'device_seconds')::float8, 0)
+    )
+    else excluded.body
+end
+where event.step <> 'job' and event.kind <> 'completed' and event.at < excluded.at
 
 -- name: upsert_job
 -- Returns no row for an event of another tenant: the first event sets the job's tenant, or the claim before it.
@@ -185,7 +191,7 @@ select count(*) from purged
 
 -- name: usage
 -- Busy seconds of the devices by tenant and step, of the events since $1, of one tenant if $2 names it. A step that failed and completed
--- when it was replayed has both events, and used the device both times.
+-- when it was replayed has both events, and used the device both times; the failed one has the sum of all runs that failed.
 select body ->> 'tenant' as tenant, step, count(*) as runs, sum((body ->> 'device_seconds')::float8) as device_seconds
 from atelier.job_events
 where step <> 'job' and body ? 'device_seconds' and ($1::timestamptz is null or at >= $1) and ($2::text is null or body ->> 'tenant' = $2)

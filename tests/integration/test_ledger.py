@@ -85,6 +85,36 @@ async def test_replayed_job_is_completed_after_failure(
     assert job_id in [job.job_id for job in listed.jobs]
 
 
+async def test_device_seconds_of_runs_that_fail_again_add_up(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    """Each once, however often its event is delivered; the rest is that of the last run."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    runs = [event(job_id, "image", "failed", at, fault=FAULT | {"message": f"run {at}"}, device_seconds=at / 4) for at in (1, 2, 5)]
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+
+        async def publish_until(body: dict[str, Any], device_seconds: float) -> None:
+            await publish_event(broker_client, body)
+            await wait_until(lambda: step_seconds(requests, job_id, device_seconds))
+
+        for body, total in zip(runs, (0.25, 0.75, 2.0), strict=True):
+            await publish_until(body, total)
+        for body in runs:
+            await publish_event(broker_client, body)
+        await asyncio.sleep(SETTLE_SECONDS)
+        await publish_event(broker_client, event(job_id, "job", "failed", 6, fault=FAULT))
+        job = await wait_for_job(requests, job_id, 1)
+    [step] = job.steps
+    assert (step.device_seconds, step.fault.message if step.fault else None, job.device_seconds) == (2.0, "run 5", 2.0)
+
+
+async def step_seconds(requests: RequestClient, job_id: str, expected: float) -> bool:
+    if not await has_steps(requests, job_id, 1):
+        return False
+    [step] = Job.model_validate(await requests.request("job.get", {"job_id": job_id}, seconds=5)).steps
+    return step.device_seconds == expected
+
+
 async def test_event_of_another_tenant_is_not_stored(
     start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
 ) -> None:
