@@ -15,13 +15,17 @@ from bus.errors import PermanentError
 
 @dataclass(frozen=True)
 class FaultyRequest:
-    """`steps` of `seconds` each. `fault`, a key of FAULTS, happens at `fault_step`. `output_bytes`: the size of an output file."""
+    """`steps` of `seconds` each. `fault`, a key of FAULTS, happens at `fault_step`. `output_bytes`: the size of an output file.
+
+    `gate`: a folder. Each step writes the file `began` there, and ends when the test has written `end`.
+    """
 
     steps: int = 3
     seconds: float = 0.0
     fault: str = ""
     fault_step: int = 1
     output_bytes: int = 0
+    gate: Path | None = None
 
 
 @dataclass
@@ -57,6 +61,9 @@ class FaultyEngine:
     def _tick(self) -> Sequence[EngineEvent]:
         events: list[EngineEvent] = []
         time.sleep(max(request.seconds for request in self.active.values()))
+        for request in self.active.values():
+            if request.gate:
+                wait_at_gate(request.gate)
         for request_id, request in list(self.active.items()):
             if self.steps_done[request_id] == 0:
                 events.append(Started(request_id))
@@ -79,6 +86,12 @@ class FaultyEngine:
 
     def close(self) -> None:
         return
+
+
+def wait_at_gate(gate: Path) -> None:
+    (gate / "began").touch()
+    while not (gate / "end").exists():
+        time.sleep(0.005)
 
 
 def hang_forever() -> None:

@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 
 import pytest
 
@@ -69,27 +68,27 @@ def test_work_in_progress_is_reported_so_far() -> None:
 
 
 def test_two_threads_share_each_moment_in_which_both_work() -> None:
-    device_time = DeviceTime("cpu")
-    both = threading.Barrier(2)
+    """One works for 1 + 4 + 2 seconds, the other one for the middle 4 of them."""
+    clock = Clock()
+    device_time = DeviceTime("cpu", clock)
+    began, may_end = threading.Event(), threading.Event()
 
     def encode() -> None:
-        both.wait()
         with device_time.work({2: 1}):
-            time.sleep(0.2)
+            began.set()
+            assert may_end.wait(60)
 
     thread = threading.Thread(target=encode)
-    thread.start()
-    started = time.perf_counter()
     with device_time.work({1: 1}):
-        both.wait()
+        clock.now += 1
+        thread.start()
+        assert began.wait(60)
+        clock.now += 4
+        may_end.set()
         thread.join()
-        time.sleep(0.2)
-    elapsed = time.perf_counter() - started
+        clock.now += 2
 
-    busy_seconds, charged = device_time.take()
-    assert busy_seconds == pytest.approx(elapsed, rel=0.02)
-    assert sum(charged.values()) == pytest.approx(busy_seconds)
-    assert charged[2] == pytest.approx(0.1, rel=0.3)
+    assert device_time.take() == (7.0, {1: 1.0 + 2.0 + 2.0, 2: 2.0})
 
 
 @pytest.mark.parametrize("seed", range(20))
