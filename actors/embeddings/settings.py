@@ -32,8 +32,14 @@ class EmbeddingSettings(BaseSettings):
     )
     device: str = Field("auto", description="Of a loaded model: `auto`, `cpu`, `cuda:0` …; auto: the first CUDA device, else the CPU.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a loaded model. None: torch's own choice.")
-    max_tokens: int | None = Field(None, ge=1, description="The most tokens of an input of a loaded model. None: the model's own limit.")
-    batch_tokens: int = Field(16_384, ge=1, description="The most tokens of one batch of a loaded model, with those that fill it up.")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="The most tokens of an input of a loaded model. None: the model's own limit. In any case those of a batch.",
+    )
+    batch_tokens: int = Field(
+        16_384, ge=1, description="The most tokens of one batch of a loaded model, with those that fill it up, and so of one input."
+    )
 
     def model_options(self) -> EmbeddingOptions:
         assert self.model is not None

@@ -34,7 +34,7 @@ MAX_LENGTH = 1 << 20
 
 @dataclass(frozen=True)
 class LoadedEmbeddingModel:
-    """`max_tokens`: of an input. `dtype`: of the weights."""
+    """`max_tokens`: of an input, no more than those of a batch. `dtype`: of the weights."""
 
     model: Any
     tokenizer: Any
@@ -66,10 +66,12 @@ def load_checkpoint(options: EmbeddingOptions) -> LoadedEmbeddingModel:
     tokenizer = AutoTokenizer.from_pretrained(source)
     arguments = {"add_pooling_layer": False} if config.model_type in POOLED_BY_THE_MODEL else {}
     model = load_complete(AutoModel.from_pretrained, source, dtype=getattr(torch, dtype), **arguments).to(device).eval()
+    model.config.use_cache = False  # a decoder would keep keys and values that nobody reads
     limits = (options.max_tokens, length_limit(config), read_file(source, LENGTH_FILE).get("max_seq_length"), tokenizer.model_max_length)
+    known = [limit for limit in limits if limit is not None and limit <= MAX_LENGTH]
     return LoadedEmbeddingModel(
         model, tokenizer, device, pooling,
-        max_tokens=min(limit for limit in limits if limit is not None and limit <= MAX_LENGTH), size=config.hidden_size, dtype=dtype,
+        max_tokens=min(options.batch_tokens, *known), size=config.hidden_size, dtype=dtype,
     )  # fmt: skip
 
 

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from actors.engines.embedding.checkpoint import LoadedEmbeddingModel, load_checkpoint
 from actors.engines.embedding.requests import EmbeddingOptions, EmbeddingRequest, EmbeddingResponse
 from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
-from actors.engines.process.protocol import EngineEvent, EngineHost, Finished, Started
+from actors.engines.process.protocol import EngineEvent, EngineHost, Failed, Finished, Started
 from bus.errors import PermanentError
+
+log = structlog.get_logger()
 
 STEP_SECONDS = {"cuda": 60.0, "cpu": 600.0}
 """The longest time without a heartbeat: that of one batch."""
@@ -19,11 +23,12 @@ STEP_SECONDS = {"cuda": 60.0, "cpu": 600.0}
 
 @dataclass
 class WaitingRequest:
-    """`token_ids`: of each input. `vectors`: of the first inputs, whose batches are done."""
+    """`token_ids`: of each input. `vectors`: of the first inputs, whose batches are done. `alone`: after a batch with others failed."""
 
     token_ids: list[list[int]]
     dimensions: int
     vectors: list[bytes] = field(default_factory=list)
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class Row:
 
 
 class EmbeddingEngine:
-    """Rows are taken in the order of their arrival, as many as `batch_tokens` allow, at least one."""
+    """Rows are taken in the order of their arrival, as many as `batch_tokens` allow; a single one never has more.
+
+    A batch that fails is embedded again, each of its requests alone, so that one whose vectors cannot be computed fails no other.
+    """
 
     def __init__(self, loaded: LoadedEmbeddingModel, options: EmbeddingOptions) -> None:
         self._loaded, self._options = loaded, options
         self._waiting = OrderedDict[int, WaitingRequest]()
+        self._vocabulary_size: int = loaded.model.get_input_embeddings().num_embeddings
         self.device_time = DeviceTime(loaded.device)
         self.info: dict[str, Any] = {
             "model": model_name(options.model), "device": loaded.device, "dtype": loaded.dtype, "pooling": loaded.pooling,
@@ -51,7 +60,7 @@ class EmbeddingEngine:
         self._embed([self._tokenize("?", 0)])
 
     def submit(self, request_id: int, request: EmbeddingRequest) -> None:
-        """Raises PermanentError("prompt-too-long" · "dimensions-unsupported")."""
+        """Raises PermanentError("prompt-too-long" · "dimensions-unsupported" · "engine-failed")."""
         dimensions = self._check_dimensions(request.dimensions)
         token_ids = [self._tokenize(text, index) for index, text in enumerate(request.inputs)]
         self._waiting[request_id] = WaitingRequest(token_ids, dimensions)
@@ -68,6 +77,9 @@ class EmbeddingEngine:
         if len(ids) > self._loaded.max_tokens:
             detail = f"input {index} has {len(ids)} tokens, {self._loaded.max_tokens} are allowed: divide it"
             raise PermanentError("prompt-too-long", detail)
+        if unknown := [token for token in ids if token >= self._vocabulary_size]:  # on a GPU, they would end the process
+            detail = f"input {index} has the token {unknown[0]}, the model knows {self._vocabulary_size}: its tokenizer is another model's"
+            raise PermanentError("engine-failed", detail)
         return ids or [self._padding_id]
 
     def cancel(self, request_id: int) -> bool:
@@ -81,6 +93,10 @@ class EmbeddingEngine:
         if not rows:
             return ()
         started = [Started(row.request_id) for row in rows if not row.request.vectors]
+        return [*dict.fromkeys(started), *self._embed_rows(rows), *self._finish()]
+
+    def _embed_rows(self, rows: list[Row]) -> list[Failed]:
+        """Add the vectors of the rows to their requests. Raises the errors of the device."""
         shares = dict.fromkeys((row.request_id for row in rows), 0.0)
         for row in rows:
             shares[row.request_id] += len(row.token_ids)
@@ -90,14 +106,26 @@ class EmbeddingEngine:
         except Exception as error:
             if is_device_failure(error):
                 raise
-            return [fail_request(request_id, error) for request_id in shares if self.cancel(request_id)]
+            return self._after_error(rows, error)
         for row, vector in zip(rows, vectors, strict=True):
             row.request.vectors.append(to_bytes(vector, row.request.dimensions))
-        return [*dict.fromkeys(started), *self._finish()]
+        return []
+
+    def _after_error(self, rows: list[Row], error: Exception) -> list[Failed]:
+        """The only request of the rows fails; of several, each runs alone in the next ticks."""
+        request_ids = {row.request_id for row in rows}
+        if len(request_ids) == 1:
+            return [fail_request(request_id, error) for request_id in request_ids if self.cancel(request_id)]
+        log.warning("engine.batch_failed", requests=len(request_ids), cause=type(error).__name__)
+        for row in rows:
+            row.request.alone = True
+        return []
 
     def _next_rows(self) -> list[Row]:
         rows, longest = list[Row](), 0
         for request_id, request in self._waiting.items():
+            if rows and (request.alone or rows[0].request.alone):
+                return rows
             for token_ids in request.token_ids[len(request.vectors) :]:
                 longest = max(longest, len(token_ids))
                 if rows and longest * (len(rows) + 1) > self._options.batch_tokens:
@@ -113,9 +141,9 @@ class EmbeddingEngine:
 
     @property
     def _padding_id(self) -> int:
-        """That of the model's configuration: some families count positions from it."""
+        """That of the model's configuration: some families count positions from it. It may be -1 there, for none."""
         known = (self._loaded.model.config.pad_token_id, self._loaded.tokenizer.pad_token_id)
-        return next((token for token in known if token is not None), 0)
+        return next((token for token in known if token is not None and 0 <= token < self._vocabulary_size), 0)
 
     def _embed(self, rows: list[list[int]]) -> Any:
         """Vectors of unit length, (rows, size) in float32 on the CPU. Raises ValueError for what is no number."""

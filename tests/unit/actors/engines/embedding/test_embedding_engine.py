@@ -87,7 +87,7 @@ def test_pooling_in_the_form_of_later_releases(tmp_path: Path) -> None:
 
 def test_batches_hold_inputs_of_several_requests(bert: Path) -> None:
     """As many as the limit allows, with the tokens that fill rows up."""
-    engine = open_engine(bert, batch_tokens=12)
+    engine = open_engine(bert, batch_tokens=16)
     sizes = list[tuple[int, int]]()
     embed = engine._embed
 
@@ -119,7 +119,14 @@ def test_vectors_are_cut_to_the_sizes_of_the_settings_only(bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options", "limit"), [("bert", {}, LENGTH), ("roberta", {}, LENGTH), ("bert", {"max_tokens": 5}, 5)]
+    ("model_type", "options", "limit"),
+    [
+        ("bert", {}, LENGTH),
+        ("roberta", {}, LENGTH),
+        ("bert", {"max_tokens": 5}, 5),
+        ("bert", {"batch_tokens": 4, "max_tokens": 5}, 4),
+        ("qwen3", {"batch_tokens": 4}, 4),
+    ],
 )
 def test_long_input_is_refused_before_work(model_type: str, options: dict[str, int], limit: int, tmp_path: Path) -> None:
     engine = open_engine(write_tiny_encoder(tmp_path, model_type), **options)
@@ -141,13 +148,67 @@ def test_cancelled_request_leaves_the_engine(bert: Path) -> None:
     assert (engine.cancel(1), engine.cancel(1), engine.tick()) == (True, False, ())
 
 
+def events_of(engine: EmbeddingEngine) -> dict[int, Finished | Failed]:
+    """How each request ends."""
+    ends: dict[int, Finished | Failed] = {}
+    while engine.idle_seconds() == 0:
+        ends |= {event.request_id: event for event in engine.tick() if isinstance(event, Finished | Failed)}
+    return ends
+
+
 def test_vectors_that_are_not_numbers_fail_their_request_alone(bert: Path) -> None:
+    """Its neighbours in the batch have the vectors that they have without it, and the next requests share batches again."""
     engine = open_engine(bert)
-    engine._loaded.model.embeddings.word_embeddings.weight.data[:] = float("nan")
-    engine.submit(1, EmbeddingRequest(("a",)))
-    (failed,) = engine.tick()
+    (expected,) = run(engine, EmbeddingRequest(("fox", "ox")))
+    [token] = engine._tokenize("Z", 0)
+    engine._loaded.model.embeddings.word_embeddings.weight.data[token] = float("nan")
+    for number, inputs in enumerate((("fox", "ox"), ("a", "Z"), ("fox", "ox"))):
+        engine.submit(number, EmbeddingRequest(inputs))
+    ends = events_of(engine)
+    first, failed, last = (ends[number] for number in range(3))
     assert isinstance(failed, Failed)
-    assert engine.idle_seconds() is None
+    assert (failed.kind, failed.code) == ("permanent", "engine-failed")
+    for finished in (first, last):
+        assert isinstance(finished, Finished)
+        np.testing.assert_allclose([np.frombuffer(vector, "<f4") for vector in finished.result.vectors], expected, atol=1e-5)
+    engine.submit(4, EmbeddingRequest(("fox",)))
+    engine.submit(5, EmbeddingRequest(("ox",)))
+    assert {event.request_id for event in engine.tick() if isinstance(event, Finished)} == {4, 5}
+
+
+def test_device_failure_ends_the_process(bert: Path) -> None:
+    """It is no fault of the requests: the executor repeats them in a new process."""
+    engine = open_engine(bert)
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    engine._embed = exhausted  # type: ignore[method-assign]
+    engine.submit(1, EmbeddingRequest(("a",)))
+    with pytest.raises(MemoryError):
+        engine.tick()
+
+
+def test_token_that_the_model_does_not_know_is_refused_before_work(tmp_path: Path) -> None:
+    """As of a tokenizer of another model: on a GPU the batch would end the process."""
+    engine = open_engine(write_tiny_encoder(tmp_path, vocab_size=100))
+    run(engine, EmbeddingRequest(("A",)))
+    with pytest.raises(PermanentError, match=r"input 1 has the token .*, the model knows 100: its tokenizer") as raised:
+        engine.submit(1, EmbeddingRequest(("A", "눈")))
+    assert (raised.value.code, engine.idle_seconds()) == ("engine-failed", None)
+
+
+def test_padding_of_a_configuration_without_one(tmp_path: Path) -> None:
+    engine = open_engine(write_tiny_encoder(tmp_path, "llama", "last", pad_token_id=-1))
+    (together,) = run(engine, EmbeddingRequest(TEXTS))
+    np.testing.assert_allclose(together[0], run(engine, EmbeddingRequest(TEXTS[:1]))[0][0], atol=1e-5)
+
+
+def test_decoder_keeps_no_keys_and_values(tmp_path: Path) -> None:
+    import torch
+
+    engine = open_engine(write_tiny_encoder(tmp_path, "qwen3", "last"))
+    assert engine._loaded.model(input_ids=torch.tensor([[1, 2]])).past_key_values is None
 
 
 @pytest.mark.parametrize(
