@@ -28,7 +28,8 @@ MAX_RESULT_CHARS = 900_000
 def with_model(handler: Callable[..., Coroutine[Any, Any, Result]], *, pauses: bool) -> OpenHandler:
     """Opens `handler` with the model as its keyword argument `model`; all handlers share one.
 
-    `pauses`: its consumer is paused while the model cannot serve. The status is reported all the same.
+    `pauses`: its consumer is paused while the model cannot serve, and its engine is in health checks and metrics. The status is reported
+    all the same.
     """
 
     @asynccontextmanager
@@ -36,6 +37,8 @@ def with_model(handler: Callable[..., Coroutine[Any, Any, Result]], *, pauses: b
         open_model = partial(open_embedding_model, EmbeddingSettings())
         set_unready = resources.set_unready if pauses else lambda _: None
         async with open_shared(resources.shared, "embedding-model", open_model, set_unready) as model:
+            if pauses and model.engine:
+                resources.register_engine(model.engine)
             yield partial(handler, model=model)
 
     return open_handler

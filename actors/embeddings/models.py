@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -13,22 +13,25 @@ from actors.engines.embedding.requests import ENGINE_FACTORY, EmbeddingRequest, 
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.remote.openai_client import open_client, parse_completion, parsing_answer, send_bounded, status_error
-from actors.engines.remote.served_models import ServedModels, read_models
+from actors.engines.remote.served_models import ServedModels, find_model, read_models
 from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready
-from bus.actor import Context
+from bus.actor import Context, ObservableEngine
 from bus.errors import PermanentError
 from bus.observability.gen_ai import Provider
 from contracts.embed import EmbedStatus
 
 PREFETCH = 8
 CONNECTION_LIMITS = httpx.Limits(max_connections=PREFETCH)
+MAX_LISTED_NAMES = 20
+"""Of a server's models, in an error."""
 
 
 class EmbeddingModel(Protocol):
-    """`provider`: in traces."""
+    """`provider`: in traces. `engine`: of a model in a process of the worker."""
 
     provider: Provider
+    engine: ObservableEngine | None
 
     async def ready(self) -> str:
         """The model's name. Raises PermanentError, TemporaryError."""
@@ -47,6 +50,7 @@ class NoModel:
     """No model is configured: each request is refused with the settings that would change it."""
 
     provider: Provider = "atelier"
+    engine: ObservableEngine | None = None
 
     async def ready(self) -> str:
         raise PermanentError("embeddings-unconfigured", UNCONFIGURED)
@@ -65,6 +69,7 @@ class EmbeddedModel:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self.engine: ObservableEngine | None = executor
 
     async def ready(self) -> str:
         await self._executor.ready()
@@ -84,9 +89,13 @@ class EmbeddedModel:
 
 
 class ServerModel:
-    """A model of a server with `/v1/embeddings`. It is not asked again after a failure: clients of the gateway repeat what may succeed."""
+    """A model of a server with `/v1/embeddings`. It is not asked again after a failure: clients of the gateway repeat what may succeed.
+
+    No other model takes the place of one that the settings name: its vectors do not belong into the same index.
+    """
 
     provider: Provider = "openai"
+    engine: ObservableEngine | None = None
 
     def __init__(self, http: httpx.AsyncClient, requested: str | None) -> None:
         self._http, self._requested = http, requested
@@ -95,7 +104,10 @@ class ServerModel:
     async def _models(self) -> ServedModels:
         if self._served is None:
             response = await send_bounded(self._http, self._http.build_request("GET", "models"))
-            self._served = read_models(response, self._requested, setting="EMBEDDING_MODEL")
+            served = read_models(response, self._requested, setting="EMBEDDING_MODEL")
+            if self._requested and not find_model(self._requested, served.names):
+                raise _other_models(self._requested, served.names)
+            self._served = served
         return self._served
 
     async def ready(self) -> str:
@@ -107,12 +119,19 @@ class ServerModel:
             body["dimensions"] = request.dimensions
         response = await send_bounded(self._http, self._http.build_request("POST", "embeddings", json=body))
         if error := status_error(response):
+            self._served = None  # the server may have another model now
             raise error
         return read_vectors(response, len(request.inputs))
 
     async def status(self) -> EmbedStatus:
         served = await self._models()
         return EmbedStatus(model_name=served.model, engine="openai", max_model_len=served.max_model_len)
+
+
+def _other_models(requested: str, names: Sequence[str]) -> PermanentError:
+    listed = ", ".join(names[:MAX_LISTED_NAMES]) + (" …" if len(names) > MAX_LISTED_NAMES else "")
+    message = f"EMBEDDING_MODEL is {requested!r}, which the server at EMBEDDING_SERVER_URL does not list: set it to one of {listed}"
+    return PermanentError("embeddings-unconfigured", message)
 
 
 def read_vectors(response: httpx.Response, count: int) -> EmbeddingResponse:
@@ -123,7 +142,7 @@ def read_vectors(response: httpx.Response, count: int) -> EmbeddingResponse:
         vectors = tuple(pack_vector(entries[index]) for index in range(count))
         if len(entries) != count or len(set(map(len, vectors))) != 1:
             raise ValueError("not one vector of the same size for each input")
-        return EmbeddingResponse(vectors, int((body.get("usage") or {}).get("prompt_tokens") or 0))
+        return EmbeddingResponse(vectors, max(0, int((body.get("usage") or {}).get("prompt_tokens") or 0)))
 
 
 def pack_vector(numbers: list[float]) -> bytes:

@@ -98,7 +98,7 @@ def parsing_answer(text: str = "") -> Iterator[None]:
     """Raises TemporaryError("server-failed") where an answer with status 200 is not what OpenAI's API returns, such as a proxy's page."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         page = (
             "; it is a page of HTML: does the address of the server end with /v1?" if text.lstrip("\ufeff \r\n\t").startswith("<") else ""
         )

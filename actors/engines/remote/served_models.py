@@ -3,6 +3,7 @@
 Many servers and proxies lack the route: where the settings name a model, that is no reason not to ask it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +79,18 @@ def _name_of(model: dict[str, Any]) -> str:
 
 
 def choose_model(requested: str | None, served: list[str]) -> str:
-    """`requested` if the server has it, also in a folder or with the tag `latest`, else the first that it serves.
-
-    Raises TemporaryError when it serves none.
-    """
+    """`requested` if the server has it, else the first that it serves. Raises TemporaryError when it serves none."""
     if not served:
         raise TemporaryError("the server serves no model yet", code="server-not-ready")
-    if requested in served:
-        return str(requested)
+    if requested and (name := find_model(requested, served)):
+        return name
     if requested:
-        near = (name for name in served if name == f"{requested}:latest" or name.endswith(f"/{requested}"))
-        if name := next(near, None):
-            return name
         log.warning("server.other_model", requested=requested, used=served[0])
     return served[0]
+
+
+def find_model(requested: str, served: Sequence[str]) -> str | None:
+    """The name by which the server has the model: also in a folder, or with the tag `latest`."""
+    if requested in served:
+        return requested
+    return next((name for name in served if name == f"{requested}:latest" or name.endswith(f"/{requested}")), None)
