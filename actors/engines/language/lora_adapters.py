@@ -5,11 +5,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from actors.engines.process.failures import describe_error
+
+MAX_CAUSE_CHARS = 600
 ADAPTER_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 BASE = "__base__"
 """What PEFT calls the model without an adapter."""
-REFUSED_OPTIONS = {"use_dora": "DoRA", "alora_invocation_tokens": "activated LoRA"}
-"""Variants that PEFT cannot mix in one batch."""
+PROVEN_OPTIONS = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern",
+    "revision", "target_modules", "task_type", "use_rslora",
+})  # fmt: skip
+"""Options with any value. Others must have PEFT's default: of some, loading changes the model's own weights, and with them the answers of
+all others, and some cannot be mixed in one batch.
+"""
+PROVEN_INITIALIZATIONS = (True, False, "gaussian")
+"""Others write what they take from the model's own weights back into them."""
 
 
 def load_adapters(model: Any, loras: dict[str, str]) -> tuple[Any, dict[str, str]]:
@@ -30,7 +41,8 @@ def load_adapters(model: Any, loras: dict[str, str]) -> tuple[Any, dict[str, str
                 else:
                     model = PeftModel.from_pretrained(model, path, adapter_name=internal[name])
         except Exception as error:
-            raise ValueError(f"{describe(name, folder)} does not fit the model: {error}; name an adapter that was made for it") from error
+            cause = f"does not fit the model: {describe_error(error, MAX_CAUSE_CHARS)}; name an adapter that was made for it"
+            raise ValueError(f"{describe(name, folder)} {cause}") from error
         check_weights(model, name, folder, internal[name])
     return model.eval(), internal
 
@@ -46,8 +58,24 @@ def check_adapter(name: str, folder: Path) -> None:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise ValueError(f"{describe(name, folder)} has the type {kind!r}; only LORA is supported")
-    if refused := [label for option, label in REFUSED_OPTIONS.items() if config.get(option)]:
-        raise ValueError(f"{describe(name, folder)} uses {refused[0]}, which cannot share a batch: merge it into a model of its own")
+    if refused := refused_option(config):
+        cause = f"uses {refused}, which would change the answers of others or cannot share a batch: merge it into a model of its own"
+        raise ValueError(f"{describe(name, folder)} {cause}")
+
+
+def refused_option(config: dict[str, Any]) -> str | None:
+    """An option whose value is not proven, with its value; options that PEFT does not know count as well."""
+    from peft import LoraConfig
+
+    defaults = LoraConfig()
+    for option, value in config.items():
+        if option == "init_lora_weights":
+            is_proven = value in PROVEN_INITIALIZATIONS
+        else:
+            is_proven = option in PROVEN_OPTIONS or not value or value == getattr(defaults, option, None)
+        if not is_proven:
+            return f"{option} = {value!r:.100}"
+    return None
 
 
 def check_weights(model: Any, name: str, folder: str, internal: str) -> None:

@@ -3,9 +3,11 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actors.engines.language.lora_adapters import BASE, load_adapters
 from actors.engines.language.requests import TextModelOptions
 from actors.engines.language.text_model import TextModelEngine, open_text_model
 from actors.engines.language.tiny_llama import write_tiny_llama
@@ -89,10 +91,40 @@ def test_rows_start_again_with_their_adapters_when_memory_runs_out(engine: TextM
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"init_lora_weights": "gaussian"}, {"use_rslora": True}, {"lora_bias": True}, {"rank_pattern": {"q_proj": 2}},
+        {"modules_to_save": ["lm_head"]}, {"layers_to_transform": [0]}, {"target_modules": "all-linear"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_adapters_leave_the_model_as_it_is(folder: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    """Rows without an adapter have the logits that they have in a model without adapters."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+        adapter = write_adapter(folder, tmp_path / "adapter", seed=3, **config)
+        expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        model, names = load_adapters(AutoModelForCausalLM.from_pretrained(folder).eval(), {"mine": adapter})
+        own, base = model(ids.expand(2, -1), adapter_names=[names["mine"], BASE]).logits
+    assert (base - expected[0]).abs().max() < 1e-5
+    assert (own - base).abs().max() > 1e-3 or config.get("init_lora_weights") == "gaussian"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "has the type 'IA3'; only LORA"),
-        ({"use_dora": True}, "uses DoRA"),
+        ({"use_dora": True}, "uses use_dora = True, which would change the answers of others or cannot share a batch: merge it"),
+        ({"alora_invocation_tokens": [1, 2]}, "uses alora_invocation_tokens"),
+        ({"bias": "all"}, "uses bias = 'all'"),
+        ({"bias": "lora_only"}, "uses bias = 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, "uses init_lora_weights = 'pissa'"),
+        ({"init_lora_weights": "olora"}, "uses init_lora_weights = 'olora'"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "uses layer_replication"),
+        ({"use_lora_of_tomorrow": True}, "uses use_lora_of_tomorrow"),
         ({"r": 3}, "does not fit the model: .*size mismatch"),
         ({"target_modules": ["q_proj"]}, "does not fit the model: .*v_proj"),
         ({"target_modules": ["nowhere"]}, "does not fit the model: Target modules"),
