@@ -26,8 +26,10 @@ from actors.engines.language.tool_calls import (
     forces_call,
     offered_tools,
 )
+from actors.engines.process.failures import describe_error
 from bus.errors import PermanentError
 
+MAX_CAUSE_CHARS = 300
 TOOL_WORDS = ("tools", "tool_calls", CALL, RESULT)
 """A template that has all of them writes tools, calls and results as Hermes and Qwen do."""
 XML_CALLS = "<function="
@@ -90,13 +92,12 @@ class ChatFormat:
         try:
             return replace(
                 request,
-                messages=[{key: value if key == "role" else clean_json(value, words) for key, value in message.items()}
-                          for message in request.messages],
+                messages=[clean_message(message, words) for message in request.messages],
                 tools=tuple(clean_json(tool, words) for tool in request.tools),
                 prompt=None if request.prompt is None else words.remove_from(request.prompt),
             )  # fmt: skip
         except RecursionError as error:
-            raise PermanentError("prompt-unreadable", "the tools are nested too deeply") from error
+            raise PermanentError("prompt-unreadable", "the tools, or the arguments of a tool call, are nested too deeply") from error
 
     def render_clean(self, tokenizer: Any, request: GenerationRequest, model: str) -> RenderedPrompt:
         """Raises PermanentError("prompt-unreadable"), and ("parameter-unsupported") for an effort that the template does not read.
@@ -121,7 +122,8 @@ class ChatFormat:
                 text, in_reasoning = text.rstrip() + CLOSED_REASONING, False
             return RenderedPrompt(list(tokenizer.encode(text, add_special_tokens=False)), in_reasoning)
         except Exception as error:
-            raise PermanentError("prompt-unreadable", f"the model's chat template rejects the messages: {error}") from error
+            cause = describe_error(error, MAX_CAUSE_CHARS)
+            raise PermanentError("prompt-unreadable", f"the model's chat template rejects the messages: {cause}") from error
 
     def _effort(self, request: GenerationRequest, model: str) -> dict[str, Any]:
         if request.reasoning_effort is None:
@@ -183,6 +185,27 @@ def strings_in(value: Any) -> Iterable[str]:
     elif isinstance(value, (list, tuple)):
         for entry in value:
             yield from strings_in(entry)
+
+
+def clean_message(message: dict[str, Any], words: ControlWords) -> dict[str, Any]:
+    """The message without control words, also those that the JSON of arguments writes with escapes."""
+    clean = {key: value if key == "role" else clean_json(value, words) for key, value in message.items()}
+    if not clean.get("tool_calls"):
+        return clean
+    calls = [
+        call | {"function": call["function"] | {"arguments": clean_arguments(call["function"]["arguments"], words)}}
+        for call in clean["tool_calls"]
+    ]
+    return clean | {"tool_calls": calls}
+
+
+def clean_arguments(text: str, words: ControlWords) -> str:
+    """Arguments, which have no control words as a text, without those in the texts and keys of their JSON."""
+    value = read_arguments(text)
+    if not isinstance(value, dict):
+        return text
+    clean = json.dumps(clean_json(value, words), ensure_ascii=False)
+    return clean.encode(errors="backslashreplace").decode()  # half a character stays the escape that it was
 
 
 def clean_json(value: Any, words: ControlWords) -> Any:
