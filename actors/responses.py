@@ -12,19 +12,16 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import structlog
+
 from actors.attachments.documents import DocumentReader
 from actors.engines.language.requests import PromptTooLong
 from actors.engines.shared_resource import open_shared
 from actors.llm.prompt_builder import PromptBuilder
+from actors.llm.request_checks import check_messages, check_tools
+from actors.llm.response_input import check_conversation
 from actors.llm.response_prompt import check_calls, drop_oldest, to_command, to_messages
-from actors.llm.response_repository import (
-    DATABASE_MISSING,
-    SCHEMA,
-    ResponseEnd,
-    ResponseRepository,
-    ResponseRun,
-    check_item_count,
-)
+from actors.llm.response_repository import DATABASE_MISSING, SCHEMA, ResponseEnd, ResponseRepository, ResponseRun
 from actors.llm.response_watcher import ResponseWatcher, open_watcher
 from actors.llm.response_writer import EventWriter
 from actors.llm.settings import TextSettings
@@ -32,10 +29,10 @@ from actors.llm.text_answer import TextDependencies, answer_text
 from actors.llm.text_engines import open_text_engine
 from actors.settings import AttachmentSettings, ResponseSettings
 from bus.actor import Actor, Context, Handler, OpenHandler, Resources, query_actor
-from bus.errors import CallerGone, PermanentError
+from bus.errors import CallerGone, PermanentError, TemporaryError
 from bus.outcome import fault_from_error
 from bus.persistence.purge import purge_periodically
-from bus.retry import retry_while_unavailable
+from bus.retry import UNAVAILABLE, retry_while_unavailable
 from contracts.responses import (
     CancelResponse,
     CreateResponse,
@@ -48,6 +45,7 @@ from contracts.responses import (
     ResponseDeleted,
     ResponseEvents,
     ResponseRan,
+    ResponseRequest,
     ResponseStatus,
     RunResponse,
     StoredResponse,
@@ -61,9 +59,14 @@ RUN_SECONDS = 600.0
 MAX_RUNS = 3
 """Runs of one response, with those whose process died; fewer than the deliveries after which the bus gives a message up."""
 PURGE_SECONDS = 60.0
+DATABASE_PATIENCE_SECONDS, DATABASE_PAUSE_SECONDS = 2.0, 0.3
+"""So long a query is repeated while the database is away, unless its caller waits for longer; and the pause before each time."""
 INCOMPLETE_REASONS: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
 UNREQUESTED_PARAMETERS = frozenset({"seed", "repetition_penalty"})
-"""Of the server's request, but not of the client's: nothing is missing when a server does not take them."""
+"""Of the server's request, but never of the client's: nothing is missing when a server does not take them."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -107,18 +110,37 @@ async def open_run(resources: Resources) -> AsyncIterator[Handler]:
 
 
 def with_store(handler: Callable[..., Coroutine[Any, Any, Result]]) -> OpenHandler:
-    """Opens `handler` with the store as its keyword argument. Without a database each call is the fault `database-missing`."""
+    """Opens `handler` with the store as its keyword argument. Each call may be repeated: it is, while the database is away.
+
+    Its faults: `database-missing` without a database, `database-away` when it is away for longer than the caller waits.
+    """
 
     @asynccontextmanager
     async def open_handler(resources: Resources) -> AsyncIterator[Handler]:
         async with open_store(resources) as store:
 
             async def handle(command: Any, context: Context) -> Result:
-                return await handler(command, context, store=require_store(store))
+                return await answer_while_away(partial(handler, context=context, store=require_store(store)), command)
 
             yield handle
 
     return open_handler
+
+
+async def answer_while_away(handler: Callable[[Any], Coroutine[Any, Any, Result]], command: Any) -> Result:
+    """Raises TemporaryError("database-away")."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + max(DATABASE_PATIENCE_SECONDS, getattr(command, "wait_seconds", 0.0))
+    while True:
+        try:
+            return await handler(command)
+        except UNAVAILABLE as error:
+            log.warning("dependency.unavailable", dependency="database", error=repr(error))
+            if (left := until - loop.time() - DATABASE_PAUSE_SECONDS) <= 0:
+                raise TemporaryError("the database is away: send the request again", code="database-away") from error
+        await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+        if "wait_seconds" in type(command).model_fields:
+            command = command.model_copy(update={"wait_seconds": min(left, command.wait_seconds)})
 
 
 def require_store(store: Store | None) -> Store:
@@ -132,13 +154,16 @@ async def create_response(command: CreateResponse, context: Context, *, store: S
     tenant, repository = context.tenant or "", store.repository
     items = await repository.resolve_references(command.input, tenant)
     conversation = [*await repository.load_conversation(command.request.previous_response_id, tenant), *items]
-    check_item_count(len(conversation))
+    check_conversation(conversation)
     check_calls(conversation)
+    text = to_command(command.response_id, command.request, to_messages(conversation), command.lora_adapter)
+    check_tools(text)
+    check_messages(text.messages or ())
     return await repository.create(command, items, tenant)
 
 
 async def run_response(command: RunResponse, context: Context, *, dependencies: Dependencies) -> ResponseRan:
-    """Ends the response in every case, except when it is to run again: then the error is raised."""
+    """Ends the response in every case, except when it certainly runs again: then the error is raised, and noted with the response."""
     store = require_store(dependencies.store)
     repository, tenant = store.repository, context.tenant or ""
     run = await repository.begin(command.response_id, tenant, uuid4().hex)
@@ -149,9 +174,10 @@ async def run_response(command: RunResponse, context: Context, *, dependencies: 
     except CallerGone:
         raise
     except Exception as error:
-        if not isinstance(error, PermanentError) and run.number < MAX_RUNS:
-            raise
         fault = fault_from_error(error, getattr(error, "code", "attempts-exhausted"), RUN_STEP, run.number)
+        if run.number < MAX_RUNS and context.runs_again(error):
+            await retry_while_unavailable(lambda: repository.note_fault(run, fault), "database")
+            raise
         await retry_while_unavailable(lambda: repository.end(run.response_id, tenant, "failed", fault, run.run), "database")
         store.watcher.wake(run.response_id)
         return ResponseRan(response_id=run.response_id, status="failed")
@@ -186,7 +212,7 @@ async def generate(run: ResponseRun, context: Context, text: TextDependencies, s
         incomplete_reason=reason,
         usage=to_usage(done),
         model=run.lora_adapter or done.model_info.model_name,
-        left_out=[name for name in done.model_info.left_out or () if name not in UNREQUESTED_PARAMETERS] or None,
+        left_out=[name for name in done.model_info.left_out or () if was_requested(name, run.request)] or None,
     )
     await writer.finish(events, end)
     usage = {"prompt_tokens": done.usage.prompt_tokens, "completion_tokens": done.usage.completion_tokens}
@@ -196,13 +222,21 @@ async def generate(run: ResponseRun, context: Context, text: TextDependencies, s
 async def answer(run: ResponseRun, context: Context, text: TextDependencies, repository: ResponseRepository) -> TextDone:
     """With `truncation: auto` without the oldest turns, as many as are too long. Raises as `answer_text`."""
     messages = to_messages(await retry_while_unavailable(lambda: repository.load_items(run), "database"))
+    at_least = 1
     while True:
         try:
             return await answer_text(to_command(run.response_id, run.request, messages, run.lora_adapter), context, text)
         except PromptTooLong as error:
             if run.request.truncation == "disabled":
                 raise
-            messages = drop_oldest(messages, error)
+            messages = drop_oldest(messages, error, at_least)
+            at_least *= 2
+
+
+def was_requested(name: str, request: ResponseRequest) -> bool:
+    """Whether the client may miss a parameter that the server did not take: one that has OpenAI's default changes nothing."""
+    field = ResponseRequest.model_fields.get(name)
+    return name not in UNREQUESTED_PARAMETERS and (field is None or getattr(request, name) != field.default)
 
 
 def to_usage(done: TextDone) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Context:
 
     `send_delta` sends a part of the reply ahead of it, numbered from 0 in its field `sequence`; None when nobody awaits a reply.
     `message_id` names what the message has done, also before the upgrade to keyed ids; `keyed_id` is the id in its events.
+    `runs_again`: whether another attempt follows before the deadline, if the handler raises this error.
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class Context:
     report_progress: ReportProgress
     send_delta: SendDelta | None = None
     keyed_message_id: str | None = None
+    runs_again: Callable[[Exception], bool] = lambda _: True
 
     @property
     def keyed_id(self) -> str:

@@ -20,6 +20,8 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 MAX_ITEMS = 1000
 """Items of one input, and of a conversation with all that precedes it."""
+MAX_PARTS = 1000
+"""Parts of one item."""
 MAX_WAIT_SECONDS = 5.0
 """How long a query waits for what is not there yet."""
 
@@ -65,7 +67,8 @@ def token_fields(token: TokenLogprob) -> dict[str, Any]:
 
 
 class Item(WireModel):
-    """One item of a conversation. Which fields are set depends on its type, as in OpenAI's API.
+    """One item of a conversation. Which fields are set depends on its type, as in OpenAI's API. In an input, an image without a picture is
+    the one at the same place of the stored item with this id.
 
     `thoughts` and `summary`: of `reasoning`. An `item_reference` has only the id of a stored item, which takes its place.
     """
@@ -74,7 +77,7 @@ class Item(WireModel):
     id: ItemId
     status: ItemStatus = "completed"
     role: Literal["user", "assistant", "system", "developer"] = "user"
-    content: list[ItemPart] = Field(default_factory=list, max_length=1000)
+    content: list[ItemPart] = Field(default_factory=list, max_length=MAX_PARTS)
     call_id: str = Field("", max_length=256)
     name: str = Field("", max_length=256)
     arguments: str = ""
@@ -174,8 +177,9 @@ class ResponseRequest(WireModel):
 class CreateResponse(Command):
     """Store a response that is to be generated; `response.run` generates it. The same id twice is the same response.
 
-    Its faults: `previous-response-unknown`, `previous-response-unfinished`, `item-unknown`, `call-unknown`, `conversation-too-long`,
-    `database-missing`. `lora_adapter`: of the worker, where `model` names one. After `deadline` it has failed, unless it has ended.
+    Its faults: `previous-response-unknown`, `previous-response-unfinished`, `item-unknown`, `item-repeated`, `call-unknown`,
+    `conversation-too-long`, `invalid-message`, `database-missing`, `database-away`. `lora_adapter`: of the worker, where `model` names
+    one. After `deadline` it has failed, unless it has ended.
     """
 
     response_id: ResponseId

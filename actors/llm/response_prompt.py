@@ -1,9 +1,12 @@
 """The text command of a response: the messages of its conversation, and what it was requested with. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
+
+from pydantic import ValidationError
 
 from actors.engines.language.requests import PromptTooLong
 from bus.errors import PermanentError
@@ -33,8 +36,24 @@ class AssistantTurn:
         return Message(role="assistant", content=self.text or "", tool_calls=self.calls, reasoning=reasoning)
 
 
+@contextmanager
+def name_invalid_input() -> Iterator[None]:
+    """Raises PermanentError("invalid-message") for what the text step does not take, such as too many calls in one turn."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"messages made of the input cannot be sent to the model: {place} of a {error.title.lower()}: {first['msg']}"
+        raise PermanentError("invalid-message", reason) from None
+
+
+@name_invalid_input()
 def to_messages(items: Iterable[Item]) -> list[Message]:
-    """The messages of a chat. Reasoning, text and calls that follow each other are one message of the assistant."""
+    """The messages of a chat. Reasoning, text and calls that follow each other are one message of the assistant.
+
+    Raises PermanentError("invalid-message").
+    """
     messages: list[Message] = []
     turn: AssistantTurn | None = None
     for item in items:
@@ -86,10 +105,14 @@ def check_calls(items: Iterable[Item]) -> None:
             calls.add(item.call_id)
 
 
+@name_invalid_input()
 def to_command(response_id: str, request: ResponseRequest, messages: list[Message], lora_adapter: str | None) -> Text:
-    """The seed is that of the response's id, so that a run that begins again writes the same text."""
+    """The seed is that of the response's id, so that a run that begins again writes the same text.
+
+    Raises PermanentError("invalid-message").
+    """
     instructions = [Message(role="system", content=request.instructions)] if request.instructions else []
-    fields: dict[str, Any] = request.model_dump(include={"temperature", "logprobs", "top_logprobs", "tool_choice", "tool_name"})
+    fields: dict[str, Any] = request.model_dump(include={"temperature", "top_logprobs", "tool_choice", "tool_name"})
     return Text(
         messages=[*instructions, *messages],
         max_tokens=request.max_output_tokens,
@@ -102,23 +125,35 @@ def to_command(response_id: str, request: ResponseRequest, messages: list[Messag
         reasoning_effort=request.effort,
         json_only=request.text_format.type == "json_object",
         json_schema=request.text_format.json_schema,
+        with_logprobs=request.logprobs,
         stream=True,
         **fields,
     )
 
 
-def drop_oldest(messages: list[Message], error: PromptTooLong) -> list[Message]:
+def drop_oldest(messages: list[Message], error: PromptTooLong, at_least: int = 1) -> list[Message]:
     """The messages without as many of the oldest turns as are too long. Raises `error` when only the last turn is left.
 
-    A turn begins with a message of the user, so that no call loses its result. Messages of the system stay.
+    A turn begins with a message of the user. Messages of the system stay; a result goes with its call.
+    `at_least`: so many turns, if there are as many: not every server says how many tokens are too many.
     """
     starts = [index for index, message in enumerate(messages) if message.role == "user"][1:]
     surplus = sum(map(content_length, messages)) * (1 - error.limit / error.tokens if error.tokens > error.limit > 0 else 0)
-    for start in starts:
+    for start in starts[at_least - 1 :] or starts[-1:]:
         dropped = [message for message in messages[:start] if message.role != "system"]
         if sum(map(content_length, dropped)) >= surplus * SURPLUS_SHARE or start == starts[-1]:
-            return [message for index, message in enumerate(messages) if index >= start or message.role == "system"]
+            return without_lost_results([message for index, message in enumerate(messages) if index >= start or message.role == "system"])
     raise error
+
+
+def without_lost_results(messages: Iterable[Message]) -> list[Message]:
+    """Without those of the role `tool` whose call is not before them."""
+    kept: list[Message] = []
+    calls: set[str] = set()
+    for message in messages:
+        calls.update(call.id for call in message.tool_calls)
+        kept += [message] if message.role != "tool" or message.tool_call_id in calls else []
+    return kept
 
 
 def content_length(message: Message) -> int:

@@ -11,13 +11,21 @@ from typing import Any
 
 from asyncpg import Connection, Pool, Record
 
+from actors.llm.response_input import (
+    MAX_CHAIN,
+    check_chain,
+    check_ids,
+    check_item_count,
+    check_size,
+    needs_stored_item,
+    with_stored_item,
+)
 from actors.llm.response_output import Event, OutputStream
 from bus.errors import CallerGone, PermanentError
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
 from contracts.fault import Fault
 from contracts.responses import (
-    MAX_ITEMS,
     CreateResponse,
     InputItems,
     Item,
@@ -31,15 +39,13 @@ from contracts.responses import (
 SQL = load_queries(__file__, "response_repository.sql")
 SCHEMA = SQL["schema"]
 DATABASE_MISSING = "responses are kept in Postgres: set DATABASE_URL at the worker of the step text"
-MAX_CHAIN = 200
-MAX_CHAIN_BYTES = 8 << 20
 UNSTORED_SECONDS = 300.0
 """After its end, a response that is not to be stored waits so long for the gateway that reads and deletes it."""
 PURGE_BATCH_SIZE = 1000
 EVENT_GROUPS = 64
 """Rows of events that one query reads."""
 EVENT_BYTES = 256 << 10
-"""Of events in one reply, unless one group alone has more."""
+"""Of events in one row, unless one event alone has more; a reply has at most as much and one row."""
 INVALID_PROMPT_CODES = frozenset({"prompt-too-long", "invalid-message", "schema-refused", "parameter-unsupported", "prompt-unreadable"})
 
 
@@ -86,18 +92,23 @@ class ResponseRepository:
         async with self.pool.acquire() as connection, connection.transaction():
             if await connection.fetchval(SQL["create"], *row):
                 await insert_items(connection, command.response_id, items, is_output=False)
-                await connection.execute(SQL["insert_events"], command.response_id, 0, len(events) - 1, events)
+                await insert_events(connection, command.response_id, events)
                 await connection.execute(SQL["set_next_sequence"], command.response_id, len(events))
         return await self.get(command.response_id, tenant)
 
     async def resolve_references(self, items: Sequence[Item], tenant: str) -> list[Item]:
-        """The items with stored ones in place of references. Raises PermanentError("item-unknown")."""
-        ids = [item.id for item in items if item.type == "item_reference"]
-        rows = await self.pool.fetch(SQL["referenced_items"], ids, tenant) if ids else ()
+        """The items with stored ones in place of references, and with the pictures that were stored before.
+
+        Raises PermanentError("item-unknown" · "item-repeated" · "conversation-too-long").
+        """
+        check_ids(items)
+        ids = [item.id for item in items if needs_stored_item(item)]
+        if not ids:
+            return list(items)
+        check_size(await self.pool.fetchval(SQL["referenced_size"], ids, tenant), "the items that are referenced have")
+        rows = await self.pool.fetch(SQL["referenced_items"], ids, tenant)
         stored = {row["item_id"]: Item.model_validate(row["item"]) for row in rows}
-        if unknown := next((item_id for item_id in ids if item_id not in stored), None):
-            raise PermanentError("item-unknown", f"Item with id {unknown[:80]!r} not found: items are kept of stored responses only.")
-        return [stored[item.id] if item.type == "item_reference" else item for item in items]
+        return [with_stored_item(item, stored) if needs_stored_item(item) else item for item in items]
 
     async def load_conversation(self, previous_id: str | None, tenant: str) -> list[Item]:
         """The items of a response and of those before it, in order.
@@ -110,8 +121,7 @@ class ResponseRepository:
         check_chain(previous_id, chain)
         ids = [row["response_id"] for row in reversed(chain)]
         size = await self.pool.fetchrow(SQL["chain_size"], ids)
-        if size["bytes"] > MAX_CHAIN_BYTES:
-            raise too_long(f"the responses before this one have {size['bytes']} bytes, {MAX_CHAIN_BYTES} are allowed")
+        check_size(size["bytes"], "the responses before this one have")
         check_item_count(size["items"])
         return [Item.model_validate(row["item"]) for row in await self.pool.fetch(SQL["chain_items"], ids)]
 
@@ -147,7 +157,7 @@ class ResponseRepository:
         """
         async with self.pool.acquire() as connection, connection.transaction():
             if await lock_run(connection, run) == first:
-                await connection.execute(SQL["insert_events"], run.response_id, first, first + len(events) - 1, events)
+                await insert_events(connection, run.response_id, events)
                 await connection.execute(SQL["set_next_sequence"], run.response_id, first + len(events))
 
     async def finish(self, run: ResponseRun, first: int, events: list[Event], end: "ResponseEnd", items: list[Item]) -> None:
@@ -159,6 +169,10 @@ class ResponseRepository:
             await lock_run(connection, run)
             await insert_items(connection, run.response_id, items, is_output=True)
             await store_end(connection, run.response_id, first, events, end)
+
+    async def note_fault(self, run: ResponseRun, fault: Fault) -> None:
+        """Why a run ended that is followed by another one: the cause, if the other does not come to an end before the deadline."""
+        await self.pool.execute(SQL["note_fault"], run.response_id, run.run, fault.model_dump(mode="json", exclude_none=True))
 
     async def end(self, response_id: str, tenant: str, status: ResponseStatus, fault: Fault | None = None, run: str | None = None) -> None:
         """End a response with the output that it has; one that has ended stays as it is.
@@ -185,7 +199,7 @@ class ResponseRepository:
         row = await self.pool.fetchrow(SQL["get"], response_id, tenant)
         if row is None:
             raise unknown(response_id)
-        fault = Fault.model_validate(row["fault"]) if row["fault"] else None
+        fault = Fault.model_validate(row["fault"]) if row["fault"] and row["status"] == "failed" else None
         return StoredResponse(response=row["response"], status=row["status"], fault=fault)
 
     async def require_background(self, response_id: str, tenant: str) -> None:
@@ -201,13 +215,15 @@ class ResponseRepository:
         if row is None or not (row["stored"] or unstored):
             raise unknown(response_id)
         if row["expired"]:
-            await self._expire(response_id, tenant)
+            await self._expire(response_id, tenant, row["fault"])
             row = await self.pool.fetchrow(SQL["state"], response_id, tenant)
         return row
 
-    async def _expire(self, response_id: str, tenant: str) -> None:
-        message = "The response was not generated before its deadline: its worker was stopped or is too busy. Create it again."
-        fault = Fault(code="deadline-exceeded", message=message, step="response.run")
+    async def _expire(self, response_id: str, tenant: str, noted: dict[str, Any] | None) -> None:
+        """`noted`: the fault of a run that had failed before."""
+        cause = f"the last attempt failed: {noted['message']}" if noted else "its worker was stopped or is too busy. Create it again."
+        code = noted["code"] if noted else "deadline-exceeded"
+        fault = Fault(code=code, message=f"The response was not generated before its deadline: {cause}"[:2000], step="response.run")
         await self.end(response_id, tenant, "failed", fault)
 
     async def events_after(self, response_id: str, tenant: str, after: int, *, unstored: bool) -> EventPage:
@@ -326,36 +342,28 @@ async def insert_items(connection: Connection, response_id: str, items: list[Ite
     await connection.executemany(SQL["insert_item"], rows)
 
 
+async def insert_events(connection: Connection, response_id: str, events: list[Event]) -> None:
+    """In rows of EVENT_BYTES: the last events of an answer repeat all its text and log probabilities."""
+    rows = [(group[0]["sequence_number"], group[-1]["sequence_number"], group) for group in split_by_size(events)]
+    await connection.executemany(SQL["insert_events"], [(response_id, *row) for row in rows])
+
+
+def split_by_size(events: list[Event]) -> list[list[Event]]:
+    groups: list[list[Event]] = []
+    size = 0
+    for event in events:
+        size += event_size(event)
+        if not groups or size > EVENT_BYTES:
+            groups.append([])
+            size = event_size(event)
+        groups[-1].append(event)
+    return groups
+
+
 async def store_end(connection: Connection, response_id: str, first: int, events: list[Event], end: ResponseEnd) -> None:
-    await connection.execute(SQL["insert_events"], response_id, first, first + len(events) - 1, events)
+    await insert_events(connection, response_id, events)
     fault = end.fault.model_dump(mode="json", exclude_none=True) if end.fault else None
     await connection.execute(SQL["end"], response_id, end.status, end.response, fault, first + len(events))
-
-
-def check_chain(previous_id: str, chain: Sequence[Record]) -> None:
-    if not chain:
-        message = f"Previous response with id {previous_id[:80]!r} not found."
-        raise PermanentError("previous-response-unknown", message)
-    if chain[0]["status"] not in ("completed", "incomplete"):
-        status = chain[0]["status"]
-        message = f"Previous response with id {previous_id!r} is {status}: only one that is completed or incomplete can be continued."
-        raise PermanentError("previous-response-unfinished", message)
-    if chain[-1]["previous_id"] is None:
-        return
-    if len(chain) == MAX_CHAIN:
-        raise too_long(f"{MAX_CHAIN} responses precede this one")
-    message = f"Previous response with id {chain[-1]['previous_id']!r} not found: a response of this conversation was deleted."
-    raise PermanentError("previous-response-unknown", message)
-
-
-def check_item_count(count: int) -> None:
-    """Raises PermanentError("conversation-too-long"). One message is left to the instructions."""
-    if count >= MAX_ITEMS:
-        raise too_long(f"the conversation has {count} items, {MAX_ITEMS - 1} are allowed")
-
-
-def too_long(reason: str) -> PermanentError:
-    return PermanentError("conversation-too-long", f"{reason}: begin another conversation, with a summary of this one as input")
 
 
 def unknown(response_id: str) -> PermanentError:

@@ -19,7 +19,7 @@ create table if not exists atelier.responses (
     ended_at timestamptz
 );
 create index if not exists responses_ended_at on atelier.responses (ended_at);
-create index if not exists responses_deadline on atelier.responses (deadline) where ended_at is null;
+create index if not exists responses_unstored on atelier.responses (ended_at) where not stored;
 create table if not exists atelier.response_items (
     response_id text not null references atelier.responses on delete cascade,
     number integer not null,
@@ -79,11 +79,23 @@ from atelier.response_items i join atelier.responses r using (response_id)
 where i.item_id = any($1) and r.tenant = $2 and r.stored
 order by i.item_id, r.created_at desc
 
+-- name: referenced_size
+-- In bytes, of what `referenced_items` returns.
+select coalesce(sum(octet_length(item::text)), 0) from (
+    select distinct on (i.item_id) i.item
+    from atelier.response_items i join atelier.responses r using (response_id)
+    where i.item_id = any($1) and r.tenant = $2 and r.stored
+    order by i.item_id, r.created_at desc
+) found
+
 -- name: begin
 -- Starts a run: from now on no earlier one may write.
 update atelier.responses set run = $3, runs = runs + 1, status = 'in_progress', response = jsonb_set(response, '{status}', '"in_progress"')
 where response_id = $1 and tenant = $2 and ended_at is null
 returning request, lora_adapter, response, next_sequence, runs
+
+-- name: note_fault
+update atelier.responses set fault = $3 where response_id = $1 and run = $2 and ended_at is null
 
 -- name: all_events
 select events from atelier.response_events where response_id = $1 order by first_sequence
@@ -100,7 +112,7 @@ from atelier.responses where response_id = $1 and tenant = $2 for update
 select status, response, fault from atelier.responses where response_id = $1 and tenant = $2
 
 -- name: state
-select status, stored, background, next_sequence, ended_at is null and deadline < now() as expired
+select status, stored, background, next_sequence, fault, ended_at is null and deadline < now() as expired
 from atelier.responses where response_id = $1 and tenant = $2
 
 -- name: end
@@ -131,9 +143,12 @@ select number from atelier.response_items where response_id = $1 and item_id = $
 
 -- name: purge
 -- One batch. $1: days after which stored responses go; null: never. $2: seconds after which the others go. $3: size of the batch.
+-- A response without an end goes as if it had ended at its deadline. Each condition is one of an index on `ended_at`.
 with old as (
     select response_id from atelier.responses
-    where coalesce(ended_at, deadline) < now() - case when stored then make_interval(secs => $1 * 86400) else make_interval(secs => $2) end
+    where (ended_at < now() - make_interval(secs => $1::float8 * 86400) and stored)
+       or (ended_at < now() - make_interval(secs => $2::float8) and not stored)
+       or (ended_at is null and deadline < now() - make_interval(secs => case when stored then $1::float8 * 86400 else $2::float8 end))
     limit $3 for update skip locked
 ), purged as (
     delete from atelier.responses using old where responses.response_id = old.response_id returning 1

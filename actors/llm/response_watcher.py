@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import structlog
 from asyncpg import Pool
 
 from actors.llm.response_repository import SQL
-from bus.retry import UNAVAILABLE
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, FAILED_POLL_SECONDS = 0.1, 0.5
+
+log = structlog.get_logger()
 
 
 class ResponseWatcher:
@@ -40,15 +42,19 @@ class ResponseWatcher:
                 event.set()
 
     async def poll(self) -> None:
-        """Never returns."""
+        """Never returns, whatever the query raises: without it, waits would only end by their time."""
         while True:
             await self._has_waiters.wait()
             if not self._waiters:
                 self._has_waiters.clear()
                 continue
-            with suppress(*UNAVAILABLE):
+            pause = POLL_SECONDS
+            try:
                 await self._check()
-            await asyncio.sleep(POLL_SECONDS)
+            except Exception as error:
+                pause = FAILED_POLL_SECONDS
+                log.warning("responses.poll_failed", error=repr(error), next_in_seconds=pause)
+            await asyncio.sleep(pause)
 
     async def _check(self) -> None:
         rows = await self._pool.fetch(SQL["sequences"], list(self._waiters))

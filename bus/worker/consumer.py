@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
@@ -196,7 +196,8 @@ class DeliveryConsumer:
         with nullcontext(CancellableRun()) if delivery.detached else self.cancellations.track(delivery.job_id) as cancellable:
             try:
                 async with asyncio.timeout(self._seconds_left(delivery)) as limit:
-                    returned = await self.handler(command, build_context(run, self.publisher))
+                    context = build_context(run, self.publisher)
+                    returned = await self.handler(command, replace(context, runs_again=lambda error: self._runs_again(error, run)))
             except asyncio.CancelledError:
                 if _is_delivery_cancelled(cancellable):
                     raise
@@ -245,6 +246,12 @@ class DeliveryConsumer:
         )
         return drop_if_past_deadline(outcome, error, run.delivery.deadline, datetime.now(UTC))
 
+    def _runs_again(self, error: Exception, run: StepRun) -> bool:
+        outcome, deadline = self._after_error(error, run), run.delivery.deadline
+        if isinstance(outcome, Retry):
+            return deadline is None or datetime.now(UTC) + timedelta(seconds=outcome.delay) < deadline
+        return isinstance(outcome, Requeue)
+
     def _fault(self, run: StepRun, code: str, message: str) -> Fault:
         return Fault(code=code, message=message, step=self.actor.step, attempts=run.delivery.attempt)
 
@@ -291,15 +298,17 @@ async def _acknowledge(message: AbstractIncomingMessage, outcome: Outcome) -> No
 
 
 def _log_outcome(run: StepRun, outcome: Outcome) -> None:
-    """One log entry per delivery."""
+    """One log entry per delivery, with the device seconds and their tenant: that of a query is in no event."""
     delivery = run.delivery
-    fields = {
+    fields: dict[str, object] = {
         "step": run.step,
         "job_id": delivery.job_id,
         "message_id": delivery.message_id,
         "attempt": delivery.attempt,
         "seconds": run.seconds,
     }
+    if run.device_seconds is not None:
+        fields |= {"device_seconds": run.device_seconds, "tenant": delivery.tenant}
     match outcome:
         case Done():
             log.info("step.completed", **fields)

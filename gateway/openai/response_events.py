@@ -6,15 +6,15 @@ from typing import Any
 
 from fastapi import Request
 
-from bus.amqp.request_reply import ReplyTimeout
-from bus.errors import PublishError
+from bus.amqp.request_reply import ReplyFault
 from contracts.responses import MAX_WAIT_SECONDS, StoredResponse
 from gateway.callers import caller_of
+from gateway.openai.response_errors import DATABASE_AWAY
 from gateway.problems import REQUEST_ERRORS
 from gateway.services import services_of
 
 PATIENCE_SECONDS = 30.0
-"""So long a wait goes on while the broker or the workers are away. Its queries change nothing, so that each may be repeated."""
+"""So long a wait goes on while the broker, the workers or their database are away. Its queries change nothing: each may be repeated."""
 PAUSE_SECONDS = 0.5
 
 Query = dict[str, Any]
@@ -34,8 +34,9 @@ async def query_patiently(request: Request, step: str, fields: Query) -> Query:
     while True:
         try:
             return await query(request, step, fields)
-        except (ReplyTimeout, PublishError):
-            if loop.time() >= until:
+        except REQUEST_ERRORS as error:
+            is_away = not isinstance(error, ReplyFault) or error.fault.code == DATABASE_AWAY
+            if not is_away or loop.time() >= until:
                 raise
         await asyncio.sleep(PAUSE_SECONDS)
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from contracts.responses import Item, ItemPart
+from contracts.responses import MAX_PARTS, Item, ItemPart
 from contracts.text import Picture
 from gateway.openai.errors import PLAIN_TYPES
 from gateway.problems import HttpProblem
@@ -48,6 +48,11 @@ class RefusalPart(StrictModel):
 class ImagePart(StrictModel):
     type: Literal["input_image"]
     image_url: str = Field(min_length=1, description="`data:image/…;base64,…` or `https://…`.")
+    detail: Literal["auto", "low", "high", "original"] | None = "auto"
+
+
+class StoredImagePart(StrictModel):
+    type: Literal["input_image"]
     detail: Literal["auto", "low", "high", "original"] | None = "auto"
 
 
@@ -109,7 +114,7 @@ async def to_item(request: Request, place: str, fields: Fields) -> Item:
     match kind:
         case "message":
             message = parse(MessageItem, fields, place)
-            content = await to_parts(request, f"{place}.content", message.content, message.role)
+            content = await to_parts(request, f"{place}.content", message.content, message.role, message.id)
             return Item(type="message", id=message.id or new_id(kind), role=message.role, content=content)
         case "function_call":
             call = parse(CallItem, fields, place)
@@ -117,7 +122,7 @@ async def to_item(request: Request, place: str, fields: Fields) -> Item:
         case "function_call_output":
             result = parse(CallOutputItem, fields, place)
             output = result.output
-            parts = output if isinstance(output, str) else await to_parts(request, f"{place}.output", output, "user")
+            parts = output if isinstance(output, str) else await to_parts(request, f"{place}.output", output, "user", result.id)
             return Item(type=kind, id=result.id or new_id(kind), call_id=result.call_id, output=parts)
         case "reasoning":
             reasoning = parse(ReasoningItem, fields, place)
@@ -129,13 +134,16 @@ async def to_item(request: Request, place: str, fields: Fields) -> Item:
             raise unsupported(f"{place}.type", f"items of the type {str(kind)[:80]!r}", ITEM_TYPES)
 
 
-async def to_parts(request: Request, place: str, content: str | list[Fields], role: str) -> list[ItemPart]:
+async def to_parts(request: Request, place: str, content: str | list[Fields], role: str, item_id: str | None) -> list[ItemPart]:
     if isinstance(content, str):
         return [ItemPart(type="output_text" if role == "assistant" else "input_text", text=content)]
-    return [await to_part(request, f"{place}.{index}", fields) for index, fields in enumerate(content)]
+    if len(content) > MAX_PARTS:
+        raise HttpProblem(400, "invalid-request", f"{place}: an item has at most {MAX_PARTS} parts", param=place)
+    return [await to_part(request, f"{place}.{index}", fields, item_id) for index, fields in enumerate(content)]
 
 
-async def to_part(request: Request, place: str, fields: Fields) -> ItemPart:
+async def to_part(request: Request, place: str, fields: Fields, item_id: str | None) -> ItemPart:
+    """An image of a stored item comes back without its bytes, as it was listed: the worker finds it by the item's id."""
     kind = fields.get("type")
     match kind:
         case "input_text" | "output_text":
@@ -143,6 +151,8 @@ async def to_part(request: Request, place: str, fields: Fields) -> ItemPart:
         case "refusal":
             return ItemPart(type="refusal", text=parse(RefusalPart, fields, place).refusal)
         case "input_image":
+            if item_id and fields.get("image_url") is None and fields.get("file_id") is None:
+                return ItemPart(type=kind, detail=parse(StoredImagePart, fields, place).detail or "auto")
             image = parse(ImagePart, fields, place)
             return ItemPart(
                 type=kind, picture=await to_picture(request, f"{place}.image_url", image.image_url), detail=image.detail or "auto"

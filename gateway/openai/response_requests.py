@@ -122,12 +122,15 @@ class ResponseBody(BaseModel):
             raise HttpProblem(400, "invalid-request", "background needs store: a response in the background is stored", param="background")
         if self.top_logprobs and not self.include:
             raise HttpProblem(400, "invalid-request", f"top_logprobs needs {INCLUDABLE} in include", param="top_logprobs")
-        if (length := self.text_length()) > max_chars:
-            raise HttpProblem(413, "message-too-large", f"the input has {length} characters, {max_chars} are allowed", param="input")
+        lengths = self.text_lengths()
+        if (length := sum(lengths.values())) > max_chars:
+            longest = max(lengths, key=lambda name: lengths[name])
+            raise HttpProblem(413, "message-too-large", f"the request has {length} characters, {max_chars} are allowed", param=longest)
 
-    def text_length(self) -> int:
-        """In characters, without pictures: a longer body is allowed for those only."""
-        return len(self.instructions or "") + (len(self.input) if isinstance(self.input, str) else sum(map(length_of, self.input)))
+    def text_lengths(self) -> dict[str, int]:
+        """The characters of each field, without pictures: a longer body is allowed for those only."""
+        lengths = {name: text_length(value) for name, value in self.model_dump(exclude_unset=True).items()}
+        return lengths | {"input": lengths["input"] - picture_length(self.input)}
 
     async def command(self, request: Request, response_id: str, model: str, lora: str | None, deadline: datetime) -> CreateResponse:
         """The step's command. Pictures are stored. Raises HttpProblem(400, 413, 501, 503)."""
@@ -209,11 +212,25 @@ def parts_of(item: Fields) -> list[Any]:
 
 
 def has_picture(item: Fields) -> bool:
-    return any(isinstance(part, dict) and part.get("type") == "input_image" for part in parts_of(item))
+    return any(map(is_picture, parts_of(item)))
 
 
-def length_of(item: Fields) -> int:
-    """The characters of its texts."""
-    texts = [value for value in item.values() if isinstance(value, str)]
-    texts += [value for part in parts_of(item) if isinstance(part, dict) for name, value in part.items() if name != "image_url"]
-    return sum(len(text) for text in texts if isinstance(text, str))
+def is_picture(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_image"
+
+
+def text_length(value: Any) -> int:
+    """The characters of a JSON value, with its names and numbers."""
+    match value:
+        case dict():
+            return sum(len(name) + text_length(other) for name, other in value.items())
+        case list():
+            return sum(map(text_length, value))
+        case _:
+            return len(value) if isinstance(value, str) else len(str(value))
+
+
+def picture_length(value: Any) -> int:
+    """The characters of the pictures whose bytes an input holds: they are stored, and not sent to the worker."""
+    urls = [part.get("image_url") for item in value for part in parts_of(item) if is_picture(part)] if isinstance(value, list) else []
+    return sum(len(url) for url in urls if isinstance(url, str) and url[:5].lower() == "data:")

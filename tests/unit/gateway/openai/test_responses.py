@@ -108,6 +108,49 @@ def test_every_field_of_the_client_is_known() -> None:
     assert ResponseBody.model_fields.keys() == ResponseCreateParamsBase.__annotations__.keys() | {"stream"}
 
 
+LONG = "x" * (1 << 20)
+LONG_FIELDS: list[dict[str, Any]] = [
+    {"instructions": LONG},
+    {"input": LONG},
+    {"input": [{"role": "user", "content": [{"type": "input_text", "text": LONG}]}]},
+    {"input": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": LONG}]}]},
+    {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": LONG}]},
+    {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "image_url": f"data:{LONG}"}]},
+    {"tools": [TOOL | {"parameters": {LONG: {}}}]},
+    {"tools": [TOOL | {"parameters": {"enum": [10**40] * 30_000}}]},
+    {"tools": [TOOL | {"parameters": {"type": "input_image", "image_url": f"data:{LONG}"}}]},
+    {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"description": LONG}}}},
+]
+
+
+@pytest.mark.parametrize("fields", LONG_FIELDS, ids=lambda fields: str(fields)[:60])
+async def test_long_text_is_refused_wherever_it_stands(fields: dict[str, Any], gateway: OpenFakeGateway) -> None:
+    """Nothing of it is published: a longer body is allowed for pictures only."""
+    response = await gateway(SERVED).http.post("/v1/responses", json={"model": "text", "input": "x"} | fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (413, next(iter(fields))), response.text[:500]
+
+
+def test_pictures_are_no_text() -> None:
+    image = {"type": "input_image", "image_url": f"data:image/png;base64,{LONG}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    given = [{"role": "user", "content": [image, {"type": "input_text", "text": "hello"}]}, output]
+    lengths = ResponseBody.model_validate({"model": "text", "input": given}).text_lengths()
+    assert 5 < sum(lengths.values()) < 300
+
+
+async def test_listed_picture_is_accepted_with_its_item(gateway: OpenFakeGateway) -> None:
+    """Without an item that was stored it is a picture without an address."""
+    listed = {"type": "input_image", "detail": "low", "file_id": None, "image_url": None}
+    (item,) = await to_items(NO_REQUEST, [{"role": "user", "id": "msg_7", "content": [listed]}])
+    assert (item.content[0].type, item.content[0].detail, item.content[0].picture) == ("input_image", "low", None)
+    assert item.content[0].to_openai() == listed
+    parts = [[listed], [{"type": "input_text", "text": "x"}] * 1001]
+    for content, param in zip(parts, ("input.0.content.0.image_url", "input.0.content"), strict=True):
+        given = [{"role": "user", "content": content}]
+        response = await gateway(SERVED).http.post("/v1/responses", json={"model": "text", "input": given})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
 async def test_query_of_a_stream_is_checked(gateway: OpenFakeGateway) -> None:
     http = gateway().http
     for query, param in (
