@@ -6,15 +6,20 @@ from typing import Any
 from contracts.slip import CompletedStep, Slip, SlipStep
 from contracts.steps import COMMANDS
 
+COMMAND_FIELDS = frozenset(name for command in COMMANDS.values() for name in command.model_fields)
+"""What the commands of a slip can read of its variables."""
+
 
 def advance(slip: Slip, result: dict[str, Any], completed: CompletedStep) -> Slip:
     """The slip after a step: the result's fields are merged into the variables, `completed` is appended to the log.
 
-    The device seconds of a step are in the log: as a variable, those of one step would look like those of the next.
+    Only fields that some command reads, or that the slip's answer names, become variables: the others would be carried by every later
+    command. The device seconds of a step are in the log: as a variable, those of one step would look like those of the next.
 
     When the step's condition is not met and the slip can loop back, the steps to repeat come before the remaining ones.
     """
-    variables = slip.variables | {name: value for name, value in result.items() if name != "device_seconds"}
+    carried = COMMAND_FIELDS.union(slip.answer) - {"device_seconds"}
+    variables = slip.variables | {name: value for name, value in result.items() if name in carried}
     back = _loop_back_changes(slip, variables) if is_refused(slip, result) else {}
     return slip.model_copy(update={"variables": variables, "log": [*slip.log, completed]} | back)
 

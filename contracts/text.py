@@ -13,7 +13,7 @@ from contracts.wire_model import WireModel
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
@@ -98,8 +98,12 @@ class Text(Command):
     tool_name: ToolName | None = Field(None, description="The answer is a call of this tool.")
     parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
     n: int = Field(1, ge=1, le=16, description="Answers to generate. With a seed, answer k has the seed plus k.")
-    logprobs: bool = Field(False, description="Return the log probability of each token.")
-    top_logprobs: int = Field(0, ge=0, le=20, description="With `logprobs`: also of so many likeliest tokens at each place.")
+    with_logprobs: bool = Field(
+        False,
+        description="Return the log probability of each token of the text; reasoning and tool calls have none. Not called `logprobs`, "
+        "which is a field of the result, and so a variable on a routing slip.",
+    )
+    top_logprobs: int = Field(0, ge=0, le=20, description="With `with_logprobs`: also of so many likeliest tokens at each place.")
     reasoning_effort: ReasoningEffort | None = Field(None, description="For models that reason; passed to servers and chat templates.")
     json_only: bool = Field(False, description="Constrain decoding to a JSON object.")
     json_schema: dict[str, Any] | None = Field(None, description="Constrain decoding to this JSON schema.")

@@ -43,7 +43,7 @@ def build_request(command: Text, prompt: Prompt, context: Context, settings: Tex
         tool_choice=command.tool_choice,
         tool_name=command.tool_name,
         parallel_tool_calls=command.parallel_tool_calls,
-        logprobs=command.top_logprobs if command.logprobs else None,
+        logprobs=command.top_logprobs if command.with_logprobs else None,
         reasoning_effort=command.reasoning_effort,
     )
 

@@ -6,17 +6,23 @@ from actors.llm.json_answers import check_schema
 from bus.errors import PermanentError
 from contracts.text import Message, Text
 
-MAX_ALTERNATIVES = 12_000
-"""Log probabilities in one reply, so that it is no larger than a message of the broker may be: each has about 70 bytes."""
+MAX_ALTERNATIVES = 9_000
+"""Log probabilities in one reply, so that it is no larger than a message of the broker may be: each has up to about 110 bytes."""
+PROMPTS = ("message", "messages", "raw_prompt")
+"""Exactly one of these fields is set."""
 
 
 def check_command(command: Text, max_tokens: int) -> None:
     """Raises PermanentError("invalid-message"). `max_tokens`: the limit of each answer."""
-    given = [name for name in ("message", "messages", "raw_prompt") if getattr(command, name) is not None]
+    given = [name for name in PROMPTS if getattr(command, name) is not None]
     if len(given) != 1:
         raise invalid(f"send exactly one of message, messages and raw_prompt; {', '.join(given) or 'none'} was sent")
     if command.raw_prompt is not None:
-        refuse_fields(command, ("system", "conversation_id", "pictures", "documents", "tools"), "a prompt is continued as it is")
+        unused = ("system", "conversation_id", "pictures", "documents", "tools", "reasoning_effort")
+        refuse_fields(command, unused, "a prompt is continued as it is")
+    if command.messages is not None:
+        refuse_fields(command, ("conversation_id",), "a chat is not stored: send message")
+        refuse_fields(command, ("pictures", "documents"), "the parts of a message hold its pictures: send these, or message")
     if command.message is not None:
         refuse_fields(command, ("tools",), "conversations hold texts alone: send messages")
         if command.n > 1:
@@ -27,8 +33,12 @@ def check_command(command: Text, max_tokens: int) -> None:
 
 
 def refuse_fields(command: Text, names: Iterable[str], reason: str) -> None:
-    if found := next((name for name in names if getattr(command, name)), None):
-        raise invalid(f"{found} cannot be used with {'raw_prompt' if command.raw_prompt is not None else 'message'}: {reason}")
+    """A variable that the slip has of an earlier step, such as the conversation's id, was not sent with this command."""
+    variables = command.slip.variables if command.slip else {}
+    sent = (name for name in names if getattr(command, name) and variables.get(name) != getattr(command, name))
+    if found := next(sent, None):
+        prompt = next(name for name in PROMPTS if getattr(command, name) is not None)
+        raise invalid(f"{found} cannot be used with {prompt}: {reason}")
 
 
 def check_tools(command: Text) -> None:
@@ -42,9 +52,11 @@ def check_tools(command: Text) -> None:
 
 
 def check_logprobs(command: Text, max_tokens: int) -> None:
-    if command.top_logprobs and not command.logprobs:
-        raise invalid("top_logprobs needs logprobs")
-    places = command.n * max_tokens * (1 + command.top_logprobs) if command.logprobs else 0
+    """The result holds those of the first of several answers twice."""
+    if command.top_logprobs and not command.with_logprobs:
+        raise invalid("top_logprobs needs with_logprobs")
+    answers = command.n + (command.n > 1)
+    places = answers * max_tokens * (1 + command.top_logprobs) if command.with_logprobs else 0
     if places > MAX_ALTERNATIVES:
         sizes = f"{command.n} answers of {max_tokens} tokens with {command.top_logprobs} top_logprobs"
         raise invalid(f"{sizes} are {places} log probabilities, and a reply holds {MAX_ALTERNATIVES}: lower n, max_tokens or top_logprobs")

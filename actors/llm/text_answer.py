@@ -131,7 +131,7 @@ def span_attributes(request: GenerationRequest, job: TextJob) -> dict[str, Any]:
 
 
 def build_result(job: TextJob, request: GenerationRequest, runs: Sequence[GenerationRun], delta_count: int, model: str) -> TextDone:
-    answers = [run.to_answer(with_logprobs=job.command.logprobs) for run in runs]
+    answers = [run.to_answer(with_logprobs=job.command.with_logprobs) for run in runs]
     first = answers[0]
     parsing_at = time.perf_counter()
     response_json = extract_json_object(first.response)

@@ -68,9 +68,9 @@ RULES = {
     "text.pictures[].data text.documents[].data text.documents[].name text.max_tokens text.temperature text.top_p text.presence_penalty "
     "text.frequency_penalty text.repetition_penalty text.stop[] text.seed text.json_only text.json_schema text.stream "
     "text.raw_prompt text.tools[].name text.tools[].description text.tools[].parameters text.tools[].strict text.tool_choice "
-    "text.tool_name text.parallel_tool_calls text.n text.logprobs text.top_logprobs text.reasoning_effort text.messages[].tool_calls[].id "
-    "text.messages[].tool_calls[].name text.messages[].tool_calls[].arguments text.messages[].tool_call_id text.messages[].name "
-    "text.messages[].reasoning "
+    "text.tool_name text.parallel_tool_calls text.n text.with_logprobs text.top_logprobs text.reasoning_effort "
+    "text.messages[].tool_calls[].id text.messages[].tool_calls[].name text.messages[].tool_calls[].arguments text.messages[].tool_call_id "
+    "text.messages[].name text.messages[].reasoning "
     "moderate.text moderate.texts[] moderate.prompt moderate.flagged[]",
 }
 """What each argument refers to, by kind. A claim, an address, a name or an id is resolved within the tenant; content refers to nothing."""

@@ -167,7 +167,7 @@ def pieces(text: str) -> list[str]:
 
 
 def word_logprobs(command: Text, words: list[str]) -> list[TokenLogprob] | None:
-    if not command.logprobs:
+    if not command.with_logprobs:
         return None
     top = [Alternative(text=word, logprob=-0.5) for word in ("x",) * command.top_logprobs]
     return [TokenLogprob(text=word, logprob=-0.5, top=top) for word in words]

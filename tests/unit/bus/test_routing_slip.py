@@ -16,6 +16,12 @@ def test_result_overrides_slip_variables() -> None:
     assert slip.log == [COMPLETED]
 
 
+def test_only_what_a_command_reads_or_the_answer_names_becomes_a_variable() -> None:
+    """An answer with its log probabilities may be as large as a message may be; the later commands have no use for it."""
+    result = {"response": "long", "logprobs": [1], "tool_calls": [], "text": "line", "verdict_id": "v", "device_seconds": 1.5}
+    assert advance(Slip(answer=["verdict_id", "device_seconds"]), result, COMPLETED).variables == {"text": "line", "verdict_id": "v"}
+
+
 def test_next_command_takes_variables_that_its_model_has_fields_for() -> None:
     slip = Slip(itinerary=[SlipStep(step="upload")], variables={"images": [1], "name": "gen-1", "seed": 7})
     step, body = next_command(slip)

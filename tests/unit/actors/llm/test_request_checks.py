@@ -24,7 +24,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tool without tools": (CHAT | {"tool_name": "weather"}, "tool_name"),
     "required without tools": (CHAT | {"tool_choice": "required"}, "tool_choice"),
     "top_logprobs alone": (CHAT | {"top_logprobs": 2}, "top_logprobs"),
-    "too many log probabilities": (CHAT | {"logprobs": True, "top_logprobs": 20, "n": 16}, "top_logprobs"),
+    "too many log probabilities": (CHAT | {"with_logprobs": True, "top_logprobs": 20, "n": 16}, "top_logprobs"),
+    "too many, with those of the first answer": (CHAT | {"with_logprobs": True, "top_logprobs": 7, "n": 2}, "top_logprobs"),
+    "chat with a conversation": (CHAT | {"conversation_id": "1"}, "conversation_id cannot be used with messages"),
+    "chat with pictures beside it": (CHAT | {"pictures": [{"data": "AA=="}]}, "pictures cannot be used with messages"),
+    "chat with documents": (CHAT | {"documents": [{"data": "AA=="}]}, "documents cannot be used with messages"),
+    "prompt with an effort": ({"raw_prompt": "?", "reasoning_effort": "low"}, "reasoning_effort cannot be used with raw_prompt"),
+    "another conversation than that of the slip": (
+        CHAT | {"conversation_id": "2", "slip": {"variables": {"conversation_id": "1"}}},
+        "conversation_id",
+    ),
     "calls of a user": ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, r"messages\[0\].tool_calls"),
     "reasoning of a user": ({"messages": [{"role": "user", "reasoning": "hm"}]}, r"messages\[0\].reasoning"),
     "result without a call's id": ({"messages": [{"role": "tool", "content": "1"}]}, "tool_call_id"),
@@ -32,8 +41,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "result of no call": ({"messages": [{"role": "tool", "tool_call_id": "call_1"}]}, "'call_1'"),
 }
 TAKEN: dict[str, dict[str, Any]] = {
-    "chat": CHAT | {"n": 16, "logprobs": True},
-    "prompt": {"raw_prompt": "", "n": 2, "logprobs": True, "top_logprobs": 5},
+    "chat": CHAT | {"n": 16, "with_logprobs": True},
+    "prompt": {"raw_prompt": "", "n": 2, "with_logprobs": True, "top_logprobs": 4},
+    "chat after a conversation": CHAT | {"conversation_id": "1", "slip": {"variables": {"conversation_id": "1"}}},
     "tools": CHAT | {"tools": [TOOL], "tool_name": "weather", "parallel_tool_calls": False},
     "result of a call": {"messages": [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "call_1"}]},
 }
@@ -49,6 +59,7 @@ def test_command_is_refused_with_the_name_of_its_field(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TAKEN)
 def test_command_is_taken(kind: str) -> None:
+    """Nothing is raised."""
     check_command(Text.model_validate(TAKEN[kind]), 512)
 
 

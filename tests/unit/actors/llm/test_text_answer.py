@@ -198,7 +198,7 @@ async def test_log_probabilities_are_those_of_the_answer_and_none_unless_request
     token = TokenLogprob(text="a", logprob=-0.5)
     engine = ScriptedEngine(lambda _: [GenerationChunk("a", 1, logprobs=(token,)), last_chunk()])
     caller = Caller()
-    assert (await ask(engine, caller, logprobs=True, top_logprobs=2)).logprobs == [token]
+    assert (await ask(engine, caller, with_logprobs=True, top_logprobs=2)).logprobs == [token]
     assert caller.deltas[0].logprobs == [token]
     assert engine.requests[0].logprobs == 2
     assert (await ask(ScriptedEngine())).logprobs is None
