@@ -1,13 +1,13 @@
 """The operator's list of words and phrases by category, and the categories of which a text has one.
 
 A file has `[category]` lines, each followed by its words and phrases, one a line; `#` begins a comment. `word*` admits any ending.
-Case, width and compatibility forms (NFKC), invisible characters and the kind of white space make no difference. A word is found where
-it stands alone: an English one not inside another, a Korean one also before a particle. Scripts without spaces, such as Chinese, Japanese
-and Thai, have no such boundary: there a word is found wherever it is written. Spelling with other characters (`w0rd`) is not undone.
+Case, width and compatibility forms (NFKC), invisible characters (contracts/invisible_characters.py) and the kind of white space make no
+difference. A word is found where it stands alone: an English one not inside another, a Korean one also before a particle. Scripts without
+spaces, such as Chinese, Japanese and Thai, have no such boundary: there a word is found wherever it is written. Spelling with other
+characters (`w0rd`) is not undone.
 """
 
 import re
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+
+from contracts.invisible_characters import remove_invisible
 
 MAX_FILE_BYTES, MAX_PHRASE_CHARS, MAX_MARKS = 8 << 20, 64, 30
 """MAX_MARKS: combining marks in a row, as in Unicode's stream-safe format; their order takes quadratic time, so that more are dropped."""
@@ -42,15 +44,12 @@ LONGEST_PARTICLE = max(map(len, PARTICLES))
 
 
 def normalize(text: str) -> str:
-    """NFKC and case folding, without invisible characters (Cf), with single spaces. Takes time that is linear in the length."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", limit_marks(text)).casefold())
-    return " ".join(folded.translate(invisible_characters()).split())
+    """NFKC and case folding, without invisible characters, with single spaces. Takes time that is linear in the length.
 
-
-@cache
-def invisible_characters() -> dict[int, None]:
-    """The code points of the category Cf, such as the zero-width space, for `str.translate`."""
-    return {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"}
+    What is invisible is removed first: between a letter and its mark, or the parts of a Korean syllable, it would prevent composition.
+    """
+    plain = limit_marks(remove_invisible(text))
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold()).split())
 
 
 def limit_marks(text: str) -> str:

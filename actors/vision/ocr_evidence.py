@@ -1,14 +1,18 @@
 """Compares the text that was read in an advertisement with the ordered copy: character errors, calls to action and the height of the text.
 
 Texts are compared by their letters, digits and marks alone, after Unicode's NFKC (which composes Hangul) and case folding: blanks,
-punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn.
+punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn; nor does what belongs to
+a symbol, such as the variation selector of an emoji, or the digit and the mark of a keycap.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contracts.drawn_text import KEYCAP, split_clusters
+from contracts.invisible_characters import remove_invisible
 from contracts.verdict import Region, TextLine
 
 MAX_CHARACTER_ERRORS = 0.2
@@ -21,6 +25,8 @@ MAX_LINES, MAX_TEXT_CHARS = 32, 1000
 MAX_COMPARED_CHARS = 4000
 """Of a text that is compared; the longest ad copy has as many, unless its characters stand for several."""
 HANGUL = ("\uac00", "\ud7a3")
+COMPARED_CATEGORIES = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "Mn", "Mc"})
+"""Letters, digits and marks; but no mark around a character (Me), such as a circle, which is no part of the letter."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,15 @@ def compare_copy(reading: Reading, copy: str | None, region: Region | None, pict
 
 def fold_text(text: str) -> str:
     """Letters, digits and marks alone, composed, without case."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(char for char in folded if unicodedata.category(char)[0] in "LMN")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", remove_invisible(text)).casefold())
+    return "".join(map(_compared_part, split_clusters(folded)))
+
+
+def _compared_part(cluster: str) -> str:
+    """A letter or a digit with its marks. Nothing of a symbol, a blank or a keycap, whose marks are no writing."""
+    if KEYCAP in cluster or unicodedata.category(cluster[0])[0] not in "LN":
+        return ""
+    return "".join(char for char in cluster if unicodedata.category(char) in COMPARED_CATEGORIES)
 
 
 def fold_compared(text: str) -> str:
@@ -121,32 +134,35 @@ def edit_distance(pattern: str, text: str, *, anywhere: bool = False) -> int:
 
 
 def find_calls_to_action(lines: Sequence[str], words: Iterable[str]) -> list[str]:
-    """The words that the text contains, as they are listed. A Korean word may have an ending; blanks that were not read do not matter."""
-    text = f" {_fold_words(' '.join(lines))} "
-    closed = text.replace(" ", "")
-    found = []
-    for word in words:
-        folded = _fold_words(word)
-        ending = "" if folded and HANGUL[0] <= folded[-1] <= HANGUL[1] else " "
-        if folded and (f" {folded}{ending}" in text or (" " in folded and folded.replace(" ", "") in closed)):
-            found.append(word)
-    return found
+    """The words that the text contains, as they are listed, from the beginning of a read word to the end of one.
+
+    A Korean word may have an ending. A blank of a phrase may be missing in what was read.
+    """
+    text = _fold_words(" ".join(lines))
+    return [word for word in words if (folded := _fold_words(word)) and _has_phrase(text, folded)]
+
+
+def _has_phrase(text: str, phrase: str) -> bool:
+    """Both folded, with single blanks."""
+    end = r"" if HANGUL[0] <= phrase[-1] <= HANGUL[1] else r"(?!\S)"
+    return re.search(r"(?<!\S)" + re.escape(phrase).replace(r"\ ", " ?") + end, text) is not None
 
 
 def _fold_words(text: str) -> str:
     """Folded words, separated by one blank."""
-    return " ".join(filter(None, (fold_text(word) for word in text.translate(_PUNCTUATION).split())))
+    return " ".join(filter(None, (fold_text(word) for word in text.translate(_SEPARATORS).split())))
 
 
 class _Blanks(dict[int, str | int]):
-    """Translates punctuation to a blank, so that it separates words; an apostrophe is a part of its word."""
+    """Translates punctuation and symbols such as emoji to a blank, so that they separate words; an apostrophe is a part of its word."""
 
     def __missing__(self, code: int) -> str | int:
-        self[code] = " " if unicodedata.category(chr(code))[0] == "P" and chr(code) not in "'’" else code
+        category = unicodedata.category(chr(code))
+        self[code] = " " if (category[0] == "P" and chr(code) not in "'’") or category == "So" else code
         return self[code]
 
 
-_PUNCTUATION = _Blanks()
+_SEPARATORS = _Blanks()
 
 
 def _is_inside(line: Region, region: Region) -> bool:

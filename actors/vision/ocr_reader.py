@@ -44,7 +44,7 @@ def read_lines(data: bytes, *, width: int, height: int, model: str | None, threa
 
 @lru_cache(maxsize=1)
 def open_engine(model: str | None, threads: int) -> tuple[Any, frozenset[str]]:
-    """RapidOCR, and the letters that the recognition model knows, folded. Raises Refused("ocr-model-unusable")."""
+    """RapidOCR, and the letters that the recognition model knows, as they are and folded. Raises Refused("ocr-model-unusable")."""
     import cv2
     import rapidocr
 
@@ -64,7 +64,8 @@ def open_engine(model: str | None, threads: int) -> tuple[Any, frozenset[str]]:
         "Cls.model_path": str(carried / ORIENTATION),
         "Rec.model_path": recognition,
     }
-    return rapidocr.RapidOCR(params=parameters), frozenset(fold_text(characters))
+    known = frozenset(fold_text(characters)).union(characters)  # also a mark that stands alone in the list, which is no text
+    return rapidocr.RapidOCR(params=parameters), known
 
 
 def read_characters(model: str) -> str:

@@ -16,6 +16,7 @@ KNOWN_AT_RUN_TIME = {
     ("actors/decoding/json_schemas.py", "pattern"),
     ("actors/engines/remote/refusals.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
     ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
+    ("actors/vision/ocr_evidence.py", "'(?<!\\\\S)' + re.escape(phrase).replace('\\\\ ', ' ?') + end"),
     ("actors/vision/verdict_parser.py", "pattern"),
     ("bus/masking.py", "pattern"),
     ("bus/masking.py", "_BEFORE_WORD + _escaped_pattern(value) + _AFTER_WORD"),

@@ -1,11 +1,14 @@
 """The word list: what counts as the same word, where a word begins and ends, and the errors of a file."""
 
 import time
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from actors.moderation.word_list import MAX_FILE_BYTES, normalize, parse_word_list, read_word_list
+from contracts.invisible_characters import invisible_characters
 from contracts.moderate import MAX_TEXT_CHARS
 
 WORDS = """
@@ -58,6 +61,25 @@ def test_word_is_found_where_it_stands_alone(text: str, found: list[str]) -> Non
     words = parse_word_list(WORDS)
     assert words.find(text) == found
     assert words.categories == ["illicit", "violence"]
+
+
+@pytest.mark.parametrize("word", ["bomb", "도박", "café", "kill yourself", "賭博", "การพนัน"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_no_invisible_character_at_any_place_hides_a_word(word: str, form: Literal["NFC", "NFD"]) -> None:
+    """Also between a letter and its mark, and between the parts of a Korean syllable."""
+    words, written = parse_word_list(WORDS), unicodedata.normalize(form, word)
+    invisible = [chr(code) for code in sorted(invisible_characters())]
+    hidden = [written[:place] + character + written[place:] for place in range(len(written) + 1) for character in invisible[::100]]
+    hidden += [written[:1] + character + written[1:] for character in invisible]
+    assert [text for text in hidden if not words.find(text)] == []
+
+
+def test_normalized_text_has_nothing_invisible_and_stays_as_it_is() -> None:
+    """A character whose compatible form is invisible would be left over."""
+    characters = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE1000))]
+    normal = {character: normalize(f"a{character}b") for character in characters}
+    assert [character for character, text in normal.items() if any(map(invisible_characters().__contains__, map(ord, text)))] == []
+    assert [character for character, text in normal.items() if normalize(text) != text] == []
 
 
 def test_word_of_two_categories_is_found_in_both_and_each_has_its_own_ending() -> None:

@@ -15,6 +15,7 @@ from actors.vision.ocr import TextReader, open_text_reader, parse_lines
 from actors.vision.ocr_settings import OcrSettings
 from bus.errors import PermanentError
 from contracts.verdict import Evidence
+from tests.support.broker_client import wait_until
 from tests.support.rendered_ads import STANDING_FOR, draw_lines, render_ad, write_hangul_model
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -36,6 +37,12 @@ def ocr_processes() -> set[int]:
     return {child.pid for child in children if any("onnxruntime" in file.path for file in child.memory_maps())}
 
 
+def processor_seconds(process: psutil.Process) -> float:
+    """An idle process takes none."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 @pytest.mark.parametrize("size", [(256, 256), (512, 512), (1600, 1000)])
 async def test_copy_drawn_by_overlay_is_read_without_error(reader: TextReader, size: tuple[int, int]) -> None:
     picture, region = render_ad(COPY, size)
@@ -47,6 +54,15 @@ async def test_copy_drawn_by_overlay_is_read_without_error(reader: TextReader, s
     assert not evidence.text_too_small
     assert evidence.text_lines
     assert {line.cer for line in evidence.text_lines} == {0}
+
+
+@pytest.mark.parametrize("emoji", ["❤\ufe0f", "☀\ufe0f", "1\ufe0f\u20e3", "👍🏽", "´"])
+async def test_emoji_in_the_copy_are_no_unknown_letters(reader: TextReader, emoji: str) -> None:
+    """They are not drawn, and their variation selectors and marks are no letters that the model would have to know."""
+    copy = f"Love it {emoji} now"
+    picture, region = render_ad(copy)
+    evidence = Evidence.model_validate(await reader.measure(picture, copy, region))
+    assert (evidence.unknown_letters, evidence.character_error_rate) == (None, 0)
 
 
 async def test_text_turned_by_a_quarter_is_read(reader: TextReader) -> None:
@@ -134,9 +150,12 @@ async def test_process_killed_while_it_reads_is_replaced(reader: TextReader) -> 
     picture, region = render_ad(COPY)
     await reader.measure(picture, COPY, region)
     (pid,) = ocr_processes()
+    process = psutil.Process(pid)
+    before = processor_seconds(process)
     task = asyncio.create_task(reader.measure(NOISE, COPY, None))
-    await asyncio.sleep(0.5)
-    psutil.Process(pid).kill()
+    await wait_until(lambda: asyncio.sleep(0, processor_seconds(process) > before + 0.05), 60)
+    assert not task.done()
+    process.kill()
     assert (await task)["ocr_model"] == "PP-OCRv6_rec_small"
     assert ocr_processes()
     assert pid not in ocr_processes()

@@ -1,11 +1,14 @@
 """Character errors against the ordered copy, calls to action, the height of the text, and the issues that follow."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.vision.evidence import find_text_issues
 from actors.vision.ocr_evidence import (
+    HANGUL,
     Reading,
     ReadLine,
     character_error_rate,
@@ -16,6 +19,7 @@ from actors.vision.ocr_evidence import (
     line_error_rate,
 )
 from actors.vision.ocr_settings import CALLS_TO_ACTION
+from contracts.drawn_text import EMOJI, prepare_text
 from contracts.verdict import Evidence, Region
 from tests.unit.actors.vision.test_evidence import make_verdict
 
@@ -74,6 +78,9 @@ def test_long_texts_are_compared_in_little_time() -> None:
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
+        (["Design upgrade. Get yourself a coat, become inspired"], []),
+        (["the bookshop nowhere", "Get your s", "sig nup"], []),
+        (["Sale🔥Buy👉now"], ["buy", "buy now"]),
         (["Fresh ramen.", "Buy now!"], ["buy", "buy now"]),
         (["BUYNOW"], ["buy now"]),
         (["the bookshop of Mr. Buyer"], []),
@@ -84,6 +91,18 @@ def test_long_texts_are_compared_in_little_time() -> None:
 )
 def test_calls_to_action_are_whole_words(lines: list[str], found: list[str]) -> None:
     assert find_calls_to_action(lines, CALLS_TO_ACTION) == found
+
+
+@pytest.mark.parametrize("word", CALLS_TO_ACTION)
+def test_listed_call_is_found_with_or_without_its_blanks_and_in_no_other_word(word: str) -> None:
+    """Also where its letters are divided into other words. A Korean word may have an ending."""
+    is_korean = HANGUL[0] <= word[-1] <= HANGUL[1]
+    closed = word.replace(" ", "")
+    divided = [f"{closed[:place]} {closed[place:]}" for place in range(1, len(closed))]
+    assert [text for text in (word, word.upper(), closed, f"a {closed} b") if find_calls_to_action([text], [word]) != [word]] == []
+    others = [f"x{word}", f"x{closed}", *(text for text in divided if text != word and word.count(" ") < 2)]
+    others += [] if is_korean else [f"{word}x", f"{closed}x"]
+    assert [text for text in others if find_calls_to_action([text], [word])] == []
 
 
 def test_only_lines_in_the_region_are_compared() -> None:
@@ -139,3 +158,31 @@ def test_measurement_that_contradicts_or_fails_is_an_issue(evidence: dict[str, o
 
 def test_folding_keeps_marks_of_other_scripts() -> None:
     assert fold_text("Ｃafé — हिंदी!") == "caféहिंदी"
+
+
+def is_drawn(character: str) -> bool:
+    """As by a font with all letters and without pictographs."""
+    return not any(ord(character) in codes for codes in EMOJI)
+
+
+PIECES = [
+    *("a", "é", "1", " ", ".", "´", "한", "\u1112\u1161", "हि", "❤", "☀", "👩", "👍🏽", "🇰🇷", "\u200d🔥"),
+    *("\u0301", "\ufe0f", "1\ufe0f\u20e3", "#\u20e3", "\u034f", "\u3164", "\x00"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+def test_copy_is_compared_by_what_overlay_draws_of_it(copy: str) -> None:
+    """Whatever belongs to an emoji, such as a variation selector, is a letter that no model has."""
+    assert fold_text(copy) == fold_text(prepare_text(copy, is_drawn).text)
+
+
+def test_every_emoji_and_symbol_makes_no_difference() -> None:
+    """With a variation selector, as a keycap, and with a skin tone; but for signs that are letters by their compatible form, such as ™."""
+    symbols = [chr(code) for code in range(0x2000, 0x1FB00) if unicodedata.category(chr(code)) in ("So", "Sk")]
+    plain = [symbol for symbol in symbols if not any(map(str.isalnum, unicodedata.normalize("NFKC", symbol)))]
+    sequences = [*plain, *(f"{key}\ufe0f\u20e3" for key in "0123456789#*"), "👨\u200d👩\u200d👧", "🏴\U000e0067\U000e0062\U000e007f"]
+    texts = [f"Love it {symbol}{rest} now" for symbol in sequences for rest in ("", "\ufe0f", "\ufe0e", "\U0001f3fd", "\u200d❤\ufe0f")]
+    assert len(plain) > 2000
+    assert [text for text in texts if fold_text(text) != "loveitnow"] == []
+    assert fold_text("It´s 2™ 🏽a🏽") == "its2tma"
