@@ -20,6 +20,8 @@ from tests.support.engine_fixture import silent_host
 from tests.unit.actors.engines.language.test_language_engine import png
 
 pytestmark = [pytest.mark.models]
+CLOCK = time.process_time
+"""It does not run for other processes, which may come between two readings of it."""
 RELATIVE_ERROR = 0.02
 
 
@@ -42,14 +44,14 @@ def open_text(folder: Path, **changes: object) -> LanguageEngine:
     options = TextModelOptions(str(folder), window_seconds=0, threads=1, **changes)  # type: ignore[arg-type]
     engine = open_text_model(options, silent_host(folder))
     engine.self_test()
-    engine.device_time.take()
+    engine.device_time = DeviceTime("cpu", CLOCK)
     return engine
 
 
 def open_vision(folder: Path) -> LanguageEngine:
     engine = open_engine(VlmOptions(str(folder), window_seconds=0, threads=1, max_rows=4), silent_host(folder))
     engine.self_test()
-    engine.device_time.take()
+    engine.device_time = DeviceTime("cpu", CLOCK)
     return engine
 
 
@@ -82,9 +84,9 @@ def run_mix(engine: LanguageEngine, requests: list[object], rng: random.Random) 
             ends["cancelled"] += 1
         if engine.idle_seconds() is None:
             continue
-        started = time.perf_counter()
+        started = CLOCK()
         events = engine.tick()
-        tick_seconds += time.perf_counter() - started
+        tick_seconds += CLOCK() - started
         ends.update(type(event).__name__ for event in events if isinstance(event, Finished | Failed))
         charged.update(engine.device_time.take()[1])
     return tick_seconds, charged, ends
@@ -123,9 +125,8 @@ def run_alone(engine: LanguageEngine, *requests: object) -> dict[int, float]:
 
 
 def test_a_row_with_twice_the_tokens_costs_about_twice(text_model: Path) -> None:
-    """Alone after one another, and of the same size together. No token ends an answer. The clock does not run for other processes."""
+    """Alone after one another, and of the same size together. No token ends an answer."""
     engine = open_text(text_model, max_rows=8)
-    engine.device_time = DeviceTime("cpu", time.process_time)
     engine._batch._stop_token_ids = frozenset()
     run_alone(engine, chat(4, 40))
     one = min(run_alone(engine, chat(4, 60))[1] for _ in range(3))
@@ -139,6 +140,7 @@ def test_a_row_with_twice_the_tokens_costs_about_twice(text_model: Path) -> None
 def test_a_failed_row_is_charged(text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fails is charged to its rows, and so are their second attempts, each alone."""
     engine = open_text(text_model, max_rows=4)
+    engine.device_time = DeviceTime("cpu")
     decode_step = engine._batch.decode_step
 
     def fail() -> None:
