@@ -67,6 +67,7 @@ def test_ids_follow_from_seed_and_request() -> None:
     requests = [(with_tools(), 1), (with_tools(), 1), (with_tools(), 2), (replace(with_tools(), messages=[]), 1)]
     ids = [[call.id for call in read(TWO_CALLS, 5, request, seed=seed)[0].tool_calls if call.id] for request, seed in requests]
     assert ids[0] == ids[1]
+    assert len(ids[0]) == 2
     assert len({identifier for group in ids for identifier in group}) == 6
     assert all(identifier.startswith("call_") for identifier in ids[0])
 
