@@ -25,10 +25,6 @@ class ModelCall:
 
     span: Any = None
 
-    @property
-    def is_traced(self) -> bool:
-        return self.span is not None
-
     def record(self, **attributes: Any) -> None:
         """Attributes of the answer, such as `response_model` and `usage_input_tokens`; see ATTRIBUTES. What is None is left out."""
         if self.span is not None:
@@ -46,7 +42,6 @@ ATTRIBUTES = {
     "output_type": "gen_ai.output.type",
     "presence_penalty": "gen_ai.request.presence_penalty",
     "request_model": "gen_ai.request.model",
-    "response_id": "gen_ai.response.id",
     "response_model": "gen_ai.response.model",
     "seed": "gen_ai.request.seed",
     "stream": "gen_ai.request.stream",
