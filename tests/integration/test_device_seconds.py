@@ -142,8 +142,8 @@ async def test_job_shows_the_device_seconds_of_its_steps_everywhere(
         events = (await http.get(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"})).text
     seconds = {step.step: step.device_seconds for step in job.steps}
     assert seconds.keys() == {"consult", "text"}
-    assert seconds["consult"] == pytest.approx(0.2, rel=0.3)
-    assert seconds["text"] == pytest.approx(0.1, rel=0.3)
+    assert (seconds["consult"] or 0.0) >= 0.2
+    assert (seconds["text"] or 0.0) >= 0.1
     assert job.device_seconds == pytest.approx(sum(value or 0.0 for value in seconds.values()))
     assert [step.result["device_seconds"] for step in job.steps if step.result] == [seconds["consult"], seconds["text"]]
     assert job.result
@@ -169,9 +169,9 @@ async def test_attempts_that_fail_count_for_their_job(
         [repeated] = (await ended_job(http, await ask(broker_client, "again"))).steps
         [dead] = (await ended_job(http, await ask(broker_client, "fail"))).steps
         await broker_client.take_message(broker_names.dead_letter_queue("consult"))
-    assert repeated.device_seconds == pytest.approx(0.4, rel=0.3)
-    assert dead.state == "failed"
-    assert dead.device_seconds == pytest.approx(dead.attempt * 0.2, rel=0.3)
+    assert (repeated.attempt, dead.state) == (2, "failed")
+    assert (repeated.device_seconds or 0.0) >= 2 * 0.2
+    assert (dead.device_seconds or 0.0) >= dead.attempt * 0.2 > 0.2
 
 
 def test_events_without_a_device_have_no_seconds() -> None:
