@@ -171,7 +171,7 @@ PIECES = [
 ]
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+@given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join))
 def test_copy_is_compared_by_what_overlay_draws_of_it(copy: str) -> None:
     """Whatever belongs to an emoji, such as a variation selector, is a letter that no model has."""
     assert fold_text(copy) == fold_text(prepare_text(copy, is_drawn).text)
