@@ -373,17 +373,6 @@ async def test_tenants_see_their_own(
         assert (await alice.responses.retrieve(response.id)).output_text == "secret"
 
 
-async def test_without_database_the_setting_is_named(
-    client: OfficialClient, bus_settings: BusSettings, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_engine(monkeypatch, lambda _: words("fine"))
-    settings = BusSettings.model_validate(bus_settings.model_dump() | {"database_url": None})
-    async with start_worker(*RESPONSE_ACTORS, settings=settings):
-        with pytest.raises(openai.InternalServerError, match="set DATABASE_URL") as raised:
-            await client.responses.create(model="text", input="x", store=False)
-    assert raised.value.status_code == 501
-
-
 async def test_unstored_response_leaves_nothing(
     gateway: str, client: OfficialClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> None:

@@ -130,3 +130,14 @@ async def test_listed_items_can_be_sent_back(client: OfficialClient, start_worke
         )
     assert item.content[1].image_url is None
     assert engine.requests[1].messages[0] == engine.requests[0].messages[0]
+
+
+async def test_without_database_the_setting_is_named(
+    client: OfficialClient, bus_settings: BusSettings, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_engine(monkeypatch, lambda _: words("fine"))
+    settings = BusSettings.model_validate(bus_settings.model_dump() | {"database_url": None})
+    async with start_worker(*RESPONSE_ACTORS, settings=settings):
+        with pytest.raises(openai.InternalServerError, match="set DATABASE_URL") as raised:
+            await client.responses.create(model="text", input="x", store=False)
+    assert raised.value.status_code == 501

@@ -1,5 +1,6 @@
 """Responses in a real database: repeated and competing writes, conversations with a gap, retention."""
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from asyncpg import Pool
 
 from actors.llm.response_repository import SCHEMA, SQL, ResponseEnd, ResponseRepository, ResponseRun, numbered
+from actors.llm.response_watcher import open_watcher
 from bus.errors import CallerGone, PermanentError
 from contracts.claim import Claim
 from contracts.fault import Fault
@@ -182,6 +184,18 @@ async def test_expired_response_has_the_cause_of_its_last_run(repository: Respon
     assert found.fault is not None
     assert (found.status, found.fault.code) == ("failed", "server-away")
     assert found.response["error"]["message"].endswith("before its deadline: the last attempt failed: the server is away")
+
+
+async def test_failed_query_does_not_end_the_watch(repository: ResponseRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises: whoever waits is woken by a later one."""
+    async with open_watcher(repository.pool) as watcher:
+        with monkeypatch.context() as patch:
+            patch.setitem(SQL, "sequences", "select no_such_column from atelier.responses where response_id = any($1)")
+            waiting = asyncio.create_task(watcher.wait("deleted", 1, 60))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+        async with asyncio.timeout(5):
+            await waiting
 
 
 async def test_every_query_uses_an_index(repository: ResponseRepository) -> None:

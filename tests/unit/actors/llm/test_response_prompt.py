@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.engines.language.requests import PromptTooLong
+from actors.llm.request_checks import check_messages
 from actors.llm.response_prompt import check_calls, drop_oldest, to_command, to_messages
 from bus.errors import PermanentError
 from contracts.responses import Item, ItemPart, ResponseRequest
-from contracts.text import Message, Picture
+from contracts.text import Message, Picture, ToolCall
 
 ID = f"resp_{'a' * 32}"
 
@@ -66,6 +69,51 @@ def test_as_many_turns_are_dropped_as_are_too_long(tokens: int, kept: list[str])
     messages = [Message(role=role, content=name.ljust(1 if role == "system" else 100)) for role, name in zip(roles, names, strict=True)]
     left = drop_oldest(messages, PromptTooLong(tokens, 100))
     assert [str(one.content).strip() for one in left] == kept
+
+
+KINDS: Any = ["user", "system", "assistant", "call", "result"]
+
+
+def conversation(kinds: list[str]) -> list[Message]:
+    """A valid one: each result is that of the earliest call without one, if there is any, however far before it stands."""
+    messages, calls, results = [], 0, 0
+    for kind in kinds:
+        if kind == "call":
+            call = ToolCall(id=f"c{calls}", name="f", arguments="{}")
+            messages.append(Message(role="assistant", tool_calls=[call]))
+            calls += 1
+        elif kind == "result" and results < calls:
+            messages.append(Message(role="tool", content="r" * 9, tool_call_id=f"c{results}"))
+            results += 1
+        elif kind in ("user", "system", "assistant"):
+            messages.append(Message.model_validate({"role": kind, "content": kind}))
+    return [*messages, Message(role="user", content="last")]
+
+
+@given(st.lists(st.sampled_from(KINDS), max_size=20), st.integers(0, 300), st.integers(1, 8))
+def test_what_is_left_is_valid(kinds: list[str], tokens: int, at_least: int) -> None:
+    """Also when a turn's results come after the next turn has begun, and when the server does not say how many tokens are too many."""
+    messages = conversation(kinds)
+    check_messages(messages)
+    turns = sum(one.role == "user" for one in messages)
+    if turns == 1:
+        return
+    left = drop_oldest(messages, PromptTooLong(tokens, 100 if tokens else 0), at_least)
+    check_messages(left)
+    assert left[-1] == messages[-1]
+    assert sum(one.role == "user" for one in left) <= max(1, turns - at_least)
+    assert [one for one in left if one.role == "system"] == [one for one in messages if one.role == "system"]
+
+
+def test_what_no_message_can_hold_is_named() -> None:
+    calls = [Item(type="function_call", id=f"fc_{number}", call_id=f"c{number}", name="f", arguments="{}") for number in range(129)]
+    for make in (
+        lambda: to_messages(calls),
+        lambda: to_command(ID, ResponseRequest(model="text"), [Message(role="user", content="x")] * 1001, None),
+    ):
+        with pytest.raises(PermanentError, match="messages made of the input") as raised:
+            make()
+        assert raised.value.code == "invalid-message"
 
 
 def test_last_turn_is_never_dropped() -> None:
