@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from contracts.embed import DEFAULT_EMBEDDING_MODEL, MAX_INPUTS, EmbedDone, InputText
 from gateway.deadlines import request_timeout
-from gateway.json_body import run_parser
 from gateway.memory_budget import hold_bytes
 from gateway.openai.errors import ERROR_RESPONSES, NO_RETRY, OpenAIRoute
 from gateway.openai.models import EMBED_STATUS_STEP
@@ -33,8 +33,8 @@ TEXTS_ONLY = (
     "(langchain: check_embedding_ctx_length=False)"
 )
 NOT_SERVED = "No embedding model is served: set EMBEDDING_SERVER_URL, or EMBEDDING_MODEL, at the worker, and run `atelier run embed`."
-BYTES_PER_CHAR = {"base64": 3, "float": 12}
-"""Memory of a response for each character of base64 from the worker: as base64 twice more, as numbers and their text."""
+PART_CHARS = 64 << 10
+"""Of a response that are sent at once."""
 NUMBER_BYTES = 4
 
 
@@ -96,8 +96,7 @@ async def embed(request: Request, body: EmbeddingRequest) -> Response:
     """Vectors of texts, of unit length where the model is loaded here. 501 where no embedding model is configured."""
     await require_model(request)
     results = await embed_all(request, body)
-    size = sum(len(vector) for done in results for vector in done.vectors)
-    return Response(await run_parser(response_body, results, body.encoding_format, size=size), media_type="application/json")
+    return StreamingResponse(response_parts(results, body.encoding_format), media_type="application/json")
 
 
 async def require_model(request: Request) -> None:
@@ -122,21 +121,31 @@ async def embed_all(request: Request, body: EmbeddingRequest) -> list[EmbedDone]
         reply = await services.commands.call(request, STEP, command, seconds=max(0.1, until - time.monotonic()))
         results.append(EmbedDone.model_validate(reply))
         if len(results) == 1:
-            held = len(results[0].vectors[0]) * len(body.inputs) * BYTES_PER_CHAR[body.encoding_format]
-            await hold_bytes(request, services.file_memory, held, seconds)
+            await hold_vectors(request, len(results[0].vectors[0]) * len(body.inputs), seconds)
     return results
 
 
-def response_body(results: list[EmbedDone], encoding_format: str) -> bytes:
-    """Linear in the size of all vectors; one vector at a time, so that other threads get their turn."""
-    vectors = (vector for done in results for vector in done.vectors)
-    data = ",".join(
-        f'{{"object":"embedding","index":{index},"embedding":{encode_vector(vector, encoding_format)}}}'
-        for index, vector in enumerate(vectors)
-    )
+async def hold_vectors(request: Request, size: int, seconds: float) -> None:
+    """Raises HttpProblem(413, 503)."""
+    budget = services_of(request).file_memory
+    if size > budget.share_bytes:
+        detail = f"the vectors of these inputs have {size} bytes, a response may hold {budget.share_bytes}: send fewer inputs in a request"
+        raise HttpProblem(413, "response-too-large", detail, param="input")
+    await hold_bytes(request, budget, size, seconds)
+
+
+def response_parts(results: list[EmbedDone], encoding_format: str) -> Iterator[bytes]:
+    """The body, a few vectors at a time: as text the numbers take many times the memory of their base64."""
+    part = '{"object":"list","data":['
+    for index, vector in enumerate(vector for done in results for vector in done.vectors):
+        separator = "," if index else ""
+        part += f'{separator}{{"object":"embedding","index":{index},"embedding":{encode_vector(vector, encoding_format)}}}'
+        if len(part) > PART_CHARS:
+            yield part.encode()
+            part = ""
     tokens = sum(done.prompt_tokens for done in results)
     rest = json.dumps({"model": results[0].model_name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-    return f'{{"object":"list","data":[{data}],{rest[1:]}'.encode()
+    yield f"{part}],{rest[1:]}".encode()
 
 
 def encode_vector(vector: str, encoding_format: str) -> str:

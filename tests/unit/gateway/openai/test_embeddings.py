@@ -9,6 +9,7 @@ import pytest
 from contracts.embed import Embed
 from contracts.fault import Fault
 from gateway.openai.embeddings import EmbeddingRequest
+from gateway.settings import GatewaySettings
 from tests.support.fake_broker import Replier
 from tests.unit.gateway.conftest import FakeGateway, OpenFakeGateway
 
@@ -124,8 +125,22 @@ async def test_response_above_the_share_of_the_memory_is_refused(gateway: OpenFa
     """Before the other vectors are asked for."""
     large = {"vectors": [pack(*[0.5] * 1000)] * 32, "model_name": "tiny-bert", "prompt_tokens": 32}
     fake = gateway(SERVED | {"embed": large}, file_memory_bytes=1 << 20, max_file_bytes=1 << 18)
-    response = await post(fake, ["x"] * 64)
+    response = await post(fake, ["x"] * 128)
     assert (response.status_code, len(fake.publisher.commands("embed"))) == (413, 1), response.text
+    assert (response.json()["error"]["param"], "send fewer" in response.json()["error"]["message"]) == ("input", True)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_2048_vectors_of_usual_sizes_are_answered(gateway: OpenFakeGateway, encoding: str) -> None:
+    """Of 4096 numbers with the default memory, of which a tenth is given here for vectors of a tenth."""
+    vectors = {"vectors": [pack(*[0.1] * 410)] * 32, "model_name": "tiny-bert", "prompt_tokens": 32}
+    memory = GatewaySettings.model_fields["file_memory_bytes"].default // 10
+    fake = gateway(SERVED | {"embed": vectors}, file_memory_bytes=memory, max_file_bytes=memory // 4)
+    response = await post(fake, ["x"] * 2048, encoding_format=encoding)
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert ([entry["index"] for entry in data], len(data[2047]["embedding"]) > 400) == (list(range(2048)), True)
+    assert fake.services.file_memory.held_bytes == 0
 
 
 @pytest.mark.parametrize(
