@@ -16,7 +16,7 @@ from contracts.wire_model import WireModel
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 MAX_ITEMS = 1000
 """Items of one input, and of a conversation with all that precedes it."""

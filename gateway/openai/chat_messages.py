@@ -6,7 +6,7 @@ from typing import Any, Literal
 from fastapi import Request
 from pydantic import Field, field_validator
 
-from gateway.openai.strict_body import NoEffect, StrictBody, unsupported
+from gateway.openai.strict_body import NoEffect, StrictBody, check_fields_of_type, unsupported
 from gateway.problems import HttpProblem
 from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
@@ -14,6 +14,20 @@ ROLES = {"developer": "system", "function": "tool"}
 TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
 IMAGE_TYPES = frozenset({"image_url", "input_image"})
 REASONING_TYPES = frozenset({"thinking", "reasoning", "redacted_thinking"})
+PART_FIELDS = {
+    "text": TEXT_TYPES | REASONING_TYPES,
+    "refusal": frozenset({"refusal"}),
+    "thinking": REASONING_TYPES,
+    "reasoning": REASONING_TYPES,
+    "image_url": IMAGE_TYPES,
+}
+"""Which types of a part have a field."""
+MESSAGE_FIELDS = {"tool_call_id": frozenset({"tool", "function"})} | dict.fromkeys(
+    ("refusal", "tool_calls", "function_call", "reasoning_content", "reasoning"), frozenset({"assistant"})
+)
+"""Which roles have a field."""
+MAX_URL_CHARS = 2048
+"""As in the command."""
 MAX_CALLS = 128
 NO_ARGUMENTS = "{}"
 
@@ -24,6 +38,10 @@ class ImageUrl(StrictBody):
     url: str = Field(min_length=1, description="`data:image/…;base64,…` or `https://…`.")
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
+    @property
+    def is_address(self) -> bool:
+        return self.url[:8].lower() == "https://"
+
 
 class ContentPart(StrictBody):
     """A text, an image, or what an assistant wrote in another form: a refusal, which is a text, or its reasoning."""
@@ -32,7 +50,11 @@ class ContentPart(StrictBody):
     text: str | None = None
     refusal: str | None = None
     thinking: str | None = None
+    reasoning: str | None = None
     image_url: ImageUrl | None = None
+    id: NoEffect = None
+    index: NoEffect = None
+    extras: NoEffect = None
     detail: NoEffect = None
     annotations: NoEffect = None
     logprobs: NoEffect = None
@@ -57,14 +79,17 @@ class ContentPart(StrictBody):
 
     @property
     def thought(self) -> str | None:
-        return self.thinking or self.text if self.type in REASONING_TYPES else None
+        """None for all but reasoning."""
+        texts = filter(None, (self.reasoning, self.thinking, self.text))
+        return "\n".join(dict.fromkeys(texts)) if self.type in REASONING_TYPES else None
 
 
 class CalledFunction(StrictBody):
-    """`arguments`: JSON."""
+    """`arguments`: JSON. `parsed_arguments`: the same as OpenAI's clients keep it beside, which have parsed it."""
 
     name: str = Field(min_length=1, max_length=256)
     arguments: str = NO_ARGUMENTS
+    parsed_arguments: NoEffect = None
 
 
 class CalledTool(StrictBody):
@@ -91,6 +116,7 @@ class ChatMessage(StrictBody):
     reasoning_content: str | None = Field(None, description="Of the role `assistant`: what it thought before, as in an answer.")
     reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
     audio: unsupported("send text and images") = None  # type: ignore[valid-type]
+    images: unsupported("send them as parts of the content", []) = None  # type: ignore[valid-type]
     annotations: NoEffect = None
     parsed: NoEffect = None
     reasoning_details: NoEffect = None
@@ -114,9 +140,12 @@ class ChatMessage(StrictBody):
 
     @property
     def texts(self) -> Iterator[str]:
+        """All that a command repeats, but for the pictures in the request."""
         yield from [self.content] if isinstance(self.content, str) else (part.words or "" for part in self.parts)
-        yield from (self.refusal or "", self.thoughts)
-        yield from (call.function.arguments for call in self.called)
+        yield from (part.image_url.url for part in self.parts if part.image_url and part.image_url.is_address)
+        yield from (self.refusal or "", self.thoughts, self.name or "", self.tool_call_id or "")
+        for call in self.called:
+            yield from (call.id or "", call.function.name, call.function.arguments)
 
 
 class CallHistory:
@@ -153,6 +182,7 @@ async def to_messages(request: Request, messages: list[ChatMessage]) -> list[dic
 
 async def to_message_fields(request: Request, location: str, message: ChatMessage, calls: CallHistory) -> dict[str, Any]:
     """`location`: of the message in the request, for errors. Raises HttpProblem(400, 413, 503)."""
+    check_fields_of_type(message, MESSAGE_FIELDS, location, "role")
     if message.content is None and message.role != "assistant":
         detail = f"a message of the role {message.role} needs a content"
         raise HttpProblem(400, "invalid-request", detail, param=f"{location}.content")
@@ -168,14 +198,24 @@ async def to_message_fields(request: Request, location: str, message: ChatMessag
 
 async def to_content(request: Request, location: str, message: ChatMessage) -> str | list[dict[str, Any]]:
     """Raises HttpProblem(400, 413, 503)."""
+    for position, part in enumerate(message.parts):
+        check_part(part, message.role, f"{location}.content.{position}")
     if not isinstance(message.content, list):
-        return message.content or message.refusal or ""
+        return "\n".join(filter(None, (message.content, message.refusal)))
     parts = [
         await to_part_fields(request, f"{location}.content.{position}", part)
         for position, part in enumerate(message.content)
         if part.type not in REASONING_TYPES
     ]
-    return parts or ""
+    return [*parts, *([{"text": message.refusal}] if message.refusal else [])] or ""
+
+
+def check_part(part: ContentPart, role: str, location: str) -> None:
+    """Raises HttpProblem(400) for what would have no effect."""
+    check_fields_of_type(part, PART_FIELDS, location)
+    if part.type in REASONING_TYPES and role != "assistant":
+        detail = f"a part of the type {part.type} belongs to the role assistant, not {role}"
+        raise HttpProblem(400, "invalid-request", detail, param=f"{location}.type")
 
 
 async def to_part_fields(request: Request, location: str, part: ContentPart) -> dict[str, Any]:
@@ -185,13 +225,23 @@ async def to_part_fields(request: Request, location: str, part: ContentPart) -> 
     if part.image_url is None:
         field = "image_url" if part.is_image else "refusal" if part.type == "refusal" else "text"
         raise HttpProblem(400, "invalid-request", f"a part of the type {part.type} needs the field {field}", param=f"{location}.{field}")
-    url = part.image_url.url
-    if url[:8].lower() == "https://":
-        return {"picture": {"url": url}}
-    if url[:5].lower() != "data:":
-        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// URL or a data: URL", param=f"{location}.image_url.url")
-    data = await decode_base64(request, url)
+    return {"picture": await to_picture(request, f"{location}.image_url.url", part.image_url)}
+
+
+async def to_picture(request: Request, location: str, image: ImageUrl) -> dict[str, Any]:
+    """The `url` of a picture, or the `claim` on what a `data:` URL holds. `location`: of the URL, for errors.
+
+    Raises HttpProblem(400, 413, 501, 503).
+    """
+    if image.is_address:
+        if len(image.url) > MAX_URL_CHARS:
+            detail = f"the URL has {len(image.url)} characters, {MAX_URL_CHARS} are allowed: send the image as a data: URL"
+            raise HttpProblem(400, "invalid-image-url", detail, param=location)
+        return {"url": image.url}
+    if image.url[:5].lower() != "data:":
+        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// URL or a data: URL", param=location)
+    data = await decode_base64(request, image.url)
     media_type = image_media_type(data)
     if media_type is None:
-        raise HttpProblem(400, "image-unreadable", "the image is not PNG, JPEG, WebP, GIF or BMP", param=f"{location}.image_url.url")
-    return {"picture": await store_upload(request, data, media_type)}
+        raise HttpProblem(400, "image-unreadable", "the image is not PNG, JPEG, WebP, GIF or BMP", param=location)
+    return await store_upload(request, data, media_type)

@@ -10,7 +10,7 @@ from contracts.text import ReasoningEffort
 from gateway.openai.chat_messages import ChatMessage, to_messages
 from gateway.openai.chat_tools import ToolRequest
 from gateway.openai.errors import NO_RETRY
-from gateway.openai.strict_body import NoEffect, StrictBody, unsupported
+from gateway.openai.strict_body import NoEffect, StrictBody, check_fields_of_type, unsupported
 from gateway.openai.text_requests import ServiceTier, TextRequest, TokenLimit
 from gateway.problems import HttpProblem
 from gateway.text.client import lacks_vision
@@ -27,6 +27,10 @@ class NamedSchema(StrictBody):
     description: NoEffect = None
 
 
+FORMAT_FIELDS = {"json_schema": frozenset({"json_schema"}), "plain_schema": frozenset({"json_object"})}
+"""Which types of a format have a field."""
+
+
 class ResponseFormat(StrictBody):
     """`schema`: that of `json_object`, as llama.cpp and others take it."""
 
@@ -36,6 +40,7 @@ class ResponseFormat(StrictBody):
 
     def command_fields(self) -> dict[str, Any]:
         """Raises HttpProblem(400)."""
+        check_fields_of_type(self, FORMAT_FIELDS, "response_format")
         if self.type == "text":
             return {}
         if self.type == "json_object":
@@ -85,7 +90,7 @@ class ChatRequest(TextRequest, ToolRequest):
         """Raises HttpProblem(400)."""
         if self.top_logprobs and not self.logprobs:
             raise HttpProblem(400, "invalid-request", "top_logprobs needs logprobs true", param="top_logprobs")
-        return {"logprobs": True, "top_logprobs": self.top_logprobs} if self.logprobs else {}
+        return {"with_logprobs": True, "top_logprobs": self.top_logprobs} if self.logprobs else {}
 
     async def check_vision(self, request: Request) -> None:
         """Raises HttpProblem(501) when a message has an image, and the served model reads none."""
@@ -104,8 +109,9 @@ class ChatRequest(TextRequest, ToolRequest):
             "messages": sum(len(text) for message in self.messages for text in message.texts),
             "tools": len(json.dumps(self.definitions)),
             "response_format": len(self.response_format.model_dump_json()),
+            "stop": sum(map(len, self.stop_texts)),
         }
         if (length := sum(texts.values())) > limit:
             longest = max(texts, key=lambda name: texts[name])
-            detail = f"messages, tools and response_format have {length} characters, {limit} are allowed"
+            detail = f"messages, tools, response_format and stop have {length} characters, {limit} are allowed"
             raise HttpProblem(413, "message-too-large", detail, param=longest)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from contracts.text import Tool
-from gateway.openai.strict_body import StrictBody
+from gateway.openai.strict_body import StrictBody, check_fields_of_type
 from gateway.problems import HttpProblem
 from gateway.strict_model import strict_model
 
@@ -42,6 +42,10 @@ class ToolSelection(StrictBody):
     allowed_tools: AllowedTools | None = None
 
 
+SELECTION_FIELDS = {"function": frozenset({"function"}), "allowed_tools": frozenset({"allowed_tools"})}
+"""Which types have a field."""
+
+
 class ToolRequest(StrictBody):
     """The fields about tools."""
 
@@ -63,8 +67,7 @@ class ToolRequest(StrictBody):
 
     def tool_fields(self) -> dict[str, Any]:
         """The fields of the command; none without tools. Raises HttpProblem(400) for a choice among tools that are not there."""
-        if self.tools and self.functions:
-            raise HttpProblem(400, "invalid-request", "tools and functions are the same in two forms: send tools", param="functions")
+        self._check_forms()
         field, tools = ("functions" if self.in_old_form else "tools"), self.definitions
         names = [tool["name"] for tool in tools]
         if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -76,10 +79,21 @@ class ToolRequest(StrictBody):
         several = self.parallel_tool_calls and not self.in_old_form
         return {"tools": [tool for tool in tools if tool["name"] in allowed], "parallel_tool_calls": several} | choice
 
+    def _check_forms(self) -> None:
+        """Raises HttpProblem(400) for fields of both forms: one of two choices would have no effect."""
+        given = [name for name in ("functions", "function_call", "tools", "tool_choice") if name in self.model_fields_set]
+        old = [name for name in given if name.startswith("function") and getattr(self, name)]
+        new = [name for name in given if name.startswith("tool") and getattr(self, name)]
+        if old and new:
+            detail = f"{old[0]} and {new[0]} belong to two forms of one request: send tools and tool_choice"
+            raise HttpProblem(400, "invalid-request", detail, param=old[0])
+
     def _choice_fields(self, names: list[str]) -> dict[str, Any]:
         """`tool_choice` and `tool_name` of the command; `allowed`: the tools that are offered, where they are not all."""
         old = self.in_old_form or self.function_call != "auto"
         choice, field = (self.function_call, "function_call") if old else (self.tool_choice, "tool_choice")
+        if isinstance(choice, ToolSelection):
+            check_fields_of_type(choice, SELECTION_FIELDS, field)
         match choice:
             case FunctionName(name=name) | ToolSelection(type="function", function=FunctionName(name=name)):
                 check_names([name], names, field)

@@ -1,5 +1,6 @@
 """OpenAI's error format, for every path under `/v1`, with the statuses by which its clients decide whether to retry."""
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -52,7 +53,14 @@ EMBED_PARAMETERS = PARAMETERS | {"dimensions-unsupported": "dimensions", "prompt
 """The same for a fault of the embed step."""
 CODES_WITH_A_FIELD = frozenset({"parameter-unsupported", "invalid-message"})
 """Faults whose message names a field of the command."""
-FIELDS_OF_COMMANDS = {"json_schema": "response_format", "json_only": "response_format", "lora_adapter": "model"} | {
+FIELDS_OF_COMMANDS = {
+    "json_schema": "response_format",
+    "json_only": "response_format",
+    "lora_adapter": "model",
+    "raw_prompt": "prompt",
+    "tool_name": "tool_choice",
+    "with_logprobs": "logprobs",
+} | {
     name: name
     for name in (
         *(
@@ -69,7 +77,8 @@ FIELDS_OF_COMMANDS = {"json_schema": "response_format", "json_only": "response_f
         *("seed", "tools", "tool_choice", "parallel_tool_calls", "n", "logprobs", "top_logprobs", "reasoning_effort"),
     )
 }
-"""The fields of the text step's command, and those of a request from which they come."""
+"""The fields of the text step's command, and those of a request from which they come. A message names them with what lies in them, such
+as `messages[3].tool_call_id`."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients repeat a request at every status from 500, unless this header says that it would fail again."""
 OPENAI_CODES = {
@@ -115,7 +124,7 @@ def to_openai_problem(error: RequestValidationError | ReplyFault | ReplyTimeout)
 def parameter_of(fault: Fault) -> str | None:
     """The field of the request that a fault is about; None when it is not known."""
     if fault.code in CODES_WITH_A_FIELD:
-        words = fault.message.replace(",", " ").replace(":", " ").split()
+        words = [re.split(r"[.\[]", word)[0] for word in fault.message.replace(",", " ").replace(":", " ").split()]
         return next((FIELDS_OF_COMMANDS[word] for word in words if word in FIELDS_OF_COMMANDS), None)
     parameters: dict[str, dict[str, str]] = {Step.IMAGE: IMAGE_PARAMETERS, Step.TEXT: TEXT_PARAMETERS, "embed": EMBED_PARAMETERS}
     return parameters.get(fault.step, PARAMETERS).get(fault.code)

@@ -12,11 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from contracts.moderate import MAX_TEXT_CHARS, CheckerName, Finding, ModerateDone
 from contracts.wire import Step
-from gateway.openai.chat_messages import ImageUrl
+from gateway.openai.chat_messages import ImageUrl, to_picture
 from gateway.openai.errors import ERROR_RESPONSES, NO_RETRY, OpenAIRoute
 from gateway.problems import HttpProblem
 from gateway.services import services_of
-from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -80,8 +79,8 @@ class ModerationRequest(BaseModel):
         fields: dict[str, list[Any]] = {"texts": self.texts, "images": [], "image_urls": []}
         for index, part in enumerate(self.input):
             if isinstance(part, ImageInput):
-                name, value = await to_picture_field(request, f"input.{index}.image_url.url", part.image_url.url)
-                fields[name].append(value)
+                picture = await to_picture(request, f"input.{index}.image_url.url", part.image_url)
+                fields["image_urls" if "url" in picture else "images"].extend(picture.values())
         return {name: values for name, values in fields.items() if values}
 
 
@@ -114,18 +113,6 @@ async def moderate(request: Request, body: ModerationRequest) -> Moderation:
     )
     applied = applied_input_types(done.checked_by)
     return Moderation(id=f"modr-{uuid4().hex}", model=body.model or MODEL, results=[to_result(findings, applied) for findings in groups])
-
-
-async def to_picture_field(request: Request, location: str, url: str) -> tuple[str, Any]:
-    """The field of the command and the entry for it. Raises HttpProblem(400, 413, 501, 503)."""
-    if url[:8].lower() == "https://":
-        return "image_urls", url
-    if url[:5].lower() != "data:":
-        raise HttpProblem(400, "invalid-image-url", "an image_url is an https:// URL or a data: URL", param=location)
-    data = await decode_base64(request, url)
-    if (media_type := image_media_type(data)) is None:
-        raise HttpProblem(400, "image-unreadable", "the image is not PNG, JPEG, WebP, GIF or BMP", param=location)
-    return "images", (await store_upload(request, data, media_type))["claim"]
 
 
 def applied_input_types(checked_by: dict[str, list[str]]) -> dict[str, set[InputType]]:

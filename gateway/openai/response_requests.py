@@ -11,6 +11,7 @@ from contracts.responses import MAX_ITEMS, CreateResponse, Effort, ResponseReque
 from contracts.text import Tool, ToolName
 from gateway.openai.errors import NO_RETRY
 from gateway.openai.response_items import Fields, StrictModel, parse, to_items, unsupported
+from gateway.openai.text_requests import StreamOptions
 from gateway.problems import HttpProblem
 from gateway.text.client import lacks_vision
 
@@ -53,12 +54,6 @@ class Reasoning(StrictModel):
     effort: Effort | None = None
     summary: Literal["auto"] | None = None
     generate_summary: Literal["auto"] | None = None
-
-
-class StreamOptions(StrictModel):
-    """Events are not padded: `include_obfuscation` may only be false."""
-
-    include_obfuscation: Literal[False] | None = None
 
 
 class FunctionTool(StrictModel):

@@ -1,8 +1,11 @@
 """Bodies of OpenAI's requests: unknown fields are refused, null means what an absent field means."""
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gateway.problems import HttpProblem
 
 NoEffect = Annotated[Any, Field(description="Accepted; it changes nothing of the answer.")]
 
@@ -26,3 +29,13 @@ def unsupported(hint: str, *neutral: Any) -> Any:
             raise ValueError(f"not supported: {hint}")
 
     return Annotated[None, BeforeValidator(check), Field(description=f"Not supported: {hint}.")]
+
+
+def check_fields_of_type(body: BaseModel, types: Mapping[str, Collection[str]], location: str, kind: str = "type") -> None:
+    """`types`: which types (values of the field `kind`) have a field. Raises HttpProblem(400) for one that has a value, and no effect."""
+    value = getattr(body, kind)
+    for name, allowed in types.items():
+        if value not in allowed and getattr(body, name):
+            field = type(body).model_fields[name].alias or name
+            detail = f"{field} has no effect where the {kind} is {value}: leave it out"
+            raise HttpProblem(400, "invalid-request", detail, param=f"{location}.{field}")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.openai.strict_body import NoEffect, StrictBody, unsupported
 
@@ -14,10 +14,15 @@ USE_RESPONSE_FORMAT = "use response_format with a JSON schema"
 
 
 class StreamOptions(StrictBody):
-    """`include_obfuscation` has no effect: nothing is added to the chunks."""
+    """Of responses too. Events are not padded: `include_obfuscation` may only be false."""
+
+    include_obfuscation: Literal[False] = False
+
+
+class UsageOptions(StreamOptions):
+    """Those of chat and completions."""
 
     include_usage: bool = False
-    include_obfuscation: NoEffect = None
 
 
 class TextRequest(StrictBody):
@@ -33,10 +38,10 @@ class TextRequest(StrictBody):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
     stream: bool = False
-    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    stream_options: UsageOptions = Field(default_factory=UsageOptions)
     user: NoEffect = None
     metadata: NoEffect = None
-    best_of: unsupported("ask for n answers, and choose", 1) = None  # type: ignore[valid-type]
+    best_of: int | None = Field(None, ge=1, description="Not supported: more than n. Ask for n answers, and choose.")
     logit_bias: unsupported("engines have other tokens than OpenAI's models", {}) = None  # type: ignore[valid-type]
     top_k: unsupported("use top_p", -1, 0) = None  # type: ignore[valid-type]
     min_p: unsupported("use top_p", 0) = None  # type: ignore[valid-type]
@@ -46,16 +51,27 @@ class TextRequest(StrictBody):
     guided_grammar: unsupported(USE_RESPONSE_FORMAT, "") = None  # type: ignore[valid-type]
     structured_outputs: unsupported(USE_RESPONSE_FORMAT, {}) = None  # type: ignore[valid-type]
 
+    @field_validator("best_of")
+    @classmethod
+    def refuse_more_than_n(cls, best_of: int, info: ValidationInfo) -> int:
+        """Raises ValueError."""
+        if best_of > info.data.get("n", MAX_ANSWERS):
+            raise ValueError("not supported above n: ask for n answers, and choose")
+        return best_of
+
+    @property
+    def stop_texts(self) -> list[str]:
+        return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text]
+
     def sampling_fields(self, lora: str | None) -> dict[str, Any]:
         """The fields of the command, with OpenAI's defaults."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return {
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
             "repetition_penalty": self.repetition_penalty or 1.0,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "stop": [text for text in stop if text],
+            "stop": self.stop_texts,
             "seed": self.seed,
             "n": None if self.n == 1 else self.n,
             "lora_adapter": lora,

@@ -5,7 +5,7 @@ import time
 from typing import Any, Literal
 
 from calls import CITY_SCHEMA, MESSAGES, PICTURE, TOOL, Calls, arguments_of
-from openai import OpenAI
+from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
 calls = Calls("openai (Python)")
@@ -103,6 +103,19 @@ def parse(client: OpenAI) -> None:
     assert isinstance(completion.choices[0].message.parsed, Weather)
 
 
+@calls.add("chat, structured output with tools sent back")
+def parse_tools(client: OpenAI) -> None:
+    """The message is kept as the client returns it: its calls also have `parsed_arguments`."""
+    named: Any = {"type": "function", "function": {"name": "Weather"}}
+    tools: Any = [pydantic_function_tool(Weather)]
+    completion = client.chat.completions.parse(model="text", messages=MESSAGES, max_tokens=256, tools=tools, tool_choice=named)
+    message = completion.choices[0].message
+    assert isinstance(message.tool_calls[0].function.parsed_arguments, Weather)
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "12 °C"}
+    messages: Any = [*MESSAGES, message, result]
+    assert client.chat.completions.parse(model="text", messages=messages, max_tokens=8, tools=tools, tool_choice="none").choices
+
+
 @calls.add("completions")
 def completion(client: OpenAI) -> None:
     answer = client.completions.create(model="text", prompt="Once upon a time", max_tokens=8, n=2)
@@ -129,6 +142,14 @@ def response(client: OpenAI) -> None:
     assert client.responses.retrieve(answer.id).output_text == answer.output_text
     assert client.responses.input_items.list(answer.id).data
     client.responses.delete(answer.id)
+
+
+@calls.add("responses, streamed")
+def streamed_response(client: OpenAI) -> None:
+    with client.responses.stream(model="text", input="Hello", max_output_tokens=16) as events:
+        for _ in events:
+            pass
+        assert events.get_final_response().status in {"completed", "incomplete"}
 
 
 @calls.add("responses, `previous_response_id`")

@@ -37,7 +37,9 @@ FULL = Fault(code="prompt-too-long", message="600 tokens", step="text")
         ({"messages": [{"role": "developer", "content": "x"}]}, {"messages": [{"role": "system", "content": "x"}]}),
         ({"unknown": None, "user": "me", "metadata": {"a": "b"}, "store": False}, {}),
         ({"n": 3, "reasoning_effort": "low"}, {"n": 3, "reasoning_effort": "low"}),
-        ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+        ({"reasoning_effort": "max", "best_of": 1}, {"reasoning_effort": "max"}),
+        ({"stream_options": {"include_usage": True, "include_obfuscation": False}, "n": 2, "best_of": 2}, {"n": 2}),
+        ({"logprobs": True, "top_logprobs": 2}, {"with_logprobs": True, "top_logprobs": 2}),
         ({"logprobs": False, "top_logprobs": 0}, {}),
     ],
 )
@@ -47,11 +49,24 @@ async def test_request_becomes_command(fields: dict[str, Any], changes: dict[str
     Text.model_validate(command)
 
 
-async def test_schema_format_without_schema_is_400() -> None:
-    body = ChatRequest.model_validate({"model": "text", "messages": USER, "response_format": {"type": "json_schema"}})
+SCHEMA = {"schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "param"),
+    [
+        ({"type": "json_schema"}, "json_schema"),
+        ({"type": "json_object", "json_schema": SCHEMA}, "json_schema"),
+        ({"type": "text", "json_schema": SCHEMA}, "json_schema"),
+        ({"type": "text"} | SCHEMA, "schema"),
+        ({"type": "json_schema", "json_schema": SCHEMA} | SCHEMA, "schema"),
+    ],
+)
+async def test_format_has_the_schema_of_its_type_alone(response_format: dict[str, Any], param: str) -> None:
+    body = ChatRequest.model_validate({"model": "text", "messages": USER, "response_format": response_format})
     with pytest.raises(HttpProblem) as raised:
         await body.command(NO_REQUEST, None)
-    assert (raised.value.status, raised.value.extensions) == (400, {"param": "response_format.json_schema"})
+    assert (raised.value.status, raised.value.extensions) == (400, {"param": f"response_format.{param}"})
 
 
 def image(url: str) -> list[dict[str, Any]]:
@@ -65,6 +80,8 @@ def image(url: str) -> list[dict[str, Any]]:
         ({"n": 17}, 400, "invalid_request", "n"),
         ({"tools": [{}]}, 400, "invalid_request", "tools.0.type"),
         ({"top_logprobs": 1}, 400, "invalid_request", "top_logprobs"),
+        ({"n": 2, "best_of": 3}, 400, "invalid_request", "best_of"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, "invalid_request", "stream_options.include_obfuscation"),
         ({"temprature": 1}, 400, "invalid_request", "temprature"),
         ({"model": "gpt-9"}, 404, "model_not_found", "model"),
         ({"messages": image("http://x/y.png")}, 400, "invalid_image_url", "messages.0.content.1.image_url.url"),

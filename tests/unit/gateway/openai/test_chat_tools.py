@@ -7,6 +7,7 @@ import pytest
 
 from contracts.text import Text
 from gateway.openai.chat_requests import ChatRequest
+from gateway.problems import HttpProblem
 from tests.unit.gateway.compat.test_chat import DONE
 from tests.unit.gateway.conftest import FakeGateway, OpenFakeGateway
 from tests.unit.gateway.openai.test_chat import NO_REQUEST, SERVED, USER, data_of
@@ -46,6 +47,24 @@ async def test_tools_become_fields_of_the_command(fields: dict[str, Any], expect
     command = await ChatRequest.model_validate({"model": "text", "messages": USER} | fields).command(NO_REQUEST, None)
     assert {name: value for name, value in command.items() if name.startswith(("tool", "parallel"))} == expected
     Text.model_validate(command)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"functions": [WEATHER], "tool_choice": "required"}, "functions"),
+        ({"tools": TOOLS, "tool_choice": "required", "function_call": "none"}, "function_call"),
+        ({"tools": TOOLS, "function_call": {"name": "weather"}}, "function_call"),
+        ({"tools": TOOLS, "functions": [WEATHER]}, "functions"),
+        ({"tool_choice": "required", "function_call": "none"}, "function_call"),
+        ({"tools": TOOLS, "tool_choice": ALLOWED | {"function": {"name": "clock"}}}, "tool_choice.function"),
+        ({"tools": TOOLS, "tool_choice": NAMED | {"allowed_tools": ALLOWED["allowed_tools"]}}, "tool_choice.allowed_tools"),
+    ],
+)
+async def test_two_choices_are_one_too_many(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(HttpProblem) as raised:
+        await ChatRequest.model_validate({"model": "text", "messages": USER} | fields).command(NO_REQUEST, None)
+    assert (raised.value.status, raised.value.extensions) == (400, {"param": param})
 
 
 async def complete(fake: FakeGateway, **fields: Any) -> Any:

@@ -22,6 +22,12 @@ FAULTS_OF_THE_WORKER = {"safety-checker-missing", "block-cache-unsupported"}
 """What the image step raises for a worker that is set up wrongly: a 500."""
 
 
+FAULTS_OF_A_SETUP = {"database-missing", "engine-failed", "model-unnamed", "server-unnamed"} | {"moderation-empty", "too-many-pictures"}
+"""A worker that is set up wrongly, or broken: a 500. The last two are of commands that `/v1` never sends."""
+OTHER_MODULES = ("response_", "conversation_")
+"""Of steps whose faults other modules of the gateway know."""
+
+
 def fault(code: str, step: str = "text", cause: str = "cause") -> ReplyFault:
     return ReplyFault(Fault(code=code, message=cause, step=step))
 
@@ -34,7 +40,7 @@ def raised_codes(path: Path) -> Iterator[str]:
             if isinstance(code, ast.Name):
                 yield getattr(importlib.import_module(".".join(path.with_suffix("").parts)), code.id)
             elif isinstance(code, ast.Constant):
-                yield code.value
+                yield str(code.value)
             else:
                 assert isinstance(code, ast.Attribute), f"{path}:{code.lineno}: neither a plain code nor that of another error"
 
@@ -44,6 +50,25 @@ def test_every_code_of_the_image_step_has_a_status() -> None:
     codes = {code for module in modules for code in raised_codes(module)}
     assert {"control-unfit", "image-too-large", "prompt-too-long"} <= codes, "the codes are found"
     assert codes - INVALID_REQUEST_CODES - STATUS_BY_FAULT_CODE.keys() == FAULTS_OF_THE_WORKER
+
+
+def written_codes(path: Path) -> Iterator[str]:
+    """The codes that a module writes in place: of a PermanentError, and `code=` of any error."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            is_permanent = isinstance(node.func, ast.Name) and node.func.id == "PermanentError"
+            values = [*(node.args[:1] if is_permanent else ()), *(keyword.value for keyword in node.keywords if keyword.arg == "code")]
+            yield from (value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str))
+
+
+def test_every_code_of_text_embeddings_and_moderation_has_a_status() -> None:
+    engines = [Path("actors/engines") / name for name in ("language", "remote", "vllm", "embedding", "moderation")]
+    folders = [Path("actors") / name for name in ("llm", "embeddings", "moderation", "decoding")]
+    modules = [Path("actors") / f"{step}.py" for step in ("text", "embed", "moderate")]
+    modules += [path for folder in (*engines, *folders) for path in folder.rglob("*.py") if not path.name.startswith(OTHER_MODULES)]
+    codes = {code for module in modules for code in written_codes(module)}
+    assert {"decoder-unavailable", "prompt-too-long", "tool-call-missing", "dimensions-unsupported"} <= codes, "the codes are found"
+    assert codes - INVALID_REQUEST_CODES - STATUS_BY_FAULT_CODE.keys() - FAULTS_OF_A_SETUP == set()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +83,15 @@ def test_every_code_of_the_image_step_has_a_status() -> None:
          "response_format", False),
         (fault("parameter-unsupported", cause="the server takes no top_logprobs, nor logprobs"), 400, "invalid_request_error",
          "parameter_unsupported", "top_logprobs", False),
+        (fault("invalid-message", cause="messages[3].tool_call_id 'x' is the id of no tool call before it"), 400,
+         "invalid_request_error", "invalid_message", "messages", False),
+        (fault("invalid-message", cause="messages.3.name: String should have at most 256 characters"), 400,
+         "invalid_request_error", "invalid_message", "messages", False),
+        (fault("invalid-message", cause="system cannot be used with raw_prompt: a prompt is continued as it is"), 400,
+         "invalid_request_error", "invalid_message", "prompt", False),
+        (fault("invalid-message", cause="tool_name 'x' is none of tools: a"), 400, "invalid_request_error", "invalid_message",
+         "tool_choice", False),
+        (fault("decoder-unavailable"), 503, "server_error", "decoder_unavailable", None, True),
         (fault("invalid-message", cause="it says nothing"), 400, "invalid_request_error", "invalid_message", None, False),
         (fault("lora-invalid"), 400, "invalid_request_error", "lora_invalid", None, False),
         (fault("prompt-too-long", "image"), 400, "invalid_request_error", "context_length_exceeded", "prompt", False),

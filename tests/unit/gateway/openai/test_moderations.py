@@ -79,6 +79,7 @@ async def test_parts_have_one_result_with_the_highest_score_of_each_category(gat
         ({"input": [{"type": "image_url", "image_url": {"url": "http://example.com/a.png"}}]}, 400, "input.0.image_url.url"),
         ({"input": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}, 400,
          "input.1.image_url.url"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "https://x/" + "y" * 2039}}]}, 400, "input.0.image_url.url"),
         ({"input": [{"type": "video", "text": "a"}]}, 400, "input.0"),
         ({"input": ["a" * 30_000] * 40}, 413, "input"),
     ],
