@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError
 from contracts.text import TextDelta, TextDone
+from gateway.json_body import run_parser
+from gateway.memory_budget import hold_bytes
 from gateway.openai.chat_answers import ChatChunks, ChatCompletion, completion_body
 from gateway.openai.chat_requests import ChatRequest
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute, openai_error, to_openai_problem
@@ -17,7 +19,7 @@ from gateway.openai.models import lora_adapter_of
 from gateway.problems import REQUEST_ERRORS, RETRY_AFTER, HttpProblem, RequestError
 from gateway.services import services_of
 from gateway.sse import json_data, sse_response
-from gateway.text.client import generate_text, stream_text
+from gateway.text.client import generate_text, logprob_bytes, stream_text
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -37,7 +39,18 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         done = await generate_text(request, command)
     except REQUEST_ERRORS as error:
         raise to_text_problem(error) from error
-    return JSONResponse(completion_body(done, lora or done.model_info.model_name, body.in_old_form))
+    return await text_response(request, [done], lambda: completion_body(done, lora or done.model_info.model_name, body.in_old_form))
+
+
+async def text_response(request: Request, results: list[TextDone], build: Callable[[], dict[str, Any]]) -> Response:
+    """A body whose log probabilities may be many: its memory is held, and it is built beside the event loop.
+
+    Raises HttpProblem(413, 503).
+    """
+    size = logprob_bytes(results)
+    if size:
+        await hold_bytes(request, services_of(request).file_memory, size)
+    return await run_parser(lambda: JSONResponse(build()), size=size)
 
 
 def to_text_problem(error: RequestError) -> HttpProblem:
@@ -65,8 +78,9 @@ async def stream_chunks(request: Request, command: dict[str, Any], chunks: Chunk
     async with aclosing(stream_text(request, command)) as parts:
         try:
             async for part in parts:
-                yield chunks.delta(part) if isinstance(part, TextDelta) else chunks.end(part)
-                started = True
+                if event := chunks.delta(part) if isinstance(part, TextDelta) else chunks.end(part):
+                    yield event
+                    started = True
         except REQUEST_ERRORS as error:
             if not started:
                 raise to_text_problem(error) from error

@@ -88,26 +88,27 @@ def completion_id(prefix: str = "chatcmpl") -> str:
 
 def answers_of(done: TextDone) -> list[Answer]:
     """All answers, in order."""
-    return done.answers or [Answer.model_validate(done.model_dump(include=set(Answer.model_fields)))]
+    return done.answers or [Answer.model_construct(**{name: getattr(done, name) for name in Answer.model_fields})]
 
 
 def completion_body(done: TextDone, model: str, in_old_form: bool) -> dict[str, Any]:
     """`in_old_form`: calls are `function_call`. Fields of a message that it does not have are absent."""
+    answers = answers_of(done)
     choices = [
         Choice(
             index=index,
             message=assistant_message(answer, in_old_form),
-            logprobs=chat_logprobs(answer.logprobs),
             finish_reason=finish_reason(answer.finish_reason, in_old_form),
         )
-        for index, answer in enumerate(answers_of(done))
+        for index, answer in enumerate(answers)
     ]
     completion = ChatCompletion(
         id=completion_id(), created=int(time.time()), model=model, choices=choices, usage=chat_usage(done.usage),
         left_out=done.model_info.left_out,
     )  # fmt: skip
     body = completion.model_dump(mode="json", exclude={"left_out"} if completion.left_out is None else None)
-    for choice in body["choices"]:
+    for choice, answer in zip(body["choices"], answers, strict=True):
+        choice["logprobs"] = chat_logprobs(answer.logprobs)
         choice["message"] = without_absent(choice["message"], "tool_calls", "function_call", "reasoning_content")
     return body
 
@@ -144,15 +145,12 @@ def chat_usage(usage: Usage) -> ChatUsage:
     )
 
 
-def chat_logprobs(tokens: list[TokenLogprob] | None) -> ChatLogprobs | None:
+def chat_logprobs(tokens: list[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Those of `ChatLogprobs`; None without any. There may be thousands: they are no models."""
     if not tokens:
         return None
-    return ChatLogprobs(
-        content=[
-            ChatTokenLogprob(**alternative(token), top_logprobs=[ChatAlternative(**alternative(top)) for top in token.top])
-            for token in tokens
-        ]
-    )
+    content = [alternative(token) | {"top_logprobs": [alternative(top) for top in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
 
 
 def alternative(token: Alternative) -> dict[str, Any]:
@@ -203,11 +201,11 @@ class ChatChunks:
         self,
         choice: int,
         delta: dict[str, Any],
-        logprobs: ChatLogprobs | None = None,
+        logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
         frame: dict[str, Any] | None = None,
     ) -> str:
-        fields = {"index": choice, "delta": delta, "logprobs": logprobs and logprobs.model_dump(mode="json"), "finish_reason": finish}
+        fields = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return json_data(self._frame | (frame or {}) | {"choices": [fields]})
 
 

@@ -7,20 +7,25 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from contracts.text import FinishReason, TextDelta, TextDone, TokenLogprob, Usage
-from gateway.openai.chat import error_event, stream_chunks, to_text_problem
+from gateway.deadlines import request_timeout
+from gateway.openai.chat import error_event, stream_chunks, text_response, to_text_problem
 from gateway.openai.chat_answers import DONE_EVENT, ChatUsage, answers_of, chat_usage, completion_id
 from gateway.openai.completion_requests import CompletionRequest
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.openai.models import lora_adapter_of
-from gateway.problems import REQUEST_ERRORS, RequestError
+from gateway.problems import REQUEST_ERRORS, HttpProblem
+from gateway.services import services_of
 from gateway.sse import json_data, sse_response
 from gateway.text.client import generate_text
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
+
+
+PROMPTS_AT_A_TIME = 16
+"""Of one request, so that those of others get their turn at the worker."""
 
 
 class CompletionLogprobs(BaseModel):
@@ -60,25 +65,28 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     if body.stream:
         chunks = CompletionChunks(body.model, body.stream_options.include_usage)
         return await sse_response(request, stream_chunks(request, commands[0], chunks), error_event)
-    results = await generate_all(request, commands)
-    return JSONResponse(completion_body(results, lora or results[0].model_info.model_name))
+    results = await generate_all(request, commands, request_timeout(request.headers, services_of(request).settings))
+    return await text_response(request, results, lambda: completion_body(results, lora or results[0].model_info.model_name))
 
 
-async def generate_all(request: Request, commands: list[dict[str, Any]]) -> list[TextDone]:
-    """The results, in order. The first failure cancels the others. Raises HttpProblem."""
+async def generate_all(request: Request, commands: list[dict[str, Any]], seconds: float) -> list[TextDone]:
+    """The results within `seconds`, in order, PROMPTS_AT_A_TIME. The first failure cancels the others. Raises HttpProblem."""
+    until, slots = time.monotonic() + seconds, asyncio.Semaphore(PROMPTS_AT_A_TIME)
+
+    async def generate(command: dict[str, Any]) -> TextDone:
+        async with slots:
+            return await generate_text(request, command, max(0.1, until - time.monotonic()))
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(generate_text(request, command)) for command in commands]
-    except* REQUEST_ERRORS as failures:
-        problem = to_text_problem(next(flat_failures(failures)))
+            tasks = [group.create_task(generate(command)) for command in commands]
+    except* (HttpProblem, *REQUEST_ERRORS) as failures:
+        failure = failures.exceptions[0]
+        assert not isinstance(failure, ExceptionGroup), "no task has a group of its own"
+        problem = failure if isinstance(failure, HttpProblem) else to_text_problem(failure)
     else:
         return [task.result() for task in tasks]
     raise problem
-
-
-def flat_failures(group: BaseExceptionGroup[RequestError]) -> Iterator[RequestError]:
-    for failure in group.exceptions:
-        yield from flat_failures(failure) if isinstance(failure, BaseExceptionGroup) else (failure,)
 
 
 def completion_body(results: list[TextDone], model: str) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """Completions of a text: the commands built from a request, the answer and the stream built from their results."""
 
-from typing import Any
+import asyncio
+from typing import Any, cast
 
 import pytest
+from fastapi import Request
 
 from contracts.fault import Fault
-from contracts.text import Text
+from contracts.text import Text, TextDone
+from gateway.openai import completions
 from gateway.openai.completion_requests import CompletionRequest
+from gateway.openai.completions import completion_body
+from gateway.text.client import logprob_bytes, read_result
 from tests.unit.gateway.compat.test_chat import DELTAS, DONE
 from tests.unit.gateway.conftest import FakeGateway, OpenFakeGateway
 from tests.unit.gateway.openai.test_chat import SERVED, data_of
@@ -29,9 +34,10 @@ ANSWERED = DONE | FIRST | {"answers": [FIRST, {"response": "three"}], "usage": U
         ({"prompt": ["Once"]}, {}),
         (
             {"max_tokens": 5, "n": 2, "logprobs": 0, "stop": "."},
-            {"max_tokens": 5, "n": 2, "logprobs": True, "top_logprobs": 0, "stop": ["."]},
+            {"max_tokens": 5, "n": 2, "with_logprobs": True, "top_logprobs": 0, "stop": ["."]},
         ),
-        ({"logprobs": 3, "temperature": 0}, {"logprobs": True, "top_logprobs": 3, "temperature": 0.0}),
+        ({"logprobs": 3, "temperature": 0}, {"with_logprobs": True, "top_logprobs": 3, "temperature": 0.0}),
+        ({"best_of": 2, "n": 2}, {"n": 2}),
         ({"best_of": 1, "echo": False, "suffix": None, "user": "u", "logit_bias": {}}, {}),
     ],
 )
@@ -82,9 +88,12 @@ REFUSED = [
     ({"prompt": [1, 2]}, 400, "prompt"),
     ({"prompt": [[1, 2], [3]]}, 400, "prompt"),
     ({"prompt": []}, 400, "prompt"),
-    ({"prompt": ["a"] * 17}, 400, "prompt"),
+    ({"prompt": ["a"] * 129}, 400, "prompt"),
+    ({"prompt": ["a"] * 16, "max_tokens": 511, "logprobs": 20}, 400, "logprobs"),
+    ({"prompt": ["a"] * 2, "max_tokens": -1, "logprobs": 0}, 400, "max_tokens"),
+    ({"stop": "x" * 2_000_000}, 413, None),
     ({"prompt": None}, 400, "prompt"),
-    ({"prompt": ["a", "b"], "n": 9}, 400, "n"),
+    ({"prompt": ["a"] * 9, "n": 16}, 400, "n"),
     ({"prompt": ["a", "b"], "stream": True}, 400, "prompt"),
     ({"echo": True}, 400, "echo"),
     ({"suffix": "end"}, 400, "suffix"),
@@ -110,6 +119,61 @@ async def test_failed_stream_has_no_done(gateway: OpenFakeGateway, deltas: list[
     fake.publisher.deltas["text"] = deltas
     response = await post(fake, stream=True)
     assert (response.status_code, "[DONE]" in response.text, "context_length_exceeded" in response.text) == (status, False, True)
+
+
+async def test_stream_that_fails_before_its_first_text_has_a_status(gateway: OpenFakeGateway) -> None:
+    """Reasoning is no text of a completion: nothing was sent."""
+    fake = gateway(SERVED | {"text": Fault(code="prompt-too-long", message="600 tokens", step="text")})
+    fake.publisher.deltas["text"] = [{"sequence": 0, "delta": "", "reasoning": "hm"}]
+    response = await post(fake, stream=True)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("prompt", ["Once", ["a", "b"]])
+@pytest.mark.parametrize("seconds", ["abc", "0"])
+async def test_invalid_timeout_is_400(gateway: OpenFakeGateway, seconds: str, prompt: Any) -> None:
+    body = {"model": "tiny", "prompt": prompt}
+    fake = gateway(SERVED | {"text": ANSWERED})
+    response = await fake.http.post("/v1/completions", json=body, headers={"X-Request-Timeout": seconds})
+    assert (response.status_code, "X-Request-Timeout" in response.json()["error"]["message"]) == (400, True), response.text
+
+
+async def test_as_many_prompts_as_langchain_sends_are_answered(gateway: OpenFakeGateway) -> None:
+    """20 of them with two answers each."""
+    fake = gateway(SERVED | {"text": lambda command: DONE | {"response": command["raw_prompt"], "answers": [], "deltas": None}})
+    prompts = [f"prompt {number}" for number in range(40)]
+    response = await post(fake, prompt=prompts, logprobs=1, max_tokens=100)
+    assert [choice["text"] for choice in response.json()["choices"]] == prompts
+
+
+async def test_a_few_prompts_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them share the time of the request."""
+    running, most, given = 0, 0, list[float]()
+
+    async def generate(request: Any, command: dict[str, Any], seconds: float) -> TextDone:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        given.append(seconds)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return TextDone.model_validate(ANSWERED)
+
+    monkeypatch.setattr(completions, "generate_text", generate)
+    results = await completions.generate_all(cast("Request", None), [{}] * 50, 60.0)
+    assert (len(results), most) == (50, completions.PROMPTS_AT_A_TIME)
+    assert given == sorted(given, reverse=True)
+    assert given[0] > given[-1]
+
+
+def test_body_is_built_from_large_log_probabilities_in_turns() -> None:
+    """Other threads run while they are read: no piece takes the interpreter for long."""
+    tokens = [TOKEN | {"top": [{"text": str(top), "logprob": -1.5} for top in range(20)]}] * 500
+    reply = ANSWERED | {"response": "one" * 500, "answers": [], "logprobs": tokens}
+    done = read_result(reply, 0.0)
+    assert len(done.logprobs or ()) == 500
+    (choice,) = completion_body([done], "tiny")["choices"]
+    assert (len(choice["logprobs"]["tokens"]), len(choice["logprobs"]["top_logprobs"][0])) == (500, 21)
+    assert logprob_bytes([done]) > 500 * 20 * 100
 
 
 async def test_one_failure_is_that_of_the_request(gateway: OpenFakeGateway) -> None:
