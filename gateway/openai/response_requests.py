@@ -76,7 +76,8 @@ class ResponseBody(BaseModel):
 
     model: str = Field(max_length=255, description="The served model, one of its LoRA adapters, or `text` for whatever is served.")
     input: str | Annotated[list[Fields], Field(min_length=1, max_length=MAX_ITEMS)] = Field(
-        description="A text, or OpenAI's items: messages, function calls and their outputs, reasoning, references to stored items."
+        description="A text, or OpenAI's items: messages, whose pictures are https URLs or base64, function calls and their outputs, "
+        "reasoning, references to stored items."
     )
     instructions: str | None = Field(None, description="A message of the system for this response; later ones do not inherit it.")
     previous_response_id: str | None = Field(None, max_length=255, description="A stored response, whose conversation this one continues.")

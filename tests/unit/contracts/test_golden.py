@@ -27,6 +27,7 @@ from contracts.dead_letter import (
     Replayed,
     WholeDeadLetter,
 )
+from contracts.embed import Embed, EmbedDone, EmbedStatus, GetEmbedStatus
 from contracts.event import Event
 from contracts.fault import Fault
 from contracts.image import Image, ImageDone
@@ -83,6 +84,10 @@ READERS: dict[str, type[WireModel]] = {
     "text.v1.messages": Text,
     "text.delta.v1": TextDelta,
     "text.done.v1": TextDone,
+    "embed.v1": Embed,
+    "embed.done.v1": EmbedDone,
+    "embed.status.v1": GetEmbedStatus,
+    "embed.status.done.v1": EmbedStatus,
     "text.status.v1": GetTextStatus,
     "text.status.done.v1": TextStatus,
     "conversation.list.v1": ListConversations,

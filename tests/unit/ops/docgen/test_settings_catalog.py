@@ -83,7 +83,7 @@ def test_every_default_is_accepted_by_its_class(monkeypatch: pytest.MonkeyPatch)
     before = {cls: cls().model_dump(exclude={"worker"}) for cls in settings_classes()}
     for setting in CATALOG.values():
         if setting.default is not None and not setting.required:
-            monkeypatch.setenv(setting.name, setting.default.encode().decode("unicode_escape"))
+            monkeypatch.setenv(setting.name, setting.default.encode("ascii", "backslashreplace").decode("unicode_escape"))
     assert {cls: cls().model_dump(exclude={"worker"}) for cls in settings_classes()} == before
 
 
