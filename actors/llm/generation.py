@@ -57,24 +57,28 @@ def to_openai_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": tool.model_dump(exclude_none=True)}
 
 
-async def generate_answer(
-    request: GenerationRequest, prompt: Prompt, history: History | None, context: Context, run: GenerationRun, engine: TextEngine
-) -> GenerationRequest:
-    """Generate, and check the JSON and the tool calls that were requested; a server that ignored the JSON is asked once more, unless
-    a part of its answer was sent already.
-
-    Returns the request that was served. Raises PermanentError("vision-unsupported" · "schema-refused" · "json-incomplete" ·
-    "json-unsupported" · "tool-call-missing"), and PromptTooLong.
-    """
+async def check_request(request: GenerationRequest, prompt: Prompt, engine: TextEngine) -> None:
+    """Once for all answers of a request. Raises PermanentError("vision-unsupported" · "schema-refused")."""
     if prompt.has_images and await engine.vision() is False:
         raise PermanentError(
             "vision-unsupported", f"The model {await engine.ready()} reads no images. Use a vision model, or send text only."
         )
-    constrained = engine.name in CONSTRAINING_ENGINES
-    if constrained and request.tool_choice != "none":
+    if engine.name in CONSTRAINING_ENGINES and request.tool_choice != "none":
         await check_tool_schemas(request.tools, request.tenant)
     if request.schema is not None:
         await check_schema(request.schema, request.tenant)
+
+
+async def generate_answer(
+    request: GenerationRequest, prompt: Prompt, history: History | None, context: Context, run: GenerationRun, engine: TextEngine
+) -> GenerationRequest:
+    """Generate what `check_request` accepts, and check the JSON and the tool calls that were requested; a server that ignored the JSON is
+    asked once more, unless a part of its answer was sent already.
+
+    Returns the request that was served. Raises PermanentError("json-incomplete" · "json-unsupported" · "tool-call-missing"), and
+    PromptTooLong.
+    """
+    constrained = engine.name in CONSTRAINING_ENGINES
     served = await generate_within_context(request, prompt, history, context, run, engine)
     try:
         await check_run(run, served, constrained)

@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.engines.language.requests import GenerationRequest, TextEngine
 from actors.llm.conversation_repository import History
-from actors.llm.generation import answer_limit, build_request, generate_answer
+from actors.llm.generation import answer_limit, build_request, check_request, generate_answer
 from actors.llm.generation_run import DeltaSender, GenerationRun
 from actors.llm.json_extraction import extract_json_object
 from actors.llm.prompt_builder import Prompt, PromptBuilder
@@ -24,6 +24,8 @@ MAX_AD_COPY_CHARS = 500
 PROVIDERS: dict[str, Provider] = {"embedded": "atelier", "vllm": "vllm"}
 """By the engine's name; others are servers with OpenAI's API."""
 SEEDS = 2**64
+MAX_TOGETHER = 4
+"""Answers of one request that are generated at the same time: others wait, so that requests with many leave places for all."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ async def answer_job(job: TextJob, context: Context, dependencies: TextDependenc
     deltas = DeltaSender(context.send_delta if request.stream else None)
     runs = [GenerationRun(choice, deltas) for choice in range(command.n)]
     requests = [with_seed_of_choice(request, choice) for choice in range(command.n)]
+    await check_request(request, job.prompt, engine)
     served = await generate_all(job, requests, context, runs, engine)
     first = runs[0]
     if first.last_chunk.finish_reason == "content_filter" and not first.response and (job.history or command.slip):
@@ -83,12 +86,18 @@ def with_seed_of_choice(request: GenerationRequest, choice: int) -> GenerationRe
 async def generate_all(
     job: TextJob, requests: Sequence[GenerationRequest], context: Context, runs: Sequence[GenerationRun], engine: TextEngine
 ) -> GenerationRequest:
-    """Generate every answer; when one fails, the others are cancelled. Returns the request that was served for the first one."""
+    """Generate every answer, MAX_TOGETHER at a time; when one fails, the others are cancelled. Returns the request that was served for the
+    first one.
+    """
+    places = asyncio.Semaphore(MAX_TOGETHER)
+
+    async def generate_in_turn(request: GenerationRequest, run: GenerationRun) -> GenerationRequest:
+        async with places:
+            return await generate_traced(request, job, context, run, engine)
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(generate_traced(request, job, context, run, engine)) for request, run in zip(requests, runs, strict=True)
-            ]
+            tasks = [group.create_task(generate_in_turn(request, run)) for request, run in zip(requests, runs, strict=True)]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return tasks[0].result()

@@ -9,7 +9,7 @@ import pytest
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
 from actors.engines.remote.openai_text import cut_at_stop
 from actors.engines.remote.request_bodies import check_prompt
-from actors.llm.generation import generate_answer
+from actors.llm.generation import check_request, generate_answer
 from actors.llm.generation_run import GenerationRun
 from actors.llm.prompt_builder import Prompt
 from bus.errors import PermanentError
@@ -48,6 +48,7 @@ async def answer(engine: AnsweringEngine, *, schema: dict[str, Any] | None = Non
     prompt = Prompt([{"role": "user", "content": "?"}], QUESTION, has_images, has_documents=False)
     request = GenerationRequest(prompt.messages, 10, 0, 1, schema=schema, stream=stream)
     run = GenerationRun()
+    await check_request(request, prompt, engine)
     await generate_answer(request, prompt, None, make_context(), run, engine)
     return run.response
 

@@ -11,9 +11,10 @@ import pytest
 
 from actors.attachments.documents import DocumentReader
 from actors.engines.language.requests import EngineState, FinishReason, GenerationChunk, GenerationRequest
+from actors.llm import request_checks
 from actors.llm.prompt_builder import PromptBuilder
 from actors.llm.settings import TextSettings
-from actors.llm.text_answer import TextDependencies, answer_text
+from actors.llm.text_answer import MAX_TOGETHER, TextDependencies, answer_text
 from actors.settings import AttachmentSettings
 from bus.errors import CallerGone, PermanentError
 from bus.storage.claim_store import open_claim_store
@@ -225,3 +226,32 @@ async def test_messages_of_tools_reach_the_engine_in_the_form_of_openai(ask: Ask
         {"role": "assistant", "content": "", "tool_calls": [function], "reasoning_content": "look it up"},
         {"role": "tool", "content": "rain", "tool_call_id": "call_1", "name": "weather"},
     ]
+
+
+async def test_answers_of_one_request_take_turns(ask: Ask) -> None:
+    """So that a request with many leaves places in the engine for others."""
+    most = 0
+
+    class CountingEngine(ScriptedEngine):
+        async def generate(self, request: GenerationRequest, deadline: datetime | None) -> AsyncIterator[GenerationChunk]:
+            nonlocal most
+            async for chunk in super().generate(request, deadline):
+                most = max(most, self.open)
+                yield chunk
+
+    done = await ask(CountingEngine(), n=16, seed=3)
+    assert [answer.response for answer in done.answers] == [f"a {seed}" for seed in range(3, 19)]
+    assert most == MAX_TOGETHER
+
+
+async def test_schemas_are_checked_once_for_all_answers(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Any] = []
+    check = request_checks.check_schema
+
+    async def record(schema: Any, tenant: str) -> None:
+        checked.append(schema)
+        await check(schema, tenant)
+
+    monkeypatch.setattr(request_checks, "check_schema", record)
+    await ask(ScriptedEngine(name="embedded"), n=5, tools=TOOLS)
+    assert checked == [tool["parameters"] for tool in TOOLS]
