@@ -50,11 +50,10 @@ async def consult(
 
 
 async def load_images(command: Consult, tenant: str | None, image_loader: ImageLoader) -> tuple[bytes, ...]:
-    """The command's pictures as PNGs. `image` is not read beside a claim."""
+    """The command's pictures as PNGs. `image` stands in the place of `picture`, and is not read beside it."""
     claims = [*([command.picture] if command.picture else []), *command.pictures]
-    pictures = [await image_loader.from_claim(claim, tenant=tenant) for claim in claims]
-    if not pictures and command.image:
-        pictures = [await image_loader.from_base64(command.image)]
+    in_message = [await image_loader.from_base64(command.image)] if command.image and not command.picture else []
+    pictures = [*in_message, *[await image_loader.from_claim(claim, tenant=tenant) for claim in claims]]
     return tuple([await image_loader.encode_for_model(picture) for picture in pictures])
 
 

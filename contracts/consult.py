@@ -11,7 +11,7 @@ from contracts.wire import Command, Result
 class Consult(Command):
     """Ask a question. The image is a claim, or a small one as base64 in the message; when both are set, the claim is used.
 
-    Several images are claims in `pictures`, in the order in which the question names them; `picture` is before them.
+    Several images are claims in `pictures`, in the order in which the question names them; the one in `picture` or `image` is before them.
     """
 
     prompt: str = Field("", max_length=20_000)
