@@ -1,6 +1,7 @@
 """Completions of a text: the commands built from a request, the answer and the stream built from their results."""
 
 import asyncio
+import threading
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,7 @@ from contracts.fault import Fault
 from contracts.text import Text, TextDone
 from gateway.openai import completions
 from gateway.openai.completion_requests import CompletionRequest
-from gateway.openai.completions import completion_body
-from gateway.text.client import logprob_bytes, read_result
+from gateway.text import client
 from tests.unit.gateway.compat.test_chat import DELTAS, DONE
 from tests.unit.gateway.conftest import FakeGateway, OpenFakeGateway
 from tests.unit.gateway.openai.test_chat import SERVED, data_of
@@ -165,15 +165,26 @@ async def test_a_few_prompts_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert given[0] > given[-1]
 
 
-def test_body_is_built_from_large_log_probabilities_in_turns() -> None:
-    """Other threads run while they are read: no piece takes the interpreter for long."""
+async def test_many_log_probabilities_are_read_beside_the_event_loop(gateway: OpenFakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread, and their memory is held until the response was sent."""
     tokens = [TOKEN | {"top": [{"text": str(top), "logprob": -1.5} for top in range(20)]}] * 500
-    reply = ANSWERED | {"response": "one" * 500, "answers": [], "logprobs": tokens}
-    done = read_result(reply, 0.0)
-    assert len(done.logprobs or ()) == 500
-    (choice,) = completion_body([done], "tiny")["choices"]
+    fake = gateway(SERVED | {"text": ANSWERED | {"response": "one" * 500, "answers": [], "logprobs": tokens}})
+    threads, held = [], []
+
+    def recorded(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            threads.append(threading.current_thread())
+            held.append(fake.services.file_memory.held_bytes)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(client, "read_result", recorded(client.read_result))
+    monkeypatch.setattr(completions, "completion_body", recorded(completions.completion_body))
+    (choice,) = (await post(fake, max_tokens=500, logprobs=20)).json()["choices"]
     assert (len(choice["logprobs"]["tokens"]), len(choice["logprobs"]["top_logprobs"][0])) == (500, 21)
-    assert logprob_bytes([done]) > 500 * 20 * 100
+    assert (len(threads), threading.main_thread() in threads) == (2, False)
+    assert (held, fake.services.file_memory.held_bytes) == ([0, 500 * 21 * client.LOGPROB_BYTES], 0)
 
 
 async def test_one_failure_is_that_of_the_request(gateway: OpenFakeGateway) -> None:
