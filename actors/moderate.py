@@ -1,25 +1,26 @@
 """Moderate: finds what an installation does not allow in texts and pictures.
 
 Reads texts, claims on pictures and what the image step found in them; returns the findings, and whether none is flagged. Texts are compared
-with the word list; pictures are decoded in a decoder process and shown to the models of `actors/engines/moderation/` in a model process.
+with the word list; pictures are decoded in a decoder process, and each of their frames is shown to the models of
+`actors/engines/moderation/` in a model process.
 An input that no checker is configured for is refused.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 from anyio import to_thread
-from PIL import Image
 
-from actors.engines.moderation.engine import ENGINE_FACTORY, PictureToCheck, Scores
+from actors.engines.moderation.engine import ENGINE_FACTORY, Scores
 from actors.engines.moderation.safety_checker import UNSAFE
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.protocol import EngineSpec
 from actors.engines.settings import ExecutorSettings
-from actors.imaging.image_decoding import IMAGE_TOO_LARGE, decode_image, flatten_on_white
+from actors.imaging.image_decoding import IMAGE_TOO_LARGE
+from actors.moderation.picture_frames import FrameReader
 from actors.moderation.settings import ModerationSettings
 from actors.moderation.word_list import WordList, read_word_list
 from bus.actor import Actor, Context, Handler, Resources
@@ -30,19 +31,17 @@ from contracts.moderate import CheckerName, Finding, InputName, Moderate, Modera
 from contracts.wire import Step
 
 PREFETCH = 4
-MAX_SIDE = 1024
-"""Pixels of the longer side of what the models get; they scale it to 320 and less."""
 MIN_SCORE = 0.05
-"""Lower scores are not reported: a model gives every label some."""
+"""Lower scores are not reported, unless the label's threshold is lower: a model gives every label some."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """The configured checkers. `models`: None where no picture is shown to one."""
+    """The configured checkers. `models`: with the reader of their pictures; None where no picture is shown to one."""
 
     settings: ModerationSettings
     words: WordList | None = None
-    models: Executor | None = None
+    models: tuple[FrameReader, Executor] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,9 @@ async def open_moderate(resources: Resources) -> AsyncIterator[Handler]:
         if not settings.check_options.is_empty:
             spec = EngineSpec(ENGINE_FACTORY, settings.check_options)
             opening = open_executor(spec, ExecutorSettings(), max_in_flight=PREFETCH, capacity=1, set_unready=resources.set_unready)
-            models = await stack.enter_async_context(opening)
-            resources.register_engine(models)
+            executor = await stack.enter_async_context(opening)
+            resources.register_engine(executor)
+            models = stack.enter_context(closing(FrameReader(settings.max_pixels))), executor
         yield partial(moderate, claims=resources.claims, checks=Checks(settings, words, models))
 
 
@@ -145,14 +145,18 @@ async def find_words(text: Input, words: WordList) -> list[Finding]:
 
 
 async def show_to_models(picture: Input, context: Context, claims: ClaimStore, checks: Checks) -> Scores:
-    """What each model sees in a picture that the delivery's tenant may read."""
+    """What each model sees in a picture that the delivery's tenant may read: the highest score of each label over all frames."""
     assert checks.models is not None
+    frames, executor = checks.models
     data = await read_picture(picture.content, context.tenant, claims, checks.settings.max_bytes)
     label = picture.content.uri if isinstance(picture.content, Claim) else picture.content
-    request = await to_thread.run_sync(decode_for_models, data, checks.settings.max_pixels, label)
-    answer = await checks.models.run(request, tenant=context.tenant or "", deadline=context.deadline)
-    scores: Scores = answer.result
-    return scores
+    highest: Scores = {}
+    for frame in await frames.read(data, label):
+        answer = await executor.run(frame, tenant=context.tenant or "", deadline=context.deadline)
+        for model, scores in answer.result.items():
+            known = highest.setdefault(model, {})
+            known |= {name: max(score, known.get(name, 0.0)) for name, score in scores.items()}
+    return highest
 
 
 async def read_picture(source: str | Claim, tenant: str | None, claims: ClaimStore, max_bytes: int) -> bytes:
@@ -162,13 +166,6 @@ async def read_picture(source: str | Claim, tenant: str | None, claims: ClaimSto
     if source.size > max_bytes:
         raise PermanentError(IMAGE_TOO_LARGE, f"{source.uri} has {source.size} bytes, more than MODERATION_MAX_BYTES, {max_bytes}.")
     return await claims.read(source, tenant=tenant)
-
-
-def decode_for_models(data: bytes, max_pixels: int, label: str) -> PictureToCheck:
-    """Raises PermanentError("image-unreadable" · "image-too-large" · "image-too-costly")."""
-    picture = flatten_on_white(decode_image(data, max_pixels, label).pixels).convert("RGB")
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    return PictureToCheck(picture.size, picture.tobytes())
 
 
 def reported_labels(model: str, settings: ModerationSettings) -> list[str]:
@@ -193,7 +190,7 @@ def model_findings(picture: Input, checker: CheckerName, labels: dict[str, float
             checker=checker,
         )
         for label, score in sorted(labels.items(), key=lambda item: -item[1])
-        if label in thresholds and score >= MIN_SCORE
+        if label in thresholds and score >= min(MIN_SCORE, thresholds[label])
     ]
 
 

@@ -38,7 +38,10 @@ class Moderate(Command):
 
 
 class Finding(WireModel):
-    """What a checker found in one input, the highest score of each label. `index`: the place in a list of texts or images, from 0."""
+    """What a checker found in one input, the highest score of each label, over all frames of a picture.
+
+    `index`: the place in a list of texts or images, from 0.
+    """
 
     input: InputName
     index: int = Field(0, ge=0)
@@ -54,3 +57,4 @@ class ModerateDone(Result):
     allowed: bool = Field(description="No finding is flagged.")
     moderation: list[Finding] = Field(description="The findings, in the order of the inputs.")
     checked_by: dict[str, list[str]] = Field(description="The checkers that saw an input, and the labels that each can find.")
+    device_seconds: float | None = Field(None, ge=0, description="Busy time of the device for this request; None: not known.")

@@ -6,6 +6,8 @@ The pixels count. What is not needed for them is read apart from them, within li
 import io
 import itertools
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
@@ -44,18 +46,25 @@ def read_picture(data: bytes, max_pixels: int, label: str) -> tuple[dict[str, An
 
     A text chunk is its text, its language and its keyword in that language. Raises Refused.
     """
+    with open_picture(data, label) as (file, opened):
+        check_cost(opened.size, 1, max_pixels, label)
+        picture = load_frame(opened, file, label)
+    return {"mode": picture.mode, "size": picture.size, "text": {key: list(chunk) for key, chunk in file.text.items()}}, picture.tobytes()
+
+
+@contextmanager
+def open_picture(data: bytes, label: str, *, animated: bool = False) -> Iterator[tuple[PictureFile, Image.Image]]:
+    """The file and its picture, of which nothing is decoded. Raises Refused, also for what the block raises while it decodes.
+
+    `animated`: with the frames of a PNG, which show something else than its first picture; those of GIF and WebP always remain.
+    """
     Image.MAX_IMAGE_PIXELS = None  # The limit is `max_pixels`; this is a process of its own.
     file_format = detect_format(data)
     if file_format is None:
         raise Refused(UNREADABLE, f"{label} is {describe_kind(data)} ({len(data)} bytes). {ACCEPTED_FORMATS} are read: save it as one.")
     try:
-        file = read_file(data, file_format, label)
-        opened = Image.open(io.BytesIO(file.data), formats=(file_format,))
-        _check_cost(opened, max_pixels, label)
-        opened.load()
-        if not file.ended:
-            _check_rows(opened, file.data, label)
-        picture = transpose(to_srgb(opened, file.profile), file.orientation)
+        file = read_file(data, file_format, label, animated=animated)
+        yield file, Image.open(io.BytesIO(file.data), formats=(file_format,))
     except (Refused, MemoryError, RecursionError):
         raise
     except UnidentifiedImageError as error:
@@ -64,14 +73,21 @@ def read_picture(data: bytes, max_pixels: int, label: str) -> tuple[dict[str, An
         reason = str(error) or "its parts contradict each other"
         message = f"{label} is not a complete {file_format} ({len(data)} bytes): {reason}. It is damaged or cut short: send it again."
         raise Refused(UNREADABLE, message) from error
-    return {"mode": picture.mode, "size": picture.size, "text": {key: list(chunk) for key, chunk in file.text.items()}}, picture.tobytes()
 
 
-def read_file(data: bytes, file_format: str, label: str) -> PictureFile:
+def load_frame(opened: Image.Image, file: PictureFile, label: str) -> Image.Image:
+    """The frame at which the picture stands: RGB or RGBA in sRGB, as its EXIF orientation says. Raises Refused."""
+    opened.load()
+    if not file.ended:
+        _check_rows(opened, file.data, label)
+    return transpose(to_srgb(opened, file.profile), file.orientation)
+
+
+def read_file(data: bytes, file_format: str, label: str, *, animated: bool = False) -> PictureFile:
     """Raises Refused."""
     match file_format:
         case "PNG":
-            return read_png(data, label)
+            return read_png(data, label, animated=animated)
         case "JPEG":
             return read_jpeg(data, label)
         case "WEBP":
@@ -79,12 +95,12 @@ def read_file(data: bytes, file_format: str, label: str) -> PictureFile:
     return PictureFile(data)
 
 
-def _check_cost(opened: Image.Image, max_pixels: int, label: str) -> None:
+def check_cost(size: tuple[int, int], frames: int, max_pixels: int, label: str) -> None:
     """Raises Refused. The rest of the work gets the time that belongs to the number of pixels."""
-    pixels = opened.width * opened.height
+    pixels = size[0] * size[1] * frames
     if pixels > max_pixels:
-        size = f"{opened.width}×{opened.height}"
-        raise Refused(TOO_LARGE, f"{label} is {size}; at most {max_pixels} pixels are decoded (the setting …_PIXELS of this step).")
+        each = f"{size[0]}×{size[1]}" + (f" with {frames} frames" if frames > 1 else "")
+        raise Refused(TOO_LARGE, f"{label} is {each}; at most {max_pixels} pixels are decoded (the setting …_PIXELS of this step).")
     signal.setitimer(signal.ITIMER_PROF, picture_cpu_seconds(pixels))
 
 

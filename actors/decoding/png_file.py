@@ -14,14 +14,17 @@ from actors.decoding.protocol import Refused
 SIGNATURE_BYTES = 8
 HEAD_CHUNKS = (b"IHDR", b"PLTE", b"tRNS")
 """Those that a decoder needs before the pixels. The first of a kind counts, wherever it is."""
+FRAME_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
+"""Those of an animation (APNG): the number of frames, the beginning of a frame, and its pixels."""
 END = b"\0\0\0\0IEND\xaeB`\x82"
 IPHONE_CHUNK = b"CgBI"
 MAX_TEXT_CHARS = 1 << 20
 """Characters of all text chunks of a PNG that are read; the chunks beyond are left out. As JSON each may take twelve bytes."""
 
 
-def read_png(data: bytes, label: str) -> PictureFile:
-    """Raises Refused for a picture in the PNG variant of iPhone apps."""
+def read_png(data: bytes, label: str, *, animated: bool = False) -> PictureFile:
+    """`animated`: with its frames. Raises Refused for a picture in the PNG variant of iPhone apps, and for contradicting frames."""
+    pixel_chunks = (b"IDAT", *FRAME_CHUNKS) if animated else (b"IDAT",)
     head: dict[bytes, bytes] = {}
     pixels: list[bytes] = []
     orientation, profiles = NORMAL, list[bytes | None]()
@@ -30,9 +33,9 @@ def read_png(data: bytes, label: str) -> PictureFile:
     for kind, body, chunk in read_chunks(data):
         if kind == IPHONE_CHUNK:
             raise Refused(UNREADABLE, f"{label} is a PNG for iPhone apps (CgBI), which only they can read. Save it as a usual PNG.")
-        if kind in HEAD_CHUNKS or kind == b"IDAT":
+        if kind in HEAD_CHUNKS or kind in pixel_chunks:
             whole = len(chunk) == declared_length(chunk)
-        if kind == b"IDAT":
+        if kind in pixel_chunks:
             pixels.append(chunk)
         elif kind in HEAD_CHUNKS and (kind != b"tRNS" or is_transparency(head, body)):
             head.setdefault(kind, chunk)
@@ -44,8 +47,18 @@ def read_png(data: bytes, label: str) -> PictureFile:
             keyword, content = entry
             text[keyword] = content
             remaining -= len("".join(content))
+    check_frames(pixels, label)
     parts = [data[:SIGNATURE_BYTES], *(head[kind] for kind in HEAD_CHUNKS if kind in head), *pixels, END if whole else b""]
     return PictureFile(b"".join(parts), orientation, profiles[0] if profiles else None, text)
+
+
+def check_frames(chunks: list[bytes], label: str) -> None:
+    """Raises Refused unless one acTL before the pixels has the right number of frames: viewers would differ in what they show."""
+    kinds = [chunk[4:8] for chunk in chunks]
+    declared = [(place, int.from_bytes(chunk[8:12])) for place, chunk in enumerate(chunks) if chunk[4:8] == b"acTL"]
+    frames = kinds.count(b"fcTL")
+    if frames and (len(declared) != 1 or declared[0][1] != frames or b"IDAT" in kinds[: declared[0][0]]):
+        raise Refused(UNREADABLE, f"{label} is an animated PNG of {frames} frames that declares another number of them. Save it again.")
 
 
 def declared_length(chunk: bytes) -> int:

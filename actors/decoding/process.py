@@ -29,6 +29,10 @@ def load_decoder(job: str) -> Callable[..., Decoded]:
             from actors.decoding.pictures import read_picture
 
             return read_picture
+        case "picture-frames":
+            from actors.decoding.picture_frames import read_frames
+
+            return read_frames
         case "document":
             from actors.attachments.document_reader import read_document
 

@@ -6,7 +6,7 @@ import gzip
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,15 @@ def compare_ad_copy(text: str) -> None:
 
 
 def read_picture(data: bytes) -> None:
+    """Its first frame, and all of them."""
     from actors.imaging.image_decoding import decode_image
+    from actors.moderation.picture_frames import FrameReader
+    from bus.errors import PermanentError
 
-    decode_image(data, 25_000_000)
+    with suppress(PermanentError):
+        decode_image(data, 25_000_000)
+    with closing(FrameReader(25_000_000)) as reader:
+        asyncio.run(reader.read(data, "it"))
 
 
 def read_compressed(data: bytes) -> None:

@@ -92,12 +92,21 @@ def hostile_metadata() -> Iterator[bytes]:
         yield with_segment(jpeg(), 0xE1, EXIF_HEAD + exif_comment(b"ASCII\0\0\0" + comment[:65_000]))
 
 
+def animated_gif(frame_size: bytes, frames: int) -> bytes:
+    """A picture of one pixel, and frames of any size, each with the data of one pixel."""
+    frame = b"\x2c\0\0\0\0%s\0\2\2\x44\1\0"
+    head = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff"
+    return head + frame % b"\1\0\1\0" + frame % frame_size * frames + b";"
+
+
 def hostile_pictures() -> Iterator[bytes]:
     yield scan_bomb()
     yield from hostile_metadata()
     yield png_with(side=100_000, pixels=b"\0" * 1000)
     yield png_with(side=4900, pixels=b"\0" * (100 << 20))
     yield from (animation(image_format) for image_format in ("GIF", "PNG", "WEBP"))
+    yield animated_gif(b"\1\0\1\0", frames=300_000)
+    yield animated_gif(b"\xff\xff\xff\xff", frames=3)
     for image_format in ("TIFF", "PPM", "ICO", "EPS", "PCX", "TGA"):
         with io.BytesIO() as file:
             Image.new("RGB", (16, 16)).save(file, image_format)

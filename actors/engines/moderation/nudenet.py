@@ -49,14 +49,18 @@ def packaged_model() -> Path:
 
 
 def to_input(picture: Image.Image) -> Any:
-    """(1, 3, 320, 320) in float32 from 0 to 1: the picture at the top left of a black square, scaled."""
+    """(1, 3, 320, 320) in float32 from 0 to 1, blue before green before red: the picture at the top left of a black square, scaled.
+
+    The order of the channels is the package's, with which its results were published. The scaling is not: the package takes four pixels of
+    the original for each of the input, so that a picture can hide what it shows between them; here every pixel counts.
+    """
     import numpy
 
     side = max(picture.size)
     square = Image.new("RGB", (side, side))
     square.paste(picture)
     values = numpy.asarray(square.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=numpy.float32) / 255
-    return numpy.ascontiguousarray(values.transpose(2, 0, 1)[None])
+    return numpy.ascontiguousarray(values[:, :, ::-1].transpose(2, 0, 1)[None])
 
 
 def label_scores(output: Any) -> dict[str, float]:

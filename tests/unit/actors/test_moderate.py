@@ -7,10 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
-from actors.moderate import open_moderate
+from actors.moderate import Input, model_findings, open_moderate
+from actors.moderation.picture_frames import MAX_FRAMES
 from actors.moderation.settings import ModerationSettings
 from bus.actor import Context, Handler, Resources
 from bus.errors import PermanentError
@@ -182,16 +185,79 @@ def test_threshold_of_unknown_label_or_range_stops_the_worker(monkeypatch: pytes
 
 
 def test_result_replaces_no_argument_of_another_step() -> None:
-    """Its fields become variables of the slip, as those of the image step do, of which one is read here."""
+    """Its fields become variables of the slip, as those of the image step do, of which one is read here. Every result may have device
+    seconds, which no command reads."""
     arguments = {name for step, command in COMMANDS.items() for name in command.model_fields}
     results = {name for step, result in RESULTS.items() if step != "moderate" for name in result.model_fields}
-    assert not ModerateDone.model_fields.keys() & (arguments | results)
+    assert ModerateDone.model_fields.keys() & (arguments | results) == {"device_seconds"}
+    assert "device_seconds" not in arguments
     assert ImageDone.model_fields["flagged"].annotation == Moderate.model_fields["flagged"].annotation
 
 
-async def test_animated_picture_is_judged_by_its_first_frame(moderation: OpenModerate, claims: ClaimStore) -> None:
-    """As every step reads it, and as the job's readers see it first."""
-    data = encode(draw_suspicious_picture(), "GIF", save_all=True, append_images=[draw_harmless_picture().resize((320, 320))])
-    claim = (await claims.write(data, tenant=None, media_type="image/gif")).model_dump()
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("place", [0, 1, 6])
+async def test_every_frame_of_an_animation_is_checked(moderation: OpenModerate, claims: ClaimStore, image_format: str, place: int) -> None:
+    """The frame that is seen, or that hides, anywhere; of one picture there is one finding for a label."""
+    frames = [draw_harmless_picture().resize((320, 320)).rotate(90 * index) for index in range(7)]
+    frames[place] = draw_suspicious_picture()
+    claim = await write_animation(claims, frames, image_format)
     async with moderation(nudenet="on") as handle:
-        assert not (await run(handle, image=claim)).allowed
+        done = await run(handle, image=claim)
+        frames[place] = draw_harmless_picture().resize((320, 320))
+        assert (await run(handle, image=await write_animation(claims, frames, image_format))).allowed
+    assert summary(done) == [("image", 0, "buttocks-exposed", True, "nudenet")]
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+async def test_animation_of_more_frames_or_pixels_than_are_checked_is_refused(
+    moderation: OpenModerate, claims: ClaimStore, image_format: str
+) -> None:
+    """None is left out: a picture of which a part is unchecked must not pass."""
+    frames = [Image.effect_noise((64, 64), 50).convert("RGB") for _ in range(MAX_FRAMES + 1)]
+    async with moderation(nudenet="on", max_pixels=str(64 * 64 * MAX_FRAMES)) as handle:
+        with refused("image-too-costly", f"has 51 frames; at most {MAX_FRAMES} are checked"):
+            await run(handle, image=await write_animation(claims, frames, image_format))
+        assert (await run(handle, image=await write_animation(claims, frames[1:], image_format))).allowed
+        larger = [frame.resize((65, 64)) for frame in frames[1:]]
+        with refused("image-too-large", "65×64 with 50 frames"):
+            await run(handle, image=await write_animation(claims, larger, image_format))
+
+
+async def write_animation(claims: ClaimStore, frames: list[Image.Image], image_format: str) -> dict[str, Any]:
+    data = encode(frames[0], image_format, save_all=True, append_images=frames[1:], duration=10)
+    return (await claims.write(data, tenant=None, media_type=f"image/{image_format.lower()}")).model_dump()
+
+
+async def test_label_with_a_low_threshold_is_flagged_below_the_score_that_others_are_reported_from() -> None:
+    picture = Input("image", 0, "https://example.com/a.png")
+    settings = ModerationSettings(thresholds={"belly-exposed": 0.02, "belly-covered": 0.9})
+    scores = {"belly-exposed": 0.03, "belly-covered": 0.04, "face-male": 0.9}
+    assert [(found.label, found.flagged) for found in model_findings(picture, "nudenet", scores, settings)] == [("belly-exposed", True)]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05, 0.5, 1.0])
+async def test_score_that_reaches_the_threshold_is_always_reported_as_flagged(threshold: float) -> None:
+    settings = ModerationSettings(thresholds={"belly-exposed": threshold})
+    for score in (threshold, min(1.0, threshold + 0.001)):
+        (found,) = model_findings(Input("image", 0, "x"), "nudenet", {"belly-exposed": score}, settings)
+        assert found.flagged
+
+
+async def test_pictures_at_once_take_one_decoder_and_little_memory(moderation: OpenModerate, claims: ClaimStore) -> None:
+    """Four pictures as large as is allowed have 400 MB of pixels; the worker gets them reduced, one after the other."""
+    data = encode(Image.new("RGBA", (5000, 5000), (200, 30, 30, 128)), "PNG")
+    claim = (await claims.write(data, tenant=None, media_type="image/png")).model_dump()
+    this = psutil.Process()
+    async with moderation(nudenet="on") as handle:
+        before, decoders, most = this.memory_info().rss, decoder_processes(), 0
+        runs = asyncio.gather(*(run(handle, image=claim) for _ in range(4)))
+        while not runs.done():
+            most = max(most, this.memory_info().rss - before)
+            assert len(decoder_processes() - decoders) <= 1
+            await asyncio.sleep(0.01)
+        assert all(done.allowed for done in await runs)
+    assert most < 60 << 20
+
+
+def decoder_processes() -> set[int]:
+    return {child.pid for child in psutil.Process().children() if "actors.decoding.process" in child.cmdline()}
