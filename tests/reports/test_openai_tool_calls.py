@@ -298,6 +298,43 @@ async def test_log_probabilities(streams: bool) -> None:
     assert (rig.server.requests[0]["logprobs"], rig.server.requests[0]["top_logprobs"]) == (True, 1)
 
 
+def with_tokens(body: dict[str, Any], *texts: str) -> dict[str, Any]:
+    """The first choice gets these tokens, each with five alternatives, as some servers always send them."""
+    others = [{"token": str(number), "logprob": -number} for number in (1, 3, 2, 5, 4)]
+    body["choices"][0]["logprobs"] = {"content": [{"token": text, "logprob": -1, "top_logprobs": others} for text in texts]}
+    return body
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_reasoning_and_calls_have_no_log_probabilities(streams: bool) -> None:
+    """vLLM sends those of all tokens. As many alternatives are read as were asked for."""
+    call = fragment("{}", index=0, id="a", name="clock")
+    tokens = ("<think>", "so", "</think>", "I", " call", "<tool_call>", "{}")
+    whole = completion("I call", reasoning_content="so", tool_calls=[call])
+    parts = [
+        with_tokens(chunk(reasoning_content="so"), *tokens[:2]),
+        with_tokens(chunk("I"), *tokens[2:4]),
+        with_tokens(chunk(" call"), tokens[4]),
+        with_tokens(chunk(tool_calls=[call]), *tokens[5:]),
+        with_tokens(chunk(finish="tool_calls"), "<eos>"),
+    ]
+    with_tokens(whole.body, *tokens)
+    async with lab(lambda _: events(*parts) if streams else whole) as rig:
+        chunks = await rig.chunks(stream=streams, logprobs=2, tools=TOOLS)
+    found = [token for part in chunks for token in part.logprobs]
+    assert [token.text for token in found] == ["I", " call"]
+    assert [[other.text for other in token.top] for token in found] == [["1", "2"]] * 2
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("empty", [{}, {"index": 0, "function": {"arguments": ""}}, {"index": 0, "type": "function", "function": {}}])
+async def test_empty_fragment_is_no_call(empty: dict[str, Any], streams: bool) -> None:
+    parts = [chunk("hello", tool_calls=[empty]), chunk(tool_calls=[empty]), chunk(finish="stop")]
+    async with lab(lambda _: events(*parts) if streams else completion("hello", tool_calls=[empty])) as rig:
+        chunks = await rig.chunks(stream=streams, tools=TOOLS)
+    assert ("".join(part.text for part in chunks), calls_of(chunks), chunks[-1].finish_reason) == ("hello", [], "stop")
+
+
 @pytest.mark.parametrize("streams", [False, True])
 async def test_server_that_ignores_log_probabilities_is_reported(streams: bool) -> None:
     async with lab(whole_or_stream) as rig:

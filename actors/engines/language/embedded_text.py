@@ -9,18 +9,18 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from actors.engines.language.content_logprobs import ContentLogprobs
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, TextModelOptions, TextResponse
-from actors.engines.language.tool_calls import AnswerReader
+from actors.engines.language.tool_calls import AnswerReader, left_out
 from actors.engines.process.executor import Executor, open_executor
 from actors.engines.process.gpu import gpu_figures
 from actors.engines.process.protocol import EngineSpec, Progressed
 from actors.engines.settings import ExecutorSettings
 from actors.engines.shared_resource import SetUnready
 from bus.errors import EngineCrashed
-from contracts.text import TokenLogprob
 
-MAX_IN_FLIGHT = 64
-"""Requests in the executor; an upper bound, since the prefetch of the actor keeps below it."""
+MAX_IN_FLIGHT = 256
+"""Answers in the executor; an upper bound: the text actor has 32 requests with 4 answers at a time, the responses actor 32 with one."""
 
 
 class EmbeddedTextEngine:
@@ -49,8 +49,8 @@ class EmbeddedTextEngine:
             self.executor.run(request, tenant=request.tenant, deadline=deadline, on_progress=reports.put_nowait)
         )
         execution.add_done_callback(lambda _: reports.put_nowait(None))
-        sent, tokens, sent_logprobs = "", 0, 0
-        held_logprobs: tuple[TokenLogprob, ...] = ()
+        sent, tokens, received_logprobs = "", 0, 0
+        shown_logprobs = ContentLogprobs()
         reader: AnswerReader | None = None
         try:
             while (report := await reports.get()) is not None:
@@ -59,12 +59,14 @@ class EmbeddedTextEngine:
                 new = continue_text(sent, report.text, report.text_start)
                 sent += new
                 reader = reader or self._reader(request)
-                held_logprobs += report.logprobs[max(0, sent_logprobs + len(held_logprobs) - report.logprobs_start) :]
-                if parts := reader.push(new):
+                new_logprobs = report.logprobs[max(0, received_logprobs - report.logprobs_start) :]
+                received_logprobs += len(new_logprobs)
+                parts = reader.push(new)
+                shown = shown_logprobs.push(new_logprobs, parts.content, is_other=parts.has_other)
+                if parts:
                     yield GenerationChunk(
-                        parts.content, report.step, reasoning=parts.reasoning, tool_calls=parts.tool_calls, logprobs=held_logprobs
+                        parts.content, report.step, reasoning=parts.reasoning, tool_calls=parts.tool_calls, logprobs=shown
                     )
-                    sent_logprobs, held_logprobs = sent_logprobs + len(held_logprobs), ()
             result = await execution
             response: TextResponse = result.result
         finally:
@@ -79,9 +81,10 @@ class EmbeddedTextEngine:
             response.completion_tokens,
             reader.finish_reason(response.finish_reason),
             response.prompt_tokens,
+            left_out(request),
             reasoning=parts.reasoning,
             tool_calls=parts.tool_calls,
-            logprobs=response.logprobs[sent_logprobs:],
+            logprobs=shown_logprobs.push(response.logprobs[received_logprobs:], parts.content, is_other=parts.has_other, ends=True),
             cached_tokens=response.cached_tokens,
             reasoning_tokens=response.reasoning_tokens,
             device_seconds=result.device_seconds,

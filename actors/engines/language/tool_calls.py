@@ -12,6 +12,7 @@ from typing import Any, Literal
 from actors.engines.language.answer_text import undecided_chars
 from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import FinishReason, GenerationRequest
+from actors.engines.process.failures import describe_error
 from bus.errors import PermanentError
 from contracts.text import ToolCallDelta
 
@@ -19,9 +20,11 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 NAME_BEGIN, ARGUMENTS_BEGIN, ARGUMENTS_END = CALL + '\n{"name": "', '", "arguments": ', "}\n" + CALL_END
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 THINK, THINK_END = "<think>", "</think>"
+BLANKS = r"[ \t\r\n]*"
 MARKERS = (CALL, CALL_END, RESULT, RESULT_END)
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 ID_CHARS = 24
+MAX_CAUSE_CHARS = 300
 
 
 def offered_tools(request: GenerationRequest) -> list[dict[str, Any]]:
@@ -34,6 +37,11 @@ def offered_tools(request: GenerationRequest) -> list[dict[str, Any]]:
 def forces_call(request: GenerationRequest) -> bool:
     """Whether the answer is a call and nothing else."""
     return bool(offered_tools(request)) and (request.tool_choice == "required" or request.tool_name is not None)
+
+
+def left_out(request: GenerationRequest) -> tuple[str, ...]:
+    """Parameters that engines in the worker leave out: stop sequences would cut JSON, and a call that is required."""
+    return ("stop",) if request.stop and (request.schema is not None or forces_call(request)) else ()
 
 
 def structural_tag(request: GenerationRequest, *, in_reasoning: bool, thinks: bool) -> str | None:
@@ -63,9 +71,12 @@ def structural_tag(request: GenerationRequest, *, in_reasoning: bool, thinks: bo
 
 
 def after_reasoning(content: dict[str, Any], *, in_reasoning: bool) -> dict[str, Any]:
-    """The same behind a reasoning, in which no call begins."""
+    """The same behind a reasoning, in which no call begins. Blanks may stand before its begin, as `AnswerReader` reads it."""
     reasoning = {"type": "tag", "begin": "" if in_reasoning else THINK, "content": {"type": "any_text"}, "end": THINK_END}
-    return {"type": "sequence", "elements": [reasoning if in_reasoning else {"type": "optional", "content": reasoning}, content]}
+    if in_reasoning:
+        return {"type": "sequence", "elements": [reasoning, content]}
+    own = {"type": "sequence", "elements": [{"type": "regex", "pattern": BLANKS}, reasoning]}
+    return {"type": "sequence", "elements": [{"type": "optional", "content": own}, content]}
 
 
 def call_tag(tool: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +101,8 @@ def schema_grammar(schema: dict[str, Any]) -> dict[str, Any]:
     try:
         grammar = xgrammar.Grammar.from_json_schema(json.dumps(rewrite_schema(schema)), any_whitespace=False)
     except Exception as error:
-        raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {str(error)[:300]}") from error
+        cause = describe_error(error, MAX_CAUSE_CHARS)
+        raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {cause}") from error
     return {"type": "grammar", "grammar": str(grammar)}
 
 
@@ -103,7 +115,12 @@ class AnswerParts:
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.content or self.reasoning or self.tool_calls)
+        return bool(self.content or self.has_other)
+
+    @property
+    def has_other(self) -> bool:
+        """Whether it holds something beside content."""
+        return bool(self.reasoning or self.tool_calls)
 
 
 Part = Literal["begin", "reasoning", "content", "name", "arguments"]

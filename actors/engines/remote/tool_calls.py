@@ -73,6 +73,8 @@ class ToolCallReader:
         function = function if isinstance(function, dict) else fragment
         name, arguments = text_of(function.get("name")), arguments_text(function.get("arguments"))
         call = self._call_of(fragment, name, arguments)
+        if call is None:
+            return None
         self._chars += len(arguments)
         if len(name) > MAX_NAME_CHARS or self._chars > MAX_ARGUMENT_CHARS:
             raise ValueError(f"tool calls with more than {MAX_NAME_CHARS} characters of name or {MAX_ARGUMENT_CHARS} of arguments")
@@ -86,13 +88,15 @@ class ToolCallReader:
             return None
         return ToolCallDelta(index=call.index, id=call.id if begins else None, name=call.name if begins else None, arguments=new)
 
-    def _call_of(self, fragment: dict[str, Any], name: str, arguments: str) -> OpenCall:
-        """The call that a fragment continues, or a new one."""
+    def _call_of(self, fragment: dict[str, Any], name: str, arguments: str) -> OpenCall | None:
+        """The call that a fragment continues, or a new one; None: it has nothing that a call could begin with."""
         number, call_id = fragment.get("index"), text_of(fragment.get("id"))
         number = number if isinstance(number, int) else None
         last = next((call for call in reversed(self._calls) if number is None or call.number == number), None)
         if last is not None and not self._begins_another(last, number, call_id, name, arguments):
             return last
+        if not (name or call_id or arguments):
+            return None
         if len(self._calls) == MAX_CALLS:
             raise ValueError(f"more than {MAX_CALLS} tool calls")
         own_id = call_id if 0 < len(call_id) <= MAX_NAME_CHARS else f"call_{uuid4().hex[:24]}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.engines.language.chat_format import RenderedPrompt
+from actors.engines.language.content_logprobs import ContentLogprobs
 from actors.engines.language.logprobs import Measured, describe_tokens
 from actors.engines.language.requests import FinishReason, GenerationChunk, GenerationRequest
 from actors.engines.language.tool_calls import AnswerParts, AnswerReader
@@ -24,6 +25,7 @@ class VllmAnswer:
         self._request, self._prompt_tokens, self._vocabulary = request, len(prompt.ids), vocabulary
         self.tokens = self._cached_tokens = self._reasoning_tokens = 0
         self._reason: FinishReason = "stop"
+        self._shown_logprobs = ContentLogprobs()
 
     def push(self, output: Any) -> GenerationChunk:
         (completion,) = output.outputs
@@ -32,10 +34,13 @@ class VllmAnswer:
         self._reason = "length" if completion.finish_reason == "length" else "stop"
         parts = self._reader.push(completion.text)
         self._reasoning_tokens += len(completion.token_ids) if parts.reasoning else 0
-        return self._chunk(parts, self._logprobs(completion))
+        shown = self._shown_logprobs.push(self._logprobs(completion), parts.content, is_other=parts.has_other)
+        return self._chunk(parts, shown)
 
     def last_chunk(self) -> GenerationChunk:
-        return self._chunk(self._reader.push("", ends=True), (), self._reader.finish_reason(self._reason))
+        parts = self._reader.push("", ends=True)
+        shown = self._shown_logprobs.push((), parts.content, is_other=parts.has_other, ends=True)
+        return self._chunk(parts, shown, self._reader.finish_reason(self._reason))
 
     def _chunk(self, parts: AnswerParts, logprobs: tuple[TokenLogprob, ...], reason: FinishReason | None = None) -> GenerationChunk:
         return GenerationChunk(
