@@ -1,4 +1,4 @@
-"""Runs requests on a text engine in this process, and writes tiny checkpoints for it: causal models of any type, templates, adapters."""
+"""Runs requests on a language engine in this process, and writes tiny checkpoints: causal models of any type, templates, adapters."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.engines.language.engine import LanguageEngine
 from actors.engines.language.requests import GenerationRequest, TextModelOptions, TextResponse
 from actors.engines.language.text_model import TextModelEngine, open_text_model
 from actors.engines.language.tiny_llama import CHAT_TEMPLATE, TURN_TOKEN, byte_tokenizer, write_tiny_llama
@@ -45,11 +46,12 @@ def open_engine(folder: Path, *, template: str | None = None, **options: Any) ->
     return engine
 
 
-def run(
-    engine: TextModelEngine, requests: Sequence[GenerationRequest], *, ticks_between: int = 0
-) -> tuple[list[TextResponse], dict[int, list[Progressed]]]:
-    """The responses, and what was reported of each request before. Raises AssertionError for a request that fails."""
-    responses: dict[int, TextResponse] = {}
+def run(engine: LanguageEngine, requests: Sequence[Any], *, ticks_between: int = 0) -> tuple[list[Any], dict[int, list[Progressed]]]:
+    """The responses, and what was reported of each request before. So many ticks are between one request and the next.
+
+    Raises AssertionError for a request that fails.
+    """
+    responses: dict[int, Any] = {}
     reports: dict[int, list[Progressed]] = {number: [] for number in range(len(requests))}
 
     def tick() -> None:

@@ -22,6 +22,7 @@ from actors.vision.prompts import JUDGE_PROMPT, build_consult_prompt, build_vali
 from bus.errors import PermanentError
 from contracts.verdict import AdVerdictSchema, ImageVerdictSchema
 from tests.support.engine_fixture import silent_host
+from tests.support.text_runs import run
 
 pytestmark = [
     pytest.mark.models,
@@ -54,19 +55,7 @@ def engine(tiny_models: dict[str, Path]) -> VlmEngine:
 
 
 def generate(engine: VlmEngine, requests: Sequence[VlmRequest], *, ticks_between: int = 0) -> list[VlmResponse]:
-    """The responses of all, with so many ticks between one request and the next."""
-    responses: dict[int, VlmResponse] = {}
-
-    def tick() -> None:
-        responses.update({event.request_id: event.result for event in engine.tick() if isinstance(event, Finished)})
-
-    for number, request in enumerate(requests):
-        engine.submit(number, request)
-        for _ in range(ticks_between):
-            tick()
-    while engine.idle_seconds() is not None:
-        tick()
-    return [responses[number] for number in range(len(requests))]
+    return run(engine, requests, ticks_between=ticks_between)[0]
 
 
 REQUESTS = [
