@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.engines.language.answer_text import AnswerText
-from actors.engines.language.grammar import Compilation, GrammarCache, GrammarState
+from actors.engines.language.compilation import Compilation
+from actors.engines.language.grammar import GrammarCache, GrammarState
 from actors.engines.language.logprobs import Measured, measure_tokens
 from actors.engines.language.lora_adapters import BASE
 from actors.engines.language.prefix_cache import Layers, Prefix
@@ -36,8 +37,8 @@ class TokenRow:
     `request`: what was submitted, to start it again. `answer`: the text so far, for requests that are streamed or have stop sequences.
     `compilation`: of the grammar that the row waits for. `adapter`: PEFT's name of its LoRA adapter.
 
-    `owner`: whose prefixes it uses and leaves; None: it uses none. `prefix`: what of its prompt was read before. `logprobs`: how many
-    of the likeliest tokens are measured beside each token; None: nothing is `measured`.
+    `owner`: whose prefixes it uses and leaves; None: it uses none. `cached_tokens`: of its prompt, that were read before; `prefix`: their
+    caches, until it has its own. `logprobs`: how many of the likeliest tokens are measured beside each token; None: nothing is `measured`.
     """
 
     request_id: int
@@ -52,6 +53,7 @@ class TokenRow:
     adapter: str | None = None
     owner: Hashable | None = None
     prefix: Prefix | None = None
+    cached_tokens: int = 0
     logprobs: int | None = None
     measured: list[Measured] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
@@ -76,11 +78,6 @@ class TokenRow:
         return torch.cat([self.prompt_ids, torch.tensor(self.output_ids[:-1], dtype=self.prompt_ids.dtype)])
 
     @property
-    def cached_tokens(self) -> int:
-        """Of the prompt."""
-        return self.prefix.tokens if self.prefix else 0
-
-    @property
     def unread_tokens(self) -> int:
         """Of the prompt."""
         return len(self.prompt_ids) - self.cached_tokens
@@ -97,6 +94,7 @@ class LongPrompt:
     def __post_init__(self) -> None:
         if self.row.prefix:
             self.read_tokens, self.cache = self.row.prefix.tokens, self.row.prefix.new_cache()
+            self.row.prefix = None  # it would hold what has left the prefix cache
 
 
 class ContinuousBatch:

@@ -17,7 +17,7 @@ from actors.engines.process.device_time import DeviceTime
 from actors.engines.process.failures import fail_request, is_device_failure
 from actors.engines.process.gpu import DeviceMeter, free_memory
 from actors.engines.process.protocol import EngineEvent, EngineMetrics, Failed, Finished, MemoryExhausted, Progressed, Started
-from bus.errors import PermanentError
+from bus.errors import PermanentError, TemporaryError
 
 PROGRESS_EVERY_TOKENS = 16
 """Tokens between two progress events."""
@@ -124,6 +124,8 @@ class LanguageEngine(ABC):
         reading = self._reading is not None and self._reading.row.request_id == request_id
         self._waiting = [row for row in self._waiting if row not in waiting]
         self._compiling = [row for row in self._compiling if row not in waiting]
+        for row in waiting:
+            leave_compilation(row)
         if reading:
             self._reading = None
         if running:
@@ -170,12 +172,13 @@ class LanguageEngine(ABC):
             assert row.compilation
             try:
                 row.grammar = self._grammars.start(row.compilation.constraint, row.max_tokens, row.compilation)
-            except PermanentError as error:
+            except (PermanentError, TemporaryError) as error:
                 self._alone.discard(row.request_id)
-                failures.append(failed(row.request_id, error))
+                failures.append(fail_request(row.request_id, error))
             else:
-                row.compilation = None
                 self._enqueue(row)
+            finally:
+                leave_compilation(row)
         return failures
 
     def _advance(self) -> list[EngineEvent]:
@@ -217,7 +220,9 @@ class LanguageEngine(ABC):
             if len(joining) >= room or (budget is not None and budget <= 0):
                 break
             row.prefix = None if row.owner is None else self._prefixes.find(row.owner, row.prompt_ids)
+            row.cached_tokens = row.prefix.tokens if row.prefix else 0
             if (self._is_long(row) and self._reading) or self._waits_for_prefix(row, joining):
+                row.prefix = None
                 continue
             if self._is_long(row):
                 self._reading = LongPrompt(row)
@@ -233,7 +238,8 @@ class LanguageEngine(ABC):
         """Whether most of what is to be read of a prompt is being read for another row; it is found in the prefix cache then."""
         if row.owner is None or not self._prefixes.max_bytes or row.request_id in self._alone:
             return False
-        reading = [*joining, *([self._reading.row] if self._reading else [])]
+        active = [*joining, *([self._reading.row] if self._reading else [])]
+        reading = [other for other in active if self._prefixes.fits(len(other.prompt_ids))]
         shared = max((common_tokens(row.prompt_ids, other.prompt_ids) for other in reading if other.owner == row.owner), default=0)
         return shared - row.cached_tokens >= max(MIN_SHARED_TOKENS, row.unread_tokens // 2)
 
@@ -245,7 +251,7 @@ class LanguageEngine(ABC):
             for row in rows:
                 if row.owner is not None and self._prefixes.max_bytes and not row.error:
                     ids = row.read_ids
-                    if not self._prefixes.holds(row.owner, ids):
+                    if self._prefixes.fits(len(ids)) and not self._prefixes.holds(row.owner, ids):
                         self._prefixes.keep(row.owner, ids, self._batch.copy_cache(row, len(ids)))
         except torch.OutOfMemoryError:
             self._counters["memory_shortages"] += 1
@@ -334,8 +340,17 @@ class LanguageEngine(ABC):
         return events
 
     def close(self) -> None:
+        for row in self._compiling:
+            leave_compilation(row)
         self._batch, self._reading, self._compiling = self._new_batch(), None, []
         free_memory()
+
+
+def leave_compilation(row: TokenRow) -> None:
+    """The row does not wait for its grammar any more."""
+    if row.compilation:
+        row.compilation.leave()
+        row.compilation = None
 
 
 def failed(request_id: int, error: PermanentError) -> Failed:

@@ -5,13 +5,13 @@ the answer, it is closed as fast as possible: strings and lists are ended, and o
 """
 
 import json
-import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from actors.engines.language.compilation import Compilation, Constraint
+from actors.engines.process.failures import describe_error
 from bus.errors import PermanentError
 
 if TYPE_CHECKING:
@@ -27,45 +27,10 @@ SHOWN_WORDS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 DEAD_END = "no further token is admitted, because a part of it has no value"
 MAX_SHORTEST_TOKENS = 1024
 """A schema whose shortest answer is longer is refused."""
-
-
-COMPILE_SECONDS = 10.0
+MAX_TOGETHER_TOKENS = 8192
+"""Of the shortest calls of all tools of a request, one of which is required."""
 COMPILE_THREADS = 2
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """What an answer must be. `key`: the JSON schema, or what a structural tag is written from. `write_tag`: writes the structural tag, in
-    the thread that compiles it; None: it is a JSON schema. `optional`: the answer may be free text, which is never closed early.
-    """
-
-    key: str
-    write_tag: Callable[[], str | None] | None = field(default=None, compare=False)
-    optional: bool = False
-
-
-@dataclass
-class Compilation:
-    """A schema that is compiled in another thread, while the batch goes on; xgrammar does not hold Python's lock.
-
-    The thread cannot be interrupted: what a schema may contain is limited before (actors/llm/json_answers.py).
-    """
-
-    constraint: Constraint
-    future: "Future[tuple[Any, int]]"
-    due_at: float | None = None
-
-    def is_due(self) -> bool:
-        """Whether there is a result, also an error: that of a compilation, or that it takes more than COMPILE_SECONDS."""
-        if self.due_at is None and self.future.running():
-            self.due_at = time.monotonic() + COMPILE_SECONDS
-        return self.future.done() or (self.due_at is not None and time.monotonic() > self.due_at)
-
-    def result(self) -> tuple[Any, int]:
-        """Raises PermanentError("schema-refused")."""
-        if not self.future.done():
-            raise PermanentError("schema-refused", f"compiling the JSON schema takes more than {COMPILE_SECONDS:g} s: simplify it")
-        return self.future.result()
+MAX_CAUSE_CHARS = 300
 
 
 @dataclass
@@ -116,7 +81,7 @@ class GrammarState:
         try:
             accepted = self.error is None and self.matcher.accept_token(token)
         except RuntimeError as error:
-            accepted = self.fail(str(error))
+            accepted = self.fail(describe_error(error, MAX_CAUSE_CHARS))
         if accepted:
             self.nesting.read(self.vocabulary[token])
         else:
@@ -127,7 +92,7 @@ class GrammarState:
         try:
             self.matcher.fill_next_token_bitmask(mask, row)
         except RuntimeError as error:
-            self.fail(str(error))
+            self.fail(describe_error(error, MAX_CAUSE_CHARS))
 
     def fail(self, reason: str) -> bool:
         self.error = self.error or PermanentError("schema-refused", f"The JSON schema cannot be satisfied: {reason[:200]}.")
@@ -157,6 +122,7 @@ class GrammarCache:
         self._stop_token_ids = stop_token_ids
         self._compiled: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._threads = ThreadPoolExecutor(COMPILE_THREADS, "grammar")
+        self._compilations: dict[str, Compilation] = {}
 
     @property
     def longest_token_bytes(self) -> int:
@@ -164,13 +130,23 @@ class GrammarCache:
         return max(map(len, self.vocabulary))
 
     def compile_in_thread(self, constraint: Constraint) -> Compilation | None:
-        """None for one that is compiled already."""
-        return None if constraint.key in self._compiled else Compilation(constraint, self._threads.submit(self._compile, constraint))
+        """A compilation that one more row waits for; None for one that is compiled already. Rows come in the order of the executor, which
+        is fair to the tenants, and no more than the batch holds.
+        """
+        if constraint.key in self._compiled:
+            return None
+        self._compilations = {key: other for key, other in self._compilations.items() if not other.is_over}
+        compilation = self._compilations.get(constraint.key)
+        if compilation is None:
+            compilation = self._compilations[constraint.key] = Compilation(constraint)
+            self._threads.submit(compilation.run, self._compile)
+        compilation.rows += 1
+        return compilation
 
     def start(self, constraint: Constraint, max_tokens: int, compilation: Compilation | None = None) -> GrammarState:
-        """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small")."""
+        """A new state for one answer. Raises PermanentError("schema-refused" · "token-limit-too-small"), and what `compilation` raises."""
         key = constraint.key
-        compiled, reserve = self._compiled.get(key) or (compilation.result() if compilation else self._compile(constraint))
+        compiled, reserve = self._compiled.get(key) or (compilation.result() if compilation else self._compile(Compilation(constraint)))
         self._compiled[key] = compiled, reserve
         self._compiled.move_to_end(key)
         if len(self._compiled) > MAX_CACHED_SCHEMAS:
@@ -185,32 +161,48 @@ class GrammarCache:
         is_tag = constraint.write_tag is not None
         return GrammarState(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=not is_tag), reserve, self.vocabulary, is_tag)
 
-    def _compile(self, constraint: Constraint) -> tuple[Any, int]:
+    def _compile(self, compilation: Compilation) -> tuple[Any, int]:
         """The grammar, and the tokens that an answer needs at least; 0 where it may be free text."""
+        constraint = compilation.constraint
         try:
             if constraint.write_tag is not None and (tag := constraint.write_tag()):
                 compiled = self._compiler.compile_structural_tag(tag)
-                answers = [] if constraint.optional else [self._compiler.compile_structural_tag(single) for single in single_tags(tag)]
+                reserve = 0 if constraint.optional else self._longest_of_tags(tag, compilation)
             else:
                 schema = json.dumps(rewrite_schema(json.loads(constraint.key)))
                 compiled = self._compiler.compile_json_schema(schema, any_whitespace=False)
-                answers = [compiled]
-            lengths = [self._shortest_answer_tokens(answer, constraint) + RESERVE_MARGIN_TOKENS for answer in answers]
-            return compiled, max(lengths, default=0)
+                reserve = self._shortest_answer_tokens(compiled, compilation, MAX_SHORTEST_TOKENS)
+            return compiled, reserve + RESERVE_MARGIN_TOKENS if reserve else 0
         except PermanentError:
             raise
         except Exception as error:
-            raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {str(error)[:300]}") from error
+            cause = describe_error(error, MAX_CAUSE_CHARS)
+            raise PermanentError("schema-refused", f"the schema cannot constrain an answer: {cause}") from error
 
-    def _shortest_answer_tokens(self, compiled: Any, constraint: Constraint) -> int:
-        """The length of the answer that closing from the start gives, found by generating it. Raises PermanentError for a long one."""
+    def _longest_of_tags(self, tag: str, compilation: Compilation) -> int:
+        """The most tokens that the shortest answer has, whichever is chosen. All of them together have MAX_TOGETHER_TOKENS at most."""
+        left, longest = MAX_TOGETHER_TOKENS, 0
+        for single in single_tags(tag):
+            compilation.check()
+            count = self._shortest_answer_tokens(self._compiler.compile_structural_tag(single), compilation, left)
+            left, longest = left - count, max(longest, count)
+        return longest
+
+    def _shortest_answer_tokens(self, compiled: Any, compilation: Compilation, left: int) -> int:
+        """The length of the answer that closing from the start gives, found by generating it. Raises PermanentError for one that is longer
+        than MAX_SHORTEST_TOKENS, or than what is `left`.
+        """
         import xgrammar
 
-        state = self._state(compiled, constraint, 0)
+        state = self._state(compiled, compilation.constraint, 0)
         mask, count = xgrammar.allocate_token_bitmask(1, self._vocab_size), 0
         while not state.terminated:
+            compilation.check()
             if count >= MAX_SHORTEST_TOKENS:
                 raise PermanentError("schema-refused", f"the shortest answer to the schema has more than {MAX_SHORTEST_TOKENS} tokens")
+            if count >= left:
+                cause = f"the shortest calls of all tools have more than {MAX_TOGETHER_TOKENS} tokens together: shorten their schemas"
+                raise PermanentError("schema-refused", cause)
             state.fill_mask(mask, 0)
             if not (allowed := self._unpack_bitmask(mask[0])).any():
                 state.fail(DEAD_END)

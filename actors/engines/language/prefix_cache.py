@@ -8,8 +8,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 if TYPE_CHECKING:
     import torch
+
+log = structlog.get_logger()
 
 Layers = list[tuple["torch.Tensor", "torch.Tensor"]]
 """Keys and values of each layer, (1, heads, tokens, width)."""
@@ -59,6 +63,7 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size = self.hit_tokens = 0
+        self._bytes_per_token = 0
         self._entries: OrderedDict[Entry, None] = OrderedDict()
         """The one used last at the end."""
         self._by_key: dict[tuple[Hashable, ...], list[Entry]] = {}
@@ -78,6 +83,7 @@ class PrefixCache:
     def keep(self, owner: Hashable, ids: "torch.Tensor", layers: Layers) -> None:
         """Keep a cache, in the place of those that it continues. The ones that were not used for the longest time leave."""
         entry = Entry(owner, ids.clone(), layers)
+        self._bytes_per_token = entry.size // len(ids)
         if len(ids) < MIN_TOKENS or entry.size > self.max_bytes:
             return
         for other in list(self._by_key.get(entry.key, ())):
@@ -98,10 +104,16 @@ class PrefixCache:
         self._by_key.clear()
         self.size = 0
 
+    def fits(self, tokens: int) -> bool:
+        """Whether a cache of so many tokens is kept. Any is, until the first one shows how large it is."""
+        return tokens * self._bytes_per_token <= self.max_bytes
+
     def give_back(self) -> None:
-        """Memory ran out: drop all, and hold a quarter of it at most from now on."""
-        self.max_bytes = self.size // 4
+        """Memory ran out: drop all, and hold a quarter of it at most from now on, but no less than an eighth of what was allowed."""
+        before, held = self.max_bytes, self.size
+        self.max_bytes = max(held // 4, before // 8)
         self.clear()
+        log.warning("engine.prefix_cache_reduced", held_bytes=held, max_bytes_before=before, max_bytes=self.max_bytes)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry]

@@ -8,15 +8,16 @@ from actors.engines.language.answer_text import AnswerText
 from actors.engines.language.batch import TokenRow
 from actors.engines.language.causal_families import batched_context_length, choose_attention, locate_weights, model_name
 from actors.engines.language.chat_format import ChatFormat, texts_of
+from actors.engines.language.compilation import Constraint
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.engine import LanguageEngine
-from actors.engines.language.grammar import SHOWN_WORDS, Constraint
+from actors.engines.language.grammar import SHOWN_WORDS
 from actors.engines.language.loading import used_memory_bytes
 from actors.engines.language.logprobs import describe_tokens
 from actors.engines.language.lora_adapters import load_adapters
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextModelOptions, TextResponse
 from actors.engines.language.sampling import Sampling
-from actors.engines.language.tool_calls import CALL, THINK, THINK_END, forces_call, offered_tools, structural_tag
+from actors.engines.language.tool_calls import CALL, THINK, THINK_END, forces_call, left_out, offered_tools, structural_tag
 from actors.engines.process.gpu import choose_device, choose_dtype
 from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost, Progressed
@@ -109,7 +110,7 @@ class TextModelEngine(LanguageEngine):
             temperature=request.temperature, top_p=request.top_p, repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty, frequency_penalty=request.frequency_penalty, seed=request.seed or 0,
         )  # fmt: skip
-        stop = () if request.schema is not None or forces_call(request) else request.stop  # it would cut the JSON
+        stop = () if left_out(request) else request.stop
         until = CALL if offered_tools(request) else ""
         answer = AnswerText(self._tokenizer, stop, until=until, begin=THINK if in_reasoning else "", shown=self._shown_ids)
         adapter = self._adapters[request.lora] if request.lora else None

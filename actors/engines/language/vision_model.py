@@ -8,10 +8,10 @@ from PIL import Image
 
 from actors.engines.language.batch import ContinuousBatch, TokenRow
 from actors.engines.language.checkpoint_check import MAX_CAUSE_CHARS, check_image_tokens, read_sample, sample_picture
+from actors.engines.language.compilation import Constraint
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.engine import LanguageEngine
 from actors.engines.language.families.family import ReadPrompt
-from actors.engines.language.grammar import Constraint
 from actors.engines.language.loading import LoadedModel, load_model
 from actors.engines.language.requests import VisionFinishReason, VlmOptions, VlmRequest, VlmResponse
 from actors.engines.language.sampling import Sampling

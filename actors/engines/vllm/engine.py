@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,7 +20,7 @@ from actors.engines.language.chat_format import ChatFormat, RenderedPrompt
 from actors.engines.language.control_words import ControlWords
 from actors.engines.language.grammar import SHOWN_WORDS, rewrite_schema
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
-from actors.engines.language.tool_calls import forces_call, offered_tools, structural_tag
+from actors.engines.language.tool_calls import forces_call, left_out, offered_tools, structural_tag
 from actors.engines.process.gpu import DeviceMeter, gpu_figures
 from actors.engines.remote.openai_text import cut_at_stop
 from actors.engines.remote.request_bodies import check_prompt
@@ -204,7 +204,7 @@ class VllmTextEngine:
                 self.generated_tokens, self.last_token_at = self.generated_tokens + answer.tokens - before, time.time()
                 if chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs:
                     yield chunk
-        yield answer.last_chunk()
+        yield replace(answer.last_chunk(), left_out=left_out(request))
 
     def _render(self, request: GenerationRequest) -> RenderedPrompt:
         """Raises PermanentError, PromptTooLong."""

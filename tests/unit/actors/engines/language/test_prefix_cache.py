@@ -203,10 +203,53 @@ def test_rows_go_on_when_there_is_no_memory_to_keep_them(engine: TextModelEngine
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     expected = generate(engine, with_system("x"))[0].text
-    held = engine._prefixes.size
-    monkeypatch.setattr(engine._prefixes, "max_bytes", engine._prefixes.max_bytes)
+    allowed = engine._prefixes.max_bytes
+    monkeypatch.setattr(engine._prefixes, "max_bytes", allowed)
     monkeypatch.setattr(type(engine._batch), "copy_cache", copy_cache)
     assert generate(engine, with_system("another"))[0].completion_tokens == 12
-    assert engine._prefixes.max_bytes <= held // 4
+    assert engine._prefixes.max_bytes == allowed // 64, "twice: behind the prompt and behind the answer"
     assert engine._prefixes.size == 0
     assert generate(engine, with_system("x"))[0].text == expected
+
+
+def test_cache_that_gives_memory_back_stays_in_use() -> None:
+    cache = PrefixCache(80 * 8 * 40)
+    cache.give_back()
+    assert cache.max_bytes == 10 * 8 * 40, "an eighth, though it held nothing"
+    for number in range(10):
+        cache.keep("a", ids(*range(100 * number, 100 * number + 40)), layers(40))
+    cache.give_back()
+    assert (cache.size, cache.max_bytes) == (0, 10 * 8 * 40 // 4)
+    cache.keep("a", ids(*LONG), layers(40))
+    assert cache.find("a", ids(*LONG))
+
+
+def test_rows_hold_no_caches_that_have_left(engine: TextModelEngine) -> None:
+    """Neither those that are decoded, nor those that wait."""
+    engine._prefixes.clear()
+    generate(engine, with_system("x"))
+    for number in range(12):
+        engine.submit(number, with_system(f"{number}", max_tokens=30))
+    for _ in range(3):
+        engine.tick()
+        assert engine._batch.rows
+        rows = [*engine._batch.rows, *engine._waiting, *([engine._reading.row] if engine._reading else [])]
+        assert [row.prefix for row in rows] == [None] * len(rows)
+    assert max(row.cached_tokens for row in engine._batch.rows) > 100
+    for number in range(12):
+        engine.cancel(number)
+
+
+def test_rows_do_not_wait_for_what_is_not_kept(engine: TextModelEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that are larger than the cache are read together, and not copied."""
+    generate(engine, with_system("x"))
+    engine._prefixes.clear()
+    monkeypatch.setattr(engine._prefixes, "max_bytes", 40 * engine._prefixes._bytes_per_token)
+    monkeypatch.setattr(engine, "_part_tokens", 2000)
+    monkeypatch.setattr(type(engine._batch), "copy_cache", None)
+    for number in range(4):
+        engine.submit(number, with_system(f"{number}"))
+    engine.tick()
+    assert len(engine._batch.rows) == 4
+    for number in range(4):
+        engine.cancel(number)
