@@ -158,7 +158,7 @@ def build_result(job: TextJob, request: GenerationRequest, runs: Sequence[Genera
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             lora_adapter=request.lora or "base",
-            left_out=list(dict.fromkeys(name for run in runs for name in run.last_chunk.left_out)) or None,
+            left_out=name_left_out(job.command, runs) or None,
             timings=build_timings(job, runs, parsing_at, parsed_at),
         ),
         response_json=response_json,
@@ -168,6 +168,12 @@ def build_result(job: TextJob, request: GenerationRequest, runs: Sequence[Genera
         text=line,
         ad_copy_text=line,
     )
+
+
+def name_left_out(command: Text, runs: Sequence[GenerationRun]) -> list[str]:
+    """What the server did not take of the fields that the command has: nothing is missing of the worker's own defaults."""
+    names = dict.fromkeys(name for run in runs for name in run.last_chunk.left_out)
+    return [name for name in names if name in command.model_fields_set and getattr(command, name) is not None]
 
 
 def count_usage(runs: Sequence[GenerationRun]) -> Usage:

@@ -255,3 +255,11 @@ async def test_schemas_are_checked_once_for_all_answers(ask: Ask, monkeypatch: p
     monkeypatch.setattr(request_checks, "check_schema", record)
     await ask(ScriptedEngine(name="embedded"), n=5, tools=TOOLS)
     assert checked == [tool["parameters"] for tool in TOOLS]
+
+
+async def test_only_fields_of_the_command_are_reported_as_left_out(ask: Ask) -> None:
+    """The worker sends temperature and top_p in any case."""
+    last = GenerationChunk("a", 1, "stop", left_out=("temperature", "top_p", "seed"))
+    done = await ask(ScriptedEngine(lambda _: [last]), temperature=0.5, seed=None)
+    assert done.model_info.left_out == ["temperature"]
+    assert (await ask(ScriptedEngine(lambda _: [last]))).model_info.left_out is None
