@@ -16,6 +16,8 @@ from gateway.services import services_of
 PATIENCE_SECONDS = 30.0
 """So long a wait goes on while the broker, the workers or their database are away. Its queries change nothing: each may be repeated."""
 PAUSE_SECONDS = 0.5
+AWAY_CODES = frozenset({DATABASE_AWAY, "deadline-exceeded"})
+"""Of a query that its worker began, and could not answer in time."""
 
 Query = dict[str, Any]
 
@@ -35,7 +37,7 @@ async def query_patiently(request: Request, step: str, fields: Query) -> Query:
         try:
             return await query(request, step, fields)
         except REQUEST_ERRORS as error:
-            is_away = not isinstance(error, ReplyFault) or error.fault.code == DATABASE_AWAY
+            is_away = not isinstance(error, ReplyFault) or error.fault.code in AWAY_CODES
             if not is_away or loop.time() >= until:
                 raise
         await asyncio.sleep(PAUSE_SECONDS)
