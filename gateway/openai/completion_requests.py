@@ -15,7 +15,7 @@ DEFAULT_MAX_TOKENS = 16
 MAX_COMPLETIONS = 128
 """Answers to all prompts of a request."""
 MAX_ALTERNATIVES = 12_000
-"""Log probabilities in a response, as many as the worker allows in one reply."""
+"""Log probabilities in a response to several prompts; the worker limits those of each."""
 TEXTS_ONLY = "a prompt is a text, or a list of texts; token ids are those of one model"
 Prompt = Annotated[str, Field(max_length=400_000)]
 
