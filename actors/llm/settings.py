@@ -61,14 +61,6 @@ class TextSettings(BaseSettings):
     )
 
 
-class ResponseSettings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_prefix="RESPONSES_")
-
-    retention_days: float = Field(
-        30.0, ge=0, le=36500, description="How long a stored response is kept after its end, with its items and events. 0: for ever."
-    )
-
-
 class VllmSettings(BaseSettings):
     """Engine arguments of vLLM in the worker, with the defaults of the CloudLLM server. Those without one are left to vLLM."""
 
