@@ -80,10 +80,10 @@ class ToolRequest(StrictBody):
         return {"tools": [tool for tool in tools if tool["name"] in allowed], "parallel_tool_calls": several} | choice
 
     def _check_forms(self) -> None:
-        """Raises HttpProblem(400) for fields of both forms: one of two choices would have no effect."""
-        given = [name for name in ("functions", "function_call", "tools", "tool_choice") if name in self.model_fields_set]
-        old = [name for name in given if name.startswith("function") and getattr(self, name)]
-        new = [name for name in given if name.startswith("tool") and getattr(self, name)]
+        """Raises HttpProblem(400) for fields of both forms: one of two choices would have no effect. Defaults ask for nothing."""
+        given = [name for name in ("functions", "function_call", "tools", "tool_choice") if getattr(self, name) not in ([], "auto")]
+        old = [name for name in given if name.startswith("function")]
+        new = [name for name in given if name.startswith("tool")]
         if old and new:
             detail = f"{old[0]} and {new[0]} belong to two forms of one request: send tools and tool_choice"
             raise HttpProblem(400, "invalid-request", detail, param=old[0])

@@ -41,6 +41,11 @@ CALL_DELTAS = [
         ({"functions": [WEATHER], "function_call": {"name": "weather"}},
          {"tools": [WEATHER], "tool_choice": "required", "tool_name": "weather", "parallel_tool_calls": False}),
         ({"tools": [], "tool_choice": "none", "parallel_tool_calls": True}, {}),
+        ({"tool_choice": "auto", "function_call": "none"}, {}),
+        ({"functions": [WEATHER], "tools": [], "tool_choice": "auto"},
+         {"tools": [WEATHER], "tool_choice": "auto", "parallel_tool_calls": False}),
+        ({"tools": TOOLS[:1], "function_call": "auto", "tool_choice": "none"},
+         {"tools": [WEATHER], "tool_choice": "none", "parallel_tool_calls": True}),
     ],
 )  # fmt: skip
 async def test_tools_become_fields_of_the_command(fields: dict[str, Any], expected: dict[str, Any]) -> None:
