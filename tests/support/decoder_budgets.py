@@ -6,8 +6,9 @@ import gzip
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -69,13 +70,19 @@ def compare_ad_copy(text: str) -> None:
 def read_picture(data: bytes) -> None:
     """Its first frame, and all of them."""
     from actors.imaging.image_decoding import decode_image
-    from actors.moderation.picture_frames import FrameReader
     from bus.errors import PermanentError
 
     with suppress(PermanentError):
         decode_image(data, 25_000_000)
-    with closing(FrameReader(25_000_000)) as reader:
-        asyncio.run(reader.read(data, "it"))
+    asyncio.run(frame_reader().read(data, "it"))
+
+
+@cache
+def frame_reader() -> Any:
+    """One for all inputs, since its process takes longer to start than to read most of them."""
+    from actors.moderation.picture_frames import FrameReader
+
+    return FrameReader(25_000_000)
 
 
 def read_compressed(data: bytes) -> None:
