@@ -41,7 +41,7 @@ def png() -> str:
 @pytest.fixture
 def fake(gateway: OpenFakeGateway) -> FakeGateway:  # noqa: F811
     """A gateway whose text worker answers, and which has a store for pictures."""
-    reply = text_result(Text.model_construct(messages=[], message=None), "answer", None)
+    reply = text_result(Text(message="hi"), "answer", None)
     return gateway({"text": reply.model_dump(mode="json")}, store=cast("ClaimStore", FakeStore()), request_seconds=5)
 
 
