@@ -15,7 +15,7 @@ KNOWN_AT_RUN_TIME = {
     ("contracts/verdict.py", "f'^[^\\\\x00-\\\\x1f\\\\x22\\\\x5c\\\\x7f]{{{min_length},{max_length}}}$'"),
     ("actors/decoding/json_schemas.py", "pattern"),
     ("actors/engines/remote/refusals.py", "f'(?<![A-Za-z_])(?:{plain})(?![A-Za-z_])'"),
-    ("actors/engines/language/control_words.py", "'|'.join(map(re.escape, self.words))"),
+    ("actors/engines/language/control_words.py", "'[' + ''.join(sorted({re.escape(word[-1]) for word in self.words})) + ']'"),
     ("actors/vision/ocr_evidence.py", "'(?<!\\\\S)' + re.escape(phrase).replace('\\\\ ', ' ?') + end"),
     ("actors/vision/verdict_parser.py", "pattern"),
     ("bus/masking.py", "pattern"),

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from actors.engines.language import grammar, text_model
+from actors.engines.language import compilation, grammar, text_model
 from actors.engines.language.answer_text import AnswerText
+from actors.engines.language.compilation import Constraint
 from actors.engines.language.control_words import ControlWords
-from actors.engines.language.grammar import Constraint
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextResponse
 from actors.engines.language.text_model import TextModelEngine
 from actors.engines.process.protocol import Failed, Finished, Progressed, Started
@@ -173,7 +173,7 @@ def test_neighbours_go_on_while_a_schema_is_compiled(engine: TextModelEngine) ->
 
 def test_compilation_that_takes_too_long_is_refused(engine: TextModelEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is cancelled is forgotten."""
-    monkeypatch.setattr(grammar, "COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr(compilation, "COMPILE_SECONDS", 0.05)
     engine.submit(1, chat("?", 40, schema=SLOW_SCHEMA | {"title": "again"}))
     engine.submit(2, chat("?", 40, schema=SLOW_SCHEMA | {"title": "cancelled"}))
     assert engine.cancel(2)

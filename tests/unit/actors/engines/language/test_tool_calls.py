@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from actors.engines.language.answer_text import StopSequences
-from actors.engines.language.grammar import Constraint
+from actors.engines.language.compilation import Constraint
 from actors.engines.language.requests import GenerationRequest
 from actors.engines.language.text_model import TextModelEngine
-from actors.engines.language.tool_calls import AnswerParts, AnswerReader, arguments_schema, structural_tag
+from actors.engines.language.tool_calls import AnswerParts, AnswerReader, arguments_schema, left_out, structural_tag
 from actors.engines.process.protocol import Failed
 from bus.errors import PermanentError
 from tests.support.text_runs import HERMES_TEMPLATE, chat, generate, open_engine, run
@@ -235,13 +235,19 @@ def test_tool_that_cannot_be_called_is_refused_alone(engine: TextModelEngine, pa
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("in_reasoning", [True, False])
-def test_no_call_begins_in_a_reasoning(engine: TextModelEngine, in_reasoning: bool) -> None:
-    """Behind it a call is constrained as without one."""
-    tag = structural_tag(with_tools(), in_reasoning=in_reasoning, thinks=True)
-    state = engine._grammars.start(Constraint(str(in_reasoning), lambda: tag, optional=True), 100)
+@pytest.mark.parametrize("begin", ["", "<think>", "\n \t<think>"])
+def test_no_call_begins_in_a_reasoning(engine: TextModelEngine, begin: str) -> None:
+    """Behind it a call is constrained as without one. An empty `begin`: the prompt begins the reasoning."""
+    tag = structural_tag(with_tools(), in_reasoning=not begin, thinks=True)
+    state = engine._grammars.start(Constraint(begin, lambda: tag, optional=True), 100)
     reasoning = "hm <tool_call> {\n</think>"
-    for token in engine._tokenizer.encode(f"{'' if in_reasoning else '<think>'}{reasoning} So\n<tool_call>\n", add_special_tokens=False):
+    for token in engine._tokenizer.encode(f"{begin}{reasoning} So\n<tool_call>\n", add_special_tokens=False):
         state.accept_token(token)
     assert state.error is None
     assert allowed(engine, state) == {"{"}
+
+
+def test_stop_sequences_that_would_cut_json_are_reported() -> None:
+    assert left_out(with_tools(stop=("x",), tool_choice="required")) == left_out(chat("?", schema={}, stop=("x",))) == ("stop",)
+    for request in (with_tools(stop=("x",)), chat("?", stop=("x",)), chat("?", schema={}), with_tools(tool_choice="required")):
+        assert left_out(request) == ()
