@@ -72,7 +72,7 @@ def hold_threads(engine: TextModelEngine) -> list[int]:
 
 def compile_slow_tools(engine: TextModelEngine) -> Compilation:
     """A compilation of many seconds, most of which are steps of the shortest answers."""
-    constraint = engine._constraint(chat("?", tools=tools(64, 120), tool_choice="required"), in_reasoning=False)
+    constraint = engine._constraint(chat("?", tools=tools(64, 600), tool_choice="required"), in_reasoning=False)
     assert constraint
     compilation = engine._grammars.compile_in_thread(constraint)
     assert compilation
@@ -116,6 +116,7 @@ def test_request_after_a_cancelled_one_gets_its_answer(engine: TextModelEngine) 
 def test_compilation_ends_soon_after_its_limit(engine: TextModelEngine, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only its request: the thread is free again."""
     monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr(grammar, "MAX_TOGETHER_TOKENS", 10**6)
     compilation = compile_slow_tools(engine)
     while not compilation.is_due():
         time.sleep(0.01)
@@ -127,7 +128,8 @@ def test_compilation_ends_soon_after_its_limit(engine: TextModelEngine, compiled
         time.sleep(0.01)
 
 
-def test_compilation_of_a_cancelled_request_ends(engine: TextModelEngine, compiled: list[str]) -> None:
+def test_compilation_of_a_cancelled_request_ends(engine: TextModelEngine, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "MAX_TOGETHER_TOKENS", 10**6)
     compilation = compile_slow_tools(engine)
     while not compiled:
         time.sleep(0.01)
