@@ -127,6 +127,12 @@ def read_answer(text: str) -> None:
     extract_json_object(text)
 
 
+def read_call_arguments(text: str) -> None:
+    from actors.engines.language.chat_format import read_arguments
+
+    read_arguments(text)
+
+
 def read_verdict(text: str) -> None:
     from actors.engines.language.requests import VlmResponse
     from actors.vision.verdict_parser import parse_verdict
@@ -233,6 +239,7 @@ BASE64 = Budget(read_base64, files.hostile_base64)
 PICTURE = Budget(read_picture, files.hostile_pictures)
 WEIGHTS = Budget(read_weights, files.hostile_weights)
 ANSWER = Budget(read_answer, files.hostile_texts_of_json)
+CALL_ARGUMENTS = Budget(read_call_arguments, files.hostile_texts_of_json)
 JSON_ANSWER = Budget(read_json_answer, files.hostile_texts_of_json)
 VERDICT = Budget(read_verdict, files.hostile_texts_of_json)
 COMMAND = Budget(read_command, files.hostile_json)
@@ -298,6 +305,10 @@ DECODERS: dict[tuple[str, str], Budget | Trusted] = {
     ("actors/vision/ocr_evidence.py", "unicodedata.normalize"): Budget(compare_ad_copy, hostile_marks),
     ("actors/imaging/image_decoding.py", "PIL.Image.frombytes"): PICTURE,
     ("actors/imaging/signature.py", "PIL.ImageFont.truetype"): OWN_FILE,
+    ("actors/engines/language/chat_format.py", "json.loads"): CALL_ARGUMENTS,
+    ("actors/engines/language/lora_adapters.py", "json.loads"): CHECKPOINT,
+    ("actors/engines/language/lora_adapters.py", "safetensors.safe_open"): CHECKPOINT,
+    ("actors/engines/remote/tool_calls.py", "json.loads"): MODEL_SERVER,
     ("actors/llm/json_answers.py", "json.loads"): JSON_ANSWER,
     ("actors/llm/json_extraction.py", "json.loads"): ANSWER,
     ("actors/vision/overlay_layout.py", "json.loads"): Trusted("a row of the source database"),
