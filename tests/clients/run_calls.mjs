@@ -47,6 +47,12 @@ const calls = [
     const answer = await client.chat.completions.create(options);
     assertCity(answer.choices[0].message.tool_calls[0].function.arguments);
   }],
+  ["chat, results of tools", async () => {
+    const call = { id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city": "Seoul"}' } };
+    const history = [...messages, { role: "assistant", content: null, tool_calls: [call] }];
+    history.push({ role: "tool", tool_call_id: "call_1", content: "12 °C" });
+    assert((await client.chat.completions.create({ model: "text", messages: history, max_tokens: 8, tools: [tool] })).choices.length === 1);
+  }],
   ["chat, JSON schema", async () => {
     const response_format = { type: "json_schema", json_schema: { name: "city", schema: parameters, strict: true } };
     const answer = await client.chat.completions.create({ model: "text", messages, max_tokens: 256, response_format });
@@ -65,6 +71,16 @@ const calls = [
   ["responses", async () => {
     const answer = await client.responses.create({ model: "text", input: "Hello", max_output_tokens: 16 });
     assert.equal((await client.responses.retrieve(answer.id)).output_text, answer.output_text);
+  }],
+  ["responses, streamed", async () => {
+    const options = { model: "text", input: "Hello", stream: true, max_output_tokens: 16 };
+    const events = await collect(await client.responses.create(options));
+    assert(["response.completed", "response.incomplete"].includes(events.at(-1).type));
+  }],
+  ["responses, tools", async () => {
+    const options = { model: "text", input: "Weather?", tools: [{ type: "function", ...tool.function, strict: true }] };
+    const answer = await client.responses.create({ ...options, tool_choice: "required", max_output_tokens: 256 });
+    assertCity(answer.output.find((item) => item.type === "function_call").arguments);
   }],
   ["responses, background stream resumed", async () => {
     const options = { model: "text", input: "Hello", stream: true, background: true, max_output_tokens: 32 };

@@ -1,4 +1,4 @@
-"""The table of docs/http.md: which calls of the official clients run unchanged.
+"""The table of docs/http.md: which calls of OpenAI's clients run unchanged.
 
 `tests/integration/test_client_matrix.py` makes the results; `python -m tests.support.client_matrix` then writes the table of them.
 """
@@ -14,7 +14,8 @@ RESULTS = ROOT / ".local/client-calls.jsonl"
 FOLDER = ROOT / "tests/clients"
 PYTHON = ROOT / ".venv-clients/bin/python"
 NODE_PACKAGE = FOLDER / "node_modules/openai"
-CLIENTS = ("openai (Python)", "openai (Node)", "litellm", "langchain-openai")
+NODE_CLIENT = "openai (Node)"
+CLIENTS = ("openai (Python)", NODE_CLIENT, "litellm", "langchain-openai")
 MISSING = "–"
 """The client has no such call, or it is not tried."""
 
