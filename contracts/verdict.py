@@ -116,7 +116,7 @@ class Evidence(WireModel):
     character_error_rate: float | None = Field(
         None,
         ge=0,
-        description="Edit distance between the text that was read and the ad copy, by the length of the copy. Letters, digits and marks "
+        description="Edit distance between the text that was read and the ad copy, by the length of the copy. Characters, digits and marks "
         "are compared, without case.",
     )
     text_lines: list[TextLine] | None = Field(None, description="At most 32 lines, those of the ad copy first.")
@@ -124,7 +124,7 @@ class Evidence(WireModel):
     text_height: float | None = Field(None, ge=0, description="Pixels: the height of the lowest line of the ad copy.")
     text_height_share: float | None = Field(None, ge=0, le=1, description="The same as a fraction of the image's height.")
     text_too_small: bool | None = Field(None, description="Below a fortieth of the image's height, or below 14 pixels.")
-    unknown_letters: str | None = Field(
-        None, description="Letters of the ad copy that the model cannot read; then the text is not compared."
+    unknown_characters: str | None = Field(
+        None, description="Characters of the ad copy that the model cannot read; then the text is not compared."
     )
     text_unread: str | None = Field(None, description="The code of the failure when the text could not be read, such as `ocr-too-costly`.")

@@ -46,7 +46,7 @@ LONGEST_PARTICLE = max(map(len, PARTICLES))
 def normalize(text: str) -> str:
     """NFKC and case folding, without invisible characters, with single spaces. Takes time that is linear in the length.
 
-    What is invisible is removed first: between a letter and its mark, or the parts of a Korean syllable, it would prevent composition.
+    What is invisible is removed first: between a character and its mark, or the parts of a Korean syllable, it would prevent composition.
     """
     plain = limit_marks(remove_invisible(text))
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold()).split())

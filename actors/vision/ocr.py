@@ -71,10 +71,10 @@ class TextReader:
     def _build_job(self, size: tuple[int, int], copy: str | None) -> Job:
         settings = self.settings
         model = str(settings.model) if settings.model else None
-        letters = "".join(sorted(set(fold_text(copy or ""))))
+        characters = "".join(sorted(set(fold_text(copy or ""))))
         return Job(
             "text-lines",
-            {"width": size[0], "height": size[1], "model": model, "threads": settings.threads, "letters": letters},
+            {"width": size[0], "height": size[1], "model": model, "threads": settings.threads, "characters": characters},
             cpu_seconds=settings.seconds * settings.threads,
             wall_seconds=settings.seconds,
             memory_bytes=settings.memory_bytes,

@@ -1,7 +1,7 @@
 """Compares the text that was read in an advertisement with the ordered copy: character errors, calls to action and the height of the text.
 
-Texts are compared by their letters, digits and marks alone, after Unicode's NFKC (which composes Hangul) and case folding: blanks,
-punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn; nor does what belongs to
+Texts are compared by the characters of words, digits and marks alone, after Unicode's NFKC (which composes Hangul) and case folding:
+blanks, punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn; nor does what belongs to
 a symbol, such as the variation selector of an emoji, or the digit and the mark of a keycap.
 """
 
@@ -26,12 +26,12 @@ MAX_COMPARED_CHARS = 4000
 """Of a text that is compared; the longest ad copy has as many, unless its characters stand for several."""
 HANGUL = ("\uac00", "\ud7a3")
 COMPARED_CATEGORIES = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "Mn", "Mc"})
-"""Letters, digits and marks; but no mark around a character (Me), such as a circle, which is no part of the letter."""
+"""Characters of words, digits and marks; but no mark around one (Me), such as a circle, which is no part of it."""
 
 
 @dataclass(frozen=True)
 class ReadLine:
-    """`text`: None where the model lacks its letters. `region`: shares of the picture. `height`: pixels of the picture."""
+    """`text`: None where the model lacks its characters. `region`: shares of the picture. `height`: pixels of the picture."""
 
     text: str | None
     confidence: float
@@ -41,7 +41,7 @@ class ReadLine:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read in a picture. `unknown`: letters of the copy that the model lacks. `failure`: the code why nothing could be read."""
+    """What was read in a picture. `unknown`: characters of the copy that the model lacks. `failure`: the code why nothing could be read."""
 
     lines: Sequence[ReadLine] = ()
     model: str = ""
@@ -67,7 +67,7 @@ def compare_copy(reading: Reading, copy: str | None, region: Region | None, pict
         small = share < MIN_TEXT_SHARE or height < MIN_TEXT_PIXELS
         fields |= {"text_height": round(height, 1), "text_height_share": min(1.0, share), "text_too_small": small}
     if reading.unknown:
-        return fields | {"unknown_letters": reading.unknown}
+        return fields | {"unknown_characters": reading.unknown}
     texts = [line.text or "" for line in own]
     fields["text_read"] = "\n".join(texts)[:MAX_TEXT_CHARS]
     fields["character_error_rate"] = character_error_rate("".join(texts), expected)
@@ -80,13 +80,13 @@ def compare_copy(reading: Reading, copy: str | None, region: Region | None, pict
 
 
 def fold_text(text: str) -> str:
-    """Letters, digits and marks alone, composed, without case."""
+    """Characters, digits and marks alone, composed, without case."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", remove_invisible(text)).casefold())
     return "".join(map(_compared_part, split_clusters(folded)))
 
 
 def _compared_part(cluster: str) -> str:
-    """A letter or a digit with its marks. Nothing of a symbol, a blank or a keycap, whose marks are no writing."""
+    """A character of a word, or a digit, with its marks. Nothing of a symbol, a blank or a keycap, whose marks are no writing."""
     if KEYCAP in cluster or unicodedata.category(cluster[0])[0] not in "LN":
         return ""
     return "".join(char for char in cluster if unicodedata.category(char) in COMPARED_CATEGORIES)

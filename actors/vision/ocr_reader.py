@@ -1,7 +1,7 @@
 """Reads the text of a picture, inside a decoder process, with the models that RapidOCR carries. Nothing is ever downloaded.
 
-Lines are found in any script. They are read only when the model knows every letter that is looked for: of a script that it lacks, it would
-read something else.
+Lines are found in any script. They are read only when the model knows every character that is looked for: of a script that it lacks,
+it would read something else.
 """
 
 from functools import lru_cache
@@ -20,16 +20,16 @@ UPRIGHT_RATIO = 1.5
 """A box that is this much higher than wide has its text turned by a quarter."""
 
 
-def read_lines(data: bytes, *, width: int, height: int, model: str | None, threads: int, letters: str) -> tuple[dict[str, Any], bytes]:
-    """The lines of an RGB picture, from top to bottom. `letters`: those of the text that is looked for.
+def read_lines(data: bytes, *, width: int, height: int, model: str | None, threads: int, characters: str) -> tuple[dict[str, Any], bytes]:
+    """The lines of an RGB picture, from top to bottom. `characters`: those of the text that is looked for.
 
-    Each line has `text` (None when `letters` are not the model's), `confidence`, `box` (left, top, right, bottom in pixels) and `height`
-    (pixels, across the writing). `unknown`: the letters that the model lacks. Raises Refused for a model that cannot be used.
+    Each line has `text` (None when `characters` are not the model's), `confidence`, `box` (left, top, right, bottom in pixels) and `height`
+    (pixels, across the writing). `unknown`: the characters that the model lacks. Raises Refused for a model that cannot be used.
     """
     import numpy
 
     engine, known = open_engine(model, threads)
-    unknown = "".join(sorted(set(letters) - known))
+    unknown = "".join(sorted(set(characters) - known))
     pixels = numpy.frombuffer(data, dtype=numpy.uint8).reshape(height, width, 3)[:, :, ::-1]
     found = engine(numpy.ascontiguousarray(pixels), use_det=True, use_cls=not unknown, use_rec=not unknown)
     boxes = [] if found.boxes is None else found.boxes.tolist()
@@ -44,7 +44,7 @@ def read_lines(data: bytes, *, width: int, height: int, model: str | None, threa
 
 @lru_cache(maxsize=1)
 def open_engine(model: str | None, threads: int) -> tuple[Any, frozenset[str]]:
-    """RapidOCR, and the letters that the recognition model knows, as they are and folded. Raises Refused("ocr-model-unusable")."""
+    """RapidOCR, and the characters that the recognition model knows, as they are and folded. Raises Refused("ocr-model-unusable")."""
     import cv2
     import rapidocr
 

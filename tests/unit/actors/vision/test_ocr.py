@@ -57,12 +57,12 @@ async def test_copy_drawn_by_overlay_is_read_without_error(reader: TextReader, s
 
 
 @pytest.mark.parametrize("emoji", ["❤\ufe0f", "☀\ufe0f", "1\ufe0f\u20e3", "👍🏽", "´"])
-async def test_emoji_in_the_copy_are_no_unknown_letters(reader: TextReader, emoji: str) -> None:
-    """They are not drawn, and their variation selectors and marks are no letters that the model would have to know."""
+async def test_emoji_in_the_copy_are_no_unknown_characters(reader: TextReader, emoji: str) -> None:
+    """They are not drawn, and their variation selectors and marks are no characters that the model would have to know."""
     copy = f"Love it {emoji} now"
     picture, region = render_ad(copy)
     evidence = Evidence.model_validate(await reader.measure(picture, copy, region))
-    assert (evidence.unknown_letters, evidence.character_error_rate) == (None, 0)
+    assert (evidence.unknown_characters, evidence.character_error_rate) == (None, 0)
 
 
 async def test_text_turned_by_a_quarter_is_read(reader: TextReader) -> None:
@@ -96,7 +96,7 @@ async def test_korean_copy_is_not_compared_by_a_model_without_hangul(reader: Tex
     """Nothing that the model misreads is reported; the lines are found and measured all the same."""
     picture, region = render_ad("따뜻한 한 그릇")
     evidence = Evidence.model_validate(await reader.measure(picture, "따뜻한 한 그릇", region))
-    assert evidence.unknown_letters == "그따뜻릇한"
+    assert evidence.unknown_characters == "그따뜻릇한"
     assert evidence.text_height_share is not None
     assert (evidence.text_read, evidence.character_error_rate, evidence.calls_to_action, evidence.text_lines) == (None,) * 4
 

@@ -95,7 +95,7 @@ def test_calls_to_action_are_whole_words(lines: list[str], found: list[str]) -> 
 
 @pytest.mark.parametrize("word", CALLS_TO_ACTION)
 def test_listed_call_is_found_with_or_without_its_blanks_and_in_no_other_word(word: str) -> None:
-    """Also where its letters are divided into other words. A Korean word may have an ending."""
+    """Also where its characters are divided into other words. A Korean word may have an ending."""
     is_korean = HANGUL[0] <= word[-1] <= HANGUL[1]
     closed = word.replace(" ", "")
     divided = [f"{closed[:place]} {closed[place:]}" for place in range(1, len(closed))]
@@ -122,9 +122,9 @@ def test_without_region_lines_that_match_belong_to_the_copy() -> None:
     assert (fields["text_read"], fields["character_error_rate"], fields["text_height"]) == ("Fresh ramen", 0.0, 40)
 
 
-def test_text_with_unknown_letters_has_a_height_and_no_error_rate() -> None:
+def test_text_with_unknown_characters_has_a_height_and_no_error_rate() -> None:
     fields = compare_copy(Reading([read_line(None)], "m", unknown="한"), "한", UPPER, 400, ("구매",))
-    assert fields == {"ocr_model": "m", "text_height": 40, "text_height_share": 0.1, "text_too_small": False, "unknown_letters": "한"}
+    assert fields == {"ocr_model": "m", "text_height": 40, "text_height_share": 0.1, "text_too_small": False, "unknown_characters": "한"}
 
 
 def test_unread_picture_has_only_the_reason() -> None:
@@ -161,7 +161,7 @@ def test_folding_keeps_marks_of_other_scripts() -> None:
 
 
 def is_drawn(character: str) -> bool:
-    """As by a font with all letters and without pictographs."""
+    """As by a font with all characters and without pictographs."""
     return not any(ord(character) in codes for codes in EMOJI)
 
 
@@ -173,12 +173,12 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join))
 def test_copy_is_compared_by_what_overlay_draws_of_it(copy: str) -> None:
-    """Whatever belongs to an emoji, such as a variation selector, is a letter that no model has."""
+    """Whatever belongs to an emoji, such as a variation selector, is a character that no model has."""
     assert fold_text(copy) == fold_text(prepare_text(copy, is_drawn).text)
 
 
 def test_every_emoji_and_symbol_makes_no_difference() -> None:
-    """With a variation selector, as a keycap, and with a skin tone; but for signs that are letters by their compatible form, such as ™."""
+    """With a variation selector, as a keycap, and with a skin tone; but for signs that NFKC makes characters of words, such as ™."""
     symbols = [chr(code) for code in range(0x2000, 0x1FB00) if unicodedata.category(chr(code)) in ("So", "Sk")]
     plain = [symbol for symbol in symbols if not any(map(str.isalnum, unicodedata.normalize("NFKC", symbol)))]
     sequences = [*plain, *(f"{key}\ufe0f\u20e3" for key in "0123456789#*"), "👨\u200d👩\u200d👧", "🏴\U000e0067\U000e0062\U000e007f"]
