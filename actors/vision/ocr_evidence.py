@@ -1,8 +1,8 @@
 """Compares the text that was read in an advertisement with the ordered copy: character errors, calls to action and the height of the text.
 
 Texts are compared by the characters of words, digits and marks alone, after Unicode's NFKC (which composes Hangul) and case folding:
-blanks, punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn; nor does what belongs to
-a symbol, such as the variation selector of an emoji, or the digit and the mark of a keycap.
+blanks, punctuation and symbols do not count, because they depend on the line breaks and on the emoji that are not drawn; nor does what
+belongs to a symbol, such as the variation selector of an emoji, or the digit and the mark of a keycap.
 """
 
 import re
