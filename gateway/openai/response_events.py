@@ -9,6 +9,7 @@ from fastapi import Request
 from bus.amqp.request_reply import ReplyFault
 from contracts.responses import MAX_WAIT_SECONDS, StoredResponse
 from gateway.callers import caller_of
+from gateway.deadlines import request_timeout
 from gateway.openai.response_errors import DATABASE_AWAY
 from gateway.problems import REQUEST_ERRORS
 from gateway.services import services_of
@@ -22,17 +23,22 @@ AWAY_CODES = frozenset({DATABASE_AWAY, "deadline-exceeded"})
 Query = dict[str, Any]
 
 
+def patience(request: Request, seconds: float) -> float:
+    """`seconds`, or less where the client waits for less. Raises HttpProblem(400) for an invalid timeout of the client."""
+    return min(seconds, request_timeout(request.headers, services_of(request).settings))
+
+
 async def query(request: Request, step: str, fields: Query) -> Query:
-    """Raises REQUEST_ERRORS."""
+    """Raises REQUEST_ERRORS, and as `patience`."""
     services = services_of(request)
-    seconds = services.settings.question_seconds + fields.get("wait_seconds", 0)
+    seconds = patience(request, services.settings.question_seconds) + fields.get("wait_seconds", 0)
     return await services.commands.query(step, fields, seconds=seconds, tenant=caller_of(request))
 
 
 async def query_patiently(request: Request, step: str, fields: Query) -> Query:
-    """The reply, however often the query must be sent within PATIENCE_SECONDS. Raises REQUEST_ERRORS."""
+    """The reply, however often the query must be sent within PATIENCE_SECONDS, or the client's own timeout. Raises as `query`."""
     loop = asyncio.get_running_loop()
-    until = loop.time() + PATIENCE_SECONDS
+    until = loop.time() + patience(request, PATIENCE_SECONDS)
     while True:
         try:
             return await query(request, step, fields)
@@ -45,7 +51,7 @@ async def query_patiently(request: Request, step: str, fields: Query) -> Query:
 
 async def wait_for_end(request: Request, response_id: str) -> StoredResponse:
     """The response when it has ended. Raises REQUEST_ERRORS."""
-    fields = {"response_id": response_id, "unstored": True, "wait_seconds": MAX_WAIT_SECONDS}
+    fields = {"response_id": response_id, "unstored": True, "wait_seconds": patience(request, MAX_WAIT_SECONDS)}
     while True:
         found = StoredResponse.model_validate(await query_patiently(request, "response.get", fields))
         if found.status not in ("queued", "in_progress"):
@@ -55,7 +61,7 @@ async def wait_for_end(request: Request, response_id: str) -> StoredResponse:
 async def events_after(request: Request, response_id: str, after: int, *, unstored: bool = False) -> AsyncGenerator[dict[str, Any]]:
     """Each event after the number `after`, until the response has ended. Raises REQUEST_ERRORS."""
     while True:
-        fields = {"response_id": response_id, "after": after, "unstored": unstored, "wait_seconds": MAX_WAIT_SECONDS}
+        fields = {"response_id": response_id, "after": after, "unstored": unstored, "wait_seconds": patience(request, MAX_WAIT_SECONDS)}
         page = await query_patiently(request, "response.events", fields)
         for event in page["events"]:
             yield event
