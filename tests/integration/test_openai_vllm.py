@@ -103,9 +103,7 @@ async def test_concurrent_requests_share_batch(client: AsyncOpenAI, running_vllm
 
 
 async def test_client_disconnect_frees_engine(client: AsyncOpenAI, running_vllm: VllmServer) -> None:
-    stream = await client.chat.completions.create(
-        model="tiny", messages=user("on and on"), max_tokens=450, stream=True, extra_body={"ignore_eos": True}
-    )  # fmt: skip
+    stream = await client.chat.completions.create(model="tiny", messages=user("on and on"), max_tokens=450, stream=True)
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].delta.content:
             break
