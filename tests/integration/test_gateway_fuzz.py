@@ -66,7 +66,7 @@ def fuzz_operation(operation: schemathesis.APIOperation, foreign_prefixes: tuple
     return sent
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_fuzzed_requests_never_return_500(served_gateway: ServedGateway) -> None:
     """On the jobs API: no 5xx at all, and only documented responses."""
     url, foreign_prefixes = served_gateway
