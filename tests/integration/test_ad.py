@@ -148,7 +148,7 @@ async def test_judge_reads_copy_in_rendered_ad(http: httpx.AsyncClient, start_wo
     assert [line["cer"] for line in read["text_lines"]] == [0] * len(read["text_lines"])
     assert [issue for issue in results[0]["issues"] if "has none of the words" in issue]
     assert (called["character_error_rate"], called["calls_to_action"], results[1]["issues"]) == (0, ["buy"], [])
-    assert (korean["unknown_letters"], "character_error_rate" in korean, results[2]["issues"]) == ("그따뜻릇한", False, [])
+    assert (korean["unknown_characters"], "character_error_rate" in korean, results[2]["issues"]) == ("그따뜻릇한", False, [])
     assert korean["text_height_share"] > 0.05
 
 

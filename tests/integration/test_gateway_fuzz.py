@@ -12,6 +12,7 @@ from bus.settings import BusSettings
 from bus.storage.settings import StoreSettings
 from bus.worker.worker import Worker
 from gateway.app import create_app
+from gateway.compat.vertex import VertexSettings
 from gateway.settings import GatewaySettings
 from ops.registry import load_actors
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
@@ -40,7 +41,7 @@ def served_gateway(bus_settings: BusSettings, store_folder: Path) -> Iterator[Se
     store = StoreSettings(store_url=store_folder.as_uri())
     limits = GatewaySettings(question_seconds=3, request_seconds=0.3, rate_requests=0, keepalive_seconds=0.2, longest_wait_seconds=0.2)
     components = load_actors(["ledger", "dead-letters", "conversations"])
-    app = create_app(bus_settings, limits, store)
+    app = create_app(bus_settings, limits, store, vertex=VertexSettings(ready_seconds=0.3))
     actors = [*components.actors, FAKE_IMAGE_ACTOR]
     with serve_in_thread(app, lambda: Worker(actors, (), bus_settings, store, components.ingests).run()) as url:
         yield url, tuple(prefix for prefix, _ in app.state.error_formats)
@@ -66,7 +67,7 @@ def fuzz_operation(operation: schemathesis.APIOperation, foreign_prefixes: tuple
     return sent
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_fuzzed_requests_never_return_500(served_gateway: ServedGateway) -> None:
     """On the jobs API: no 5xx at all, and only documented responses."""
     url, foreign_prefixes = served_gateway

@@ -96,6 +96,7 @@ async def test_stream_to_missing_reply_queue_cancels_job(start_worker: StartWork
             requests.cancel = ignore_job  # type: ignore[method-assign, assignment]
         await asyncio.wait_for(endless.ended.wait(), 5)
         await chunks.aclose()
+    assert endless.ended.is_set(), "the actor went on"
 
 
 async def ignore_job(job_id: str) -> None:

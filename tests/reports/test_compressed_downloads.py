@@ -118,4 +118,4 @@ async def test_time_limit_holds_while_a_response_is_inflated(hub: Hub, fetch: Fe
 async def test_compressed_bytes_count_too(hub: Hub, fetch: Fetch) -> None:
     """Padding without end, in a response without a length."""
     hub.pages["/a"] = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(WEIGHTS) + bytes(200_000)
-    await refusal(fetch, f"{hub.url}/a", "asset-too-large")
+    assert hub.url in await refusal(fetch, f"{hub.url}/a", "asset-too-large")

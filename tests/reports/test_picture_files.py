@@ -30,8 +30,8 @@ from tests.support.picture_files import (
     with_chunk,
 )
 
-READ_SECONDS = 4.0
-"""Processor time for a file without its pixels; the busiest takes half a second, on a loaded machine thrice that."""
+READ_SECONDS = 2.0
+"""Processor time for a file without its pixels; the busiest takes half a second."""
 NOISE = Image.frombytes("RGB", (33, 25), random.Random(20).randbytes(33 * 25 * 3))
 SEVERAL_SCANS = {
     "progressive": encode(NOISE, "JPEG", progressive=True),

@@ -329,6 +329,7 @@ async def test_notifications_with_a_pooler(
             return any(text == "row-1" for _, text in handler.completed)
 
         await wait_until(heard, 10)
+    assert {text for _, text in handler.completed} == {"row-1"}
 
 
 async def test_operator_reads_dead_letters_through_the_pooler(actors: Actors) -> None:

@@ -55,9 +55,18 @@ async def test_interrupted_wait_leaves_no_lock(database_url: str) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     async with asyncio.timeout(5), others.hold(lock, unlock, 1):
-        pass
+        held = await count_locks(database_url)
     await locks.close()
     await others.close()
+    assert (held, await count_locks(database_url)) == (1, 0)
+
+
+async def count_locks(database_url: str) -> int:
+    connection = await connect_session(database_url)
+    try:
+        return int(await connection.fetchval("select count(*) from pg_locks where locktype = 'advisory' and classid = 77 and granted"))
+    finally:
+        await connection.close()
 
 
 async def test_server_frees_the_locks_of_a_machine_that_vanished(database_url: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -23,13 +24,15 @@ STANDARD, URL_SAFE = base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KE
 CURE = 'make one with `echo "whsec_$(openssl rand -base64 32)"`'
 
 
-def verify(secret: str, receiver: str) -> None:
-    """Sign with a secret as it stands in the environment; the receiver's library verifies with its own. Raises when it does not."""
+def verify(secret: str, receiver: str) -> Any:
+    """Sign with a secret as it stands in the environment; the body as the receiver's library reads it with its own. Raises when that
+    does not verify.
+    """
     configured = WebhookSettings(webhook_secret=SecretStr(secret)).webhook_secret
     assert configured is not None
     body = json.dumps({"generation_id": 7}).encode()
     headers = build_signature_headers("msg_1", int(datetime.now(UTC).timestamp()), body, configured.get_secret_value())
-    StandardWebhook(receiver).verify(body, headers)
+    return StandardWebhook(receiver).verify(body, headers)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +54,13 @@ def test_each_form_of_a_secret_is_the_same_key(written: str) -> None:
     """wrzonance/WrzDJ #276: 43 characters without padding. routecraft #700: the unpadded form is the same key.
     standard-webhooks/standard-webhooks #235: a service prints `v1,whsec_…`.
     """
-    verify(written, f"whsec_{STANDARD}")
+    assert verify(written, f"whsec_{STANDARD}") == {"generation_id": 7}
 
 
 @pytest.mark.parametrize("length", [24, 32, 48, 64])
 def test_each_length_of_the_standard_is_accepted(length: int) -> None:
     secret = f"whsec_{base64.b64encode(bytes(length)).decode()}"
-    verify(secret, secret)
+    assert verify(secret, secret) == {"generation_id": 7}
 
 
 @pytest.mark.parametrize(
@@ -108,4 +111,4 @@ def test_worker_with_a_broker_does_not_start_with_plain_words(amqp_url: str, sto
 def test_secret_of_the_cure_works() -> None:
     """OpenSSL's own line ends with a line feed."""
     secret = f"whsec_{base64.encodebytes(KEY).decode()}"
-    verify(secret, secret.strip())
+    assert verify(secret, secret.strip()) == {"generation_id": 7}

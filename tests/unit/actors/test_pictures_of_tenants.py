@@ -85,7 +85,7 @@ async def test_claim_of_another_tenant_is_refused(claims: ClaimStore, step: Step
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_claim_of_a_job_from_before_the_upgrade_is_read(claims: ClaimStore, step: Step) -> None:
-    await step(claims, await claims.write(png(), tenant=None, media_type="image/png"), "office")
+    assert await step(claims, await claims.write(png(), tenant=None, media_type="image/png"), "office")
 
 
 async def test_upload_replaces_pictures_of_its_own_tenant_alone(claims: ClaimStore, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ async def test_reader_that_takes_nothing_is_disconnected() -> None:
         await wait_until_true(lambda: served.ended == 1)
         await wait_until_true(lambda: len(served.protocol.table) == 0)
         writer.close()
+    assert (served.ended, len(served.protocol.table)) == (1, 0)
 
 
 async def test_request_lasts_until_its_last_part_has_been_taken() -> None:

@@ -66,7 +66,7 @@ def test_word_is_found_where_it_stands_alone(text: str, found: list[str]) -> Non
 @pytest.mark.parametrize("word", ["bomb", "도박", "café", "kill yourself", "賭博", "การพนัน"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_no_invisible_character_at_any_place_hides_a_word(word: str, form: Literal["NFC", "NFD"]) -> None:
-    """Also between a letter and its mark, and between the parts of a Korean syllable."""
+    """Also between a character and its mark, and between the parts of a Korean syllable."""
     words, written = parse_word_list(WORDS), unicodedata.normalize(form, word)
     invisible = [chr(code) for code in sorted(invisible_characters())]
     hidden = [written[:place] + character + written[place:] for place in range(len(written) + 1) for character in invisible[::100]]
@@ -126,7 +126,7 @@ def test_marks_beyond_thirty_in_a_row_are_dropped() -> None:
 @pytest.mark.parametrize("unit", ["a", "! ", "賭", "\ufdfa", "\u0301", "도박장 ", "aa"])
 def test_time_is_linear_in_the_length(unit: str) -> None:
     """The words are as long as they may be, and the text has their beginnings everywhere."""
-    words = parse_word_list("[x]\n" + "\n".join(letter * length + "z" for letter in "a!賭도" for length in range(1, 64, 7)))
+    words = parse_word_list("[x]\n" + "\n".join(unit * length + "z" for unit in "a!賭도" for length in range(1, 64, 7)))
     whole = unit * (MAX_TEXT_CHARS // len(unit))
 
     def seconds(text: str) -> float:

@@ -129,8 +129,8 @@ def test_a_row_with_twice_the_tokens_costs_about_twice(text_model: Path) -> None
     engine = open_text(text_model, max_rows=8)
     engine._batch._stop_token_ids = frozenset()
     run_alone(engine, chat(4, 40))
-    one = min(run_alone(engine, chat(4, 60))[1] for _ in range(3))
-    two = min(run_alone(engine, chat(4, 120))[1] for _ in range(3))
+    rounds = [[run_alone(engine, chat(4, tokens))[1] for tokens in (60, 120)] for _ in range(3)]
+    one, two = map(min, zip(*rounds, strict=True))
     assert two / one == pytest.approx(2, rel=0.35)
 
     together = run_alone(engine, chat(4, 60), chat(4, 60))

@@ -130,7 +130,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_non_safetensors_file_is_rejected(tmp_path: Path, content: bytes) -> None:
-    rejection(tmp_path / "broken", content)
+    assert rejection(tmp_path / "broken", content)
 
 
 def rejection(file: Path, content: bytes | None = None, **limits: int) -> str:
