@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, JsonValue, field_validator
+from pydantic import ConfigDict, Field, JsonValue
 
-from gateway.openai.strict_body import unsupported
+from gateway.openai.strict_body import texts_only, unsupported
 from gateway.openai.text_requests import TextRequest, TokenLimit
 from gateway.problems import HttpProblem
 
@@ -25,19 +25,11 @@ class CompletionRequest(TextRequest):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [COMPLETION_REQUEST_EXAMPLE]})
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_COMPLETIONS)]
+    prompt: Annotated[Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_COMPLETIONS)], texts_only(TEXTS_ONLY)]
     max_tokens: TokenLimit = Field(DEFAULT_MAX_TOKENS, description="-1: the worker's default.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Of so many likeliest tokens at each place, and of the token itself.")
     echo: unsupported("put the prompt before the answer yourself", False) = None  # type: ignore[valid-type]
     suffix: unsupported("write what follows into the prompt", "") = None  # type: ignore[valid-type]
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def refuse_token_ids(cls, prompt: Any) -> Any:
-        """Raises ValueError."""
-        if isinstance(prompt, list) and any(not isinstance(text, str) for text in prompt):
-            raise ValueError(TEXTS_ONLY)
-        return prompt
 
     @property
     def prompts(self) -> list[str]:

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from contracts.embed import DEFAULT_EMBEDDING_MODEL, MAX_INPUTS, EmbedDone, InputText
 from gateway.deadlines import request_timeout
 from gateway.memory_budget import hold_bytes
 from gateway.openai.errors import ERROR_RESPONSES, NO_RETRY, OpenAIRoute
 from gateway.openai.models import EMBED_STATUS_STEP
-from gateway.openai.strict_body import NoEffect, StrictBody
+from gateway.openai.strict_body import NoEffect, StrictBody, texts_only
 from gateway.problems import RETRY_AFTER, HttpProblem
 from gateway.services import services_of
 
@@ -44,18 +44,10 @@ class EmbeddingRequest(StrictBody):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EMBEDDING_REQUEST_EXAMPLE]})
 
     model: str = Field(max_length=255, description="The served model, or `embedding` for whatever is served.")
-    input: InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_REQUEST_INPUTS)]
+    input: Annotated[InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_REQUEST_INPUTS)], texts_only(TEXTS_ONLY)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=65_536, description="Where the model has vectors of several sizes.")
     user: NoEffect = None
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def refuse_token_ids(cls, value: Any) -> Any:
-        """Raises ValueError."""
-        if isinstance(value, list) and any(not isinstance(text, str) for text in value):
-            raise ValueError(TEXTS_ONLY)
-        return value
 
     @property
     def inputs(self) -> list[str]:

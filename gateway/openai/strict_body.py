@@ -31,6 +31,17 @@ def unsupported(hint: str, *neutral: Any) -> Any:
     return Annotated[None, BeforeValidator(check), Field(description=f"Not supported: {hint}.")]
 
 
+def texts_only(reason: str) -> BeforeValidator:
+    """Of a field that is a text, or a list of texts: token ids in the list are an error with the reason."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and any(not isinstance(text, str) for text in value):
+            raise ValueError(reason)
+        return value
+
+    return BeforeValidator(check)
+
+
 def check_fields_of_type(body: BaseModel, types: Mapping[str, Collection[str]], location: str, kind: str = "type") -> None:
     """`types`: which types (values of the field `kind`) have a field. Raises HttpProblem(400) for one that has a value, and no effect."""
     value = getattr(body, kind)
