@@ -48,7 +48,7 @@ class TextJob:
 
 
 async def answer_text(command: Text, context: Context, dependencies: TextDependencies) -> TextDone:
-    """The result of a command with `messages` or `prompt`. Deltas are sent when it streams and the context can send them.
+    """The result of a command with `messages` or `raw_prompt`. Deltas are sent when it streams and the context can send them.
 
     Raises PermanentError, TemporaryError and PromptTooLong, as `generate_answer`, and PermanentError("invalid-message").
     """

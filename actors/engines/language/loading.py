@@ -31,6 +31,8 @@ UNKNOWN_MODEL_BYTES = 15 << 30
 MAX_REASON_CHARS = 500
 """Of the error for which weights are not quantized."""
 GIBIBYTE = 1 << 30
+LOGGED_NAMES = {"LLaVA-1.5": "LLaVa"}
+"""As the ad pipeline's own log writes it."""
 BITS = {"none": "no quantization", "8bit": "8-bit quantization", "4bit": "4-bit quantization"}
 
 
@@ -57,8 +59,10 @@ def load_model(options: VlmOptions, host: EngineHost) -> LoadedModel:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     host.report_load_progress(f"loading {options.model}", options.load_seconds, None)
-    log.info("model.loading", message=f"Loading LLaVa model: {options.model} on {device}")
-    family = find_family(options)(options)
+    family_class = find_family(options)
+    name = LOGGED_NAMES.get(family_class.name, family_class.name)
+    log.info("model.loading", message=f"Loading {name} model: {options.model} on {device}")
+    family = family_class(options)
     if family.completes_processor:
         complete_processor(family.processor, AutoConfig.from_pretrained(options.model, cache_dir=options.cache_dir), options)
     before = used_memory_bytes(device)
