@@ -77,7 +77,7 @@ class ModerationRequest(BaseModel):
     async def command(self, request: Request) -> dict[str, Any]:
         """The moderate step's command. Pictures of the body are stored. Raises HttpProblem(400, 413, 501, 503)."""
         fields: dict[str, list[Any]] = {"texts": self.texts, "images": [], "image_urls": []}
-        for index, part in enumerate(self.input):
+        for index, part in enumerate([] if isinstance(self.input, str) else self.input):
             if isinstance(part, ImageInput):
                 picture = await to_picture(request, f"input.{index}.image_url.url", part.image_url)
                 fields["image_urls" if "url" in picture else "images"].extend(picture.values())
