@@ -5,7 +5,8 @@ A damaged ancillary chunk is left out, as the PNG specification advises. So is w
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Set
 
 from actors.decoding.metadata import MAX_PROFILE_BYTES, NORMAL, Decompressor, read_orientation
 from actors.decoding.picture_file import UNREADABLE, Chunk, PictureFile
@@ -20,6 +21,8 @@ END = b"\0\0\0\0IEND\xaeB`\x82"
 IPHONE_CHUNK = b"CgBI"
 MAX_TEXT_CHARS = 1 << 20
 """Characters of all text chunks of a PNG that are read; the chunks beyond are left out. As JSON each may take twelve bytes."""
+MAX_CHUNKS_OF_A_KIND = 10_000
+"""Of METADATA_CHUNKS. Those beyond are left out."""
 
 
 def read_png(data: bytes, label: str, *, animated: bool = False) -> PictureFile:
@@ -30,7 +33,8 @@ def read_png(data: bytes, label: str, *, animated: bool = False) -> PictureFile:
     orientation, profiles = NORMAL, list[bytes | None]()
     text: dict[str, Chunk] = {}
     remaining, decompressor, whole = MAX_TEXT_CHARS, Decompressor(), True
-    for kind, body, chunk in read_chunks(data):
+    wanted, counts = {*pixel_chunks, *METADATA_CHUNKS}, Counter[bytes]()
+    for kind, body, chunk in read_chunks(data, wanted):
         if kind == IPHONE_CHUNK:
             raise Refused(UNREADABLE, f"{label} is a PNG for iPhone apps (CgBI), which only they can read. Save it as a usual PNG.")
         if kind in HEAD_CHUNKS or kind in pixel_chunks:
@@ -43,10 +47,16 @@ def read_png(data: bytes, label: str, *, animated: bool = False) -> PictureFile:
             orientation = read_orientation(body)
         elif kind == b"iCCP" and not profiles:
             profiles.append(decompressor.decompress(body[body.find(b"\0") + 2 :], MAX_PROFILE_BYTES))
-        elif kind in TEXT_READERS and remaining and (entry := read_text(kind, body, remaining, decompressor)):
-            keyword, content = entry
-            text[keyword] = content
-            remaining -= len("".join(content))
+        elif kind in TEXT_READERS:
+            if entry := read_text(kind, body, remaining, decompressor):
+                keyword, text[keyword] = entry
+                remaining -= len("".join(text[keyword]))
+            if not remaining:
+                wanted.difference_update(TEXT_READERS)
+        if kind in METADATA_CHUNKS:
+            counts[kind] += 1
+            if counts[kind] == MAX_CHUNKS_OF_A_KIND:
+                wanted.discard(kind)
     check_frames(pixels, label)
     parts = [data[:SIGNATURE_BYTES], *(head[kind] for kind in HEAD_CHUNKS if kind in head), *pixels, END if whole else b""]
     return PictureFile(b"".join(parts), orientation, profiles[0] if profiles else None, text)
@@ -66,17 +76,19 @@ def declared_length(chunk: bytes) -> int:
     return 12 + int.from_bytes(chunk[:4])
 
 
-def read_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Kind, body and whole chunk, up to the end of the picture or of the file. A chunk that is cut short keeps what there is of it."""
+def read_chunks(data: bytes, wanted: Set[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Kind, body and whole chunk, up to the end of the picture or of the file. A chunk that is cut short keeps what there is of it.
+
+    `wanted`: the ancillary kinds that are not passed over; it may change between two chunks.
+    """
     offset = SIGNATURE_BYTES
     while offset + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
         end = offset + 12 + length
         if kind == b"IEND":
             return
-        body = data[offset + 8 : offset + 8 + length]
-        if not is_ancillary(kind) or (end <= len(data) and has_right_checksum(data, offset, length)):
-            yield kind, body, data[offset:end]
+        if not is_ancillary(kind) or (kind in wanted and end <= len(data) and has_right_checksum(data, offset, length)):
+            yield kind, data[offset + 8 : offset + 8 + length], data[offset:end]
         offset = end
 
 
@@ -123,3 +135,4 @@ def read_international_text(rest: bytes, max_chars: int, decompressor: Decompres
 
 
 TEXT_READERS = {b"tEXt": read_plain_text, b"zTXt": read_compressed_text, b"iTXt": read_international_text}
+METADATA_CHUNKS = (b"tRNS", b"eXIf", b"iCCP", *TEXT_READERS)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from actors.decoding.picture_file import detect_format
 from actors.decoding.pictures import read_file
+from actors.decoding.png_file import MAX_CHUNKS_OF_A_KIND
 from actors.decoding.protocol import Refused
 from actors.imaging.image_decoding import decode_image
 from bus.errors import PermanentError
@@ -98,6 +99,14 @@ def test_text_behind_a_few_bombs_is_still_read() -> None:
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 << 20)))
     data = png()[:33] + bomb * 3 + chunk(b"zTXt", b"seed\0\0" + zlib.compress(b"42")) + png()[33:]
     assert decode_image(data, 25_000_000).text_chunks == {"seed": "42"}
+
+
+def test_metadata_beyond_the_limit_of_their_kind_are_left_out_alone() -> None:
+    """The chunks of other kinds count, wherever they are."""
+    texts = b"".join(chunk(b"tEXt", b"key%d\0v" % number) for number in range(MAX_CHUNKS_OF_A_KIND + 1))
+    data = png()[:33] + texts + chunk(b"zTXt", b"seed\0\0" + zlib.compress(b"42")) + png()[33:]
+    read = decode_image(data, 25_000_000).text_chunks
+    assert (len(read), read["seed"], f"key{MAX_CHUNKS_OF_A_KIND}" in read) == (MAX_CHUNKS_OF_A_KIND + 1, "42", False)
 
 
 @pytest.mark.parametrize("profile", [None, srgb_profile(), wide_profile()], ids=["none", "sRGB", "wide"])

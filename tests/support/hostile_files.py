@@ -84,7 +84,16 @@ def hostile_metadata() -> Iterator[bytes]:
         for data in (bomb, bomb[:-8]):
             yield png_with(*[png_chunk(kind, data)] * (9_000_000 // len(data)))
     yield png_with(*[png_chunk(b"tEXt", b"key%d\0" % number + b"x" * 1000) for number in range(9000)])
-    yield png_with(*[png_chunk(b"tEXt", text + b"v")] * 500_000)
+    small = (
+        (b"tEXt", text + b"v"),
+        (b"iTXt", b"a\0\0\0\0\0v"),
+        (b"eXIf", b"MM\0*\0\0\0\x08\0\0"),
+        (b"iCCP", b""),
+        (b"tIME", b""),
+        (b"tRNS", b""),
+    )
+    for kind, content in small:
+        yield png_with(*[png_chunk(kind, content)] * 500_000)
     yield png_with(png_chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff\xff" * 30_000))
     yield png_with(png_chunk(b"eXIf", b"Exif\0\0" * 1_500_000))
     yield b"RIFF\xff\xff\xff\xffWEBPEXIF" + struct.pack("<I", 9_000_000) + b"Exif\0\0" * 1_500_000
