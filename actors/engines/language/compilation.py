@@ -65,7 +65,8 @@ class Compilation:
     @property
     def is_over(self) -> bool:
         """Whether no other row may share it."""
-        return self._is_left or self.is_due()
+        has_grammar = not self._is_left and self.future.done() and not self.future.exception()
+        return self._is_left or (self.is_due() and not has_grammar)
 
     def is_due(self) -> bool:
         """Whether there is a result, also an error: that of a compilation, or that it takes too long, or waits too long."""

@@ -17,7 +17,7 @@ from actors.engines.language.logprobs import describe_tokens
 from actors.engines.language.lora_adapters import load_adapters
 from actors.engines.language.requests import GenerationRequest, PromptTooLong, TextModelOptions, TextResponse
 from actors.engines.language.sampling import Sampling
-from actors.engines.language.tool_calls import CALL, THINK, THINK_END, forces_call, left_out, offered_tools, structural_tag
+from actors.engines.language.tool_calls import CALL, THINK, THINK_END, forces_call, offered_tools, stop_sequences, structural_tag
 from actors.engines.process.gpu import choose_device, choose_dtype
 from actors.engines.process.model_cache import load_complete
 from actors.engines.process.protocol import EngineHost, Progressed
@@ -110,8 +110,8 @@ class TextModelEngine(LanguageEngine):
             temperature=request.temperature, top_p=request.top_p, repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty, frequency_penalty=request.frequency_penalty, seed=request.seed or 0,
         )  # fmt: skip
-        stop = () if left_out(request) else request.stop
         until = CALL if offered_tools(request) else ""
+        stop = stop_sequences(request)
         answer = AnswerText(self._tokenizer, stop, until=until, begin=THINK if in_reasoning else "", shown=self._shown_ids)
         adapter = self._adapters[request.lora] if request.lora else None
         return TokenRow(

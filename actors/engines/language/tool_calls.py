@@ -40,8 +40,13 @@ def forces_call(request: GenerationRequest) -> bool:
 
 
 def left_out(request: GenerationRequest) -> tuple[str, ...]:
-    """Parameters that engines in the worker leave out: stop sequences would cut JSON, and a call that is required."""
+    """Parameters that all engines leave out: stop sequences would cut JSON, and a call that is required."""
     return ("stop",) if request.stop and (request.schema is not None or forces_call(request)) else ()
+
+
+def stop_sequences(request: GenerationRequest) -> tuple[str, ...]:
+    """Those that end the answer."""
+    return () if left_out(request) else request.stop
 
 
 def structural_tag(request: GenerationRequest, *, in_reasoning: bool, thinks: bool) -> str | None:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from actors.engines.language.answer_text import StopSequences
 from actors.engines.language.requests import EngineState, GenerationChunk, GenerationRequest, PromptTooLong
+from actors.engines.language.tool_calls import left_out, stop_sequences
 from actors.engines.remote.openai_client import (
     ServerRefusal,
     connection_error,
@@ -164,9 +165,9 @@ class OpenAiTextEngine:
         try:
             async with asyncio.timeout(seconds + DEADLINE_MARGIN_SECONDS):
                 async with aclosing(self._stream(body, form) if request.stream else self._complete(body, form)) as chunks:
-                    async for chunk in cut_at_stop(chunks, request.stop if request.schema is None else ()):
+                    async for chunk in cut_at_stop(chunks, stop_sequences(request)):
                         self._record_tokens(chunk)
-                        yield chunk
+                        yield replace(chunk, left_out=(*chunk.left_out, *left_out(request))) if chunk.finish_reason else chunk
         except PromptTooLong as error:
             raise await self._with_exact_length(error, body) from None
         except TimeoutError:
@@ -182,15 +183,15 @@ class OpenAiTextEngine:
         async def send(sent: dict[str, Any]) -> httpx.Response:
             return await self._call("POST", route_of(sent), sent)
 
-        response, left_out = await self._parameters.send(body, send)
-        chunk = read_completion(parse_completion(response), form, left_out)
+        response, refused = await self._parameters.send(body, send)
+        chunk = read_completion(parse_completion(response), form, refused)
         self.generated_tokens += chunk.completion_tokens
         yield chunk
 
     async def _stream(self, body: dict[str, Any], form: AnswerForm) -> AsyncGenerator[GenerationChunk]:
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         answer = StreamedAnswer(form)
-        response, left_out = await self._parameters.send(body, self._open_stream)
+        response, refused = await self._parameters.send(body, self._open_stream)
         try:
             async with aclosing(answer.reader.events(response.aiter_bytes())) as events:
                 async for event in events:
@@ -200,7 +201,7 @@ class OpenAiTextEngine:
             raise connection_error(self._http, error) from error
         finally:
             await response.aclose()
-        yield answer.last_chunk(left_out)
+        yield answer.last_chunk(refused)
 
     async def _open_stream(self, body: dict[str, Any]) -> httpx.Response:
         """The response, whose body is not read yet; the caller closes it."""

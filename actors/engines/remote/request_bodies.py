@@ -6,6 +6,7 @@ from typing import Any
 
 from actors.engines.language.grammar import rewrite_schema
 from actors.engines.language.requests import GenerationRequest, PromptTooLong
+from actors.engines.language.tool_calls import stop_sequences
 from actors.engines.remote.openai_client import response_format
 from bus.errors import PermanentError
 
@@ -35,7 +36,7 @@ def build_request_body(request: GenerationRequest, model: str, *, by_vllm: bool 
     optional = {
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "stop": list(request.stop) if request.schema is None else None,  # it would cut the JSON
+        "stop": list(stop_sequences(request)),
         "seed": request.seed,
         "repetition_penalty": request.repetition_penalty if request.repetition_penalty != 1 else None,
     }

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def test_equal_requests_compile_once(engine: TextModelEngine, compiled: list[str
     finished = [event for event in events_of(engine) if isinstance(event, Finished)]
     assert [json.loads(event.result.text) for event in finished] == [{"a": 2000}] * 3
     assert len(compiled) == 1
+
+
+def test_equal_requests_compile_once_also_when_the_compilation_has_ended(engine: TextModelEngine, compiled: list[str]) -> None:
+    """Before the engine's next step."""
+    for number in range(2):
+        engine.submit(number, chat("?", 60, schema=answer_schema(2001)))
+        (compilation,) = {row.compilation for row in engine._compiling if row.compilation}
+        wait([compilation.future])
+    assert len([event for event in events_of(engine) if isinstance(event, Finished)]) == 2
+    assert len(compiled) == 1
+    assert not any(other.rows for other in engine._grammars._compilations.values())
 
 
 def test_request_after_a_cancelled_one_gets_its_answer(engine: TextModelEngine) -> None:

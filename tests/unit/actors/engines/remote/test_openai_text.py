@@ -1,5 +1,6 @@
 """Answers of an OpenAI-compatible server: texts, context-length errors, malformed ones, and the metrics page."""
 
+import json
 from typing import Any
 
 import httpx
@@ -65,6 +66,36 @@ async def test_stop_sequence_cuts_a_text_and_no_json() -> None:
     text = '{"a": 1, "b": 2}'
     assert await generate(completion(text), stop=(",",)) == '{"a": 1'
     assert await generate(completion(text), stop=(",",), schema={"type": "object"}) == text
+
+
+TOOLS = ({"type": "function", "function": {"name": "weather"}},)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_sent"),
+    [
+        ({}, True),
+        ({"tools": TOOLS}, True),
+        ({"tools": TOOLS, "tool_choice": "required"}, False),
+        ({"tools": TOOLS, "tool_name": "weather"}, False),
+        ({"schema": {"type": "object"}}, False),
+    ],
+)
+async def test_stop_sequence_that_would_cut_a_required_answer_is_left_out_and_reported(options: dict[str, Any], *, is_sent: bool) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "tiny"}]})
+        bodies.append(json.loads(request.content))
+        return completion("{}")
+
+    async with httpx.AsyncClient(base_url="http://server/v1/", transport=httpx.MockTransport(answer)) as http:
+        request = GenerationRequest([{"role": "user", "content": "x"}], 50, 0, 1, stop=("{",), **options)
+        chunks = [chunk async for chunk in OpenAiTextEngine(http, None, 0.1).generate(request, None)]
+    assert (bodies[0].get("stop"), chunks[-1].left_out, "".join(chunk.text for chunk in chunks)) == (
+        (["{"], (), "") if is_sent else (None, ("stop",), "{}")
+    )
 
 
 @pytest.mark.parametrize(
