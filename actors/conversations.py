@@ -12,6 +12,7 @@ from asyncpg import Record
 
 from actors.llm.conversation_repository import SCHEMA, SQL, ConversationRepository, open_conversations
 from bus.actor import Context, Handler, OpenHandler, Resources, query_actor
+from bus.persistence.pool import snapshot
 from contracts.conversation import (
     Conversation,
     ConversationDeleted,
@@ -28,8 +29,9 @@ PREVIEW_CHARS = 50
 
 async def list_conversations(command: ListConversations, context: Context, *, repository: ConversationRepository) -> ConversationPage:
     tenant = context.tenant or ""
-    rows = await repository.pool.fetch(SQL["summaries"], tenant, command.limit, command.offset)
-    totals = await repository.pool.fetchrow(SQL["totals"], tenant)
+    async with snapshot(repository.pool) as connection:
+        rows = await connection.fetch(SQL["summaries"], tenant, command.limit, command.offset)
+        totals = await connection.fetchrow(SQL["totals"], tenant)
     return ConversationPage(
         conversations=list(map(to_summary, rows)), total_conversations=totals["conversations"], total_messages=totals["messages"]
     )

@@ -5,17 +5,21 @@ first event; an event of another tenant is not stored. A job that has ended keep
 are deleted after LEDGER_RETENTION_DAYS.
 """
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import structlog
 from asyncpg import Connection, Pool, Record
 
 from actors.settings import LedgerSettings
-from bus.actor import Actor, Context, Handler, Resources, Transactional, query_actor, with_database
+from bus.actor import Actor, Context, GroupableWrite, Handler, Resources, Transactional, query_actor, with_database
 from bus.errors import PermanentError
+from bus.persistence.pool import encode_postgres_json
 from bus.persistence.purge import PURGE_INTERVAL_SECONDS, purge_periodically
 from bus.sql import load_queries
 from contracts import broker_names
@@ -46,7 +50,19 @@ STATE_BY_EVENT_KIND: dict[EventKind, JobState] = {
 }
 TERMINAL_EVENT_KINDS = frozenset({EventKind.COMPLETED, EventKind.FAILED, EventKind.CANCELLED})
 MAX_SEARCH_TEXT_CHARS = 8192
+HAS_PICTURES = "result ?| array['files', 'images']"
+HAS_WORDS = "(position(lower({0}::text) in lower(words)) > 0 or position({0} in job_id) > 0)"
+INDEXED_PAIRS = (
+    "(atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) @> "
+    '(array(select pair from unnest(atelier.character_pairs({})) as pair where length(pair) = 2) collate "C")'
+)
+SEARCH_FILL_BATCH_SIZE = 1000
+SEARCH_INDEX_SECONDS = 7200.0
+"""The longest time that the index of the search may take to be created, beside the writers."""
+SEARCH_INDEX_RETRY_SECONDS = 60.0
 PURGE_BATCH_SIZE = 1000
+PREFETCH = 256
+"""Events in flight: those that wait while a statement is under way are written by the next one."""
 
 log = structlog.get_logger()
 
@@ -55,41 +71,63 @@ class EventRecorded(Result):
     """The event is in the ledger, or is none of the job's tenant."""
 
 
+class EventRow(NamedTuple):
+    """An event in the order of the arguments of `record_events`. `body`: its JSON."""
+
+    job_id: str
+    state: JobState
+    tenant: str | None
+    at: datetime
+    words: str | None
+    ended_by: str | None
+    step: str
+    kind: str
+    message_id: str
+    percent: int
+    body: str
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """An event of the whole job sets its state; one of a step means that the job is running."""
+        is_job_event = event.step == "job"
+        accepted = is_job_event and event.kind is EventKind.ACCEPTED
+        return cls(
+            event.job_id,
+            STATE_BY_EVENT_KIND[event.kind] if is_job_event else "running",
+            event.tenant,
+            event.at,
+            search_text((event.result or {}).get("order")) if accepted else None,
+            f"{event.kind}/{event.message_id}" if is_job_event and event.kind in TERMINAL_EVENT_KINDS else None,
+            event.step,
+            event.kind,
+            event.message_id,
+            event.progress.progress_percent if event.progress else 0,
+            encode_postgres_json(event.model_dump(mode="json", exclude_none=True)),
+        )
+
+
 async def record_event(event: Event, context: Context) -> Transactional:
-    async def write(connection: Connection) -> None:
-        job = await connection.fetchrow(SQL["upsert_job"], *_upsert_job_arguments(event))
-        if job is None:
-            log.warning("ledger.event_foreign", job_id=event.job_id, step=event.step, kind=event.kind, tenant=event.tenant)
-        elif job["ended_by"] == (end := _job_end(event)) or end is None:
-            percent = event.progress.progress_percent if event.progress else 0
-            body = event.model_dump(mode="json", exclude_none=True)
-            await connection.execute(SQL["upsert_event"], event.job_id, event.at, event.step, event.kind, event.message_id, percent, body)
-
-    return Transactional(EventRecorded(), write)
+    row = EventRow.from_event(event)
+    return Transactional(EventRecorded(), GroupableWrite(store_events, row, size=len(row.body)))
 
 
-def _job_end(event: Event) -> str | None:
-    """Names the event that ends a job; None for any other. Of two that say so, only the one that the job was ended by is stored."""
-    return f"{event.kind}/{event.message_id}" if event.step == "job" and event.kind in TERMINAL_EVENT_KINDS else None
+async def store_events(connection: Connection, rows: Sequence[EventRow]) -> None:
+    """Store events in one round trip. Those of one job are written one after another, in this order."""
+    columns = [[list(column) for column in zip(*group, strict=True)] for group in split_by_job(rows)]
+    for foreign in await connection.fetchmany(SQL["record_events"], columns):
+        log.warning("ledger.event_foreign", **dict(foreign))
 
 
-def _upsert_job_arguments(event: Event) -> tuple[Any, ...]:
-    """In the order of the query `upsert_job`. An event of the whole job sets its state; one of a step means that the job is running."""
-    is_job_event = event.step == "job"
-    result = event.result or {}
-    accepted = is_job_event and event.kind is EventKind.ACCEPTED
-    return (
-        event.job_id,
-        result.get("kind") if accepted else None,
-        STATE_BY_EVENT_KIND[event.kind] if is_job_event else "running",
-        event.tenant,
-        result.get("itinerary") if accepted else None,
-        event.at,
-        result if is_job_event and event.kind is EventKind.COMPLETED else None,
-        event.fault.model_dump(mode="json", exclude_none=True) if is_job_event and event.fault else None,
-        search_text(result.get("order")) if accepted else None,
-        _job_end(event),
-    )
+def split_by_job(rows: Iterable[EventRow]) -> list[list[EventRow]]:
+    """The rows in as few groups as possible, none with two events of one job: a statement can change a row once."""
+    groups: list[list[EventRow]] = []
+    seen = Counter[str]()
+    for row in rows:
+        if seen[row.job_id] == len(groups):
+            groups.append([])
+        groups[seen[row.job_id]].append(row)
+        seen[row.job_id] += 1
+    return groups
 
 
 def search_text(order: Any) -> str | None:
@@ -113,8 +151,7 @@ async def get_job(command: GetJob, context: Context, *, database: Pool) -> Job:
         return _to_job(claimed)
     if row is None:
         raise PermanentError("job-unknown", unknown_job_message(command.job_id))
-    events = [Event.model_validate(record["body"]) for record in await database.fetch(SQL["events"], command.job_id)]
-    steps = list(latest_steps(events))
+    steps = list(latest_steps(map(Event.model_validate, row["events"])))
     measured = [step.device_seconds for step in steps if step.device_seconds is not None]
     return _to_job(row).model_copy(update={"steps": steps, "device_seconds": sum(measured) if measured else None})
 
@@ -144,14 +181,47 @@ async def claim_generation(backend: str, generation_id: int, tenant: str, databa
 
 async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> Jobs:
     """Raises PermanentError("tenant-foreign")."""
-    tenant = context.resolve_tenant(command.tenant)
-    query = SQL["jobs_with_pictures" if command.pictures else "jobs"]
-    rows = await database.fetch(query, command.state, tenant, command.before, command.limit, command.words)
+    filters = {"state = {}": command.state, "tenant = {}": context.resolve_tenant(command.tenant), "created_at < {}": command.before}
+    values = {condition: value for condition, value in filters.items() if value is not None}
+    terms = [condition.format(f"${number}") for number, condition in enumerate(values, 2)] + [HAS_PICTURES] * command.pictures
+    conditions, arguments = " and ".join(terms) or "true", [command.limit, *values.values()]
+    if command.words is None:
+        rows = await database.fetch(SQL["jobs"].format(page=SQL["page"].format(conditions=conditions)), *arguments)
+    else:
+        rows = await search_jobs(command.words, conditions, arguments, database)
     return Jobs(jobs=[_to_job(row) for row in rows])
 
 
+async def search_jobs(words: str, conditions: str, arguments: list[Any], database: Pool) -> list[Record]:
+    """The jobs in which these words stand: of the newest jobs, if they fill the page, else by the index, else by reading all."""
+    arguments = [*arguments, words]
+    has_words, pairs = HAS_WORDS.format(f"${len(arguments)}"), has_pairs(words, f"${len(arguments)}")
+    page = SQL["page_of_newest"].format(conditions=conditions, words=has_words)
+    rows: list[Record] = await database.fetch(SQL["jobs"].format(page=page), *arguments)
+    if len(rows) == arguments[0]:
+        return rows
+    if pairs and await database.fetchval(SQL["search_is_indexed"]):
+        page = SQL["page_of_indexed"].format(conditions=conditions, words=has_words, pairs=pairs)
+    else:
+        page = SQL["page"].format(conditions=f"{conditions} and {has_words}")
+    return list(await database.fetch(SQL["jobs"].format(page=page), *arguments))
+
+
+def has_pairs(words: str, parameter: str) -> str:
+    """The condition that the index answers, which every match fulfils; empty for words that are too short for it.
+
+    Words of ASCII alone begin at the first or at the second character of an indexed pair. Of others all pairs are indexed.
+    """
+    all_indexed = any(not any(small.isascii() for small in character.lower()) for character in words)
+    if len(words) < (2 if all_indexed else 3):
+        return ""
+    texts = [f"lower({parameter})"] if words.isascii() and words == words.lower() else [f"lower({parameter})", parameter]
+    starts = [start.format(text) for text in texts for start in (("{}",) if all_indexed else ("{}", "substr({}, 2)"))]
+    return " or ".join(INDEXED_PAIRS.format(start) for start in starts)
+
+
 def _to_job(row: Record) -> Job:
-    return Job.model_validate(dict(row.items()))
+    return Job.model_validate({name: value for name, value in row.items() if name != "events"})
 
 
 def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
@@ -166,13 +236,37 @@ def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
 
 @asynccontextmanager
 async def open_ledger(resources: Resources) -> AsyncIterator[Handler]:
-    """Deletes old jobs in the background, inside the block."""
+    """In the background, inside the block: deletes old jobs, and makes those of an earlier release searchable."""
     database, days = resources.require_database(DATABASE_MISSING), LedgerSettings().retention_days
-    if not days:
-        yield record_event
-        return
-    async with purge_periodically("jobs", partial(purge_jobs, database, days), PURGE_INTERVAL_SECONDS):
-        yield record_event
+    indexing = asyncio.create_task(index_search(database))
+    try:
+        async with purge_periodically("jobs", partial(purge_jobs, database, days), PURGE_INTERVAL_SECONDS) if days else nullcontext():
+            yield record_event
+    finally:
+        indexing.cancel()
+        await asyncio.wait({indexing})
+
+
+async def index_search(database: Pool) -> None:
+    """Create the index of the search where the jobs were too many for the start of a process. Until then a search reads all jobs."""
+    while True:
+        try:
+            if await database.fetchval(SQL["search_is_indexed"]):
+                return
+            await fill_search(database)
+        except Exception as error:
+            log.warning("ledger.search_not_indexed", error=repr(error), next_in_seconds=SEARCH_INDEX_RETRY_SECONDS)
+        await asyncio.sleep(SEARCH_INDEX_RETRY_SECONDS)
+
+
+async def fill_search(database: Pool) -> None:
+    """Index the jobs that are stored already, in batches, beside the writers."""
+    if await database.fetchval(SQL["search_index_is_broken"]):
+        await database.execute(SQL["drop_search_index"], timeout=SEARCH_INDEX_SECONDS)
+    last: str | None = ""
+    while last is not None:
+        last = await database.fetchval(SQL["fill_search"], last, SEARCH_FILL_BATCH_SIZE)
+    await database.execute(SQL["create_search_index"], timeout=SEARCH_INDEX_SECONDS)
 
 
 async def purge_jobs(database: Pool, days: float) -> int:
@@ -198,7 +292,7 @@ ACTORS = (
         result=EventRecorded,
         open=open_ledger,
         timeout_seconds=30,
-        prefetch=32,
+        prefetch=PREFETCH,
         deduplicate=False,
         emit_events=False,
         exchange=broker_names.EVENTS_EXCHANGE,

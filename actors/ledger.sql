@@ -43,6 +43,44 @@ create table if not exists atelier.generation_claims (
     claimed_at timestamptz not null default now(),
     primary key (backend, generation_id)
 );
+-- Every second pair of neighbouring characters, and a rest; every pair where one of the characters is not in ASCII. A text contains another
+-- one only if it has all pairs of that one, or all of its pairs from its second character on.
+create or replace function atelier.character_pairs(value text) returns text[] language plpgsql immutable parallel safe cost 1000 as $$
+begin
+    return string_to_array(regexp_replace(value, '..', E'\\&\x01', 'g') || case when octet_length(value) > length(value)
+        then E'\x01' || regexp_replace(substr(value, 2), '..', E'\\&\x01', 'g') else '' end, E'\x01');
+end $$;
+create or replace function atelier.make_job_searchable() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        delete from atelier.job_search;
+    elsif tg_op = 'DELETE' then
+        delete from atelier.job_search using removed where job_search.job_id = removed.job_id;
+    else
+        insert into atelier.job_search values (new.job_id, new.words) on conflict (job_id) do update set words = excluded.words;
+    end if;
+    return null;
+end $$;
+do $$
+begin -- A table of its own, since each change of a job's state would write all its pairs again.
+    if to_regclass('atelier.job_search') is null then
+        lock table atelier.jobs in share row exclusive mode;
+        create table atelier.job_search (job_id text primary key, words text);
+        create trigger jobs_added after insert on atelier.jobs for each row execute function atelier.make_job_searchable();
+        create trigger jobs_reworded after update of words on atelier.jobs
+            for each row when (old.words is distinct from new.words) execute function atelier.make_job_searchable();
+        create trigger jobs_removed after delete on atelier.jobs
+            referencing old table as removed for each statement execute function atelier.make_job_searchable();
+        create trigger jobs_truncated after truncate on atelier.jobs execute function atelier.make_job_searchable();
+        create index jobs_tenant on atelier.jobs (tenant, created_at desc);
+        if (select count(*) from (select from atelier.jobs limit 10001) as few) <= 10000 then -- more are indexed beside the writers
+            insert into atelier.job_search select job_id, words from atelier.jobs;
+            create index job_search_pairs on atelier.job_search
+                using gin ((atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) collate "C")
+                with (gin_pending_list_limit = 512);
+        end if;
+    end if;
+end $$;
 create or replace function atelier.job_step(job atelier.jobs) returns text language sql stable as $$
     select step from atelier.job_events event where event.job_id = job.job_id and step <> 'job' order by at desc limit 1
 $$;
@@ -58,75 +96,124 @@ create or replace function atelier.job_prompt(job atelier.jobs) returns text lan
     limit 1
 $$;
 
--- name: upsert_event
+-- name: record_events
+-- Arrays with an element for each event, of one event a job at most: the events of one job are written one after another.
+-- Returns the events of another tenant, which are not stored: the first event sets the job's tenant, or the claim before it.
+-- Events may arrive in any order: a final state is replaced only when the job is completed by a replay after it failed or was cancelled.
+-- `ended_by`: kind and message of the event that ended the job; another event that says so is not stored.
 -- Events of the job and completed steps keep their content; a step's progress and failure are replaced by those of a later run, such as a
 -- replay, and its device seconds are added to theirs. An event that is delivered again is not later, and changes nothing.
-insert into atelier.job_events as event (job_id, at, step, kind, message_id, percent, body)
-values ($1, $2, $3, $4, $5, $6, $7)
-on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = case
-    when event.body ? 'device_seconds' then excluded.body || jsonb_build_object(
-        'device_seconds', (event.body ->> 'device_seconds')::float8 + coalesce((excluded.body ->> 'device_seconds')::float8, 0)
-    )
-    else excluded.body
-end
-where event.step <> 'job' and event.kind <> 'completed' and event.at < excluded.at
-
--- name: upsert_job
--- Returns no row for an event of another tenant: the first event sets the job's tenant, or the claim before it.
--- Events may arrive in any order: a final state is replaced only when the job is completed by a replay after it failed or was cancelled.
--- `ended_by`: kind and message of the event that ended the job.
-insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault, words, ended_by)
-select $1, $2, $3, $4, coalesce($5::jsonb, '[]'), $6::timestamptz, $6, case when $10::text is not null then $6 end, $7, $8, $9, $10
-where not exists (select from atelier.job_claims claim where claim.job_id = $1 and claim.tenant <> coalesce($4, ''))
-on conflict (job_id) do update set
-    kind = coalesce(job.kind, excluded.kind),
-    words = coalesce(job.words, excluded.words),
-    itinerary = case when job.itinerary = '[]' then excluded.itinerary else job.itinerary end,
-    created_at = least(job.created_at, excluded.created_at),
-    updated_at = greatest(job.updated_at, excluded.updated_at),
-    (state, result, fault, ended_at, ended_by) = (
-        select winner.state, winner.result, winner.fault, winner.ended_at, winner.ended_by
-        from (
-            values (job.state, job.result, job.fault, job.ended_at, job.ended_by, 0),
-                (excluded.state, excluded.result, excluded.fault, excluded.ended_at, excluded.ended_by, 1)
-        ) as winner (state, result, fault, ended_at, ended_by, younger)
-        where winner.younger = case excluded.state
-            when 'accepted' then 0
-            when 'running' then (job.state = 'accepted')::integer
-            when 'completed' then (job.state <> 'completed')::integer
-            else (job.state in ('accepted', 'running'))::integer
-        end
-    )
-where job.tenant is not distinct from excluded.tenant
-returning ended_by
+with arrived as (
+    select *, step = 'job' as of_job, step = 'job' and kind = 'accepted' as accepted
+    from unnest(
+        $1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::integer[],
+        $11::text[]::jsonb[]
+    ) as event (job_id, state, tenant, at, words, ended_by, step, kind, message_id, percent, body)
+), owner as (
+    insert into atelier.jobs as job (job_id, kind, state, tenant, itinerary, created_at, updated_at, ended_at, result, fault, words, ended_by)
+    select job_id, case when accepted then body #>> '{result,kind}' end, state, tenant,
+        case when accepted and jsonb_typeof(body #> '{result,itinerary}') = 'array' then body #> '{result,itinerary}' else '[]' end,
+        at, at, case when ended_by is not null then at end,
+        case when of_job and kind = 'completed' then coalesce(body -> 'result', '{}') end,
+        case when of_job then body -> 'fault' end, words, ended_by
+    from arrived
+    where ( -- looked up by the index, also with the plan that was made when the database was new
+        select claim.tenant <> coalesce(arrived.tenant, '') from atelier.job_claims claim where claim.job_id = arrived.job_id limit 1
+    ) is not true
+    order by job_id -- two processes lock the jobs in the same order
+    on conflict (job_id) do update set
+        kind = coalesce(job.kind, excluded.kind),
+        words = coalesce(job.words, excluded.words),
+        itinerary = case when job.itinerary = '[]' then excluded.itinerary else job.itinerary end,
+        created_at = least(job.created_at, excluded.created_at),
+        updated_at = greatest(job.updated_at, excluded.updated_at),
+        (state, result, fault, ended_at, ended_by) = (
+            select winner.state, winner.result, winner.fault, winner.ended_at, winner.ended_by
+            from (
+                values (job.state, job.result, job.fault, job.ended_at, job.ended_by, 0),
+                    (excluded.state, excluded.result, excluded.fault, excluded.ended_at, excluded.ended_by, 1)
+            ) as winner (state, result, fault, ended_at, ended_by, younger)
+            where winner.younger = case excluded.state
+                when 'accepted' then 0
+                when 'running' then (job.state = 'accepted')::integer
+                when 'completed' then (job.state <> 'completed')::integer
+                else (job.state in ('accepted', 'running'))::integer
+            end
+        )
+    where job.tenant is not distinct from excluded.tenant
+    returning job_id, ended_by
+), stored as (
+    insert into atelier.job_events as event (job_id, at, step, kind, message_id, percent, body)
+    select job_id, at, step, kind, message_id, percent, body
+    from arrived join owner using (job_id)
+    where arrived.ended_by is null or arrived.ended_by = owner.ended_by
+    on conflict (job_id, step, kind, message_id, percent) do update set at = excluded.at, body = case
+        when event.body ? 'device_seconds' then excluded.body || jsonb_build_object(
+            'device_seconds', (event.body ->> 'device_seconds')::float8 + coalesce((excluded.body ->> 'device_seconds')::float8, 0)
+        )
+        else excluded.body
+    end
+    where event.step <> 'job' and event.kind <> 'completed' and event.at < excluded.at
+)
+select job_id, step, kind, tenant from arrived where not exists (select from owner where owner.job_id = arrived.job_id)
 
 -- name: job
+-- With the events of its steps: one statement reads one snapshot, so that the state of a job fits its steps.
 select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
-    atelier.job_prompt(job) as prompt
+    atelier.job_prompt(job) as prompt,
+    array(select body from atelier.job_events event where event.job_id = job.job_id and event.step <> 'job' order by at) as events
 from atelier.jobs job
 where job_id = $1 and ($2::text is null or tenant = $2)
 
--- name: events
-select body from atelier.job_events where job_id = $1 and step <> 'job' order by at
-
 -- name: jobs
-select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
+with page as materialized ({page})
+select job_id, kind, state, tenant, itinerary, page.created_at, updated_at, result, fault, atelier.job_step(job) as step,
     atelier.job_prompt(job) as prompt
-from atelier.jobs job
-where ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
-  and ($5::text is null or position(lower($5) in lower(words)) > 0 or position($5 in job_id) > 0)
-order by created_at desc
-limit $4
+from page join atelier.jobs job using (job_id)
+order by page.created_at desc
 
--- name: jobs_with_pictures
-select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, fault, atelier.job_step(job) as step,
-    atelier.job_prompt(job) as prompt
-from atelier.jobs job
-where result ?| array['files', 'images']
-  and ($1::text is null or state = $1) and ($2::text is null or tenant = $2) and ($3::timestamptz is null or created_at < $3)
-  and ($5::text is null or position(lower($5) in lower(words)) > 0 or position($5 in job_id) > 0)
-order by created_at desc
-limit $4
+-- name: page
+select job_id, created_at from atelier.jobs where {conditions} order by created_at desc limit $1
+
+-- name: page_of_newest
+select job_id, created_at
+from (select job_id, words, created_at from atelier.jobs where {conditions} order by created_at desc limit 1000) as newest
+where {words}
+order by created_at desc limit $1
+
+-- name: page_of_indexed
+-- Matches are few, and each is looked up by its id: the limit of one keeps the planner from reading all jobs.
+select job_id, created_at
+from atelier.job_search as found cross join lateral (
+    select created_at from atelier.jobs where jobs.job_id = found.job_id and {conditions} limit 1
+) as job
+where ({pairs}) and {words}
+order by created_at desc limit $1
+
+-- name: search_is_indexed
+select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_pairs') and indisvalid)
+
+-- name: search_index_is_broken
+-- Its creation ended halfway.
+select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_pairs') and not indisvalid)
+    and not exists (select from pg_stat_progress_create_index where index_relid = to_regclass('atelier.job_search_pairs'))
+
+-- name: drop_search_index
+drop index concurrently if exists atelier.job_search_pairs
+
+-- name: create_search_index
+create index concurrently if not exists job_search_pairs on atelier.job_search
+    using gin ((atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) collate "C")
+    with (gin_pending_list_limit = 512)
+
+-- name: fill_search
+-- One batch of jobs of an earlier release, in the order of their ids. $1: the last id of the batch before, $2: size of the batch.
+with batch as (
+    select job_id, words from atelier.jobs where job_id > $1 order by job_id limit $2 for key share
+), filled as (
+    insert into atelier.job_search select job_id, words from batch on conflict (job_id) do nothing
+)
+select max(job_id) from batch
 
 -- name: all_events
 select body from atelier.job_events

@@ -1,6 +1,6 @@
 """Actors and adapters as data: the command, result and limits of one step, and how its handler is opened. No base class, no registry."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -54,6 +54,22 @@ class Context:
             message = f"the message belongs to the tenant {self.tenant!r}, its body names another one: leave the tenant out of the body"
             raise PermanentError("tenant-foreign", message)
         return self.tenant or named
+
+
+@dataclass(frozen=True)
+class GroupableWrite:
+    """A `DatabaseWrite` of one item that a statement may write together with the items of other messages (group commit).
+
+    `write_many` leaves no session state. When it fails, none of its items is written, and each is written again alone. `size`: of the
+    item, in characters.
+    """
+
+    write_many: Callable[[Connection, Sequence[Any]], Awaitable[None]]
+    item: Any
+    size: int = 0
+
+    async def __call__(self, connection: Connection) -> None:
+        await self.write_many(connection, [self.item])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from actors.llm.response_input import (
 )
 from actors.llm.response_output import Event, OutputStream
 from bus.errors import CallerGone, PermanentError
+from bus.persistence.pool import snapshot
 from bus.retry import retry_while_unavailable
 from bus.sql import load_queries
 from contracts.fault import Fault
@@ -117,13 +118,14 @@ class ResponseRepository:
         """
         if previous_id is None:
             return []
-        chain = await self.pool.fetch(SQL["chain"], previous_id, tenant, MAX_CHAIN)
-        check_chain(previous_id, chain)
-        ids = [row["response_id"] for row in reversed(chain)]
-        size = await self.pool.fetchrow(SQL["chain_size"], ids)
-        check_size(size["bytes"], "the responses before this one have")
-        check_item_count(size["items"])
-        return [Item.model_validate(row["item"]) for row in await self.pool.fetch(SQL["chain_items"], ids)]
+        async with snapshot(self.pool) as connection:  # a response that is deleted meanwhile is not left out of the conversation
+            chain = await connection.fetch(SQL["chain"], previous_id, tenant, MAX_CHAIN)
+            check_chain(previous_id, chain)
+            ids = [row["response_id"] for row in reversed(chain)]
+            size = await connection.fetchrow(SQL["chain_size"], ids)
+            check_size(size["bytes"], "the responses before this one have")
+            check_item_count(size["items"])
+            return [Item.model_validate(row["item"]) for row in await connection.fetch(SQL["chain_items"], ids)]
 
     async def load_items(self, run: ResponseRun) -> list[Item]:
         """Of the conversation and the response's own input. Raises as `load_conversation`."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
+from bus.amqp import acknowledgements
 from bus.amqp.publisher import Publisher
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.relay import ReplayRelay
@@ -18,9 +19,8 @@ from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
 from bus.delivery import OnMessage
 from bus.errors import PermanentError
 from bus.masking import mask_text
-from bus.retry import retry_while_unavailable
+from bus.persistence.group_commit import GroupCommit
 
-MAX_BATCH_SIZE = 100
 WRITE_RETRY_SECONDS = 5.0
 """Between two attempts to write a letter that the database refuses."""
 UNSTORABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, TypeError)
@@ -43,53 +43,11 @@ class DeadLetterIngest:
         return SCHEMA
 
 
-@dataclass(eq=False)
-class PendingWrite:
-    """A record that waits for its transaction. Compared by identity."""
-
-    record: DeadLetterRecord
-    written: bool = False
-
-
-@dataclass
-class BatchWriter:
-    """Group commit: of the concurrent callers of `write`, one holds the lock and writes a batch for all in one transaction."""
-
-    repository: DeadLetterRepository
-    pending: list[PendingWrite] = field(default_factory=list)
-    write_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def write(self, record: DeadLetterRecord) -> None:
-        """Return when the record is committed. Waits while the database is unavailable; raises when it refuses this very record."""
-        write = PendingWrite(record)
-        self.pending.append(write)
-        try:
-            async with self.write_lock:
-                while not write.written:
-                    await self._write_batch(write)
-        finally:
-            if write in self.pending:
-                self.pending.remove(write)
-
-    async def _write_batch(self, own_write: PendingWrite) -> None:
-        """Write a batch; if it is refused, the caller's own record alone, so that one invalid record does not block the others."""
-        batch = self.pending[:MAX_BATCH_SIZE]
-        try:
-            await retry_while_unavailable(lambda: self.repository.insert([write.record for write in batch]), "database")
-        except (asyncpg.PostgresError, *UNSTORABLE) as error:
-            log.warning("dead_letters.batch_refused", error=repr(error))
-            batch = [own_write]
-            await retry_while_unavailable(lambda: self.repository.insert([own_write.record]), "database")
-        for write in batch:
-            write.written = True
-        self.pending = [write for write in self.pending if not write.written]
-
-
 @dataclass(frozen=True)
 class DeadLetterConsumer:
-    """Consumes dead-letter queues; all of them share one writer."""
+    """Consumes dead-letter queues. Letters that wait at the same time are inserted in one transaction, whatever their queues."""
 
-    writer: BatchWriter
+    inserts: GroupCommit[DeadLetterRecord, None]
 
     async def on_message(self, message: AbstractIncomingMessage, *, queue: str) -> None:
         """Store one dead letter, then ack it. One that the database can never hold is stored as its raw body."""
@@ -101,17 +59,14 @@ class DeadLetterConsumer:
             log.error("dead_letter.stored_raw", queue=queue, error=repr(error)[:500])
             record = DeadLetterRecord.raw(message.body, queue, now, mask_text(repr(error)))
             await self._write(record)
-        try:
-            await message.ack()
-        except Exception as error:
-            log.info("delivery.ack_failed", message_id=record.message_id, error=repr(error))
+        acknowledgements.ack(message)
         log.info("dead_letter.stored", step=record.step, code=record.code, job_id=record.job_id, message_id=record.message_id, id=record.id)
 
     async def _write(self, record: DeadLetterRecord) -> None:
         """Repeat the write while the database refuses it. Raises an error of UNSTORABLE at once."""
         while True:
             try:
-                return await self.writer.write(record)
+                return await self.inserts.submit(record, record.size)
             except UNSTORABLE:
                 raise
             except Exception as error:
@@ -130,7 +85,7 @@ async def open_ingest(ingest: DeadLetterIngest, pool: asyncpg.Pool | None, publi
         raise PermanentError("database-missing", "dead letters are kept in Postgres: set DATABASE_URL")
     relay_task = asyncio.create_task(ReplayRelay(pool, publisher).run())
     try:
-        consumer = DeadLetterConsumer(BatchWriter(DeadLetterRepository(pool)))
+        consumer = DeadLetterConsumer(GroupCommit(DeadLetterRepository(pool).insert))
         yield {queue: partial(consumer.on_message, queue=queue) for queue in (*ingest.queues, *ingest.foreign_queues)}
     finally:
         relay_task.cancel()

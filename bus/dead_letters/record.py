@@ -64,6 +64,11 @@ class DeadLetterRecord:
     properties: bytes | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes of its body and properties."""
+        return len(self.body) + len(self.properties or b"")
+
+    @property
     def fingerprint(self) -> tuple[str, ...]:
         return stack_fingerprint(self.stack)
 

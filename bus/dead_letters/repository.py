@@ -6,16 +6,20 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
+from pydantic import TypeAdapter
 
+from bus.dead_letters import lists
+from bus.dead_letters.lists import count_statement, groups_statement, list_statement
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.typed_values import typed_values
 from bus.errors import PermanentError
+from bus.persistence.pool import stateless_connection
 from bus.sql import load_queries
-from contracts.dead_letter import DeadLetter, DeadLetterGroup, DeadLetters, DeadLetterState, HistoryEntry, Selection, WholeDeadLetter
+from contracts.dead_letter import DeadLetter, DeadLetterGroup, DeadLetters, DeadLetterState, Selection, WholeDeadLetter
 from contracts.event import Event, EventKind
 
 SQL = load_queries(__file__, "repository.sql")
-SCHEMA = SQL["schema"]
+SCHEMA = f"{SQL['schema']}\n{lists.SCHEMA}"
 
 ALLOWED_TRANSITIONS: Mapping[str, tuple[DeadLetterState, ...]] = {
     "archived": ("unresolved", "failed-again", "resolved"),
@@ -29,6 +33,7 @@ PURGEABLE_STATES: tuple[DeadLetterState, ...] = ("archived", "resolved")
 HISTORY_KINDS: Mapping[str, str] = {"archived": "archived", "unresolved": "restored", "resolved": "resolved"}
 """New state to the kind of its history entry."""
 
+GROUPS = TypeAdapter(list[DeadLetterGroup])
 MAX_BODY_PREVIEW_BYTES = 1 << 20
 
 
@@ -42,36 +47,39 @@ class DeadLetterRepository:
         """Whether the tables exist. Creating them again would take locks that block writers."""
         return bool(await self._pool.fetchval(SQL["exists"]))
 
-    async def insert(self, records: Sequence[DeadLetterRecord]) -> None:
-        """Insert letters in one transaction, sorted by id against deadlocks. A failure that is stored already changes nothing."""
+    async def insert(self, records: Sequence[DeadLetterRecord]) -> list[None]:
+        """Insert letters in one transaction, sorted by id against deadlocks. A failure that is stored already changes nothing.
+
+        Returns a None for each, as `GroupCommit` asks for an answer.
+        """
         rows = [_insert_arguments(record) for record in sorted(records, key=lambda record: record.id)]
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with stateless_connection(self._pool) as connection, connection.transaction():
             await connection.executemany(SQL["insert"], rows)
+        return [None] * len(rows)
 
     async def find(self, selection: Selection, limit: int, offset: int = 0) -> DeadLetters:
         """One page, the latest failure first, and the total number of matches."""
-        rows = await self._pool.fetch(SQL["list"], selection_json(selection), limit, offset)
+        statement, values = list_statement(selection, limit, offset)
+        rows = await self._pool.fetch(statement, *values)
         total = rows[0]["total"] if rows else await self.count(selection)
         return DeadLetters(letters=[DeadLetter.model_validate(_contract_fields(row, DeadLetter)) for row in rows], total=total)
 
     async def count(self, selection: Selection) -> int:
-        return int(await self._pool.fetchval(SQL["count"], selection_json(selection)))
+        statement, values = count_statement(selection)
+        return int(await self._pool.fetchval(statement, *values))
 
     async def groups(self, selection: Selection, *, by_tenant: bool = False, per: str | None = None) -> list[DeadLetterGroup]:
         """Letters by cause, the largest group first. `per`: also by "hour" or "day"."""
-        return [
-            DeadLetterGroup.model_validate(dict(row))
-            for row in await self._pool.fetch(SQL["groups"], selection_json(selection), by_tenant, per)
-        ]
+        statement, values = groups_statement(selection, by_tenant=by_tenant, per=per)
+        return GROUPS.validate_python([dict(row) for row in await self._pool.fetch(statement, *values)])
 
     async def get(self, letter_id: str) -> WholeDeadLetter:
         """Raises PermanentError("dead-letter-unknown")."""
         row = await self._pool.fetchrow(SQL["get"], letter_id)
         if row is None:
             raise unknown_dead_letter(letter_id)
-        history = [HistoryEntry.model_validate(dict(entry)) for entry in await self._pool.fetch(SQL["history"], letter_id)]
         preview = _body_preview(row["body"], MAX_BODY_PREVIEW_BYTES)
-        more = {"history": history, "properties": typed_values(row["properties"])}
+        more = {"properties": typed_values(row["properties"])}
         return WholeDeadLetter.model_validate(_contract_fields(row, WholeDeadLetter) | preview | more)
 
     async def change_state(self, selection: Selection, new_state: str, *, by: str, dry_run: bool) -> int:

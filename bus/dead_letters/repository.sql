@@ -56,7 +56,6 @@ begin -- Checked first: `add column if not exists` takes an exclusive lock at ea
     end if;
 end $$;
 create index if not exists dead_letters_last_failed_at on atelier.dead_letters (last_failed_at desc, id);
-create index if not exists dead_letters_group on atelier.dead_letters (group_id);
 create index if not exists dead_letters_sent_as on atelier.dead_letters (sent_as);
 create index if not exists dead_letters_to_send on atelier.dead_letters (replay_id) where state = 'replay-requested' and forwarded_at is null;
 create table if not exists atelier.dead_letter_history (
@@ -91,7 +90,7 @@ language sql immutable as $$
 $$;
 
 -- name: exists
-select to_regclass('atelier.dead_letter_history') is not null and exists (
+select to_regclass('atelier.dead_letter_history') is not null and to_regclass('atelier.dead_letter_counts') is not null and exists (
     select from information_schema.columns where table_schema = 'atelier' and table_name = 'dead_letters' and column_name = 'properties'
 )
 
@@ -130,45 +129,13 @@ on conflict (id) do update set
     (sent_as, edited_body, edited_type) = (case when known.edited_body is null then known.sent_as else known.message_id end, null, null),
     changed_at = now()
 
--- name: list
-select
-    id, state, step, dead_queue, target, message_id, sent_as, job_id, tenant, type, group_id, code, message, exception_type, attempts,
-    failures, replays, size, first_failed_at, last_failed_at, changed_at, forwarded_at, edited_from, count(*) over () as total
-from atelier.dead_letters as letter
-where atelier.dead_letter_selected(letter, $1)
-order by last_failed_at desc, id
-limit $2 offset $3
-
--- name: count
-select count(*) from atelier.dead_letters as letter where atelier.dead_letter_selected(letter, $1)
-
--- name: groups
-with split as (
-    select letter.*, case when $2 then tenant end as of_tenant, date_trunc($3::text, last_failed_at, 'UTC') as at
-    from atelier.dead_letters as letter
-    where atelier.dead_letter_selected(letter, $1)
-), counted as (
-    select group_id, of_tenant, at, state, count(*) as letters, min(first_failed_at) as first, max(last_failed_at) as last
-    from split group by group_id, of_tenant, at, state
-), latest as (
-    select distinct on (group_id, of_tenant, at) group_id, of_tenant, at, step, code, exception_type, message, shape
-    from split order by group_id, of_tenant, at, last_failed_at desc
-)
-select
-    latest.group_id, step, code, exception_type, latest.of_tenant as tenant, latest.at, message, shape,
-    sum(letters)::integer as letters, jsonb_object_agg(state, letters) as states, min(first) as first_failed_at, max(last) as last_failed_at
-from latest join counted
-    on counted.group_id = latest.group_id
-    and counted.of_tenant is not distinct from latest.of_tenant
-    and counted.at is not distinct from latest.at
-group by latest.group_id, step, code, exception_type, latest.of_tenant, latest.at, message, shape
-order by letters desc, last_failed_at desc
-
 -- name: get
-select * from atelier.dead_letters where id = $1
-
--- name: history
-select at, kind, said from atelier.dead_letter_history where letter_id = $1 order by number
+-- With its history: one statement reads one snapshot, so that the state of a letter fits its history.
+select *, array(
+    select jsonb_build_object('at', entry.at, 'kind', entry.kind, 'said', entry.said)
+    from atelier.dead_letter_history as entry where letter_id = letter.id order by number
+) as history
+from atelier.dead_letters letter where id = $1
 
 -- name: get_for_update
 select * from atelier.dead_letters where id = $1 for update

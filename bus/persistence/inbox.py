@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import asyncpg
 import structlog
 
-from bus.actor import DatabaseWrite
+from bus.actor import DatabaseWrite, GroupableWrite
 from bus.errors import AttemptInterrupted, PermanentError
-from bus.persistence.pool import stateless_connection
+from bus.persistence.group_commit import GroupCommit
+from bus.persistence.pool import CLOSE_TIMEOUT_SECONDS, encode_postgres_json, stateless_connection
 from bus.persistence.purge import purge_periodically
 from bus.persistence.server_check import OTHER_DATABASE
 from bus.persistence.session_locks import CONNECTION_ERRORS, LockLost, SessionLocks
@@ -113,6 +114,7 @@ class NullInbox:
     def __init__(self, pool: asyncpg.Pool | None = None) -> None:
         self._pool = pool
         self._in_flight = InFlightKeys()
+        self._writes = GroupCommit(self._write_group)
         self._cancelled: OrderedDict[str, None] = OrderedDict()
 
     async def crash_count(self, step: str, entry_id: str, redelivery_count: int) -> int:
@@ -124,15 +126,29 @@ class NullInbox:
         return InboxEntry(None, job_id in self._cancelled)
 
     async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        if write:
-            await retry_while_unavailable(lambda: self._write(step, write), "database")
+        if write and self._pool is None:
+            raise PermanentError("database-missing", f"{step} keeps tables: set DATABASE_URL for its process")
+        if isinstance(write, GroupableWrite):
+            await self._writes.submit(write, write.size)
+        elif write:
+            await retry_while_unavailable(lambda: self._write(write), "database")
         await self.release(step, entry_id)
 
-    async def _write(self, step: str, write: DatabaseWrite) -> None:
-        if self._pool is None:
-            raise PermanentError("database-missing", f"{step} keeps tables: set DATABASE_URL for its process")
+    async def _write(self, write: DatabaseWrite) -> None:
+        assert self._pool is not None
         async with self._pool.acquire() as connection, connection.transaction():
             await write(connection)
+
+    async def _write_group(self, writes: Sequence[GroupableWrite]) -> list[None]:
+        """In one transaction, with one call for all items of a `write_many`."""
+        assert self._pool is not None
+        items: dict[Any, list[Any]] = {}
+        for write in writes:
+            items.setdefault(write.write_many, []).append(write.item)
+        async with stateless_connection(self._pool) as connection, connection.transaction():
+            for write_many, group in items.items():
+                await write_many(connection, group)
+        return [None] * len(writes)
 
     async def release(self, step: str, entry_id: str) -> None:
         self._in_flight.release(step, entry_id)
@@ -147,14 +163,37 @@ class NullInbox:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """The arguments of `Inbox.acquire`."""
+
+    step: str
+    entry_id: str
+    job_id: str
+    former_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DoneMessage:
+    """`result`: as JSON, encoded once."""
+
+    step: str
+    entry_id: str
+    result: str
+
+
 class PostgresInbox:
-    """Results in the table `atelier.inbox`."""
+    """Results in the table `atelier.inbox`. Messages that are acquired, marked done or released at the same time share a statement."""
 
     is_persistent = True
 
     def __init__(self, pool: asyncpg.Pool, locks: SessionLocks) -> None:
         self._pool, self._locks = pool, locks
         self._in_flight = InFlightKeys()
+        self._acquisitions = GroupCommit(self._acquire_group)
+        self._results = GroupCommit(self._mark_group_done)
+        self._releases = GroupCommit(self._release_group)
+        self._background: set[asyncio.Task[None]] = set()
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.liveness_lock_held = asyncio.Event()
 
@@ -170,7 +209,10 @@ class PostgresInbox:
     async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
         await self._in_flight.acquire(step, entry_id)
         try:
-            entry = await self._acquire(step, entry_id, job_id, list(former_ids))
+            entry = await self._acquire(Acquisition(step, entry_id, job_id, former_ids))
+        except asyncio.CancelledError:
+            self._release_in_background(step, entry_id)  # it may have been acquired all the same
+            raise
         except BaseException:
             self._in_flight.release(step, entry_id)
             raise
@@ -178,41 +220,98 @@ class PostgresInbox:
             self._in_flight.release(step, entry_id)
         return entry
 
-    async def _acquire(self, step: str, entry_id: str, job_id: str, former_ids: list[str]) -> InboxEntry:
+    async def _acquire(self, message: Acquisition) -> InboxEntry:
+        if entry := await self._acquisitions.submit(message):
+            return entry
         poll = FIRST_POLL_SECONDS
-        while True:
-            row = await retry_while_unavailable(
-                lambda: self._fetchrow(SQL["acquire"], step, entry_id, self.owner, LIVENESS_LOCK_CLASS, job_id, former_ids), "database"
-            )
-            if row["owned"] or row["result"] is not None:
-                return InboxEntry(row["result"], row["cancelled"], row["deaths"], row["former"])
+        while (entry := await retry_while_unavailable(lambda: self._acquisitions.send_alone(message), "database")) is None:
             await asyncio.sleep(poll)
             poll = min(poll * 2, LONGEST_POLL_SECONDS)
+        return entry
+
+    async def _acquire_group(self, messages: Sequence[Acquisition]) -> list[InboxEntry | None]:
+        """None for a message that is not acquired, or not in a group: it has an entry, or this process no liveness lock."""
+        if len(messages) == 1:
+            return [await self._acquire_alone(messages[0])]
+        former = [(position, message, former_id) for position, message in enumerate(messages, 1) for former_id in message.former_ids]
+        rows = await self._fetch(
+            SQL["acquire_new"],
+            [message.step for message in messages],
+            [message.entry_id for message in messages],
+            [message.job_id for message in messages],
+            [position for position, _, _ in former],
+            [message.step for _, message, _ in former],
+            [former_id for _, _, former_id in former],
+            self.owner,
+            LIVENESS_LOCK_CLASS,
+        )
+        acquired = {(step, entry_id): InboxEntry(None, bool(cancelled)) for step, entry_id, cancelled in rows}
+        return [acquired.get((message.step, message.entry_id)) for message in messages]
+
+    async def _acquire_alone(self, message: Acquisition) -> InboxEntry | None:
+        """None while a live process owns it, and while this one has lost its liveness lock."""
+        arguments = (message.step, message.entry_id, self.owner, LIVENESS_LOCK_CLASS, message.job_id, list(message.former_ids))
+        (row,) = await self._fetch(SQL["acquire"], *arguments)
+        if row["owned"] or row["result"] is not None:
+            return InboxEntry(row["result"], row["cancelled"], row["deaths"], row["former"])
+        return None
 
     async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        await retry_while_unavailable(lambda: self._mark_done(step, entry_id, result, write), "database")
+        message = DoneMessage(step, entry_id, encode_postgres_json(result.model_dump(mode="json", exclude_none=True)))
+        if not await self._mark_done(message, write):
+            raise OwnershipLost(f"message {entry_id} of {step} has been acquired by another process")
         self._in_flight.release(step, entry_id)
 
-    async def _mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
-        statement = (SQL["mark_done"], step, entry_id, self.owner, result.model_dump(mode="json", exclude_none=True))
-        if write is None:  # one statement is its own transaction, and saves two round trips
-            owned = await self._fetchrow(*statement)
-        else:
-            async with self._pool.acquire() as connection, connection.transaction():
-                if owned := await connection.fetchval(*statement):
-                    await write(connection)
-        if not owned:
-            raise OwnershipLost(f"message {entry_id} of {step} has been acquired by another process")
+    async def _mark_done(self, message: DoneMessage, write: DatabaseWrite | None) -> bool:
+        """Whether this process still owned the message."""
+        if write is None:
+            return await self._results.submit(message, len(message.result))
+        return await retry_while_unavailable(lambda: self._mark_done_with(message, write), "database")
 
-    async def _fetchrow(self, *statement: Any) -> Any:
-        async with stateless_connection(self._pool) as connection:
-            return await connection.fetchrow(*statement)
+    async def _mark_done_with(self, message: DoneMessage, write: DatabaseWrite) -> bool:
+        async with self._pool.acquire() as connection, connection.transaction():
+            if owned := await connection.fetchval(SQL["mark_done"], message.step, message.entry_id, self.owner, message.result):
+                await write(connection)
+        return bool(owned)
+
+    async def _mark_group_done(self, messages: Sequence[DoneMessage]) -> list[bool]:
+        if len(messages) == 1:
+            (message,) = messages
+            return [bool(await self._fetch(SQL["mark_done"], message.step, message.entry_id, self.owner, message.result))]
+        steps, entry_ids = [message.step for message in messages], [message.entry_id for message in messages]
+        rows = await self._fetch(SQL["mark_group_done"], steps, entry_ids, [message.result for message in messages], self.owner)
+        owned = {(step, entry_id) for step, entry_id in rows}
+        return [key in owned for key in zip(steps, entry_ids, strict=True)]
 
     async def release(self, step: str, entry_id: str) -> None:
+        await asyncio.shield(self._release_in_background(step, entry_id))
+
+    def _release_in_background(self, step: str, entry_id: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._release(step, entry_id))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _release(self, step: str, entry_id: str) -> None:
         try:
-            await retry_while_unavailable(lambda: self._fetchrow(SQL["release"], step, entry_id, self.owner), "database")
+            await self._releases.submit((step, entry_id))
         finally:
             self._in_flight.release(step, entry_id)
+
+    async def _release_group(self, keys: Sequence[tuple[str, str]]) -> list[None]:
+        await self._fetch(SQL["release"], [step for step, _ in keys], [entry_id for _, entry_id in keys], self.owner)
+        return [None] * len(keys)
+
+    async def _fetch(self, *statement: Any) -> list[asyncpg.Record]:
+        async with stateless_connection(self._pool) as connection:
+            return list(await connection.fetch(*statement))
+
+    async def close(self) -> None:
+        """Wait for the releases of cancelled deliveries, at most CLOSE_TIMEOUT_SECONDS: a message that is not released counts a crash."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=CLOSE_TIMEOUT_SECONDS)
+        for task in self._background:
+            task.cancel()
 
     async def cancel(self, job_id: str) -> None:
         await retry_while_unavailable(lambda: self._pool.execute(SQL["cancel"], job_id), "database")
@@ -242,7 +341,7 @@ class PostgresInbox:
             raise LockLost("the pool's server does not know the lock of this process")
 
     async def _is_lock_visible(self) -> bool:
-        return bool(await self._fetchrow(SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner))
+        return bool(await self._fetch(SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner))
 
     async def require_visible_lock(self) -> None:
         """Raises PermanentError("database-other") when the pool's database does not know the lock that this process holds."""
@@ -264,6 +363,7 @@ async def open_inbox(pool: asyncpg.Pool | None, locks: SessionLocks | None) -> A
         await inbox.require_visible_lock()
         yield inbox
     finally:
+        await inbox.close()
         liveness_task.cancel()
 
 

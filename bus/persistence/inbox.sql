@@ -55,10 +55,49 @@ select
     (select result from entry) is null and exists (select from former where result is not null) as former,
     exists (select from atelier.cancelled where job_id = $5) as cancelled
 
+-- name: acquire_new
+-- Acquire those messages of a group that have no entry, neither of this release nor of an earlier one. `acquire` decides on any other.
+-- It waits for no lock of a row, so that no message delays the others of its group. Processes insert in the same order: no deadlock.
+-- Arrays of messages: $1 to $3; of entries of an earlier release: $4, the position of the message in its group, to $6.
+-- Arrays as sub-selects: the planner does not see their lengths, and makes one plan instead of one for each statement.
+with asked as materialized (
+    select step, message_id, job_id
+    from unnest((select $1::text[]), (select $2::text[]), (select $3::text[])) with ordinality as asked (step, message_id, job_id, n)
+    where n not in (
+        select n from unnest((select $4::bigint[]), (select $5::text[]), (select $6::text[])) as former (n, step, message_id)
+        where (select true from atelier.inbox where inbox.step = former.step and inbox.message_id = former.message_id)
+    )
+    order by step, message_id
+), acquired as (
+    insert into atelier.inbox (step, message_id, owner)
+    select step, message_id, $7::integer from asked
+    where exists (
+        select from pg_locks
+        where locktype = 'advisory' and granted and objsubid = 2
+            and database = (select oid from pg_database where datname = current_database())
+            and classid = $8::integer::oid and objid = $7::integer::oid
+    )
+    on conflict do nothing
+    returning step, message_id
+)
+select step, message_id, (select true from atelier.cancelled where cancelled.job_id = asked.job_id) as cancelled
+from acquired join asked using (step, message_id)
+
 -- name: mark_done
-update atelier.inbox set result = $4, finished_at = now(), owner = null
+update atelier.inbox set result = $4::text::jsonb, finished_at = now(), owner = null
 where step = $1 and message_id = $2 and owner = $3
 returning true
+
+-- name: mark_group_done
+-- The limit, which is the number of rows, makes the planner expect few: it looks each up in the index, however small the table was
+-- when the plan was made.
+update atelier.inbox set result = done.result::jsonb, finished_at = now(), owner = null
+from (
+    select * from unnest((select $1::text[]), (select $2::text[]), (select $3::text[])) as done (step, message_id, result)
+    order by step, message_id limit (select cardinality($1::text[]))
+) as done
+where inbox.step = done.step and inbox.message_id = done.message_id and inbox.owner = $4
+returning inbox.step, inbox.message_id
 
 -- name: crash_count
 -- How many processes crashed while they ran the message, its last owner included.
@@ -85,7 +124,12 @@ where locktype = 'advisory' and granted and objsubid = 2
     and classid = $1::integer::oid and objid = $2::integer::oid
 
 -- name: release
-delete from atelier.inbox where step = $1 and message_id = $2 and owner = $3 and result is null
+-- As for `mark_group_done`: the rows in order, each looked up in the index.
+delete from atelier.inbox using (
+    select * from unnest((select $1::text[]), (select $2::text[])) as released (step, message_id)
+    order by step, message_id limit (select cardinality($1::text[]))
+) as released
+where inbox.step = released.step and inbox.message_id = released.message_id and inbox.owner = $3 and inbox.result is null
 
 -- name: cancel
 insert into atelier.cancelled (job_id) values ($1) on conflict do nothing

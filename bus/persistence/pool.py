@@ -21,6 +21,8 @@ from bus.settings import BusSettings
 CLOSE_TIMEOUT_SECONDS = 3.0
 STATEMENT_TIMEOUT_SECONDS = 20.0
 """After this time the server counts as gone: the connection is closed, and the statement can be repeated on another."""
+SCHEMA_TIMEOUT_SECONDS = 1800.0
+"""The first start of a release may create an index of a table with many rows."""
 IDLE_SECONDS = 120.0
 """An unused connection is closed by then: firewalls and load balancers of clouds drop one silently after 240 or 350 seconds."""
 PREPARED_STATEMENTS = 100
@@ -76,6 +78,12 @@ async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
         async def fetchval(self, *statement: Any, **options: Any) -> Any:
             return await run(self, lambda: super(PooledConnection, self).fetchval(*statement, **options))
 
+        async def fetchmany(self, *statement: Any, **options: Any) -> Any:
+            return await run(self, lambda: super(PooledConnection, self).fetchmany(*statement, **options))
+
+        async def executemany(self, *statement: Any, **options: Any) -> Any:
+            return await run(self, lambda: super(PooledConnection, self).executemany(*statement, **options))
+
     async def run(connection: PooledConnection, statement: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await repeat_conflicts(connection, statement)
@@ -121,6 +129,17 @@ async def stateless_connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Conn
     """A connection for statements that leave no session state, neither locks nor settings: its release needs no reset round trip."""
     async with pool.acquire() as connection:
         connection.mark_clean()
+        try:
+            yield connection
+        except TimeoutError:
+            connection.terminate()  # otherwise its release waits until a server that does not respond confirms the cancellation
+            raise
+
+
+@asynccontextmanager
+async def snapshot(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection whose statements read one state of the database, without what others commit meanwhile."""
+    async with stateless_connection(pool) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         yield connection
 
 
@@ -155,4 +174,4 @@ async def _apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
         await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK_ID)
         await connection.execute("set local client_min_messages = warning")
         for schema in schemas:
-            await connection.execute(schema)
+            await connection.execute(schema, timeout=SCHEMA_TIMEOUT_SECONDS)

@@ -32,12 +32,12 @@ class LostCommitPool:
     def mark_clean(self) -> None:
         self._connection.mark_clean()
 
-    async def fetchrow(self, *statement: Any) -> Any:
-        row = await self._connection.fetchrow(*statement)
+    async def fetch(self, *statement: Any) -> Any:
+        rows = await self._connection.fetch(*statement)
         if self.losses:
             self.losses -= 1
             raise ConnectionResetError("the response was lost")
-        return row
+        return rows
 
 
 @pytest.fixture

@@ -1,0 +1,156 @@
+"""Jobs by words: the index finds what a plain reading of all jobs finds, in every script, also while jobs are written."""
+
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import asyncpg
+import pytest
+
+from actors import ledger
+from bus.persistence.pool import apply_schemas, open_pool
+from bus.settings import BusSettings
+from contracts.job import Job, ListJobs
+from tests.support.actor_context import make_context
+from tests.support.own_database import own_database
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ALPHABET = "abA1 \n\x01éÉ하늘바\u212aİΣσ🦊"
+"""With letters whose lower case is shorter, longer, of another script, or depends on their place."""
+ASCII, KELVIN = "abkA1 ", "\u212a"
+EDGES = {"xkk": KELVIN * 2, "abcde": "bcd", "a하늘": "하늘", "xΣ": "Σ"}
+"""Words, and what is searched: at the second character of a pair; the Kelvin sign, whose lower case is in ASCII."""
+STATES, TENANTS = ("accepted", "running", "completed"), (None, "shop", "가게")
+ALL_JOBS = "select * from atelier.jobs where $1::text is null or position(lower($1) in lower(words)) > 0 or position($1 in job_id) > 0"
+INSERT = """
+insert into atelier.jobs (job_id, state, tenant, created_at, updated_at, words, result) values ($1, $2, $3, $4, $4, $5, $6)
+on conflict (job_id) do update set words = coalesce(jobs.words, excluded.words), state = excluded.state
+"""
+MANY = 10_001
+"""More than the start of a process indexes."""
+
+
+@pytest.fixture(params=["", "template template0 locale_provider builtin builtin_locale 'PG_UNICODE_FAST' locale 'C'"], ids=["C", "Unicode"])
+async def pool(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[asyncpg.Pool]:
+    """Of a database with nothing else in it, with and without the lower case of other scripts."""
+    async with (
+        own_database(database_url, options=request.param) as (url, _, _),
+        open_pool(BusSettings.model_validate({"amqp_url": "amqp://none", "database_url": url})) as pool,
+    ):
+        await apply_schemas(pool, [ledger.SQL["schema"]])
+        yield pool
+
+
+def random_text(source: random.Random, length: int) -> str:
+    alphabet = source.choice((ASCII, ALPHABET))
+    return "".join(source.choice(alphabet) for _ in range(length))
+
+
+async def write_jobs(source: random.Random, pool: asyncpg.Pool, count: int) -> None:
+    """New ones with and without words; some get words or another state later, some are deleted."""
+    known = [row["job_id"] for row in await pool.fetch("select job_id from atelier.jobs")]
+    rows = []
+    for number in range(count):
+        job_id = source.choice(known) if known and source.random() < 0.3 else f"{random_text(source, 6)}{len(known)}-{number}"
+        words = random_text(source, source.randrange(14)) if source.random() < 0.7 else None
+        result = source.choice((None, {"files": []}, {"text": ""}))
+        created = START + timedelta(seconds=source.randrange(10**6), microseconds=number)
+        rows.append((job_id, source.choice(STATES), source.choice(TENANTS), created, words, result))
+    await pool.executemany(INSERT, rows)
+    await pool.execute("delete from atelier.jobs where job_id = any($1::text[])", source.sample(known, len(known) // 10))
+
+
+async def list_jobs(pool: asyncpg.Pool, **query: Any) -> list[Job]:
+    return (await ledger.list_jobs(ListJobs(**query), make_context(), database=pool)).jobs
+
+
+def random_query(source: random.Random, rows: list[asyncpg.Record]) -> dict[str, Any]:
+    text = source.choice([row["words"] or row["job_id"] for row in rows])
+    begin, length = source.randrange(len(text) + 1), source.randrange(1, 6)
+    values = {
+        "words": source.choice((text[begin : begin + length], text.upper()[begin : begin + length], random_text(source, length))) or "a",
+        "state": source.choice(STATES),
+        "tenant": source.choice(TENANTS),
+        "before": START + timedelta(seconds=source.randrange(10**6)),
+        "pictures": True,
+    }
+    optional = source.sample(["state", "tenant", "before", "pictures"], source.choice((0, 0, 1, 2)))
+    return {name: values[name] for name in (*(["words"] if source.random() < 0.8 else []), *optional)}
+
+
+def is_selected(row: asyncpg.Record, query: dict[str, Any]) -> bool:
+    return (
+        all(query.get(name) in (None, row[name]) for name in ("state", "tenant"))
+        and ("before" not in query or row["created_at"] < query["before"])
+        and ("pictures" not in query or bool(row["result"] and row["result"].keys() & {"files", "images"}))
+    )
+
+
+async def test_lists_are_those_of_a_plain_reading(pool: asyncpg.Pool) -> None:
+    source = random.Random(0)
+    for _ in range(3):
+        await write_jobs(source, pool, 60)
+        assert await pool.fetchval(ledger.SQL["search_is_indexed"])
+        everything = await pool.fetch(ALL_JOBS, None)
+        for _ in range(40):
+            query, limit = random_query(source, everything), source.choice((2, 500))
+            rows = await pool.fetch(ALL_JOBS, query.get("words"))
+            expected = sorted((row for row in rows if is_selected(row, query)), key=lambda row: row["created_at"], reverse=True)
+            jobs = await list_jobs(pool, limit=limit, **query)
+            assert [job.job_id for job in jobs] == [row["job_id"] for row in expected[:limit]], query
+    for words, searched in EDGES.items():
+        await pool.execute(INSERT, words, "accepted", None, START, words, None)
+        expected_ids = {row["job_id"] for row in await pool.fetch(ALL_JOBS, searched)}
+        assert {job.job_id for job in await list_jobs(pool, words=searched, limit=500)} == expected_ids, searched
+    assert await pool.fetchval("select count(*) from atelier.job_search") == await pool.fetchval("select count(*) from atelier.jobs")
+
+
+async def fill(pool: asyncpg.Pool, count: int) -> None:
+    await pool.execute(
+        "insert into atelier.jobs (job_id, state, created_at, updated_at, words) "
+        "select 'filled-' || n, 'completed', $2::timestamptz - n * interval '1 second', now(), "
+        "case when n % 5 > 0 then '하늘 harbour ' || n end "
+        "from generate_series(1, $1::integer) n",
+        count,
+        START,
+    )
+
+
+@pytest.mark.parametrize("pool", [""], ids=["C"], indirect=True)
+async def test_many_jobs_of_an_earlier_release_become_searchable(pool: asyncpg.Pool) -> None:
+    """Before and after their index is created, which the start of a process does not wait for; an index that is broken is created again."""
+    for name in ("added", "reworded", "removed", "truncated"):
+        await pool.execute(f"drop trigger jobs_{name} on atelier.jobs")
+    await pool.execute("drop table atelier.job_search; drop index atelier.jobs_tenant")
+    await fill(pool, MANY)
+    for _ in range(2):
+        await apply_schemas(pool, [ledger.SQL["schema"]])
+    for name in ("newer", "new"):
+        await pool.execute(INSERT, name, "accepted", None, START + timedelta(seconds=len(name)), "Harbour 9998, lantern", None)
+    found, indexed = ["newer", "new", "filled-9998"], partial(pool.fetchval, ledger.SQL["search_is_indexed"])
+    assert (await indexed(), [job.job_id for job in await list_jobs(pool, words="harbour 9998")]) == (False, found)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await pool.execute("create unique index concurrently job_search_pairs on atelier.job_search ((1))")
+    assert not await indexed()
+    await ledger.fill_search(pool)
+    assert (await indexed(), [job.job_id for job in await list_jobs(pool, words="harbour 9998")]) == (True, found)
+    assert [job.job_id for job in await list_jobs(pool, words="filled-10000")] == ["filled-10000"]
+    await pool.execute("truncate atelier.jobs")
+    assert await pool.fetchval("select count(*) from atelier.job_search") == 0
+
+
+@pytest.mark.parametrize("pool", [""], ids=["C"], indirect=True)
+async def test_pages_have_each_job_once_beside_new_ones(pool: asyncpg.Pool) -> None:
+    """Page by page with `before`, newer jobs arriving between the pages; with words beyond the newest thousand jobs as well."""
+    await fill(pool, 1200)
+    for words in (None, "하늘 harbour", "filled-11"):
+        query: dict[str, Any] = {"words": words} if words else {}
+        expected = [job.job_id for job in await list_jobs(pool, limit=500, **query)]
+        seen: list[str] = []
+        while page := await list_jobs(pool, limit=100, **query):
+            seen, query["before"] = seen + [job.job_id for job in page], page[-1].created_at
+            await pool.execute(INSERT, f"filled-11-{len(seen)}-{words}", "accepted", None, datetime.now(UTC), "하늘 harbour", None)
+        assert (seen[:500], len(set(seen))) == (expected, len(seen))
+        assert len(seen) >= {None: 1200, "하늘 harbour": 960, "filled-11": 111}[words]
