@@ -23,7 +23,7 @@ from benchmarks import report_page
 from ops.local.tiny_models import make_tiny_models
 
 SIZES: dict[str, tuple[str, ...]] = {
-    "bus": ("--sizes", "1000", "64000", "--in-flight", "1", "16", "256", "--rounds", "3", "--seconds", "0.3"),
+    "bus": ("--sizes", "1000", "64000", "--in-flight", "1", "16", "64", "256", "--rounds", "3", "--seconds", "0.3"),
     "pipeline": ("--orders", "12", "--rounds", "2"),
     "http": ("--questions", "24", "--rounds", "2"),
     "text": ("--each", "1", "--rounds", "2"),

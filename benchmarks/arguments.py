@@ -29,7 +29,7 @@ def add_benches(commands: Any, lazy_command: LazyCommand) -> None:
 def bus(bench: ArgumentParser) -> None:
     bench.add_argument("--sides", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="SIDE", help=", ".join(PEERS))
     bench.add_argument("--sizes", type=int, nargs="+", default=[1_000, 64_000], help="size of a message, in bytes")
-    bench.add_argument("--in-flight", type=int, nargs="+", default=[1, 16, 256])
+    bench.add_argument("--in-flight", type=int, nargs="+", default=[1, 16, 64, 256])
     bench.add_argument("--rounds", type=int, default=3)
     bench.add_argument("--seconds", type=float, default=1.0, help="approximate duration of each side in each round")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from benchmarks.bus_goals import summarize_goals
 from benchmarks.harness import alternate, print_figures, private_services
 from benchmarks.peers import PEERS
 from benchmarks.peers.peer_processes import PeerProcesses, Throughput, open_peer
@@ -88,6 +89,7 @@ def summarize(speeds: Mapping[str, Mapping[str, Sequence[Throughput]]]) -> dict[
         "cpu_share": cpu_shares,
         "median_share": {name: median_by_mode(name, shares) for name in BASELINE_OF},
         "median_cpu_share": {name: median_by_mode(name, cpu_shares) for name in BASELINE_OF},
+        **summarize_goals(speeds),
     }
 
 
@@ -130,4 +132,5 @@ def format_text(figures: Mapping[str, Any]) -> str:
             lines.append(f"{cell:>24} {side:>14} {values['per_second']:>11} {values['cpu_us']:>8} {share:>12} {cpu_share:>8}")
     lines.append(f"median share of the baseline: {figures['median_share']}")
     lines.append(f"by processor time: {figures['median_cpu_share']}")
+    lines += [f"{name}: {figures[name]}" for name in summarize_goals({})]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ RATIOS = {
     "bus, request and reply": "bus.median_cpu_share.bus.ask",
     "bus with inbox, one way": "bus.median_cpu_share.bus_kept.send",
     "bus with inbox, request and reply": "bus.median_cpu_share.bus_kept.ask",
+    "bus with inbox over the bus without it, 64 in flight": "bus.kept_share_of_unkept.64",
     "pipeline over the inline loop": "pipeline.over_inline",
     "HTTP over the inline server, 32 clients": "http.over_inline.32",
     "text over vLLM asked directly, 16 clients": "text.over_direct.16",

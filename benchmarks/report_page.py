@@ -130,7 +130,10 @@ def ledger(figures: Mapping[str, Any], charts: Path) -> str:
     counts = list(figures["milliseconds"])
     rows = [[name, *(figures["milliseconds"][count][name] for count in counts), ratio] for name, ratio in figures["growth"].items()]
     head = ["query", *(f"ms with {int(count):,} rows" for count in counts), "growth"]
-    return f"{figures['events_kept_per_second']:,.0f} events stored per second.\n\n{table(head, rows)}"
+    rates = (
+        f"{figures['events_per_second']:,.0f} events stored per second, {figures['events_kept_per_second']:,.0f} while they are published."
+    )
+    return f"{rates}\n\n{table(head, rows)}"
 
 
 def bar_chart(file: Path, title: str, values: Mapping[str, float]) -> str:

@@ -30,13 +30,16 @@ OnMessage = Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]
 
 def find_refused_id(message: AbstractIncomingMessage, headers: Mapping[str, Any]) -> str | None:
     """The first property that holds an id, and breaks the rule of ids. An empty one is none."""
-    ids = {
-        "message_id": message.message_id,
-        "correlation_id": message.correlation_id,
-        "reply_to": message.reply_to,
-        Header.TENANT.value: headers.get(Header.TENANT),
-    }
-    return next((name for name, value in ids.items() if value not in (None, "", b"") and not is_identifier(as_text(value))), None)
+    ids = (
+        ("message_id", message.message_id),
+        ("correlation_id", message.correlation_id),
+        ("reply_to", message.reply_to),
+        (Header.TENANT.value, headers.get(Header.TENANT)),
+    )
+    for name, value in ids:
+        if value not in (None, "", b"") and not is_identifier(as_text(value)):
+            return name
+    return None
 
 
 @dataclass(frozen=True)

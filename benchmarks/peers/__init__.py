@@ -32,5 +32,8 @@ PEERS = {
         "celery", "quorum", "each, one after another", note="`confirm_publish`, `task_acks_late`, threads; replies by rpc://"
     ),
     "dramatiq": PeerSpec("dramatiq", "classic", "each, one after another", replies=False, note="results need Redis or Memcached"),
+    "dramatiq_quorum": PeerSpec(
+        "dramatiq_quorum", "quorum", "each, one after another", replies=False, note="dramatiq on quorum queues, which it has no setting for"
+    ),
     "taskiq": PeerSpec("taskiq", "quorum", "each", replies=False, note="results need a backend beside RabbitMQ"),
 }

@@ -15,9 +15,9 @@ MAX_THREADS = 16
 """More threads are slower here."""
 
 
-def create_broker(config: PeerConfig) -> tuple[RabbitmqBroker, Any]:
+def create_broker(config: PeerConfig, broker_class: type[RabbitmqBroker]) -> tuple[RabbitmqBroker, Any]:
     done = CompletionCounter()
-    broker = RabbitmqBroker(url=config.amqp_url, confirm_delivery=True)
+    broker = broker_class(url=config.amqp_url, confirm_delivery=True)
     dramatiq.set_broker(broker)
 
     @dramatiq.actor(queue_name=config.queue, broker=broker, max_retries=0)
@@ -28,8 +28,8 @@ def create_broker(config: PeerConfig) -> tuple[RabbitmqBroker, Any]:
 
 
 @asynccontextmanager
-async def open_worker(config: PeerConfig) -> AsyncIterator[None]:
-    broker, _ = create_broker(config)
+async def open_worker(config: PeerConfig, broker_class: type[RabbitmqBroker] = RabbitmqBroker) -> AsyncIterator[None]:
+    broker, _ = create_broker(config, broker_class)
     worker = dramatiq.Worker(broker, worker_threads=min(MAX_THREADS, config.in_flight))
     worker.start()
     try:
@@ -51,8 +51,8 @@ class PeerSender:
 
 
 @asynccontextmanager
-async def open_sender(config: PeerConfig) -> AsyncIterator[PeerSender]:
-    broker, take = create_broker(config)
+async def open_sender(config: PeerConfig, broker_class: type[RabbitmqBroker] = RabbitmqBroker) -> AsyncIterator[PeerSender]:
+    broker, take = create_broker(config, broker_class)
     try:
         yield PeerSender(take, min(MAX_THREADS, config.in_flight))
     finally:

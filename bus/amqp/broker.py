@@ -16,6 +16,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from bus.actor import Actor
+from bus.amqp.short_paths import use_short_paths
 from bus.amqp.tolerant_decoding import make_decoding_tolerant
 from bus.delivery import OnMessage
 
@@ -23,7 +24,9 @@ from bus.delivery import OnMessage
 def create_broker(url: str, name: str) -> RabbitBroker:
     """The connection of the consumers. `name`: what the broker's management lists it as."""
     make_decoding_tolerant()
-    return RabbitBroker(str(URL(url).update_query(name=name)), logger=None, app_id=name)
+    use_short_paths()
+    address = str(URL(url).update_query(name=name))
+    return RabbitBroker(address, logger=None, app_id=name, apply_types=False)  # no handler is called, so none needs a validator
 
 
 class DeliveryMiddleware(BaseMiddleware[Any, Any]):

@@ -20,6 +20,8 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzin
 
 def read_count(value: Any, *, least: int = 0, most: int = COUNT_LIMIT) -> int:
     """A number from `least` to `most`; `least` for a value that is no number."""
+    if value is None:
+        return least
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         return max(least, min(int(value), most))
     return least
@@ -27,6 +29,8 @@ def read_count(value: Any, *, least: int = 0, most: int = COUNT_LIMIT) -> int:
 
 def read_text(value: Any, limit: int = TEXT_LIMIT) -> str | None:
     """A text of at most `limit` bytes, unsafe characters replaced; None for a value that is no text."""
+    if value is None:
+        return None
     if isinstance(value, bytes | bytearray):
         value = value[:limit].decode(errors="replace")
     if not isinstance(value, str):
@@ -59,6 +63,8 @@ def read_queue_name(value: Any) -> str | None:
 
 def read_time(value: Any) -> datetime | None:
     """A time between EARLIEST and LATEST, from a datetime or ISO 8601, in UTC if it has no time zone. None for anything else."""
+    if value is None:
+        return None
     with contextlib.suppress(TypeError, ValueError):
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
         return max(EARLIEST, min(moment if moment.tzinfo else moment.replace(tzinfo=UTC), LATEST))

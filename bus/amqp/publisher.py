@@ -4,19 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import cast
 
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, DeliveryMode
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 from aio_pika.exceptions import PublishError as Unroutable
-from pamqp.commands import Basic
+from aiormq.channel import Channel
 from pamqp.common import FieldTable
 
 from bus import ids
-from bus.amqp import signing
+from bus.amqp import confirms, signing
 from bus.amqp.messages import OutboundMessage
-from bus.amqp.raw_properties import EncodedProperties
+from bus.amqp.raw_properties import encode_properties
+from bus.amqp.short_paths import use_short_paths
 from bus.amqp.tolerant_decoding import make_decoding_tolerant
 from bus.amqp.topology import declare_dead_letter_queues, read_queue_depth
 from bus.errors import PublishError, UnroutableMessage
@@ -36,7 +38,7 @@ class Publisher:
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel, timeout_seconds: float, app_id: str) -> None:
         self._connection, self._channel, self._timeout, self._app_id = connection, channel, timeout_seconds, app_id
-        self._confirms_late = False
+        self._confirms_late, self._drain_lock = False, asyncio.Lock()
 
     @property
     def connected(self) -> bool:
@@ -103,29 +105,31 @@ class Publisher:
 
     async def _basic_publish(self, message: OutboundMessage) -> None:
         async with asyncio.timeout(self._timeout):
-            channel = await self._channel.get_underlay_channel()
-            await channel.basic_publish(
+            await confirms.publish(
+                cast("Channel", await self._channel.get_underlay_channel()),
                 message.body,
+                self.encode_properties(message),
                 exchange=message.exchange,
                 routing_key=message.routing_key,
-                properties=self._properties(message),
                 mandatory=message.exchange == "" or message.mandatory,
-                wait=self._confirms_late,  # type: ignore[call-arg] # missing in its type stubs
+                message_id=message.message_id,
+                drain_lock=self._drain_lock if self._confirms_late else None,
             )
         self._confirms_late = False
 
-    def _properties(self, message: OutboundMessage) -> Basic.Properties:
+    def encode_properties(self, message: OutboundMessage) -> bytes:
+        """The properties of a message, as they go into its header frame; signed where messages are."""
         if message.properties is not None:
             signature = signing.signature_headers(message) if message.routing_key.startswith(broker_names.work_queue("")) else {}
-            return EncodedProperties(message.properties.with_headers(signature).encode(), message.message_id)
-        return Basic.Properties(
+            return message.properties.with_headers(signature).encode()
+        return encode_properties(
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             delivery_mode=DeliveryMode.PERSISTENT,
             message_id=message.message_id,
             correlation_id=message.job_id,
             reply_to=message.reply_to,
-            message_type=message.type or None,
+            message_type=message.type,
             app_id=self._app_id,
             timestamp=datetime.now(UTC),
             headers=message.headers | signing.signature_headers(message),
@@ -140,6 +144,7 @@ async def open_publisher(settings: BusSettings) -> AsyncIterator[Publisher]:
     """
     use_secrets(settings)
     make_decoding_tolerant()
+    use_short_paths()
     properties: FieldTable = {"connection_name": f"{settings.worker} publisher"}
     connection = await aio_pika.connect_robust(settings.broker_url, timeout=settings.publish_timeout_seconds, client_properties=properties)
     try:

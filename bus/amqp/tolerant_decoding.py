@@ -13,7 +13,7 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from bus.amqp.raw_properties import RawProperties
+from bus.amqp.raw_properties import RawProperties, decode_plain_properties
 from contracts.wire import Header
 
 PROPERTIES_LIMIT = 32_768
@@ -81,7 +81,11 @@ def _total_content_header(original: Callable[[ContentHeader, bytes], None]) -> C
             others, carried = _split_original_properties(encoded) if len(encoded) > PROPERTIES_LIMIT else (encoded, {})
             if len(others) > PROPERTIES_LIMIT:
                 raise ValueError(f"they have {len(others)} bytes, the limit is {PROPERTIES_LIMIT}")
-            original(self, data[:12] + others)
+            if (plain := decode_plain_properties(others)) is not None:
+                self.class_id, self.weight, self.body_size = struct.unpack(">HHQ", data[:12])
+                self.properties = plain
+            else:
+                original(self, data[:12] + others)
             _require_usable(self.properties)
             self.properties.headers = ReceivedHeaders((self.properties.headers or {}) | carried, encoded)
         except Exception as error:  # of every kind: ValueError, OverflowError, RecursionError, struct.error, decimal's

@@ -8,6 +8,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from bus.actor import Adapter, IgnoredMessage, InvalidMessage, TranslatedCommand
+from bus.amqp import acknowledgements
 from bus.amqp.messages import JOB_STEP, OutboundMessage, build_command
 from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
@@ -43,10 +44,7 @@ class AdapterConsumer:
         except Exception as error:
             outcome = await publish_raw_dead_letter(self.publisher, message, error, name=adapter.name, queue=adapter.queue)
             code = outcome.fault.code
-        try:
-            await message.ack()
-        except Exception as error:
-            log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
+        acknowledgements.ack(message)
         metrics.record_translation(adapter.name, code, time.perf_counter() - started)
 
     async def _process_in_span(self, message: AbstractIncomingMessage) -> str:

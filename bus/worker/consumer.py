@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from structlog.contextvars import bind_contextvars
 
 from bus.actor import Actor, Handler, Transactional
+from bus.amqp import acknowledgements
 from bus.amqp.publisher import Publisher
 from bus.delivery import Delivery
 from bus.errors import AttemptInterrupted, PermanentError, TemporaryError
@@ -196,8 +197,8 @@ class DeliveryConsumer:
         with nullcontext(CancellableRun()) if delivery.detached else self.cancellations.track(delivery.job_id) as cancellable:
             try:
                 async with asyncio.timeout(self._seconds_left(delivery)) as limit:
-                    context = build_context(run, self.publisher)
-                    returned = await self.handler(command, replace(context, runs_again=lambda error: self._runs_again(error, run)))
+                    context = build_context(run, self.publisher, lambda error: self._runs_again(error, run))
+                    returned = await self.handler(command, context)
             except asyncio.CancelledError:
                 if _is_delivery_cancelled(cancellable):
                     raise
@@ -288,13 +289,10 @@ def _is_delivery_cancelled(cancellable: CancellableRun) -> bool:
 
 async def _acknowledge(message: AbstractIncomingMessage, outcome: Outcome) -> None:
     """Ack, or requeue. On a closed channel the broker redelivers the message, and the inbox knows its result."""
-    try:
-        if isinstance(outcome, Requeue):
-            await message.reject(requeue=True)
-        else:
-            await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
-    except Exception as error:
-        log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
+    if isinstance(outcome, Requeue):
+        await acknowledgements.requeue(message)
+    else:
+        acknowledgements.ack(message)
 
 
 def _log_outcome(run: StepRun, outcome: Outcome) -> None:

@@ -1,5 +1,7 @@
 """The context of one handler run: what the handler knows of its delivery, and what it may publish while it runs."""
 
+from collections.abc import Callable
+
 import structlog
 
 from bus.actor import Context
@@ -13,7 +15,7 @@ from contracts.wire_model import WireModel
 log = structlog.get_logger()
 
 
-def build_context(run: StepRun, publisher: Publisher) -> Context:
+def build_context(run: StepRun, publisher: Publisher, runs_again: Callable[[Exception], bool]) -> Context:
     """Progress events and deltas are published once and may be lost. Without a reply queue there is no `send_delta`."""
 
     async def report_progress(progress: Progress) -> None:
@@ -40,4 +42,5 @@ def build_context(run: StepRun, publisher: Publisher) -> Context:
         report_progress,
         send_delta if delivery.reply_to else None,
         delivery.message_id,
+        runs_again,
     )

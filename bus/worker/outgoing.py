@@ -41,6 +41,8 @@ def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> li
     match outcome:
         case Done(result, replies):
             run = run if replies else replace(run, delivery=replace(run.delivery, reply_to=None))
+            if not (run.emit_events or run.delivery.reply_to or run.slip):
+                return []  # nothing can carry the result
             return build_completed(run, result.model_dump(mode="json", exclude_none=True))
         case Retry():
             return [build_retry(run, outcome, now=now)]
@@ -54,7 +56,8 @@ def messages_for_outcome(run: StepRun, outcome: Outcome, *, now: datetime) -> li
 
 def build_completed(run: StepRun, result: dict[str, Any]) -> list[OutboundMessage]:
     """The step's event; then the next command, or the end of the job."""
-    run = replace(run, device_seconds=result.get("device_seconds", run.device_seconds))  # also of a result that is found in the inbox
+    if "device_seconds" in result:  # also of a result that is found in the inbox
+        run = replace(run, device_seconds=result["device_seconds"])
     messages = build_events(run, EventKind.COMPLETED, result=result)
     last = is_finished(run.slip, result)
     if run.delivery.reply_to and (last or (run.slip and run.slip.reply_here)):

@@ -4,14 +4,13 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from bus.actor import Actor, Adapter, Handler, ObservableEngine, Resources
 from bus.amqp.publisher import Publisher
 from bus.amqp.topology import declare_dead_letter_queues, declare_topology
-from bus.dead_letters.ingest import DeadLetterIngest, open_ingest
 from bus.observability import metrics
 from bus.observability.health import Health
 from bus.observability.health_server import serve_health
@@ -27,10 +26,13 @@ from bus.worker.status import StatusReporter
 from bus.worker.subscribers import Subscribers
 from contracts.steps import COMMANDS
 
+if TYPE_CHECKING:
+    from bus.dead_letters.ingest import DeadLetterIngest
+
 log = structlog.get_logger()
 
 
-async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | PgListener] = (), ingests: Sequence[DeadLetterIngest] = ()) -> None:
+async def serve(actors: Sequence[Actor], adapters: Sequence[Adapter | PgListener] = (), ingests: "Sequence[DeadLetterIngest]" = ()) -> None:
     """Run a worker with settings from the environment until SIGTERM or SIGINT; running deliveries then have a grace period to finish.
 
     A start that waits for a dependency ends at once.
@@ -65,7 +67,7 @@ class Worker:
         adapters: Sequence[Adapter | PgListener],
         settings: BusSettings,
         store_settings: StoreSettings,
-        ingests: Sequence[DeadLetterIngest] = (),
+        ingests: "Sequence[DeadLetterIngest]" = (),
         health_settings: HealthSettings | None = None,
     ) -> None:
         self.actors, self.ingests = actors, ingests
@@ -134,6 +136,8 @@ class Worker:
         for listener in self.listeners:
             await stack.enter_async_context(open_pg_listener(listener, settings, publisher))
         for ingest in self.ingests:
+            from bus.dead_letters.ingest import open_ingest  # here, since one process of many has an ingest, and it takes 1 MB
+
             callbacks = await stack.enter_async_context(open_ingest(ingest, resources.pool, publisher))
             for queue, on_message in callbacks.items():
                 subscribers.add_dead_letter_queue(queue, on_message, prefetch=ingest.prefetch, foreign=queue in ingest.foreign_queues)

@@ -45,6 +45,31 @@ def test_each_peer_is_compared_with_aio_pika_of_same_guarantees() -> None:
     assert bus.summarize({"send 1 1": sides})["share"]["send 1 1"] == {"aio_pika_kept": 0.5, "bus_kept": 0.8, "celery": 0.3}
 
 
+def test_goals_are_medians_of_round_ratios_by_messages_in_flight() -> None:
+    cells = {
+        "send 1000 16": {"aio_pika": speeds(100, 10, 100), "bus": speeds(95, 9, 96), "bus_kept": speeds(76, 9, 77)},
+        "send 64000 16": {"aio_pika": speeds(100), "bus": speeds(75), "bus_kept": speeds(60)},
+        "ask 1000 16": {"aio_pika": speeds(100), "bus": speeds(110)},
+    }
+    goals = bus.summarize(cells)
+    assert goals["one_way_share_of_aio_pika"] == {"16": 0.85}
+    assert goals["request_reply_share_of_aio_pika"] == {"16": 1.1}
+    assert goals["kept_share_of_unkept"] == {"16": 0.801}
+    assert goals["kept_share_of_aio_pika"] == {"16": 0.685}
+    assert goals["request_reply_kept_share_of_unkept"] == {}
+
+
+def test_rows_behind_a_peer_name_peer_and_share() -> None:
+    cells = {
+        "send 1000 1": {"bus": speeds(80), "dramatiq": speeds(100), "taskiq": speeds(50)},
+        "send 1000 16": {"bus": speeds(120), "dramatiq": speeds(60), "taskiq": speeds(100)},
+        "ask 1000 1": {"bus": speeds(30), "celery": speeds(10)},
+    }
+    figures = bus.summarize(cells)
+    assert figures["rows_behind_a_peer"] == [{"row": "send 1000 1", "peer": "dramatiq", "share": 0.8}]
+    assert figures["over"] == {"celery": {"ask": 3.0}, "dramatiq": {"send": 1.4}, "taskiq": {"send": 1.4}}
+
+
 def test_terminated_bench_leaves_no_process() -> None:
     command = [sys.executable, "-m", "ops.cli", "bench", "bus", "--sides", "aio_pika", "--seconds", "60"]
     with TemporaryDirectory(prefix="atelier-bench-test-", ignore_cleanup_errors=True) as folder:

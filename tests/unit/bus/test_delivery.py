@@ -132,7 +132,7 @@ def test_hostile_message_gives_a_delivery_that_can_be_published_stored_and_logge
     fault = fault_from_error(RuntimeError("x"), "code", "image", delivery.attempt)
     now = datetime.now(UTC)
     for message in (build_retry(run, Retry(1.0, fault), now=now), *build_dead_letter(run, DeadLettered(fault), now=now)):
-        PUBLISHER._properties(message).marshal()
+        PUBLISHER.encode_properties(message)
     text = json.dumps(asdict(delivery), default=str, ensure_ascii=False)
     assert "\\u0000" not in text
     assert text.encode()
@@ -181,5 +181,4 @@ def test_largest_dead_letter_can_be_read_back() -> None:
         outcome = DeadLettered(fault_from_error(error, "code", "image", 1), format_stack(error))
     run = StepRun(delivery, "image", "worker", None, datetime.now(UTC))
     letter = build_dead_letter(run, outcome, now=datetime.now(UTC))[0]
-    properties = PUBLISHER._properties(letter)
-    assert len(properties.marshal()) + 12 < PROPERTIES_LIMIT
+    assert len(PUBLISHER.encode_properties(letter)) + 12 < PROPERTIES_LIMIT

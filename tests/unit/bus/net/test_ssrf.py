@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import AddressSettings, GuardedTransport, has_private_ip_host, is_public, resolve_allowed, url_origin
+from bus.net.settings import AddressSettings
+from bus.net.ssrf import GuardedTransport, has_private_ip_host, is_public, resolve_allowed, url_origin
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 PRIVATE = [

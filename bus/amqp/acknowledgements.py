@@ -1,0 +1,37 @@
+"""Acknowledges deliveries, straight to the socket: all acks of one turn of the event loop go with one call of it (decision 20).
+
+Nothing here raises: on a closed channel nothing is acknowledged, and the broker delivers the messages again.
+"""
+
+import struct
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+from pamqp.commands import Basic
+from pamqp.constants import FRAME_END, FRAME_METHOD
+
+from bus.amqp.short_paths import writer_of
+
+ACK_FRAME = struct.Struct(">BHIIQ?B")
+"""Type, channel, size, method, tag, `multiple` and the end."""
+ACK_SIZE = 13
+
+log = structlog.get_logger()
+
+
+def ack(message: AbstractIncomingMessage) -> None:
+    """Acknowledge a message. Its frame is on its way in this turn or the next one."""
+    try:
+        channel = message.channel
+        frame = ACK_FRAME.pack(FRAME_METHOD, channel.number, ACK_SIZE, Basic.Ack.index, message.delivery_tag or 0, False, FRAME_END)
+        writer_of(channel).write(frame)
+    except Exception as error:
+        log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
+
+
+async def requeue(message: AbstractIncomingMessage) -> None:
+    """Return a message to its queue."""
+    try:
+        await message.reject(requeue=True)
+    except Exception as error:
+        log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))

@@ -1,0 +1,86 @@
+"""Shorter ways through the client library for what every message needs: the socket, and the callback of a delivery (decision 20).
+
+The library calls the socket once for each frame, and starts two tasks for each delivery before the callback runs.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+import aio_pika.queue
+from aio_pika import IncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.connection import FrameReceiver, TCPTransportFactory, TLSTransportFactory, TransportFactory
+
+from bus.amqp.frame_reader import read_frame
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class GatheringWriter(asyncio.StreamWriter):
+    """Calls the socket once for all that is written in one turn of the event loop."""
+
+    _gathered: list[bytes]
+
+    def write(self, data: bytes) -> None:  # type: ignore[override] # frames are bytes
+        if not self._gathered:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._gathered.append(data)
+
+    def flush(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = b"".join(self._gathered), []
+            super().write(gathered)
+
+    async def drain(self) -> None:
+        self.flush()
+        await super().drain()
+
+    def write_eof(self) -> None:
+        self.flush()
+        super().write_eof()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
+class ReceivedMessage(IncomingMessage):
+    """Nothing here changes a message, so its attributes need no check of a lock, of which the library makes twenty a message."""
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+
+
+def use_short_paths() -> None:
+    """For every connection that is opened from now on. Called wherever one is opened; the second call changes nothing."""
+    if aio_pika.queue.consumer is not deliver:
+        aio_pika.queue.consumer = deliver  # type: ignore[assignment] # it has other names
+        FrameReceiver.get_frame = read_frame  # type: ignore[method-assign]
+        for factory in (TCPTransportFactory, TLSTransportFactory):
+            factory.create = _gathering(factory.create)  # type: ignore[method-assign,assignment]
+
+
+def writer_of(channel: AbstractChannel) -> asyncio.StreamWriter:
+    """The writer of the channel's connection, to which the library's own frames go as well."""
+    writer: asyncio.StreamWriter = channel.connection._transport_factory.writer  # type: ignore[attr-defined]
+    return writer
+
+
+async def deliver(callback: Callable[[AbstractIncomingMessage], Awaitable[Any]], delivered: DeliveredMessage, *, no_ack: bool) -> Any:
+    """As the library's own, without a task inside its task."""
+    return await callback(ReceivedMessage(delivered, no_ack=no_ack))
+
+
+def _gathering(original: Callable[..., Awaitable[Streams]]) -> Callable[..., Awaitable[Streams]]:
+    @wraps(original)
+    async def create(self: TransportFactory, *arguments: Any, **options: Any) -> Streams:
+        reader, writer = await original(self, *arguments, **options)
+        writer.__class__ = GatheringWriter
+        writer._gathered = []  # type: ignore[attr-defined]
+        self.writer = writer  # type: ignore[attr-defined]
+        return reader, writer
+
+    return create

@@ -1,0 +1,82 @@
+"""`GatheringWriter`: what is written in one turn of the event loop goes to the socket at once, in its order, and before an end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+from aiormq.connection import TCPTransportFactory
+from yarl import URL
+
+from bus.amqp.short_paths import GatheringWriter, use_short_paths
+
+
+class Transport(asyncio.Transport):
+    """Records the calls of a writer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes | str] = []
+
+    def write(self, data: Any) -> None:
+        self.calls.append(bytes(data))
+
+    def write_eof(self) -> None:
+        self.calls.append("eof")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def is_closing(self) -> bool:
+        return "close" in self.calls
+
+
+@pytest.fixture
+async def transport() -> Transport:
+    return Transport()
+
+
+@pytest.fixture
+async def writer(transport: Transport) -> AsyncIterator[GatheringWriter]:
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+    protocol.connection_made(transport)
+    writer = asyncio.StreamWriter(transport, protocol, None, asyncio.get_running_loop())
+    writer.__class__ = GatheringWriter
+    gathering = cast("GatheringWriter", writer)
+    gathering._gathered = []
+    yield gathering
+    gathering.close()
+
+
+async def test_the_writes_of_a_turn_are_one_call(writer: GatheringWriter, transport: Transport) -> None:
+    for data in (b"a", b"b", b"c"):
+        writer.write(data)
+    assert transport.calls == []
+    await asyncio.sleep(0)
+    writer.write(b"d")
+    await asyncio.sleep(0)
+    assert transport.calls == [b"abc", b"d"]
+
+
+async def test_drain_and_ends_are_after_what_was_written(writer: GatheringWriter, transport: Transport) -> None:
+    writer.write(b"a")
+    await writer.drain()
+    assert transport.calls == [b"a"]
+    writer.write(b"b")
+    writer.write_eof()
+    writer.write(b"c")
+    writer.close()
+    assert transport.calls == [b"a", b"b", "eof", b"c", "close"]
+
+
+async def test_a_connection_has_a_gathering_writer() -> None:
+    use_short_paths()
+    use_short_paths()
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        factory = TCPTransportFactory()
+        _, writer = await factory.create(URL(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"))
+        assert type(writer) is GatheringWriter
+        assert factory.writer is writer  # type: ignore[attr-defined]
+        writer.close()
+        await writer.wait_closed()
+    assert not hasattr(TCPTransportFactory.create.__wrapped__, "__wrapped__"), "it was replaced twice"  # type: ignore[attr-defined]
