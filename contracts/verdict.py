@@ -26,7 +26,7 @@ HexColor = Annotated[str, Field(pattern=r"^#?[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?$")]
 class VerdictSchema(BaseModel):
     """The output of a model: all fields, in this order, and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FontVerdictSchema(VerdictSchema):

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
@@ -28,6 +28,7 @@ from gateway.middleware.tracing import TracingMiddleware
 from gateway.problems import error_formats, install_error_handlers
 from gateway.services import open_services, services_of
 from gateway.settings import GatewaySettings
+from gateway.strict_model import HttpModel
 from gateway.text.status import TextStatusSnapshot, health_fields
 
 EXPOSED_HEADERS = ["X-Request-Id", "traceparent", "RateLimit", "RateLimit-Policy", "Retry-After", "Location", "Preference-Applied"]
@@ -67,6 +68,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,  # `gateway/docs/openapi.py` serves it, with the address that its reader uses
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # our own middleware does that
     )
     routes = _include_routes(app, apis)
     install_error_handlers(app, routes)
@@ -99,11 +101,14 @@ def create_app(
 
 
 def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> list[Route]:
-    """Returns all routes. `/health` comes last: Vertex AI's own health route may have the same path."""
+    """Returns all routes. `/health` comes last: Vertex AI's own health route may have the same path.
+
+    The routes are the application's own: FastAPI looks a route of an included router up twice, in each router before it as well.
+    """
     routers = [router for api in apis for router in api.routers]
     app.state.error_formats = error_formats(routers)
     for router in routers:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     app.add_api_route(
         "/health",
         report_health,
@@ -113,11 +118,10 @@ def _include_routes(app: FastAPI, apis: tuple[Api, ...]) -> list[Route]:
         response_model=HealthReport,
         responses={503: {"model": HealthReport}},
     )
-    routes = [route for part in (*routers, app.router) for route in part.routes]
-    return [route for route in routes if isinstance(route, Route)]
+    return [route for route in app.router.routes if isinstance(route, Route)]
 
 
-class HealthReport(BaseModel):
+class HealthReport(HttpModel):
     """Whether the broker is connected; how many replies are awaited, streams open and replies late; the text worker's status."""
 
     model_config = ConfigDict(extra="allow")

@@ -63,14 +63,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refusal: HTTPStatus | None = None
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def address(self) -> str | None:
+        self.address: str | None = None
         """Of the client; of one with IPv6 the network, since all of it is his."""
-        return address_of({"client": self.client}) if self.client else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.address = address_of({"client": self.client}) if self.client else None
         if not self.table.admit(self):
             transport.abort()
             return
@@ -246,12 +244,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         cycle: Any = getattr(receive, "__self__", None)
         unframed = False
+        transport = HeadTransport(self.transport, self.loop)
 
         async def send_and_drain(message: Message) -> None:
             nonlocal unframed
             if message["type"] != "http.response.body":
                 unframed = scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in message["headers"])
                 prepare_cycle(cycle, unframed=unframed)
+                cycle.transport = transport
                 await send(message)
                 return
             body = message.get("body", b"")
@@ -261,6 +261,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                     cycle.expected_content_length = len(piece)
                 await send({**message, "body": piece, "more_body": True})
                 self._written_bytes += len(piece)
+            transport.flush()
             if self.flow.write_paused:
                 await self.flow.drain()
             if not message.get("more_body"):  # by itself, since uvicorn counts the request as disconnected after it
@@ -268,6 +269,35 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         self._running = cycle
         await self._application(scope, receive, send_and_drain)
+
+
+class HeadTransport:
+    """The transport of one response: it keeps the head for the first part of the body, so that both are one system call.
+
+    A head whose body is not there yet goes out as soon as the event loop runs again.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._head = transport, loop, b""
+        self._flush_later: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._flush_later is None:
+            self._head, self._flush_later = data, self._loop.call_soon(self.flush)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 def new_parser(protocol: BoundedHttpProtocol) -> httptools.HttpRequestParser:

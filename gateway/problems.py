@@ -1,6 +1,7 @@
 """Errors as problem documents (RFC 9457), and as the bodies that the clients of other APIs parse."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -8,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Scope
@@ -16,6 +17,7 @@ from starlette.types import Scope
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError, TemporaryError
 from bus.masking import mask_text
+from gateway.strict_model import HttpModel
 
 STATUS_BY_FAULT_CODE = {
     "job-unknown": 404,
@@ -48,7 +50,7 @@ class HttpProblem(Exception):
         self.status, self.title, self.detail, self.headers, self.extensions = status, title, detail, dict(headers or {}), extensions
 
 
-class Problem(BaseModel):
+class Problem(HttpModel):
     """A problem document (RFC 9457). `title` is machine-readable: the fault's code, if a step replied with a fault."""
 
     model_config = ConfigDict(extra="allow")
@@ -153,5 +155,10 @@ def allowed_methods(routes: Sequence[Route], path: str) -> str:
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for the statuses that every route may return, and for `statuses`."""
-    response = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}, "description": "A problem document."}
+    response = {"content": {"application/problem+json": {"schema": problem_schema()}}, "description": "A problem document."}
     return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), response)
+
+
+@cache
+def problem_schema() -> dict[str, Any]:
+    return Problem.model_json_schema()

@@ -1,4 +1,7 @@
-"""Contracts as request bodies: the same fields, but unknown ones are rejected, so that a misspelt field is reported instead of ignored."""
+"""The models of bodies: a base class, and contracts as request bodies.
+
+Those have the same fields, but unknown ones are rejected, so that a misspelt field is reported instead of ignored.
+"""
 
 from copy import copy
 from functools import cache
@@ -8,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from contracts.wire_model import WireModel
+
+
+class HttpModel(BaseModel):
+    """A model whose validator is built when it is first needed: a gateway serves more APIs than most installations use.
+
+    The body of a request that FastAPI validates is a BaseModel instead: built later, it would warn of the alias that FastAPI gives it.
+    """
+
+    model_config = ConfigDict(defer_build=True)
 
 
 @cache
@@ -29,7 +41,7 @@ def strict_model(model: type[BaseModel], *, without: tuple[str, ...] = (), optio
         if name not in without
     }
     name = f"{model.__name__}{'Arguments' if optional else 'Fields'}"
-    config = ConfigDict(extra="forbid", frozen=True)
+    config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     return create_model(name, __config__=config, __doc__=model.__doc__, __validators__=validators, **fields)
 
 

@@ -17,6 +17,7 @@ from gateway.callers import resolve_tenant, tenant_of
 from gateway.compat.legacy_route import LegacyRoute
 from gateway.deadlines import request_timeout
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 
 PREFIX = "/api/yh/llava"
 TENANT_ONLY_FAULT_CODES = frozenset({"variant-unknown", "render-foreign"})
@@ -58,7 +59,7 @@ class ValidateIn(BaseModel):
     prompt: str | None = Field(None, max_length=4000)
 
 
-class ValidateOut(BaseModel):
+class ValidateOut(HttpModel):
     """The verdict of stage 1. Extensions: `repaired`, and `defaulted` for the default verdict after answers that could not be read."""
 
     job_id: str
@@ -84,7 +85,7 @@ class JudgeIn(BaseModel):
     render_asset_url: str | None = None
 
 
-class JudgeOut(BaseModel):
+class JudgeOut(HttpModel):
     """The verdict of stage 2. Extensions: `evidence`, measurements besides the model's opinion; `repaired`; `defaulted`, as in stage 1."""
 
     job_id: str
@@ -100,7 +101,7 @@ class JudgeOut(BaseModel):
     defaulted: bool = False
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(HttpModel):
     """An error, as the source system reports it."""
 
     detail: str = Field(examples=["Job tenant_id mismatch"])

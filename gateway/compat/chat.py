@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from contracts.text import ModelInfo, TextDelta, TextDone
 from gateway.compat.chat_requests import GenerateTurn, MultimodalTurn, Turn, VisionTurn, missing_field, parse_turn, turn_request_body
@@ -14,6 +14,7 @@ from gateway.compat.legacy_route import LegacyRoute
 from gateway.json_body import run_parser
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.sse import json_event, sse_response
+from gateway.strict_model import HttpModel
 from gateway.text.client import VISION_UNSUPPORTED, generate_text, lacks_vision, stream_text, to_legacy_problem
 from gateway.text.uploads import DOCUMENT_MEDIA_TYPES, UNSUPPORTED_FILE_TYPE, decode_base64, document_type, image_media_type, store_upload
 
@@ -24,7 +25,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {400: {}, 413: {}, 422: {}, 5
 GENERATE_FAILED, VISION_FAILED, MULTIMODAL_FAILED = "생성 오류", "이미지 분석 오류", "멀티모달 분석 오류"
 
 
-class Generation(BaseModel):
+class Generation(HttpModel):
     """The response to a turn."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"response": "라멘을 추천합니다.", "conversation_id": "7e0c7a5c"}]})

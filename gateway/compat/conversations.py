@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel
 
 from bus.amqp.request_reply import ReplyFault
 from contracts.conversation import Conversation, ConversationLine, Conversations
@@ -13,6 +12,7 @@ from gateway.callers import caller_of
 from gateway.compat.legacy_route import LegacyRoute
 from gateway.problems import REQUEST_ERRORS, RETRY_AFTER, HttpProblem, RequestError
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 from gateway.text.client import ENGINE_NOT_READY
 
 QUERY_STEPS = tuple(f"conversation.{operation}" for operation in ("list", "get", "delete"))
@@ -24,12 +24,12 @@ ConversationId = Annotated[str, Path(max_length=255, examples=["7e0c7a5c-94c1-4f
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {404: {}, 503: {}}
 
 
-class ConversationList(BaseModel):
+class ConversationList(HttpModel):
     conversations: list[ConversationLine]
     total_conversations: int
 
 
-class HistoryMessage(BaseModel):
+class HistoryMessage(HttpModel):
     role: Role
     content: str
     timestamp: datetime
@@ -37,13 +37,13 @@ class HistoryMessage(BaseModel):
     file_info: dict[str, Any] | None = None
 
 
-class ConversationDetail(BaseModel):
+class ConversationDetail(HttpModel):
     conversation_id: str
     messages: list[HistoryMessage]
     message_count: int
 
 
-class ConversationDeleted(BaseModel):
+class ConversationDeleted(HttpModel):
     message: str
 
 

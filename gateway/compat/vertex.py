@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.errors import PermanentError, PublishError, TemporaryError
@@ -21,6 +21,7 @@ from gateway.json_body import validate_body
 from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
 from gateway.services import services_of
 from gateway.settings import GatewaySettings
+from gateway.strict_model import HttpModel
 from gateway.text.uploads import MAX_INLINE_CHARS, store_base64
 
 QUERY_STEPS = ("consult.ready",)
@@ -73,7 +74,7 @@ def apply_vertex_settings(gateway: GatewaySettings, vertex: VertexSettings) -> G
     return gateway.model_copy(update={"host": "0.0.0.0", "port": vertex.http_port or gateway.port})  # noqa: S104
 
 
-class Instance(BaseModel):
+class Instance(HttpModel):
     """A prompt, with or without an image."""
 
     model_config = ConfigDict(extra="allow")
@@ -82,7 +83,7 @@ class Instance(BaseModel):
     image: str | None = Field(None, description="base64, with or without a `data:` prefix; at most MAX_UPLOAD_BYTES.")
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(HttpModel):
     """A request as Vertex AI sends it."""
 
     model_config = ConfigDict(
@@ -93,13 +94,13 @@ class PredictRequest(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class VertexError(BaseModel):
+class VertexError(HttpModel):
     """An error, as the source system reports it."""
 
     error: str = Field(examples=["Model not ready"])
 
 
-class Predictions(BaseModel):
+class Predictions(HttpModel):
     predictions: list[str]
 
 

@@ -4,17 +4,19 @@ import hashlib
 import json
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gateway.console.i18n import LANGUAGES, negotiate_language, translator
 from gateway.middleware.public_url import public_path
 from gateway.middleware.sessions import CONSOLE_PATH
 from gateway.services import services_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PACKAGE_FOLDER = Path(__file__).parent
 STATIC_FOLDER = PACKAGE_FOLDER / "static"
@@ -29,7 +31,9 @@ THEMES = ("auto", "light", "dark")
 
 
 @cache
-def template_environment() -> Environment:
+def template_environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that a gateway starts without it
+
     environment = Environment(
         loader=FileSystemLoader(PACKAGE_FOLDER / "templates"),
         autoescape=True,

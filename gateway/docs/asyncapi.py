@@ -6,7 +6,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
 from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
@@ -37,6 +36,8 @@ async def asyncapi_document() -> FileResponse:
 
 @cache
 def asyncapi_html() -> str:
+    import yaml  # here, so that a gateway starts without it
+
     return render_document(yaml.load(ASYNCAPI_PATH.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506
 
 

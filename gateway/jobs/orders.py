@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from bus.net.ssrf import url_origin
 from contracts.image import Image
 from contracts.itineraries import ITINERARIES
 from contracts.overlay import Overlay
@@ -15,7 +14,7 @@ from contracts.steps import COMMANDS, RESULTS, ClientStep
 from contracts.watermark import Signature
 from contracts.wire import Step
 from gateway.jobs.image_fields import image_fields
-from gateway.strict_model import strict_model
+from gateway.strict_model import HttpModel, strict_model
 
 _ImageFields: Any = image_fields()
 _SingleImageFields: Any = image_fields(without=("count",))
@@ -44,7 +43,7 @@ ITINERARY_EXAMPLE: dict[str, JsonValue] = {
 TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@-]{1,128}$")]
 
 
-class JsonSafe(BaseModel):
+class JsonSafe(HttpModel):
     """An order that JSON and PostgreSQL can hold: no lone surrogate, no NUL, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +74,8 @@ class PictureOrder(JsonSafe):
     @classmethod
     def reduce_to_origin(cls, base_url: str | None) -> str | None:
         """A path, a query or a user is dropped: the paths of the webhooks are ours."""
+        from bus.net.ssrf import url_origin  # here, so that a gateway starts without httpx
+
         return url_origin(base_url) if base_url else None
 
     def variables(self, job_id: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Ad(PictureOrder, _SingleImageFields):  # type: ignore[misc]
         return _standard_slip(self.kind, arguments, self.variables(job_id) | _seed_variable(self) | copy, self.tries, without)
 
 
-class StepOrder(BaseModel):
+class StepOrder(HttpModel):
     """One step. An argument is a field of the step's command; other fields are taken from the variables."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from bus.amqp.request_reply import ReplyTimeout
 from bus.errors import PublishError
@@ -24,6 +24,7 @@ from gateway.middleware.public_url import public_path
 from gateway.problems import HttpProblem, problem_responses
 from gateway.services import services_of
 from gateway.sse import sse_response
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
@@ -36,7 +37,7 @@ UPLOAD_PATHS = frozenset({"/jobs"})
 TERMINAL_STATES = frozenset({"completed", "failed", "cancelled"})
 
 
-class SubmitJobResponse(BaseModel):
+class SubmitJobResponse(HttpModel):
     """An accepted job; with `result` when it has completed. The links are paths of this gateway."""
 
     job_id: str = Field(examples=["01a1fc38-053f-71e3-a782-9ac153c8b035"])
@@ -45,14 +46,14 @@ class SubmitJobResponse(BaseModel):
     links: dict[str, str]
 
 
-class Cancelling(BaseModel):
+class Cancelling(HttpModel):
     """The cancellation has been sent to every worker."""
 
     job_id: str
     state: Literal["cancelling"] = "cancelling"
 
 
-class File(BaseModel):
+class File(HttpModel):
     name: str
     href: str
     media_type: str

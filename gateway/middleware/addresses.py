@@ -1,5 +1,6 @@
 """The address of a client, by which requests without a key are limited."""
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.types import Scope
@@ -11,7 +12,12 @@ UNIX_SOCKET = "unix"
 
 def address_of(scope: Scope) -> str:
     """An IPv4 address; the /64 network of an IPv6 address, since one client has all of it; "" when unknown."""
-    host = str((scope.get("client") or ("",))[0])[:MAX_ADDRESS_CHARS]
+    return network_of(str((scope.get("client") or ("",))[0])[:MAX_ADDRESS_CHARS])
+
+
+@lru_cache(1024)
+def network_of(host: str) -> str:
+    """`address_of`, for the address of a connection. Each request asks for it several times."""
     address = parse_address(host)
     if address is None or ":" not in address:
         return address or host
@@ -23,7 +29,12 @@ def parse_address(text: str) -> str | None:
 
     An IPv4 address that is written as an IPv6 one is the same client.
     """
-    text = text.strip().strip('"')[:64]
+    return parse_short(text.strip().strip('"')[:MAX_ADDRESS_CHARS])
+
+
+@lru_cache(1024)
+def parse_short(text: str) -> str | None:
+    """`parse_address` of a text that is cut: what is remembered is bounded, whatever a client sends."""
     if text.lower() in (UNIX_SOCKET, f"{UNIX_SOCKET}:"):
         return UNIX_SOCKET
     if text.startswith("["):

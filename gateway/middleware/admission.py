@@ -131,7 +131,8 @@ class AdmissionMiddleware:
             guards.enter_context(self._anonymous_slots.take(f"at {address_of(scope)}"))
         else:
             guards.enter_context(self._slots.take(scope["state"]["caller"]))
-        guards.enter_context(self._upload_slot(body.content_length))
+        if body.content_length > self._settings.max_body_bytes:
+            guards.enter_context(self._upload_slot())
 
     async def _reserve_memory(self, guards: ExitStack, scope: Scope, body: LimitedBody) -> None:
         """The bytes of a body until its request is answered; without a Content-Length, those of `_grow`. Raises HttpProblem(503)."""
@@ -153,24 +154,23 @@ class AdmissionMiddleware:
         largest_small = self._settings.max_body_bytes
         try:
             if before <= largest_small < size:
-                guards.enter_context(self._upload_slot(size))
+                guards.enter_context(self._upload_slot())
             if size > max(SMALL_BODY_BYTES, reservation.count):
                 await reservation.grow(min(limit, largest_small) if size <= largest_small else limit)
         except HttpProblem as problem:
             raise HTTPException(problem.status, problem.detail, problem.headers) from None
 
     @contextmanager
-    def _upload_slot(self, size: int) -> Iterator[None]:
-        """A slot among the requests with large bodies, which are held in memory. Raises HttpProblem(503)."""
-        large = size > self._settings.max_body_bytes
-        if large and self._uploads_in_flight >= self._settings.max_uploads:
+    def _upload_slot(self) -> Iterator[None]:
+        """A slot among the requests with bodies above GATEWAY_MAX_BODY_BYTES, which are held in memory. Raises HttpProblem(503)."""
+        if self._uploads_in_flight >= self._settings.max_uploads:
             detail = f"{self._uploads_in_flight} requests with large files are in progress already."
             raise HttpProblem(503, "busy", detail, {"Retry-After": "1"})
-        self._uploads_in_flight += large
+        self._uploads_in_flight += 1
         try:
             yield
         finally:
-            self._uploads_in_flight -= large
+            self._uploads_in_flight -= 1
 
 
 class Slots:

@@ -43,8 +43,7 @@ class TrustedProxies:
         """`address`: as `parse_address` gives it; None for a connection without one."""
         if address is None or address == UNIX_SOCKET:
             return self._trusts_sockets
-        ip = ip_address(address)
-        return any(ip in network for network in self._networks)
+        return bool(self._networks) and any(ip_address(address) in network for network in self._networks)
 
     def read(self, headers: Headers) -> ForwardedRequest:
         """`headers`: of a request that came from a trusted proxy. What is malformed in them is ignored."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from bus.amqp.propagation import propagate_headers
 from bus.observability import metrics
@@ -49,11 +49,13 @@ class TracingMiddleware:
             await self._with_context(scope, receive, send, trace_headers, span)
 
     async def _with_context(self, scope: Scope, receive: Receive, send: Send, trace_headers: dict[str, str], span: Any) -> None:
-        with (
-            propagate_headers(trace_headers),
-            bound_contextvars(request_id=trace_headers[Header.REQUEST_ID], trace_id=trace_headers[Header.TRACEPARENT].split("-")[1]),
-        ):
-            await self._serve(scope, receive, send, trace_headers, span)
+        trace_id = trace_headers[Header.TRACEPARENT].split("-")[1]
+        bound = bind_contextvars(request_id=trace_headers[Header.REQUEST_ID], trace_id=trace_id)
+        try:
+            with propagate_headers(trace_headers):
+                await self._serve(scope, receive, send, trace_headers, span)
+        finally:
+            reset_contextvars(**bound)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, trace_headers: dict[str, str], span: Any) -> None:
         status, started = 0, time.perf_counter()

@@ -4,26 +4,27 @@ import time
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from contracts.text import Alternative, Answer, TextDelta, TextDone, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from gateway.sse import json_data
+from gateway.strict_model import HttpModel
 
 DONE_EVENT = "data: [DONE]\n\n"
 
 
-class ChatFunction(BaseModel):
+class ChatFunction(HttpModel):
     name: str
     arguments: str
 
 
-class ChatToolCall(BaseModel):
+class ChatToolCall(HttpModel):
     id: str
     type: Literal["function"] = "function"
     function: ChatFunction
 
 
-class ChatAlternative(BaseModel):
+class ChatAlternative(HttpModel):
     token: str
     logprob: float
     bytes: list[int] | None = None
@@ -33,12 +34,12 @@ class ChatTokenLogprob(ChatAlternative):
     top_logprobs: list[ChatAlternative]
 
 
-class ChatLogprobs(BaseModel):
+class ChatLogprobs(HttpModel):
     content: list[ChatTokenLogprob]
     refusal: None = None
 
 
-class AssistantMessage(BaseModel):
+class AssistantMessage(HttpModel):
     """`content` is null beside calls without a text. `reasoning_content`: what the model thought before, where its server says it."""
 
     role: Literal["assistant"] = "assistant"
@@ -49,22 +50,22 @@ class AssistantMessage(BaseModel):
     reasoning_content: str | None = None
 
 
-class Choice(BaseModel):
+class Choice(HttpModel):
     index: int = 0
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "content_filter", "tool_calls", "function_call"]
 
 
-class PromptDetails(BaseModel):
+class PromptDetails(HttpModel):
     cached_tokens: int = 0
 
 
-class CompletionDetails(BaseModel):
+class CompletionDetails(HttpModel):
     reasoning_tokens: int = 0
 
 
-class ChatUsage(BaseModel):
+class ChatUsage(HttpModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -72,7 +73,7 @@ class ChatUsage(BaseModel):
     completion_tokens_details: CompletionDetails
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(HttpModel):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int

@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from contracts.text import FinishReason, TextDelta, TextDone, TokenLogprob, Usage
 from gateway.deadlines import request_timeout
@@ -19,6 +18,7 @@ from gateway.openai.models import lora_adapter_of
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import services_of
 from gateway.sse import json_data, sse_response
+from gateway.strict_model import HttpModel
 from gateway.text.client import generate_text
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
@@ -28,7 +28,7 @@ PROMPTS_AT_A_TIME = 16
 """Of one request, so that those of others get their turn at the worker."""
 
 
-class CompletionLogprobs(BaseModel):
+class CompletionLogprobs(HttpModel):
     """`text_offset`: where each token begins in the text of the choice."""
 
     tokens: list[str]
@@ -37,14 +37,14 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(HttpModel):
     index: int = 0
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None
 
 
-class Completion(BaseModel):
+class Completion(HttpModel):
     """`choices`: the answers to the first prompt, then those to the next one."""
 
     id: str

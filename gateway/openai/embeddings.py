@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from contracts.embed import DEFAULT_EMBEDDING_MODEL, MAX_INPUTS, EmbedDone, InputText
 from gateway.deadlines import request_timeout
@@ -19,6 +19,7 @@ from gateway.openai.models import EMBED_STATUS_STEP
 from gateway.openai.strict_body import NoEffect, StrictBody, texts_only
 from gateway.problems import RETRY_AFTER, HttpProblem
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -65,18 +66,18 @@ class EmbeddingRequest(StrictBody):
         yield fields | {"inputs": part}
 
 
-class Embedding(BaseModel):
+class Embedding(HttpModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str = Field(description="With the encoding_format `base64`: that of little-endian float32.")
 
 
-class EmbeddingUsage(BaseModel):
+class EmbeddingUsage(HttpModel):
     prompt_tokens: int
     total_tokens: int
 
 
-class Embeddings(BaseModel):
+class Embeddings(HttpModel):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str

@@ -6,13 +6,14 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from contracts.fault import Fault
 from contracts.wire import Step
 from gateway.json_body import JsonRoute
 from gateway.problems import RETRY_AFTER, FormattedRoute, HttpProblem, describe_validation_error
+from gateway.strict_model import HttpModel
 from gateway.text.client import INVALID_TEXT_REQUEST_CODES, UNAVAILABLE_CODES, UNSUPPORTED_CODES
 
 STATUS_BY_FAULT_CODE = (
@@ -90,14 +91,14 @@ OPENAI_CODES = {
 PLAIN_TYPES = frozenset({"str", "int", "float", "bool", "none"})
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(HttpModel):
     message: str
     type: str = Field(examples=["invalid_request_error"])
     param: str | None = None
     code: str | None = None
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(HttpModel):
     """An error in OpenAI's format."""
 
     error: ErrorBody

@@ -11,7 +11,7 @@ from contracts.image import MAX_LORAS, Lora, SchedulerName, SideLength
 from gateway.callers import caller_of
 from gateway.json_body import SHORT_JSON_BYTES, parse_json
 from gateway.problems import HttpProblem
-from gateway.strict_model import strict_model
+from gateway.strict_model import HttpModel, strict_model
 from gateway.text.uploads import store_base64
 
 DEFAULT_IMAGE_MODEL = "image"
@@ -158,7 +158,7 @@ class PictureRequest(BaseModel):
             yield fields | seed | {"count": min(MAX_IMAGES_PER_COMMAND, count - first)}
 
 
-class ControlRequest(BaseModel):
+class ControlRequest(HttpModel):
     """A picture that the image follows."""
 
     model_config = ConfigDict(extra="forbid")

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PermanentError, PublishError
@@ -28,6 +28,7 @@ from gateway.openai.image_stream import error_event, stream_image
 from gateway.problems import REQUEST_ERRORS, HttpProblem
 from gateway.services import Services, services_of
 from gateway.sse import sse_response
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -35,12 +36,12 @@ UPLOAD_PATHS = frozenset({"/v1/images/generations"})
 LEDGER_POLL_SECONDS = 0.05
 
 
-class Picture(BaseModel):
+class Picture(HttpModel):
     b64_json: str | None = None
     url: str | None = None
 
 
-class Pictures(BaseModel):
+class Pictures(HttpModel):
     created: int = Field(description="Seconds since 1970-01-01.")
     data: list[Picture]
     output_format: ImageFormat = "png"

@@ -1,7 +1,6 @@
 """`/v1/models`: the served language model, its LoRA adapters, the embedding model, and `image` where an image actor consumes."""
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from contracts.embed import EmbedStatus
@@ -11,6 +10,7 @@ from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.openai.image_requests import DEFAULT_IMAGE_MODEL
 from gateway.problems import HttpProblem
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -21,7 +21,7 @@ CREATED = 1_760_000_000
 """Clients need a number; the real time is unknown."""
 
 
-class Model(BaseModel):
+class Model(HttpModel):
     id: str
     object: str = "model"
     created: int = CREATED
@@ -30,7 +30,7 @@ class Model(BaseModel):
     max_model_len: int | None = None
 
 
-class Models(BaseModel):
+class Models(HttpModel):
     object: str = "list"
     data: list[Model]
 

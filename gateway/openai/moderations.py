@@ -16,6 +16,7 @@ from gateway.openai.chat_messages import ImageUrl, to_picture
 from gateway.openai.errors import ERROR_RESPONSES, NO_RETRY, OpenAIRoute
 from gateway.problems import HttpProblem
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
@@ -33,14 +34,14 @@ InputType = Literal["text", "image"]
 InputText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 
 
-class TextInput(BaseModel):
+class TextInput(HttpModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: InputText
 
 
-class ImageInput(BaseModel):
+class ImageInput(HttpModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["image_url"]
@@ -84,7 +85,7 @@ class ModerationRequest(BaseModel):
         return {name: values for name, values in fields.items() if values}
 
 
-class ModerationResult(BaseModel):
+class ModerationResult(HttpModel):
     flagged: bool
     categories: dict[str, bool]
     category_scores: dict[str, float]
@@ -92,7 +93,7 @@ class ModerationResult(BaseModel):
     findings: list[Finding] = Field(description="An extension: what each checker found, also in categories that OpenAI does not have.")
 
 
-class Moderation(BaseModel):
+class Moderation(HttpModel):
     id: str = Field(examples=["modr-0c8b1f3a"])
     model: str
     results: list[ModerationResult]

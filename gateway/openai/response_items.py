@@ -11,6 +11,7 @@ from contracts.responses import MAX_PARTS, Item, ItemPart
 from contracts.text import Picture
 from gateway.openai.errors import PLAIN_TYPES
 from gateway.problems import HttpProblem
+from gateway.strict_model import HttpModel
 from gateway.text.uploads import decode_base64, image_media_type, store_upload
 
 ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
@@ -21,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Fields = dict[str, Any]
 
 
-class StrictModel(BaseModel):
+class StrictModel(HttpModel):
     """Unknown fields are refused, unless they are null or empty: clients return our items with all fields of their own models."""
 
     model_config = ConfigDict(extra="allow")

@@ -2,21 +2,22 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from contracts.responses import ResponseStatus
+from gateway.strict_model import HttpModel
 
 
-class InputTokensDetails(BaseModel):
+class InputTokensDetails(HttpModel):
     cached_tokens: int
     cache_write_tokens: int
 
 
-class OutputTokensDetails(BaseModel):
+class OutputTokensDetails(HttpModel):
     reasoning_tokens: int
 
 
-class ResponseUsage(BaseModel):
+class ResponseUsage(HttpModel):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
@@ -24,16 +25,16 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
 
-class ResponseError(BaseModel):
+class ResponseError(HttpModel):
     code: str = Field(examples=["server_error"])
     message: str
 
 
-class IncompleteDetails(BaseModel):
+class IncompleteDetails(HttpModel):
     reason: str = Field(examples=["max_output_tokens"])
 
 
-class ResponseObject(BaseModel):
+class ResponseObject(HttpModel):
     """A response. Items of `output`: messages, function calls, reasoning."""
 
     id: str = Field(examples=["resp_0123456789abcdef0123456789abcdef"])
@@ -69,7 +70,7 @@ class ResponseObject(BaseModel):
     left_out: list[str] | None = Field(None, description="Parameters of the request that the model's server does not take; absent: none.")
 
 
-class InputItemList(BaseModel):
+class InputItemList(HttpModel):
     object: Literal["list"]
     data: list[dict[str, Any]]
     first_id: str | None
@@ -77,7 +78,7 @@ class InputItemList(BaseModel):
     has_more: bool
 
 
-class DeletedResponse(BaseModel):
+class DeletedResponse(HttpModel):
     id: str
     object: Literal["response"]
     deleted: Literal[True]

@@ -4,19 +4,18 @@ import asyncio
 import time
 from typing import Any
 
-from pydantic import BaseModel
-
 from bus.amqp.request_reply import ReplyFault
 from contracts.conversation import Conversations
 from contracts.text import TextStatus
 from gateway.commands import CommandClient
 from gateway.problems import REQUEST_ERRORS
+from gateway.strict_model import HttpModel
 
 STATUS_STEPS = ("text.status", "conversation.list")
 """The steps that are queried here."""
 
 
-class TextStatusSnapshot(BaseModel):
+class TextStatusSnapshot(HttpModel):
     """`served`: a text worker consumes its queue. While it loads its model, it has no `status`."""
 
     served: bool = False

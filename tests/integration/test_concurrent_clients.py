@@ -52,14 +52,14 @@ def measure_import() -> float:
 
 
 async def test_gateway_starts_fast_with_small_memory(gateway_process: GatewayProcess) -> None:
-    """At most twice the CPU time of the libraries that it needs, 150 MB, no torch. A busy machine slows both down, but not always alike:
+    """At most twice the CPU time of the libraries that it needs, 85 MB, no torch. A busy machine slows both down, but not always alike:
     the median of three imports counts.
     """
     cpu = gateway_process.psutil_process.cpu_times()
     libraries = median([await asyncio.to_thread(measure_import) for _ in range(3)])
     assert cpu.user + cpu.system < 2 * libraries
     assert gateway_process.started_seconds < 10
-    assert gateway_process.psutil_process.memory_info().rss < 150e6
+    assert gateway_process.psutil_process.memory_info().rss < 85e6
     assert (await gateway_process.request("GET", "/health"))[0] == 200
     mapped = {mapping.path for mapping in gateway_process.psutil_process.memory_maps()}
     assert mapped

@@ -21,6 +21,8 @@ from tests.unit.gateway.console.test_guard import csrf_token
 
 KEY = "k" * 32
 KEYED = {"api_keys": f"shop:{KEY}"}
+NO_MODEL = {"GATEWAY_READY_SECONDS": 0.05}
+"""Settings of `/predict`, for which no actor is ready: it says so soon."""
 
 
 def client(host: str = "localhost", **settings: Any) -> httpx.AsyncClient:
@@ -147,14 +149,14 @@ async def test_request_of_other_site_is_rejected_without_keys(method: str, path:
 
 @pytest.mark.parametrize("origin", ["http://localhost", "https://shop.example"])
 async def test_request_of_own_or_allowed_site_is_served(gateway: OpenFakeGateway, origin: str) -> None:
-    http = gateway(cors_origins="https://shop.example").http
+    http = gateway(vertex=NO_MODEL, cors_origins="https://shop.example").http
     response = await http.post("/predict", json={"instances": []}, headers={"Origin": origin})
     assert response.json() == {"error": "Model not ready"}
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "APPLICATION/JSON; charset=utf-8", "application/vnd.example+json"])
 async def test_json_body_is_served(gateway: OpenFakeGateway, media_type: str) -> None:
-    response = await gateway().http.post("/predict", content=b'{"instances": []}', headers={"Content-Type": media_type})
+    response = await gateway(vertex=NO_MODEL).http.post("/predict", content=b'{"instances": []}', headers={"Content-Type": media_type})
     assert response.json() == {"error": "Model not ready"}
 
 

@@ -1,0 +1,67 @@
+"""What a gateway imports and holds before its first request. Its start in time: tests/integration/test_concurrent_clients.py."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from bus.settings import BusSettings
+from contracts.steps import COMMANDS
+from contracts.wire_model import WireModel
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+from gateway.strict_model import HttpModel
+
+START = """
+import json, sys
+import psutil
+import bus, aio_pika, asyncpg, fastapi, httptools, prometheus_client, pydantic_settings, uvicorn
+libraries = psutil.Process().memory_info().rss
+import gateway.serve
+from bus.settings import BusSettings
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+application = create_app(BusSettings.model_validate({"amqp_url": "amqp://localhost"}), GatewaySettings())
+print(json.dumps({"modules": list(sys.modules), "more_bytes": psutil.Process().memory_info().rss - libraries}))
+"""
+NOT_AT_START = {"faststream", "httpcore", "httpx", "jinja2", "PIL", "pydantic.v1.main", "pygments", "rich", "torch", "yaml"}
+"""Libraries that a gateway may need later, or never."""
+
+
+@pytest.fixture(scope="module")
+def started() -> Any:
+    return json.loads(subprocess.run([sys.executable, "-c", START], check=True, capture_output=True, text=True).stdout)
+
+
+def test_gateway_starts_without_the_libraries_that_few_requests_need(started: Any) -> None:
+    assert "fastapi" in started["modules"]
+    assert not NOT_AT_START & {*started["modules"]}
+
+
+def test_gateway_takes_little_memory_beside_its_libraries(started: Any) -> None:
+    """Measured: 15 MB, and 31 before validators waited for their first use and some libraries for theirs."""
+    assert started["more_bytes"] < 22e6
+
+
+def subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for subclass in model.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
+
+
+def test_every_validator_that_waits_for_its_first_use_can_be_built() -> None:
+    """A field that no validator can be built for would be found by the first request only."""
+    app = create_app(BusSettings.model_validate({"amqp_url": "amqp://localhost"}), GatewaySettings())
+    models = {
+        model for base in (HttpModel, WireModel) for model in subclasses(base) if model.__module__.startswith(("gateway", "contracts"))
+    }
+    assert models >= {*COMMANDS.values()}
+    for model in models:
+        model.model_rebuild()
+    assert [model for model in models if not model.__pydantic_complete__] == []
+    assert len([route for route in app.routes if isinstance(route, APIRoute)]) > 50, "all routes are the application's own"
