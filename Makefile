@@ -35,7 +35,7 @@ check: $(TEST_STAMP) ## Run ruff, mypy, the architecture test and the unit tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest $(or $(CHECKED_TESTS),tests/unit -m "not models") $(ARGS)
+	@$(BIN)/python -m tests.support.two_processes $(or $(CHECKED_TESTS),tests/unit -m "not models") $(ARGS)
 
 test-lowest: $(TEST_STAMP) ## Run the tests of contracts, bus and gateway on the lowest versions that pyproject.toml allows.
 	@test -x .venv-lowest/bin/python || $(BIN)/python -m venv .venv-lowest

@@ -38,6 +38,11 @@ settings.register_profile("busy-machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy-machine")
 """How long an example takes is no property of the code: tests of durations measure them by themselves."""
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Before torch is loaded here or by a process that a test starts. Each core has a test process: with more threads than cores, those of
+OpenMP wait for each other in loops, and tests of the image engine took three times the processor time.
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped where there is none, with the reason."""
