@@ -7,7 +7,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.webhooks.signature import check_secrets
-from bus.net.ssrf import AddressSettings
+from bus.net.settings import AddressSettings
 from bus.secrets import HeaderSecret, HeaderWord, SecretWords, ServerUrl
 from bus.settings import PathList, StringList
 

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bus.actor import Actor, Adapter
-from bus.dead_letters.ingest import DeadLetterIngest
 from bus.worker.pg_listener import PgListener
 from contracts import broker_names
 from ops.errors import SetupError
+
+if TYPE_CHECKING:
+    from bus.dead_letters.ingest import DeadLetterIngest
 
 MODULES: dict[str, str] = {
     "image_generation": "actors.adapters.image_generation",
@@ -53,7 +55,7 @@ class WorkerComponents:
 
     actors: list[Actor]
     adapters: list[Adapter | PgListener]
-    ingests: list[DeadLetterIngest]
+    ingests: "list[DeadLetterIngest]"
 
 
 def load_actors(steps: list[str]) -> WorkerComponents:

@@ -52,7 +52,7 @@ class ImageSettings(BaseSettings):
     )
     order_seconds: Seconds = Field(1500.0, description="Timeout of one request; keep it below the broker's consumer_timeout.")
     decode_seconds: Seconds = Field(120.0, description="Timeout for encoding the pictures of one request, and for decoding its images.")
-    preview_seconds: Seconds = Field(1.0, description="The shortest time between two previews of a request.")
+    preview_seconds: float = Field(1.0, ge=0, description="The shortest time between two previews of a request; 0: no previews.")
     warm: bool = Field(True, description="Load the model at start; False: at the first request.")
     memory_budget_bytes: int = Field(12 * GIBIBYTE, description="Of the models in memory. The least recently used is evicted first.")
     pinned: bool = Field(True, description="IMAGE_MODEL is never evicted.")

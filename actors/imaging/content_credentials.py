@@ -11,9 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from actors.imaging.png_metadata import encode_png
 from actors.settings import CredentialSettings
 from bus.errors import PermanentError
 
@@ -47,6 +44,9 @@ def load_credential_signer(settings: CredentialSettings) -> CredentialSigner | N
 def verify_signing(signer_info: Any) -> None:
     """Sign a picture of one pixel and read it back, so that a wrong key or an expired certificate is found at the start of the process."""
     import c2pa
+    from PIL import Image
+
+    from actors.imaging.png_metadata import encode_png
 
     sample = embed_credentials(signer_info, encode_png(Image.new("RGB", (1, 1)), {}), "image/png", "dot.png")
     with c2pa.Reader("image/png", io.BytesIO(sample)) as reader:

@@ -5,9 +5,12 @@ Fallback for Chinese and Japanese, Noto Sans for Thai and Devanagari) and furthe
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, chain
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from PIL import features
@@ -33,11 +36,38 @@ SHAPING_CURE = (
 
 
 @dataclass(frozen=True)
+class CodePoints:
+    """Code points as ranges: the first and the last point of each, in order. As a set, those of our fonts would take 8 MB."""
+
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+    @classmethod
+    def of(cls, points: Iterable[int]) -> "CodePoints":
+        """`points`: mostly in order, as a font lists them."""
+        ranges: list[list[int]] = []
+        for point in points:
+            if ranges and point == ranges[-1][1] + 1:
+                ranges[-1][1] = point
+            else:
+                ranges.append([point, point])
+        ranges.sort()
+        return cls(tuple(first for first, _ in ranges), tuple(accumulate((last for _, last in ranges), max)))  # ranges may overlap
+
+    def __contains__(self, point: int) -> bool:
+        index = bisect_right(self.first, point) - 1
+        return index >= 0 and point <= self.last[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(map(range, self.first, (last + 1 for last in self.last)))
+
+
+@dataclass(frozen=True)
 class FontFace:
     """A font file and the code points for which it has a glyph."""
 
     path: Path
-    code_points: frozenset[int]
+    code_points: CodePoints
 
     def supports(self, text: str) -> bool:
         """Whether it has all characters; the shaping of a text needs no glyph for joiners."""
@@ -94,15 +124,16 @@ def check_drawable(text: str, faces: Sequence[FontFace]) -> None:
         prepare_drawing(text, faces)
 
 
-def read_code_points(path: Path) -> frozenset[int]:
+def read_code_points(path: Path) -> CodePoints:
     """All code points of the `cmap` table (formats 4 and 12) whose glyph is not 0, the missing-glyph box. Raises OSError, ValueError."""
     try:
-        return read_character_map(path.read_bytes())
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as font:
+            return read_character_map(font)
     except (ValueError, struct.error, IndexError) as error:
         raise ValueError(f"{path} is no usable font (TrueType or OpenType): {error}") from None
 
 
-def read_character_map(font: bytes) -> frozenset[int]:
+def read_character_map(font: mmap) -> CodePoints:
     table = read_cmap_table(font)
     count = struct.unpack_from(">H", table, 2)[0]
     records = [struct.unpack_from(">HHI", table, 4 + 8 * index) for index in range(count)]
@@ -115,10 +146,10 @@ def read_character_map(font: bytes) -> frozenset[int]:
     table_format = struct.unpack_from(">H", subtable)[0]
     if table_format not in (4, 12):
         raise ValueError(f"its character map has the format {table_format}, which is not supported")
-    return frozenset(format4_code_points(subtable) if table_format == 4 else format12_code_points(subtable))
+    return CodePoints.of(format4_code_points(subtable) if table_format == 4 else format12_code_points(subtable))
 
 
-def read_cmap_table(font: bytes) -> bytes:
+def read_cmap_table(font: mmap) -> bytes:
     """The `cmap` table, found by the table directory: tag, checksum, offset, length (OpenType specification). Raises ValueError."""
     for index in range(struct.unpack_from(">H", font, 4)[0]):
         tag, _, offset, length = struct.unpack_from(">4sIII", font, 12 + 16 * index)

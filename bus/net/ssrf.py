@@ -8,17 +8,13 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from pathlib import Path
-from typing import Annotated
 
 import httpx
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri
+from bus.net.settings import AddressSettings
 from bus.net.tls import create_ssl_context
-from bus.settings import process_wide, split_commas
 
 NAT64_PREFIX = ipaddress.ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
@@ -34,30 +30,6 @@ SPECIAL_NETWORKS = tuple(
 )  # fmt: skip
 """IANA's special-purpose registries (RFC 6890) and multicast. `ipaddress` alone is not enough: its lists differ between Python releases,
 and `is_global` is true for site-local addresses. The tunnels 6to4 and Teredo are refused as a whole."""
-
-
-PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(split_commas)]
-
-
-class AddressSettings(BaseSettings):
-    """Which URLs from messages may be reached."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
-
-    allow_private_addresses: bool = Field(
-        False,
-        validation_alias=process_wide("ALLOW_PRIVATE_ADDRESSES"),
-        description="Let URLs from messages reach private networks and this machine.",
-    )
-    allow_plain_http: bool = Field(
-        False, validation_alias=process_wide("ALLOW_PLAIN_HTTP"), description="Let URLs from messages begin with http://."
-    )
-    tls_ca_file: Path | None = Field(
-        None, validation_alias=process_wide("TLS_CA_FILE"), description="A private authority in PEM, trusted beside the public ones."
-    )
-    allowed_ports: PortList = Field(
-        (), validation_alias=process_wide("ALLOWED_PORTS"), description="Ports that URLs from messages may use. Empty: any."
-    )
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):

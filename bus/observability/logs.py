@@ -45,13 +45,15 @@ def mask_value(name: str, value: Any, depth: int = 0) -> Any:
         return "***"
     if classification == "prompt" and not isinstance(value, int | float | bool | None):
         return f"*** ({len(str(value))} characters)"
+    if isinstance(value, str):  # most are; to ask whether one is a Mapping takes longer than to mask it
+        return mask_forms(cut_text(value))
     if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
         return {key: mask_value(str(key), inner, depth + 1) for key, inner in islice(value.items(), MAX_ITEMS)}
     if isinstance(value, list | tuple):
         return [mask_value("", inner, depth + 1) for inner in value[:MAX_ITEMS]]
-    return mask_forms(cut_text(value)) if isinstance(value, str) else value
+    return value
 
 
 def mask_line(_: Any, __: str, line: str) -> str:

@@ -7,18 +7,15 @@ Addresses in our own stores (STORE_URL, UPLOAD_URL) are none of them, whatever t
 
 import asyncio
 import errno
-import re
 from contextlib import AsyncExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from anyio import to_thread
 
 from bus.errors import PermanentError, TemporaryError
 from bus.net.addresses import redact_uri
-from bus.net.ssrf import GuardedTransport, describe_http_error, readable_host
-from bus.net.tls import create_ssl_context
 from bus.storage.asset_errors import (
     REFUSED,
     check_size,
@@ -26,23 +23,20 @@ from bus.storage.asset_errors import (
     missing_error,
     refused_error,
     too_large_error,
-    unreachable_error,
 )
-from bus.storage.gcs import GcsCredentials, GcsSettings
-from bus.storage.http_download import download
-from bus.storage.locations import Location, file_path, has_plain_path, parse_bucket, parse_location
+from bus.storage.gcs import GcsSettings
+from bus.storage.locations import BUCKET_NAME, Location, file_path, has_plain_path, parse_bucket, parse_location
 from bus.storage.object_keys import may_read
 from bus.storage.s3_client import open_s3_client, read_at_most
 from bus.storage.s3_errors import translate_s3_errors
 from bus.storage.settings import StoreSettings
 
-BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
-"""Not an ARN, which may name any bucket by way of an access point."""
+if TYPE_CHECKING:
+    from bus.storage.web_fetcher import WebFetcher
+
 MAX_ADDRESS_CHARS = 8192
 NO_FILE_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 """Of a path at which no file can be."""
-INTERRUPTIONS = ("disconnected", "closed", "terminated")
-"""Words of errors of the protocol that another attempt may not meet. Any other means that the server speaks no HTTP."""
 
 
 class AssetFetcher:
@@ -54,7 +48,6 @@ class AssetFetcher:
         self._buckets = [parse_bucket(name) for name in settings.asset_buckets if name != "*"]
         self._client_lock = asyncio.Lock()
         self._gcs = GcsSettings()
-        self._gcs_credentials = GcsCredentials(self._gcs)
 
     async def fetch(self, uri: str, *, tenant: str | None, max_bytes: int, recorded: bool = False) -> bytes:
         """`recorded`: the address is from the source database, so it may lie in a store, where `may_read` allows it."""
@@ -65,9 +58,9 @@ class AssetFetcher:
             case "s3":
                 return await self._fetch_s3(uri, tenant, max_bytes, recorded)
             case "gs":
-                return await self._fetch_gcs(uri, tenant, max_bytes)
+                return await self._web.fetch_gcs(uri, max_bytes, named=self._is_named(uri), own=self._may_use_credentials(uri, tenant))
             case "https" | "http":
-                return await self._fetch_http(uri, max_bytes)
+                return await self._web.fetch_http(uri, max_bytes)
             case _:
                 raise PermanentError(REFUSED, f"The address begins with {scheme[:20]!r}, with none of file://, s3://, gs:// and https://.")
 
@@ -104,59 +97,23 @@ class AssetFetcher:
         """Whether ASSET_BUCKETS names the bucket, or a prefix of the address."""
         return any(place.key_of(uri) for place in self._buckets)
 
-    async def _fetch_gcs(self, uri: str, tenant: str | None, max_bytes: int) -> bytes:
-        bucket, _, key = uri.removeprefix("gs://").partition("/")
-        if not BUCKET_NAME.fullmatch(bucket) or not has_plain_path(f"{bucket}/{key}"):
-            raise refused_error(uri, "it is not of the form gs://bucket/key")
-        url = httpx.URL(self._gcs.object_url(bucket, key), params={"alt": "media"})
-        if not self._is_named(uri):
-            self._check_host(url)
-        headers = await self._gcs_credentials.headers() if self._may_use_credentials(uri, tenant) else {}
-        # The settings name the host; the guard is for requests that a tenant's address causes without a setting that allows them.
-        transport = self._direct_transport() if headers else GuardedTransport(self._settings, REFUSED)
-        return await self._download(url, transport, max_bytes, origin=redact_uri(uri), headers=headers)
-
     def _may_use_credentials(self, uri: str, tenant: str | None) -> bool:
         """For the installation itself; for a tenant in a bucket that ASSET_BUCKETS names, unless it may be the bucket of a store."""
         in_store = any(store.key_of(f"s3://{uri.removeprefix('gs://')}") is not None for store in self._stores)
         return tenant is None or (self._is_named(uri) and not in_store)
 
-    def _direct_transport(self) -> httpx.AsyncBaseTransport:
-        return httpx.AsyncHTTPTransport(verify=create_ssl_context(self._settings.tls_ca_file))
+    @cached_property
+    def _web(self) -> "WebFetcher":
+        """Imported when an address needs it: most processes fetch nothing over HTTP, and httpx takes 4 MB."""
+        from bus.storage.web_fetcher import WebFetcher
+
+        return WebFetcher(self._settings, self._gcs)
 
     async def _s3_client(self) -> Any:
         async with self._client_lock:
             if self._client is None:
                 self._client = await self._stack.enter_async_context(open_s3_client(self._settings))
         return self._client
-
-    async def _fetch_http(self, uri: str, max_bytes: int) -> bytes:
-        try:
-            url = httpx.URL(uri)
-        except httpx.InvalidURL as error:
-            raise refused_error(uri, "it is not a URL") from error
-        self._check_host(url)
-        return await self._download(url, GuardedTransport(self._settings, REFUSED), max_bytes, origin=redact_uri(uri))
-
-    def _check_host(self, url: httpx.URL) -> None:
-        hosts = self._settings.asset_allowed_hosts
-        if hosts and readable_host(url) not in hosts:
-            raise refused_error(str(url), "ASSET_ALLOWED_HOSTS does not name its host")
-
-    async def _download(
-        self, url: httpx.URL, transport: httpx.AsyncBaseTransport, max_bytes: int, *, origin: str, headers: dict[str, str] | None = None
-    ) -> bytes:
-        try:
-            async with asyncio.timeout(self._settings.asset_timeout_seconds):
-                return await download(url, transport, max_bytes, origin=origin, check=self._check_host, headers=headers)
-        except (httpx.InvalidURL, UnicodeError) as error:  # The client joins the address of a redirect before it is followed.
-            raise refused_error(origin, "it redirects, and gives no readable address to go on to") from error
-        except httpx.RemoteProtocolError as error:
-            if not any(word in str(error) for word in INTERRUPTIONS):
-                raise refused_error(origin, "its response is not valid HTTP") from error
-            raise unreachable_error(f"{origin} was interrupted: {describe_http_error(error)}") from error
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise unreachable_error(f"{origin} did not respond: {describe_http_error(error)}") from error
 
 
 def check_address(uri: str) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import time
 from urllib.parse import quote
 
-import httpx
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -56,6 +55,8 @@ class GcsCredentials:
 
     async def _ask_metadata_server(self) -> tuple[dict[str, str], float]:
         """The header and how many seconds it may be used."""
+        import httpx
+
         try:
             async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
                 response = await http.get(self._settings.gcs_metadata_url, headers={"Metadata-Flavor": "Google"})

@@ -1,10 +1,13 @@
 """Where a store lies, a folder or a prefix of a bucket, and which of its keys an address names."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""Not an ARN, which may name any bucket by way of an access point."""
 MAX_PATH_CHARS = 4096
 """A longer path cannot be opened, and each of its folders would cost a look at the disk."""
 

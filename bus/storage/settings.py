@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from bus.net.ssrf import AddressSettings
+from bus.net.settings import AddressSettings
 from bus.secrets import HeaderSecret, HeaderWord, Secret, ServerUrl
 from bus.settings import PathList, StringList
 

@@ -19,7 +19,8 @@ from bus.settings import BusSettings
 from contracts.broker_names import job_binding_key
 from ops.commands.demo_backend import FakeBackend, open_fake_backend
 from ops.commands.demo_orders import publish_order
-from ops.commands.demo_output import DemoDisplay, open_display
+from ops.commands.demo_output import DemoDisplay, is_itinerary_step, open_display
+from ops.commands.demo_phases import PhaseClock
 from ops.commands.demo_report import DemoJob
 from ops.local.model_choice import ModelChoice, choose_models, fetch_missing_models, merged_environment, require_libraries
 from ops.local.stack import ServiceUrls, local_stack
@@ -31,6 +32,8 @@ PROCESSES = ("image_generation watermark upload webhook ledger", "image")
 AD_PROCESSES = ("text overlay watermark upload webhook ledger", "image", "validate judge")
 """The steps of each worker process."""
 
+QUICK_LOAD = {"IMAGE_MEASURE_SECONDS": "0", "IMAGE_PREVIEW_SECONDS": "0"}
+"""Settings of the image actor: it measures no numbers of rows for one order, and prepares no previews that nobody sees."""
 JOB_SECONDS, WEBHOOK_SECONDS = 600.0, 30.0
 
 
@@ -54,12 +57,13 @@ def demo(arguments: Namespace) -> int:
 
 async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
     """Returns 0 only if the picture is in the store and the backend received exactly one completion webhook."""
-    started = time.monotonic()
+    clock = PhaseClock()
     folder = settings.local_folder.resolve()
     with open_display(quiet=arguments.json) as display:
-        async with open_demo_stack(folder, settings, display, ad=arguments.ad) as stack:
-            job = await publish_and_follow(arguments, folder, stack, display)
-        report = job.report(stack.backend, round(time.monotonic() - started, 3))
+        async with open_demo_stack(folder, settings, display, clock, ad=arguments.ad) as stack:
+            job = await publish_and_follow(arguments, folder, stack, display, clock)
+        clock.finish("stop")
+        report = job.report(stack.backend, clock)
         report["models"] = [choice.to_json() for choice in stack.choices]
         critics = {Path(model).name for model in report.get("ad", {}).get("seen_by", ())}
         if toys := [choice.model for choice in stack.choices if choice.is_toy and choice.model in critics]:
@@ -69,7 +73,9 @@ async def run_demo(arguments: Namespace, settings: LocalSettings) -> int:
 
 
 @asynccontextmanager
-async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDisplay, *, ad: bool) -> AsyncIterator[DemoStack]:
+async def open_demo_stack(
+    folder: Path, settings: LocalSettings, display: DemoDisplay, clock: PhaseClock, *, ad: bool
+) -> AsyncIterator[DemoStack]:
     """Services of the demo's own (the actors of a running `atelier up` would consume its orders), a fake backend, and the actors."""
     own = settings.model_copy(update={"local_folder": folder / "demo"})
     models, processes = folder / "models", AD_PROCESSES if ad else PROCESSES
@@ -82,8 +88,11 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
     display.set_status("starting RabbitMQ and PostgreSQL")
     if any(choice.is_toy for choice in choices):
         await to_thread.run_sync(copy_trained_models, models)
+    clock.finish("models")
     async with local_stack(own) as urls, open_fake_backend() as backend:
-        given = {"MODEL_DIR": str(models)} | inherited_environment() | urls.environment
+        clock.finish("services")
+        quick = QUICK_LOAD | toy_threads(choices)
+        given = {"MODEL_DIR": str(models)} | quick | inherited_environment() | urls.environment
         environment = merged_environment(given | {"BACKEND_API_URL": backend.url}, choices, models)
         display.set_status("starting the actors")
         async with (
@@ -92,14 +101,21 @@ async def open_demo_stack(folder: Path, settings: LocalSettings, display: DemoDi
             open_publisher(bus_settings(urls, "operator")) as operator,
         ):
             await supervisor.wait_until_ready(timeout_seconds=settings.ready_seconds)
+            clock.finish("workers")
             yield DemoStack(backend, publisher, operator, choices)
+
+
+def toy_threads(choices: Sequence[ModelChoice]) -> dict[str, str]:
+    """One thread for each toy: its layers are so small that several threads would mostly wait for each other, busily."""
+    variables = {"image": "IMAGE_THREADS", "text": "TEXT_THREADS"}
+    return {variables.get(choice.use, "VLM_THREADS"): "1" for choice in choices if choice.is_toy}
 
 
 def bus_settings(urls: ServiceUrls, role: str) -> BusSettings:
     return BusSettings.model_validate({"amqp_url": urls.amqp_url_of(role), "database_url": urls.database_url, **urls.secrets})
 
 
-async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStack, display: DemoDisplay) -> DemoJob:
+async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStack, display: DemoDisplay, clock: PhaseClock) -> DemoJob:
     """Publish one order and follow its job until it has ended and the backend has received the last webhook."""
     generation_id = time.time_ns() // 1_000_000
     job = DemoJob(f"generation-{generation_id}")
@@ -110,8 +126,11 @@ async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStac
             while not job.is_finished:
                 job.events.append(await events.get())
                 display.show_event(job.events[-1])
+                if is_itinerary_step(job.events[-1]):
+                    clock.finish(job.events[-1].step)
     async with asyncio.timeout(WEBHOOK_SECONDS):
         await stack.backend.finished.wait()
+    clock.finish("webhook")
     return job
 
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from contracts.event import Event, EventKind
+from ops.commands.demo_phases import format_phases
 from ops.local.model_choice import ModelChoice, format_choices
 
 TIMELINE_WIDTH = 40
@@ -57,6 +58,7 @@ class DemoDisplay:
         page.print(f"webhooks: {', '.join(calls)}", highlight=False)
         if ad := report.get("ad"):
             page.print(format_ad(ad), highlight=False)
+        page.print(f"time: {format_phases(report['phases'])}", highlight=False, soft_wrap=True)
         if report["ok"]:
             page.print(
                 f"{report['width']}×{report['height']} in {report['seconds']:.1f} s: {report['image_path']}",

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from contracts.event import Event, EventKind
 from ops.commands.demo_backend import FakeBackend
 from ops.commands.demo_output import is_itinerary_step
+from ops.commands.demo_phases import PhaseClock
 
 AD_FIELDS = ("text", "is_valid", "relevance_score", "contrast_ratio", "on_brief", "occlusion", "contrast_ok", "cta_present")
 
@@ -39,7 +40,7 @@ class DemoJob:
         uploads = [event.result for event in self.events if event.step == "upload" and event.result]
         return uploads[-1]["files"][0] if uploads else None
 
-    def report(self, backend: FakeBackend, seconds: float) -> dict[str, Any]:
+    def report(self, backend: FakeBackend, clock: PhaseClock) -> dict[str, Any]:
         """The JSON document of the command. `ok`: the stored picture has the sha256 of its claim, and one completion webhook arrived."""
         picture = self.uploaded_image or {}
         path = Path(unquote(urlsplit(picture.get("uri", "")).path)) if picture else None
@@ -53,7 +54,8 @@ class DemoJob:
             "sha256": picture.get("sha256"),
             "webhooks": backend.webhooks,
             "steps": steps,
-            "seconds": seconds,
+            "seconds": clock.total_seconds,
+            "phases": clock.seconds,
         }
         if ad := self.ad_fields:
             report["ad"] = ad

@@ -43,6 +43,9 @@ def test_demo_generates_watermarks_uploads_and_calls_webhook() -> None:
     percents = [call["percent"] for call in report["webhooks"] if "percent" in call]
     assert percents == sorted(set(percents))
     assert report["webhooks"][-1] == {"method": "POST", "path": "/api/webhooks/inference/complete"}
+    expected = ["start", "models", "services", "workers", "image", "watermark", "upload", "webhook", "stop"]
+    assert list(report["phases"]) == expected
+    assert sum(report["phases"].values()) == pytest.approx(report["seconds"], abs=0.001)
 
 
 def test_failed_demo_order_reports_fault() -> None:

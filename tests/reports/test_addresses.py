@@ -16,7 +16,8 @@ import pytest
 from actors.engines.diffusion.lora.file_cache import LoraFileCache
 from actors.engines.settings import ImageSettings
 from bus.errors import PermanentError, TemporaryError
-from bus.net.ssrf import AddressSettings, resolve_allowed
+from bus.net.settings import AddressSettings
+from bus.net.ssrf import resolve_allowed
 from bus.storage.claim_store import open_claim_store
 from bus.storage.http_download import download, is_whole, next_address
 from bus.storage.settings import StoreSettings

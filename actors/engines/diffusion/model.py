@@ -125,7 +125,7 @@ def _load(name: str, device: str, dtype: str, settings: ImageSettings, host: Eng
     loras = LoraSlots(family, settings.lora_slots)
     text_encoders, warnings = prepare_model(family, loras, device, settings)
     draw_test_picture(family)
-    preview = fit_preview(family)
+    preview = fit_preview(family) if settings.preview_seconds else None
     sha256 = weights_sha256(folder) if settings.hash_weights else None
     host.report_load_progress(f"loaded {name}", 60.0, 1.0)
     metadata, prompts = model_metadata(name, sha256), PromptCache(settings.prompt_cache_bytes)

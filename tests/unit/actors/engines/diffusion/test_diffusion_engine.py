@@ -357,3 +357,13 @@ def test_preview_is_a_jpeg(tiny_models: TinyModels, tmp_path: Path) -> None:
     assert previews
     assert previews[0].startswith(b"\xff\xd8")
     engine.close()
+
+
+def test_without_previews_none_is_prepared_and_none_is_sent(tiny_models: TinyModels, tmp_path: Path) -> None:
+    engine = open_image_engine(tiny_models, tmp_path / "no-preview", preview_seconds=0)
+    engine.submit(1, make_request(preview=True))
+    events = [event for _ in range(9) for event in run_tick(engine)]
+    assert engine.models.default().preview is None
+    assert [event.preview for event in events if isinstance(event, Progressed) and event.preview] == []
+    assert [event for event in events if isinstance(event, Progressed)]
+    engine.close()
