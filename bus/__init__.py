@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def hidden_package(name: str) -> Iterator[None]:
-    """Inside the block a library that takes `name` where it is installed does without it. No effect where it is imported already."""
+    """A library that is imported inside the block, and takes `name` where it is installed, does without it in this whole process.
+
+    No effect where `name` is imported already.
+    """
     if name in sys.modules:
         yield
         return
@@ -15,7 +18,7 @@ def hidden_package(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
 
 
 with hidden_package("rich"):  # structlog takes it for tracebacks that show local variables, which ours never show: 4 MB in every process

@@ -7,7 +7,7 @@ Fallback for Chinese and Japanese, Noto Sans for Thai and Devanagari) and furthe
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, chain
 from mmap import ACCESS_READ, mmap
@@ -64,10 +64,12 @@ class CodePoints:
 
 @dataclass(frozen=True)
 class FontFace:
-    """A font file and the code points for which it has a glyph."""
+    """A font file and the code points for which it has a glyph. Its path identifies it: runs of text are looked up by their font, and to
+    hash thousands of ranges takes longer than to measure a run.
+    """
 
     path: Path
-    code_points: CodePoints
+    code_points: CodePoints = field(compare=False)
 
     def supports(self, text: str) -> bool:
         """Whether it has all characters; the shaping of a text needs no glyph for joiners."""

@@ -7,6 +7,7 @@ import struct
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import ChannelInvalidStateError
 from pamqp.commands import Basic
 from pamqp.constants import FRAME_END, FRAME_METHOD
 
@@ -25,8 +26,10 @@ def ack(message: AbstractIncomingMessage) -> None:
         channel = message.channel
         frame = ACK_FRAME.pack(FRAME_METHOD, channel.number, ACK_SIZE, Basic.Ack.index, message.delivery_tag or 0, False, FRAME_END)
         writer_of(channel).write(frame)
-    except Exception as error:
+    except ChannelInvalidStateError as error:
         log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
+    except Exception:
+        log.exception("delivery.ack_failed", message_id=message.message_id)
 
 
 async def requeue(message: AbstractIncomingMessage) -> None:

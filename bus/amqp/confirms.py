@@ -19,6 +19,8 @@ from pamqp.frame import marshal
 
 from bus.amqp.short_paths import writer_of
 
+MAX_ROUTING_KEY_BYTES = 255
+
 _watched: WeakSet[Channel] = WeakSet()
 """The channels whose closing ends the wait for their confirms."""
 
@@ -43,26 +45,28 @@ async def publish(
     async with drain_lock or nullcontext():
         if drain_lock:
             await writer_of(channel).drain()
-        frames = _publish_frame(channel.number, exchange, routing_key, mandatory) + _content_frames(channel, body, properties)
-        tag = _write(channel, message_id, frames)
+        frames = [_publish_frame(channel.number, exchange, routing_key, mandatory), *_content_frames(channel, body, properties)]
+        tag = _write(channel, message_id, b"".join(frames))
+    confirm = channel.confirmations[tag]
     try:
-        await channel.confirmations[tag]
+        await confirm
     finally:
+        if confirm.done() and not confirm.cancelled():
+            confirm.exception()  # it is not "never retrieved" when the caller was cancelled in the same turn
         if channel.message_id_delivery_tag.get(message_id) == tag:
             del channel.message_id_delivery_tag[message_id]
 
 
 def _write(channel: Channel, message_id: str, frames: bytes) -> int:
     """Write the frames of a message and expect its confirm. Returns its number. Raises ChannelInvalidStateError."""
-    if channel.is_closed:
-        raise ChannelInvalidStateError(f"{channel!r} is closed")
+    writer = writer_of(channel)
     if channel not in _watched:
         _watched.add(channel)
         channel.closing.add_done_callback(partial(_end_confirms, channel))
     channel.delivery_tag += 1
     channel.confirmations[channel.delivery_tag] = asyncio.get_running_loop().create_future()
     channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-    writer_of(channel).write(frames)
+    writer.write(frames)
     return channel.delivery_tag
 
 
@@ -77,12 +81,15 @@ def _end_confirms(channel: Channel, closing: asyncio.Future[None]) -> None:
 
 @lru_cache(1024)
 def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """Raises ValueError for a routing key that is too long."""
+    if len(routing_key.encode()) > MAX_ROUTING_KEY_BYTES:
+        raise ValueError(f"a routing key has {MAX_ROUTING_KEY_BYTES} bytes at most: {routing_key[:80]!r}…")
     return marshal(Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory), number)
 
 
-def _content_frames(channel: Channel, body: bytes, properties: bytes) -> bytes:
-    """Header, and the body in frames of the negotiated size."""
+def _content_frames(channel: Channel, body: bytes, properties: bytes) -> list[bytes]:
+    """Header, and the body in frames of the negotiated size; in one frame where the broker has no limit."""
     content = struct.pack(">HxxQ", Basic.frame_id, len(body)) + properties
     header = struct.pack(">BHI", FRAME_HEADER, channel.number, len(content)) + content + FRAME_END_CHAR
-    size = channel.max_content_size
-    return header + b"".join(marshal(ContentBody(body[at : at + size]), channel.number) for at in range(0, len(body), size))
+    size = channel.max_content_size if channel.max_content_size > 0 else max(1, len(body))
+    return [header, *(marshal(ContentBody(body[at : at + size]), channel.number) for at in range(0, len(body), size))]

@@ -116,7 +116,12 @@ ENCODERS: dict[str, Callable[[Any], bytes]] = {
 
 
 def encode_properties(**values: Any) -> bytes:
-    """Flags and values as the client library encodes them, in a third of its time. None and "" are left out, as there."""
+    """Flags and values as the client library encodes them, in a third of its time. None and "" are left out, as there.
+
+    Raises TypeError for a name that is no property.
+    """
+    if unknown := values.keys() - FLAGS.keys():
+        raise TypeError(f"no properties: {', '.join(sorted(unknown))}")
     flags, parts = 0, []
     for name, bit in FLAGS.items():
         value = values.get(name)

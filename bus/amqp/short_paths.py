@@ -4,13 +4,14 @@ The library calls the socket once for each frame, and starts two tasks for each 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any
 
 import aio_pika.queue
 from aio_pika import IncomingMessage
 from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import ChannelInvalidStateError
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import FrameReceiver, TCPTransportFactory, TLSTransportFactory, TransportFactory
 
@@ -20,9 +21,12 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class GatheringWriter(asyncio.StreamWriter):
-    """Calls the socket once for all that is written in one turn of the event loop."""
+    """Calls the socket once for all that is written in one turn of the event loop. What is written after an end is lost with the
+    connection, and its channels end with an error.
+    """
 
     _gathered: list[bytes]
+    _has_ended = False
 
     def write(self, data: bytes) -> None:  # type: ignore[override] # frames are bytes
         if not self._gathered:
@@ -30,9 +34,12 @@ class GatheringWriter(asyncio.StreamWriter):
         self._gathered.append(data)
 
     def flush(self) -> None:
-        if self._gathered:
-            gathered, self._gathered = b"".join(self._gathered), []
-            super().write(gathered)
+        gathered, self._gathered = self._gathered, []
+        if gathered and not (self._has_ended or self.transport.is_closing()):
+            super().write(b"".join(gathered) if len(gathered) > 1 else gathered[0])
+
+    def writelines(self, data: Iterable[bytes]) -> None:  # type: ignore[override] # frames are bytes
+        self.write(b"".join(data))
 
     async def drain(self) -> None:
         self.flush()
@@ -40,10 +47,12 @@ class GatheringWriter(asyncio.StreamWriter):
 
     def write_eof(self) -> None:
         self.flush()
+        self._has_ended = True
         super().write_eof()
 
     def close(self) -> None:
         self.flush()
+        self._has_ended = True
         super().close()
 
 
@@ -55,7 +64,9 @@ class ReceivedMessage(IncomingMessage):
 
 
 def use_short_paths() -> None:
-    """For every connection that is opened from now on. Called wherever one is opened; the second call changes nothing."""
+    """For every connection of this process that is opened from now on, a user's own as well. Called wherever one is opened; the second
+    call changes nothing.
+    """
     if aio_pika.queue.consumer is not deliver:
         aio_pika.queue.consumer = deliver  # type: ignore[assignment] # it has other names
         FrameReceiver.get_frame = read_frame  # type: ignore[method-assign]
@@ -64,7 +75,13 @@ def use_short_paths() -> None:
 
 
 def writer_of(channel: AbstractChannel) -> asyncio.StreamWriter:
-    """The writer of the channel's connection, to which the library's own frames go as well."""
+    """The writer of the channel's connection, to which the library's own frames go as well.
+
+    Raises ChannelInvalidStateError for a channel that has ended, or whose end is under way: for the broker its number is free by then, and
+    a frame on it would end the connection.
+    """
+    if channel.is_closed or channel._Channel__close_event.is_set():  # type: ignore[attr-defined]
+        raise ChannelInvalidStateError(f"{channel!r} is closed")
     writer: asyncio.StreamWriter = channel.connection._transport_factory.writer  # type: ignore[attr-defined]
     return writer
 

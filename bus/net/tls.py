@@ -1,6 +1,7 @@
 """TLS to broker, database and HTTP servers. TLS_CA_FILE names a private certificate authority; each URL says whether TLS is used."""
 
 import ssl
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,8 +12,9 @@ def create_ssl_context(ca_file: Path | None) -> ssl.SSLContext:
     """A client context that trusts the public authorities (or those of SSL_CERT_FILE), and `ca_file`."""
     import httpx  # here, since the settings import this module in every process
 
-    with hidden_package("trio"):  # httpx's transport takes it where it is installed: 4 MB for an event loop that nothing here runs
-        import httpcore  # noqa: F401
+    if "httpcore" not in sys.modules:
+        with hidden_package("trio"):  # httpx's transport takes it where it is installed: 4 MB for an event loop that nothing here runs
+            import httpcore  # noqa: F401
     context = httpx.create_ssl_context()
     if ca_file:
         context.load_verify_locations(ca_file)

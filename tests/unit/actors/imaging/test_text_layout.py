@@ -1,10 +1,11 @@
 """A text of the greatest length is laid out in bounded time, and as large as the picture allows."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
-from actors.imaging.fonts import load_fonts
+from actors.imaging.fonts import CodePoints, load_fonts
 from actors.imaging.text_layout import fit_text, lay_out, measure_width
 
 PICTURE = (1000, 1000)
@@ -39,3 +40,10 @@ def test_line_of_a_broken_word_has_no_place_for_another_letter() -> None:
 
 def test_short_text_has_the_size_of_its_category() -> None:
     assert [fit_text("Sale", load_fonts(), PICTURE, category).font_size for category in ("small", "medium", "large")] == [50, 75, 96]
+
+
+def test_a_font_is_looked_up_by_its_path_alone() -> None:
+    """Its thousands of ranges are not hashed for each run of a text."""
+    face = load_fonts()[0]
+    other = replace(face, code_points=CodePoints((), ()))
+    assert (other, hash(other)) == (face, hash(face))

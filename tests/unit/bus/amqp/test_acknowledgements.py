@@ -1,5 +1,6 @@
 """Acks: each has the frame of the client library, and one of a closed channel is dropped, since the message is delivered again."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,13 +20,14 @@ class Delivered:
 
     def __init__(self, tag: int, *, closed: bool = False) -> None:
         self.delivery_tag, self.closed, self.written, self.rejected = tag, closed, list[bytes](), list[bool]()
+        self.close_event = asyncio.Event()
 
     @property
     def channel(self) -> Any:
         if self.closed:
             raise ChannelInvalidStateError
         connection = SimpleNamespace(_transport_factory=SimpleNamespace(writer=SimpleNamespace(write=self.written.append)))
-        return SimpleNamespace(number=5, connection=connection)
+        return SimpleNamespace(number=5, connection=connection, is_closed=False, _Channel__close_event=self.close_event)
 
     async def reject(self, requeue: bool) -> None:
         assert self.channel

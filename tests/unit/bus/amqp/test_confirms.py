@@ -27,6 +27,7 @@ class Channel:
         self.confirmations: dict[int, asyncio.Future[Any]] = {}
         self.message_id_delivery_tag: dict[str, int] = {}
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.__close_event = asyncio.Event()
         self.written, self.drained = [], asyncio.Event()  # type: ignore[var-annotated]
         writer = SimpleNamespace(write=self.written.append, drain=self.drained.wait)
         self.connection = SimpleNamespace(_transport_factory=SimpleNamespace(writer=writer))

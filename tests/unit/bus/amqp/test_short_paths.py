@@ -66,7 +66,10 @@ async def test_drain_and_ends_are_after_what_was_written(writer: GatheringWriter
     writer.write_eof()
     writer.write(b"c")
     writer.close()
-    assert transport.calls == [b"a", b"b", "eof", b"c", "close"]
+    writer.write(b"d")
+    await asyncio.sleep(0)
+    await writer.drain()
+    assert transport.calls == [b"a", b"b", "eof", "close"], "a transport refuses what is written after its end"
 
 
 async def test_a_connection_has_a_gathering_writer() -> None:
