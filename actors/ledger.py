@@ -9,7 +9,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -19,11 +20,15 @@ from asyncpg import Connection, Pool, Record
 from actors.settings import LedgerSettings
 from bus.actor import Actor, Context, GroupableWrite, Handler, Resources, Transactional, query_actor, with_database
 from bus.errors import PermanentError
+from bus.json_text import storable_text
+from bus.masking import mask_error
 from bus.persistence.pool import encode_postgres_json
 from bus.persistence.purge import PURGE_INTERVAL_SECONDS, purge_periodically
+from bus.persistence.session_locks import SessionLocks
 from bus.sql import load_queries
 from contracts import broker_names
 from contracts.event import Event, EventKind
+from contracts.identifiers import MAX_ID_BYTES
 from contracts.job import (
     ClaimJob,
     GetJob,
@@ -56,10 +61,15 @@ INDEXED_PAIRS = (
     "(atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) @> "
     '(array(select pair from unnest(atelier.character_pairs({})) as pair where length(pair) = 2) collate "C")'
 )
+MOST_CANDIDATES = 1000
+"""So many jobs a search compares with the words, of the newest and of those that the index finds, before it reads all."""
 SEARCH_FILL_BATCH_SIZE = 1000
+SEARCH_LOCK_ID = 4_273_003
+"""Advisory lock: one ledger at a time creates the index of the search."""
 SEARCH_INDEX_SECONDS = 7200.0
 """The longest time that the index of the search may take to be created, beside the writers."""
 SEARCH_INDEX_RETRY_SECONDS = 60.0
+INDEXING_STOP_SECONDS = 5.0
 PURGE_BATCH_SIZE = 1000
 PREFETCH = 256
 """Events in flight: those that wait while a statement is under way are written by the next one."""
@@ -88,25 +98,33 @@ class EventRow(NamedTuple):
 
     @classmethod
     def from_event(cls, event: Event) -> Self:
-        """An event of the whole job sets its state; one of a step means that the job is running."""
+        """An event of the whole job sets its state; one of a step means that the job is running. The texts are such as Postgres stores."""
         is_job_event = event.step == "job"
         accepted = is_job_event and event.kind is EventKind.ACCEPTED
+        message_id = storable_text(event.message_id)
         return cls(
-            event.job_id,
+            storable_text(event.job_id),
             STATE_BY_EVENT_KIND[event.kind] if is_job_event else "running",
-            event.tenant,
+            None if event.tenant is None else storable_text(event.tenant),
             event.at,
             search_text((event.result or {}).get("order")) if accepted else None,
-            f"{event.kind}/{event.message_id}" if is_job_event and event.kind in TERMINAL_EVENT_KINDS else None,
-            event.step,
+            f"{event.kind}/{message_id}" if is_job_event and event.kind in TERMINAL_EVENT_KINDS else None,
+            storable_text(event.step),
             event.kind,
-            event.message_id,
+            message_id,
             event.progress.progress_percent if event.progress else 0,
             encode_postgres_json(event.model_dump(mode="json", exclude_none=True)),
         )
 
 
 async def record_event(event: Event, context: Context) -> Transactional:
+    """Raises PermanentError("id-refused" or "invalid-message") for what Postgres refuses: in a group it would fail its neighbours."""
+    if any(len(text.encode(errors="replace")) > MAX_ID_BYTES for text in (event.job_id, event.step, event.message_id, event.tenant or "")):
+        raise PermanentError("id-refused", f"job_id, step, message_id and tenant of an event have at most {MAX_ID_BYTES} bytes")
+    try:
+        event.at.astimezone(UTC)
+    except OverflowError:
+        raise PermanentError("invalid-message", "at: in UTC the year is not within 1 and 9999") from None
     row = EventRow.from_event(event)
     return Transactional(EventRecorded(), GroupableWrite(store_events, row, size=len(row.body)))
 
@@ -186,25 +204,53 @@ async def list_jobs(command: ListJobs, context: Context, *, database: Pool) -> J
     terms = [condition.format(f"${number}") for number, condition in enumerate(values, 2)] + [HAS_PICTURES] * command.pictures
     conditions, arguments = " and ".join(terms) or "true", [command.limit, *values.values()]
     if command.words is None:
-        rows = await database.fetch(SQL["jobs"].format(page=SQL["page"].format(conditions=conditions)), *arguments)
+        rows = await database.fetch(SQL["jobs"].format(columns=SQL["columns"], conditions=conditions), *arguments)
     else:
-        rows = await search_jobs(command.words, conditions, arguments, database)
+        search = Search(command.words, conditions, [*arguments, command.words], of_tenant="tenant = {}" in values)
+        rows = await search.find(database)
     return Jobs(jobs=[_to_job(row) for row in rows])
 
 
-async def search_jobs(words: str, conditions: str, arguments: list[Any], database: Pool) -> list[Record]:
-    """The jobs in which these words stand: of the newest jobs, if they fill the page, else by the index, else by reading all."""
-    arguments = [*arguments, words]
-    has_words, pairs = HAS_WORDS.format(f"${len(arguments)}"), has_pairs(words, f"${len(arguments)}")
-    page = SQL["page_of_newest"].format(conditions=conditions, words=has_words)
-    rows: list[Record] = await database.fetch(SQL["jobs"].format(page=page), *arguments)
-    if len(rows) == arguments[0]:
-        return rows
-    if pairs and await database.fetchval(SQL["search_is_indexed"]):
-        page = SQL["page_of_indexed"].format(conditions=conditions, words=has_words, pairs=pairs)
-    else:
-        page = SQL["page"].format(conditions=f"{conditions} and {has_words}")
-    return list(await database.fetch(SQL["jobs"].format(page=page), *arguments))
+@dataclass(frozen=True)
+class Search:
+    """Jobs in which words stand. The words are the last of the arguments, the number of jobs that are wanted is the first."""
+
+    words: str
+    conditions: str
+    arguments: Sequence[Any]
+    of_tenant: bool
+
+    async def find(self, database: Pool) -> list[Record]:
+        """Of the newest jobs, if they fill the page or are all; else by the index, if it finds few; else by reading all jobs.
+
+        A tenant's jobs are read by the index of tenants: neither what a search costs nor how long it takes depends on other tenants.
+        """
+        rows, candidates = await self._find_among("jobs_of_newest", database)
+        if len(rows) == self.arguments[0] or candidates < MOST_CANDIDATES:
+            return rows
+        pairs = "" if self.of_tenant else has_pairs(self.words, self._parameter)
+        if pairs and await database.fetchval(SQL["search_is_indexed"]):
+            rows, candidates = await self._find_among("jobs_of_indexed", database, pairs=pairs)
+            if candidates <= MOST_CANDIDATES:
+                return rows
+        conditions = f"{self.conditions} and {self._has_words}"
+        return list(await database.fetch(SQL["jobs"].format(columns=SQL["columns"], conditions=conditions), *self.arguments))
+
+    async def _find_among(self, statement: str, database: Pool, **parts: str) -> tuple[list[Record], int]:
+        """The jobs that match, and how many were read, or 0 if they were enough."""
+        query = SQL[statement].format(
+            columns=SQL["columns"], conditions=self.conditions, words=self._has_words, most=MOST_CANDIDATES, **parts
+        )
+        rows = await database.fetch(query, *self.arguments)
+        return [row for row in rows if row["job_id"] is not None], rows[0]["candidates"]
+
+    @property
+    def _parameter(self) -> str:
+        return f"${len(self.arguments)}"
+
+    @property
+    def _has_words(self) -> str:
+        return HAS_WORDS.format(self._parameter)
 
 
 def has_pairs(words: str, parameter: str) -> str:
@@ -221,7 +267,7 @@ def has_pairs(words: str, parameter: str) -> str:
 
 
 def _to_job(row: Record) -> Job:
-    return Job.model_validate({name: value for name, value in row.items() if name != "events"})
+    return Job.model_validate({name: value for name, value in row.items() if name not in ("events", "candidates")})
 
 
 def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
@@ -238,35 +284,45 @@ def latest_steps(events: Iterable[Event]) -> Iterable[StepRecord]:
 async def open_ledger(resources: Resources) -> AsyncIterator[Handler]:
     """In the background, inside the block: deletes old jobs, and makes those of an earlier release searchable."""
     database, days = resources.require_database(DATABASE_MISSING), LedgerSettings().retention_days
-    indexing = asyncio.create_task(index_search(database))
+    indexing = asyncio.create_task(index_search(database, resources.require_locks(DATABASE_MISSING)))
     try:
         async with purge_periodically("jobs", partial(purge_jobs, database, days), PURGE_INTERVAL_SECONDS) if days else nullcontext():
             yield record_event
     finally:
         indexing.cancel()
-        await asyncio.wait({indexing})
+        await asyncio.wait({indexing}, timeout=INDEXING_STOP_SECONDS)
 
 
-async def index_search(database: Pool) -> None:
+async def index_search(database: Pool, locks: SessionLocks) -> None:
     """Create the index of the search where the jobs were too many for the start of a process. Until then a search reads all jobs."""
     while True:
         try:
             if await database.fetchval(SQL["search_is_indexed"]):
                 return
-            await fill_search(database)
+            await fill_search(database, locks)
+            if await database.fetchval(SQL["search_is_indexed"]):
+                return
+            problem = "the index is not valid"
         except Exception as error:
-            log.warning("ledger.search_not_indexed", error=repr(error), next_in_seconds=SEARCH_INDEX_RETRY_SECONDS)
+            problem = mask_error(error)
+        log.warning("ledger.search_not_indexed", error=problem, next_in_seconds=SEARCH_INDEX_RETRY_SECONDS)
         await asyncio.sleep(SEARCH_INDEX_RETRY_SECONDS)
 
 
-async def fill_search(database: Pool) -> None:
-    """Index the jobs that are stored already, in batches, beside the writers."""
-    if await database.fetchval(SQL["search_index_is_broken"]):
+async def fill_search(database: Pool, locks: SessionLocks) -> None:
+    """Index the jobs that are stored already, in batches, beside the writers. One process does it; the others wait, and find it done.
+
+    Two that create the index at once wait for each other's snapshots. What a process left that ended halfway is created again.
+    """
+    async with locks.hold(SQL["lock_search"], SQL["unlock_search"], SEARCH_LOCK_ID) as require_held:
+        if await database.fetchval(SQL["search_is_indexed"]):
+            return
         await database.execute(SQL["drop_search_index"], timeout=SEARCH_INDEX_SECONDS)
-    last: str | None = ""
-    while last is not None:
-        last = await database.fetchval(SQL["fill_search"], last, SEARCH_FILL_BATCH_SIZE)
-    await database.execute(SQL["create_search_index"], timeout=SEARCH_INDEX_SECONDS)
+        last: str | None = ""
+        while last is not None:
+            require_held()
+            last = await database.fetchval(SQL["fill_search"], last, SEARCH_FILL_BATCH_SIZE)
+        await database.execute(SQL["create_search_index"], timeout=SEARCH_INDEX_SECONDS)
 
 
 async def purge_jobs(database: Pool, days: float) -> int:

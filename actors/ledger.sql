@@ -165,49 +165,67 @@ select job_id, kind, state, tenant, itinerary, created_at, updated_at, result, f
 from atelier.jobs job
 where job_id = $1 and ($2::text is null or tenant = $2)
 
--- name: jobs
-with page as materialized ({page})
-select job_id, kind, state, tenant, itinerary, page.created_at, updated_at, result, fault, atelier.job_step(job) as step,
+-- name: columns
+job_id, kind, state, tenant, itinerary, page.created_at, updated_at, result, fault, atelier.job_step(job) as step,
     atelier.job_prompt(job) as prompt
+
+-- name: jobs
+with page as materialized (
+    select job_id, created_at from atelier.jobs where {conditions} order by created_at desc limit $1
+)
+select {columns}
 from page join atelier.jobs job using (job_id)
 order by page.created_at desc
 
--- name: page
-select job_id, created_at from atelier.jobs where {conditions} order by created_at desc limit $1
+-- name: jobs_of_newest
+-- Each row of a page that is not full has the number of jobs that were read; a row without a job has it when none of them matches.
+with candidates as materialized (
+    select job_id, words, created_at from atelier.jobs where {conditions} order by created_at desc limit {most}
+), page as materialized (
+    select job_id, created_at from candidates where {words} order by created_at desc limit $1
+)
+select {columns}, case when (select count(*) from page) < $1 then (select count(*) from candidates) else 0 end as candidates
+from (select) as always left join (page join atelier.jobs job using (job_id)) on true
+order by page.created_at desc
 
--- name: page_of_newest
-select job_id, created_at
-from (select job_id, words, created_at from atelier.jobs where {conditions} order by created_at desc limit 1000) as newest
-where {words}
-order by created_at desc limit $1
-
--- name: page_of_indexed
--- Matches are few, and each is looked up by its id: the limit of one keeps the planner from reading all jobs.
-select job_id, created_at
-from atelier.job_search as found cross join lateral (
-    select created_at from atelier.jobs where jobs.job_id = found.job_id and {conditions} limit 1
-) as job
-where ({pairs}) and {words}
-order by created_at desc limit $1
+-- name: jobs_of_indexed
+-- The same of the jobs that have the pairs of characters. None is looked up where they are more than the most that are read.
+-- Each is looked up by its id: the limit of one keeps the planner from reading all jobs.
+with candidates as materialized (
+    select job_id, words from atelier.job_search where {pairs} limit {most} + 1
+), page as materialized (
+    select job_id, created_at
+    from candidates cross join lateral (
+        select created_at from atelier.jobs where jobs.job_id = candidates.job_id and {conditions} limit 1
+    ) as job
+    where (select count(*) from candidates) <= {most} and {words}
+    order by created_at desc limit $1
+)
+select {columns}, (select count(*) from candidates) as candidates
+from (select) as always left join (page join atelier.jobs job using (job_id)) on true
+order by page.created_at desc
 
 -- name: search_is_indexed
 select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_pairs') and indisvalid)
 
--- name: search_index_is_broken
--- Its creation ended halfway.
-select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_pairs') and not indisvalid)
-    and not exists (select from pg_stat_progress_create_index where index_relid = to_regclass('atelier.job_search_pairs'))
+-- name: lock_search
+select pg_try_advisory_lock($1)
+
+-- name: unlock_search
+select pg_advisory_unlock($1)
 
 -- name: drop_search_index
 drop index concurrently if exists atelier.job_search_pairs
 
 -- name: create_search_index
-create index concurrently if not exists job_search_pairs on atelier.job_search
+-- Without `if not exists`: repeated after a deadlock, which leaves an index that is not valid, it fails instead of taking that one for it.
+create index concurrently job_search_pairs on atelier.job_search
     using gin ((atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) collate "C")
     with (gin_pending_list_limit = 512)
 
 -- name: fill_search
 -- One batch of jobs of an earlier release, in the order of their ids. $1: the last id of the batch before, $2: size of the batch.
+-- A deadlock with a group of events or the purge, which lock jobs in another order, is rare: either side runs again.
 with batch as (
     select job_id, words from atelier.jobs where job_id > $1 order by job_id limit $2 for key share
 ), filled as (

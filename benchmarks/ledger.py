@@ -55,8 +55,8 @@ async def measure_ingest(count: int, settings: BusSettings, services: ServiceUrl
     """Events per second, from the first publish to the row of the last event; this process publishes them beside the ledger."""
     store = StoreSettings(store_url=services.store_url)
     async with Worker(ledger.ACTORS, (), settings, store).run():
-        stored, began = await count_events(pool), time.perf_counter()
-        await publish_events(count, settings)
+        stored = await count_events(pool)
+        began = await publish_events(count, settings)
         await wait_for_events(pool, stored + count)
         return count / (time.perf_counter() - began)
 
@@ -72,12 +72,15 @@ async def measure_backlog(count: int, settings: BusSettings, services: ServiceUr
         return count / (time.perf_counter() - began)
 
 
-async def publish_events(count: int, settings: BusSettings) -> None:
+async def publish_events(count: int, settings: BusSettings) -> float:
+    """Returns when the first was published."""
     async with open_publisher(settings) as publisher:
         prefix = uuid4().hex
         messages = [event_message(f"{prefix}-{number // 3}", number) for number in range(count)]
+        began = time.perf_counter()
         for first in range(0, count, PUBLISH_BATCH):
             await publisher.publish(*messages[first : first + PUBLISH_BATCH])
+    return began
 
 
 async def wait_for_events(pool: asyncpg.Pool, rows: int) -> float:

@@ -26,8 +26,18 @@ FILL_BATCH = 10_000
 INSERT_JOBS = """
 insert into atelier.jobs (job_id, kind, state, tenant, created_at, updated_at, words)
 select 'filled-' || n, 'image_order', (array['running', 'completed', 'failed'])[1 + n % 3], 'tenant-' || n % 50,
-    now() - n * interval '1 second', now(), 'a harbour at night, oil on canvas, lantern ' || n
-from generate_series($1::integer, $2::integer) n
+    now() - n * interval '1 second', now(), concat_ws(' ', 'a harbour at night, oil on canvas, lantern', n, (
+        select string_agg(words[1 + (hashint4(n + part * 1000003) & 31)], ' ' order by part) from generate_series(1, 12) part
+    ))
+from generate_series($1::integer, $2::integer) n, string_to_array(
+    'amber birds bridge castle cloud coral desert dragon fern field forest fox garden glass gold ice '
+    'island lake linen lion marble meadow mist moon mountain ocean river rose sand snow stone tower', ' '
+) words
+"""
+"""Of 32 words each job has twelve: a third of all jobs has a given one, one in a hundred a given pair of neighbours."""
+STORE_LONG_JOB = """
+insert into atelier.jobs (job_id, state, created_at, updated_at, words)
+select 'long', 'accepted', now(), now(), left(string_agg(md5(n::text), ' '), $1) from generate_series(1, 300) n
 """
 INSERT_DEAD_LETTERS = """
 insert into atelier.dead_letters (id, dead_queue, step, message_id, sent_as, job_id, tenant, group_id, code, message, stack, shape,
@@ -71,6 +81,11 @@ def list_queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
         "jobs of one state": jobs(state="failed"),
         "jobs of one tenant": jobs(tenant="tenant-7"),
         "jobs by words that few have": jobs(words="lantern 999"),
+        "jobs by a word that a third has": jobs(words="moon"),
+        "jobs by two words that one in a hundred has": jobs(words="moon river"),
+        "jobs by words that none has, of pairs that all have": jobs(words="night canvas"),
+        "jobs of one tenant, by the same words": jobs(tenant="tenant-7", words="night canvas"),
+        "a job stored with the longest text": lambda: store_long_job(pool),
         "dead letters, first page": lambda: dead_letters.find(unfiltered, 50),
         "dead letters of one state": lambda: dead_letters.find(Selection(state="resolved"), 50),
         "dead letters of one tenant": lambda: dead_letters.find(Selection(tenant="tenant-7"), 50),
@@ -78,6 +93,15 @@ def list_queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
         "dead letters, grouped by the hour": lambda: dead_letters.groups(unfiltered, per="hour"),
         "dead letters of a day, grouped by the hour": lambda: dead_letters.groups(last_day, per="hour"),
     }
+
+
+async def store_long_job(pool: asyncpg.Pool) -> None:
+    """With the pairs of its characters, and without keeping it."""
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(STORE_LONG_JOB, ledger.MAX_SEARCH_TEXT_CHARS)
+        await transaction.rollback()
 
 
 def operator_context() -> Context:

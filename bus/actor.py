@@ -60,8 +60,8 @@ class Context:
 class GroupableWrite:
     """A `DatabaseWrite` of one item that a statement may write together with the items of other messages (group commit).
 
-    `write_many` leaves no session state. When it fails, none of its items is written, and each is written again alone. `size`: of the
-    item, in characters.
+    `write_many` leaves no session state. When it fails, none of its items is written, and they are written again, in a group or
+    alone. `size`: of the item, in characters.
     """
 
     write_many: Callable[[Connection, Sequence[Any]], Awaitable[None]]

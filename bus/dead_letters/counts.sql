@@ -20,7 +20,8 @@ create or replace function atelier.merge_dead_letter_counts() returns void langu
 begin
     if pg_try_advisory_xact_lock(4273002) then
         with changed as (
-            select distinct hour, group_id, step, code, exception_type, state from atelier.dead_letter_counts where not merged
+            select distinct hour, group_id, step, code, exception_type, state
+            from atelier.dead_letter_counts where not merged or not exact
         ), taken as (
             delete from atelier.dead_letter_counts as counted using changed
             where (counted.hour, counted.group_id, counted.step, counted.code, counted.state)
@@ -28,10 +29,21 @@ begin
                 and counted.exception_type is not distinct from changed.exception_type
             returning counted.*
         )
-        insert into atelier.dead_letter_counts
-        select hour, group_id, step, code, exception_type, state, sum(letters), min(first_failed_at), max(last_failed_at),
-            bool_and(exact), true
-        from taken group by hour, group_id, step, code, exception_type, state having sum(letters) <> 0;
+        insert into atelier.dead_letter_counts -- where letters have left, the times are read from those that are left
+        select hour, group_id, step, code, exception_type, state, letters, coalesce(left_over.first_failed_at, cell.first_failed_at),
+            coalesce(left_over.last_failed_at, cell.last_failed_at), exact or left_over.first_failed_at is not null, true
+        from (
+            select hour, group_id, step, code, exception_type, state, sum(letters) as letters, min(first_failed_at) as first_failed_at,
+                max(last_failed_at) as last_failed_at, bool_and(exact) as exact
+            from taken group by hour, group_id, step, code, exception_type, state having sum(letters) <> 0
+        ) as cell cross join lateral (
+            select min(first_failed_at) as first_failed_at, max(last_failed_at) as last_failed_at
+            from atelier.dead_letters as letter
+            where not exact and letter.group_id = cell.group_id
+                and letter.last_failed_at >= hour and letter.last_failed_at < hour + interval '1 hour'
+                and (letter.step, letter.code, letter.state) = (cell.step, cell.code, cell.state)
+                and letter.exception_type is not distinct from cell.exception_type
+        ) as left_over;
     end if;
 end $$;
 create or replace function atelier.count_dead_letters() returns trigger language plpgsql as $$
@@ -68,6 +80,7 @@ begin
 end $$;
 do $$
 begin -- Once: a lock keeps writers out until what is there is counted. Workers of an earlier release write through the triggers as well.
+      -- The index dead_letters_group of that release stays: to drop it here would need a stronger lock, and so could deadlock.
     if not exists (select from pg_trigger where tgrelid = 'atelier.dead_letters'::regclass and tgname = 'dead_letters_added') then
         lock table atelier.dead_letters in share row exclusive mode;
         create trigger dead_letters_added after insert on atelier.dead_letters
@@ -85,7 +98,6 @@ begin -- Once: a lock keeps writers out until what is there is counted. Workers 
         create index dead_letters_tenant on atelier.dead_letters (tenant, last_failed_at desc);
         create index dead_letters_job on atelier.dead_letters (job_id);
         create index dead_letters_message on atelier.dead_letters (message_id) where sent_as <> message_id;
-        drop index if exists atelier.dead_letters_group;
     end if;
 end $$;
 

@@ -18,7 +18,7 @@ from bus.dead_letters.relay import ReplayRelay
 from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
 from bus.delivery import OnMessage
 from bus.errors import PermanentError
-from bus.masking import mask_text
+from bus.masking import mask_error, mask_text
 from bus.persistence.group_commit import GroupCommit
 
 WRITE_RETRY_SECONDS = 5.0
@@ -56,23 +56,25 @@ class DeadLetterConsumer:
             record = DeadLetterRecord.from_message(message, queue, now)
             await self._write(record)
         except Exception as error:
-            log.error("dead_letter.stored_raw", queue=queue, error=repr(error)[:500])
+            log.error("dead_letter.stored_raw", queue=queue, error=mask_error(error)[:500])
             record = DeadLetterRecord.raw(message.body, queue, now, mask_text(repr(error)))
             await self._write(record)
         acknowledgements.ack(message)
         log.info("dead_letter.stored", step=record.step, code=record.code, job_id=record.job_id, message_id=record.message_id, id=record.id)
 
     async def _write(self, record: DeadLetterRecord) -> None:
-        """Repeat the write while the database refuses it. Raises an error of UNSTORABLE at once."""
+        """Repeat the write while the database refuses it, from then on alone. Raises an error of UNSTORABLE at once."""
+        write = partial(self.inserts.submit, record, record.size)
         while True:
             try:
-                return await self.inserts.submit(record, record.size)
+                return await write()
             except UNSTORABLE:
                 raise
             except Exception as error:
-                fields = {"queue": record.dead_queue, "message_id": record.message_id, "error": repr(error)}
+                fields = {"queue": record.dead_queue, "message_id": record.message_id, "error": mask_error(error)}
                 log.error("dead_letter.store_failed", **fields, wait_seconds=WRITE_RETRY_SECONDS)
                 await asyncio.sleep(WRITE_RETRY_SECONDS)
+                write = partial(self.inserts.send_alone, record)
 
 
 @asynccontextmanager

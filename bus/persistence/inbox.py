@@ -8,8 +8,8 @@ owner's lock is gone is free to be acquired again.
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -194,6 +194,7 @@ class PostgresInbox:
         self._results = GroupCommit(self._mark_group_done)
         self._releases = GroupCommit(self._release_group)
         self._background: set[asyncio.Task[None]] = set()
+        self._acquiring: set[asyncio.Task[Any]] = set()
         self.owner = secrets.randbelow(2**31 - 1) + 1
         self.liveness_lock_held = asyncio.Event()
 
@@ -209,7 +210,8 @@ class PostgresInbox:
     async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
         await self._in_flight.acquire(step, entry_id)
         try:
-            entry = await self._acquire(Acquisition(step, entry_id, job_id, former_ids))
+            with self._noted_as_acquiring():
+                entry = await self._acquire(Acquisition(step, entry_id, job_id, former_ids))
         except asyncio.CancelledError:
             self._release_in_background(step, entry_id)  # it may have been acquired all the same
             raise
@@ -219,6 +221,17 @@ class PostgresInbox:
         if entry.result is not None:
             self._in_flight.release(step, entry_id)
         return entry
+
+    @contextmanager
+    def _noted_as_acquiring(self) -> Iterator[None]:
+        """So that `close` waits for a caller that is cancelled while its statement is under way."""
+        task = asyncio.current_task()
+        assert task
+        self._acquiring.add(task)
+        try:
+            yield
+        finally:
+            self._acquiring.discard(task)
 
     async def _acquire(self, message: Acquisition) -> InboxEntry:
         if entry := await self._acquisitions.submit(message):
@@ -258,9 +271,14 @@ class PostgresInbox:
 
     async def mark_done(self, step: str, entry_id: str, result: Result, write: DatabaseWrite | None) -> None:
         message = DoneMessage(step, entry_id, encode_postgres_json(result.model_dump(mode="json", exclude_none=True)))
-        if not await self._mark_done(message, write):
+        if not await self._mark_done(message, write) and not await self._is_done(message):
             raise OwnershipLost(f"message {entry_id} of {step} has been acquired by another process")
         self._in_flight.release(step, entry_id)
+
+    async def _is_done(self, message: DoneMessage) -> bool:
+        """Whether the result is stored all the same: its transaction was committed, and the response was lost."""
+        arguments = (message.step, message.entry_id, message.result)
+        return bool(await retry_while_unavailable(lambda: self._fetch(SQL["is_done"], *arguments), "database"))
 
     async def _mark_done(self, message: DoneMessage, write: DatabaseWrite | None) -> bool:
         """Whether this process still owned the message."""
@@ -308,8 +326,10 @@ class PostgresInbox:
 
     async def close(self) -> None:
         """Wait for the releases of cancelled deliveries, at most CLOSE_TIMEOUT_SECONDS: a message that is not released counts a crash."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=CLOSE_TIMEOUT_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                while waiting := self._background | {task for task in self._acquiring if task.cancelling()}:
+                    await asyncio.wait(waiting)
         for task in self._background:
             task.cancel()
 
@@ -363,8 +383,10 @@ async def open_inbox(pool: asyncpg.Pool | None, locks: SessionLocks | None) -> A
         await inbox.require_visible_lock()
         yield inbox
     finally:
-        await inbox.close()
-        liveness_task.cancel()
+        try:
+            await inbox.close()
+        finally:
+            liveness_task.cancel()
 
 
 def purge_inbox_loop(inbox: Inbox, days: float) -> AbstractAsyncContextManager[None]:

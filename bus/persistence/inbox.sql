@@ -57,7 +57,8 @@ select
 
 -- name: acquire_new
 -- Acquire those messages of a group that have no entry, neither of this release nor of an earlier one. `acquire` decides on any other.
--- It waits for no lock of a row, so that no message delays the others of its group. Processes insert in the same order: no deadlock.
+-- It waits for no lock of an entry, so that no message delays the others of its group; only for another statement that inserts one of them
+-- at the same time. Processes insert in the same order: no deadlock.
 -- Arrays of messages: $1 to $3; of entries of an earlier release: $4, the position of the message in its group, to $6.
 -- Arrays as sub-selects: the planner does not see their lengths, and makes one plan instead of one for each statement.
 with asked as materialized (
@@ -77,7 +78,8 @@ with asked as materialized (
             and database = (select oid from pg_database where datname = current_database())
             and classid = $8::integer::oid and objid = $7::integer::oid
     )
-    on conflict do nothing
+        and (select true from atelier.inbox where inbox.step = asked.step and inbox.message_id = asked.message_id) is not true
+    on conflict do nothing -- which alone would wait for an open transaction that has changed the entry
     returning step, message_id
 )
 select step, message_id, (select true from atelier.cancelled where cancelled.job_id = asked.job_id) as cancelled
@@ -98,6 +100,10 @@ from (
 ) as done
 where inbox.step = done.step and inbox.message_id = done.message_id and inbox.owner = $4
 returning inbox.step, inbox.message_id
+
+-- name: is_done
+-- Whether the message is done with this very result.
+select true from atelier.inbox where step = $1 and message_id = $2 and owner is null and result = $3::text::jsonb
 
 -- name: crash_count
 -- How many processes crashed while they ran the message, its last owner included.

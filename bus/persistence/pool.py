@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import structlog
 from pydantic_core import from_json, to_json
 
 from bus.errors import PermanentError
@@ -22,13 +23,15 @@ CLOSE_TIMEOUT_SECONDS = 3.0
 STATEMENT_TIMEOUT_SECONDS = 20.0
 """After this time the server counts as gone: the connection is closed, and the statement can be repeated on another."""
 SCHEMA_TIMEOUT_SECONDS = 1800.0
-"""The first start of a release may create an index of a table with many rows."""
+"""The first start of a release may create an index of a table with many rows; other processes that start meanwhile wait as long."""
 IDLE_SECONDS = 120.0
 """An unused connection is closed by then: firewalls and load balancers of clouds drop one silently after 240 or 350 seconds."""
 PREPARED_STATEMENTS = 100
 SERIALIZATION_ATTEMPTS = 5
 SCHEMA_LOCK_ID = 4_273_001
 """Advisory lock: processes that start at the same time apply the schemas one after another."""
+
+log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -171,7 +174,9 @@ async def apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
 
 async def _apply_schemas(pool: asyncpg.Pool, schemas: Iterable[str]) -> None:
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK_ID)
+        if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", SCHEMA_LOCK_ID):
+            log.info("database.schemas_waiting", reason="another process applies them")
+            await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK_ID, timeout=SCHEMA_TIMEOUT_SECONDS)
         await connection.execute("set local client_min_messages = warning")
         for schema in schemas:
             await connection.execute(schema, timeout=SCHEMA_TIMEOUT_SECONDS)

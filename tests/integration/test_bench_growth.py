@@ -26,4 +26,6 @@ def test_every_query_is_timed_with_small_and_large_tables() -> None:
     figures = asyncio.run(ledger.measure(Namespace(events=60, rows=[10, 100])))
     assert figures["events_per_second"] > 0 < figures["events_kept_per_second"]
     assert set(figures["milliseconds"]) == {"10", "100"}
-    assert set(figures["growth"]) == set(figures["milliseconds"]["10"])
+    assert set(figures["growth"]) == set(figures["milliseconds"]["10"]) == set(figures["lists"])
+    for query, times in figures["lists"].items():
+        assert times == {"ms_0.01k": figures["milliseconds"]["10"][query], "ms_0.1k": figures["milliseconds"]["100"][query]}

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from bus.persistence.inbox import SCHEMA, PostgresInbox, open_inbox
+from bus.persistence.inbox import SCHEMA, DoneMessage, OwnershipLost, PostgresInbox, open_inbox
 from bus.persistence.pool import apply_schemas, open_pool, stateless_connection
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
@@ -72,6 +72,45 @@ async def test_acquire_with_lost_response_is_repeated(pool: asyncpg.Pool, inbox:
     lossy_pool.losses = 2
     entry = await asyncio.wait_for(inbox.acquire("echo", "lost-response", "job"), 5)
     assert (entry.result, entry.crash_count, lossy_pool.losses) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_results_whose_response_is_lost_are_done(pool: asyncpg.Pool, inbox: PostgresInbox, count: int) -> None:
+    """The statement is repeated, and finds that its messages have no owner any more. That is no lost ownership."""
+    ids = [f"result-{count}-{number}" for number in range(count)]
+    await asyncio.gather(*(inbox.acquire("echo", entry_id, "job") for entry_id in ids))
+    inbox._pool = lossy_pool = LostCommitPool(pool)
+    lossy_pool.losses = 1
+    await asyncio.wait_for(asyncio.gather(*(inbox.mark_done("echo", entry_id, InboxResult(value="a"), None) for entry_id in ids)), 10)
+    stored = await pool.fetch("select result from atelier.inbox where message_id = any($1::text[])", ids)
+    assert (lossy_pool.losses, [row["result"] for row in stored]) == (0, [{"value": "a"}] * count)
+
+
+async def test_own_write_whose_response_is_lost_is_written_once(inbox: PostgresInbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark_done_with = inbox._mark_done_with
+    writes: list[int] = []
+
+    async def lose_first_response(message: DoneMessage, write: Any) -> bool:
+        began = len(writes)
+        owned = await mark_done_with(message, write)
+        if len(writes) > began:
+            raise ConnectionResetError("the response was lost")
+        return owned
+
+    async def write(connection: asyncpg.Connection) -> None:
+        writes.append(await connection.fetchval("select 1"))
+
+    monkeypatch.setattr(inbox, "_mark_done_with", lose_first_response)
+    await inbox.acquire("echo", "own-write", "job")
+    await asyncio.wait_for(inbox.mark_done("echo", "own-write", InboxResult(value="a"), write), 10)
+    assert writes == [1]
+
+
+async def test_other_result_of_a_message_that_is_done_is_lost_ownership(inbox: PostgresInbox) -> None:
+    await inbox.acquire("echo", "other-result", "job")
+    await inbox.mark_done("echo", "other-result", InboxResult(value="a"), None)
+    with pytest.raises(OwnershipLost):
+        await inbox.mark_done("echo", "other-result", InboxResult(value="b"), None)
 
 
 async def test_duplicate_delivery_in_process_waits_for_result(inbox: PostgresInbox) -> None:

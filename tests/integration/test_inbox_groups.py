@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
 import asyncpg
@@ -236,6 +236,26 @@ async def test_process_that_ends_releases_what_it_acquired_for_cancelled_callers
     assert [entry.crash_count for entry in await acquire_all(other, ids)] == [0] * 5
 
 
+async def test_process_that_ends_waits_for_the_statements_of_cancelled_callers(
+    pool: asyncpg.Pool, other: PostgresInbox, database_url: str, ids: list[str]
+) -> None:
+    """It ends before their statement: what that acquires is released, before the pool is closed."""
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(written_by_nobody(pool))
+        async with open_process(pool, database_url) as inbox:
+            tasks = [asyncio.create_task(inbox.acquire(STEP, entry_id, "job")) for entry_id in ids]
+            await wait_for_statement(connection)
+            for task in tasks:
+                task.cancel()
+            closing = asyncio.create_task(inbox.close())
+            await asyncio.sleep(0.01)
+            assert not closing.done()
+            await stack.aclose()
+            await asyncio.wait_for(closing, 10)
+            assert await stored(pool, ids) == {}
+    assert [entry.crash_count for entry in await acquire_all(other, ids)] == [0] * 5
+
+
 async def test_result_of_a_cancelled_caller_that_is_stored_stays(pool: asyncpg.Pool, inbox: PostgresInbox, ids: list[str]) -> None:
     """The worker releases the message then. It must not run again while its result is under way."""
     await acquire_all(inbox, ids)
@@ -272,17 +292,20 @@ async def test_cancelled_release_is_completed(pool: asyncpg.Pool, inbox: Postgre
     assert [*(await stored(pool, ids))] == [ids[1]]
 
 
-async def test_locked_row_delays_no_neighbour(pool: asyncpg.Pool, inbox: PostgresInbox, database_url: str, ids: list[str]) -> None:
-    """The transaction of a machine that vanished may hold the row of its message for hours after its liveness lock is gone."""
+async def test_open_transaction_delays_no_neighbour(pool: asyncpg.Pool, inbox: PostgresInbox, database_url: str, ids: list[str]) -> None:
+    """A machine that vanished between a result and the actor's own write: its transaction may stay open for hours, its lock is gone."""
     async with open_process(pool, database_url) as vanished:
         await vanished.acquire(STEP, ids[0], "job")
-    async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("select from atelier.inbox where message_id = $1 for update", ids[0])
-        locked = asyncio.create_task(inbox.acquire(STEP, ids[0], "job"))
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        assert await connection.fetchval(SQL["mark_done"], STEP, ids[0], vanished.owner, "{}")
+        changed = asyncio.create_task(inbox.acquire(STEP, ids[0], "job"))
         assert len(await acquire_all(inbox, ids[1:])) == 4
         await asyncio.wait_for(asyncio.gather(*(inbox.mark_done(STEP, entry_id, Number(value=1), None) for entry_id in ids[1:])), 10)
-        assert not locked.done()
-    assert await asyncio.wait_for(locked, 10) == InboxEntry(None, False, crash_count=1)
+        assert not changed.done()
+        await transaction.rollback()
+    assert await asyncio.wait_for(changed, 10) == InboxEntry(None, False, crash_count=1)
 
 
 async def test_silent_connection_holds_up_the_inbox_for_one_statement(
@@ -322,16 +345,19 @@ async def test_two_processes_share_out_the_same_messages(inbox: PostgresInbox, o
 async def test_plan_made_for_an_empty_table_reads_the_index(database_url: str, query: str) -> None:
     """Of prepared statements the plan stays: reading the whole table, which costs little while it is empty, would get slower and slower."""
     arguments = {
-        "mark_group_done": [["a"], ["b"], ["{}"], 1],
-        "release": [["a"], ["b"], 1],
-        "acquire_new": [["a"], ["b"], ["c"], [1], ["a"], ["b"], 1, 2],
+        "mark_group_done": """'{a}', '{b}', '{"{}"}', 1""",
+        "release": "'{a}', '{b}', 1",
+        "acquire_new": "'{a}', '{b}', '{c}', '{1}', '{a}', '{b}', 1, 2",
     }
     async with own_database(database_url) as (url, *_):
         connection = await asyncpg.connect(url)
         await set_json_codecs(connection)
         await connection.execute(SCHEMA)
-        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {SQL[query]}", *arguments[query]))
+        await connection.execute(f"set plan_cache_mode = force_generic_plan; prepare prepared as {SQL[query]}")
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain execute prepared({arguments[query]})"))
+        planned_for_any_arguments = await connection.fetchval("select sum(generic_plans) = 1 from pg_prepared_statements where from_sql")
         await connection.close()
+    assert planned_for_any_arguments
     assert "using inbox_pkey on inbox" in plan
     assert "Seq Scan on inbox" not in plan
     assert "Seq Scan on cancelled" not in plan

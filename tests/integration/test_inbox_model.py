@@ -4,6 +4,7 @@ In each round every message has at most one caller, so that the model knows the 
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, InboxEntry, OwnershipLost, PostgresInbox
+from bus.persistence.group_commit import GroupCommit
+from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, Acquisition, InboxEntry, OwnershipLost, PostgresInbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
@@ -36,12 +38,29 @@ class Number(Result):
 
 @dataclass
 class Process:
-    """A process and what it believes to own. `alive`: it has its liveness lock."""
+    """A process and what it believes to own. `alive`: it has its liveness lock.
+
+    `acquired`: entries that a statement acquired; `unanswered`: those of statements that failed, perhaps after their commit.
+    """
 
     inbox: PostgresInbox
     locks: SessionLocks
     running: set[int] = field(default_factory=set)
     alive: bool = True
+    acquired: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.inbox._acquisitions = GroupCommit(self.acquire_group)
+
+    async def acquire_group(self, messages: Sequence[Acquisition]) -> list[InboxEntry | None]:
+        try:
+            entries = await self.inbox._acquire_group(messages)
+        except Exception:
+            self.unanswered |= {message.entry_id for message in messages}
+            raise
+        self.acquired |= {message.entry_id for message, entry in zip(messages, entries, strict=True) if entry and entry.result is None}
+        return entries
 
 
 @dataclass
@@ -176,8 +195,10 @@ class Mix:
         assert entry == InboxEntry(None, False, crash_count=self.rows[message].deaths)
 
     async def acquire_cancelled(self, process: Process, operation: Operation) -> None:
-        row = self.rows[operation.message]
-        task = asyncio.create_task(process.inbox.acquire(STEP, self.entry_id(operation.message), "job"))
+        row, entry_id = self.rows[operation.message], self.entry_id(operation.message)
+        process.acquired.discard(entry_id)
+        process.unanswered.discard(entry_id)
+        task = asyncio.create_task(process.inbox.acquire(STEP, entry_id, "job"))
         for _ in range(operation.turns):
             await asyncio.sleep(0)
         if not task.cancel():
@@ -186,7 +207,9 @@ class Mix:
         await asyncio.wait({task})
         assert task.cancelled()
         await settle(process)
-        if row.owner and not row.owner.alive and row.result is None and not await self.stored(operation.message):
+        is_free = process.alive and row.result is None and not (row.owner and row.owner.alive)
+        assert is_free or entry_id not in process.acquired
+        if entry_id in process.acquired or (is_free and entry_id in process.unanswered and not await self.stored(operation.message)):
             self.rows[operation.message] = Row()  # acquired, then released; else it was left as it was
 
     async def finish(self, process: Process, message: int, number: int) -> None:
@@ -196,8 +219,8 @@ class Mix:
             await asyncio.wait_for(process.inbox.mark_done(STEP, self.entry_id(message), Number(value=number), None), 20)
         except OwnershipLost:
             await process.inbox.release(STEP, self.entry_id(message))  # as the worker does
-            if row.owner is not process:
-                return
+            assert row.owner is not process
+            return
         assert row.owner is process
         self.rows[message] = Row(result=number, deaths=row.deaths)
 
@@ -217,6 +240,7 @@ class Mix:
         if row == Row():
             assert stored is None, message
         else:
+            assert stored is not None, message
             owner, result = row.owner and row.owner.inbox.owner, None if row.result is None else {"value": row.result}
             assert tuple(stored) == (owner, result, row.deaths), message
 

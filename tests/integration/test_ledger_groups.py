@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from actors import ledger
 from actors.ledger import EventRecorded, EventRow, store_events
 from bus.actor import Context, GroupableWrite, Transactional
+from bus.errors import PermanentError
 from bus.persistence.inbox import NullInbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.settings import BusSettings
@@ -134,6 +135,18 @@ async def test_event_that_the_database_refuses_fails_alone(pool: asyncpg.Pool, p
     assert await stored_jobs(pool, prefix) == sorted(row.job_id for row in [*rows[:7], *rows[9:]])
 
 
+async def test_event_with_characters_that_the_database_cannot_store_does_not_fail_its_group(pool: asyncpg.Pool, prefix: str) -> None:
+    """NUL and half a character are replaced, also in what the end of a job is recognised by."""
+    unstorable = event(f"{prefix}a\0", step="image\0", message_id="m\0", tenant="shop\0")
+    rows = [event(f"{prefix}b"), unstorable, event(f"{prefix}c\0", step="job", message_id="m\0")]
+    await store(pool, *rows)
+    assert await stored_jobs(pool, prefix) == [f"{prefix}a\ufffd", f"{prefix}b", f"{prefix}c\ufffd"]
+    jobs, events = await tables(pool, f"{prefix}a\ufffd")
+    assert [(job["tenant"], stored["step"], stored["message_id"]) for job, stored in zip(jobs, events, strict=True)] == [
+        ("shop\ufffd", "image\ufffd", "m\ufffd")
+    ]
+
+
 async def test_group_whose_connection_is_lost_is_written_after_all(pool: asyncpg.Pool, prefix: str) -> None:
     """Nothing is done before it is committed, and nothing is written twice."""
     inbox, rows = NullInbox(pool), [EventRow.from_event(event(f"{prefix}{number}", device_seconds=1)) for number in range(30)]
@@ -217,3 +230,23 @@ async def test_handler_gives_the_size_of_its_event_to_the_group() -> None:
     write = cast("GroupableWrite", transactional.write)
     assert (write.size, json.loads(write.item.body)["result"]) == (len(write.item.body), large.result)
     assert write.size > 100_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"step": "é" * 128}, "id-refused"),
+        ({"message_id": "m" * 256}, "id-refused"),
+        ({"tenant": "t" * 256}, "id-refused"),
+        ({"job_id": "j" * 256}, "id-refused"),
+        ({"at": "0001-01-01T00:00:00+14:00"}, "invalid-message"),
+        ({"at": "9999-12-31T23:00:00-14:00"}, "invalid-message"),
+    ],
+)
+async def test_event_that_no_database_takes_is_refused_before_its_group(fields: dict[str, Any], code: str) -> None:
+    """Hostile input would make every group fail. The longest ids are taken."""
+    with pytest.raises(PermanentError) as refused:
+        await ledger.record_event(event(**{"job_id": "j"} | fields), cast("Context", None))
+    assert refused.value.code == code
+    taken = await ledger.record_event(event("j" * 255, "s" * 255, message_id="m" * 255, tenant="t" * 255), cast("Context", None))
+    assert isinstance(taken, Transactional)

@@ -11,6 +11,8 @@ from actors import ledger
 from actors.settings import LedgerSettings
 from bus.actor import Resources
 from bus.persistence.pool import open_pool
+from bus.persistence.server_check import find_database
+from bus.persistence.session_locks import SessionLocks, open_session_locks
 from bus.settings import BusSettings
 from tests.support.broker_client import wait_until
 
@@ -25,6 +27,13 @@ async def pool(bus_settings: BusSettings) -> AsyncIterator[asyncpg.Pool]:
         await pool.execute(ledger.SQL["schema"])
         await pool.execute("truncate " + ", ".join(f"atelier.{table}" for table in TABLES))
         yield pool
+
+
+@pytest.fixture
+async def locks(bus_settings: BusSettings) -> AsyncIterator[SessionLocks]:
+    async with open_session_locks(bus_settings, await find_database(bus_settings)) as locks:
+        assert locks
+        yield locks
 
 
 async def insert_job(pool: asyncpg.Pool, job_id: str, state: str, age: timedelta) -> None:
@@ -56,11 +65,13 @@ async def test_old_ended_jobs_are_purged_and_running_ones_kept(pool: asyncpg.Poo
     assert await ledger.purge_jobs(pool, 90) == 0
 
 
-async def test_open_ledger_purges_at_intervals_and_survives_a_database_error(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_ledger_purges_at_intervals_and_survives_a_database_error(
+    pool: asyncpg.Pool, locks: SessionLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LEDGER_RETENTION_DAYS", "2")
     monkeypatch.setattr(ledger, "PURGE_INTERVAL_SECONDS", 0.05)
     await pool.execute("alter table atelier.jobs rename to jobs_elsewhere")
-    async with ledger.open_ledger(Resources(None, pool)):  # type: ignore[arg-type]
+    async with ledger.open_ledger(Resources(None, pool, locks=locks)):  # type: ignore[arg-type]
         await asyncio.sleep(0.3)
         await pool.execute("alter table atelier.jobs_elsewhere rename to jobs")
         await insert_job(pool, "old", "completed", timedelta(days=3))
@@ -72,11 +83,11 @@ async def test_open_ledger_purges_at_intervals_and_survives_a_database_error(poo
     assert await pool.fetchval("select count(*) from atelier.jobs") == 0
 
 
-async def test_retention_of_zero_keeps_everything(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retention_of_zero_keeps_everything(pool: asyncpg.Pool, locks: SessionLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEDGER_RETENTION_DAYS", "0")
     monkeypatch.setattr(ledger, "PURGE_INTERVAL_SECONDS", 0.01)
     await insert_job(pool, "old", "completed", timedelta(days=9999))
-    async with ledger.open_ledger(Resources(None, pool)):  # type: ignore[arg-type]
+    async with ledger.open_ledger(Resources(None, pool, locks=locks)):  # type: ignore[arg-type]
         await asyncio.sleep(0.2)
     assert await remaining(pool, "jobs") == ["old"]
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
+from bus.dead_letters import ingest
+from bus.dead_letters.ingest import DeadLetterConsumer
 from bus.dead_letters.record import DeadLetterRecord
 from bus.persistence import group_commit
 from bus.persistence.group_commit import GroupCommit
@@ -17,13 +20,14 @@ from tests.support.dead_letter_records import make_record
 class FakeRepository:
     """Refuses a batch that contains a record with the code `bad`."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: Exception | None = None) -> None:
         self.writes: list[list[str]] = []
+        self.refusal = refusal or asyncpg.DataError("refused")
 
     async def insert(self, records: Sequence[DeadLetterRecord]) -> list[None]:
         await asyncio.sleep(0)
         if any(record.code == "bad" for record in records):
-            raise asyncpg.DataError("refused")
+            raise self.refusal
         self.writes.append([record.message_id for record in records])
         return [None] * len(records)
 
@@ -48,6 +52,28 @@ async def test_invalid_dead_letter_fails_alone() -> None:
     results: list[Any] = await asyncio.gather(*map(inserts.submit, [*make_records(5), bad, *make_records(10)[5:]]), return_exceptions=True)
     assert [type(result) for result in results] == [*[type(None)] * 5, asyncpg.DataError, *[type(None)] * 5]
     assert sorted(name for write in repository.writes for name in write) == [f"m-{number}" for number in range(10)]
+
+
+async def test_dead_letter_that_may_be_stored_later_is_written_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group it would fail its neighbours each time. Its error is logged without secrets."""
+    monkeypatch.setattr(ingest, "WRITE_RETRY_SECONDS", 0.001)
+    inserts = GroupCommit(FakeRepository(asyncpg.InsufficientPrivilegeError("postgres://atelier:hunter2hunter2@db refused")).insert)
+    grouped: list[DeadLetterRecord] = []
+
+    async def submit(record: DeadLetterRecord, size: int = 0) -> None:
+        grouped.append(record)
+        await GroupCommit.submit(inserts, record, size)
+
+    monkeypatch.setattr(inserts, "submit", submit)
+    bad = replace(make_record(message_id="bad"), code="bad")
+    with capture_logs() as logs:
+        refused = asyncio.create_task(DeadLetterConsumer(inserts)._write(bad))
+        async with asyncio.timeout(5):
+            while len(logs) < 4:
+                await asyncio.sleep(0.001)
+        refused.cancel()
+    assert grouped == [bad]
+    assert {(log["event"], log["error"]) for log in logs} == {("dead_letter.store_failed", "postgres://atelier:***@db refused")}
 
 
 async def test_cancelled_write_does_not_cancel_batch() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from bus.persistence import group_commit
 from bus.persistence.group_commit import GroupCommit
@@ -83,13 +84,57 @@ async def test_refused_item_fails_alone(group: GroupCommit[str, str], statements
     assert sorted(statements.groups[1:]) == [["a"], ["b"], ["c"]]
 
 
-async def test_lost_connection_is_repeated_for_every_item(
+async def test_lost_connection_repeats_the_items_in_groups(
+    group: GroupCommit[str, str], statements: Statements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each half as large as the one before, until the database responds; those who come meanwhile go before. One warning for a loss."""
+    monkeypatch.setattr("bus.retry.FIRST_WAIT_SECONDS", 0.001)
+    statements.errors["a"] = [asyncpg.ConnectionDoesNotExistError("closed"), ConnectionResetError("reset")]
+    with capture_logs() as logs:
+        assert await asyncio.wait_for(asyncio.gather(*submit_all(group, "abcdefgh")), 5) == [*"ABCDEFGH"]
+    assert statements.groups == [[*"abcdefgh"], [*"abcd"], [*"ef"], [*"ghabcd"]]
+    assert [(log["event"], log["items"], log["wait_seconds"]) for log in logs] == [
+        ("dependency.unavailable", 8, 0.001),
+        ("dependency.unavailable", 4, 0.002),
+    ]
+
+
+async def test_item_that_always_loses_its_connection_holds_up_no_other(
     group: GroupCommit[str, str], statements: Statements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bus.retry.FIRST_WAIT_SECONDS", 0.001)
-    statements.errors["b"] = [asyncpg.ConnectionDoesNotExistError("closed"), ConnectionResetError("reset")]
-    assert await asyncio.wait_for(asyncio.gather(*submit_all(group, "abc")), 5) == ["A", "B", "C"]
-    assert statements.groups.count(["b"]) == 2
+    statements.errors["a"] = [ConnectionResetError("reset") for _ in range(1000)]
+    failing, *others = submit_all(group, "abcdefgh")
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [*"BCDEFGH"]
+    assert not failing.done()
+    failing.cancel()
+
+
+async def test_caller_cancelled_while_the_database_is_away_waits_for_nothing(
+    group: GroupCommit[str, str], statements: Statements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.retry.FIRST_WAIT_SECONDS", 3600.0)
+    monkeypatch.setattr("bus.retry.LONGEST_WAIT_SECONDS", 3600.0)
+    statements.errors["a"] = [ConnectionResetError("reset")]
+    (task,) = submit_all(group, "a")
+    await statements.begun.wait()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait_for(asyncio.wait({task}), 5)
+    assert task.cancelled()
+    assert statements.groups == [["a"]]
+
+
+async def test_interrupted_statement_is_repeated_by_its_callers(group: GroupCommit[str, str], statements: Statements) -> None:
+    """A statement that is itself cancelled answers its callers: none waits for ever, and none counts as cancelled."""
+    statements.released.clear()
+    tasks = submit_all(group, "ab")
+    await statements.begun.wait()
+    assert group._under_way
+    group._under_way.cancel()
+    statements.released.set()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == ["A", "B"]
+    assert statements.groups == [["a", "b"], ["a"], ["b"]]
 
 
 async def test_failed_group_does_not_hold_up_the_next(group: GroupCommit[str, str], statements: Statements) -> None:
@@ -133,9 +178,10 @@ async def test_caller_cancelled_during_its_statement_changes_nothing_for_the_oth
     statements.errors["a"] = [ValueError("of the group")] * refused
     tasks = submit_all(group, "abc")
     await statements.begun.wait()
-    tasks[1].cancel()
-    await asyncio.sleep(0.01)
-    assert not tasks[1].done()
+    for _ in range(2):  # also when it is cancelled again
+        tasks[1].cancel()
+        await asyncio.sleep(0.01)
+        assert not tasks[1].done()
     statements.released.set()
     assert [await tasks[0], await tasks[2]] == ["A", "C"]
     await asyncio.wait({tasks[1]})
