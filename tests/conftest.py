@@ -85,6 +85,15 @@ def database_url(postgres: EmbeddedPostgres) -> str:
     return postgres.url
 
 
+@pytest.fixture(scope="session")
+def ceph_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a private Ceph's S3 gateway. `store_settings` empties it for a test."""
+    from tests.support.ceph_store import open_ceph  # imports boto3
+
+    with open_ceph(tmp_path_factory.mktemp("ceph")) as url:
+        yield url
+
+
 @pytest.fixture
 def store_folder(tmp_path: Path) -> Path:
     """An empty folder for a claim store; its URL is `store_folder.as_uri()`."""

@@ -9,7 +9,7 @@ import pytest
 
 from bus.storage.claim_store import ClaimStore, open_claim_store
 from bus.storage.settings import StoreSettings
-from tests.support.ceph_store import open_ceph, store_settings
+from tests.support.ceph_store import store_settings
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +40,13 @@ def s3_settings(bucket: str, s3_endpoint: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def ceph_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with open_ceph(tmp_path_factory.mktemp("ceph")) as url:
-        yield url
-
-
 @pytest.fixture
 def ceph_settings(ceph_endpoint: str) -> dict[str, Any]:
     return store_settings(ceph_endpoint)
 
 
 @pytest.fixture(params=["folder", "s3", "ceph"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ClaimStore]:
+async def any_claim_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ClaimStore]:
     settings = {"store_url": tmp_path.as_uri()} if request.param == "folder" else request.getfixturevalue(f"{request.param}_settings")
     async with open_claim_store(StoreSettings(**settings)) as claims:
         yield claims

@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(400)]
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """With as many threads of torch as a user's, not the one of other tests."""
     environment = os.environ | {"ATELIER_LOCAL_FOLDER": str(folder), "ATELIER_MAY_INSTALL": "false"}
+    environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "ops.cli", "demo", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
 
@@ -56,6 +58,7 @@ def test_failed_demo_order_reports_fault() -> None:
         report = json.loads(completed.stdout)
     assert (report["ok"], report["fault"]["code"]) == (False, "invalid-count")
     assert report["webhooks"] == [{"method": "POST", "path": "/api/webhooks/inference/failed"}]
+    assert list(report["phases"]) == ["start", "models", "services", "workers", "image_generation", "webhook", "stop"]
 
 
 def test_demo_generates_ad() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from bus.storage.claim_store import open_claim_store
 from bus.storage.s3_client import create_bucket, open_s3_client, trusted_authorities
 from bus.storage.settings import StoreSettings
 from contracts.claim import Claim
-from tests.support.ceph_store import ACCESS_KEY, SECRET_KEY, open_ceph, store_settings
+from tests.support.ceph_store import ACCESS_KEY, SECRET_KEY, store_settings
 from tests.support.certificates import make_certificates
 from tests.support.strict_s3 import (
     PICTURE,
@@ -229,17 +228,11 @@ async def test_region_of_a_new_bucket_is_named_to_amazon_alone() -> None:
     assert server.requests[0].body == b""
 
 
-@pytest.fixture(scope="module")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with open_ceph(tmp_path_factory.mktemp("ceph")) as url:
-        yield url
-
-
-async def test_check_and_errors_on_ceph(ceph: str) -> None:
+async def test_check_and_errors_on_ceph(ceph_endpoint: str) -> None:
     """The same on a real server: the check leaves nothing behind; wrong keys, bucket and rights are named."""
-    settings = store_settings(ceph)
+    settings = store_settings(ceph_endpoint)
     assert await probe_store(StoreSettings(**settings)) is None
-    client = boto3.client("s3", endpoint_url=ceph, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name="x")
+    client = boto3.client("s3", endpoint_url=ceph_endpoint, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name="x")
     assert client.list_objects_v2(Bucket="gallery")["KeyCount"] == 0
     for changes, part in [
         ({"aws_access_key_id": "other"}, "InvalidAccessKeyId"),
@@ -248,18 +241,18 @@ async def test_check_and_errors_on_ceph(ceph: str) -> None:
     ]:
         text = str(await probe_store(StoreSettings(**(settings | changes))))
         assert part in text
-        assert ceph in text
+        assert ceph_endpoint in text
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "default", "eu-central-003", None])
-async def test_any_region_and_checksum_use_work_on_ceph(ceph: str, region: str | None) -> None:
-    settings = store_settings(ceph) | {"AWS_S3_REGION_NAME": region}
+async def test_any_region_and_checksum_use_work_on_ceph(ceph_endpoint: str, region: str | None) -> None:
+    settings = store_settings(ceph_endpoint) | {"AWS_S3_REGION_NAME": region}
     for use in ("when_required", "when_supported"):
         await write_and_read(StoreSettings(**settings, aws_request_checksum_calculation=use))
 
 
-async def test_keys_with_blank_plus_and_letters_of_any_script_are_fetched_from_ceph(ceph: str, tmp_path: Path) -> None:
-    settings = store_settings(ceph) | {"store_url": tmp_path.as_uri(), "asset_buckets": ("gallery",)}
+async def test_keys_with_blank_plus_and_letters_of_any_script_are_fetched_from_ceph(ceph_endpoint: str, tmp_path: Path) -> None:
+    settings = store_settings(ceph_endpoint) | {"store_url": tmp_path.as_uri(), "asset_buckets": ("gallery",)}
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_s3_client(StoreSettings(**settings)))
         claims = await stack.enter_async_context(open_claim_store(StoreSettings(**settings)))

@@ -1,13 +1,15 @@
 """pytest plugin: the processes of one run share its tests. Each collects all of them and takes one group after another until none is left,
 so that all end together, however long a test takes.
 
-A group is a test file, or the files that use the same slow fixture. A process takes it by creating a file of its name in the folder of
-`--share-tests`; at its end it writes there how many tests it collected and ran, and their outcomes.
+A group is a test file, or the files that set up the same slow thing. A process takes it by creating a file of its name in the folder of
+`--share-tests`. When one stops early (`-x`, or `--maxfail`, for which each counts its own failures), the other ends its running test and
+stops. At its end each writes there how many tests it collected and ran, and their outcomes.
 """
 
 import gc
 import json
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,18 @@ import pytest
 
 SLOW_FOLDERS = ("chaos", "integration", "conformance", "e2e", "gpu", "reports", "unit/actors/engines", "unit/ops", "unit/actors")
 """Folders whose tests come first, in this order: at the end only short ones are left to take."""
-SLOW_FIXTURES = ("running_vllm", "tiny_families", "store")
-"""Fixtures of several files that only one process shall set up: a vLLM server, a checkpoint of each family, a server of Ceph."""
-TAKEN = pytest.StashKey[list[int]]()
-"""The sizes of the groups that this process has taken."""
+SLOW_FIXTURES = {
+    "running_vllm": "vllm",
+    "tiny_families": "families",
+    "any_claim_store": "ceph",
+    "any_s3": "ceph",
+    "ceph_endpoint": "ceph",
+}
+"""Fixtures of several files, and what one process alone shall set up for them: a vLLM server, all families' checkpoints, a Ceph server."""
+RAN = pytest.StashKey[int]()
+"""The tests that this process has run."""
+STOPPED = "stopped"
+"""The file by which one process stops the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TAKEN] = []
+    config.stash[RAN] = 0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,25 +56,47 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Run what this process takes; otherwise as pytest's own loop. None leaves errors of the collection to that."""
     if session.testsfailed or session.config.option.collectonly:
         return None
-    for tests in take_groups(session):
-        # after the last test of a group, its fixtures are torn down, and those of the session wait for the next group
-        for test, following in zip(tests, [*tests[1:], session], strict=True):
-            session.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
-            if session.shouldfail:
-                raise session.Failed(session.shouldfail)
-            if session.shouldstop:
-                raise session.Interrupted(session.shouldstop)
+    stopped = session.config.getoption("share_tests") / STOPPED
+    test = None
+    for test, following in take_tests(session):
+        session.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
+        session.config.stash[RAN] += 1
+        if session.shouldfail or session.shouldstop:
+            stopped.touch()
+        if stopped.exists():
+            break
+    if test:
+        session.config.hook.pytest_runtest_protocol(item=test, nextitem=None)
+    if session.shouldfail:
+        raise session.Failed(session.shouldfail)
+    if session.shouldstop:
+        raise session.Interrupted(session.shouldstop)
     return True
 
 
-def take_groups(session: pytest.Session) -> Iterator[list[pytest.Item]]:
+def take_tests(session: pytest.Session) -> Iterator[tuple[pytest.Item, pytest.Item | pytest.Session]]:
+    """Each test and the one that follows. After the last of a group, its fixtures are torn down; those of the session wait for the next."""
     for name, tests in group_tests(session.items).items():
         try:
             (session.config.getoption("share_tests") / name.replace("/", ":")).touch(exist_ok=False)
         except FileExistsError:
             continue
-        session.config.stash[TAKEN].append(len(tests))
-        yield tests
+        yield from zip(tests, [*tests[1:], session], strict=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """After the last test, whose `nextitem` is None here alone: the fixtures of the session are torn down within the time limit of that
+    test, and an error is reported as one of its teardown.
+    """
+    if nextitem is not None:
+        return None
+    call = pytest.CallInfo.from_call(
+        lambda: item.session._setupstate.teardown_exact(None), "teardown", reraise=(KeyboardInterrupt, pytest.exit.Exception)
+    )
+    if call.excinfo:
+        item.ihook.pytest_runtest_logreport(report=pytest.TestReport.from_item_and_call(item, call))
+    return True
 
 
 def group_tests(tests: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
@@ -74,7 +106,7 @@ def group_tests(tests: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
         files.setdefault(test.nodeid.partition("::")[0], []).append(test)
     groups: dict[str, list[pytest.Item]] = {}
     for file in sorted(files, key=lambda file: (place_of(file), file)):
-        groups.setdefault(slow_fixture(files[file]) or file, []).extend(files[file])
+        groups.setdefault(slow_thing(files[file]) or file, []).extend(files[file])
     return groups
 
 
@@ -82,15 +114,19 @@ def place_of(file: str) -> int:
     return next((place for place, folder in enumerate(SLOW_FOLDERS) if file.startswith(f"tests/{folder}/")), len(SLOW_FOLDERS))
 
 
-def slow_fixture(tests: list[pytest.Item]) -> str | None:
+def slow_thing(tests: list[pytest.Item]) -> str | None:
     used = {name for test in tests for name in getattr(test, "fixturenames", ())}
-    return next((name for name in SLOW_FIXTURES if name in used), None)
+    return next((thing for name, thing in SLOW_FIXTURES.items() if name in used), None)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Write the outcomes as pytest's closing line counts them."""
-    kinds = {kind: reports for kind, reports in terminalreporter.stats.items() if kind}
-    outcomes = {kind: sum(getattr(report, "count_towards_summary", True) for report in reports) for kind, reports in kinds.items()}
-    collected = terminalreporter._session.testscollected
-    record = {"collected": collected, "taken": sum(config.stash[TAKEN]), "outcomes": outcomes}
-    (config.getoption("share_tests") / f"{os.getpid()}.json").write_text(json.dumps(record))
+    """Write the outcomes as pytest's closing line counts them; apart those of the collection, which both processes have alike."""
+    outcomes: dict[str, Counter[str]] = {"tests": Counter(), "collection": Counter()}
+    for kind, reports in terminalreporter.stats.items():
+        for report in reports if kind else ():
+            alike = isinstance(report, pytest.CollectReport | pytest.Item)
+            outcomes["collection" if alike else "tests"][kind] += getattr(report, "count_towards_summary", True)
+    record = {"collected": terminalreporter._session.testscollected, "ran": config.stash[RAN], **outcomes}
+    file = config.getoption("share_tests") / f"{os.getpid()}.part"
+    file.write_text(json.dumps(record))
+    file.rename(file.with_suffix(".json"))  # whole, or not at all when a second Ctrl-C ends this process

@@ -1,10 +1,11 @@
 """`make test`: the tests in two processes at once, one for each core of a small machine, which take test files from one list.
 
-With `-k`, or the path of a file or a test among the arguments, there is one process. The output of the second process follows that of the
-first; the last line has the outcomes of both.
+With `-k`, the path of a file or a test, or an option that runs no test, there is one process. The output of the second process follows that
+of the first; the last line has the outcomes of both.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,18 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 OUTCOMES = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "error")
 """Their order in a closing line of pytest; others, such as `rerun`, follow."""
+ONE_PROCESS = {
+    *("-k", "--collect-only", "--co", "--help", "-h", "--markers", "--fixtures", "--funcargs", "--fixtures-per-test", "--version", "-V"),
+    *("--cache-show", "--continue-on-collection-errors", "--pdb", "--trace"),
+}
+"""Options that select few tests, run none, run all in each process, or read the terminal."""
 INCOMPLETE = 1
 """The exit code when a test was run by no process."""
 
 
 def selects_few(arguments: list[str]) -> bool:
-    """Whether the arguments name words, files or tests, rather than folders or how tests are run."""
-    return any(argument == "-k" or (ROOT / argument.partition("::")[0]).is_file() for argument in arguments)
+    """Whether the arguments name words, files or tests, rather than folders or how tests are run, or no tests are run."""
+    return any(argument.partition("=")[0] in ONE_PROCESS or (ROOT / argument.partition("::")[0]).is_file() for argument in arguments)
 
 
 def run(arguments: list[str]) -> int:
@@ -32,9 +38,11 @@ def run(arguments: list[str]) -> int:
         return subprocess.run(command, cwd=ROOT, check=False).returncode
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="atelier-tests-") as folder, tempfile.TemporaryFile() as output:
-        command += ["-p", "tests.support.shared_tests", "--share-tests", folder, "--override-ini", "console_output_style=classic"]
-        first = subprocess.Popen(command, cwd=ROOT)
-        second = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        # one argument with `=`: pytest takes a folder among its arguments for one of tests, and would look for its settings from there
+        command += ["-p", "tests.support.shared_tests", f"--share-tests={folder}", "--override-ini", "console_output_style=classic"]
+        # in sessions of their own: a Ctrl-C in the terminal reaches this process alone, which passes it on once
+        first = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        second = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
         codes = exit_codes([first, second])
         output.seek(0)
         sys.stdout.buffer.write(output.read())
@@ -44,30 +52,41 @@ def run(arguments: list[str]) -> int:
 
 
 def exit_codes(processes: list["subprocess.Popen[bytes]"]) -> list[int]:
-    """After Ctrl-C, which the processes get as well, they stop their services; after a second one they are ended."""
-    for end in (subprocess.Popen.poll, subprocess.Popen.terminate):
+    """After Ctrl-C the processes stop their services; after a second one they are ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         try:
             return [process.wait() for process in processes]
         except KeyboardInterrupt:
             for process in processes:
-                end(process)
+                process.send_signal(number)
     return [process.wait() for process in processes]
 
 
 def is_complete(records: list[dict[str, Any]]) -> bool:
-    """Whether each test that was collected was taken by one process."""
-    return len(records) == 2 and {record["collected"] for record in records} == {sum(record["taken"] for record in records)}
+    """Whether each test that was collected was run by one process."""
+    return len(records) == 2 and {record["collected"] for record in records} == {sum(record["ran"] for record in records)}
 
 
 def closing_line(records: list[dict[str, Any]], seconds: float) -> str:
-    """As pytest writes it, for all processes together. Both have left out the same tests."""
-    total = sum((Counter(record["outcomes"]) for record in records), Counter())
-    total["deselected"] = max((record["outcomes"].get("deselected", 0) for record in records), default=0)
-    kinds = sorted(+total, key=lambda kind: OUTCOMES.index(kind) if kind in OUTCOMES else len(OUTCOMES))
+    """As pytest writes it, for all processes together. Outcomes of the collection, such as deselected tests, count once."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total |= Counter(record["collection"])
+    for record in records:
+        total += Counter(record["tests"])
+    kinds = sorted(total, key=lambda kind: OUTCOMES.index(kind) if kind in OUTCOMES else len(OUTCOMES))
     text = ", ".join(f"{total[kind]} {kind}" for kind in kinds) or "no tests ran"
     missing = "" if is_complete(records) else "; not all tests were run"
     return f" {text} in {seconds:.2f}s{missing} ".center(80, "=")
 
 
+def main(arguments: list[str]) -> int:
+    """As `run`; when this process is to end, or its terminal closes, that is as Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    return run(arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

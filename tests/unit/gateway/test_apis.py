@@ -7,6 +7,7 @@ import pytest
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.routing import Route
 
 from gateway.apis import all_apis, query_steps, served_apis
 from gateway.compat.vertex import VertexSettings
@@ -31,6 +32,17 @@ def is_unknown_path(response: httpx.Response) -> bool:
 
 def test_every_api_has_a_name() -> None:
     assert tuple(APIS) == API_NAMES
+
+
+@pytest.mark.parametrize("name", API_NAMES)
+def test_routers_have_nothing_but_routes(name: str) -> None:
+    """The application takes over their routes only: no handlers of its start and end, no middleware, no nested routers."""
+    usual = APIRouter()
+    for router in APIS[name].routers:
+        assert router.routes
+        assert [route for route in router.routes if not isinstance(route, Route)] == []
+        assert (router.on_startup, router.on_shutdown, type(router.lifespan_context)) == ([], [], type(usual.lifespan_context))
+        assert router.middleware_stack == router.app
 
 
 @pytest.mark.parametrize("name", API_NAMES)

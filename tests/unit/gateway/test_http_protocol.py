@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -73,6 +73,16 @@ class Served:
         self.started += 1
         return EndlessResponse(parts(), self)
 
+    async def interrupted(self, request: Request) -> Response:
+        """A malformed request arrives in the turn of the event loop in which the response begins."""
+
+        async def begin(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+            receive.__self__.on_response.__self__.data_received(b"garbage\r\n\r\n")
+            await send({"type": "http.response.body", "body": b"late"})
+
+        return cast("Response", begin)
+
     async def slow(self, request: Request) -> Response:
         await asyncio.sleep(1.2)
         return PlainTextResponse("slow")
@@ -106,6 +116,7 @@ async def serve(*, watched: bool = False, **limits: Any) -> AsyncIterator[Served
         Route("/body", served.body, methods=["POST"]),
         Route("/large", served.large),
         Route("/slow", served.slow),
+        Route("/interrupted", served.interrupted),
         Route("/endless", served.endless),
     ]
     served.protocol = bounded_protocol(ConnectionLimits(**LIMITS | limits))
@@ -322,6 +333,12 @@ async def wait_until_true(condition: Any) -> None:
     async with asyncio.timeout(3):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+async def test_response_that_has_begun_is_sent_before_a_malformed_request_ends_its_connection() -> None:
+    async with serve() as served:
+        answer, _ = await talk(served.port, GET.replace(b"small", b"interrupted"))
+    assert (status_of(answer), answer.count(b"HTTP/1.1")) == (200, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """What a gateway imports and holds before its first request. Its start in time: tests/integration/test_concurrent_clients.py."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from bus.settings import BusSettings
+from contracts.claim import Claim
 from contracts.steps import COMMANDS
-from contracts.wire_model import WireModel
+from contracts.verdict import VerdictSchema
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from gateway.strict_model import HttpModel
+from gateway.strict_model import strict_model
+from tests.conftest import SETTING_PREFIXES
 
+ROOT = Path(__file__).parents[3]
 START = """
 import json, sys
 import psutil
@@ -35,7 +40,10 @@ NOT_AT_START = {"faststream", "httpcore", "httpx", "jinja2", "PIL", "pydantic.v1
 
 @pytest.fixture(scope="module")
 def started() -> Any:
-    return json.loads(subprocess.run([sys.executable, "-c", START], check=True, capture_output=True, text=True).stdout)
+    """The report of a gateway with default settings. A fixture of a module begins before the one that clears the environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
+    command = [sys.executable, "-c", START]
+    return json.loads(subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
 def test_gateway_starts_without_the_libraries_that_few_requests_need(started: Any) -> None:
@@ -57,10 +65,8 @@ def subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 def test_every_validator_that_waits_for_its_first_use_can_be_built() -> None:
     """A field that no validator can be built for would be found by the first request only."""
     app = create_app(BusSettings.model_validate({"amqp_url": "amqp://localhost"}), GatewaySettings())
-    models = {
-        model for base in (HttpModel, WireModel) for model in subclasses(base) if model.__module__.startswith(("gateway", "contracts"))
-    }
-    assert models >= {*COMMANDS.values()}
+    models = {model for model in subclasses(BaseModel) if model.__module__.startswith(("gateway.", "contracts."))}
+    assert models >= {*COMMANDS.values(), VerdictSchema, strict_model(Claim)}
     for model in models:
         model.model_rebuild()
     assert [model for model in models if not model.__pydantic_complete__] == []

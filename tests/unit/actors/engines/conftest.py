@@ -1,6 +1,6 @@
 """Tiny checkpoints, written once per test session, and the engine and the stock pipeline that use them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def stock_pipeline(tiny_models: dict[str, Path]) -> StockPipeline:
     return StockPipeline(tiny_models["tiny-sd"])
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[], int]]:
+    """Says with how many threads torch computes; the number is what it was when the test ends."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.get_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

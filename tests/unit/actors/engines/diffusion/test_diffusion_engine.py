@@ -1,6 +1,7 @@
 """The diffusion engine compared with the stock pipeline: the same seed gives the same image, whatever else is in the batch."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,19 @@ def test_deterministic_order_is_bit_identical_alone_and_beside_others(image_engi
     alone = draw_images(image_engine, {1: request})[1]
     beside_others = draw_images(image_engine, {number: request if number == 3 else make_request(number) for number in range(2, 6)})[3]
     assert max_pixel_difference(alone, beside_others) == 0
+
+
+def test_images_of_two_threads_are_the_same_alone_and_beside_others(
+    tiny_models: TinyModels, tmp_path: Path, torch_threads: Callable[[], int]
+) -> None:
+    engine = open_image_engine(tiny_models, tmp_path / "threads", threads=2)
+    assert torch_threads() == 2
+    requests = {number: make_request(number, steps=2, deterministic=number == 1) for number in range(1, 4)}
+    alone = {number: draw_images(engine, {number: request})[number] for number, request in requests.items()}
+    for number, together in draw_images(engine, requests).items():
+        assert max_pixel_difference(together, alone[number]) <= (0 if requests[number].deterministic else 1), number
+    assert max_pixel_difference(alone[1], alone[2]) > 1
+    engine.close()
 
 
 def test_cancel_removes_only_named_request(image_engine: DiffusionEngine) -> None:

@@ -4,8 +4,9 @@ import json
 import pickle
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,14 @@ def test_batched_answers_equal_single_answers(engine: TextModelEngine, ticks_bet
     together, _ = run(engine, requests, ticks_between=ticks_between)
     assert together == alone
     assert max(response.prompt_tokens for response in alone) > 300
+
+
+def test_answers_of_two_threads_are_the_same_alone_and_together(tmp_path: Path, torch_threads: Callable[[], int]) -> None:
+    engine, requests = open_engine(tmp_path, threads=2), [SAMPLED[1], *OTHERS[:2]]
+    assert torch_threads() == 2
+    alone = [generate(engine, request)[0] for request in requests]
+    assert generate(engine, *requests) == alone
+    assert len({response.text for response in alone}) == len(requests)
 
 
 def test_answer_equals_generate_of_transformers(engine: TextModelEngine) -> None:
