@@ -229,11 +229,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer, unless another response has begun, and close. The application learns that its client is gone."""
         if self.transport.is_closing():
             return
-        running = self._running
+        running, transport = self._running, self.transport
         if running is None or running.response_complete or not running.response_started:
-            self.transport.write(refusal(status))
+            transport.write(refusal(status))
+        else:
+            transport = running.transport  # it may hold the head, and sends it before it closes
         self._disconnect_running()
-        self.transport.close()
+        transport.close()
 
     def _close(self, reason: str) -> None:
         log.info("connection.closed", reason=reason, address=self.address)
@@ -278,12 +280,12 @@ class HeadTransport:
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop, self._head = transport, loop, b""
-        self._flush_later: asyncio.Handle | None = None
+        self._transport, self._loop, self._head, self._has_begun = transport, loop, b"", False
 
     def write(self, data: bytes) -> None:
-        if self._flush_later is None:
-            self._head, self._flush_later = data, self._loop.call_soon(self.flush)
+        if not self._has_begun:
+            self._head, self._has_begun = data, True
+            self._loop.call_soon(self.flush)
         else:
             head, self._head = self._head, b""
             self._transport.write(head + data)

@@ -79,13 +79,10 @@ def lazy_command(module: str, name: str) -> Callable[[Namespace], int]:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Inside the block nothing is collected: imports leave nothing to collect, and looking for it costs a tenth of their time. What they
-    made is never looked through again: that would hold up the event loop for 60 ms.
-    """
+    """Inside the block nothing is collected: imports leave nothing to collect, and looking for it costs a tenth of their time."""
     gc.disable()
     try:
         yield
-        gc.freeze()
     finally:
         gc.enable()
 
@@ -270,6 +267,7 @@ def run_actors(arguments: Namespace) -> int:
         if arguments.exit_with_parent:
             threading.Thread(target=exit_with_parent, daemon=True).start()
         components = load_actors(arguments.steps)
+        gc.freeze()  # what was imported is never looked through again: that would hold up the event loop for 60 ms
     asyncio.run(serve(components.actors, components.adapters, components.ingests))
     return 0
 

@@ -43,7 +43,10 @@ class TrustedProxies:
         """`address`: as `parse_address` gives it; None for a connection without one."""
         if address is None or address == UNIX_SOCKET:
             return self._trusts_sockets
-        return bool(self._networks) and any(ip_address(address) in network for network in self._networks)
+        if not self._networks:
+            return False
+        parsed = ip_address(address)
+        return any(parsed in network for network in self._networks)
 
     def read(self, headers: Headers) -> ForwardedRequest:
         """`headers`: of a request that came from a trusted proxy. What is malformed in them is ignored."""

@@ -6,20 +6,22 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
 
+from bus.amqp.messages import build_cancel
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.subscriptions import subscribe_events
+from bus.errors import PublishError
 from bus.observability.logs import configure_logging
 from bus.settings import BusSettings
 from contracts.broker_names import job_binding_key
 from ops.commands.demo_backend import FakeBackend, open_fake_backend
 from ops.commands.demo_orders import publish_order
-from ops.commands.demo_output import DemoDisplay, is_itinerary_step, open_display
+from ops.commands.demo_output import DemoDisplay, ends_step, open_display
 from ops.commands.demo_phases import PhaseClock
 from ops.commands.demo_report import DemoJob
 from ops.local.model_choice import ModelChoice, choose_models, fetch_missing_models, merged_environment, require_libraries
@@ -41,9 +43,10 @@ JOB_SECONDS, WEBHOOK_SECONDS = 600.0, 30.0
 class DemoStack:
     """`publisher`: a backend's connection, or a gateway's for an advertisement. `operator`: the one that follows the events.
 
-    `choices`: the models of the actors.
+    `generation_id`: of the order. `choices`: the models of the actors.
     """
 
+    generation_id: int
     backend: FakeBackend
     publisher: Publisher
     operator: Publisher
@@ -89,7 +92,8 @@ async def open_demo_stack(
     if any(choice.is_toy for choice in choices):
         await to_thread.run_sync(copy_trained_models, models)
     clock.finish("models")
-    async with local_stack(own) as urls, open_fake_backend() as backend:
+    generation_id = time.time_ns() // 1_000_000
+    async with local_stack(own) as urls, open_fake_backend(generation_id=generation_id) as backend:
         clock.finish("services")
         quick = QUICK_LOAD | toy_threads(choices)
         given = {"MODEL_DIR": str(models)} | quick | inherited_environment() | urls.environment
@@ -102,7 +106,7 @@ async def open_demo_stack(
         ):
             await supervisor.wait_until_ready(timeout_seconds=settings.ready_seconds)
             clock.finish("workers")
-            yield DemoStack(backend, publisher, operator, choices)
+            yield DemoStack(generation_id, backend, publisher, operator, choices)
 
 
 def toy_threads(choices: Sequence[ModelChoice]) -> dict[str, str]:
@@ -117,21 +121,32 @@ def bus_settings(urls: ServiceUrls, role: str) -> BusSettings:
 
 async def publish_and_follow(arguments: Namespace, folder: Path, stack: DemoStack, display: DemoDisplay, clock: PhaseClock) -> DemoJob:
     """Publish one order and follow its job until it has ended and the backend has received the last webhook."""
-    generation_id = time.time_ns() // 1_000_000
-    job = DemoJob(f"generation-{generation_id}")
-    async with subscribe_events(stack.operator, job_binding_key(job.job_id)) as events:
+    job = DemoJob(f"generation-{stack.generation_id}")
+    async with subscribe_events(stack.operator, job_binding_key(job.job_id)) as events, cancelled_unless_finished(job, stack.operator):
         display.set_status("publishing an order")
-        await publish_order(arguments, generation_id, job.job_id, style_lora(folder / "models", stack.choices), stack.publisher)
+        lora = style_lora(folder / "models", stack.choices)
+        await publish_order(arguments, stack.generation_id, job.job_id, lora, stack.publisher)
         async with asyncio.timeout(JOB_SECONDS):
             while not job.is_finished:
                 job.events.append(await events.get())
                 display.show_event(job.events[-1])
-                if is_itinerary_step(job.events[-1]):
+                if ends_step(job.events[-1]):
                     clock.finish(job.events[-1].step)
     async with asyncio.timeout(WEBHOOK_SECONDS):
         await stack.backend.finished.wait()
     clock.finish("webhook")
     return job
+
+
+@asynccontextmanager
+async def cancelled_unless_finished(job: DemoJob, operator: Publisher) -> AsyncIterator[None]:
+    """A block that ends early, as by Ctrl-C, cancels the job: workers would finish it within their grace period, the next demo the rest."""
+    try:
+        yield
+    finally:
+        if not job.is_finished:
+            with suppress(PublishError):
+                await operator.publish(build_cancel(job.job_id))
 
 
 def style_lora(models: Path, choices: Sequence[ModelChoice]) -> str | None:

@@ -18,16 +18,22 @@ from contracts import broker_names
 
 @dataclass
 class FakeBackend:
-    """Its URL, and the webhooks that it received, in order. `response_seconds`: the delay of each response."""
+    """Its URL, and the webhooks that it received, in order. `response_seconds`: the delay of each response.
+
+    `generation_id`: the only one whose webhooks are kept; queues may hold those of a demo that was interrupted. None: all are kept.
+    """
 
     url: str
     response_seconds: float = 0.0
+    generation_id: int | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def receive_webhook(self, request: Request) -> dict[str, bool]:
         body = await request.json()
         await asyncio.sleep(self.response_seconds)
+        if self.generation_id not in (None, body["generation_id"]):
+            return {"success": True}
         call: dict[str, Any] = {"method": request.method, "path": request.url.path}
         if "progress" in body:
             call["percent"] = body["progress"]["progress_percent"]
@@ -49,10 +55,10 @@ class FakeBackend:
 
 
 @asynccontextmanager
-async def open_fake_backend(response_seconds: float = 0.0) -> AsyncIterator[FakeBackend]:
+async def open_fake_backend(response_seconds: float = 0.0, generation_id: int | None = None) -> AsyncIterator[FakeBackend]:
     """Listen on a free port on loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
-    backend = FakeBackend(f"http://127.0.0.1:{listener.getsockname()[1]}", response_seconds)
+    backend = FakeBackend(f"http://127.0.0.1:{listener.getsockname()[1]}", response_seconds, generation_id)
     app = FastAPI()
     app.add_api_route("/api/webhooks/inference/{call}", backend.receive_webhook, methods=["PATCH", "POST"])
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))

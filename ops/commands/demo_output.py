@@ -93,6 +93,11 @@ def is_itinerary_step(event: Event) -> bool:
     return event.kind is EventKind.COMPLETED and event.step != "job" and (event.result or {}).get("kind") != "progress"
 
 
+def ends_step(event: Event) -> bool:
+    """Whether a step has ended, by completing or by failing."""
+    return is_itinerary_step(event) or (event.kind is EventKind.FAILED and event.step != "job")
+
+
 def timeline_table(events: Sequence[Event]) -> Table:
     """One row per step: its time in the queue (light) and at work (dark), relative to the duration of the job."""
     steps = [event for event in events if is_itinerary_step(event)]

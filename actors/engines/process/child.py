@@ -44,7 +44,6 @@ from bus.observability.logs import configure_logging
 log = structlog.get_logger()
 PR_SET_PDEATHSIG = 1
 OPENING_THRESHOLD = 200_000
-"""Python's own is 700."""
 NICENESS = 5
 """The model may use every core, but the event loop that keeps the connections alive has priority."""
 
