@@ -9,12 +9,13 @@ from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage, DeliveryMode
 from faststream.rabbit import QueueType
-from pamqp.commands import Basic
 
-from bus.amqp import broker, publisher, topology
+from bus.amqp import acknowledgements, broker, publisher, topology
 from bus.amqp.messages import OutboundMessage
+from bus.amqp.raw_properties import encode_properties
+from bus.outcome import Outcome
 from bus.persistence.inbox import Inbox, NullInbox
-from bus.worker import resources
+from bus.worker import consumer, resources
 from bus.worker.consumer import DeliveryConsumer
 
 
@@ -27,24 +28,25 @@ def no_persistence() -> None:
     topology.QUORUM_ARGUMENTS.clear()
     topology.AT_LEAST_ONCE_ARGUMENTS.clear()
     broker.QueueType = ClassicQueues  # type: ignore[misc,assignment]
-    persistent_properties = publisher.Publisher._properties
 
-    def transient_properties(self: publisher.Publisher, message: OutboundMessage) -> Basic.Properties:
-        properties = persistent_properties(self, message)
-        properties.delivery_mode = DeliveryMode.NOT_PERSISTENT
-        return properties
+    def transient_properties(**properties: Any) -> bytes:
+        return encode_properties(**properties | {"delivery_mode": DeliveryMode.NOT_PERSISTENT})
 
-    publisher.Publisher._properties = transient_properties  # type: ignore[method-assign]
+    publisher.encode_properties = transient_properties  # type: ignore[attr-defined,assignment]
 
 
 def ack_first() -> None:
     on_message = DeliveryConsumer.on_message
 
     async def ack_and_process(self: DeliveryConsumer, message: AbstractIncomingMessage) -> None:
-        await message.ack()
+        acknowledgements.ack(message)
         await on_message(self, message)
 
+    async def acknowledge_nothing(_: AbstractIncomingMessage, __: Outcome) -> None:
+        """A second ack would close the channel."""
+
     DeliveryConsumer.on_message = ack_and_process  # type: ignore[method-assign]
+    consumer._acknowledge = acknowledge_nothing
 
 
 def no_inbox() -> None:
