@@ -46,9 +46,14 @@ create table if not exists atelier.generation_claims (
 -- Every second pair of neighbouring characters, and a rest; every pair where one of the characters is not in ASCII. A text contains another
 -- one only if it has all pairs of that one, or all of its pairs from its second character on.
 create or replace function atelier.character_pairs(value text) returns text[] language plpgsql immutable parallel safe cost 1000 as $$
-begin
-    return string_to_array(regexp_replace(value, '..', E'\\&\x01', 'g') || case when octet_length(value) > length(value)
-        then E'\x01' || regexp_replace(substr(value, 2), '..', E'\\&\x01', 'g') else '' end, E'\x01');
+declare
+    characters text[] := string_to_array(value, null);
+    pairs text[] := '{}';
+begin -- A loop, since an array of PL/pgSQL is read by its index in constant time, which neither a text nor an array of SQL is.
+    for n in 1 .. coalesce(cardinality(characters), 0) by case when octet_length(value) > length(value) then 1 else 2 end loop
+        pairs := pairs || concat(characters[n], characters[n + 1]);
+    end loop;
+    return pairs;
 end $$;
 create or replace function atelier.make_job_searchable() returns trigger language plpgsql as $$
 begin

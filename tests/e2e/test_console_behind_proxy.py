@@ -14,6 +14,7 @@ from tests.e2e.console_server import ConsoleServer, open_console_server
 from tests.e2e.console_user import KEY, ConsoleUser
 from tests.e2e.slow_image_actor import SLOW_IMAGE_ACTOR
 from tests.support.certificates import make_certificates
+from tests.support.own_database import own_database, with_database
 from tests.support.reverse_proxies import open_nginx
 
 
@@ -48,11 +49,18 @@ def use_console(url: str) -> None:
         assert user.browser_errors() == []
 
 
-async def test_console_works_behind_nginx_with_a_path(bus_settings: BusSettings, store_folder: Path, tmp_path: Path) -> None:
-    """changedetection.io #446, hermes-webui #219, gitea #31202: login, forms, events and pictures below a path."""
+async def test_console_works_behind_nginx_with_a_path(
+    bus_settings: BusSettings, database_url: str, store_folder: Path, tmp_path: Path
+) -> None:
+    """changedetection.io #446, hermes-webui #219, gitea #31202: login, forms, events and pictures below a path.
+
+    A database of its own: the list of jobs shows no pictures of other tests, whose stores are gone.
+    """
     settings = GatewaySettings.model_validate({"api_keys": f"kim:{KEY}", "operators": ("kim",), "trusted_proxies": "127.0.0.1"})
-    with open_console_server(bus_settings, StoreSettings(store_url=store_folder.as_uri()), settings, SLOW_IMAGE_ACTOR) as server:
-        gateway_port = urlsplit(server.url).port
-        assert gateway_port
-        async with open_nginx(tmp_path, make_certificates(tmp_path), gateway_port) as port:
-            await asyncio.to_thread(use_console, f"https://localhost:{port}/atelier/console")
+    store = StoreSettings(store_url=store_folder.as_uri())
+    async with own_database(database_url) as (own_url, _, _):
+        with open_console_server(with_database(bus_settings, own_url), store, settings, SLOW_IMAGE_ACTOR) as server:
+            gateway_port = urlsplit(server.url).port
+            assert gateway_port
+            async with open_nginx(tmp_path, make_certificates(tmp_path), gateway_port) as port:
+                await asyncio.to_thread(use_console, f"https://localhost:{port}/atelier/console")

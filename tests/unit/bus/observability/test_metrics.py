@@ -42,10 +42,11 @@ def test_no_label_is_a_tenant_or_a_job() -> None:
     record_delivery("labelled", Done(Result()), attempt=1, seconds=0.1, queued_seconds=0.2)
     metrics.record_request("BREW", "/v1/jobs/{job_id}", 418, 0.1)
     metrics.UNSIGNED_MESSAGES.labels("command").inc()
+    metrics.record_queue_length("atelier.labelled", 1)
 
     families = list(text_string_to_metric_families(render().decode()))
     labels = {label for family in families for sample in family.samples for label in sample.labels}
-    assert labels <= {"step", "outcome", "code", "le", "part", "cause", "method", "route", "status", "kind"}
+    assert labels <= {"step", "outcome", "code", "le", "part", "cause", "method", "route", "status", "kind", "queue"}
     assert {sample.labels.get("method") for family in families for sample in family.samples} & {"BREW"} == set()
 
 
