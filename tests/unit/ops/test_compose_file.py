@@ -39,7 +39,7 @@ SECRETS = {
 
 
 def test_file_is_valid_compose_file() -> None:
-    PyCompose.from_json(json.dumps(compose_document()))
+    assert PyCompose.from_json(json.dumps(compose_document())) is not None
 
 
 @pytest.mark.parametrize(("key", "value"), [("healthcheck", {"interval": "soon"}), ("profiles", 7), ("restart", "maybe")])

@@ -1,5 +1,6 @@
 """The training examples of tiny-critic: the engine's prompts, answers that its grammar allows, and claims that match the poster."""
 
+import json
 from random import Random
 
 from contracts.verdict import AdVerdictSchema, ImageVerdictSchema
@@ -26,8 +27,11 @@ def test_every_example_answer_is_valid_verdict() -> None:
     rng = Random(3)
     for _ in range(20):
         poster = draw_poster(rng)
-        AdVerdictSchema.model_validate_json(judge_example(poster).answer)
-        ImageVerdictSchema.model_validate_json(validate_example(poster, random_scene(rng), rng).answer)
+        for schema, answer in (
+            (AdVerdictSchema, judge_example(poster).answer),
+            (ImageVerdictSchema, validate_example(poster, random_scene(rng), rng).answer),
+        ):
+            assert schema.model_validate_json(answer).model_dump(mode="json", by_alias=True) == json.loads(answer)
 
 
 def test_claims_are_all_true_only_for_matching_text() -> None:

@@ -30,7 +30,7 @@ PLAIN = [manifest for manifest in ALL if manifest["apiVersion"] not in CUSTOM_AP
 
 @pytest.mark.parametrize("manifest", PLAIN, ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
 def test_manifests_match_kubernetes_schema(manifest: dict[str, Any]) -> None:
-    kubernetes_validate.validate(manifest, VERSION, strict=True)
+    assert kubernetes_validate.validate(manifest, VERSION, strict=True), "the version of the schema that it satisfies"
 
 
 def test_invalid_manifest_is_rejected() -> None:
