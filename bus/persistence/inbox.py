@@ -8,8 +8,8 @@ owner's lock is gone is free to be acquired again.
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import structlog
 from bus.actor import DatabaseWrite, GroupableWrite
 from bus.errors import AttemptInterrupted, PermanentError
 from bus.persistence.group_commit import GroupCommit
+from bus.persistence.kept_connection import KeptConnection
 from bus.persistence.pool import CLOSE_TIMEOUT_SECONDS, encode_postgres_json, stateless_connection
 from bus.persistence.purge import purge_periodically
 from bus.persistence.server_check import OTHER_DATABASE
@@ -32,6 +33,8 @@ SCHEMA = SQL["schema"]
 LIVENESS_LOCK_CLASS = 4_273
 LIVENESS_CHECK_SECONDS = 5.0
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
+MAX_FORMER_IDS = 2
+"""Of a message in a group; `former_entry_ids` returns no more. A message with more is acquired alone."""
 MAX_CANCELLED = 10_000
 """Cancelled jobs that a process without a database remembers, the latest."""
 
@@ -189,9 +192,9 @@ class PostgresInbox:
 
     def __init__(self, pool: asyncpg.Pool, locks: SessionLocks) -> None:
         self._pool, self._locks = pool, locks
+        self._kept = KeptConnection(pool)
         self._in_flight = InFlightKeys()
-        self._acquisitions = GroupCommit(self._acquire_group)
-        self._results = GroupCommit(self._mark_group_done)
+        self._statements: GroupCommit[Acquisition | DoneMessage, Any] = GroupCommit(self._send)
         self._releases = GroupCommit(self._release_group)
         self._background: set[asyncio.Task[None]] = set()
         self._acquiring: set[asyncio.Task[Any]] = set()
@@ -209,62 +212,55 @@ class PostgresInbox:
 
     async def acquire(self, step: str, entry_id: str, job_id: str, former_ids: Sequence[str] = ()) -> InboxEntry:
         await self._in_flight.acquire(step, entry_id)
+        task = asyncio.current_task()
+        assert task
+        self._acquiring.add(task)  # `close` waits for a caller that is cancelled while its statement is under way
         try:
-            with self._noted_as_acquiring():
-                entry = await self._acquire(Acquisition(step, entry_id, job_id, former_ids))
+            entry = await self._acquire(Acquisition(step, entry_id, job_id, former_ids))
         except asyncio.CancelledError:
             self._release_in_background(step, entry_id)  # it may have been acquired all the same
             raise
         except BaseException:
             self._in_flight.release(step, entry_id)
             raise
+        finally:
+            self._acquiring.discard(task)
         if entry.result is not None:
             self._in_flight.release(step, entry_id)
         return entry
 
-    @contextmanager
-    def _noted_as_acquiring(self) -> Iterator[None]:
-        """So that `close` waits for a caller that is cancelled while its statement is under way."""
-        task = asyncio.current_task()
-        assert task
-        self._acquiring.add(task)
-        try:
-            yield
-        finally:
-            self._acquiring.discard(task)
-
     async def _acquire(self, message: Acquisition) -> InboxEntry:
-        if entry := await self._acquisitions.submit(message):
-            return entry
+        entry: InboxEntry | None = await self._statements.submit(message)
         poll = FIRST_POLL_SECONDS
-        while (entry := await retry_while_unavailable(lambda: self._acquisitions.send_alone(message), "database")) is None:
-            await asyncio.sleep(poll)
-            poll = min(poll * 2, LONGEST_POLL_SECONDS)
+        while entry is None:
+            entry = await retry_while_unavailable(lambda: self._statements.send_alone(message), "database")
+            if entry is None:
+                await asyncio.sleep(poll)
+                poll = min(poll * 2, LONGEST_POLL_SECONDS)
         return entry
 
-    async def _acquire_group(self, messages: Sequence[Acquisition]) -> list[InboxEntry | None]:
-        """None for a message that is not acquired, or not in a group: it has an entry, or this process no liveness lock."""
+    async def _send(self, messages: Sequence[Acquisition | DoneMessage]) -> list[InboxEntry | bool | None]:
+        """An entry for a message that is acquired, whether this process owned it for one that is done.
+
+        None for a message that is not acquired, or not in a group: it has an entry, or this process no liveness lock.
+        """
         if len(messages) == 1:
-            return [await self._acquire_alone(messages[0])]
-        former = [(position, message, former_id) for position, message in enumerate(messages, 1) for former_id in message.former_ids]
-        rows = await self._fetch(
-            SQL["acquire_new"],
-            [message.step for message in messages],
-            [message.entry_id for message in messages],
-            [message.job_id for message in messages],
-            [position for position, _, _ in former],
-            [message.step for _, message, _ in former],
-            [former_id for _, _, former_id in former],
-            self.owner,
-            LIVENESS_LOCK_CLASS,
-        )
-        acquired = {(step, entry_id): InboxEntry(None, bool(cancelled)) for step, entry_id, cancelled in rows}
-        return [acquired.get((message.step, message.entry_id)) for message in messages]
+            (message,) = messages
+            return [await (self._acquire_alone(message) if isinstance(message, Acquisition) else self._mark_one_done(message))]
+        new, done = [], []
+        for message in sorted(messages, key=lambda message: (message.step, message.entry_id)):
+            if isinstance(message, DoneMessage):
+                done.append((message.step, message.entry_id, message.result))
+            elif len(message.former_ids) <= MAX_FORMER_IDS:
+                new.append((message.step, message.entry_id, message.job_id, *message.former_ids, None, None)[:5])
+        rows = await self._kept.fetch(SQL["group"], *_columns(new, 5), *_columns(done, 3), self.owner, LIVENESS_LOCK_CLASS)
+        written = set(map(tuple, rows))
+        return [_answer(message, written) for message in messages]
 
     async def _acquire_alone(self, message: Acquisition) -> InboxEntry | None:
         """None while a live process owns it, and while this one has lost its liveness lock."""
         arguments = (message.step, message.entry_id, self.owner, LIVENESS_LOCK_CLASS, message.job_id, list(message.former_ids))
-        (row,) = await self._fetch(SQL["acquire"], *arguments)
+        (row,) = await self._kept.fetch(SQL["acquire"], *arguments)
         if row["owned"] or row["result"] is not None:
             return InboxEntry(row["result"], row["cancelled"], row["deaths"], row["former"])
         return None
@@ -278,12 +274,12 @@ class PostgresInbox:
     async def _is_done(self, message: DoneMessage) -> bool:
         """Whether the result is stored all the same: its transaction was committed, and the response was lost."""
         arguments = (message.step, message.entry_id, message.result)
-        return bool(await retry_while_unavailable(lambda: self._fetch(SQL["is_done"], *arguments), "database"))
+        return bool(await retry_while_unavailable(lambda: self._kept.fetch(SQL["is_done"], *arguments), "database"))
 
     async def _mark_done(self, message: DoneMessage, write: DatabaseWrite | None) -> bool:
         """Whether this process still owned the message."""
         if write is None:
-            return await self._results.submit(message, len(message.result))
+            return bool(await self._statements.submit(message, len(message.result)))
         return await retry_while_unavailable(lambda: self._mark_done_with(message, write), "database")
 
     async def _mark_done_with(self, message: DoneMessage, write: DatabaseWrite) -> bool:
@@ -292,14 +288,8 @@ class PostgresInbox:
                 await write(connection)
         return bool(owned)
 
-    async def _mark_group_done(self, messages: Sequence[DoneMessage]) -> list[bool]:
-        if len(messages) == 1:
-            (message,) = messages
-            return [bool(await self._fetch(SQL["mark_done"], message.step, message.entry_id, self.owner, message.result))]
-        steps, entry_ids = [message.step for message in messages], [message.entry_id for message in messages]
-        rows = await self._fetch(SQL["mark_group_done"], steps, entry_ids, [message.result for message in messages], self.owner)
-        owned = {(step, entry_id) for step, entry_id in rows}
-        return [key in owned for key in zip(steps, entry_ids, strict=True)]
+    async def _mark_one_done(self, message: DoneMessage) -> bool:
+        return bool(await self._kept.fetch(SQL["mark_done"], message.step, message.entry_id, self.owner, message.result))
 
     async def release(self, step: str, entry_id: str) -> None:
         await asyncio.shield(self._release_in_background(step, entry_id))
@@ -317,12 +307,8 @@ class PostgresInbox:
             self._in_flight.release(step, entry_id)
 
     async def _release_group(self, keys: Sequence[tuple[str, str]]) -> list[None]:
-        await self._fetch(SQL["release"], [step for step, _ in keys], [entry_id for _, entry_id in keys], self.owner)
+        await self._kept.fetch(SQL["release"], [step for step, _ in keys], [entry_id for _, entry_id in keys], self.owner)
         return [None] * len(keys)
-
-    async def _fetch(self, *statement: Any) -> list[asyncpg.Record]:
-        async with stateless_connection(self._pool) as connection:
-            return list(await connection.fetch(*statement))
 
     async def close(self) -> None:
         """Wait for the releases of cancelled deliveries, at most CLOSE_TIMEOUT_SECONDS: a message that is not released counts a crash."""
@@ -332,6 +318,7 @@ class PostgresInbox:
                     await asyncio.wait(waiting)
         for task in self._background:
             task.cancel()
+        await self._kept.close()
 
     async def cancel(self, job_id: str) -> None:
         await retry_while_unavailable(lambda: self._pool.execute(SQL["cancel"], job_id), "database")
@@ -361,12 +348,24 @@ class PostgresInbox:
             raise LockLost("the pool's server does not know the lock of this process")
 
     async def _is_lock_visible(self) -> bool:
-        return bool(await self._fetch(SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner))
+        return bool(await self._kept.fetch(SQL["is_alive"], LIVENESS_LOCK_CLASS, self.owner))
 
     async def require_visible_lock(self) -> None:
         """Raises PermanentError("database-other") when the pool's database does not know the lock that this process holds."""
         if not await retry_while_unavailable(self._is_lock_visible, "database"):
             raise PermanentError("database-other", OTHER_DATABASE)
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], count: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) or [()] * count
+
+
+def _answer(message: Acquisition | DoneMessage, written: set[tuple[str | None, str]]) -> InboxEntry | bool | None:
+    """From what the statement of a group returns."""
+    is_written = (message.step, message.entry_id) in written
+    if isinstance(message, DoneMessage):
+        return is_written
+    return InboxEntry(None, cancelled=(None, message.job_id) in written) if is_written else None
 
 
 @asynccontextmanager

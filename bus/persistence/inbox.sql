@@ -25,25 +25,21 @@ create table if not exists atelier.cancelled (
 
 -- name: acquire
 -- One round trip: acquire the message unless it is done or another live process owns it; return what is known of it and of its job.
+-- A process is alive while the shared form of its liveness lock cannot be taken: one look-up, where `pg_locks` lists every lock.
 -- A message that this process owns is acquired again: it repeats the statement only when the first response was lost.
 -- A process whose liveness lock is gone acquires nothing: another would take the message from it at once, and count a crash.
 -- $6: the entries of an earlier release, for one release. A live process of that release may still run one.
-with live as (
-    select objid from pg_locks
-    where locktype = 'advisory' and granted and objsubid = 2
-        and database = (select oid from pg_database where datname = current_database())
-        and classid = $4::integer::oid
-), former as (
+with former as (
     select result, owner from atelier.inbox where step = $1 and message_id = any($6::text[])
 ), acquired as (
     insert into atelier.inbox as known (step, message_id, owner)
     select $1::text, $2::text, $3::integer
-    where exists (select from live where objid = $3::integer::oid)
-        and not exists (select from former where result is not null or owner::oid in (select objid from live))
+    where (select not pg_try_advisory_xact_lock_shared($4::integer, $3::integer))
+        and not exists (select from former where result is not null or not pg_try_advisory_xact_lock_shared($4::integer, owner))
     on conflict (step, message_id) do update set
         owner = excluded.owner, deaths = known.deaths + coalesce(known.owner <> excluded.owner, false)::integer
     where known.result is null
-        and (known.owner is null or known.owner = excluded.owner or not exists (select from live where objid = known.owner::oid))
+        and (known.owner is null or known.owner = excluded.owner or pg_try_advisory_xact_lock_shared($4::integer, known.owner))
     returning deaths
 ), entry as (
     select result from atelier.inbox where step = $1 and message_id = $2
@@ -55,51 +51,44 @@ select
     (select result from entry) is null and exists (select from former where result is not null) as former,
     exists (select from atelier.cancelled where job_id = $5) as cancelled
 
--- name: acquire_new
--- Acquire those messages of a group that have no entry, neither of this release nor of an earlier one. `acquire` decides on any other.
--- It waits for no lock of an entry, so that no message delays the others of its group; only for another statement that inserts one of them
--- at the same time. Processes insert in the same order: no deadlock.
--- Arrays of messages: $1 to $3; of entries of an earlier release: $4, the position of the message in its group, to $6.
--- Arrays as sub-selects: the planner does not see their lengths, and makes one plan instead of one for each statement.
-with asked as materialized (
-    select step, message_id, job_id
-    from unnest((select $1::text[]), (select $2::text[]), (select $3::text[])) with ordinality as asked (step, message_id, job_id, n)
-    where n not in (
-        select n from unnest((select $4::bigint[]), (select $5::text[]), (select $6::text[])) as former (n, step, message_id)
-        where (select true from atelier.inbox where inbox.step = former.step and inbox.message_id = former.message_id)
-    )
-    order by step, message_id
+-- name: group
+-- Acquire those messages of a group that have no entry, neither of this release nor of an earlier one, and mark others done; `acquire`
+-- decides on any other. Returns the messages it has written, and of the jobs the cancelled ones, without a step.
+-- It waits for no lock of an entry that a transaction holds open, so that no message delays the others of its group; only for another
+-- statement that writes one of them at the same time. The arrays are in the order of their messages in every process: no deadlock.
+-- Arrays: step, message, job and two entries of an earlier release, to acquire; $6 to $8: step, message and result, to mark done.
+-- They are passed as sub-selects: the planner does not see their lengths, and makes one plan instead of one for each statement. The limit,
+-- which is the number of rows, makes it expect few: it looks each up in the index, however small the table was when the plan was made.
+with done as (
+    update atelier.inbox set result = done.result::jsonb, finished_at = now(), owner = null
+    from (
+        select unnest((select $6::text[])) as step, unnest((select $7::text[])) as message_id, unnest((select $8::text[])) as result
+        limit (select cardinality($6::text[]))
+    ) as done
+    where inbox.step = done.step and inbox.message_id = done.message_id and inbox.owner = $9
+    returning inbox.step, inbox.message_id
 ), acquired as (
     insert into atelier.inbox (step, message_id, owner)
-    select step, message_id, $7::integer from asked
-    where exists (
-        select from pg_locks
-        where locktype = 'advisory' and granted and objsubid = 2
-            and database = (select oid from pg_database where datname = current_database())
-            and classid = $8::integer::oid and objid = $7::integer::oid
-    )
-        and (select true from atelier.inbox where inbox.step = asked.step and inbox.message_id = asked.message_id) is not true
+    select step, message_id, $9::integer
+    from (
+        select unnest((select $1::text[])) as step, unnest((select $2::text[])) as message_id,
+            unnest((select $4::text[])) as former, unnest((select $5::text[])) as other_former
+    ) as asked
+    where (select not pg_try_advisory_xact_lock_shared($10::integer, $9::integer)) and (
+        select true from atelier.inbox
+        where inbox.step = asked.step and inbox.message_id in (asked.message_id, asked.former, asked.other_former) limit 1
+    ) is not true
     on conflict do nothing -- which alone would wait for an open transaction that has changed the entry
     returning step, message_id
 )
-select step, message_id, (select true from atelier.cancelled where cancelled.job_id = asked.job_id) as cancelled
-from acquired join asked using (step, message_id)
+select step, message_id from acquired
+union all select step, message_id from done
+union all select null, job_id from atelier.cancelled where job_id = any((select $3::text[])::text[])
 
 -- name: mark_done
 update atelier.inbox set result = $4::text::jsonb, finished_at = now(), owner = null
 where step = $1 and message_id = $2 and owner = $3
 returning true
-
--- name: mark_group_done
--- The limit, which is the number of rows, makes the planner expect few: it looks each up in the index, however small the table was
--- when the plan was made.
-update atelier.inbox set result = done.result::jsonb, finished_at = now(), owner = null
-from (
-    select * from unnest((select $1::text[]), (select $2::text[]), (select $3::text[])) as done (step, message_id, result)
-    order by step, message_id limit (select cardinality($1::text[]))
-) as done
-where inbox.step = done.step and inbox.message_id = done.message_id and inbox.owner = $4
-returning inbox.step, inbox.message_id
 
 -- name: is_done
 -- Whether the message is done with this very result.
@@ -107,12 +96,7 @@ select true from atelier.inbox where step = $1 and message_id = $2 and owner is 
 
 -- name: crash_count
 -- How many processes crashed while they ran the message, its last owner included.
-select deaths + (owner is not null and not exists (
-    select from pg_locks
-    where locktype = 'advisory' and granted and objsubid = 2
-        and database = (select oid from pg_database where datname = current_database())
-        and classid = $3::integer::oid and objid = owner::oid
-))::integer
+select deaths + (owner is not null and pg_try_advisory_xact_lock_shared($3::integer, owner))::integer
 from atelier.inbox where step = $1 and message_id = $2 and result is null
 
 -- name: hold_liveness_lock
@@ -125,12 +109,12 @@ select case when exists (
 
 -- name: is_alive
 select true from pg_locks
-where locktype = 'advisory' and granted and objsubid = 2
+where locktype = 'advisory' and granted and objsubid = 2 and mode = 'ExclusiveLock'
     and database = (select oid from pg_database where datname = current_database())
     and classid = $1::integer::oid and objid = $2::integer::oid
 
 -- name: release
--- As for `mark_group_done`: the rows in order, each looked up in the index.
+-- As for `group`: the rows in order, each looked up in the index.
 delete from atelier.inbox using (
     select * from unnest((select $1::text[]), (select $2::text[])) as released (step, message_id)
     order by step, message_id limit (select cardinality($1::text[]))

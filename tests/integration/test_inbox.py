@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from bus.persistence.inbox import SCHEMA, DoneMessage, OwnershipLost, PostgresInbox, open_inbox
+from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, DoneMessage, OwnershipLost, PostgresInbox, open_inbox
+from bus.persistence.kept_connection import KeptConnection
 from bus.persistence.pool import apply_schemas, open_pool, stateless_connection
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
@@ -19,15 +19,17 @@ from tests.support.tcp_proxy import TcpProxy, open_proxy
 
 
 class LostCommitPool:
-    """A pool that loses the next `losses` responses after the server has committed the statement."""
+    """A pool of one connection that loses the next `losses` responses after the server has committed the statement."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool, self.losses = pool, 0
 
-    @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[Any]:
-        async with self._pool.acquire() as self._connection:
-            yield self
+    async def acquire(self) -> Any:
+        self._connection = await self._pool.acquire()
+        return self
+
+    async def release(self, _: Any) -> None:
+        await self._pool.release(self._connection)
 
     def mark_clean(self) -> None:
         self._connection.mark_clean()
@@ -38,6 +40,14 @@ class LostCommitPool:
             self.losses -= 1
             raise ConnectionResetError("the response was lost")
         return rows
+
+    def get_idle_size(self) -> int:
+        return 0
+
+    def get_size(self) -> int:
+        return 1
+
+    get_max_size = get_size
 
 
 @pytest.fixture
@@ -68,7 +78,8 @@ async def inbox(pool: asyncpg.Pool, locks: SessionLocks) -> AsyncIterator[Postgr
 
 async def test_acquire_with_lost_response_is_repeated(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
     """Otherwise the message would wait for ever for its live owner: this process."""
-    inbox._pool = lossy_pool = LostCommitPool(pool)
+    lossy_pool = LostCommitPool(pool)
+    inbox._kept = KeptConnection(cast("asyncpg.Pool", lossy_pool))
     lossy_pool.losses = 2
     entry = await asyncio.wait_for(inbox.acquire("echo", "lost-response", "job"), 5)
     assert (entry.result, entry.crash_count, lossy_pool.losses) == (None, 0, 0)
@@ -79,7 +90,8 @@ async def test_results_whose_response_is_lost_are_done(pool: asyncpg.Pool, inbox
     """The statement is repeated, and finds that its messages have no owner any more. That is no lost ownership."""
     ids = [f"result-{count}-{number}" for number in range(count)]
     await asyncio.gather(*(inbox.acquire("echo", entry_id, "job") for entry_id in ids))
-    inbox._pool = lossy_pool = LostCommitPool(pool)
+    lossy_pool = LostCommitPool(pool)
+    inbox._kept = KeptConnection(cast("asyncpg.Pool", lossy_pool))
     lossy_pool.losses = 1
     await asyncio.wait_for(asyncio.gather(*(inbox.mark_done("echo", entry_id, InboxResult(value="a"), None) for entry_id in ids)), 10)
     stored = await pool.fetch("select result from atelier.inbox where message_id = any($1::text[])", ids)
@@ -137,6 +149,29 @@ async def test_cancelled_waiter_leaves_no_in_flight_key(inbox: PostgresInbox) ->
     second.cancel()
     await inbox.release("echo", "cancelled-waiter")
     assert (await asyncio.wait_for(inbox.acquire("echo", "cancelled-waiter", "job"), 5)).result is None
+
+
+async def test_message_with_many_former_entries_is_recognised(pool: asyncpg.Pool, inbox: PostgresInbox) -> None:
+    """In a group as well, whose statement has room for two of a message."""
+    await pool.execute("insert into atelier.inbox values ('echo', 'former-4', null, $1, now())", {"value": "a"})
+    former_ids = [f"former-{number}" for number in range(5)]
+    known, new = await asyncio.gather(inbox.acquire("echo", "many", "job", former_ids), inbox.acquire("echo", "beside-many", "job"))
+    assert (known.result, known.former, new.result) == ({"value": "a"}, True, None)
+
+
+async def test_check_of_a_dead_process_is_no_sign_of_life(database_url: str, inbox: PostgresInbox, locks: SessionLocks) -> None:
+    """Who checks whether a process lives takes the shared form of its lock for a moment, once the lock is free."""
+    check = f"select pg_try_advisory_xact_lock_shared({LIVENESS_LOCK_CLASS}, {inbox.owner})"
+    await inbox.acquire("echo", "of-the-dead", "job")
+    checking = await asyncpg.connect(database_url)
+    async with checking.transaction():
+        assert await checking.fetchval(check) is False
+        await locks.close()
+        while not await checking.fetchval(check):
+            await asyncio.sleep(0.001)
+        assert not await inbox._is_lock_visible()
+        assert await inbox.crash_count("echo", "of-the-dead", 1) == 1
+    await checking.close()
 
 
 async def test_message_of_live_process_is_not_acquired(pool: asyncpg.Pool, inbox: PostgresInbox, locks: SessionLocks) -> None:

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from bus.persistence.group_commit import GroupCommit
-from bus.persistence.inbox import SCHEMA, SQL, InboxEntry, OwnershipLost, PostgresInbox, open_inbox
+from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, SQL, InboxEntry, OwnershipLost, PostgresInbox, open_inbox
 from bus.persistence.pool import apply_schemas, open_pool, set_json_codecs
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
@@ -99,6 +99,17 @@ async def test_messages_that_arrive_together_share_a_statement(pool: asyncpg.Poo
     assert acquired != done
 
 
+async def test_results_and_acquisitions_share_a_statement(pool: asyncpg.Pool, inbox: PostgresInbox, ids: list[str]) -> None:
+    await acquire_all(inbox, ids[:2])
+    done = (inbox.mark_done(STEP, entry_id, Number(value=1), None) for entry_id in ids[:2])
+    await asyncio.gather(*done, *(inbox.acquire(STEP, entry_id, "job") for entry_id in ids[2:]))
+    assert len(await pool.fetch("select distinct xmin::text from atelier.inbox where message_id = any($1::text[])", ids)) == 1
+    rows = await stored(pool, ids)
+    assert [(rows[entry_id]["owner"], rows[entry_id]["result"]) for entry_id in ids] == [(None, {"value": 1})] * 2 + [
+        (inbox.owner, None)
+    ] * 3
+
+
 async def test_each_message_gets_its_own_entry(pool: asyncpg.Pool, inbox: PostgresInbox, database_url: str, ids: list[str]) -> None:
     """One is done, one was done in an earlier release, one crashed its process, one's job is cancelled, one is new."""
     done, former, crashed, cancelled, new = ids
@@ -120,6 +131,18 @@ async def test_each_message_gets_its_own_entry(pool: asyncpg.Pool, inbox: Postgr
         InboxEntry(None, False),
     ]
     assert {entry_id for entry_id, row in (await stored(pool, ids)).items() if row["owner"] == inbox.owner} == {crashed, cancelled, new}
+
+
+async def test_process_without_its_liveness_lock_acquires_nothing(pool: asyncpg.Pool, database_url: str, ids: list[str]) -> None:
+    """Neither a group nor, after it, a single message: another process would take it at once, and count a crash."""
+    locks = SessionLocks(lambda: connect_session(database_url))
+    lockless = PostgresInbox(pool, locks)
+    acquired = asyncio.create_task(acquire_all(lockless, ids))
+    await asyncio.sleep(0.3)
+    assert (acquired.done(), await stored(pool, ids)) == (False, {})
+    await locks.fetchval(SQL["hold_liveness_lock"], LIVENESS_LOCK_CLASS, lockless.owner)
+    assert await acquired == [InboxEntry(None, False)] * 5
+    await locks.close()
 
 
 async def test_running_message_of_an_earlier_release_is_not_acquired(
@@ -341,13 +364,12 @@ async def test_two_processes_share_out_the_same_messages(inbox: PostgresInbox, o
     assert [ours + theirs for ours, theirs in zip(ran[:100], ran[:99:-1], strict=True)] == [1] * 100
 
 
-@pytest.mark.parametrize("query", ["mark_group_done", "release", "acquire_new"])
+@pytest.mark.parametrize("query", ["group", "release"])
 async def test_plan_made_for_an_empty_table_reads_the_index(database_url: str, query: str) -> None:
     """Of prepared statements the plan stays: reading the whole table, which costs little while it is empty, would get slower and slower."""
     arguments = {
-        "mark_group_done": """'{a}', '{b}', '{"{}"}', 1""",
+        "group": """'{a}', '{b}', '{c}', '{d}', '{e}', '{a}', '{f}', '{"{}"}', 1, 2""",
         "release": "'{a}', '{b}', 1",
-        "acquire_new": "'{a}', '{b}', '{c}', '{1}', '{a}', '{b}', 1, 2",
     }
     async with own_database(database_url) as (url, *_):
         connection = await asyncpg.connect(url)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bus.persistence.group_commit import GroupCommit
-from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, Acquisition, InboxEntry, OwnershipLost, PostgresInbox
+from bus.persistence.inbox import LIVENESS_LOCK_CLASS, SCHEMA, Acquisition, DoneMessage, InboxEntry, OwnershipLost, PostgresInbox
 from bus.persistence.pool import apply_schemas, open_pool
 from bus.persistence.session_locks import SessionLocks, connect_session
 from bus.settings import BusSettings
@@ -51,16 +51,18 @@ class Process:
     unanswered: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.inbox._acquisitions = GroupCommit(self.acquire_group)
+        self.inbox._statements = GroupCommit(self.send)
 
-    async def acquire_group(self, messages: Sequence[Acquisition]) -> list[InboxEntry | None]:
+    async def send(self, messages: Sequence[Acquisition | DoneMessage]) -> list[InboxEntry | bool | None]:
         try:
-            entries = await self.inbox._acquire_group(messages)
+            answers = await self.inbox._send(messages)
         except Exception:
-            self.unanswered |= {message.entry_id for message in messages}
+            self.unanswered |= {message.entry_id for message in messages if isinstance(message, Acquisition)}
             raise
-        self.acquired |= {message.entry_id for message, entry in zip(messages, entries, strict=True) if entry and entry.result is None}
-        return entries
+        for message, answer in zip(messages, answers, strict=True):
+            if isinstance(answer, InboxEntry) and answer.result is None:
+                self.acquired.add(message.entry_id)
+        return answers
 
 
 @dataclass

@@ -19,7 +19,6 @@ from bus.persistence.inbox import PostgresInbox
 from bus.worker import consumer
 from bus.worker.worker import serve
 from ops.registry import load_actors
-from tests.chaos.mutations import apply_mutation
 from tests.support.fake_image_actor import FAKE_IMAGE_ACTOR
 
 CRASH_POINTS: dict[str, tuple[Any, str]] = {
@@ -48,9 +47,13 @@ def crash_once(step: Callable[..., Any], marker_file: Path) -> Callable[..., Any
 
 def main(crash_point: str, marker: str, *steps: str) -> None:
     configure_logging()
-    apply_mutation()
     if crash_point != "never":
         arm_crash_point(crash_point, Path(marker))
+    serve_steps(*steps)
+
+
+def serve_steps(*steps: str) -> None:
+    """Serve until SIGTERM, the step `image` with the fake image actor."""
     components = load_actors([step for step in steps if step != "image"])
     image_actors = [FAKE_IMAGE_ACTOR] if "image" in steps else []
     asyncio.run(serve([*image_actors, *components.actors], components.adapters))
