@@ -21,11 +21,13 @@ log = structlog.get_logger()
 
 
 def ack(message: AbstractIncomingMessage) -> None:
-    """Acknowledge a message. Its frame is on its way in this turn or the next one."""
+    """Acknowledge a message: the newest of its channel and all that was written before it at once, another at the end of this turn."""
     try:
         channel = message.channel
         frame = ACK_FRAME.pack(FRAME_METHOD, channel.number, ACK_SIZE, Basic.Ack.index, message.delivery_tag or 0, False, FRAME_END)
-        writer_of(channel).write(frame)
+        writer = writer_of(channel)
+        is_newest = getattr(channel, "newest_delivery", None) == message.delivery_tag
+        (writer.write_at_once if is_newest else writer.write)(frame)
     except ChannelInvalidStateError as error:
         log.info("delivery.ack_failed", message_id=message.message_id, error=repr(error))
     except Exception:

@@ -63,10 +63,11 @@ def _write(channel: Channel, message_id: str, frames: bytes) -> int:
     if channel not in _watched:
         _watched.add(channel)
         channel.closing.add_done_callback(partial(_end_confirms, channel))
+    write = writer.write if channel.confirmations else writer.write_at_once  # alone, it would wait for the end of the turn in vain
     channel.delivery_tag += 1
     channel.confirmations[channel.delivery_tag] = asyncio.get_running_loop().create_future()
     channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-    writer.write(frames)
+    write(frames)
     return channel.delivery_tag
 
 

@@ -8,15 +8,17 @@ import asyncio
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from aiormq.connection import FrameReceiver, ReceivedFrame
 from aiormq.exceptions import AMQPConnectionError, InvalidFrameError
 from pamqp.base import Frame
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.constants import FRAME_BODY, FRAME_END, FRAME_METHOD
+from pamqp.constants import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD
 from pamqp.exceptions import PAMQPException
 from pamqp.frame import unmarshal
+from pamqp.header import ContentHeader
 
 FRAME_START = struct.Struct(">BHI")
 """Type, channel and size of a frame."""
@@ -28,12 +30,49 @@ DELIVERY = struct.Struct(">qB")
 _read_by_library = FrameReceiver.get_frame
 
 
+class DirectReader(asyncio.StreamReader):
+    """Gives the frames that a channel can take at once to the channel, in the turn in which they arrive; what follows is read as before.
+
+    `connection`: of the first channel that was opened. `between_frames`: whether the connection's reader waits for the start of a frame.
+    """
+
+    connection: Any = None
+    between_frames = False
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # a transport has bytes
+        taken = self._take(data) if self.connection and self.between_frames and not self._buffer else 0  # type: ignore[attr-defined]
+        if taken < len(data):
+            super().feed_data(data[taken:])
+
+    def _take(self, data: bytes) -> int:
+        """How many bytes the channels have taken."""
+        at = 0
+        while at + FRAME_START.size < len(data):
+            kind, number, size = FRAME_START.unpack_from(data, at)
+            start, end = at + FRAME_START.size, at + FRAME_START.size + size + 1
+            frames = getattr(self.connection.channels.get(number), "frames", None)
+            if end > len(data) or frames is None:
+                break
+            frame = decode_frame(kind, data[start:end])
+            if frame is None or not frames.take(frame, end - at):
+                break
+            at = end
+        if at:
+            self.connection._Connection__last_frame_time = self.connection.loop.time()
+        return at
+
+
 async def read_frame(self: FrameReceiver) -> ReceivedFrame:
     """Raises what the library raises: AMQPConnectionError at the end of the connection, InvalidFrameError for an invalid frame."""
     if not self.started or self.reader.at_eof():
         return await _read_by_library(self)
     try:
-        start = await self.reader.readexactly(FRAME_START.size)
+        if isinstance(self.reader, DirectReader):
+            self.reader.between_frames = True
+            start = await self.reader.readexactly(FRAME_START.size)
+            self.reader.between_frames = False
+        else:
+            start = await self.reader.readexactly(FRAME_START.size)
         kind, channel, size = FRAME_START.unpack(start)
         payload = await self.reader.readexactly(size + 1)
     except (asyncio.IncompleteReadError, OSError) as error:
@@ -46,12 +85,17 @@ async def read_frame(self: FrameReceiver) -> ReceivedFrame:
         raise InvalidFrameError(str(error)) from error
 
 
-def decode_frame(kind: int, payload: bytes) -> Frame | ContentBody | None:
+def decode_frame(kind: int, payload: bytes) -> Frame | ContentHeader | ContentBody | None:
     """The frame of a payload with its end; None for one that the library is to decode."""
     if payload[-1] != FRAME_END:
         return None
     if kind == FRAME_BODY and len(payload) > 1:
         return ContentBody(payload[:-1])
+    if kind == FRAME_HEADER:
+        header = ContentHeader()
+        with suppress(ValueError, struct.error):
+            header.unmarshal(payload[:-1])
+            return header
     decoder = _DECODERS.get(payload[:4]) if kind == FRAME_METHOD else None
     if decoder:
         with suppress(ValueError, IndexError, struct.error):  # a text that is not UTF-8 is a ValueError

@@ -1,21 +1,21 @@
-"""Shorter ways through the client library for what every message needs: the socket, and the callback of a delivery (decision 20).
+"""Shorter ways through the client library for what every message needs, and where they replace those of the library (decision 20).
 
-The library calls the socket once for each frame, and starts two tasks for each delivery before the callback runs.
+The library calls the socket once for each frame; a delivery takes five turns of the event loop from the socket to the callback.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import aio_pika.queue
-from aio_pika import IncomingMessage
-from aio_pika.abc import AbstractIncomingMessage
+import aiormq.connection
 from aio_pika.exceptions import ChannelInvalidStateError
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 from aiormq.connection import FrameReceiver, TCPTransportFactory, TLSTransportFactory, TransportFactory
 
-from bus.amqp.frame_reader import read_frame
+from bus.amqp.direct_channel import DirectChannel, deliver
+from bus.amqp.frame_reader import DirectReader, read_frame
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -32,6 +32,11 @@ class GatheringWriter(asyncio.StreamWriter):
         if not self._gathered:
             asyncio.get_running_loop().call_soon(self.flush)
         self._gathered.append(data)
+
+    def write_at_once(self, data: bytes) -> None:
+        """For what nothing else is expected to go with: it waits for no end of the turn."""
+        self._gathered.append(data)
+        self.flush()
 
     def flush(self) -> None:
         gathered, self._gathered = self._gathered, []
@@ -56,25 +61,19 @@ class GatheringWriter(asyncio.StreamWriter):
         super().close()
 
 
-class ReceivedMessage(IncomingMessage):
-    """Nothing here changes a message, so its attributes need no check of a lock, of which the library makes twenty a message."""
-
-    __slots__ = ()
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
-
-
 def use_short_paths() -> None:
     """For every connection of this process that is opened from now on, a user's own as well. Called wherever one is opened; the second
     call changes nothing.
     """
     if aio_pika.queue.consumer is not deliver:
         aio_pika.queue.consumer = deliver  # type: ignore[assignment] # it has other names
+        aiormq.connection.Channel = DirectChannel  # type: ignore[attr-defined,assignment]
         FrameReceiver.get_frame = read_frame  # type: ignore[method-assign]
         for factory in (TCPTransportFactory, TLSTransportFactory):
             factory.create = _gathering(factory.create)  # type: ignore[method-assign,assignment]
 
 
-def writer_of(channel: AbstractChannel) -> asyncio.StreamWriter:
+def writer_of(channel: AbstractChannel) -> GatheringWriter:
     """The writer of the channel's connection, to which the library's own frames go as well.
 
     Raises ChannelInvalidStateError for a channel that has ended, or whose end is under way: for the broker its number is free by then, and
@@ -82,13 +81,7 @@ def writer_of(channel: AbstractChannel) -> asyncio.StreamWriter:
     """
     if channel.is_closed or channel._Channel__close_event.is_set():  # type: ignore[attr-defined]
         raise ChannelInvalidStateError(f"{channel!r} is closed")
-    writer: asyncio.StreamWriter = channel.connection._transport_factory.writer  # type: ignore[attr-defined]
-    return writer
-
-
-async def deliver(callback: Callable[[AbstractIncomingMessage], Awaitable[Any]], delivered: DeliveredMessage, *, no_ack: bool) -> Any:
-    """As the library's own, without a task inside its task."""
-    return await callback(ReceivedMessage(delivered, no_ack=no_ack))
+    return cast("GatheringWriter", channel.connection._transport_factory.writer)  # type: ignore[attr-defined]
 
 
 def _gathering(original: Callable[..., Awaitable[Streams]]) -> Callable[..., Awaitable[Streams]]:
@@ -97,7 +90,8 @@ def _gathering(original: Callable[..., Awaitable[Streams]]) -> Callable[..., Awa
         reader, writer = await original(self, *arguments, **options)
         writer.__class__ = GatheringWriter
         writer._gathered = []  # type: ignore[attr-defined]
-        self.writer = writer  # type: ignore[attr-defined]
+        reader.__class__ = DirectReader
+        self.reader, self.writer = reader, writer  # type: ignore[attr-defined]
         return reader, writer
 
     return create

@@ -18,17 +18,21 @@ class InFlightTasks:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def track(self, on_message: OnMessage) -> OnMessage:
-        """`on_message`, with each delivery in a task of its own.
+        """`on_message`, with each delivery in a task of its own; a `TaskStarter`.
 
         The AMQP library cancels its tasks when a connection is lost, but a run that was started must finish and be marked done: the
         message is redelivered, and answered from the inbox.
         """
 
-        async def tracked(message: AbstractIncomingMessage) -> None:
+        def start(message: AbstractIncomingMessage) -> None:
             task = asyncio.create_task(on_message(message))
             self.tasks.add(task)
             task.add_done_callback(self._on_done)
 
+        async def tracked(message: AbstractIncomingMessage) -> None:
+            start(message)
+
+        tracked.start = start  # type: ignore[attr-defined]
         return tracked
 
     def _on_done(self, task: asyncio.Task[None]) -> None:

@@ -28,9 +28,13 @@ class Channel:
         self.message_id_delivery_tag: dict[str, int] = {}
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.__close_event = asyncio.Event()
-        self.written, self.drained = [], asyncio.Event()  # type: ignore[var-annotated]
-        writer = SimpleNamespace(write=self.written.append, drain=self.drained.wait)
+        self.written, self.at_once, self.drained = list[bytes](), list[bytes](), asyncio.Event()
+        writer = SimpleNamespace(write=self.written.append, write_at_once=self.write_at_once, drain=self.drained.wait)
         self.connection = SimpleNamespace(_transport_factory=SimpleNamespace(writer=writer))
+
+    def write_at_once(self, frames: bytes) -> None:
+        self.written.append(frames)
+        self.at_once.append(frames)
 
     @property
     def is_closed(self) -> bool:
@@ -60,6 +64,17 @@ async def test_frames_are_those_of_the_library(size: int) -> None:
     parts = [ContentBody(body[at : at + FRAME_BODY_SIZE]) for at in range(0, size, FRAME_BODY_SIZE)]
     frames: list[Any] = [Basic.Publish(exchange="e", routing_key="r", mandatory=True), header, *parts]
     assert channel.written == [ChannelFrame.marshall(3, frames).payload]
+
+
+async def test_a_publish_waits_for_the_end_of_the_turn_only_beside_others() -> None:
+    channel = Channel()
+    first, second = await start(channel, "1"), await start(channel, "2")
+    assert (len(channel.written), channel.at_once) == (2, channel.written[:1])
+    for tag, task in ((1, first), (2, second)):
+        channel.confirmations.pop(tag).set_result(Basic.Ack(tag))
+        await task
+    (await start(channel, "3")).cancel()
+    assert channel.at_once == [channel.written[0], channel.written[2]]
 
 
 async def test_each_publish_ends_with_its_own_confirm() -> None:

@@ -58,6 +58,20 @@ async def test_the_writes_of_a_turn_are_one_call(writer: GatheringWriter, transp
     assert transport.calls == [b"abc", b"d"]
 
 
+async def test_what_is_written_at_once_takes_what_waits_with_it(writer: GatheringWriter, transport: Transport) -> None:
+    writer.write_at_once(b"a")
+    assert transport.calls == [b"a"]
+    writer.write(b"b")
+    writer.write_at_once(b"c")
+    assert transport.calls == [b"a", b"bc"]
+    writer.write(b"d")
+    await asyncio.sleep(0)
+    assert transport.calls == [b"a", b"bc", b"d"]
+    writer.close()
+    writer.write_at_once(b"e")
+    assert transport.calls == [b"a", b"bc", b"d", "close"]
+
+
 async def test_drain_and_ends_are_after_what_was_written(writer: GatheringWriter, transport: Transport) -> None:
     writer.write(b"a")
     await writer.drain()
