@@ -3,15 +3,17 @@
 Queries: `dead-letter.list`, `.groups`, `.get`, `.replay`, `.edit` and `.move`. Reads and writes the tables `atelier.dead_letter*`.
 """
 
+from datetime import UTC
 from functools import partial
 
-from asyncpg import Connection, Pool
+from asyncpg import Pool
 
 from actors.settings import DeadLetterSettings
-from bus.actor import Actor, Context, Transactional, query_actor, with_database
+from bus.actor import Actor, Context, GroupableWrite, Transactional, query_actor, with_database
 from bus.dead_letters import replay
 from bus.dead_letters.ingest import DeadLetterIngest
-from bus.dead_letters.repository import SCHEMA, DeadLetterRepository
+from bus.dead_letters.repository import SCHEMA, DeadLetterRepository, apply_events
+from bus.errors import PermanentError
 from contracts import broker_names
 from contracts.dead_letter import (
     DeadLetterGroups,
@@ -39,10 +41,12 @@ class CompletionRecorded(Result):
 
 
 async def record_completion(event: Event, context: Context, *, database: Pool) -> Transactional:
-    async def write(connection: Connection) -> None:
-        await DeadLetterRepository(database).apply_event(event, connection)
-
-    return Transactional(CompletionRecorded(), write)
+    """Raises PermanentError("invalid-message") for what Postgres refuses: in a group it would fail its neighbours."""
+    try:
+        event.at.astimezone(UTC)
+    except OverflowError:
+        raise PermanentError("invalid-message", "at: in UTC the year is not within 1 and 9999") from None
+    return Transactional(CompletionRecorded(), GroupableWrite(apply_events, event))
 
 
 async def list_dead_letters(command: ListDeadLetters, context: Context, *, database: Pool) -> DeadLetters:

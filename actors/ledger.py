@@ -6,7 +6,6 @@ are deleted after LEDGER_RETENTION_DAYS.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from bus.actor import Actor, Context, GroupableWrite, Handler, Resources, Transa
 from bus.errors import PermanentError
 from bus.json_text import storable_text
 from bus.masking import mask_error
+from bus.persistence.distinct_items import columns_of, split_repeated
 from bus.persistence.pool import encode_postgres_json
 from bus.persistence.purge import PURGE_INTERVAL_SECONDS, purge_periodically
 from bus.persistence.session_locks import SessionLocks
@@ -57,12 +57,13 @@ TERMINAL_EVENT_KINDS = frozenset({EventKind.COMPLETED, EventKind.FAILED, EventKi
 MAX_SEARCH_TEXT_CHARS = 8192
 HAS_PICTURES = "result ?| array['files', 'images']"
 HAS_WORDS = "(position(lower({0}::text) in lower(words)) > 0 or position({0} in job_id) > 0)"
-INDEXED_PAIRS = (
-    "(atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) @> "
-    '(array(select pair from unnest(atelier.character_pairs({})) as pair where length(pair) = 2) collate "C")'
+INDEXED_TRIPLES = (
+    "atelier.byte_triples(lower(coalesce(words, '')) || ' ' || job_id, 0) operator(pg_catalog.@>) atelier.byte_triples({}, {})"
 )
-MOST_CANDIDATES = 1000
-"""So many jobs a search compares with the words, of the newest and of those that the index finds, before it reads all."""
+SHORTEST_INDEXED = 4
+"""Bytes: with fewer there is no triple from the second byte on."""
+MOST_NEWEST, MOST_INDEXED = 1000, 2000
+"""So many jobs a search compares with the words, of the newest, and of those that the index finds, before it reads all."""
 SEARCH_FILL_BATCH_SIZE = 1000
 SEARCH_LOCK_ID = 4_273_003
 """Advisory lock: one ledger at a time creates the index of the search."""
@@ -131,21 +132,9 @@ async def record_event(event: Event, context: Context) -> Transactional:
 
 async def store_events(connection: Connection, rows: Sequence[EventRow]) -> None:
     """Store events in one round trip. Those of one job are written one after another, in this order."""
-    columns = [[list(column) for column in zip(*group, strict=True)] for group in split_by_job(rows)]
+    columns = [columns_of(group) for group in split_repeated(rows, lambda row: row.job_id)]
     for foreign in await connection.fetchmany(SQL["record_events"], columns):
         log.warning("ledger.event_foreign", **dict(foreign))
-
-
-def split_by_job(rows: Iterable[EventRow]) -> list[list[EventRow]]:
-    """The rows in as few groups as possible, none with two events of one job: a statement can change a row once."""
-    groups: list[list[EventRow]] = []
-    seen = Counter[str]()
-    for row in rows:
-        if seen[row.job_id] == len(groups):
-            groups.append([])
-        groups[seen[row.job_id]].append(row)
-        seen[row.job_id] += 1
-    return groups
 
 
 def search_text(order: Any) -> str | None:
@@ -225,22 +214,20 @@ class Search:
 
         A tenant's jobs are read by the index of tenants: neither what a search costs nor how long it takes depends on other tenants.
         """
-        rows, candidates = await self._find_among("jobs_of_newest", database)
-        if len(rows) == self.arguments[0] or candidates < MOST_CANDIDATES:
+        rows, candidates = await self._find_among("jobs_of_newest", database, most=MOST_NEWEST)
+        if len(rows) == self.arguments[0] or candidates < MOST_NEWEST:
             return rows
-        pairs = "" if self.of_tenant else has_pairs(self.words, self._parameter)
-        if pairs and await database.fetchval(SQL["search_is_indexed"]):
-            rows, candidates = await self._find_among("jobs_of_indexed", database, pairs=pairs)
-            if candidates <= MOST_CANDIDATES:
+        triples = "" if self.of_tenant else has_triples(self.words, self._parameter)
+        if triples and await database.fetchval(SQL["search_is_indexed"]):
+            rows, candidates = await self._find_among("jobs_of_indexed", database, most=MOST_INDEXED, triples=triples)
+            if candidates <= MOST_INDEXED:
                 return rows
         conditions = f"{self.conditions} and {self._has_words}"
         return list(await database.fetch(SQL["jobs"].format(columns=SQL["columns"], conditions=conditions), *self.arguments))
 
-    async def _find_among(self, statement: str, database: Pool, **parts: str) -> tuple[list[Record], int]:
+    async def _find_among(self, statement: str, database: Pool, **parts: str | int) -> tuple[list[Record], int]:
         """The jobs that match, and how many were read, or 0 if they were enough."""
-        query = SQL[statement].format(
-            columns=SQL["columns"], conditions=self.conditions, words=self._has_words, most=MOST_CANDIDATES, **parts
-        )
+        query = SQL[statement].format(columns=SQL["columns"], conditions=self.conditions, words=self._has_words, **parts)
         rows = await database.fetch(query, *self.arguments)
         return [row for row in rows if row["job_id"] is not None], rows[0]["candidates"]
 
@@ -253,17 +240,15 @@ class Search:
         return HAS_WORDS.format(self._parameter)
 
 
-def has_pairs(words: str, parameter: str) -> str:
+def has_triples(words: str, parameter: str) -> str:
     """The condition that the index answers, which every match fulfils; empty for words that are too short for it.
 
-    Words of ASCII alone begin at the first or at the second character of an indexed pair. Of others all pairs are indexed.
+    Words begin at the first or at the second byte of a triple. The lower case of a database may be that of ASCII alone.
     """
-    all_indexed = any(not any(small.isascii() for small in character.lower()) for character in words)
-    if len(words) < (2 if all_indexed else 3):
+    if min(len(text.encode(errors="replace")) for text in (words, words.lower())) < SHORTEST_INDEXED:
         return ""
     texts = [f"lower({parameter})"] if words.isascii() and words == words.lower() else [f"lower({parameter})", parameter]
-    starts = [start.format(text) for text in texts for start in (("{}",) if all_indexed else ("{}", "substr({}, 2)"))]
-    return " or ".join(INDEXED_PAIRS.format(start) for start in starts)
+    return " or ".join(INDEXED_TRIPLES.format(text, first) for text in texts for first in (0, 1))
 
 
 def _to_job(row: Record) -> Job:
@@ -297,7 +282,7 @@ async def index_search(database: Pool, locks: SessionLocks) -> None:
     """Create the index of the search where the jobs were too many for the start of a process. Until then a search reads all jobs."""
     while True:
         try:
-            if await database.fetchval(SQL["search_is_indexed"]):
+            if await database.fetchval(SQL["search_is_indexed"]) and not await database.fetchval(SQL["has_former_search_index"]):
                 return
             await fill_search(database, locks)
             if await database.fetchval(SQL["search_is_indexed"]):
@@ -315,14 +300,14 @@ async def fill_search(database: Pool, locks: SessionLocks) -> None:
     Two that create the index at once wait for each other's snapshots. What a process left that ended halfway is created again.
     """
     async with locks.hold(SQL["lock_search"], SQL["unlock_search"], SEARCH_LOCK_ID) as require_held:
-        if await database.fetchval(SQL["search_is_indexed"]):
-            return
-        await database.execute(SQL["drop_search_index"], timeout=SEARCH_INDEX_SECONDS)
-        last: str | None = ""
-        while last is not None:
-            require_held()
-            last = await database.fetchval(SQL["fill_search"], last, SEARCH_FILL_BATCH_SIZE)
-        await database.execute(SQL["create_search_index"], timeout=SEARCH_INDEX_SECONDS)
+        if not await database.fetchval(SQL["search_is_indexed"]):
+            await database.execute(SQL["drop_search_index"], timeout=SEARCH_INDEX_SECONDS)
+            last: str | None = ""
+            while last is not None:
+                require_held()
+                last = await database.fetchval(SQL["fill_search"], last, SEARCH_FILL_BATCH_SIZE)
+            await database.execute(SQL["create_search_index"], timeout=SEARCH_INDEX_SECONDS)
+        await database.execute(SQL["drop_former_search_index"], timeout=SEARCH_INDEX_SECONDS)
 
 
 async def purge_jobs(database: Pool, days: float) -> int:

@@ -43,17 +43,20 @@ create table if not exists atelier.generation_claims (
     claimed_at timestamptz not null default now(),
     primary key (backend, generation_id)
 );
--- Every second pair of neighbouring characters, and a rest; every pair where one of the characters is not in ASCII. A text contains another
--- one only if it has all pairs of that one, or all of its pairs from its second character on.
-create or replace function atelier.character_pairs(value text) returns text[] language plpgsql immutable parallel safe cost 1000 as $$
-declare
-    characters text[] := string_to_array(value, null);
-    pairs text[] := '{}';
-begin -- A loop, since an array of PL/pgSQL is read by its index in constant time, which neither a text nor an array of SQL is.
-    for n in 1 .. coalesce(cardinality(characters), 0) by case when octet_length(value) > length(value) then 1 else 2 end loop
-        pairs := pairs || concat(characters[n], characters[n + 1]);
-    end loop;
-    return pairs;
+-- Three neighbouring bytes of a text in UTF-8 as one number, from every second byte on, the first of which is `first`. A text contains
+-- another one only if it has all numbers of that one, or all of its numbers from its second byte on.
+create or replace function atelier.byte_triples(value text, first integer) returns integer[]
+language sql immutable parallel safe cost 1000 as $$
+    select array(
+        select (get_byte(bytes, n) << 16) + (get_byte(bytes, n + 1) << 8) + get_byte(bytes, n + 2)
+        from generate_series(first, octet_length(bytes) - 3, 2) n
+    )
+    from convert_to(value, 'UTF8') bytes
+$$;
+create or replace function atelier.make_jobs_searchable() returns trigger language plpgsql as $$
+begin
+    insert into atelier.job_search select job_id, words from added on conflict (job_id) do update set words = excluded.words;
+    return null;
 end $$;
 create or replace function atelier.make_job_searchable() returns trigger language plpgsql as $$
 begin
@@ -67,7 +70,7 @@ begin
     return null;
 end $$;
 do $$
-begin -- A table of its own, since each change of a job's state would write all its pairs again.
+begin -- A table of its own, since each change of a job's state would write all its triples again.
     if to_regclass('atelier.job_search') is null then
         lock table atelier.jobs in share row exclusive mode;
         create table atelier.job_search (job_id text primary key, words text);
@@ -80,10 +83,17 @@ begin -- A table of its own, since each change of a job's state would write all 
         create index jobs_tenant on atelier.jobs (tenant, created_at desc);
         if (select count(*) from (select from atelier.jobs limit 10001) as few) <= 10000 then -- more are indexed beside the writers
             insert into atelier.job_search select job_id, words from atelier.jobs;
-            create index job_search_pairs on atelier.job_search
-                using gin ((atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) collate "C")
+            create index job_search_triples on atelier.job_search
+                using gin ((atelier.byte_triples(lower(coalesce(words, '')) || ' ' || job_id, 0)))
                 with (gin_pending_list_limit = 512);
         end if;
+    end if;
+    if not exists (select from pg_trigger where tgrelid = 'atelier.jobs'::regclass and tgname = 'jobs_added_together') then
+        -- The trigger of an earlier release stays, disabled: to drop it would need a stronger lock.
+        lock table atelier.jobs in share row exclusive mode;
+        create trigger jobs_added_together after insert on atelier.jobs
+            referencing new table as added for each statement execute function atelier.make_jobs_searchable();
+        alter table atelier.jobs disable trigger jobs_added;
     end if;
 end $$;
 create or replace function atelier.job_step(job atelier.jobs) returns text language sql stable as $$
@@ -194,10 +204,10 @@ from (select) as always left join (page join atelier.jobs job using (job_id)) on
 order by page.created_at desc
 
 -- name: jobs_of_indexed
--- The same of the jobs that have the pairs of characters. None is looked up where they are more than the most that are read.
+-- The same of the jobs that have the triples of bytes. None is looked up where they are more than the most that are read.
 -- Each is looked up by its id: the limit of one keeps the planner from reading all jobs.
 with candidates as materialized (
-    select job_id, words from atelier.job_search where {pairs} limit {most} + 1
+    select job_id, words from atelier.job_search where {triples} limit {most} + 1
 ), page as materialized (
     select job_id, created_at
     from candidates cross join lateral (
@@ -211,7 +221,14 @@ from (select) as always left join (page join atelier.jobs job using (job_id)) on
 order by page.created_at desc
 
 -- name: search_is_indexed
-select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_pairs') and indisvalid)
+select exists (select from pg_index where indexrelid = to_regclass('atelier.job_search_triples') and indisvalid)
+
+-- name: has_former_search_index
+select to_regclass('atelier.job_search_pairs') is not null
+
+-- name: drop_former_search_index
+-- Of pairs of characters. Processes of that release read all jobs then.
+drop index concurrently if exists atelier.job_search_pairs
 
 -- name: lock_search
 select pg_try_advisory_lock($1)
@@ -220,12 +237,12 @@ select pg_try_advisory_lock($1)
 select pg_advisory_unlock($1)
 
 -- name: drop_search_index
-drop index concurrently if exists atelier.job_search_pairs
+drop index concurrently if exists atelier.job_search_triples
 
 -- name: create_search_index
 -- Without `if not exists`: repeated after a deadlock, which leaves an index that is not valid, it fails instead of taking that one for it.
-create index concurrently job_search_pairs on atelier.job_search
-    using gin ((atelier.character_pairs(lower(coalesce(words, ''))) || atelier.character_pairs(job_id)) collate "C")
+create index concurrently job_search_triples on atelier.job_search
+    using gin ((atelier.byte_triples(lower(coalesce(words, '')) || ' ' || job_id, 0)))
     with (gin_pending_list_limit = 512)
 
 -- name: fill_search

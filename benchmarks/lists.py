@@ -83,8 +83,9 @@ def list_queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
         "jobs by words that few have": jobs(words="lantern 999"),
         "jobs by a word that a third has": jobs(words="moon"),
         "jobs by two words that one in a hundred has": jobs(words="moon river"),
-        "jobs by words that none has, of pairs that all have": jobs(words="night canvas"),
-        "jobs of one tenant, by the same words": jobs(tenant="tenant-7", words="night canvas"),
+        "jobs by two words that none has": jobs(words="night canvas"),
+        "jobs by a word that none has, of triples that all have": jobs(words="cantern"),
+        "jobs of one tenant, by the same word": jobs(tenant="tenant-7", words="cantern"),
         "a job stored with the longest text": lambda: store_long_job(pool),
         "dead letters, first page": lambda: dead_letters.find(unfiltered, 50),
         "dead letters of one state": lambda: dead_letters.find(Selection(state="resolved"), 50),
@@ -96,7 +97,7 @@ def list_queries(pool: asyncpg.Pool) -> dict[str, Callable[[], Awaitable[Any]]]:
 
 
 async def store_long_job(pool: asyncpg.Pool) -> None:
-    """With the pairs of its characters, and without keeping it."""
+    """With the triples of its bytes, and without keeping it."""
     async with pool.acquire() as connection:
         transaction = connection.transaction()
         await transaction.start()

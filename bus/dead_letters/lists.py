@@ -33,6 +33,8 @@ CONDITIONS = COUNTED_CONDITIONS | {
 HOURLY_CONDITIONS = COUNTED_CONDITIONS | {"since": "hour >= {}::text::timestamptz"}
 PART_OF_HOUR = {"since": "last_failed_at < date_trunc('hour', {}::text::timestamptz + interval '3599.999999 s', 'UTC')"}
 """Of the letters since a time: those of the hour in which it lies, which the counts do not divide."""
+MAX_GROUPS = 2000
+"""With a period those of the newest hours or days, else the largest. Callers cause the groups: their number would have no bound."""
 Statement = tuple[str, list[Any]]
 
 
@@ -54,16 +56,16 @@ def count_statement(selection: Selection) -> Statement:
 
 
 def groups_statement(selection: Selection, *, by_tenant: bool, per: str | None) -> Statement:
-    """The matches by cause, the largest group first."""
+    """The matches by cause, the largest group first, at most MAX_GROUPS."""
     fields = set_fields(selection)
-    conditions, values = conditions_on(fields, CONDITIONS, first=3)
+    conditions, values = conditions_on(fields, CONDITIONS, first=4)
     counted, cells = "false", SQL["cells_of_letters"].format(conditions=conditions)
     if fields.keys() <= HOURLY_CONDITIONS.keys() and not by_tenant:
-        counted, _ = conditions_on(fields, HOURLY_CONDITIONS, first=3)
-        part_of_hour, _ = conditions_on(fields, CONDITIONS | PART_OF_HOUR, first=3)
+        counted, _ = conditions_on(fields, HOURLY_CONDITIONS, first=4)
+        part_of_hour, _ = conditions_on(fields, CONDITIONS | PART_OF_HOUR, first=4)
         rest = f" union all {cells} and {part_of_hour}" if "since" in fields else ""
         cells = SQL["cells_of_counts"].format(conditions=counted) + rest
-    return SQL["groups"].format(counted=counted, cells=cells, conditions=conditions), [by_tenant, per, *values]
+    return SQL["groups"].format(counted=counted, cells=cells, conditions=conditions), [by_tenant, per, MAX_GROUPS, *values]
 
 
 def set_fields(selection: Selection) -> dict[str, Any]:

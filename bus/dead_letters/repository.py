@@ -13,7 +13,9 @@ from bus.dead_letters.lists import count_statement, groups_statement, list_state
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.typed_values import typed_values
 from bus.errors import PermanentError
-from bus.persistence.pool import stateless_connection
+from bus.json_text import storable_text
+from bus.persistence.distinct_items import columns_of, split_repeated
+from bus.persistence.pool import encode_postgres_json, stateless_connection
 from bus.sql import load_queries
 from contracts.dead_letter import DeadLetter, DeadLetterGroup, DeadLetters, DeadLetterState, Selection, WholeDeadLetter
 from contracts.event import Event, EventKind
@@ -48,14 +50,14 @@ class DeadLetterRepository:
         return bool(await self._pool.fetchval(SQL["exists"]))
 
     async def insert(self, records: Sequence[DeadLetterRecord]) -> list[None]:
-        """Insert letters in one transaction, sorted by id against deadlocks. A failure that is stored already changes nothing.
+        """Insert letters in one transaction. A failure that is stored already changes nothing.
 
         Returns a None for each, as `GroupCommit` asks for an answer.
         """
-        rows = [_insert_arguments(record) for record in sorted(records, key=lambda record: record.id)]
+        statements = [columns_of(map(_insert_arguments, some)) for some in split_repeated(records, lambda record: record.id)]
         async with stateless_connection(self._pool) as connection, connection.transaction():
-            await connection.executemany(SQL["insert"], rows)
-        return [None] * len(rows)
+            await connection.executemany(SQL["insert"], statements)
+        return [None] * len(records)
 
     async def find(self, selection: Selection, limit: int, offset: int = 0) -> DeadLetters:
         """One page, the latest failure first, and the total number of matches."""
@@ -69,7 +71,7 @@ class DeadLetterRepository:
         return int(await self._pool.fetchval(statement, *values))
 
     async def groups(self, selection: Selection, *, by_tenant: bool = False, per: str | None = None) -> list[DeadLetterGroup]:
-        """Letters by cause, the largest group first. `per`: also by "hour" or "day"."""
+        """Letters by cause, the largest group first. `per`: also by "hour" or "day". At most MAX_GROUPS, the newest or else the largest."""
         statement, values = groups_statement(selection, by_tenant=by_tenant, per=per)
         return GROUPS.validate_python([dict(row) for row in await self._pool.fetch(statement, *values)])
 
@@ -101,9 +103,20 @@ class DeadLetterRepository:
 
     async def apply_event(self, event: Event, connection: asyncpg.Connection) -> None:
         """A completed event resolves the letter of its message; a cancelled one archives it."""
-        state = "resolved" if event.kind is EventKind.COMPLETED else "archived"
-        details = {"by": event.worker or "", "event": str(event.kind)}
-        await connection.execute(SQL["apply_event"], event.message_id, event.step, state, event.at, details)
+        await apply_events(connection, [event])
+
+
+async def apply_events(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
+    """Apply events in one round trip, those of one message in this order; sorted by message, so that two processes do not deadlock."""
+    rows = map(_event_arguments, sorted(events, key=lambda event: event.message_id))
+    await connection.executemany(SQL["apply_event"], list(rows))
+
+
+def _event_arguments(event: Event) -> tuple[Any, ...]:
+    """In the order of the query `apply_event`."""
+    state = "resolved" if event.kind is EventKind.COMPLETED else "archived"
+    details = {"by": event.worker or "", "event": str(event.kind)}
+    return storable_text(event.message_id), storable_text(event.step), state, event.at, details
 
 
 def selection_json(selection: Selection) -> dict[str, Any]:
@@ -158,13 +171,13 @@ def _insert_arguments(record: DeadLetterRecord) -> tuple[Any, ...]:
         record.message,
         record.exception_type,
         record.stack,
-        list(record.fingerprint),
+        encode_postgres_json(record.fingerprint),
         record.attempts,
         record.origin_exchange,
         record.origin_key,
         record.first_failed_at,
         record.last_failed_at,
-        record.headers,
+        encode_postgres_json(record.headers),
         record.body,
         record.group_id,
         record.properties,

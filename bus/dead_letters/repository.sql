@@ -95,16 +95,31 @@ select to_regclass('atelier.dead_letter_history') is not null and to_regclass('a
 )
 
 -- name: insert
--- One failure is stored once, however often its message is delivered. A replayed message that failed again is the same letter.
-with known as (
-    select id, edited_body is not null as edited from atelier.dead_letters where sent_as = $3 and dead_queue = $4
-), letter as (
-    select coalesce((select id from known where not edited limit 1), $1) as id, (select id from known where edited limit 1) as edited_from
-), failure as (
+-- Arrays with an element for each failure, of each letter one at most. One failure is stored once, however often its message is delivered.
+-- A replayed message that failed again is the same letter.
+with arrived as (
+    select failure.*, coalesce(known.id, failure.own_id) as letter_id, known.edited_from
+    from unnest(
+        (select $1::text[]), -- whose length the planner does not see: else it would plan each small group again
+        $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+        $13::text[], $14::text[], $15::text[], $16::text[]::jsonb[], $17::integer[], $18::text[], $19::text[],
+        $20::timestamptz[], $21::timestamptz[], $22::text[]::jsonb[], $23::bytea[], $24::text[], $25::bytea[]
+    ) as failure (
+        own_id, failure_id, message_id, dead_queue, target, step, job_id, tenant, type, content_type, content_encoding,
+        code, message, exception_type, stack, shape, attempts, origin_exchange, origin_key,
+        first_failed_at, last_failed_at, headers, body, group_id, properties
+    ) cross join lateral ( -- an aggregate is looked up by the index, also with the plan that was made when the database was new
+        select min(id) filter (where edited_body is null) as id, min(id) filter (where edited_body is not null) as edited_from
+        from atelier.dead_letters as letter
+        where letter.sent_as = failure.message_id and letter.dead_queue = failure.dead_queue
+    ) as known
+), recorded as (
     insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
-    select letter.id, $2, $21, 'failed', jsonb_build_object('code', $12::text, 'message', $13::text, 'attempts', $17::integer) from letter
+    select letter_id, failure_id, last_failed_at, 'failed', jsonb_build_object('code', code, 'message', message, 'attempts', attempts)
+    from arrived
+    order by letter_id -- two processes write the failures, and lock the letters, in the same order
     on conflict (failure_id) do nothing
-    returning letter_id
+    returning failure_id
 )
 insert into atelier.dead_letters as known (
     id, message_id, sent_as, dead_queue, target, step, job_id, tenant, type, content_type, content_encoding,
@@ -112,10 +127,11 @@ insert into atelier.dead_letters as known (
     first_failed_at, last_failed_at, headers, body, size, group_id, state, edited_from, properties
 )
 select
-    letter_id, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11,
-    $12, $13, $14, $15, $16, $17, $18, $19,
-    $20, $21, $22, $23::bytea, octet_length($23::bytea), $24, 'unresolved', (select edited_from from letter), $25::bytea
-from failure
+    letter_id, message_id, message_id, dead_queue, target, step, job_id, tenant, type, content_type, content_encoding,
+    code, message, exception_type, stack, shape, attempts, origin_exchange, origin_key,
+    first_failed_at, last_failed_at, headers, body, octet_length(body), group_id, 'unresolved', edited_from, properties
+from arrived join recorded using (failure_id)
+order by letter_id
 on conflict (id) do update set
     (target, tenant, code, message, exception_type, stack, shape, attempts, last_failed_at, headers, body, size, group_id,
         properties) = (

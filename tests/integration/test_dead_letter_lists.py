@@ -198,7 +198,7 @@ async def test_letters_of_an_earlier_release_are_counted(pool: asyncpg.Pool) -> 
     Readers go on meanwhile, and no lock is made stronger, which could deadlock.
     """
     repository = DeadLetterRepository(pool)
-    for name in ("added", "changed", "removed", "truncated"):
+    for name in ("added", "added_together", "changed", "removed", "truncated"):
         await pool.execute(f"drop trigger dead_letters_{name} on atelier.dead_letters")
     await pool.execute("drop table atelier.dead_letter_counts; create index dead_letters_group on atelier.dead_letters (group_id)")
     for name in ("group_time", "tenant", "job", "message"):
@@ -214,6 +214,56 @@ async def test_letters_of_an_earlier_release_are_counted(pool: asyncpg.Pool) -> 
     assert (await repository.schema_exists(), (await repository.find(Selection(), 50)).total) == (True, stored)
     await pool.execute("truncate atelier.dead_letters cascade")
     assert (await repository.find(Selection(), 50)).total == await repository.count(Selection(step="image")) == 0
+
+
+async def test_letters_are_counted_once_beside_the_trigger_of_an_earlier_release(pool: asyncpg.Pool) -> None:
+    """It counted each row, and is disabled. A process of that release finds it by its name, and adds none when it starts."""
+    repository = DeadLetterRepository(pool)
+    await pool.execute("drop trigger dead_letters_added_together on atelier.dead_letters")
+    await pool.execute("alter table atelier.dead_letters enable trigger dead_letters_added")
+    for start, release in enumerate(("earlier", "this", "this again")):
+        for number in range(9):
+            name = f"{start}-{number}"
+            await repository.insert([replace(random_record(random.Random(number)), message_id=name, id=name, failure_id=name)])
+        assert await pool.fetchval("select sum(letters) from atelier.dead_letter_counts") == 9 * (start + 1), release
+        async with pool.acquire() as reader, reader.transaction():
+            await reader.execute("lock table atelier.dead_letters in access share mode")
+            await asyncio.wait_for(apply_schemas(pool, [SCHEMA]), 5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_group_of_letters_leaves_what_they_leave_one_after_another(pool: asyncpg.Pool, seed: int) -> None:
+    """Messages that fail again, failures that are delivered again, and a letter that was sent edited, which fails as another one."""
+    source, repository, left = random.Random(seed), DeadLetterRepository(pool), []
+    edited = replace(random_record(source), id="edited", message_id="edited")
+    records = [random_record(source) for _ in range(80)]
+    records += source.sample(records, 20)
+    stored = "select to_jsonb(letter) - 'changed_at' as letter from atelier.dead_letters letter order by id"
+    failures = "select to_jsonb(entry) - 'number' as entry from atelier.dead_letter_history as entry order by letter_id, failure_id"
+    for size in (1, 7, 100):
+        await pool.execute("truncate atelier.dead_letters cascade")
+        await repository.insert([edited])
+        await pool.execute("update atelier.dead_letters set sent_as = 'm-1', dead_queue = $1, edited_body = '{}'", records[0].dead_queue)
+        for start in range(0, len(records), size):
+            await repository.insert(records[start : start + size])
+        counted = await pool.fetchval("select sum(letters) from atelier.dead_letter_counts")
+        left.append((await pool.fetch(stored), await pool.fetch(failures), counted))
+    assert left[0] == left[1] == left[2]
+    assert left[0][2] == len(left[0][0])
+
+
+async def test_groups_are_limited_to_the_newest_periods_or_the_largest(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = DeadLetterRepository(pool)
+    record = random_record(random.Random(0))
+    for hour in range(4):
+        at = START + timedelta(hours=hour)
+        same = {"step": f"step-{hour}", "first_failed_at": at, "last_failed_at": at}
+        ids = [f"{hour}-{number}" for number in range(4 - hour)]
+        await repository.insert([replace(record, id=name, failure_id=name, message_id=name, **same) for name in ids])
+    monkeypatch.setattr(lists, "MAX_GROUPS", 2)
+    assert [group.letters for group in await repository.groups(Selection())] == [4, 3]
+    assert [group.letters for group in await repository.groups(Selection(), per="hour")] == [2, 1]
+    assert [group.at for group in await repository.groups(Selection(), per="hour")] == [START + timedelta(hours=hour) for hour in (2, 3)]
 
 
 async def test_page_of_a_rare_filter_reads_few_letters(pool: asyncpg.Pool) -> None:

@@ -34,7 +34,7 @@ INSERT = """
 insert into atelier.jobs (job_id, state, tenant, created_at, updated_at, words, result) values ($1, $2, $3, $4, $4, $5, $6)
 on conflict (job_id) do update set words = coalesce(jobs.words, excluded.words), state = excluded.state
 """
-INDEX = "select 'atelier.job_search_pairs'::regclass::oid"
+INDEX = "select 'atelier.job_search_triples'::regclass::oid"
 MANY = 10_001
 """More than the start of a process indexes."""
 
@@ -138,13 +138,19 @@ async def fill(pool: asyncpg.Pool, count: int) -> None:
     )
 
 
+async def test_index_finds_what_a_plain_reading_finds(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the newest jobs, which are all that the other tests have: here the newest one."""
+    monkeypatch.setattr(ledger, "MOST_NEWEST", 1)
+    await test_lists_are_those_of_a_plain_reading(pool)
+
+
 @pytest.mark.parametrize("url", [""], ids=["C"], indirect=True)
 async def test_many_jobs_of_an_earlier_release_become_searchable(pool: asyncpg.Pool, url: str) -> None:
     """Before and after their index is created, which the start of a process does not wait for, by two ledgers that start at once.
 
     An index that is broken is created again.
     """
-    for name in ("added", "reworded", "removed", "truncated"):
+    for name in ("added", "added_together", "reworded", "removed", "truncated"):
         await pool.execute(f"drop trigger jobs_{name} on atelier.jobs")
     await pool.execute("drop table atelier.job_search; drop index atelier.jobs_tenant")
     await fill(pool, MANY)
@@ -155,7 +161,7 @@ async def test_many_jobs_of_an_earlier_release_become_searchable(pool: asyncpg.P
     found, indexed = ["newer", "new", "filled-9998"], partial(pool.fetchval, ledger.SQL["search_is_indexed"])
     assert (await indexed(), [job.job_id for job in await list_jobs(pool, words="harbour 9998")]) == (False, found)
     with pytest.raises(asyncpg.UniqueViolationError):
-        await pool.execute("create unique index concurrently job_search_pairs on atelier.job_search ((1))")
+        await pool.execute("create unique index concurrently job_search_triples on atelier.job_search ((1))")
     assert not await indexed()
     async with session_locks(url) as locks, session_locks(url) as others:
         await asyncio.gather(ledger.fill_search(pool, locks), ledger.fill_search(pool, others))
@@ -166,13 +172,34 @@ async def test_many_jobs_of_an_earlier_release_become_searchable(pool: asyncpg.P
 
 
 @pytest.mark.parametrize("url", [""], ids=["C"], indirect=True)
+async def test_index_of_an_earlier_release_is_replaced(pool: asyncpg.Pool, url: str) -> None:
+    """That of pairs of characters, and the trigger for each row, beside new jobs: each is searchable, before and afterwards."""
+    await pool.execute("drop index atelier.job_search_triples; create index job_search_pairs on atelier.job_search (words)")
+    await pool.execute("drop trigger jobs_added_together on atelier.jobs; alter table atelier.jobs enable trigger jobs_added")
+    await fill(pool, 1200)
+    await apply_schemas(pool, [ledger.SQL["schema"]])
+    await pool.execute(INSERT, "new", "accepted", None, START + timedelta(seconds=1), "harbour 1199", None)
+    before = [job.job_id for job in await list_jobs(pool, words="harbour 1199")]
+    assert not await pool.fetchval(ledger.SQL["search_is_indexed"])
+    async with session_locks(url) as locks:
+        await asyncio.wait_for(ledger.index_search(pool, locks), 10)
+        assert await pool.fetchval(ledger.SQL["search_is_indexed"])
+        assert not await pool.fetchval(ledger.SQL["has_former_search_index"])
+        await pool.execute("create index job_search_pairs on atelier.job_search (words)")  # by a process of that release
+        await asyncio.wait_for(ledger.index_search(pool, locks), 10)
+    assert not await pool.fetchval(ledger.SQL["has_former_search_index"])
+    assert before == [job.job_id for job in await list_jobs(pool, words="harbour 1199")] == ["new", "filled-1199"]
+    assert await pool.fetchval("select count(*) from atelier.job_search") == 1201
+
+
+@pytest.mark.parametrize("url", [""], ids=["C"], indirect=True)
 async def test_ledger_that_does_not_create_the_index_waits_and_finds_it_created(
     pool: asyncpg.Pool, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves the index alone that another one creates, which is there and not valid meanwhile, and reports nothing."""
-    await pool.execute("drop index atelier.job_search_pairs; insert into atelier.job_search values ('a'), ('b')")
+    await pool.execute("drop index atelier.job_search_triples; insert into atelier.job_search values ('a'), ('b')")
     with pytest.raises(asyncpg.UniqueViolationError):
-        await pool.execute("create unique index concurrently job_search_pairs on atelier.job_search ((1))")
+        await pool.execute("create unique index concurrently job_search_triples on atelier.job_search ((1))")
     async with session_locks(url) as locks, session_locks(url) as others:
         take, attempts = locks.fetchval, 0
 
@@ -189,7 +216,7 @@ async def test_ledger_that_does_not_create_the_index_waits_and_finds_it_created(
             with capture_logs() as logs:
                 indexing = asyncio.create_task(ledger.index_search(pool, locks))
                 await wait_until(has_waited, seconds=5)
-                await pool.execute("drop index atelier.job_search_pairs")
+                await pool.execute("drop index atelier.job_search_triples")
                 await pool.execute(ledger.SQL["create_search_index"])
                 created = await pool.fetchval(INDEX)
         await asyncio.wait_for(indexing, 5)
@@ -200,7 +227,7 @@ async def test_ledger_that_does_not_create_the_index_waits_and_finds_it_created(
 async def test_two_ledgers_create_the_index_behind_pgbouncer(pool: asyncpg.Pool, url: str) -> None:
     """In transaction mode: the lock is on a direct connection, the index is created through the pooler."""
     await fill(pool, 3000)
-    await pool.execute("drop index atelier.job_search_pairs")
+    await pool.execute("drop index atelier.job_search_triples")
     async with (
         open_pgbouncer(url) as pooler,
         open_pool(BusSettings.model_validate({"amqp_url": "amqp://none", "database_url": pooler})) as pooled,
@@ -216,7 +243,7 @@ async def test_two_ledgers_create_the_index_behind_pgbouncer(pool: asyncpg.Pool,
 @pytest.mark.parametrize("url", [""], ids=["C"], indirect=True)
 async def test_index_that_is_not_valid_afterwards_is_reported(pool: asyncpg.Pool, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And created at the next try."""
-    await pool.execute("drop index atelier.job_search_pairs")
+    await pool.execute("drop index atelier.job_search_triples")
     monkeypatch.setattr(ledger, "SEARCH_INDEX_RETRY_SECONDS", 0.01)
     creations = iter(["select", "select 1 / 0", ledger.SQL["create_search_index"]])
 
