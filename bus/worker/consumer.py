@@ -116,7 +116,7 @@ class DeliveryConsumer:
         metrics.record_delivery(step, outcome, attempt=1, seconds=0.0, queued_seconds=None)
 
     def _start_run(self, delivery: Delivery) -> StepRun:
-        if not self.actor.enforce_deadline:
+        if not self.actor.enforce_deadline or self.actor.exchange == EVENTS_EXCHANGE:  # an event may say that the deadline has passed
             delivery = replace(delivery, deadline=None)
         if fields := delivery.log_fields:
             bind_contextvars(**fields)

@@ -3,7 +3,9 @@
 import argparse
 import asyncio
 import json
+import logging
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from tests.chaos.environment import ENVIRONMENT_KINDS, ChaosEnvironment, open_environment
 from tests.chaos.faults import FAULTS_BY_NAME, KIND_OF
+from tests.chaos.mutations import CHAOS_MUTATIONS
 from tests.chaos.rounds import RoundResult, play_round
 
 TABLE_COLUMNS = (
@@ -26,12 +29,15 @@ TABLE_COLUMNS = (
     "dead_lettered",
     "expired",
     "repeated_calls",
+    "unrecorded",
+    "redelivered",
+    "met",
     "hostile",
     "hostile_lost",
     "recover_seconds",
     "seconds",
 )
-SUMMED_FIELDS = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired")
+SUMMED_FIELDS = ("orders", "confirmed", "effects", "lost", "duplicated", "dead_lettered", "expired", "unrecorded")
 
 LOAD_FACTORS = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
 """The share of the orders, and of their rate, by kind of environment."""
@@ -39,6 +45,7 @@ LOAD_FACTORS = {"folder": 1.0, "bucket": 0.4, "engine": 0.3}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = argument_parser().parse_args(arguments)
+    stop_services_on_sigterm()
     rng = random.Random(arguments.seed)
     faults = arguments.fault or [*FAULTS_BY_NAME, *rng.choices(list(FAULTS_BY_NAME), k=arguments.mix)]
     results = asyncio.run(run_faults(faults, arguments.orders, arguments.rate, arguments.seed, arguments.mutation))
@@ -56,14 +63,18 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=25, help="orders per second")
     parser.add_argument("--mix", type=int, default=3, help="number of random faults that follow")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
-    parser.add_argument(
-        "--mutation", default="", choices=["", "no-persistence", "ack-first", "no-inbox", "no-confirms"], help="disable a safety mechanism"
-    )
+    parser.add_argument("--mutation", default="", choices=list(CHAOS_MUTATIONS), help="disable a safety mechanism")
     parser.add_argument("--out", type=Path, default=Path(".local/chaos.json"))
     return parser
 
 
+def stop_services_on_sigterm() -> None:
+    """As on Ctrl-C: without it the services and workers would outlive this process."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 async def run_faults(faults: Sequence[str], orders: int, rate: float, seed: int, mutation: str = "") -> list[RoundResult]:
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # the oracle meets the killed broker, too
     rng = random.Random(seed)
     results = []
     for kind in ENVIRONMENT_KINDS:
@@ -81,8 +92,12 @@ async def run_faults(faults: Sequence[str], orders: int, rate: float, seed: int,
 
 async def play_and_report(environment: ChaosEnvironment, fault: str, orders: int, rate: float, rng: random.Random) -> RoundResult:
     result = await play_round(environment, fault, orders=orders, per_second=rate, rng=rng)
-    sys.stderr.write(f"{fault}: {'clean' if result.clean else 'NOT CLEAN'} {result.as_dict}\n")
+    sys.stderr.write(f"{fault}: {verdict(result)} {result.as_dict}\n")
     return result
+
+
+def verdict(result: RoundResult) -> str:
+    return "clean" if result.clean else "FAULT DID NOT HIT" if result.missed else "NOT CLEAN"
 
 
 def build_report(results: Sequence[RoundResult], seed: int) -> dict[str, object]:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,14 +23,17 @@ from ops.local.postgres import EmbeddedPostgres
 from ops.local.rabbitmq import RabbitNode
 from ops.local.rabbitmq_install import find_or_install_rabbitmq
 from ops.settings import LocalSettings
+from tests.chaos.journal import DeliveryCounts
 from tests.chaos.picture_stores import FolderStore, PictureStore, open_bucket
 from tests.support.tcp_proxy import TcpProxy, open_proxy
 from tests.support.webhook_backend import WebhookBackend, open_webhook_backend
 
 WORKER_GROUPS = (("image_generation", "watermark", "upload"), ("image",), ("webhook", "ledger"))
-"""The steps of each worker process; each group has two replicas."""
+"""The steps of each worker process."""
 
 GRACE_SECONDS = 1.0
+STOP_SECONDS = 15.0
+MUTATION_VARIABLE = "ATELIER_MUTATION"
 ENVIRONMENT_KINDS = ("folder", "bucket", "engine")
 
 
@@ -47,9 +51,12 @@ class ChaosEnvironment:
     environment: dict[str, str]
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     supervisor_tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    journals: dict[str, Path] = field(default_factory=dict)
+    """Of each worker the deliveries since its last start; see `tests/chaos/journal.py`."""
     exit_count: int = 0
     failed_orders: list[int] = field(default_factory=list)
     kind: str = "folder"
+    replicas: int = 2
     hostile_bodies: set[bytes] = field(default_factory=set)
     """Of the hostile messages that the broker confirmed and a consumer must dead-letter; see `tests/chaos/attack.py`."""
 
@@ -58,18 +65,33 @@ class ChaosEnvironment:
         return self.folder / "store"
 
     async def start_workers(self) -> None:
-        """Two replicas of each group; a worker that exits is restarted, as an operator's supervisor would."""
-        for replica in (1, 2):
-            for steps in WORKER_GROUPS:
-                name = f"{steps[0]}-{replica}"
+        """The replicas of each group; a worker that exits is restarted, as an operator's supervisor would."""
+        for steps in WORKER_GROUPS:
+            for name in self.workers(steps[0]):
                 self.supervisor_tasks[name] = asyncio.create_task(self.supervise(name, steps))
         await self.wait_until_ready()
 
+    def workers(self, step: str) -> list[str]:
+        """The names of the workers whose first step it is."""
+        return [f"{step}-{replica}" for replica in range(1, self.replicas + 1)]
+
+    async def restart_with(self, mutation: str) -> None:
+        """All workers with another mutation, on an empty broker: what the one before has left there is of no interest."""
+        await self.stop_workers()
+        self.processes.clear()
+        for log in self.folder.glob("*-[12].log"):
+            log.unlink()
+        for arguments in (("delete_vhost", "/"), ("add_vhost", "/"), ("set_permissions", "-p", "/", "atelier", ".*", ".*", ".*")):
+            await asyncio.to_thread(self.node.rabbitmqctl, *arguments)
+        self.environment[MUTATION_VARIABLE] = mutation
+        await self.start_workers()
+
     async def supervise(self, name: str, steps: tuple[str, ...]) -> None:
         while True:
+            self.journals[name] = self.folder / f"{name}-{time.monotonic_ns()}.journal"
             with (self.folder / f"{name}.log").open("ab") as log:
                 with_engine = self.kind == "engine" and steps == ("image",)
-                module = ("ops.cli", "run") if with_engine else ("tests.support.crash_points", "never", "-")
+                module = ("ops.cli", "run") if with_engine else ("tests.chaos.worker", str(self.journals[name]))
                 command = [sys.executable, "-m", *module, *steps]
                 self.processes[name] = await asyncio.create_subprocess_exec(*command, env=self.environment, stdout=log, stderr=log)
             await self.processes[name].wait()
@@ -77,8 +99,23 @@ class ChaosEnvironment:
 
     async def wait_until_ready(self) -> None:
         async with asyncio.timeout(180):
-            while not all(b"actors.ready" in log.read_bytes() for log in self.folder.glob("*-[12].log")) or len(self.processes) < 6:
+            while len(self.processes) < len(self.supervisor_tasks) or not all(
+                b"actors.ready" in log.read_bytes() for log in self.folder.glob("*-[12].log")
+            ):
                 await asyncio.sleep(0.1)
+
+    def deliveries(self, step: str) -> DeliveryCounts:
+        """Of the workers whose first step it is, since their last start."""
+        return sum((DeliveryCounts.read(self.journals[name]) for name in self.workers(step)), DeliveryCounts())
+
+    def count_redelivered(self) -> int:
+        """Of all workers since the first start."""
+        return sum(DeliveryCounts.read(journal).redelivered for journal in self.folder.glob("*.journal"))
+
+    def count_messages(self) -> int:
+        """In all queues of the broker, with those that are delivered and not acked. Blocks. A quorum queue reports with a delay of 5 s."""
+        command = [self.node.control_program, "-q", "list_queues", "--no-table-headers", "messages"]
+        return sum(map(int, subprocess.check_output(command, env=self.node.environment, timeout=60).split()))
 
     def send_signal(self, name: str, signal_number: int) -> None:
         with suppress(ProcessLookupError):
@@ -106,20 +143,25 @@ class ChaosEnvironment:
         self.node.rabbitmqctl("close_all_connections", "chaos")
 
     async def stop_workers(self) -> None:
+        """SIGTERM; SIGKILL to those that run after STOP_SECONDS."""
         for task in self.supervisor_tasks.values():
             task.cancel()
+        await asyncio.gather(*self.supervisor_tasks.values(), return_exceptions=True)
         for name in self.processes:
             self.send_signal(name, signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                await asyncio.wait_for(process.wait(), 15)
-            except TimeoutError:
+        exits = [asyncio.create_task(process.wait()) for process in self.processes.values()]
+        if exits:
+            await asyncio.wait(exits, timeout=STOP_SECONDS)
+        for process, exited in zip(self.processes.values(), exits, strict=True):
+            if not exited.done():
                 process.kill()
-                await process.wait()
+                await exited
 
 
 @asynccontextmanager
-async def open_environment(folder: Path, mutation: str = "", kind: str = "folder") -> AsyncIterator[ChaosEnvironment]:
+async def open_environment(
+    folder: Path, mutation: str = "", kind: str = "folder", replicas: int = 2, with_workers: bool = True
+) -> AsyncIterator[ChaosEnvironment]:
     """All services and workers, ready. `mutation`: a safety mechanism that is disabled, so that the suite must notice."""
     node = RabbitNode(folder / "rabbitmq", find_or_install_rabbitmq(LocalSettings()))
     postgres = EmbeddedPostgres(folder / "postgres")
@@ -132,12 +174,13 @@ async def open_environment(folder: Path, mutation: str = "", kind: str = "folder
                 store = await stack.enter_async_context(open_bucket(folder))
             ports = [urlsplit(url).port or 0 for url in (node.url, postgres.url, backend.url)]
             proxies = [await stack.enter_async_context(open_proxy(port)) for port in (*ports, store.port)]
-            environment = worker_environment(node, postgres, proxies) | store.environment(proxies[-1].port) | {"ATELIER_MUTATION": mutation}
+            environment = worker_environment(node, postgres, proxies) | store.environment(proxies[-1].port) | {MUTATION_VARIABLE: mutation}
             if kind == "engine":
                 environment |= await make_tiny_model(folder, environment)
-            opened = ChaosEnvironment(folder, node, postgres, backend, store, *proxies, environment, kind=kind)
+            opened = ChaosEnvironment(folder, node, postgres, backend, store, *proxies, environment, kind=kind, replicas=replicas)
             try:
-                await opened.start_workers()
+                if with_workers:
+                    await opened.start_workers()
                 yield opened
             finally:
                 await opened.stop_workers()

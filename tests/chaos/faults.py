@@ -1,26 +1,79 @@
-"""The faults. Each one happens while orders are processed, and is over when its function returns."""
+"""The faults. Each one happens while orders are processed, and is over when its function returns.
+
+Those that must meet something under way wait until it is, and return how much they met: 0 means that the fault has missed.
+"""
 
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable
+
+import aio_pika
 
 from contracts import broker_names
 from tests.chaos.attack import publish_hostile_messages
 from tests.chaos.environment import GRACE_SECONDS, ChaosEnvironment
+from tests.chaos.journal import DeliveryCounts
 from tests.support.tcp_proxy import TcpProxy
 
-Fault = Callable[[ChaosEnvironment, random.Random], Awaitable[None]]
+Fault = Callable[[ChaosEnvironment, random.Random], Awaitable[int | None]]
+
+MEET_SECONDS = 15.0
+"""So long a fault waits for what it is to meet."""
+WAITING_COMMANDS = 5
+WAITING_EVENTS = 20
+BLOCKED_SECONDS = 0.3
+"""From the first message that a blocked broker does not take until its publisher knows."""
 
 
 async def nothing(environment: ChaosEnvironment, rng: random.Random) -> None:
     """No fault: the baseline."""
 
 
-async def actors_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
+async def come_true(condition: Callable[[], bool], seconds: float = MEET_SECONDS) -> bool:
+    """Whether it comes true in time."""
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        await asyncio.sleep(0.005)
+    return condition()
+
+
+async def kill_at_work(environment: ChaosEnvironment, name: str, seconds: float) -> int:
+    """SIGKILL when the worker has deliveries in progress, or else after some seconds. Returns how many."""
+    process, journal = environment.processes[name], environment.journals[name]
+    await come_true(lambda: bool(DeliveryCounts.read(journal).in_progress), seconds)
+    environment.send_signal(name, signal.SIGKILL)
+    await process.wait()
+    return DeliveryCounts.read(journal).in_progress
+
+
+async def stop_images(environment: ChaosEnvironment) -> int:
+    """Stop the image workers until commands wait in their queue behind those that are delivered to them. Returns how many wait."""
+    for image in environment.workers("image"):
+        environment.send_signal(image, signal.SIGSTOP)
+    ready, limit = 0, time.monotonic() + MEET_SECONDS
+    async with await aio_pika.connect(environment.node.url) as connection:
+        channel = await connection.channel()
+        while ready < WAITING_COMMANDS and time.monotonic() < limit:
+            await asyncio.sleep(0.05)
+            queue = await channel.declare_queue(broker_names.work_queue("image"), passive=True)
+            ready = queue.declaration_result.message_count or 0
+    return ready
+
+
+def resume_images(environment: ChaosEnvironment) -> None:
+    for image in environment.workers("image"):
+        environment.send_signal(image, signal.SIGCONT)
+
+
+async def actors_killed(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """Any four, each while it has deliveries in progress if it has some soon; another that has some if these had none."""
+    met = 0
     for _ in range(4):
-        environment.send_signal(rng.choice(list(environment.processes)), signal.SIGKILL)
+        met += await kill_at_work(environment, rng.choice(list(environment.processes)), seconds=1)
         await asyncio.sleep(rng.uniform(0.3, 1.2))
+    return met or await kill_at_work(environment, rng.choice(environment.workers("image")), MEET_SECONDS)
 
 
 async def actors_restarted(environment: ChaosEnvironment, rng: random.Random) -> None:
@@ -30,18 +83,26 @@ async def actors_restarted(environment: ChaosEnvironment, rng: random.Random) ->
         await asyncio.sleep(GRACE_SECONDS + 0.5)
 
 
-async def broker_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
+async def broker_killed(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """While commands wait in a queue."""
+    waiting = await stop_images(environment)
     await asyncio.to_thread(environment.node.kill)
+    resume_images(environment)
     await asyncio.sleep(0.5)
     await asyncio.to_thread(environment.node.start)
+    return waiting
 
 
 async def broker_restarted(environment: ChaosEnvironment, rng: random.Random) -> None:
     await asyncio.to_thread(environment.node.restart)
 
 
-async def connections_closed(environment: ChaosEnvironment, rng: random.Random) -> None:
+async def connections_closed(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """While deliveries are not acked: the broker delivers them again, and their workers go on with them all the same."""
+    waiting = await stop_images(environment)
     await asyncio.to_thread(environment.node.rabbitmqctl, "close_all_connections", "chaos")
+    resume_images(environment)
+    return waiting
 
 
 async def database_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
@@ -120,7 +181,7 @@ async def store_hanging_up(environment: ChaosEnvironment, rng: random.Random) ->
 async def model_process_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
     """Kill only the model processes, four times while they generate."""
     for _ in range(4):
-        for image in ("image-1", "image-2"):
+        for image in environment.workers("image"):
             environment.kill_children(image)
         await asyncio.sleep(rng.uniform(5, 9))
 
@@ -128,24 +189,26 @@ async def model_process_killed(environment: ChaosEnvironment, rng: random.Random
 async def engine_actors_killed(environment: ChaosEnvironment, rng: random.Random) -> None:
     """Kill the actor processes: the orphaned model process must exit by itself."""
     for _ in range(2):
-        environment.send_signal(rng.choice(["image-1", "image-2"]), signal.SIGKILL)
+        environment.send_signal(rng.choice(environment.workers("image")), signal.SIGKILL)
         await asyncio.sleep(rng.uniform(3, 6))
 
 
-async def consumer_timeout(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """The broker requeues messages that are not acked within a second, while some orders take longer."""
+async def consumer_timeout(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """The broker requeues messages that are not acked within a second, while some orders take longer, of those that wait as well."""
+    waiting = await stop_images(environment)
     await asyncio.to_thread(environment.set_consumer_timeout, 1000)
+    resume_images(environment)
     await asyncio.sleep(8)
     await asyncio.to_thread(environment.set_consumer_timeout, 10_800_000)
+    return waiting
 
 
 async def deadline_passed(environment: ChaosEnvironment, rng: random.Random) -> None:
     """The image workers are stopped until the deadline of most queued orders has passed."""
-    for image in ("image-1", "image-2"):
+    for image in environment.workers("image"):
         environment.send_signal(image, signal.SIGSTOP)
     await asyncio.sleep(6)
-    for image in ("image-1", "image-2"):
-        environment.send_signal(image, signal.SIGCONT)
+    resume_images(environment)
 
 
 async def backend_failing(environment: ChaosEnvironment, rng: random.Random) -> None:
@@ -170,13 +233,38 @@ async def memory_alarm(environment: ChaosEnvironment, rng: random.Random) -> Non
     await asyncio.to_thread(environment.node.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
 
 
-async def actors_killed_under_alarm(environment: ChaosEnvironment, rng: random.Random) -> None:
-    """Publishers are blocked while acks still pass: a worker that acks before the confirm would lose its messages when it is killed."""
+async def actors_killed_under_alarm(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """Publishers are blocked while acks still pass, and results are stored: killed are the workers whose results are not yet published.
+
+    A worker that acks before the confirm loses messages then; one that does not know its results repeats them. Returns how many results.
+    """
+    await stop_images(environment)
     await asyncio.to_thread(environment.node.rabbitmqctl, "set_vm_memory_high_watermark", "0.0001")
-    await asyncio.sleep(1.5)
+    decided = environment.deliveries("image").decided
+    resume_images(environment)
+    await come_true(lambda: environment.deliveries("image").decided > decided)
+    await asyncio.sleep(BLOCKED_SECONDS)
+    decided = environment.deliveries("image").decided
+    await come_true(lambda: environment.deliveries("image").decided > decided)
+    await asyncio.sleep(BLOCKED_SECONDS)
+    results = environment.deliveries("image").decided - decided
     for name in list(environment.processes):
         environment.send_signal(name, signal.SIGKILL)
     await asyncio.to_thread(environment.node.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
+    return results
+
+
+async def actors_killed_without_database(environment: ChaosEnvironment, rng: random.Random) -> int:
+    """The database does not respond, and the workers are killed that have events to store meanwhile. Returns how many events."""
+    begun = environment.deliveries("webhook").begun
+    environment.database_proxy.flow_enabled.clear()
+    await come_true(lambda: environment.deliveries("webhook").begun >= begun + WAITING_EVENTS)
+    events = environment.deliveries("webhook").begun - begun
+    for name in environment.workers("webhook"):
+        environment.send_signal(name, signal.SIGKILL)
+    environment.database_proxy.abort_connections()  # what they have sent never arrives
+    environment.database_proxy.flow_enabled.set()
+    return events
 
 
 async def queue_deleted(environment: ChaosEnvironment, rng: random.Random) -> None:
@@ -216,6 +304,7 @@ FAULTS_BY_KIND: dict[str, tuple[Fault, ...]] = {
         deadline_passed,
         memory_alarm,
         actors_killed_under_alarm,
+        actors_killed_without_database,
         queue_deleted,
         hostile_messages,
         *CONNECTION_FAULTS_BY_SERVICE,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,14 +14,22 @@ import aio_pika
 import asyncpg
 from aio_pika.abc import AbstractChannel
 
-from actors.adapters.image_generation import translate
-from actors.settings import WebhookSettings
+from actors.adapters.image_generation import build_adapter
 from contracts import broker_names
 from contracts.wire import Header
 from tests.chaos.environment import ChaosEnvironment
 
 ORDER_NUMBERS = count(1)
 STEPS = ("image", "watermark", "upload", "webhook")
+QUIET_SECONDS, QUEUE_REPORT_SECONDS, EMPTY_READINGS = 10.0, 6.0, 2
+"""A quorum queue reports the number of its messages every 5 s. No worker waits that long with a message that it has not acked."""
+RECORDED_STEPS = """
+select job_id, ended_at is not null as ended,
+    exists (select from atelier.job_events event where event.job_id = job.job_id and step = 'job' and kind = 'accepted') as accepted,
+    (select count(distinct step) from atelier.job_events event
+     where event.job_id = job.job_id and kind = 'completed' and step = any($2::text[])) as steps
+from atelier.jobs job where job_id = any($1::text[])
+"""
 DEAD_LETTERING = (broker_names.IMAGE_GENERATION_QUEUE, *STEPS, "ledger")
 
 
@@ -110,14 +119,32 @@ class Oracle:
         return self.environment.hostile_bodies - set(self.causes_of_hostile)
 
     async def wait_until_finished(self, seconds: float) -> None:
-        """Wait until every confirmed order has ended, then a moment longer for duplicates; give up after `seconds`."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while (self.unfinished_orders() or self.unsettled_hostile()) and asyncio.get_running_loop().time() < deadline:
+        """Wait until every confirmed order has ended and is in the ledger, then a moment longer for duplicates.
+
+        Give up after `seconds`, and as soon as nothing can change any more: for QUIET_SECONDS nothing has ended, and no message is left.
+        """
+        now = asyncio.get_running_loop().time
+        deadline, ended, changed, empty = now() + seconds, -1, now(), 0
+        while (open_orders := await self.count_open()) and now() < deadline and empty < EMPTY_READINGS:
+            if (seen := len(self.environment.backend.requests) + len(self.dead_lettered) - open_orders) != ended:
+                ended, changed, empty = seen, now(), 0
+            elif now() - changed > QUIET_SECONDS:
+                empty = empty + 1 if await self.is_broker_empty() else 0
+                await asyncio.sleep(QUEUE_REPORT_SECONDS if empty < EMPTY_READINGS else 0)
             await asyncio.sleep(0.2)
             await self.poll_dead_letters()
         await asyncio.sleep(1.0)
         await self.close_connection()
         await self.poll_dead_letters()
+
+    async def count_open(self) -> int:
+        """What must still end: orders, hostile messages, or else orders that the ledger must still record."""
+        return len(self.unfinished_orders()) + len(self.unsettled_hostile()) or len(await self.find_unrecorded())
+
+    async def is_broker_empty(self) -> bool:
+        with suppress(subprocess.SubprocessError):
+            return not await asyncio.to_thread(self.environment.count_messages)
+        return False
 
     async def poll_dead_letters(self) -> None:
         """A dead letter ends an order even where the `failed` webhook was lost, which is sent only once."""
@@ -165,6 +192,27 @@ class Oracle:
         numbers = {int(row["job_id"].removeprefix("generation-")) for row in rows}
         return sorted(numbers & (set(self.confirmed) | self.unconfirmed))
 
+    async def find_unrecorded(self) -> list[int]:
+        """Orders that have ended while the ledger does not know their end, their acceptance or a step; all while it does not respond."""
+        calls = self.webhook_calls()
+        ended = (set(calls["complete"]) | set(calls["failed"]) | self.dead_lettered) & set(self.confirmed)
+        try:
+            connection = await asyncpg.connect(self.environment.postgres.url, timeout=5)
+            try:
+                rows = await connection.fetch(RECORDED_STEPS, [f"generation-{number}" for number in ended], list(STEPS), timeout=5)
+            finally:
+                await connection.close(timeout=5)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return sorted(ended)
+        recorded = {int(row["job_id"].removeprefix("generation-")): row for row in rows}
+        return sorted(number for number in ended if not self.is_recorded(recorded.get(number), completed=number in calls["complete"]))
+
+    def is_recorded(self, row: asyncpg.Record | None, *, completed: bool) -> bool:
+        """An order with a deadline is published as a command: nobody accepts it."""
+        if row is None or not row["ended"]:
+            return False
+        return bool(row["accepted"] or self.deadline_seconds) and (not completed or row["steps"] == len(STEPS))
+
     async def count_leftovers(self) -> int:
         """Messages in the work queues although every order has ended."""
         await self.close_connection()
@@ -181,7 +229,7 @@ def image_order(number: int, prompt: str) -> bytes:
 
 def command_with_deadline(order: bytes, seconds: float) -> aio_pika.Message:
     """The command that the adapter translates an order to, with a deadline, as the gateway publishes it."""
-    command = translate(order, WebhookSettings())
+    command = build_adapter().translate(order)
     headers: dict[str, Any] = {Header.DEADLINE: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}
     body = json.dumps(command.body).encode()
     return aio_pika.Message(

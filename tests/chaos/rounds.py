@@ -35,30 +35,48 @@ class RoundResult:
     expired: int
     repeated_calls: int
     left_in_queues: int
+    unrecorded: int
+    redelivered: int
     recover_seconds: float
     seconds: float
     hostile: int = 0
     hostile_lost: int = 0
     longest_silence_seconds: float = 0.0
+    met: int | None = None
+    """How many messages, deliveries or results the fault met; None for a fault that meets whatever there is."""
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, duplicated, unexpected or left over, and no order expired unless the round has deadlines.
+        """Nothing lost, duplicated, unexpected, left over or missing in the ledger, and no order expired unless the round has deadlines.
 
+        A fault that missed shows nothing.
         Under hostile messages also: each of them is dead-lettered with a cause, and every step goes on.
         """
         unexpectedly_expired = self.expired and self.name not in ORDER_DEADLINES
         silent = self.hostile and self.longest_silence_seconds > MAX_SILENCE_SECONDS
-        problems = (self.lost, self.duplicated, self.unexpected, self.left_in_queues, unexpectedly_expired, self.hostile_lost, silent)
-        return not any(problems)
+        counts = (self.lost, self.duplicated, self.unexpected, self.left_in_queues, self.unrecorded, self.hostile_lost)
+        return not any((*counts, unexpectedly_expired, silent, self.missed))
+
+    @property
+    def missed(self) -> bool:
+        return self.met == 0
 
     @property
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
-async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, per_second: float, rng: random.Random) -> RoundResult:
+async def play_round(
+    environment: ChaosEnvironment,
+    fault: str,
+    *,
+    orders: int,
+    per_second: float,
+    rng: random.Random,
+    finish_seconds: float = FINISH_TIMEOUT_SECONDS,
+) -> RoundResult:
     """A third of the orders before the fault, the rest during and after it."""
+    met, redelivered = None, environment.count_redelivered()
     oracle, started = Oracle(environment, deadline_seconds=ORDER_DEADLINES.get(fault)), time.monotonic()
     environment.hostile_bodies.clear()
     if fault in FAULTS_BEFORE_LOAD:
@@ -69,17 +87,19 @@ async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, 
         publishing.add_done_callback(lambda _: silence.cancel())
     await asyncio.sleep(orders / per_second / 3)
     if fault not in FAULTS_BEFORE_LOAD:
-        await FAULTS_BY_NAME[fault](environment, rng)
+        met = await FAULTS_BY_NAME[fault](environment, rng)
     fault_ended, requests = time.monotonic(), len(environment.backend.requests)
     recovery = asyncio.create_task(seconds_to_next_request(environment, requests, fault_ended))
     await publishing
     silence_seconds = await silence if silence else 0.0
-    await oracle.wait_until_finished(FINISH_TIMEOUT_SECONDS)
+    await oracle.wait_until_finished(finish_seconds)
     recovery.cancel()
     outcomes = oracle.outcomes()
     environment.failed_orders += [*outcomes.lost, *outcomes.unexpected, *outcomes.duplicated]
     duplicated = set(outcomes.duplicated) | set(await oracle.find_repeated_runs())
     leftovers = await oracle.count_leftovers()
+    unrecorded = await oracle.find_unrecorded()
+    environment.failed_orders += unrecorded
     await oracle.close_connection()
     return RoundResult(
         name=fault,
@@ -93,11 +113,14 @@ async def play_round(environment: ChaosEnvironment, fault: str, *, orders: int, 
         expired=len(outcomes.expired),
         repeated_calls=outcomes.repeated_calls,
         left_in_queues=leftovers,
+        unrecorded=len(unrecorded),
+        redelivered=environment.count_redelivered() - redelivered,
         recover_seconds=round(await result_or_nan(recovery), 2),
         seconds=round(time.monotonic() - started, 1),
         hostile=len(environment.hostile_bodies),
         hostile_lost=len(oracle.unsettled_hostile()),
         longest_silence_seconds=round(silence_seconds, 2),
+        met=met,
     )
 
 

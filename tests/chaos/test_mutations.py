@@ -8,14 +8,19 @@ from tests.chaos.mutations import MUTATIONS
 from bus.amqp import publisher
 from bus.amqp.raw_properties import decode_plain_properties
 from bus.amqp.publisher import Publisher
+from bus.persistence.group_commit import GroupCommit
+from bus.persistence.inbox import SQL, NullInbox, PostgresInbox
 from bus.worker import consumer, resources
 from bus.worker.consumer import DeliveryConsumer
 
-before = Publisher.publish, DeliveryConsumer.on_message, consumer._acknowledge, resources.open_inbox
-for mutate, _ in MUTATIONS.values():
-    mutate()
-after = Publisher.publish, DeliveryConsumer.on_message, consumer._acknowledge, resources.open_inbox
-assert not set(before) & set(after)
+def safeguards():
+    yield from (Publisher.publish, DeliveryConsumer.on_message, consumer._acknowledge, resources.open_inbox)
+    yield from (NullInbox._write_group, GroupCommit._put_back, PostgresInbox._is_done, SQL["acquire"])
+
+before = set(safeguards())
+for mutation in MUTATIONS.values():
+    mutation.apply()
+assert not before & set(safeguards())
 assert decode_plain_properties(publisher.encode_properties(delivery_mode=2)).delivery_mode == 1
 """
 

@@ -14,6 +14,7 @@ from bus.settings import BusSettings
 from contracts import broker_names
 from contracts.fault import Fault
 from contracts.job import Job, JobEvents, Jobs
+from contracts.wire import Header
 from tests.support.broker_client import BrokerClient, StartWorker, wait_until
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,10 +27,9 @@ def event(job_id: str, step: str, kind: str, offset: float, **fields: Any) -> di
     return {"kind": kind, "step": step, "job_id": job_id, "at": at, "message_id": f"{job_id}/{step}"} | fields
 
 
-async def publish_event(broker_client: BrokerClient, body: dict[str, Any]) -> None:
-    await broker_client.publish(
-        broker_names.event_routing_key(body["step"], body["kind"], body["job_id"]), body, exchange=broker_names.EVENTS_EXCHANGE
-    )
+async def publish_event(broker_client: BrokerClient, body: dict[str, Any], **properties: Any) -> None:
+    key = broker_names.event_routing_key(body["step"], body["kind"], body["job_id"])
+    await broker_client.publish(key, body, exchange=broker_names.EVENTS_EXCHANGE, **properties)
 
 
 async def wait_for_job(requests: RequestClient, job_id: str, steps: int, *, accepted: bool = False) -> Job:
@@ -67,6 +67,20 @@ async def test_job_state_is_independent_of_event_order(
     assert (job.state, job.kind, job.itinerary, job.result) == ("completed", "image_generation", ["image", "upload"], {"result_url": "u"})
     assert [(step.step, step.state, step.seconds) for step in job.steps] == [("image", "completed", 1.5), ("upload", "completed", 0.5)]
     assert job.created_at == START
+
+
+async def test_job_that_misses_its_deadline_fails(
+    start_worker: StartWorker, broker_client: BrokerClient, bus_settings: BusSettings
+) -> None:
+    """The event that says so carries the deadline that has passed."""
+    job_id = f"job-{uuid4().hex[:8]}"
+    fault = {"code": "deadline-exceeded", "message": "x", "step": "image"}
+    passed = {Header.DEADLINE.value: (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+    async with start_worker(*ACTORS), open_publisher(bus_settings) as publisher, open_request_client(publisher) as requests:
+        await publish_event(broker_client, event(job_id, "image", "failed", 1, fault=fault), headers=passed)
+        await publish_event(broker_client, event(job_id, "job", "failed", 1, fault=fault), headers=passed)
+        job = await wait_for_job(requests, job_id, 1)
+    assert (job.state, job.fault and job.fault.code) == ("failed", "deadline-exceeded")
 
 
 async def test_replayed_job_is_completed_after_failure(
