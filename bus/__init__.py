@@ -3,6 +3,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 
 @contextmanager
@@ -19,6 +23,47 @@ def hidden_package(name: str) -> Iterator[None]:
         yield
     finally:
         sys.modules.pop(name, None)
+
+
+class _Placeholder(ModuleType):
+    """A module with an empty class for every name, which may stand in an `except` clause."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Exception,), {})
+
+
+@contextmanager
+def placeholder_modules(*names: str) -> Iterator[None]:
+    """A library that is imported inside the block gets empty classes from these modules, for functions of it that this process never calls.
+
+    No effect for modules that are imported already; whoever imports them after the block gets the real ones.
+    """
+    placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
+    sys.modules |= placeholders
+    try:
+        yield
+    finally:
+        for name in placeholders:
+            del sys.modules[name]
+
+
+@contextmanager
+def deferred_models() -> Iterator[None]:
+    """Models of a library that is imported inside the block wait for their first use, also those that the library builds at its end."""
+
+    def rebuild_when_used(cls: type[BaseModel], /, **options: Any) -> bool | None:
+        return rebuild.__func__(cls, **options) if options else None  # a first use has options, `Model.model_rebuild()` has none
+
+    config, rebuild = BaseModel.model_config, BaseModel.__dict__["model_rebuild"]
+    BaseModel.model_config = ConfigDict(defer_build=True)  # models inherit it
+    BaseModel.model_rebuild = classmethod(rebuild_when_used)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        BaseModel.model_config = config
+        BaseModel.model_rebuild = rebuild  # type: ignore[method-assign]
 
 
 with hidden_package("rich"):  # structlog takes it for tracebacks that show local variables, which ours never show: 4 MB in every process

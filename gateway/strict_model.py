@@ -1,14 +1,17 @@
-"""The models of bodies: a base class, and contracts as request bodies.
+"""The models of bodies: a base class, contracts as request bodies, and validators that are built when a request needs them.
 
-Those have the same fields, but unknown ones are rejected, so that a misspelt field is reported instead of ignored.
+Contracts as bodies have the same fields, but unknown ones are rejected, so that a misspelt field is reported instead of ignored.
 """
 
+import warnings
 from copy import copy
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, create_model, model_validator
+from fastapi._compat import v2
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model, model_validator
 from pydantic.fields import FieldInfo
+from pydantic.warnings import UnsupportedFieldAttributeWarning
 
 from contracts.wire_model import WireModel
 
@@ -16,10 +19,31 @@ from contracts.wire_model import WireModel
 class HttpModel(BaseModel):
     """A model whose validator is built when it is first needed: a gateway serves more APIs than most installations use.
 
-    The body of a request that FastAPI validates is a BaseModel instead: built later, it would warn of the alias that FastAPI gives it.
+    FastAPI's own validators wait too: see `defer_adapters`.
     """
 
     model_config = ConfigDict(defer_build=True)
+
+
+class LazyTypeAdapter:
+    """Stands for a TypeAdapter of FastAPI, and builds it for the first attribute that is read: 300 of them take 5 MB."""
+
+    def __init__(self, type_: Any, *, config: ConfigDict | None = None) -> None:
+        self._type, self._config = type_, config
+
+    def __getattr__(self, name: str) -> Any:
+        with warnings.catch_warnings():  # FastAPI ignores it too: the alias of a parameter means something to FastAPI alone
+            warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
+            adapter: TypeAdapter[Any] = TypeAdapter(self._type, config=self._config)
+            adapter.rebuild()  # now: that of a model which waits for its first use would wait, too, and warn then
+        self.validate_python, self.dump_python, self.dump_json = adapter.validate_python, adapter.dump_python, adapter.dump_json
+        self.core_schema = adapter.core_schema
+        return getattr(adapter, name)
+
+
+def defer_adapters() -> None:
+    """Parameters, bodies and responses of routes that are declared after this call are validated by such adapters."""
+    v2.TypeAdapter = LazyTypeAdapter  # type: ignore[attr-defined,assignment]
 
 
 @cache

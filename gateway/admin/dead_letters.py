@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from contracts.dead_letter import (
     DeadLetterGroups,
@@ -22,6 +22,7 @@ from gateway.jobs.routes import TimestampQuery
 from gateway.json_body import JsonRoute
 from gateway.problems import problem_responses
 from gateway.services import services_of
+from gateway.strict_model import HttpModel
 
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"], dependencies=[Depends(require_operator)], route_class=JsonRoute)
 
@@ -37,7 +38,7 @@ class StrictSelection(Selection):
     model_config = ConfigDict(extra="forbid")
 
 
-class DryRunRequest(BaseModel):
+class DryRunRequest(HttpModel):
     """By default, nothing is changed."""
 
     model_config = ConfigDict(extra="forbid")

@@ -48,7 +48,7 @@ STATUS_BY_FAULT_CODE = {
 router = APIRouter(prefix=PREFIX, tags=["feedly"], route_class=LegacyRoute)
 
 
-class ValidateIn(BaseModel):
+class ValidateIn(HttpModel):
     """A request for stage 1."""
 
     job_variants_id: str
@@ -75,7 +75,7 @@ class ValidateOut(HttpModel):
     defaulted: bool = False
 
 
-class JudgeIn(BaseModel):
+class JudgeIn(HttpModel):
     """A request for stage 2."""
 
     job_variants_id: str

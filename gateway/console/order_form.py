@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from contracts.claim import Claim
 from contracts.image import MAX_LORAS
@@ -13,7 +13,7 @@ from gateway.console.form_body import SubmittedForm
 from gateway.jobs.files import ORDER_PICTURES, order_pictures
 from gateway.jobs.orders import JobOrder
 
-ORDER_ADAPTER: TypeAdapter[Any] = TypeAdapter(JobOrder)
+ORDER_ADAPTER: TypeAdapter[Any] = TypeAdapter(JobOrder, config=ConfigDict(defer_build=True))
 IMAGE_FIELDS = (
     *("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "true_cfg_scale", "scheduler", "seed", "count", "model"),
     *("output_format", "quality", "artist"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from contracts.claim import ImageFormat
 from contracts.image import MAX_LORAS, Lora, SchedulerName, SideLength
@@ -62,7 +62,7 @@ def check_size(size: str | None) -> str | None:
     return size
 
 
-class PictureRequest(BaseModel):
+class PictureRequest(HttpModel):
     """What both image requests have. `seed` and the fields after it are extensions; OpenAI's clients send them in `extra_body`."""
 
     model_config = ConfigDict(extra="forbid")

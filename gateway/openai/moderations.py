@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from contracts.moderate import MAX_TEXT_CHARS, CheckerName, Finding, ModerateDone
 from contracts.wire import Step
@@ -52,7 +52,7 @@ InputTexts = Annotated[list[InputText], Field(min_length=1, max_length=64)]
 InputParts = Annotated[list[Annotated[TextInput | ImageInput, Field(discriminator="type")]], Field(min_length=1, max_length=16)]
 
 
-class ModerationRequest(BaseModel):
+class ModerationRequest(HttpModel):
     """What OpenAI's clients send. A list of texts has one result for each, a list of parts one for all of them."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [MODERATION_EXAMPLE]})

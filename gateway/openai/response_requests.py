@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 
 from contracts.responses import MAX_ITEMS, CreateResponse, Effort, ResponseRequest, TextFormat
 from contracts.text import Tool, ToolName
@@ -13,6 +13,7 @@ from gateway.openai.errors import NO_RETRY
 from gateway.openai.response_items import Fields, StrictModel, parse, to_items, unsupported
 from gateway.openai.text_requests import StreamOptions
 from gateway.problems import HttpProblem
+from gateway.strict_model import HttpModel
 from gateway.text.client import lacks_vision
 
 RESPONSE_REQUEST_EXAMPLE: dict[str, JsonValue] = {"model": "text", "input": "Hello!", "max_output_tokens": 64}
@@ -69,7 +70,7 @@ class NamedTool(StrictModel):
     name: ToolName
 
 
-class ResponseBody(BaseModel):
+class ResponseBody(HttpModel):
     """A Responses request. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [RESPONSE_REQUEST_EXAMPLE]})

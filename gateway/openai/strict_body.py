@@ -6,11 +6,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gateway.problems import HttpProblem
+from gateway.strict_model import HttpModel
 
 NoEffect = Annotated[Any, Field(description="Accepted; it changes nothing of the answer.")]
 
 
-class StrictBody(BaseModel):
+class StrictBody(HttpModel):
     """A body, or a part of one. An unknown field is an error, unless it is null."""
 
     model_config = ConfigDict(extra="forbid")

@@ -76,6 +76,7 @@ def reachable_modules(roots: Iterable[str]) -> set[str]:
     return reached
 
 
+@cache
 def module_path(module: str) -> Path | None:
     if module.partition(".")[0] not in (*PACKAGES, "contracts"):
         return None

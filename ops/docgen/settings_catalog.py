@@ -4,6 +4,7 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -54,11 +55,16 @@ def all_settings() -> list[Setting]:
 
 def settings_classes() -> list[type[BaseSettings]]:
     """All settings classes of our packages, in the order of PACKAGES; the modules that define one are imported."""
+    import_settings_modules()
+    ours = [cls for cls in subclasses(BaseSettings) if cls.__module__.partition(".")[0] in PACKAGES]
+    return sorted(ours, key=lambda cls: (PACKAGES.index(cls.__module__.partition(".")[0]), cls.__module__, cls.__name__))
+
+
+@cache
+def import_settings_modules() -> None:
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         if re.search(r"^class \w+\(\w*Settings\)", path.read_text(), re.MULTILINE):
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    ours = [cls for cls in subclasses(BaseSettings) if cls.__module__.partition(".")[0] in PACKAGES]
-    return sorted(ours, key=lambda cls: (PACKAGES.index(cls.__module__.partition(".")[0]), cls.__module__, cls.__name__))
 
 
 def subclasses(cls: type[BaseSettings]) -> Iterator[type[BaseSettings]]:

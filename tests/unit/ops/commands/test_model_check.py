@@ -16,19 +16,10 @@ from ops.cli import main
 from ops.commands import model_check, model_report
 from ops.commands.model_check import examine_model, format_report
 from ops.errors import SetupError
-from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
 pytestmark = [
     pytest.mark.models, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    make_tiny_families(folder)
-    make_tiny_models(folder)
-    return folder
 
 
 FAMILIES = {
@@ -44,14 +35,14 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_described_without_reading_weights(checkpoints: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_family_is_described_without_reading_weights(tiny_checkpoints: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.torch
 
     monkeypatch.setattr(safetensors.torch, "load_file", pytest.fail)
     monkeypatch.setattr("safetensors.safe_open", pytest.fail)
     family, denoiser, edits, side = FAMILIES[name]
 
-    report = examine_model(checkpoints / name, [])
+    report = examine_model(tiny_checkpoints / name, [])
 
     assert (report["fits"], report["problem"], report["kind"]) == (True, None, "image model")
     assert report["family"].startswith(family)
@@ -61,15 +52,15 @@ def test_every_family_is_described_without_reading_weights(checkpoints: Path, na
     assert report["defaults"]["scheduler"] in report["schedulers"]
     memory = report["memory_bytes"]
     assert memory["float32"]["total"] == sum(size for part, size in memory["float32"].items() if part != "total")
-    weights = sum(tensor.size for file in (checkpoints / name / denoiser).glob("*.safetensors") for tensor in load_file(file).values())
+    weights = sum(tensor.size for file in (tiny_checkpoints / name / denoiser).glob("*.safetensors") for tensor in load_file(file).values())
     assert memory["float32"][denoiser] == 4 * weights
     assert memory["bfloat16"][denoiser] >= 2 * weights
 
 
-def test_loras_of_a_folder_fit_or_say_why_not(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loras = checkpoints / "loras"
+def test_loras_of_a_folder_fit_or_say_why_not(tiny_checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loras = tiny_checkpoints / "loras"
 
-    status = main(["models", "check", str(checkpoints / "tiny-sd"), "--loras", str(loras), "--json"])
+    status = main(["models", "check", str(tiny_checkpoints / "tiny-sd"), "--loras", str(loras), "--json"])
 
     report = json.loads(capsys.readouterr().out)
     fits = {Path(lora["file"]).stem: lora["fits"] for lora in report["loras"]}
@@ -78,10 +69,10 @@ def test_loras_of_a_folder_fit_or_say_why_not(checkpoints: Path, capsys: pytest.
     assert (report["fits"], status) == (True, 1)
 
 
-def test_one_lora_file_that_fits_is_status_0_and_text(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lora = checkpoints / "loras" / "tiny-lora-a.safetensors"
+def test_one_lora_file_that_fits_is_status_0_and_text(tiny_checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = tiny_checkpoints / "loras" / "tiny-lora-a.safetensors"
 
-    assert main(["models", "check", str(checkpoints / "tiny-sd"), "--loras", str(lora)]) == 0
+    assert main(["models", "check", str(tiny_checkpoints / "tiny-sd"), "--loras", str(lora)]) == 0
 
     text = capsys.readouterr().out
     assert "Stable Diffusion, image model (StableDiffusionPipeline)" in text
@@ -98,8 +89,8 @@ def test_one_lora_file_that_fits_is_status_0_and_text(checkpoints: Path, capsys:
         ("tiny-sdxl-controlnet", "ControlNet", "ControlNetModel"),
     ],
 )
-def test_other_models_are_named_with_their_memory(checkpoints: Path, name: str, kind: str, model: str) -> None:
-    report = examine_model(checkpoints / name, [])
+def test_other_models_are_named_with_their_memory(tiny_checkpoints: Path, name: str, kind: str, model: str) -> None:
+    report = examine_model(tiny_checkpoints / name, [])
 
     assert (report["fits"], report["kind"], report["class"]) == (True, kind, model)
     assert report["memory_bytes"]["float32"]["total"] == 2 * report["memory_bytes"]["float16"]["total"] > 0
@@ -108,9 +99,9 @@ def test_other_models_are_named_with_their_memory(checkpoints: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", ["tiny-llava", *TINY_VISION])
-def test_vision_model_is_described_without_its_weights(checkpoints: Path, tmp_path: Path, name: str) -> None:
+def test_vision_model_is_described_without_its_weights(tiny_checkpoints: Path, tmp_path: Path, name: str) -> None:
     """Only the header of the weights is there."""
-    folder = Path(shutil.copytree(checkpoints / name, tmp_path / name))
+    folder = Path(shutil.copytree(tiny_checkpoints / name, tmp_path / name))
     weights = folder / "model.safetensors"
     header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
     size = weights.stat().st_size
@@ -125,15 +116,15 @@ def test_vision_model_is_described_without_its_weights(checkpoints: Path, tmp_pa
     assert f"context     {report['context_tokens']} tokens" in format_report(report)
 
 
-def test_vision_model_of_another_type_is_refused(checkpoints: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(checkpoints / "tiny-llava", tmp_path / "other"))
+def test_vision_model_of_another_type_is_refused(tiny_checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoints / "tiny-llava", tmp_path / "other"))
     edit_json(folder / "config.json", model_type="mllama", architectures=["MllamaForConditionalGeneration"])
     assert "its model_type mllama (config.json)" in examine_model(folder, [])["problem"]
 
 
-def test_loras_of_a_language_model_are_refused(checkpoints: Path) -> None:
+def test_loras_of_a_language_model_are_refused(tiny_checkpoints: Path) -> None:
     with pytest.raises(SetupError, match="LoRAs that --loras names are for image models"):
-        examine_model(checkpoints / "tiny-llama", [checkpoints / "loras" / "tiny-lora-a.safetensors"])
+        examine_model(tiny_checkpoints / "tiny-llama", [tiny_checkpoints / "loras" / "tiny-lora-a.safetensors"])
 
 
 def edit_json(file: Path, **changes: Any) -> None:
@@ -167,9 +158,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_folder_that_cannot_be_served_says_why(
-    checkpoints: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoints: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = shutil.copytree(checkpoints / "tiny-sd15", tmp_path / "model")
+    folder = shutil.copytree(tiny_checkpoints / "tiny-sd15", tmp_path / "model")
     change, cause = DAMAGES[damage]
     change(folder)
 
@@ -180,7 +171,7 @@ def test_a_folder_that_cannot_be_served_says_why(
     assert cause in text
 
 
-def test_work_that_takes_too_long_is_ended(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_takes_too_long_is_ended(tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build_for_ever(*_: object) -> None:
         while True:
             pass
@@ -188,7 +179,7 @@ def test_work_that_takes_too_long_is_ended(checkpoints: Path, monkeypatch: pytes
     monkeypatch.setattr(model_check, "LIMIT_SECONDS", 0.2)
     monkeypatch.setattr(model_report, "open_empty_model", build_for_ever)
 
-    report = examine_model(checkpoints / "tiny-sd15", [])
+    report = examine_model(tiny_checkpoints / "tiny-sd15", [])
 
     assert (report["fits"], report["problem"]) == (False, "it takes longer than 0.2 s")
 
@@ -210,13 +201,13 @@ def test_limit_of_time_holds_for_all_loras_together(monkeypatch: pytest.MonkeyPa
         examine_model(Path("model"), [Path("a.safetensors"), Path("b.safetensors")])
 
 
-def test_what_a_library_raises_is_a_problem_of_the_folder(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_library_raises_is_a_problem_of_the_folder(tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise NotImplementedError("on meta")
 
     monkeypatch.setattr(model_report, "model_memory", fail)
 
-    report = examine_model(checkpoints / "tiny-sd15", [])
+    report = examine_model(tiny_checkpoints / "tiny-sd15", [])
 
     assert (report["fits"], report["problem"]) == (False, "it cannot be examined (NotImplementedError: on meta)")
 
@@ -254,26 +245,26 @@ ADAPTER_CONFIGS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", ADAPTER_CONFIGS)
-def test_configuration_beside_a_lora_is_compared_with_its_weights(checkpoints: Path, tmp_path: Path, name: str) -> None:
+def test_configuration_beside_a_lora_is_compared_with_its_weights(tiny_checkpoints: Path, tmp_path: Path, name: str) -> None:
     """As a worker does, which refuses the others."""
     config, problem = ADAPTER_CONFIGS[name]
     file = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(checkpoints / "loras" / "tiny-lora-a.safetensors")
+    tensors = load_file(tiny_checkpoints / "loras" / "tiny-lora-a.safetensors")
     save_file({key: value for key, value in tensors.items() if not key.endswith(".alpha")}, file)
     (tmp_path / "adapter_config.json").write_bytes(config)
 
-    (report,) = examine_model(checkpoints / "tiny-sd", [file])["loras"]
+    (report,) = examine_model(tiny_checkpoints / "tiny-sd", [file])["loras"]
 
     assert report["fits"] == (not problem)
     assert problem in (report["problem"] or "")
 
 
-def test_configuration_in_a_header_is_compared_with_its_weights(checkpoints: Path, tmp_path: Path) -> None:
+def test_configuration_in_a_header_is_compared_with_its_weights(tiny_checkpoints: Path, tmp_path: Path) -> None:
     file = tmp_path / "style.safetensors"
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 16, "unet.lora_alpha": 8})}
-    save_file(load_file(checkpoints / "loras" / "tiny-lora-a.safetensors"), file, metadata=metadata)
+    save_file(load_file(tiny_checkpoints / "loras" / "tiny-lora-a.safetensors"), file, metadata=metadata)
 
-    (report,) = examine_model(checkpoints / "tiny-sd", [file])["loras"]
+    (report,) = examine_model(tiny_checkpoints / "tiny-sd", [file])["loras"]
 
     assert not report["fits"]
     assert "the rank 16, its weights have 4" in report["problem"]
