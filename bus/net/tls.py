@@ -2,6 +2,7 @@
 
 import ssl
 import sys
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,7 +10,18 @@ from bus import hidden_package
 
 
 def create_ssl_context(ca_file: Path | None) -> ssl.SSLContext:
-    """A client context that trusts the public authorities (or those of SSL_CERT_FILE), and `ca_file`."""
+    """A client context that trusts the public authorities (or those of SSL_CERT_FILE), and `ca_file`. It is shared: leave it as it is.
+
+    Reading the public authorities takes 30 ms of processor time, and each download needs a context.
+    """
+    public = ssl.get_default_verify_paths()  # as SSL_CERT_FILE and SSL_CERT_DIR name them
+    files = [Path(file) for file in (ca_file, public.cafile) if file]
+    return _read_authorities(ca_file, public, *(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=4)
+def _read_authorities(ca_file: Path | None, *state: object) -> ssl.SSLContext:
+    """`state`: a renewed file, or another environment, gives another context."""
     import httpx  # here, since the settings import this module in every process
 
     if "httpcore" not in sys.modules:
