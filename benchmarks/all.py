@@ -1,6 +1,7 @@
 """`atelier bench all`: every benchmark at a size that two cores finish in ten minutes, one after another; the figures as one JSON file.
 
-Each benchmark runs in its own process. `make bench` also writes the tables and charts of `docs/benchmarks.md` from that file.
+Each benchmark runs in its own process; a line says when it begins, how long it took in the last run, and when it has ended. `make bench`
+also writes the tables and charts of `docs/benchmarks.md` from that file.
 """
 
 import json
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 
 from benchmarks import report_page
+from benchmarks.harness import show_progress
 from ops.local.tiny_models import make_tiny_models
 
 SIZES: dict[str, tuple[str, ...]] = {
@@ -28,6 +29,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "http": ("--questions", "24", "--rounds", "2"),
     "text": ("--each", "1", "--rounds", "2"),
     "growth": ("--backlogs", "1000", "10000", "100000", "--rounds", "2"),
+    "start": ("--rounds", "3"),
     "ledger": ("--events", "2000"),
     "gateway": ("--seconds", "2.0", "--rounds", "3", "--waiting", "300"),
     "executor": ("--quick",),
@@ -44,9 +46,15 @@ def bench(arguments: Namespace) -> int:
     models = arguments.out.parent / "models"
     make_tiny_models(models)
     report: dict[str, Any] = {"conditions": conditions(), "benches": {}}
-    for name in arguments.only or SIZES:
+    names, earlier = arguments.only or list(SIZES), earlier_seconds(arguments.out)
+    show_progress(f"{len(names)} benchmarks{expectation([earlier.get(name) for name in names])}")
+    for number, name in enumerate(names, 1):
+        show_progress(f"{number:>2} of {len(names)}  {name:<13} runs{expectation([earlier.get(name)])}")
         command = ["bench", name, *SIZES[name], "--json", *(["--models", str(models)] if name in BENCHES_NEEDING_MODELS else [])]
-        report["benches"][name] = run_bench(command)
+        result = report["benches"][name] = run_bench(command)
+        show_progress(
+            f"{number:>2} of {len(names)}  {name:<13} {'done' if 'figures' in result else 'FAILED'} after {result['seconds']:.0f} s"
+        )
     report["conditions"]["load_after"] = os.getloadavg()[0]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -59,15 +67,30 @@ def bench(arguments: Namespace) -> int:
 def run_bench(arguments: Sequence[str]) -> dict[str, Any]:
     """Its command, seconds and figures; an `error` instead of figures when it fails, so that the others go on."""
     command, began = [sys.executable, "-m", "ops.cli", *arguments], time.monotonic()
-    with Console(stderr=True).status(f"atelier {' '.join(arguments[:2])}"):
-        completed = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_TIMEOUT_SECONDS, check=False)
-    result: dict[str, Any] = {"command": display_command(arguments), "seconds": round(time.monotonic() - began, 1)}
+    result: dict[str, Any] = {"command": display_command(arguments)}
     try:
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_TIMEOUT_SECONDS, check=False)
         result["figures"] = json.loads(completed.stdout)
+    except subprocess.TimeoutExpired:
+        result["error"] = f"it took more than {BENCH_TIMEOUT_SECONDS:.0f} s"
     except ValueError:
         result["error"] = completed.stderr[-2000:]
-    Console(stderr=True).print(f"{arguments[1]:>14}  {result['seconds']:>6} s  {'done' if 'figures' in result else 'failed'}")
+    result["seconds"] = round(time.monotonic() - began, 1)
     return result
+
+
+def earlier_seconds(figures_file: Path) -> dict[str, float]:
+    """How long each benchmark took in the run that wrote the file; empty without one that can be read."""
+    try:
+        return {name: float(result["seconds"]) for name, result in json.loads(figures_file.read_text())["benches"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def expectation(seconds: Sequence[float | None]) -> str:
+    """What the last run took; nothing when one of them was not in it."""
+    known = [value for value in seconds if value is not None]
+    return f", {sum(known):.0f} s the last time" if len(known) == len(seconds) else ""
 
 
 def display_command(arguments: Sequence[str]) -> str:

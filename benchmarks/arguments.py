@@ -10,6 +10,8 @@ from benchmarks.peers import PEERS
 FIGURES_FILE = Path(".local/bench/figures.json")
 TEXT_SIDES = ("bus", "direct", "embedded", "generate")
 VISION_FAMILIES = (*("llava", "llava-next", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "internvl", "gemma3", "idefics3", "smolvlm"),)
+STARTS = ("upload", "ledger", "webhook", "watermark", "overlay", "conversations", "variants", "image_generation", "dead-letters", "gateway")
+"""What `bench start` starts: the steps without a model, and the gateway."""
 MODULE_NAMES = {"guard": "ratio_guard"}
 """Benches whose module has another name than the command."""
 LazyCommand = Callable[[str, str], Callable[[Namespace], int]]
@@ -66,6 +68,12 @@ def growth(bench: ArgumentParser) -> None:
     bench.add_argument("--counted", type=int, default=500, help="messages that are timed; fewer than half of the backlog")
     bench.add_argument("--rounds", type=int, default=2)
     bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: created for the run")
+
+
+def start(bench: ArgumentParser) -> None:
+    bench.epilog = "example: atelier bench start --steps upload gateway --rounds 3 --json"
+    bench.add_argument("--steps", nargs="+", choices=STARTS, default=list(STARTS), metavar="STEP", help=", ".join(STARTS))
+    bench.add_argument("--rounds", type=int, default=5, help="counted starts of each, in alternating order")
 
 
 def burst(bench: ArgumentParser) -> None:
@@ -129,6 +137,7 @@ BENCHES: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "http": ("requests through the gateway, and through a server that calls the model inside the request", http),
     "text": ("tokens per second: vLLM over the bus and directly, the embedded engine, transformers' generate", text),
     "growth": ("more actor processes, longer backlogs; start-up time and memory of each process", growth),
+    "start": ("seconds and processor time until each CPU actor and the gateway are ready, and their memory", start),
     "burst": ("fifty thousand orders at once: dropped messages, and the memory of each process", burst),
     "ledger": ("events stored per second; lists and groups with many rows", ledger),
     "gateway": ("requests and replies over HTTP, over the bus client and over bare aio-pika", gateway),

@@ -5,8 +5,10 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 READY_TIMEOUT_SECONDS = 90.0
+POLL_SECONDS = 0.05
 
 
 @dataclass
@@ -51,6 +53,33 @@ async def start_process(
         await process.wait()
         if drain:
             await drain
+
+
+@asynccontextmanager
+async def start_logged_process(
+    arguments: Sequence[str], environment: Mapping[str, str], ready_marker: str, log_file: Path
+) -> AsyncIterator[StartedProcess]:
+    """The same, its standard error in a file: a process that logs each request wakes nobody who reads it meanwhile."""
+    with log_file.open("wb") as log:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", *arguments, env=dict(environment), stdin=pipe, stderr=log)
+    started = StartedProcess(process)
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            while ready_marker not in started.ready_output:
+                if process.returncode is not None:
+                    raise RuntimeError(f"the process ended before it was ready:\n{started.ready_output}")
+                await asyncio.sleep(POLL_SECONDS)
+                started.ready_output = read_end(log_file)
+        yield started
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def read_end(log_file: Path) -> str:
+    return log_file.read_text(errors="replace")[-4000:]
 
 
 def parse_port(text: str) -> int:

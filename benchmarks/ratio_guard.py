@@ -25,6 +25,7 @@ RATIOS = {
     "text over vLLM asked directly, 16 clients": "text.over_direct.16",
     "gateway's bus client, 64 callers": "gateway.bus_share_of_aio_pika.64",
     "gateway's HTTP, 64 callers": "gateway.http_share_of_aio_pika.64",
+    "gateway's HTTP, 256 callers": "gateway.http_share_of_aio_pika.256",
     "a backlog of 100,000": "growth.backlog_share.100000",
     "step batching over one by one": "executor.step_batching_speedup",
 }
@@ -58,16 +59,35 @@ def value_at(figures: Mapping[str, Any], path: str) -> float | None:
 
 
 def compare(baseline: Mapping[str, float], current: Mapping[str, float], tolerance: float) -> dict[str, dict[str, Any]]:
-    """A ratio of the baseline that was not measured counts as worse."""
-    return {
-        name: {"kept": before, "seen": current.get(name), "worse": name not in current or current[name] < before * (1 - tolerance)}
-        for name, before in baseline.items()
-    }
+    """A ratio of the baseline that was not measured counts as worse; one that only was measured has `kept` None and counts as none."""
+    rows = {}
+    for name in [*baseline, *(name for name in current if name not in baseline)]:
+        kept, seen = baseline.get(name), current.get(name)
+        least = None if kept is None else round(kept * (1 - tolerance), 3)
+        rows[name] = {"kept": kept, "least": least, "seen": seen, "worse": least is not None and (seen is None or seen < least)}
+    return rows
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    if row["seen"] is None:
+        return "not measured"
+    return "worse" if row["worse"] else "ok" if row["kept"] is not None else "new"
 
 
 def format_text(comparison: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        f"{'worse' if row['worse'] else 'ok':>6}  {row['seen'] or '-':>8}  was {row['kept']:<8}  {name}" for name, row in comparison.items()
-    ]
-    worse = [name for name, row in comparison.items() if row["worse"]]
-    return "\n".join([*lines, f"got worse: {', '.join(worse)}" if worse else "no ratio got worse"])
+    """A line for each ratio, and what follows from them."""
+    lines = [f"{'':>12}  {'measured':>8}  {'at least':>8}  {'baseline':>8}"]
+    for name, row in comparison.items():
+        seen, least, kept = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("seen", "least", "kept"))
+        lines.append(f"{verdict(row):>12}  {seen:>8}  {least:>8}  {kept:>8}  {name}")
+    by_verdict: dict[str, list[str]] = {}
+    for name, row in comparison.items():
+        by_verdict.setdefault(verdict(row), []).append(name)
+    explanations = {
+        "worse": "got worse",
+        "not measured": "in the baseline, but not in the figures (a benchmark failed, or `--only` left it out)",
+        "new": "not in the baseline (`atelier bench guard --keep` stores it)",
+    }
+    notes = [f"{text}: {', '.join(by_verdict[kind])}" for kind, text in explanations.items() if kind in by_verdict]
+    failed = any(row["worse"] for row in comparison.values())
+    return "\n".join([*lines, *notes, "the guard fails" if failed else "no ratio got worse"])

@@ -55,9 +55,17 @@ def bus(figures: Mapping[str, Any], charts: Path) -> str:
     return "\n".join([
         chart,
         f"Median share of bare aio-pika: {figures['median_share']}; by processor time {figures['median_cpu_share']}.\n",
+        f"Messages per second over each peer, medians by mode: {figures['over']}. {rows_behind_a_peer(figures['rows_behind_a_peer'])}\n",
         table(["side", "queue", "confirms", "replies", "outcome stored in Postgres", "note"], guarantees),
         table(["mode", "bytes", "in flight", "side", "messages/s", "µs of processor", "of aio-pika", "by processor time"], rows),
     ])  # fmt: skip
+
+
+def rows_behind_a_peer(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "No peer was faster than the bus in any row."
+    shares = (f"{row['row']} ({row['share']} of {row['peer']})" for row in rows)
+    return f"Rows in which a peer was faster, with the bus's share of its messages per second: {', '.join(shares)}."
 
 
 def pipeline(figures: Mapping[str, Any], charts: Path) -> str:
@@ -126,6 +134,15 @@ def growth(figures: Mapping[str, Any], charts: Path) -> str:
     ])  # fmt: skip
 
 
+def start(figures: Mapping[str, Any], charts: Path) -> str:
+    rows = [
+        [step, values["ready_seconds"], goals["ready_seconds"], values["processor_seconds"], values["memory_mb"], goals["memory_mb"]]
+        for step, values in figures["processes"].items()
+        for goals in [figures["goals"][step]]
+    ]
+    return table(["process", "s to ready", "goal", "s of processor", "MB", "goal"], rows)
+
+
 def ledger(figures: Mapping[str, Any], charts: Path) -> str:
     counts = list(figures["milliseconds"])
     rows = [[name, *(figures["milliseconds"][count][name] for count in counts), ratio] for name, ratio in figures["growth"].items()]
@@ -134,6 +151,61 @@ def ledger(figures: Mapping[str, Any], charts: Path) -> str:
         f"{figures['events_per_second']:,.0f} events stored per second, {figures['events_kept_per_second']:,.0f} while they are published."
     )
     return f"{rates}\n\n{table(head, rows)}"
+
+
+def gateway(figures: Mapping[str, Any], charts: Path) -> str:
+    spent = ("client", "gateway", "responder", "broker")
+    rows = [
+        [count, side, *(values[name] for name in ("per_second", "p50_ms", "p99_ms")), *(values["cpu_us"].get(name, "") for name in spent)]
+        for side, counts in figures["sides"].items()
+        for count, values in counts.items()
+    ]
+    rows.sort(key=lambda row: int(row[0]))
+    head = ["callers", "side", "requests/s", "p50 ms", "p99 ms", *(f"{name}, µs" for name in spent)]
+    kinds = {
+        "bus client over bare aio-pika": "bus_share_of_aio_pika",
+        "HTTP over bare aio-pika": "http_share_of_aio_pika",
+        "HTTP over FastStream's `request()`": "over_faststream_request",
+        "gateway's share of the processor time of an HTTP request": "gateway_share_of_cpu",
+    }
+    counts = list(figures["http_share_of_aio_pika"])
+    shares = table(["callers", *counts], [[name, *(figures[key][count] for count in counts)] for name, key in kinds.items()])
+    return "\n".join([shares, table(head, rows), *waiting_clients(figures.get("waiting"))])
+
+
+def waiting_clients(figures: Mapping[str, Any] | None) -> list[str]:
+    if figures is None:
+        return []
+    return [
+        f"{figures['replied']} of {figures['clients']} clients that waited at once for a reply of two seconds had it after"
+        f" {figures['seconds']} s; the gateway had {figures['gateway_more_mb']} MB more memory and"
+        f" {figures['gateway_more_threads']} more threads."
+        f" FastStream's `request()` returned {figures['faststream_replied']} replies in {figures['faststream_seconds']:.0f} s.\n"
+    ]
+
+
+def executor(figures: Mapping[str, Any], charts: Path) -> str:
+    finish, orders, swaps = figures["mean_finish_seconds"], figures["batching_orders_per_second"], figures["lora_swaps"]
+    lag, idle = ([f"{name} {value}" for name, value in figures[key].items()] for key in ("loop_lag_ms", "idle_loop_lag_ms"))
+    rows = [
+        ["event-loop lag, ms", ", ".join(lag)],
+        ["the same without work, ms", ", ".join(idle)],
+        ["step batching over one by one", figures["step_batching_speedup"]],
+        ["static batching over one by one", figures["static_batching_speedup"]],
+        ["orders/s: step, static, one by one", ", ".join(str(orders[name]) for name in ("step", "static", "single"))],
+        ["mean s to finish: step, static, one by one", ", ".join(str(finish[name]) for name in ("step", "static", "single"))],
+        ["s from a cancel to the next order's first step", figures["cancel_to_next_step_seconds"]],
+        ["device busy: executor, inline loop", f"{figures['busy_share']}, {figures['inline_busy_share']}"],
+        ["orders/s: executor, inline loop", f"{figures['orders_per_second']}, {figures['inline_orders_per_second']}"],
+        [f"{swaps['count']} LoRA swaps: MB more, ms each", f"{swaps['growth_bytes'] / 1e6:.1f}, {swaps['seconds_each'] * 1000:.0f}"],
+    ]
+    return table(["figure", "measured"], rows)
+
+
+def dead_letters(figures: Mapping[str, Any], charts: Path) -> str:
+    names = ("letters", "ingest_per_second", "replay_per_second", "group_seconds", "lost", "duplicated")
+    head = ["dead letters", "ingested/s", "replayed/s", "s to group", "lost", "duplicated"]
+    return table(head, [[figures[name] for name in names]])
 
 
 def bar_chart(file: Path, title: str, values: Mapping[str, float]) -> str:
@@ -161,5 +233,9 @@ TABLES: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
     "text": text,
     "vlm": vlm,
     "growth": growth,
+    "start": start,
     "ledger": ledger,
+    "gateway": gateway,
+    "executor": executor,
+    "dead-letters": dead_letters,
 }

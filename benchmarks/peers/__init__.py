@@ -18,6 +18,9 @@ class PeerSpec:
     note: str = ""
 
 
+OWN_MODULES = ("atelier", "atelier_middleware")
+"""Those of this bus. In the processes of the others the AMQP libraries are as their authors wrote them."""
+
 PEERS = {
     "aio_pika": PeerSpec("aio_pika", "quorum", "each"),
     "bus": PeerSpec("atelier", "quorum", "each"),

@@ -10,23 +10,32 @@ import time
 from collections.abc import AsyncIterator
 from importlib import import_module
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import OWN_MODULES, PEERS
 from benchmarks.peers.workload import PeerConfig, Workload
+from benchmarks.unpatched import require_unpatched_libraries
 
 
 async def main(name: str, role: str, config: PeerConfig) -> None:
     module = import_module(f"benchmarks.peers.{PEERS[name].module}")
     if role == "worker":
         async with module.open_worker(config):
+            check_libraries(name)
             print_line("ready")
             await asyncio.Event().wait()
     async with module.open_sender(config) as sender:
+        check_libraries(name)
         print_line("ready")
         async for line in read_lines():
             workload = Workload(**json.loads(line))
             began = time.monotonic()
             await getattr(sender, workload.mode)(workload)
             print_line(began=began, ended=time.monotonic())
+
+
+def check_libraries(name: str) -> None:
+    """Raises PatchedLibraryError when a peer has the bus's ways through the libraries."""
+    if PEERS[name].module not in OWN_MODULES:
+        require_unpatched_libraries()
 
 
 def print_line(text: str = "", **times: float) -> None:

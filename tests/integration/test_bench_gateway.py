@@ -4,19 +4,23 @@ import asyncio
 from argparse import Namespace
 
 from benchmarks import gateway
-from benchmarks.gateway import SIDES, LoadRound
+from benchmarks.gateway import SIDES, MeasuredRound
+from benchmarks.request_processes import LoadRound
 
 
 def test_every_client_receives_reply() -> None:
     figures = asyncio.run(gateway.measure(Namespace(seconds=0.2, rounds=2, callers=[2], waiting=4)))
     assert set(figures["sides"]) == set(SIDES)
     assert all(side["2"]["least"] > 0 for side in figures["sides"].values())
+    assert all(set(side["2"]["cpu_us"]) == {"client", "gateway", "responder", "broker"} for side in figures["sides"].values())
+    assert 0 <= figures["gateway_share_of_cpu"]["2"] < 1
     assert figures["waiting"]["replied"] == 4
     assert figures["waiting"]["seconds"] >= 2
 
 
-def rounds(*rates: int) -> list[LoadRound]:
-    return [LoadRound(1.0, [1 / rate] * rate) for rate in rates]
+def rounds(*rates: int) -> list[MeasuredRound]:
+    """Each second, a request took 100 µs of its client's processor time and 300 of the gateway's."""
+    return [MeasuredRound(LoadRound(1.0, [1 / rate] * rate, rate * 100e-6), {"gateway": rate * 300e-6}) for rate in rates]
 
 
 def test_share_is_median_of_round_ratios() -> None:
@@ -26,4 +30,7 @@ def test_share_is_median_of_round_ratios() -> None:
     assert figures["bus_share_of_aio_pika"] == {"64": 0.9}
     assert figures["http_share_of_aio_pika"] == {"64": 0.5}
     assert figures["over_faststream_request"] == {"64": 2.0}
-    assert figures["sides"]["http"]["64"] == {"per_second": 50.0, "least": 5.0, "most": 50.0, "p50_ms": 20.0, "p99_ms": 200.0}
+    times = {"p50_ms": 20.0, "p99_ms": 200.0, "cpu_us": {"client": 100, "gateway": 300}}
+    assert figures["sides"]["http"]["64"] == {"per_second": 50.0, "least": 5.0, "most": 50.0, **times}
+    assert figures["bus_over_faststream_request"] == {"64": 3.2}
+    assert figures["gateway_share_of_cpu"] == {"64": 0.75}

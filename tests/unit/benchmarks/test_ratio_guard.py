@@ -32,6 +32,29 @@ def test_unmeasured_ratio_fails() -> None:
     assert ratio_guard.compare({"x": 1.0}, {}, 0.25)["x"]["worse"]
 
 
+def test_lines_say_what_each_ratio_must_be_and_what_is_missing() -> None:
+    comparison = ratio_guard.compare({"x": 1.0, "y": 2.0, "z": 1.0}, {"x": 0.8, "y": 1.4, "w": 3.0}, 0.25)
+    heading, *lines = ratio_guard.format_text(comparison).splitlines()
+    assert heading.split() == ["measured", "at", "least", "baseline"]
+    assert [line.split() for line in lines[:4]] == [
+        ["ok", "0.800", "0.750", "1.000", "x"],
+        ["worse", "1.400", "1.500", "2.000", "y"],
+        ["not", "measured", "-", "0.750", "1.000", "z"],
+        ["new", "3.000", "-", "-", "w"],
+    ]
+    assert lines[4] == "got worse: y"
+    assert lines[5].startswith("in the baseline, but not in the figures")
+    assert lines[5].endswith(": z")
+    assert lines[6] == "not in the baseline (`atelier bench guard --keep` stores it): w"
+    assert lines[7] == "the guard fails"
+
+
+def test_new_ratio_does_not_fail() -> None:
+    comparison = ratio_guard.compare({}, {"w": 3.0}, 0.25)
+    assert not comparison["w"]["worse"]
+    assert ratio_guard.format_text(comparison).endswith("no ratio got worse")
+
+
 def test_page_update_replaces_tables_only(tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
     file.write_text("Words.\n<!-- pipeline -->\nold\n<!-- /pipeline -->\nMore words.\n<!-- http -->\nkept\n<!-- /http -->\n")
