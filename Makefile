@@ -54,8 +54,8 @@ bench: $(TEST_STAMP) $(VLLM_STAMP) ## Run all benchmarks (ten minutes) and updat
 chaos: $(TEST_STAMP) ## Break real services under load, count lost and duplicated effects; writes .local/chaos.json.
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-mutations: $(TEST_STAMP) ## Remove one safeguard after another and check that the chaos suite fails.
-	@$(BIN)/python -m tests.chaos.mutations
+mutations: $(TEST_STAMP) ## Remove one safeguard after another and check that the chaos suite or a test fails. Options: ARGS="ack-first"
+	@$(BIN)/python -m tests.chaos.mutations $(ARGS)
 
 test-compose: ## Run docker-compose.yml with podman, without a GPU; needs root.
 	@tests/compose/run.sh

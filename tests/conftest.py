@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import aio_pika
+import certifi
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from hypothesis import HealthCheck, settings
@@ -34,6 +35,8 @@ from tests.support.gpu import missing_gpu
 __all__ = ["pool", "repository", "start_worker_with_ingest"]
 """Fixtures that stand elsewhere."""
 
+CERTIFICATE_END = "-----END CERTIFICATE-----\n"
+
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")
 """How long an example takes is no property of the code: tests of durations measure them by themselves."""
@@ -41,6 +44,13 @@ settings.load_profile("busy-machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is loaded here or by a process that a test starts. Each core has a test process: with more threads than cores, those of
 OpenMP wait for each other in loops, and tests of the image engine took three times the processor time.
+"""
+
+AUTHORITY = TemporaryDirectory(prefix="atelier-authority-")
+os.environ["SSL_CERT_FILE"] = str(Path(AUTHORITY.name) / "one.pem")
+Path(os.environ["SSL_CERT_FILE"]).write_text("".join(certifi.contents().partition(CERTIFICATE_END)[:2]))
+"""The public authority that HTTP clients trust, here and in processes that a test starts. No test calls a public server, and reading all
+authorities takes 30 ms of processor time for each client. The folder is removed at the end of the process.
 """
 
 
@@ -92,6 +102,17 @@ def ceph_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with open_ceph(tmp_path_factory.mktemp("ceph")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all tiny checkpoints, which tests only read. Made in this process: another would import torch for it, for seconds."""
+    from ops.local.tiny_models import make_tiny_families, make_tiny_models
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    make_tiny_models(folder)
+    make_tiny_families(folder)
+    return folder
 
 
 @pytest.fixture

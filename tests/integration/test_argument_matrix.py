@@ -192,6 +192,8 @@ async def rig(
             "MODERATION_NUDENET": "on",
             "MODERATION_WORDS": str(tmp_path / "words.txt"),
             "IMAGE_LOCAL_CACHE": str(tmp_path / "cache"),
+            "OCR_MAX_SIDE": "64",  # pictures of one colour show no text in any size
+            "OCR_THREADS": "1",
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import executor, gpu, vlm
-from ops.local.tiny_models import make_tiny_families, make_tiny_models
 
 # diffusers and transformers issue deprecation warnings about themselves.
 pytestmark = [
@@ -13,9 +12,8 @@ pytestmark = [
 ]  # fmt: skip
 
 
-async def test_executor_bench_reports_all_figures(tmp_path: Path) -> None:
-    make_tiny_models(tmp_path / "models")
-    make_tiny_families(tmp_path / "models")
+async def test_executor_bench_reports_all_figures(tmp_path: Path, tiny_checkpoints: Path) -> None:
+    (tmp_path / "models").symlink_to(tiny_checkpoints)
     figures = await executor.measure(tmp_path, quick=True)
     assert set(figures["loop_lag_ms"]) == {"p50", "p99", "max"}
     assert 0 < figures["inline_busy_share"] < figures["busy_share"] <= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from benchmarks import pipeline
 
 @pytest.mark.models
 @pytest.mark.timeout(240)
-def test_every_variant_completes_its_orders() -> None:
-    arguments = Namespace(orders=3, rounds=1, steps=3, pixels=64, webhook_ms=5, models=None, json=True)
+def test_every_variant_completes_its_orders(tiny_checkpoints: Path) -> None:
+    arguments = Namespace(orders=3, rounds=1, steps=3, pixels=64, webhook_ms=5, models=tiny_checkpoints, json=True)
     figures = asyncio.run(pipeline.measure(arguments))
     assert set(figures["orders_per_second"]) == set(figures["device_busy"]) == {"bus", "inline", "unbussed"}
     assert min(figures["orders_per_second"].values()) > 0 < min(figures["device_busy"].values())

@@ -2,23 +2,38 @@
 
 import asyncio
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks import prefix_cache, text
+from benchmarks import prefix_cache, text, text_sides
 from benchmarks.text_sides import TokenRound
-from tests.support.external_programs import START_SECONDS, find_vllm_python
+from tests.support.external_programs import START_SECONDS, VllmServer
 
 
 def arguments(*sides: str) -> Namespace:
     return Namespace(clients=[2], each=1, tokens=8, rounds=1, sides=sides, dtype="bfloat16")
 
 
+@pytest.fixture
+def shared_vllm(running_vllm: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server that other tests use as well, in place of one more with such a model, which takes a minute of processor time to start."""
+
+    @contextmanager
+    def reuse(model: Path, log: Path, *, arguments: Sequence[str]) -> Iterator[VllmServer]:
+        assert (model / "config.json").exists()
+        assert arguments == ["--dtype", "bfloat16"], "as the shared one runs"
+        yield running_vllm
+
+    monkeypatch.setattr(text_sides, "vllm_server", reuse)
+
+
 @pytest.mark.models
 @pytest.mark.timeout(START_SECONDS + 120)
+@pytest.mark.usefixtures("shared_vllm")
 def test_gateway_and_direct_server_generate_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_vllm_python()
     monkeypatch.setattr(text, "HIDDEN_SIZE", 64)
     figures = asyncio.run(text.measure(arguments("bus", "direct")))
     tokens = figures["tokens_each_round"]["2"]

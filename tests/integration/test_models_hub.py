@@ -156,23 +156,18 @@ print("size", nets.size_bytes("edges") > 0, "loaded", type(nets.load("edges").ne
 
 
 @pytest.mark.timeout(480)
-def test_image_model_of_the_hub_is_loaded_like_a_folder(fake_hub: str, tmp_path: Path) -> None:
+def test_image_model_of_the_hub_is_loaded_like_a_folder(fake_hub: str, tmp_path: Path, tiny_checkpoints: Path) -> None:
     """Also after a download that ended early: the index is there, and a part is not. The VAE of SDXL is kept in float32."""
-    from ops.local.tiny_models import make_tiny_families
-
-    model = make_tiny_families(tmp_path / "tiny")["tiny-sdxl"]
-    FakeHub.files = repository_files(model)
+    FakeHub.files = repository_files(tiny_checkpoints / "tiny-sdxl")
     for _ in range(2):
         loaded = run_python(fake_hub, tmp_path, "-c", LOAD_PIPELINE, str(tmp_path))
         assert "loaded torch.bfloat16 torch.float32 found True" in loaded.stdout, loaded.stderr
         shutil.rmtree(next((tmp_path / "home").rglob("snapshots/*/vae")))
 
 
-def test_controlnet_of_the_hub_is_loaded(fake_hub: str, tmp_path: Path) -> None:
+def test_controlnet_of_the_hub_is_loaded(fake_hub: str, tmp_path: Path, tiny_checkpoints: Path) -> None:
     """Its configuration alone is downloaded first, which is no whole ControlNet."""
-    from ops.local.tiny_models import make_tiny_families
-
-    FakeHub.files = repository_files(make_tiny_families(tmp_path / "tiny")["tiny-sd15-controlnet"])
+    FakeHub.files = repository_files(tiny_checkpoints / "tiny-sd15-controlnet")
     loaded = run_python(fake_hub, tmp_path, "-c", LOAD_CONTROLNET, str(tmp_path))
     assert "size True loaded ControlNetModel" in loaded.stdout, loaded.stderr
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +85,9 @@ async def test_many_large_photos_at_once_hold_bounded_memory(
 
 
 def listens(process: psutil.Process, port: int) -> bool:
-    return any(connection.laddr.port == port for connection in process.net_connections("tcp") if connection.laddr)
+    with suppress(psutil.NoSuchProcess):  # such as a process of a database connection, which ends at any moment
+        return any(connection.laddr.port == port for connection in process.net_connections("tcp") if connection.laddr)
+    return False
 
 
 async def is_reachable(http: httpx.AsyncClient) -> bool:

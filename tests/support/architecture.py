@@ -66,6 +66,15 @@ class SourceFile:
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All of the tree, for all rules alike: to walk it takes longer than to parse it."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def imports(self) -> list["ImportedName"]:
+        return list(imported_names(self.nodes))
+
 
 @dataclass(frozen=True)
 class ImportedName:
@@ -99,9 +108,9 @@ def source_files(root: Path) -> Iterator[SourceFile]:
             yield SourceFile(root, path.relative_to(root), path.read_text())
 
 
-def imported_names(tree: ast.Module) -> Iterator[ImportedName]:
-    local = {node for function in ast.walk(tree) if isinstance(function, FUNCTIONS) for node in ast.walk(function)}
-    for node in ast.walk(tree):
+def imported_names(nodes: list[ast.AST]) -> Iterator[ImportedName]:
+    local = {node for function in nodes if isinstance(function, FUNCTIONS) for node in ast.walk(function)}
+    for node in nodes:
         match node:
             case ast.Import(names=names):
                 for alias in names:
@@ -115,13 +124,13 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 def check_import_direction(source: SourceFile) -> Iterator[str]:
-    for found in imported_names(source.tree):
+    for found in source.imports:
         if found.top_level_package in PACKAGES and found.top_level_package not in MAY_IMPORT[source.package] | {source.package}:
             yield f"line {found.line}: {source.package} must not import {found.name}; imports go ops > (gateway | actors) > bus > contracts"
 
 
 def check_no_relative_import(source: SourceFile) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"line {node.lineno}: a relative import hides its package"
 
@@ -132,7 +141,7 @@ def check_actor_isolation(source: SourceFile) -> Iterator[str]:
         return
     own = source.path.parts[1].removesuffix(".py")
     actors = {path.stem for path in (source.root / "actors").glob("*.py")} - {"__init__", "settings"} | {"adapters"}
-    for found in imported_names(source.tree):
+    for found in source.imports:
         other = found.name.split(".")[1:2]
         if own in actors and found.top_level_package == "actors" and other and other[0] != own and other[0] in actors:
             yield f"line {found.line}: the actor {own} must not import the actor {other[0]}"
@@ -141,7 +150,7 @@ def check_actor_isolation(source: SourceFile) -> Iterator[str]:
 def check_broker_imports(source: SourceFile) -> Iterator[str]:
     if source.package in {"bus", "benchmarks"}:
         return
-    for found in imported_names(source.tree):
+    for found in source.imports:
         if found.top_level_package in BROKER_AND_STORE_LIBRARIES:
             yield f"line {found.line}: only the bus imports {found.top_level_package}"
 
@@ -149,7 +158,7 @@ def check_broker_imports(source: SourceFile) -> Iterator[str]:
 def check_example_imports(source: SourceFile) -> Iterator[str]:
     if source.package != "examples":
         return
-    for found in imported_names(source.tree):
+    for found in source.imports:
         if found.top_level_package not in EXAMPLE_LIBRARIES | sys.stdlib_module_names | set(PACKAGES):
             yield f"line {found.line}: an example imports {', '.join(sorted(EXAMPLE_LIBRARIES))} and not {found.top_level_package}"
 
@@ -157,7 +166,7 @@ def check_example_imports(source: SourceFile) -> Iterator[str]:
 def check_database_imports(source: SourceFile) -> Iterator[str]:
     if source.package == "bus":
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="asyncpg"), attr=name) if name in POOL_FUNCTIONS:
                 yield f"line {node.lineno}: only the bus opens the database (asyncpg.{name})"
@@ -167,7 +176,7 @@ def check_database_imports(source: SourceFile) -> Iterator[str]:
 
 def check_model_imports(source: SourceFile) -> Iterator[str]:
     allowed = source.path.parts[:2] == ("actors", "engines") or source.package in {"training", "benchmarks"}
-    for found in imported_names(source.tree):
+    for found in source.imports:
         if found.top_level_package in MODEL_LIBRARIES and not allowed:
             yield f"line {found.line}: only actors/engines, training and benchmarks import {found.top_level_package}"
         elif found.top_level_package not in MODEL_LIBRARIES or found.is_local or is_type_checking_only(source.tree, found.line):
@@ -185,7 +194,7 @@ def is_type_checking_only(tree: ast.Module, line: int) -> bool:
 def check_environment_reads(source: SourceFile) -> Iterator[str]:
     if source.path.stem.endswith("settings"):
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "getenv" | "putenv"):
                 yield f"line {node.lineno}: the environment is read in a settings module"

@@ -16,7 +16,7 @@ from actors.engines.diffusion.requests import DiffusionRequest, LoraFile
 from actors.engines.process.protocol import Failed, Finished
 from actors.engines.settings import ImageSettings
 from tests.support.engine_fixture import output_images, run_tick, run_to_end, silent_host
-from tests.support.family_orders import TINY, Arrival, write_family_loras
+from tests.support.family_orders import CASES, TINY, Arrival, write_family_loras
 from tests.support.stock_families import StockFamily, pillow_image
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -123,12 +123,21 @@ class FamilyEngines:
     def __init__(self, checkpoints: Mapping[str, Path], folder: Path) -> None:
         self._checkpoints, self._folder = checkpoints, folder
         self._opened: dict[tuple[str, str], FamilyEngine] = {}
+        self._drawn: dict[tuple[str, str], tuple[dict[str, Arrival], dict[str, Drawn]]] = {}
         self._threads = torch.get_num_threads()
 
     def open(self, name: str, dtype: str = "float32") -> FamilyEngine:
         if (name, dtype) not in self._opened:
             self._opened[name, dtype] = FamilyEngine(name, self._checkpoints, self._folder / f"{name}-{dtype}", dtype)
         return self._opened[name, dtype]
+
+    def draw_case(self, name: str, case: str) -> tuple[dict[str, Arrival], dict[str, Drawn]]:
+        """The orders of a case in FP32, and their pictures, which are drawn once."""
+        if (name, case) not in self._drawn:
+            family = self.open(name)
+            orders = CASES[case](family.tiny, family.loras)
+            self._drawn[name, case] = orders, family.draw(orders)
+        return self._drawn[name, case]
 
     def close(self) -> None:
         for family in self._opened.values():

@@ -3,7 +3,7 @@ so that all end together, however long a test takes.
 
 A group is a test file, or the files that set up the same slow thing. A process takes it by creating a file of its name in the folder of
 `--share-tests`. When one stops early (`-x`, or `--maxfail`, for which each counts its own failures), the other ends its running test and
-stops. At its end each writes there how many tests it collected and ran, and their outcomes.
+stops. At its end each writes there how many tests it collected and ran, their outcomes, and with `--slowest-files` what each file took.
 """
 
 import gc
@@ -28,16 +28,20 @@ SLOW_FIXTURES = {
 """Fixtures of several files, and what one process alone shall set up for them: a vLLM server, all families' checkpoints, a Ceph server."""
 RAN = pytest.StashKey[int]()
 """The tests that this process has run."""
+FILE_TIMES = pytest.StashKey[dict[str, list[float]]]()
+"""By file, the seconds of its tests, and those of processor time in this process and its children that have ended."""
 STOPPED = "stopped"
 """The file by which one process stops the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share-tests", type=Path, required=True, metavar="FOLDER", help="where the processes of this run take their tests")
+    parser.addoption("--slowest-files", action="store_true", help="list the files whose tests took most processor time")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RAN] = 0
+    config.stash[FILE_TIMES] = {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,7 +63,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     stopped = session.config.getoption("share_tests") / STOPPED
     test = None
     for test, following in take_tests(session):
+        began = os.times()
         session.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
+        add_times(session.config.stash[FILE_TIMES].setdefault(file_of(test), [0.0, 0.0]), began, os.times())
         session.config.stash[RAN] += 1
         if session.shouldfail or session.shouldstop:
             stopped.touch()
@@ -72,6 +78,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if session.shouldstop:
         raise session.Interrupted(session.shouldstop)
     return True
+
+
+def add_times(times: list[float], began: os.times_result, ended: os.times_result) -> None:
+    times[0] += ended.elapsed - began.elapsed
+    times[1] += sum(ended[:4]) - sum(began[:4])
 
 
 def take_tests(session: pytest.Session) -> Iterator[tuple[pytest.Item, pytest.Item | pytest.Session]]:
@@ -103,11 +114,15 @@ def group_tests(tests: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
     """The tests by the name of their group, in the order in which groups are taken."""
     files: dict[str, list[pytest.Item]] = {}
     for test in tests:
-        files.setdefault(test.nodeid.partition("::")[0], []).append(test)
+        files.setdefault(file_of(test), []).append(test)
     groups: dict[str, list[pytest.Item]] = {}
     for file in sorted(files, key=lambda file: (place_of(file), file)):
         groups.setdefault(slow_thing(files[file]) or file, []).extend(files[file])
     return groups
+
+
+def file_of(test: pytest.Item) -> str:
+    return test.nodeid.partition("::")[0]
 
 
 def place_of(file: str) -> int:
@@ -127,6 +142,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             alike = isinstance(report, pytest.CollectReport | pytest.Item)
             outcomes["collection" if alike else "tests"][kind] += getattr(report, "count_towards_summary", True)
     record = {"collected": terminalreporter._session.testscollected, "ran": config.stash[RAN], **outcomes}
+    if config.getoption("slowest_files"):
+        record["files"] = config.stash.get(FILE_TIMES, {})
     file = config.getoption("share_tests") / f"{os.getpid()}.part"
     file.write_text(json.dumps(record))
     file.rename(file.with_suffix(".json"))  # whole, or not at all when a second Ctrl-C ends this process

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
-from actors.engines.diffusion.requests import DiffusionRequest, InputPicture
+from actors.engines.diffusion.requests import DiffusionRequest, InputPicture, LoraFile
 from actors.engines.diffusion.schedulers import build_scheduler
 
 CONTROL_PIPELINES = {
@@ -26,7 +26,7 @@ class StockPicture:
 
 
 class StockFamily:
-    """The pipelines of one checkpoint. `controlnets`: name → folder."""
+    """The pipelines of one checkpoint. `controlnets`: name → folder. A LoRA stays loaded, and is active for the orders that name it."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32, controlnets: dict[str, Path] | None = None) -> None:
         import diffusers
@@ -39,23 +39,29 @@ class StockFamily:
             name: diffusers.ControlNetModel.from_pretrained(folder).to(dtype) for name, folder in (controlnets or {}).items()
         }
         self._config = self.pipeline.scheduler.config
+        self._adapters: dict[str, str] = {}
+        """The names of the loaded LoRAs, by the sum of their files."""
 
     def draw(self, request: DiffusionRequest, **changes: Any) -> StockPicture:
         """One picture; `changes` replace arguments of the pipeline."""
         if self.pipeline.scheduler.__class__.__name__ != FLOW_MATCHING:
             self.pipeline.scheduler = build_scheduler(request.scheduler or "", self._config)
-        for number, lora in enumerate(request.loras):
-            self.pipeline.load_lora_weights(lora.path, adapter_name=f"adapter{number}")
-        if request.loras:
-            self.pipeline.set_adapters([f"adapter{number}" for number in range(len(request.loras))], [lora.scale for lora in request.loras])
-            for part in self.pipeline.components.values():
-                if isinstance(part, torch.nn.Module):
-                    part.to(self.pipeline.dtype)
-        try:
-            return self._call(request, changes)
-        finally:
-            if request.loras:
-                self.pipeline.unload_lora_weights()
+        self._activate(request.loras)
+        return self._call(request, changes)
+
+    def _activate(self, loras: tuple[LoraFile, ...]) -> None:
+        for lora in loras:
+            if lora.sha256 not in self._adapters:
+                self._adapters[lora.sha256] = f"adapter{len(self._adapters)}"
+                self.pipeline.load_lora_weights(lora.path, adapter_name=self._adapters[lora.sha256])
+                for part in self.pipeline.components.values():
+                    if isinstance(part, torch.nn.Module):
+                        part.to(self.pipeline.dtype)
+        if loras:
+            self.pipeline.enable_lora()
+            self.pipeline.set_adapters([self._adapters[lora.sha256] for lora in loras], [lora.scale for lora in loras])
+        elif self._adapters:
+            self.pipeline.disable_lora()
 
     def _call(self, request: DiffusionRequest, changes: dict[str, Any]) -> StockPicture:
         pipeline, latents = self._pipeline_of(request), {}

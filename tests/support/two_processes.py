@@ -22,6 +22,7 @@ ONE_PROCESS = {
     *("--cache-show", "--continue-on-collection-errors", "--pdb", "--trace"),
 }
 """Options that select few tests, run none, run all in each process, or read the terminal."""
+LISTED_FILES = 30
 INCOMPLETE = 1
 """The exit code when a test was run by no process."""
 
@@ -47,6 +48,7 @@ def run(arguments: list[str]) -> int:
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         records = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
+    sys.stdout.write("".join(slowest_files(records)))
     print(closing_line(records, time.monotonic() - begin), flush=True)  # noqa: T201
     return next((code for code in codes if code), 0 if is_complete(records) else INCOMPLETE)
 
@@ -78,6 +80,13 @@ def closing_line(records: list[dict[str, Any]], seconds: float) -> str:
     text = ", ".join(f"{total[kind]} {kind}" for kind in kinds) or "no tests ran"
     missing = "" if is_complete(records) else "; not all tests were run"
     return f" {text} in {seconds:.2f}s{missing} ".center(80, "=")
+
+
+def slowest_files(records: list[dict[str, Any]]) -> list[str]:
+    """With `--slowest-files`, a line for each file of those that took most processor time. A file is run by one process."""
+    times = {file: taken for record in records for file, taken in record.get("files", {}).items()}
+    slowest = sorted(times.items(), key=lambda item: item[1][1], reverse=True)[:LISTED_FILES]
+    return [f"{processor:7.1f} s of a processor {seconds:7.1f} s  {file}\n" for file, (seconds, processor) in slowest]
 
 
 def main(arguments: list[str]) -> int:

@@ -166,6 +166,20 @@ def test_error_of_collection_counts_once(suite: Path, capfd: pytest.CaptureFixtu
     assert re.fullmatch(r"=+ 1 error in \d+\.\d\ds; not all tests were run =+", capfd.readouterr().out.splitlines()[-1])
 
 
+def test_slowest_files_are_listed_with_their_seconds(suite: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The file that only waits comes after the one that computes."""
+    write_tests(suite, "waits", "time.sleep(0.5)", "time.sleep(0.1)")
+    write_tests(suite, "computes", "end = time.process_time() + 0.3\n    while time.process_time() < end: pass")
+    for file in suite.glob("test_*.py"):
+        file.write_text(f"import time\n{file.read_text()}")
+
+    assert run(["--slowest-files"]) == 0
+    listed = re.findall(r"^ +(\d+\.\d) s of a processor +(\d+\.\d) s  (.*)$", capfd.readouterr().out, re.MULTILINE)
+    assert [file for *_, file in listed] == ["test_computes.py", "test_waits.py"]
+    (computed, _), (slept, waited) = [(float(processor), float(seconds)) for processor, seconds, _ in listed]
+    assert (computed >= 0.3, slept < 0.3, waited >= 0.6) == (True, True, True)
+
+
 def test_failed_test_is_run_again_by_its_process(suite: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_tests(suite, "a", "assert RAN.read_text().count('test_a::test_0') == 2", "pass")
 

@@ -33,9 +33,8 @@ FULLEST = [(name, cases_of(family)[-1]) for name, family in TINY.items()]
 
 @pytest.mark.parametrize(("name", "case"), TABLE)
 def test_orders_drawn_together_match_the_stock_pipeline(name: str, case: str, engines: FamilyEngines) -> None:
-    family = engines.open(name)
-    orders = CASES[case](family.tiny, family.loras)
-    drawn, stock = family.draw(orders), family.draw_stock(orders)
+    orders, drawn = engines.draw_case(name, case)
+    stock = engines.open(name).draw_stock(orders)
     assert {order: difference for order in orders if (difference := pixel_difference(drawn[order], stock[order])) > 1} == {}
     assert max(picture.companions for picture in drawn.values()) >= 2
     for order, arrival in orders.items():
@@ -56,7 +55,6 @@ def test_in_double_precision_only_rounding_remains(name: str, case: str, engines
 @pytest.mark.parametrize(("name", "case"), TABLE)
 def test_another_prompt_picture_or_adapter_is_visible(name: str, case: str, engines: FamilyEngines) -> None:
     """So the comparison can fail: each order lacks or changes one thing, and its picture differs by far more than rounding."""
-    family = engines.open(name)
-    orders = CASES[case](family.tiny, family.loras)
-    drawn, other = family.draw(orders), family.draw(different_orders(orders))
+    orders, drawn = engines.draw_case(name, case)
+    other = engines.open(name).draw(different_orders(orders))
     assert {order: difference for order in orders if (difference := pixel_difference(drawn[order], other[order])) < VISIBLE} == {}
