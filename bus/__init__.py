@@ -26,12 +26,16 @@ def hidden_package(name: str) -> Iterator[None]:
 
 
 class _Placeholder(ModuleType):
-    """A module with an empty class for every name, which may stand in an `except` clause."""
+    """A module with an empty class for every name, which may be a base class or stand in an `except` clause, but has no instances."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (Exception,), {})
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError(f"{name} of {self.__name__} is not loaded in this process (decision 22)")
+
+        return type(name, (Exception,), {"__new__": refuse})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from bus import deferred_models
 
 sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type] # FastAPI takes it, where it is, to refuse its models: 2 MB
 
-with deferred_models():  # of the OpenAPI document, which few processes ever make: 3 MB
+with deferred_models():  # of the OpenAPI document, which few processes ever make: 2 MB
     import fastapi  # noqa: F401
 
 from gateway.strict_model import defer_adapters  # noqa: E402 # imports FastAPI

@@ -17,7 +17,6 @@ from starlette.types import Scope
 from bus.amqp.request_reply import ReplyFault, ReplyTimeout
 from bus.errors import PublishError, TemporaryError
 from bus.masking import mask_text
-from gateway.docs.late_parts import LatePart
 from gateway.strict_model import HttpModel
 
 STATUS_BY_FAULT_CODE = {
@@ -156,7 +155,7 @@ def allowed_methods(routes: Sequence[Route], path: str) -> str:
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for the statuses that every route may return, and for `statuses`."""
-    response = {"content": {"application/problem+json": {"schema": LatePart(problem_schema)}}, "description": "A problem document."}
+    response = {"content": {"application/problem+json": {"schema": problem_schema()}}, "description": "A problem document."}
     return dict.fromkeys((401, 403, 422, 429, 500, 502, 503, 504, *statuses), response)
 
 

@@ -272,8 +272,14 @@ def run_actors(arguments: Namespace) -> int:
 
 
 def load_worker(steps: list[str]) -> Any:
-    """Import what a worker needs, and its components. Raises SetupError for an unknown step."""
-    with placeholder_modules("unittest", "unittest.mock"):  # for FastStream's test broker, which no process of this command runs: 1 MB
+    """Import what a worker needs, and its components. Raises SetupError for an unknown step.
+
+    Libraries get placeholders for what no process of this command runs: prometheus-client for its servers and pushes, FastStream for the
+    server of its AsyncAPI pages. They take 1 MB.
+    """
+    with placeholder_modules("http.server", "urllib.request", "wsgiref.simple_server"):
+        import prometheus_client  # noqa: F401
+    with placeholder_modules("http.server"):
         import bus.worker.worker  # noqa: F401
     from bus.observability.logs import configure_logging
     from ops.registry import load_actors

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
-from bus import placeholder_modules
-from bus.outcome import DeadLettered, Done, Dropped, Outcome, Requeue, Retry
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-with placeholder_modules("http.server", "urllib.request", "wsgiref.simple_server"):  # for servers and pushes of its own: 1 MB
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-    from prometheus_client.registry import Collector
+from bus.outcome import DeadLettered, Done, Dropped, Outcome, Requeue, Retry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REGISTRY = CollectorRegistry()

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from bus.json_text import storable_text
-from gateway.docs.late_parts import LatePart
 from gateway.json_body import run_parser, validate_body
 from gateway.middleware.origins import FORM_MEDIA_TYPES, media_type_of
 from gateway.problems import HttpProblem
@@ -65,15 +64,10 @@ T = TypeVar("T", bound=Turn)
 
 def turn_request_body(model: type[Turn], *files: str) -> dict[str, Any]:
     """OpenAPI's `requestBody` for a body that is JSON or a form."""
-
-    def make() -> dict[str, Any]:
-        schema = model.model_json_schema()
-        file_fields = {name: {"type": "string", "format": "binary"} for name in files}
-        form = {"type": "object", "properties": schema["properties"] | file_fields, "required": ["message"]}
-        content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
-        return {"requestBody": {"required": True, "content": content}}
-
-    return LatePart(make)
+    schema = model.model_json_schema()
+    file_fields = {name: {"type": "string", "format": "binary"} for name in files}
+    form = {"type": "object", "properties": schema["properties"] | file_fields, "required": ["message"]}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}}}
 
 
 async def parse_turn(request: Request, model: type[T]) -> tuple[T, dict[str, bytes]]:

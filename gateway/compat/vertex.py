@@ -17,7 +17,6 @@ from contracts.wire import Step
 from gateway.callers import caller_of
 from gateway.commands import CommandClient
 from gateway.deadlines import request_timeout
-from gateway.docs.late_parts import LatePart
 from gateway.json_body import validate_body
 from gateway.problems import REQUEST_ERRORS, FormattedRoute, HttpProblem
 from gateway.services import services_of
@@ -144,7 +143,7 @@ def create_router(settings: VertexSettings) -> APIRouter:
         methods=["POST"],
         response_model=Predictions,
         responses=ERROR_RESPONSES,
-        openapi_extra=LatePart(predict_body),
+        openapi_extra=predict_body(),
         route_class_override=VertexRoute,
     )
     if settings.needs_consult or settings.health_route != "/health":

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from gateway.docs.late_parts import fill_late_parts
 from gateway.docs.openapi_examples import BY_MEDIA_TYPE, EXAMPLES, example_problem
 from gateway.middleware.public_url import public_origin, public_prefix
 
@@ -19,7 +18,6 @@ router = APIRouter(include_in_schema=False)
 class DocumentedApp(FastAPI):
     def openapi(self) -> Json:
         cached = self.openapi_schema is not None
-        fill_late_parts(self.routes)
         document = super().openapi()
         return document if cached else add_examples(document)
 

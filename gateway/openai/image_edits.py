@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from bus.json_text import storable_text
-from gateway.docs.late_parts import LatePart
 from gateway.middleware.origins import media_type_of
 from gateway.openai.errors import ERROR_RESPONSES, OpenAIRoute
 from gateway.openai.image_requests import EditRequest
@@ -41,7 +40,7 @@ def form_schema() -> dict[str, Any]:
     response_model=Pictures,
     response_model_exclude_none=True,
     responses=ERROR_RESPONSES,
-    openapi_extra=LatePart(form_schema),
+    openapi_extra=form_schema(),
 )
 async def edit(request: Request) -> Pictures | StreamingResponse:
     """Edit a picture; with `stream`, as server-sent events. A disconnect cancels the work."""

@@ -44,6 +44,19 @@ def test_placeholder_stands_in_an_except_clause() -> None:
         pass
 
 
+def test_placeholder_says_what_is_missing_when_it_is_used() -> None:
+    with placeholder_modules("no_such_library"):
+        from no_such_library import Server
+
+    class OwnServer(Server):  # type: ignore[misc] # a library derives classes from it
+        def __init__(self, port: int) -> None:
+            self.port = port
+
+    for use in (Server, lambda: OwnServer(80)):
+        with pytest.raises(RuntimeError, match=r"^Server of no_such_library is not loaded in this process \(decision 22\)$"):
+            use()
+
+
 def test_module_that_is_imported_already_has_no_placeholder() -> None:
     with placeholder_modules("json"):
         assert isinstance(sys.modules["json"], ModuleType)
