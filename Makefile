@@ -47,7 +47,7 @@ test-lowest: $(TEST_STAMP) ## Run the tests of contracts, bus and gateway on the
 test-brokers: $(TEST_STAMP) ## Run the bus tests and a short chaos run on RabbitMQ 3.10, 4.0 and 4.3. Needs root and debootstrap for versions that are not installed.
 	@$(BIN)/python -m tests.support.broker_matrix $(ARGS)
 
-bench: $(TEST_STAMP) $(VLLM_STAMP) ## Run all benchmarks (ten minutes) and update docs/benchmarks.md.
+bench: $(TEST_STAMP) $(VLLM_STAMP) ## Run all benchmarks and update docs/benchmarks.md.
 	@$(BIN)/atelier bench all --page docs/benchmarks.md $(ARGS)
 	@$(BIN)/atelier bench guard
 

@@ -1,4 +1,4 @@
-"""`atelier bench all`: every benchmark at a size that two cores finish in ten minutes, one after another; the figures as one JSON file.
+"""`atelier bench all`: every benchmark at a size that suits two cores, one after another; the figures as one JSON file.
 
 Each benchmark runs in its own process; a line says when it begins, how long it took in the last run, and when it has ended. `make bench`
 also writes the tables and charts of `docs/benchmarks.md` from that file.
@@ -21,6 +21,7 @@ import psutil
 
 from benchmarks import report_page
 from benchmarks.harness import show_progress
+from benchmarks.processes import run_command
 from ops.local.tiny_models import make_tiny_models
 
 SIZES: dict[str, tuple[str, ...]] = {
@@ -36,7 +37,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "vlm": ("--rounds", "2", "--tokens", "12"),
     "dead-letters": ("--letters", "2000"),
 }
-BENCHES_NEEDING_MODELS = ("pipeline", "http", "growth")
+BENCHES_NEEDING_MODELS = ("pipeline", "http")
 PACKAGES = ("aio-pika", "faststream", "celery", "dramatiq", "taskiq", "taskiq-aio-pika", "torch", "diffusers", "transformers", "asyncpg")
 BENCH_TIMEOUT_SECONDS = 600.0
 
@@ -69,7 +70,7 @@ def run_bench(arguments: Sequence[str]) -> dict[str, Any]:
     command, began = [sys.executable, "-m", "ops.cli", *arguments], time.monotonic()
     result: dict[str, Any] = {"command": display_command(arguments)}
     try:
-        completed = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_TIMEOUT_SECONDS, check=False)
+        completed = run_command(command, timeout=BENCH_TIMEOUT_SECONDS)
         result["figures"] = json.loads(completed.stdout)
     except subprocess.TimeoutExpired:
         result["error"] = f"it took more than {BENCH_TIMEOUT_SECONDS:.0f} s"

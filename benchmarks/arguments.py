@@ -10,8 +10,20 @@ from benchmarks.peers import PEERS
 FIGURES_FILE = Path(".local/bench/figures.json")
 TEXT_SIDES = ("bus", "direct", "embedded", "generate")
 VISION_FAMILIES = (*("llava", "llava-next", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "internvl", "gemma3", "idefics3", "smolvlm"),)
-STARTS = ("upload", "ledger", "webhook", "watermark", "overlay", "conversations", "variants", "image_generation", "dead-letters", "gateway")
-"""What `bench start` starts: the steps without a model, and the gateway."""
+STARTS = (
+    "upload",
+    "ledger",
+    "webhook",
+    "watermark",
+    "overlay",
+    "conversations",
+    "variants",
+    "job_variants",
+    "image_generation",
+    "dead-letters",
+    "gateway",
+)
+"""What `bench start` starts: the CPU actors that need no other server, and the gateway."""
 MODULE_NAMES = {"guard": "ratio_guard"}
 """Benches whose module has another name than the command."""
 LazyCommand = Callable[[str, str], Callable[[Namespace], int]]
@@ -67,7 +79,6 @@ def growth(bench: ArgumentParser) -> None:
     bench.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4], help="processes of one actor")
     bench.add_argument("--counted", type=int, default=500, help="messages that are timed; fewer than half of the backlog")
     bench.add_argument("--rounds", type=int, default=2)
-    bench.add_argument("--models", type=Path, help="a folder with the tiny models; default: created for the run")
 
 
 def start(bench: ArgumentParser) -> None:
@@ -136,15 +147,15 @@ BENCHES: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "pipeline": ("image orders per second: over the bus, in the inline worker, and without a bus", pipeline),
     "http": ("requests through the gateway, and through a server that calls the model inside the request", http),
     "text": ("tokens per second: vLLM over the bus and directly, the embedded engine, transformers' generate", text),
-    "growth": ("more actor processes, longer backlogs; start-up time and memory of each process", growth),
-    "start": ("seconds and processor time until each CPU actor and the gateway are ready, and their memory", start),
+    "growth": ("messages per second with more actor processes, and with longer backlogs", growth),
+    "start": ("seconds and processor time until CPU actors that need no other server, and the gateway, are ready; memory", start),
     "burst": ("fifty thousand orders at once: dropped messages, and the memory of each process", burst),
     "ledger": ("events stored per second; lists and groups with many rows", ledger),
     "gateway": ("requests and replies over HTTP, over the bus client and over bare aio-pika", gateway),
     "vlm": ("questions about images, 1, 4 and 16 at once: the engine and transformers' generate", vlm),
     "executor": ("event-loop lag, step batching against its alternatives, cancel latency, device use", executor),
     "gpu": ("images and tokens per second at the real sizes, with random weights", gpu),
-    "all": ("every benchmark, in ten minutes on two cores", all_benches),
+    "all": ("every benchmark of docs/benchmarks.md that has a table of its own, one after another", all_benches),
     "guard": ("which ratios got worse than the stored baseline", guard),
     "scaling": ("the replicas that an arrival rate and a maximum wait need; a simulation", scaling),
     "dead-letters": ("dead letters ingested, grouped and replayed", dead_letters),

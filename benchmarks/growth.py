@@ -1,11 +1,9 @@
-"""`atelier bench growth`: more actor processes, a longer backlog, and the start-up time and memory of each process.
+"""`atelier bench growth`: more actor processes, and a longer backlog.
 
 The backlog consists of messages of 1 kB whose step does nothing, but has a row in the inbox as every step has.
 """
 
 import asyncio
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping
@@ -18,13 +16,11 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import psutil
 
 from benchmarks.bus import peer_config
-from benchmarks.harness import make_tiny_models_in_subprocess, median_ratio, print_figures, private_services
+from benchmarks.harness import median_ratio, print_figures, private_services
 from benchmarks.peers.peer_processes import start_peer_process
 from benchmarks.peers.workload import Workload
-from benchmarks.processes import start_process
 from bus.amqp.messages import build_command
 from bus.amqp.publisher import Publisher, open_publisher
 from bus.amqp.topology import declare_exchanges, declare_step_queues
@@ -33,22 +29,13 @@ from bus.persistence.pool import open_pool
 from bus.settings import BusSettings
 from contracts import broker_names
 from ops.local.stack import ServiceUrls
-from ops.settings import inherited_environment
 
 SIDE, STEP = "bus_kept", "bench-bus-kept"
 PREFETCH = 64
 PUBLISH_BATCH = 500
 BACKLOG_FACTOR = 20
 """The backlog as a multiple of the counted messages, where the number of actors is varied."""
-SETTLE_SECONDS = 2.0
 COUNT_DONE = "select count(*) from atelier.inbox where step = $1 and finished_at is not null"
-PROCESSES = {
-    "image_generation watermark upload webhook": "actors.ready",
-    "ledger": "actors.ready",
-    "dead-letters": "actors.ready",
-    "image": "actors.ready",
-    "gateway": "gateway.ready",
-}
 
 
 @dataclass(frozen=True)
@@ -105,8 +92,7 @@ def bench(arguments: Namespace) -> int:
 
 async def measure(arguments: Namespace) -> dict[str, Any]:
     with TemporaryDirectory(prefix="atelier-bench-") as name:
-        folder = Path(name)
-        async with open_bench_rig(folder) as rig:
+        async with open_bench_rig(Path(name)) as rig:
             backlogs = {count: [] for count in arguments.backlogs}  # type: dict[int, list[float]]
             workers = {count: [] for count in arguments.actors}  # type: dict[int, list[float]]
             for _ in range(arguments.rounds):
@@ -114,12 +100,7 @@ async def measure(arguments: Namespace) -> dict[str, Any]:
                     backlogs[count].append(await rig.measure_throughput(count, 1, arguments.counted))
                 for count in workers:
                     workers[count].append(await rig.measure_throughput(BACKLOG_FACTOR * arguments.counted, count, arguments.counted))
-            models = await make_tiny_models_in_subprocess(arguments.models or folder / "models")
-            environment = (
-                inherited_environment() | rig.services.environment | {"IMAGE_MODEL": str(models["tiny-sd"]), "IMAGE_LOCAL_CACHE": name}
-            )
-            processes = {command: await measure_startup(command, marker, environment) for command, marker in PROCESSES.items()}
-    return summarize(backlogs, workers) | {"processes": processes, "gateway_import_seconds": import_seconds("gateway.app")}
+    return summarize(backlogs, workers)
 
 
 @asynccontextmanager
@@ -131,39 +112,6 @@ async def open_bench_rig(folder: Path) -> AsyncIterator[BenchRig]:
         async with open_publisher(settings) as publisher, open_pool(settings) as pool:
             assert pool is not None
             yield BenchRig(services, publisher, pool)
-
-
-async def measure_startup(command: str, ready_marker: str, environment: Mapping[str, str]) -> dict[str, float]:
-    """Seconds until the process takes deliveries or requests, and the memory that it and its children then hold."""
-    began = time.perf_counter()
-    arguments = ["gateway", "--port", "0"] if command == "gateway" else ["run", *command.split()]
-    async with start_process(["ops.cli", *arguments], environment, ready_marker) as started:
-        seconds = time.perf_counter() - began
-        return {"ready_seconds": round(seconds, 2), "memory_mb": round(await settled_memory(started.process.pid) / 1e6, 1)}
-
-
-async def settled_memory(pid: int) -> int:
-    """Bytes that a process and its children hold once that no longer grows: a model is loaded after its actor is ready."""
-    before, now = 0, tree_memory(pid)
-    while now > before * 1.01:
-        await asyncio.sleep(SETTLE_SECONDS)
-        before, now = now, tree_memory(pid)
-    return now
-
-
-def tree_memory(pid: int) -> int:
-    processes = [parent := psutil.Process(pid), *parent.children(recursive=True)]
-    return int(sum(process.memory_info().rss for process in processes))
-
-
-def import_seconds(module: str) -> float:
-    """Seconds that Python takes to start and import a module; the median of five."""
-    durations = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-        durations.append(time.perf_counter() - began)
-    return round(median(durations), 3)
 
 
 def summarize(backlogs: Mapping[int, list[float]], workers: Mapping[int, list[float]]) -> dict[str, Any]:
@@ -189,8 +137,4 @@ def format_text(figures: Mapping[str, Any]) -> str:
         f"{count:>8} actors    {rate:>9} messages/s  {figures['actors_speedup'][count]:>7} of one"
         for count, rate in figures["by_actors"].items()
     ]
-    lines += [
-        f"{startup['ready_seconds']:>8} s to ready  {startup['memory_mb']:>7} MB  {command}"
-        for command, startup in figures["processes"].items()
-    ]
-    return "\n".join([*lines, f"{figures['gateway_import_seconds']:>8} s to import the gateway"])
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""A child process of a benchmark: `python -m …`, ready when its standard error says so, killed at the end."""
+"""Child processes of a benchmark: a server `python -m …`, ready when its standard error says so, killed at the end; a command that ends."""
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +10,33 @@ from pathlib import Path
 
 READY_TIMEOUT_SECONDS = 90.0
 POLL_SECONDS = 0.05
+CLEANUP_SECONDS = 60.0
+"""So long a command may take to end the services that it started."""
+
+
+def run_command(
+    command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Like `subprocess.run`, which kills at once: a command that is late, or whose parent is interrupted, gets SIGTERM and CLEANUP_SECONDS.
+
+    It is in a process group of its own, so that Ctrl-C in the terminal does not reach it a second time while it cleans up.
+    """
+    pipe, no_input = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment, stdin=no_input, stdout=pipe, stderr=pipe, text=True, process_group=0)
+    with process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.terminate()
+            try:
+                process.communicate(timeout=CLEANUP_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass  # the first exception is raised
+            finally:
+                process.kill()
+                process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 @dataclass

@@ -125,12 +125,9 @@ def vlm(figures: Mapping[str, Any], charts: Path) -> str:
 def growth(figures: Mapping[str, Any], charts: Path) -> str:
     backlogs = [[count, rate, figures["backlog_share"][count]] for count, rate in figures["by_backlog"].items()]
     actors = [[count, rate, figures["actors_speedup"][count]] for count, rate in figures["by_actors"].items()]
-    processes = [[name, process["ready_seconds"], process["memory_mb"]] for name, process in figures["processes"].items()]
     return "\n".join([
         table(["backlog", "messages/s", "of the smallest"], backlogs),
         table(["actor processes", "messages/s", "of one"], actors),
-        table(["process", "s to ready", "MB"], processes),
-        f"Importing the gateway takes {figures['gateway_import_seconds']} s, including the start of Python.\n",
     ])  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The clients of the gateway benchmark: bare aio-pika, FastStream, our bus client and HTTP. Each sends a request and awaits the reply.
 
-Each runs in a process of its own (`request_processes.py`). Nothing of `bus` is imported here at the top: a connection of the bus makes
-its process use shorter ways through the client library (decision 20), which bare aio-pika would have as well.
+Each runs in a process of its own (`request_processes.py`). Nothing of `bus` is imported here at the top: a connection of the bus
+patches the client library of its process (decision 20), also for bare aio-pika.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""A client of the gateway benchmark in a process of its own: `python -m benchmarks.request_processes SIDE CONFIG`.
+"""A client of the gateway benchmark in a process of its own: `python -m benchmarks.request_processes SIDE`.
 
-It reads rounds as JSON lines and prints the durations of each.
+It reads JSON lines: its `ClientConfig`, which has a password and so is no argument, then rounds. It prints the durations of each round.
 """
 
 import asyncio
@@ -61,9 +61,11 @@ class RequestProcess:
 @asynccontextmanager
 async def open_request_process(side: str, config: ClientConfig, environment: dict[str, str]) -> AsyncIterator[RequestProcess]:
     """The client of a side, once its connections are open."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.request_processes", side, json.dumps(asdict(config))]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.request_processes", side]
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdin=PIPE, stdout=PIPE, limit=OUTPUT_LIMIT_BYTES)
     try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
         async with asyncio.timeout(60):
             await read_line(process)
         yield RequestProcess(process)
@@ -118,7 +120,7 @@ async def run_once(callers: Sequence[SendRequest], step: str, body: dict[str, An
         call.cancel()
     errors = [error for error in await asyncio.gather(*calls, return_exceptions=True) if isinstance(error, Exception)]
     if errors:
-        sys.stderr.write(f"{len(errors)} requests failed, the first with {errors[0]!r}\n")
+        sys.stderr.write(f"{len(errors)} requests failed, the first with {type(errors[0]).__name__}\n")
     return LoadRound(seconds, replied, time.process_time() - cpu)
 
 
@@ -128,4 +130,4 @@ def print_line(values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], ClientConfig(**json.loads(sys.argv[2]))))
+    asyncio.run(main(sys.argv[1], ClientConfig(**json.loads(sys.stdin.readline()))))

@@ -12,6 +12,7 @@ from functools import partial
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from benchmarks.unpatched import require_unpatched_libraries
 from bus.amqp.topology import declare_command_queues
 from bus.settings import BusSettings
 from contracts import broker_names
@@ -44,6 +45,7 @@ async def main() -> None:
         for step, body, seconds in [("job.get", job, 0.0), ("consult", json.dumps({"prediction": "x"}).encode(), SLOW_REPLY_SECONDS)]:
             queue = await consuming.get_queue(broker_names.work_queue(step), ensure=False)
             await queue.consume(partial(send_reply, replying, body, seconds), no_ack=True)
+        require_unpatched_libraries()
         sys.stderr.write("responder.ready\n")
         await asyncio.Event().wait()
 

@@ -1,6 +1,7 @@
-"""`atelier bench start`: time until a process is ready, and its memory then, of each CPU actor and the gateway.
+"""`atelier bench start`: time until a process is ready, and its memory then, of the gateway and of CPU actors.
 
-Each is started alone, against private services. The start before the counted ones writes the byte code, as an installation does.
+The actors are those that need no other server than the broker, the database and the store. Each is started alone, against private services.
+The start before the counted ones writes the byte code, as an installation does.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Whether the AMQP libraries of this process are as their authors wrote them: no side but our own may have the bus's ways through them."""
+"""Whether the AMQP libraries of this process are as their authors wrote them: no side but our own may have the patches of the bus."""
 
 import sys
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """The peers of the bus benchmark. Each is a module with `open_worker` (consumes) and `open_sender` (publishes and sends requests).
 
-Each runs in its own process: `python -m benchmarks.peers NAME worker|sender CONFIG`, where CONFIG is a `PeerConfig` as JSON.
+Each runs in its own process: `python -m benchmarks.peers NAME worker|sender`. It reads its `PeerConfig`, which has passwords and so
+is no argument.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The sender or the worker of one peer.
 
-A sender reads workloads as JSON lines and prints the times of each; a worker prints the time at which a workload is complete.
+Both read their `PeerConfig` as a JSON line. A sender then reads workloads as JSON lines and prints the times of each; a worker prints the
+time at which a workload is complete.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ async def main(name: str, role: str, config: PeerConfig) -> None:
 
 
 def check_libraries(name: str) -> None:
-    """Raises PatchedLibraryError when a peer has the bus's ways through the libraries."""
+    """Raises PatchedLibraryError when the libraries in the process of a peer have patches of the bus."""
     if PEERS[name].module not in OWN_MODULES:
         require_unpatched_libraries()
 
@@ -49,4 +50,4 @@ async def read_lines() -> AsyncIterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], PeerConfig(**json.loads(sys.argv[3]))))
+    asyncio.run(main(sys.argv[1], sys.argv[2], PeerConfig(**json.loads(sys.stdin.readline()))))

@@ -65,9 +65,11 @@ async def open_peer(name: str, config: PeerConfig) -> AsyncIterator[PeerProcesse
 async def start_peer_process(name: str, role: str, config: PeerConfig) -> AsyncIterator[Process]:
     """The sender or the worker of a peer, once it is ready."""
     pipe = asyncio.subprocess.PIPE
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", name, role, json.dumps(vars(config))]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", name, role]
     child = await asyncio.create_subprocess_exec(*command, env=inherited_environment(), stdin=pipe, stdout=pipe, limit=1 << 20)
     try:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(vars(config)).encode() + b"\n")
         async with asyncio.timeout(60):
             while await read_line(child) != "ready":
                 pass

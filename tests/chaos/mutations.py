@@ -20,6 +20,7 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage, DeliveryMode
 from faststream.rabbit import QueueType
 
+from benchmarks.processes import run_command
 from bus.amqp import acknowledgements, broker, publisher, topology
 from bus.amqp.messages import OutboundMessage
 from bus.amqp.raw_properties import encode_properties
@@ -157,7 +158,10 @@ FINISH_SECONDS = 60.0
 ROUND_SECONDS = 240.0
 TEST_SECONDS = 180.0
 PYTEST_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--reruns=0", "--tb=line", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-MUTATED_PYTEST = "import sys, pytest; from tests.chaos import mutations; mutations.apply_mutation(); sys.exit(pytest.main(sys.argv[1:]))"
+MUTATED_PYTEST = (
+    "import signal, sys, pytest; signal.signal(signal.SIGTERM, signal.default_int_handler); "  # so that fixtures end their services
+    "from tests.chaos import mutations; mutations.apply_mutation(); sys.exit(pytest.main(sys.argv[1:]))"
+)
 
 
 def apply_mutation() -> None:
@@ -213,9 +217,7 @@ def run_test(name: str) -> str:
     print_line(f"{name}: {mutation.test} …")
     command = [sys.executable, "-c", MUTATED_PYTEST, *PYTEST_OPTIONS, mutation.test]
     try:
-        finished = subprocess.run(
-            command, env=os.environ | {"ATELIER_MUTATION": name}, capture_output=True, text=True, timeout=TEST_SECONDS, check=False
-        )
+        finished = run_command(command, environment=os.environ | {"ATELIER_MUTATION": name}, timeout=TEST_SECONDS)
         last = (finished.stdout.strip() or finished.stderr.strip()).rpartition("\n")[2]
         verdict = NOT_DETECTED if finished.returncode == 0 else DETECTED if "failed" in last and "error" not in last else MISSED
     except subprocess.TimeoutExpired:

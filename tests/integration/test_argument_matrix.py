@@ -80,7 +80,6 @@ SHOP_COLOR, OFFICE_COLOR = (3, 141, 59), (200, 30, 120)
 SHOP_TEXT = "the secret recipe of the shop"
 GENERATION_ID = 8_400_001
 LONG_SECONDS = 300.0
-CONCURRENT_COMMANDS = 6
 
 
 def arguments_of_all_steps() -> Iterator[tuple[str, str, type]]:

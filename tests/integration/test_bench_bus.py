@@ -75,8 +75,9 @@ def test_terminated_bench_leaves_no_process() -> None:
     with TemporaryDirectory(prefix="atelier-bench-test-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # the database's own user must be able to enter
         with subprocess.Popen(command, env=os.environ | {"TMPDIR": folder}, stderr=subprocess.DEVNULL) as bench:
-            while not any("benchmarks.peers" in line for line in command_lines(bench.pid)):
+            while not (peers := [line for line in command_lines(bench.pid) if "benchmarks.peers" in line]):
                 time.sleep(0.5)
+            assert not any("://" in line for line in peers), "an argument has the address and password of a service"
             bench.terminate()
             assert bench.wait(30) == 130
         assert not list(Path(folder).glob("atelier-bench-*"))

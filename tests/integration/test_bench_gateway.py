@@ -2,10 +2,13 @@
 
 import asyncio
 from argparse import Namespace
+from typing import Any
+
+import pytest
 
 from benchmarks import gateway
 from benchmarks.gateway import SIDES, MeasuredRound
-from benchmarks.request_processes import LoadRound
+from benchmarks.request_processes import LoadRound, run_once
 
 
 def test_every_client_receives_reply() -> None:
@@ -16,6 +19,16 @@ def test_every_client_receives_reply() -> None:
     assert 0 <= figures["gateway_share_of_cpu"]["2"] < 1
     assert figures["waiting"]["replied"] == 4
     assert figures["waiting"]["seconds"] >= 2
+
+
+async def test_failure_of_a_request_is_reported_by_its_type_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its text may have the password of the broker, and this process has nothing of the bus that masks it."""
+
+    async def fail(step: str, body: dict[str, Any]) -> None:
+        raise ConnectionError("amqp://guest:secret@broker")
+
+    assert (await run_once([fail], "job.get", {}, within=5.0)).request_seconds == []
+    assert capsys.readouterr().err == "1 requests failed, the first with ConnectionError\n"
 
 
 def rounds(*rates: int) -> list[MeasuredRound]:

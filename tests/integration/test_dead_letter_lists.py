@@ -192,7 +192,7 @@ async def test_counts_are_right_in_every_snapshot_beside_writers(pool: asyncpg.P
     assert await pool.fetch(CELLS_OF_COUNTS) == await pool.fetch(CELLS_OF_LETTERS)
 
 
-async def test_letters_of_an_earlier_release_are_counted(pool: asyncpg.Pool) -> None:
+async def test_dead_letters_of_an_earlier_release_are_counted(pool: asyncpg.Pool) -> None:
     """Those that were stored before the counts, and none twice when a process starts again; none are left when the table is emptied.
 
     Readers go on meanwhile, and no lock is made stronger, which could deadlock.
@@ -216,7 +216,7 @@ async def test_letters_of_an_earlier_release_are_counted(pool: asyncpg.Pool) -> 
     assert (await repository.find(Selection(), 50)).total == await repository.count(Selection(step="image")) == 0
 
 
-async def test_letters_are_counted_once_beside_the_trigger_of_an_earlier_release(pool: asyncpg.Pool) -> None:
+async def test_dead_letters_are_counted_once_beside_the_trigger_of_an_earlier_release(pool: asyncpg.Pool) -> None:
     """It counted each row, and is disabled. A process of that release finds it by its name, and adds none when it starts."""
     repository = DeadLetterRepository(pool)
     await pool.execute("drop trigger dead_letters_added_together on atelier.dead_letters")
@@ -232,8 +232,8 @@ async def test_letters_are_counted_once_beside_the_trigger_of_an_earlier_release
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_group_of_letters_leaves_what_they_leave_one_after_another(pool: asyncpg.Pool, seed: int) -> None:
-    """Messages that fail again, failures that are delivered again, and a letter that was sent edited, which fails as another one."""
+async def test_group_of_dead_letters_leaves_what_they_leave_one_after_another(pool: asyncpg.Pool, seed: int) -> None:
+    """Messages that fail again, failures that are delivered again, and a dead letter that was sent edited, which fails as another one."""
     source, repository, left = random.Random(seed), DeadLetterRepository(pool), []
     edited = replace(random_record(source), id="edited", message_id="edited")
     records = [random_record(source) for _ in range(80)]
@@ -266,8 +266,8 @@ async def test_groups_are_limited_to_the_newest_periods_or_the_largest(pool: asy
     assert [group.at for group in await repository.groups(Selection(), per="hour")] == [START + timedelta(hours=hour) for hour in (2, 3)]
 
 
-async def test_page_of_a_rare_filter_reads_few_letters(pool: asyncpg.Pool) -> None:
-    """Beside 3,000 letters of other causes, which are not read."""
+async def test_page_of_a_rare_filter_reads_few_dead_letters(pool: asyncpg.Pool) -> None:
+    """Beside 3,000 dead letters of other causes, which are not read."""
     repository, rare = DeadLetterRepository(pool), Selection(code="rare")
     records = [replace(random_record(random.Random(number)), message_id=f"m-{number}", id=f"{number}") for number in range(60)]
     await repository.insert(records)

@@ -84,7 +84,7 @@ def test_benchmark_that_fails_or_takes_too_long_is_an_error_of_its_own(
             raise subprocess.TimeoutExpired(command, options["timeout"])
         return subprocess.CompletedProcess(command, 0, stdout, "why")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(all_benches, "run_command", run)
     result = all_benches.run_bench(["bench", "http", "--json", "--models", "folder"])
     assert result.items() >= ({"command": "atelier bench http --json"} | expected).items()
     assert result["seconds"] >= 0

@@ -1,4 +1,4 @@
-"""No side of a benchmark but our own has the bus's ways through the AMQP libraries. A process that has them measures nothing of others."""
+"""No side of a benchmark but our own has patches of the bus in its AMQP libraries. A process that has them measures nothing of others."""
 
 import subprocess
 import sys
@@ -15,6 +15,8 @@ SHORT_PATHS = "from bus.amqp.short_paths import use_short_paths; use_short_paths
 TOLERANT_DECODING = "from bus.amqp.tolerant_decoding import make_decoding_tolerant; make_decoding_tolerant()"
 SHORT_PATH_NAMES = (
     "aio_pika.queue.consumer",
+    "aiormq.connection.Channel",
+    "aiormq.connection.Connection.connect",
     "aiormq.connection.FrameReceiver.get_frame",
     "aiormq.connection.TCPTransportFactory.create",
     "aiormq.connection.TLSTransportFactory.create",
@@ -71,6 +73,24 @@ def test_peer_does_not_import_what_patches(module: str) -> None:
     )
     assert report.returncode == 0, report.stderr
     assert report.stdout.strip() == "[]"
+
+
+def test_patched_responder_of_the_gateway_benchmark_refuses_to_run() -> None:
+    process = run(
+        "import asyncio",
+        "from unittest.mock import AsyncMock, MagicMock",
+        "from benchmarks import responder",
+        SHORT_PATHS,
+        "channel = AsyncMock()",
+        "connection = MagicMock(channel=AsyncMock(return_value=channel))",
+        "opened = MagicMock(__aenter__=AsyncMock(return_value=connection))",
+        "responder.aio_pika = MagicMock(connect=AsyncMock(return_value=opened))",
+        "responder.declare_command_queues = AsyncMock()",
+        "responder.BusSettings = MagicMock()",
+        "asyncio.run(asyncio.wait_for(responder.main(), 5))",
+    )
+    assert "PatchedLibraryError" in process.stderr
+    assert "ready" not in process.stderr
 
 
 def test_clients_of_the_gateway_benchmark_import_nothing_of_the_bus() -> None:
