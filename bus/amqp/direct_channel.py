@@ -6,8 +6,9 @@ of the event loop. Here a frame before which none waits in that queue needs neit
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any
 
 import structlog
 from aio_pika import IncomingMessage
@@ -28,12 +29,14 @@ class ReceivedMessage(IncomingMessage):
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
 
-class TaskStarter(Protocol):
+@dataclass(frozen=True)
+class TaskStarter:
     """A consumer's callback that starts a task of its own for each message. `start` does that without being awaited."""
 
     start: Callable[[AbstractIncomingMessage], None]
 
-    def __call__(self, message: AbstractIncomingMessage, /) -> Awaitable[Any]: ...
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        self.start(message)
 
 
 async def deliver(callback: Callable[[AbstractIncomingMessage], Awaitable[Any]], delivered: DeliveredMessage, *, no_ack: bool) -> Any:
@@ -104,8 +107,8 @@ class DirectChannel(Channel):
         self.newest_delivery = message.delivery_tag or 0
         consumer = self.consumers.get(message.consumer_tag or "")
         try:
-            if isinstance(consumer, partial) and consumer.func is deliver and hasattr(consumer.args[0], "start"):
-                cast("TaskStarter", consumer.args[0]).start(ReceivedMessage(message, **consumer.keywords))
+            if isinstance(consumer, partial) and consumer.func is deliver and isinstance(starter := consumer.args[0], TaskStarter):
+                starter.start(ReceivedMessage(message, **consumer.keywords))
             elif consumer:
                 self.create_task(consumer(message)).add_done_callback(self._on_consumer_done)
         except Exception:

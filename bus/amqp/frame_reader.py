@@ -69,8 +69,10 @@ async def read_frame(self: FrameReceiver) -> ReceivedFrame:
     try:
         if isinstance(self.reader, DirectReader):
             self.reader.between_frames = True
-            start = await self.reader.readexactly(FRAME_START.size)
-            self.reader.between_frames = False
+            try:
+                start = await self.reader.readexactly(FRAME_START.size)
+            finally:  # a connection whose reader was cancelled takes nothing more
+                self.reader.between_frames = False
         else:
             start = await self.reader.readexactly(FRAME_START.size)
         kind, channel, size = FRAME_START.unpack(start)

@@ -5,6 +5,7 @@ The library calls the socket once for each frame; a delivery takes five turns of
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from copy import copy
 from functools import wraps
 from typing import Any, cast
 
@@ -71,6 +72,7 @@ def use_short_paths() -> None:
         FrameReceiver.get_frame = read_frame  # type: ignore[method-assign]
         for factory in (TCPTransportFactory, TLSTransportFactory):
             factory.create = _gathering(factory.create)  # type: ignore[method-assign,assignment]
+        aiormq.connection.Connection.connect = _with_own_factory(aiormq.connection.Connection.connect)  # type: ignore[method-assign]
 
 
 def writer_of(channel: AbstractChannel) -> GatheringWriter:
@@ -82,6 +84,17 @@ def writer_of(channel: AbstractChannel) -> GatheringWriter:
     if channel.is_closed or channel._Channel__close_event.is_set():  # type: ignore[attr-defined]
         raise ChannelInvalidStateError(f"{channel!r} is closed")
     return cast("GatheringWriter", channel.connection._transport_factory.writer)  # type: ignore[attr-defined]
+
+
+def _with_own_factory(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A user may open two connections with one factory, which has the streams of one: each connection gets a copy of it."""
+
+    @wraps(original)
+    async def connect(self: aiormq.connection.Connection, *arguments: Any, **options: Any) -> Any:
+        self._transport_factory = copy(self._transport_factory)
+        return await original(self, *arguments, **options)
+
+    return connect
 
 
 def _gathering(original: Callable[..., Awaitable[Streams]]) -> Callable[..., Awaitable[Streams]]:

@@ -107,8 +107,11 @@ class DeadLetterRepository:
 
 
 async def apply_events(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
-    """Apply events in one round trip, those of one message in this order; sorted by message, so that two processes do not deadlock."""
-    rows = map(_event_arguments, sorted(events, key=lambda event: event.message_id))
+    """Apply events in one round trip, those of one message and step in this order.
+
+    Sorted, so that two processes which do this lock the dead letters in one order. A deadlock with another writer is raised.
+    """
+    rows = map(_event_arguments, sorted(events, key=lambda event: (event.message_id, event.step)))
     await connection.executemany(SQL["apply_event"], list(rows))
 
 

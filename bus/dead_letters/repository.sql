@@ -67,7 +67,7 @@ create table if not exists atelier.dead_letter_history (
     said jsonb not null default '{}'
 );
 create index if not exists dead_letter_history_letter on atelier.dead_letter_history (letter_id, number);
--- Whether a letter matches a selection: every filter that is set must hold.
+-- Whether a dead letter matches a selection: every filter that is set must hold.
 create or replace function atelier.dead_letter_selected(letter atelier.dead_letters, selection jsonb) returns boolean
 language sql stable as $$
     select (selection->'ids' is null or (selection->'ids') ? letter.id)
@@ -82,7 +82,7 @@ language sql stable as $$
         and (selection->>'since' is null or letter.last_failed_at >= (selection->>'since')::timestamptz)
         and (selection->>'before' is null or letter.last_failed_at < (selection->>'before')::timestamptz)
 $$;
--- Whether a letter may be sent again. One that was sent and not resolved may only when its state is selected explicitly: its message was lost.
+-- Whether a dead letter may be sent again. One that was sent and not resolved may only when its state is selected explicitly: its message was lost.
 create or replace function atelier.dead_letter_replayable(letter atelier.dead_letters, selection jsonb) returns boolean
 language sql immutable as $$
     select letter.state in ('unresolved', 'failed-again')
@@ -95,8 +95,10 @@ select to_regclass('atelier.dead_letter_history') is not null and to_regclass('a
 )
 
 -- name: insert
--- Arrays with an element for each failure, of each letter one at most. One failure is stored once, however often its message is delivered.
--- A replayed message that failed again is the same letter.
+-- Arrays with an element for each failure, of each message and queue one at most. One failure is stored once, however often its message is
+-- delivered. Two messages may be of one dead letter, when it was replayed under a new id: Postgres refuses both in one statement, and each is
+-- inserted alone.
+-- A replayed message that failed again is the same dead letter.
 with arrived as (
     select failure.*, coalesce(known.id, failure.own_id) as letter_id, known.edited_from
     from unnest(
@@ -117,7 +119,7 @@ with arrived as (
     insert into atelier.dead_letter_history (letter_id, failure_id, at, kind, said)
     select letter_id, failure_id, last_failed_at, 'failed', jsonb_build_object('code', code, 'message', message, 'attempts', attempts)
     from arrived
-    order by letter_id -- two processes write the failures, and lock the letters, in the same order
+    order by letter_id -- two processes write the failures of a statement, and lock its dead letters, in the same order
     on conflict (failure_id) do nothing
     returning failure_id
 )
@@ -146,7 +148,7 @@ on conflict (id) do update set
     changed_at = now()
 
 -- name: get
--- With its history: one statement reads one snapshot, so that the state of a letter fits its history.
+-- With its history: one statement reads one snapshot, so that the state of a dead letter fits its history.
 select *, array(
     select jsonb_build_object('at', entry.at, 'kind', entry.kind, 'said', entry.said)
     from atelier.dead_letter_history as entry where letter_id = letter.id order by number
@@ -171,7 +173,7 @@ from atelier.dead_letters where id = any($1::text[])
 insert into atelier.dead_letter_replays (asked_by, per_second) values ($1, $2) returning id
 
 -- name: stage
--- The row locks and the state let each letter enter one replay only, also with concurrent requests.
+-- The row locks and the state let each dead letter enter one replay only, also with concurrent requests.
 with chosen as (
     select id from atelier.dead_letters as letter
     where atelier.dead_letter_selected(letter, $1) and atelier.dead_letter_replayable(letter, $1) and target is not null
@@ -219,7 +221,7 @@ limit $2
 for update
 
 -- name: mark_sent
--- An edited letter is resolved by its copy; any other stays replay-requested until an event of its message arrives.
+-- An edited dead letter is resolved by its copy; any other stays replay-requested until an event of its message arrives.
 with sent as (
     update atelier.dead_letters set
         forwarded_at = clock_timestamp(), changed_at = now(),
@@ -231,7 +233,7 @@ insert into atelier.dead_letter_history (letter_id, kind, said)
 select id, 'sent', jsonb_build_object('to', target, 'as', sent_as) from sent
 
 -- name: return_unsent
--- The message cannot be published, for example because its queue does not exist: the letter returns to its former state.
+-- The message cannot be published, for example because its queue does not exist: the dead letter returns to its former state.
 with returned as (
     update atelier.dead_letters set
         state = case when failures > 1 then 'failed-again' else 'unresolved' end, changed_at = now(),
@@ -253,7 +255,7 @@ select done_at is not null as done,
 from atelier.dead_letter_replays where id = $1
 
 -- name: apply_event
--- An event changes the letter of its message, unless the message failed after the event.
+-- An event changes the dead letter of its message, unless the message failed after the event.
 with changed as (
     update atelier.dead_letters set state = $3, changed_at = now()
     where sent_as = $1 and step = $2 and (state = 'replay-requested' or (state in ('unresolved', 'failed-again') and last_failed_at < $4))
@@ -301,7 +303,7 @@ select letter.*, (
 from atelier.dead_letters as letter where id = any($1::text[]) order by last_failed_at, id
 
 -- name: import
--- A letter that was replay-requested in the source database is unresolved here. A letter that exists already is not changed.
+-- A dead letter that was replay-requested in the source database is unresolved here. A dead letter that exists already is not changed.
 with letter as (
     insert into atelier.dead_letters (
         id, dead_queue, target, step, message_id, sent_as, job_id, tenant, type, content_type, content_encoding, group_id, code, message,

@@ -242,7 +242,8 @@ class PostgresInbox:
     async def _send(self, messages: Sequence[Acquisition | DoneMessage]) -> list[InboxEntry | bool | None]:
         """An entry for a message that is acquired, whether this process owned it for one that is done.
 
-        None for a message that is not acquired, or not in a group: it has an entry, or this process no liveness lock.
+        None for one that a group leaves to a statement of its own: it has an entry, its entry is locked, or this process does not own it.
+        None as well for one that is not acquired alone.
         """
         if len(messages) == 1:
             (message,) = messages
@@ -279,7 +280,10 @@ class PostgresInbox:
     async def _mark_done(self, message: DoneMessage, write: DatabaseWrite | None) -> bool:
         """Whether this process still owned the message."""
         if write is None:
-            return bool(await self._statements.submit(message, len(message.result)))
+            owned: bool | None = await self._statements.submit(message, len(message.result))
+            if owned is None:
+                owned = await retry_while_unavailable(lambda: self._statements.send_alone(message), "database")
+            return bool(owned)
         return await retry_while_unavailable(lambda: self._mark_done_with(message, write), "database")
 
     async def _mark_done_with(self, message: DoneMessage, write: DatabaseWrite) -> bool:
@@ -363,9 +367,9 @@ def _columns(rows: Sequence[tuple[Any, ...]], count: int) -> Sequence[Sequence[A
 def _answer(message: Acquisition | DoneMessage, written: set[tuple[str | None, str]]) -> InboxEntry | bool | None:
     """From what the statement of a group returns."""
     is_written = (message.step, message.entry_id) in written
-    if isinstance(message, DoneMessage):
-        return is_written
-    return InboxEntry(None, cancelled=(None, message.job_id) in written) if is_written else None
+    if not is_written:
+        return None
+    return isinstance(message, DoneMessage) or InboxEntry(None, cancelled=(None, message.job_id) in written)
 
 
 @asynccontextmanager

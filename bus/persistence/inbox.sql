@@ -53,19 +53,23 @@ select
 
 -- name: group
 -- Acquire those messages of a group that have no entry, neither of this release nor of an earlier one, and mark others done; `acquire`
--- decides on any other. Returns the messages it has written, and of the jobs the cancelled ones, without a step.
+-- and `mark_done` decide on any other. Returns the messages it has written, and of the jobs the cancelled ones, without a step.
 -- It waits for no lock of an entry that a transaction holds open, so that no message delays the others of its group; only for another
--- statement that writes one of them at the same time. The arrays are in the order of their messages in every process: no deadlock.
+-- statement that acquires one of them at the same time. The arrays are in the order of their messages in every process: no deadlock.
 -- Arrays: step, message, job and two entries of an earlier release, to acquire; $6 to $8: step, message and result, to mark done.
 -- They are passed as sub-selects: the planner does not see their lengths, and makes one plan instead of one for each statement. The limit,
 -- which is the number of rows, makes it expect few: it looks each up in the index, however small the table was when the plan was made.
-with done as (
-    update atelier.inbox set result = done.result::jsonb, finished_at = now(), owner = null
+with unlocked as (
+    select inbox.step, inbox.message_id, ended.result
     from (
         select unnest((select $6::text[])) as step, unnest((select $7::text[])) as message_id, unnest((select $8::text[])) as result
         limit (select cardinality($6::text[]))
-    ) as done
-    where inbox.step = done.step and inbox.message_id = done.message_id and inbox.owner = $9
+    ) as ended join atelier.inbox on inbox.step = ended.step and inbox.message_id = ended.message_id and inbox.owner = $9
+    for no key update of inbox skip locked
+), done as (
+    update atelier.inbox set result = unlocked.result::jsonb, finished_at = now(), owner = null
+    from unlocked
+    where inbox.step = unlocked.step and inbox.message_id = unlocked.message_id
     returning inbox.step, inbox.message_id
 ), acquired as (
     insert into atelier.inbox (step, message_id, owner)

@@ -25,7 +25,12 @@ class KeptConnection:
 
     async def fetch(self, *statement: Any) -> Sequence[asyncpg.Record]:
         connection, self._connection = self._connection, None
-        if connection is None or is_gone(connection):
+        if connection is not None and is_gone(connection):
+            with suppress(asyncpg.InterfaceError):  # it is back in its pool
+                connection.terminate()
+                await self._pool.release(connection)
+            connection = None
+        if connection is None:
             connection = await self._pool.acquire()
             connection.mark_clean()
         try:
@@ -65,9 +70,9 @@ class KeptConnection:
 
 
 def is_gone(connection: Any) -> bool:
-    """A connection that the server has closed is back in its pool, and refuses every call."""
+    """Closed, or expired with its pool. A connection that the server has closed is back in its pool, and refuses every call."""
     try:
-        return bool(connection.is_closed())
+        return bool(connection.is_closed() or connection.is_expired())
     except asyncpg.InterfaceError:
         return True
 

@@ -61,7 +61,15 @@ async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
         A transaction sees what others have committed meanwhile, whatever the isolation that is the server's default.
         """
 
-        __slots__ = ("is_clean",)
+        __slots__ = ("generation", "is_clean")
+        newest_generation = 0
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.generation = PooledConnection.newest_generation
+
+        def is_expired(self) -> bool:
+            return self.generation != PooledConnection.newest_generation
 
         def mark_clean(self) -> None:
             self.is_clean = True
@@ -92,6 +100,7 @@ async def _create_pool(server: DatabaseServer, size: int) -> asyncpg.Pool:
             return await repeat_conflicts(connection, statement)
         except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
             await pool.expire_connections()
+            PooledConnection.newest_generation += 1
             raise
 
     async def reset_unless_clean(connection: PooledConnection) -> None:

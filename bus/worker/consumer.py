@@ -73,6 +73,11 @@ class DeliveryConsumer:
     settings: BusSettings
     crash_retry_lock: asyncio.Lock
 
+    @property
+    def reports_events(self) -> bool:
+        """Whether the actor takes events: one may say that the job's deadline has passed, or that the job is cancelled."""
+        return self.actor.exchange == EVENTS_EXCHANGE
+
     async def on_message(self, message: AbstractIncomingMessage) -> None:
         """Process one message, count it as in flight meanwhile, and acknowledge it: whatever it contains, and whatever fails."""
         with metrics.labelled_child(metrics.IN_FLIGHT, self.actor.step).track_inprogress():
@@ -116,7 +121,7 @@ class DeliveryConsumer:
         metrics.record_delivery(step, outcome, attempt=1, seconds=0.0, queued_seconds=None)
 
     def _start_run(self, delivery: Delivery) -> StepRun:
-        if not self.actor.enforce_deadline or self.actor.exchange == EVENTS_EXCHANGE:  # an event may say that the deadline has passed
+        if not self.actor.enforce_deadline or self.reports_events:
             delivery = replace(delivery, deadline=None)
         if fields := delivery.log_fields:
             bind_contextvars(**fields)
@@ -170,7 +175,6 @@ class DeliveryConsumer:
         return outcome
 
     def _precheck(self, delivery: Delivery, entry: InboxEntry) -> Outcome | None:
-        """A detached command is not cancelled with its job: it may be the one that reports the cancellation."""
         return precheck(
             step=self.actor.step,
             attempt=delivery.attempt,
@@ -178,8 +182,12 @@ class DeliveryConsumer:
             delivery_limit=self.settings.delivery_limit,
             deadline=delivery.deadline,
             now=datetime.now(UTC),
-            cancelled=entry.cancelled and not delivery.detached,
+            cancelled=entry.cancelled and self._is_cancelled_with_job(delivery),
         )
+
+    def _is_cancelled_with_job(self, delivery: Delivery) -> bool:
+        """Not a detached command, nor an event: it may be the one that reports the cancellation."""
+        return not delivery.detached and not self.reports_events
 
     def _crash_count(self, delivery: Delivery, entry: InboxEntry) -> int:
         """How often the message crashed its process.
@@ -194,7 +202,8 @@ class DeliveryConsumer:
     async def _run_handler(self, run: StepRun, command: WireModel) -> Outcome:
         """Run the handler within its time limit, and mark the message done with its result."""
         delivery = run.delivery
-        with nullcontext(CancellableRun()) if delivery.detached else self.cancellations.track(delivery.job_id) as cancellable:
+        tracked = self.cancellations.track(delivery.job_id) if self._is_cancelled_with_job(delivery) else nullcontext(CancellableRun())
+        with tracked as cancellable:
             try:
                 async with asyncio.timeout(self._seconds_left(delivery)) as limit:
                     context = build_context(run, self.publisher, lambda error: self._runs_again(error, run))
@@ -234,7 +243,7 @@ class DeliveryConsumer:
 
     def _after_error(self, error: Exception, run: StepRun) -> Outcome:
         step, attempt = self.actor.step, run.delivery.attempt
-        unsigned_event = run.delivery.signature_fault and self.actor.exchange == EVENTS_EXCHANGE
+        unsigned_event = run.delivery.signature_fault and self.reports_events
         if self.actor.is_query or unsigned_event:
             return Dropped(fault_from_error(error, getattr(error, "code", "failed"), step, attempt))
         outcome = after_error(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
+from bus.amqp.direct_channel import TaskStarter
 from bus.delivery import OnMessage
 
 CANCEL_TIMEOUT_SECONDS = 5.0
@@ -17,8 +18,8 @@ log = structlog.get_logger()
 class InFlightTasks:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def track(self, on_message: OnMessage) -> OnMessage:
-        """`on_message`, with each delivery in a task of its own; a `TaskStarter`.
+    def track(self, on_message: OnMessage) -> TaskStarter:
+        """`on_message`, with each delivery in a task of its own.
 
         The AMQP library cancels its tasks when a connection is lost, but a run that was started must finish and be marked done: the
         message is redelivered, and answered from the inbox.
@@ -29,11 +30,7 @@ class InFlightTasks:
             self.tasks.add(task)
             task.add_done_callback(self._on_done)
 
-        async def tracked(message: AbstractIncomingMessage) -> None:
-            start(message)
-
-        tracked.start = start  # type: ignore[attr-defined]
-        return tracked
+        return TaskStarter(start)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import aio_pika
 import asyncpg
+import pytest
 
 from bus.dead_letters.record import DeadLetterRecord
 from bus.dead_letters.repository import DeadLetterRepository
@@ -41,6 +42,22 @@ async def test_group_with_duplicates_large_bodies_and_raw_records_is_stored_once
     assert await pool.fetchval("select failures from atelier.dead_letters where id = $1", first.id) == 2
     ids = [record.id for record in large]
     assert await pool.fetchval("select sum(octet_length(body)) from atelier.dead_letters where id = any($1)", ids) == 6_000_000
+
+
+async def test_two_messages_of_one_dead_letter_in_a_group_are_both_stored(pool: asyncpg.Pool) -> None:
+    """Replayed under a new id, its message fails while the first one is delivered again: Postgres refuses both in one statement."""
+    original, replayed, other = (f"{name}-{uuid4().hex}" for name in ("original", "replayed", "other"))
+    repository = DeadLetterRepository(pool)
+    first = make_record(message_id=original)
+    await repository.insert([first])
+    await pool.execute("update atelier.dead_letters set sent_as = $2 where id = $1", first.id, replayed)
+    records = [make_record({"atelier-last-failed-at": "2026-01-02"}, message_id=name) for name in (original, replayed, other)]
+    with pytest.raises(asyncpg.CardinalityViolationError):
+        await repository.insert(records)
+    inserts = GroupCommit(repository.insert)
+    await asyncio.gather(*(inserts.submit(record, record.size) for record in records))
+    assert await count(pool, [first, *records]) == (2, 4)
+    assert await pool.fetchval("select failures from atelier.dead_letters where id = $1", first.id) == 3
 
 
 async def test_letters_of_several_queues_are_stored_and_acknowledged(

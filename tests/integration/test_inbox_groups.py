@@ -331,6 +331,19 @@ async def test_open_transaction_delays_no_neighbour(pool: asyncpg.Pool, inbox: P
     assert await asyncio.wait_for(changed, 10) == InboxEntry(None, False, crash_count=1)
 
 
+async def test_locked_entry_delays_no_neighbour(pool: asyncpg.Pool, inbox: PostgresInbox, ids: list[str]) -> None:
+    """Its result waits alone, and is stored."""
+    await acquire_all(inbox, ids[:2])
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("select from atelier.inbox where message_id = $1 for update", ids[0])
+        locked, free = [asyncio.create_task(inbox.mark_done(STEP, entry_id, Number(value=1), None)) for entry_id in ids[:2]]
+        assert len(await acquire_all(inbox, ids[2:])) == 3
+        await asyncio.wait_for(free, 10)
+        assert not locked.done()
+    await asyncio.wait_for(locked, 10)
+    assert (await stored(pool, ids))[ids[0]]["result"] == {"value": 1}
+
+
 async def test_silent_connection_holds_up_the_inbox_for_one_statement(
     postgres: EmbeddedPostgres, bus_settings: BusSettings, monkeypatch: pytest.MonkeyPatch, ids: list[str]
 ) -> None:

@@ -169,6 +169,39 @@ async def test_delivery_starts_its_task_in_the_turn_in_which_it_arrives() -> Non
     reading.cancel()
 
 
+async def test_callback_with_an_attribute_start_of_its_own_is_called() -> None:
+    """It is a user's: nothing but the deliveries of a worker have a task of their own."""
+    _, channel, reading = await start_reading(reader := DirectReader())
+
+    class Consumer:
+        def __init__(self) -> None:
+            self.taken = list[bytes]()
+
+        def start(self, _: object) -> None:
+            self.taken.append(b"started")
+
+        async def __call__(self, message: AbstractIncomingMessage) -> None:
+            self.taken.append(message.body)
+
+    consumer = Consumer()
+    channel.consumers[CONSUMER] = partial(deliver, consumer, no_ack=False)
+    reader.feed_data(frames_of(1))
+    await asyncio.sleep(0)
+    assert consumer.taken == [b"{}"]
+    reading.cancel()
+
+
+async def test_cancelled_connection_starts_nothing() -> None:
+    """Its frames are left in the reader, as by the library."""
+    connection, _, reading = await start_reading(reader := DirectReader())
+    reading.cancel()
+    await asyncio.wait({reading})
+    reader.feed_data(frames_of(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert connection.delivered == []
+
+
 async def test_confirm_ends_its_publish_in_the_turn_in_which_it_arrives() -> None:
     _, channel, reading = await start_reading(reader := DirectReader())
     first = channel.confirmations[1]

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
+import aiormq
 import pytest
 from aiormq.connection import TCPTransportFactory
 from yarl import URL
 
-from bus.amqp.short_paths import GatheringWriter, use_short_paths
+from bus.amqp.direct_channel import DirectChannel
+from bus.amqp.short_paths import GatheringWriter, use_short_paths, writer_of
 
 
 class Transport(asyncio.Transport):
@@ -84,6 +87,31 @@ async def test_drain_and_ends_are_after_what_was_written(writer: GatheringWriter
     await asyncio.sleep(0)
     await writer.drain()
     assert transport.calls == [b"a", b"b", "eof", "close"], "a transport refuses what is written after its end"
+
+
+async def test_connections_with_one_factory_have_streams_of_their_own() -> None:
+    """Else one would take the other's frames: a confirm of its broker would count for a message that has none."""
+    use_short_paths()
+    sockets = list[asyncio.StreamWriter]()
+    async with await asyncio.start_server(lambda _, writer: sockets.append(writer), "127.0.0.1", 0) as server:
+        url, factory = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/", TCPTransportFactory()
+        connections = [aiormq.Connection(url, transport_factory=factory) for _ in range(2)]
+        connecting = [asyncio.create_task(connection.connect()) for connection in connections]
+        while len(sockets) < len(connections):
+            await asyncio.sleep(0.005)
+        for connection in connections:
+            connection.connection_tune = cast("Any", SimpleNamespace(frame_max=131_072))
+            connection.server_properties = {"capabilities": {"publisher_confirms": True}}
+        first, second = (DirectChannel(connection, 1, frame_buffer=1) for connection in connections)
+        streams = [cast("Any", connection._transport_factory) for connection in connections]
+        assert [stream.reader.connection for stream in streams] == connections
+        assert [writer_of(first), writer_of(second)] == [stream.writer for stream in streams]
+        assert streams[0].writer is not streams[1].writer
+        for task in connecting:
+            task.cancel()
+        await asyncio.wait(connecting)
+        for writer in sockets:
+            writer.close()
 
 
 async def test_a_connection_has_a_gathering_writer() -> None:
