@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import all as all_benches
-from benchmarks import report_page
+from benchmarks import bus, report_page
 from benchmarks.arguments import BENCHES
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmarks.md"
@@ -88,3 +88,10 @@ def test_benchmark_that_fails_or_takes_too_long_is_an_error_of_its_own(
     result = all_benches.run_bench(["bench", "http", "--json", "--models", "folder"])
     assert result.items() >= ({"command": "atelier bench http --json"} | expected).items()
     assert result["seconds"] >= 0
+
+
+def test_bus_table_says_what_each_side_promises(tmp_path: Path) -> None:
+    page = report_page.bus(bus.summarize({}), tmp_path)
+
+    assert "| bus_kept | quorum | each | yes | yes | with the inbox |" in page
+    assert "| dramatiq | classic |" in page
