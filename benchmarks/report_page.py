@@ -45,7 +45,14 @@ def bus(figures: Mapping[str, Any], charts: Path) -> str:
             shares = [figures[kind][cell].get(side, "") for kind in ("share", "cpu_share")]
             rows.append([MODES[mode], size, in_flight, side, values["per_second"], values["cpu_us"], *shares])
     guarantees = [
-        [name, peer["queue"], peer["confirms"], "yes" if peer["replies"] else "no", "yes" if peer["stores_outcomes"] else "no", peer["note"]]
+        [
+            name,
+            peer["queue"],
+            peer["confirms"],
+            "yes" if peer["replies"] else "no",
+            "yes" if peer["stores_outcomes"] else "no",
+            peer["note"],
+        ]
         for name, peer in figures["promises"].items()
     ]
     chart_values = {
