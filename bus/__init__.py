@@ -25,7 +25,7 @@ def hidden_package(name: str) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-class _Placeholder(ModuleType):
+class _EmptyModule(ModuleType):
     """A module with an empty class for every name, which may be a base class or stand in an `except` clause, but has no instances."""
 
     def __getattr__(self, name: str) -> Any:
@@ -39,17 +39,17 @@ class _Placeholder(ModuleType):
 
 
 @contextmanager
-def placeholder_modules(*names: str) -> Iterator[None]:
+def empty_modules(*names: str) -> Iterator[None]:
     """A library that is imported inside the block gets empty classes from these modules, for functions of it that this process never calls.
 
     No effect for modules that are imported already; whoever imports them after the block gets the real ones.
     """
-    placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
-    sys.modules |= placeholders
+    empty = {name: _EmptyModule(name) for name in names if name not in sys.modules}
+    sys.modules |= empty
     try:
         yield
     finally:
-        for name in placeholders:
+        for name in empty:
             del sys.modules[name]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dotenv import load_dotenv
 
-from bus import placeholder_modules
+from bus import empty_modules
 from bus.masking import mask_standard_error, mask_text
 from bus.observability.settings import remember_environment
 from ops.checkout import checkout_command, import_from_checkout, is_in_checkout
@@ -274,12 +274,12 @@ def run_actors(arguments: Namespace) -> int:
 def load_worker(steps: list[str]) -> Any:
     """Import what a worker needs, and its components. Raises SetupError for an unknown step.
 
-    Libraries get placeholders for what no process of this command runs: prometheus-client for its servers and pushes, FastStream for the
+    Libraries get empty modules for what no process of this command runs: prometheus-client for its servers and pushes, FastStream for the
     server of its AsyncAPI pages. They take 1 MB.
     """
-    with placeholder_modules("http.server", "urllib.request", "wsgiref.simple_server"):
+    with empty_modules("http.server", "urllib.request", "wsgiref.simple_server"):
         import prometheus_client  # noqa: F401
-    with placeholder_modules("http.server"):
+    with empty_modules("http.server"):
         import bus.worker.worker  # noqa: F401
     from bus.observability.logs import configure_logging
     from ops.registry import load_actors

@@ -3,14 +3,14 @@
 import threading
 from argparse import Namespace
 
-from bus import placeholder_modules
+from bus import empty_modules
 from ops.errors import SetupError, describe_settings_error
 from ops.settings import LocalSettings
 from ops.supervisor import exit_with_parent
 
-with placeholder_modules("http.server", "urllib.request", "wsgiref.simple_server"):  # for its own servers and pushes: 1 MB
+with empty_modules("http.server", "urllib.request", "wsgiref.simple_server"):  # for its own servers and pushes: 1 MB
     import prometheus_client  # noqa: F401
-with placeholder_modules("asyncpg"):  # a gateway opens no database, but the bus names errors of one: 3 MB
+with empty_modules("asyncpg"):  # a gateway opens no database, but the bus names errors of one: 3 MB
     from bus.observability.logs import configure_logging
     from bus.settings import BusSettings
     from bus.storage.settings import StoreSettings

@@ -108,7 +108,9 @@ def is_selected(row: asyncpg.Record, query: dict[str, Any]) -> bool:
     )
 
 
-async def test_lists_are_those_of_a_plain_reading(pool: asyncpg.Pool) -> None:
+@pytest.mark.parametrize("newest", [ledger.MOST_NEWEST, 1], ids=["the newest jobs, which are all", "the index, beyond the newest job"])
+async def test_lists_are_those_of_a_plain_reading(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch, newest: int) -> None:
+    monkeypatch.setattr(ledger, "MOST_NEWEST", newest)
     source = random.Random(0)
     for _ in range(3):
         await write_jobs(source, pool, 60)
@@ -136,12 +138,6 @@ async def fill(pool: asyncpg.Pool, count: int) -> None:
         count,
         START,
     )
-
-
-async def test_index_finds_what_a_plain_reading_finds(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the newest jobs, which are all that the other tests have: here the newest one."""
-    monkeypatch.setattr(ledger, "MOST_NEWEST", 1)
-    await test_lists_are_those_of_a_plain_reading(pool)
 
 
 @pytest.mark.parametrize("url", [""], ids=["C"], indirect=True)

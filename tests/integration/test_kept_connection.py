@@ -59,6 +59,8 @@ async def test_caller_that_waits_for_an_unused_connection_gets_it_soon(pool: asy
     await run(kept)
     async with asyncio.timeout(5):
         connections = [await pool.acquire() for _ in range(pool.get_max_size())]
+    assert len(connections) == pool.get_size() == pool.get_max_size()
+    assert pool.get_idle_size() == 0
     for connection in connections:
         await pool.release(connection)
 
@@ -106,6 +108,7 @@ async def test_connection_that_was_aborted_is_returned(pool: asyncpg.Pool, kept:
     async with asyncio.timeout(5):
         await kept.close()
         connections = [await pool.acquire() for _ in range(pool.get_max_size())]
+    assert len(connections) == pool.get_size() == pool.get_max_size()
     for connection in connections:
         await pool.release(connection)
 

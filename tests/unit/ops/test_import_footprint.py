@@ -68,7 +68,7 @@ def test_gateway_imports_no_heavy_package_and_takes_little_memory() -> None:
 
 
 def test_program_that_imports_the_bus_has_all_of_the_libraries() -> None:
-    """Only processes of our own commands have placeholders: see `load_worker` and `run_gateway`."""
+    """Only processes of our own commands have empty modules: see `load_worker` and `run_gateway`."""
     assert footprint_of(BUS + REPORT)[1] >= {*SERVERS, "urllib.request"}
 
 
